@@ -1,0 +1,276 @@
+/* Door 1: the device, one instance's model, KV pool and step.
+ *
+ * Life of a device:
+ *   open -> load every tensor -> ready -> { step buffers are filled; submit; wait } ... -> close
+ * Beside the steps, from any thread: slot_open, span_set / span_close, move_post / move_wait,
+ * peer_attach / peer_serve / peer_detach / peer_status.
+ *
+ * Ownership:
+ *  1. The device copies what it needs from its arguments; it keeps no pointer to the caller's memory.
+ *  2. The step buffers are the device's, allocated once in ready. The caller writes the input part
+ *     between wait and submit, reads the output part after wait, and touches neither in between.
+ *  3. One step is in flight at a time.
+ *  4. Links given to peer_attach and peer_serve are the device's, also when the call fails; it closes them.
+ *  5. A block listed in a step, in a hosted span or in a posted move is not reused by the caller until
+ *     the step was waited for, the span closed, or the move completed.
+ *
+ * Positions count tokens of a request from 0. Shapes are [tokens, heads, head_dim], row-major.
+ * LSE is base e. */
+#ifndef INFINITE_DEVICE_H
+#define INFINITE_DEVICE_H
+
+#include "infinite/link.h"
+#include "infinite/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct inf_device inf_device;
+
+enum { INF_DTYPE_F32 = 1, INF_DTYPE_F16 = 2, INF_DTYPE_BF16 = 3 };
+enum { INF_MAX_TOP = 20 };      /* log probabilities per row beyond the chosen token's */
+enum { INF_MAX_PEERS = 256 };   /* peer indexes are 0..255 */
+enum { INF_MAX_BIAS = 1024 };   /* logit_bias entries of a request */
+
+enum {
+    INF_ROLE_EMBED = 1,      /* [vocab, hidden] */
+    INF_ROLE_FINAL_NORM = 2, /* [hidden] */
+    INF_ROLE_LM_HEAD = 3,    /* [vocab, hidden] */
+    INF_ROLE_ATTN_NORM = 10, /* [hidden] */
+    INF_ROLE_Q = 11,         /* [heads * head_dim, hidden] */
+    INF_ROLE_K = 12,         /* [kv_heads * head_dim, hidden] */
+    INF_ROLE_V = 13,         /* [kv_heads * head_dim, hidden] */
+    INF_ROLE_Q_BIAS = 14,
+    INF_ROLE_K_BIAS = 15,
+    INF_ROLE_V_BIAS = 16,
+    INF_ROLE_Q_NORM = 17,   /* [head_dim] */
+    INF_ROLE_K_NORM = 18,   /* [head_dim] */
+    INF_ROLE_O = 19,        /* [hidden, heads * head_dim] */
+    INF_ROLE_MLP_NORM = 20, /* [hidden] */
+    INF_ROLE_GATE = 21,     /* [intermediate, hidden] */
+    INF_ROLE_UP = 22,       /* [intermediate, hidden] */
+    INF_ROLE_DOWN = 23,     /* [hidden, intermediate] */
+};
+
+enum {
+    INF_MODEL_QKV_BIAS = 1,
+    INF_MODEL_QK_NORM = 2,
+    INF_MODEL_TIED = 4, /* LM_HEAD is EMBED; LM_HEAD is not loaded */
+};
+
+typedef struct inf_device_config {
+    /* the model */
+    int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocab;
+    uint32_t model_flags;
+    float rms_eps;
+    float rope_scale; /* multiplies cos and sin */
+    /* numbers */
+    int32_t dtype; /* of weights and KV: INF_DTYPE_F32 or INF_DTYPE_BF16; sums are always f32 */
+    /* the pool */
+    int32_t block_size, num_blocks;
+    /* limits of one step; the step buffers have these sizes */
+    int32_t max_tokens, max_seqs, max_rows;
+    int32_t max_step_blocks; /* entries of all block tables of one step */
+    int32_t max_step_spans;
+    int32_t max_spans; /* hosted spans: handles are 0..max_spans-1 */
+    int32_t threads;   /* of the step's pool; the same again, lazily, for partials of others */
+    int32_t isa;       /* 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512 */
+    int32_t reserved;
+} inf_device_config;
+
+_Static_assert(sizeof(inf_device_config) == 88, "inf_device_config is mirrored in Go");
+
+/* inv_freq: [head_dim / 2]. windows: [layers], tokens a query may look back including itself, 0 = all. */
+int inf_device_open(const inf_device_config *config, const float *inv_freq, const int32_t *windows,
+                    inf_device **out, inf_err *err);
+
+/* Takes one tensor of the model, row-major, of bytes == rows * cols * sizeof(dtype). layer is -1 for
+ * EMBED, FINAL_NORM and LM_HEAD. Vectors have rows == 1. */
+int inf_device_load(inf_device *device, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
+                    int64_t cols, const void *data, uint64_t bytes, inf_err *err);
+
+/* Checks that every tensor came, allocates the pool and the step buffers, starts the threads. */
+int inf_device_ready(inf_device *device, inf_err *err);
+
+void inf_device_close(inf_device *device);
+
+/* Bytes of one KV block: layers * 2 * kv_heads * block_size * head_dim * sizeof(dtype).
+ * In memory a block is [layer, k|v, kv_head, block_size, head_dim]. */
+uint64_t inf_device_block_bytes(const inf_device_config *config);
+
+/* Name of the instruction set in use: "avx512", "avx2" or "c". Static storage. */
+const char *inf_device_isa(const inf_device *device);
+
+/* ---- the step ---- */
+
+enum {
+    INF_STEP_EMPTY_REMOTE = 1, /* negative control for tests: remote partials count as empty spans */
+};
+
+typedef struct inf_step_head {
+    uint64_t step_id;
+    uint64_t peer_timeout_ns; /* longest wait for any one remote partial */
+    uint32_t n_seqs, n_tokens, n_blocks, n_spans, n_rows;
+    uint32_t flags;
+} inf_step_head;
+
+/* One request's share of the step: n_tokens consecutive tokens from position pos0 are computed, their
+ * K and V appended to the local blocks. KV of positions [0, local_pos0) lies in the spans, in order and
+ * without gap; KV of [local_pos0, pos0 + n_tokens) in the local blocks. local_pos0 is a multiple of
+ * block_size, and the local blocks hold at least pos0 + n_tokens - local_pos0 tokens. */
+typedef struct inf_step_seq {
+    uint32_t slot; /* sampling slot, 0..max_seqs-1, opened by slot_open */
+    uint32_t token_off, n_tokens;
+    uint32_t pos0;
+    uint32_t local_pos0;
+    uint32_t block_off, n_blocks;
+    uint32_t span_off, n_spans;
+    uint32_t reserved;
+} inf_step_seq;
+
+typedef struct inf_step_span {
+    uint32_t peer;       /* creditor's peer index */
+    uint32_t handle;     /* of the hosted span at the creditor */
+    uint32_t generation; /* must match the creditor's */
+    uint32_t pos0;       /* position of the span's first token */
+    uint32_t n_tokens;   /* multiple of block_size; at most what was moved and acknowledged */
+    uint32_t reserved;
+} inf_step_span;
+
+/* One row of logits. target < 0: sample by the slot's parameters. target >= 0: no sampling; the log
+ * probability of that token is reported (prompt log probabilities). */
+typedef struct inf_step_row {
+    uint32_t token; /* index into the step's tokens */
+    uint32_t seq;   /* index into the step's seqs */
+    int32_t target;
+    uint32_t n_top; /* 0..INF_MAX_TOP alternatives to report */
+} inf_step_row;
+
+/* Log probabilities are of the model's distribution before temperature, penalties and truncation. */
+typedef struct inf_row_out {
+    int32_t token;
+    float logprob;
+    int32_t rank; /* 1 = most likely */
+    uint32_t n_top;
+    int32_t top_ids[INF_MAX_TOP]; /* by descending log probability, ties by ascending id */
+    float top_logprobs[INF_MAX_TOP];
+} inf_row_out;
+
+/* status INF_OK, or the reason for which this request's rows are void; peer says whose fault it is. */
+typedef struct inf_seq_out {
+    int32_t status;
+    int32_t peer;
+} inf_seq_out;
+
+_Static_assert(sizeof(inf_step_head) == 40, "mirrored in Go");
+_Static_assert(sizeof(inf_step_seq) == 40, "mirrored in Go");
+_Static_assert(sizeof(inf_step_span) == 24, "mirrored in Go");
+_Static_assert(sizeof(inf_step_row) == 16, "mirrored in Go");
+_Static_assert(sizeof(inf_row_out) == 176, "mirrored in Go");
+_Static_assert(sizeof(inf_seq_out) == 8, "mirrored in Go");
+
+typedef struct inf_step_buffers {
+    inf_step_head *head;
+    inf_step_seq *seqs;   /* [max_seqs] */
+    int32_t *tokens;      /* [max_tokens] */
+    int32_t *blocks;      /* [max_step_blocks] */
+    inf_step_span *spans; /* [max_step_spans] */
+    inf_step_row *rows;   /* [max_rows] */
+    inf_row_out *row_out; /* [max_rows], output */
+    inf_seq_out *seq_out; /* [max_seqs], output */
+} inf_step_buffers;
+
+int inf_device_buffers(inf_device *device, inf_step_buffers *out, inf_err *err);
+
+/* Checks the whole input (INF_EINVAL loses nothing) and starts the step. */
+int inf_device_submit(inf_device *device, inf_err *err);
+
+/* Waits for the step. INF_OK: the outputs are there; single requests may have failed (seq_out).
+ * INF_AGAIN: timeout_ns passed and the step goes on. */
+int inf_device_wait(inf_device *device, int64_t timeout_ns, inf_err *err);
+
+/* ---- sampling slots ---- */
+
+typedef struct inf_sampling {
+    float temperature; /* 0: greedy */
+    float top_p;       /* (0, 1] */
+    float min_p;       /* [0, 1) */
+    float repetition;  /* > 0, 1: none */
+    float presence, frequency;
+    int32_t top_k; /* 0: all */
+    uint32_t reserved;
+    uint64_t seed; /* the draw for a position depends on (seed, position) alone */
+} inf_sampling;
+
+_Static_assert(sizeof(inf_sampling) == 40, "mirrored in Go");
+
+/* Prepares a slot for a request. tokens[n_tokens] is its text so far, the first n_prompt the prompt:
+ * penalties count from it. Sampled tokens are counted by the step itself. */
+int inf_device_slot_open(inf_device *device, uint32_t slot, const inf_sampling *sampling,
+                         const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
+                         const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err);
+
+/* ---- hosted spans: KV blocks of other instances' requests in this pool ---- */
+
+/* Opens span handle at generation for owner (a peer index), or extends it: blocks is the whole list,
+ * whose beginning may not change. Blocks count as readable once the owner's move has filled them. */
+int inf_device_span_set(inf_device *device, uint32_t owner, uint32_t handle, uint32_t generation,
+                        const int32_t *blocks, int32_t n_blocks, inf_err *err);
+
+/* Ends the span; on return nobody reads or writes its blocks any more. Unknown or stale: INF_ESTALE. */
+int inf_device_span_close(inf_device *device, uint32_t handle, uint32_t generation, inf_err *err);
+
+/* ---- moves: own blocks into a span that a peer hosts ---- */
+
+/* Copies blocks[n] to the peer's span from its block index first on, beside the steps. */
+int inf_device_move_post(inf_device *device, uint32_t peer, uint32_t handle, uint32_t generation,
+                         uint32_t first, const int32_t *blocks, int32_t n, uint64_t ticket,
+                         inf_err *err);
+
+typedef struct inf_move_done {
+    uint64_t ticket;
+    int32_t status; /* INF_OK: every block is readable at the peer */
+    int32_t reserved;
+} inf_move_done;
+
+/* The next finished move; INF_AGAIN after timeout_ns. */
+int inf_device_move_wait(inf_device *device, int64_t timeout_ns, inf_move_done *out, inf_err *err);
+
+/* ---- peers ---- */
+
+/* Client ends towards a creditor: from now on steps may name spans there. */
+int inf_device_peer_attach(inf_device *device, uint32_t peer, inf_link *query, inf_link *move,
+                           inf_err *err);
+
+/* Server ends of a debtor's links: its queries and moves are answered from now on. */
+int inf_device_peer_serve(inf_device *device, uint32_t peer, inf_link *query, inf_link *move,
+                          inf_err *err);
+
+/* Ends everything with the peer; pending waits on it fail with INF_EPEER. */
+int inf_device_peer_detach(inf_device *device, uint32_t peer, inf_err *err);
+
+/* INF_OK while all links of the peer live, else why not. */
+int inf_device_peer_status(inf_device *device, uint32_t peer, inf_err *err);
+
+/* Largest message of the query and the move lane, for the links' slot_bytes. The two depend on
+ * the config alone, so both ends of a link compute the same. */
+uint64_t inf_device_query_slot_bytes(const inf_device_config *config);
+uint64_t inf_device_move_slot_bytes(const inf_device_config *config);
+
+/* Counters since open, for metrics. */
+typedef struct inf_device_stats {
+    uint64_t steps, tokens;
+    uint64_t query_messages, query_rows, query_bytes;    /* sent */
+    uint64_t served_messages, served_rows, served_bytes; /* answered */
+    uint64_t moved_blocks, moved_bytes;                  /* sent */
+    uint64_t refused_messages;                           /* malformed, stale or out of bounds */
+    uint64_t remote_wait_ns, step_ns;
+} inf_device_stats;
+
+int inf_device_stats_read(inf_device *device, inf_device_stats *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
