@@ -1,0 +1,174 @@
+// Package batch is the Go mirror of one step's input and output, csrc/include/infinite/device.h.
+//
+// The structs have C's layout to the byte (a test in engine/device compares sizes and offsets), so a
+// device can hand out views of buffers that C allocated once, and a step is filled without copying.
+package batch
+
+import (
+	"errors"
+	"fmt"
+)
+
+// MaxTop is the most alternatives reported beside a chosen token.
+const MaxTop = 20
+
+// Status codes of a request's share of a step, as in status.h.
+const (
+	StatusOK      int32 = 0
+	StatusPeer    int32 = -3
+	StatusTimeout int32 = -4
+	StatusProto   int32 = -5
+	StatusStale   int32 = -7
+)
+
+// FlagEmptyRemote makes remote partials count as empty spans: the negative control of exactness tests.
+const FlagEmptyRemote uint32 = 1
+
+// Head opens a step.
+type Head struct {
+	StepID        uint64
+	PeerTimeoutNS uint64 // longest wait for one remote partial
+	NSeqs         uint32
+	NTokens       uint32
+	NBlocks       uint32
+	NSpans        uint32
+	NRows         uint32
+	Flags         uint32
+}
+
+// Seq is one request's share of a step: NTokens consecutive tokens from position Pos0.
+// KV of positions [0, LocalPos0) lies in the spans, the rest in the local blocks.
+type Seq struct {
+	Slot      uint32
+	TokenOff  uint32
+	NTokens   uint32
+	Pos0      uint32
+	LocalPos0 uint32 // multiple of the block size
+	BlockOff  uint32
+	NBlocks   uint32
+	SpanOff   uint32
+	NSpans    uint32
+	_         uint32
+}
+
+// Span is a run of a request's blocks on another instance.
+type Span struct {
+	Peer       uint32
+	Handle     uint32
+	Generation uint32
+	Pos0       uint32
+	NTokens    uint32 // multiple of the block size
+	_          uint32
+}
+
+// Row asks for one row of logits: sample (Target < 0), or the log probability of Target.
+type Row struct {
+	Token  uint32 // index into the step's tokens
+	Seq    uint32 // index into the step's seqs
+	Target int32
+	NTop   uint32
+}
+
+// RowOut answers a Row. Log probabilities are of the model's own distribution, base e.
+type RowOut struct {
+	Token       int32
+	Logprob     float32
+	Rank        int32 // 1 is the most likely token
+	NTop        uint32
+	TopIDs      [MaxTop]int32
+	TopLogprobs [MaxTop]float32
+}
+
+// SeqOut says whether a request's rows are valid.
+type SeqOut struct {
+	Status int32
+	Peer   int32 // the peer index at fault, -1 where none
+}
+
+// Sampling is a request's sampling parameters, mirrored by inf_sampling.
+type Sampling struct {
+	Temperature float32 // 0 is greedy
+	TopP        float32 // (0, 1]
+	MinP        float32 // [0, 1)
+	Repetition  float32 // > 0; 1 is none
+	Presence    float32
+	Frequency   float32
+	TopK        int32 // 0 is all
+	_           uint32
+	Seed        uint64
+}
+
+// Bias adds Value to the logit of Token.
+type Bias struct {
+	Token int32
+	Value float32
+}
+
+// Limits are the capacities of a step's buffers.
+type Limits struct {
+	MaxTokens, MaxSeqs, MaxRows, MaxBlocks, MaxSpans int
+}
+
+// ErrFull says that a step has no room for what was to be added; the step is unchanged.
+var ErrFull = errors.New("the step's buffers are full")
+
+// Step is a step's input and output: views of the device's buffers, or of Go memory (NewStep).
+// Fill: Reset, then per request AddSeq and AddRow. Read RowOut and SeqOut after the step.
+type Step struct {
+	Head   *Head
+	Seqs   []Seq
+	Tokens []int32
+	Blocks []int32
+	Spans  []Span
+	Rows   []Row
+	RowOut []RowOut
+	SeqOut []SeqOut
+}
+
+// NewStep returns a step in Go memory, for simulated devices and tests.
+func NewStep(l Limits) *Step {
+	return &Step{
+		Head: new(Head), Seqs: make([]Seq, l.MaxSeqs), Tokens: make([]int32, l.MaxTokens),
+		Blocks: make([]int32, l.MaxBlocks), Spans: make([]Span, l.MaxSpans), Rows: make([]Row, l.MaxRows),
+		RowOut: make([]RowOut, l.MaxRows), SeqOut: make([]SeqOut, l.MaxSeqs),
+	}
+}
+
+// Reset empties the step and names it.
+func (s *Step) Reset(id uint64, peerTimeoutNS uint64, flags uint32) {
+	*s.Head = Head{StepID: id, PeerTimeoutNS: peerTimeoutNS, Flags: flags}
+}
+
+// AddSeq appends a request's share and returns its index. local lists the local block ids.
+func (s *Step) AddSeq(slot uint32, pos0, localPos0 int, tokens, local []int32, spans []Span) (int, error) {
+	h := s.Head
+	if int(h.NSeqs)+1 > len(s.Seqs) || int(h.NTokens)+len(tokens) > len(s.Tokens) ||
+		int(h.NBlocks)+len(local) > len(s.Blocks) || int(h.NSpans)+len(spans) > len(s.Spans) {
+		return 0, fmt.Errorf("cannot add %d tokens, %d blocks and %d spans: %w", len(tokens), len(local), len(spans), ErrFull)
+	}
+	i := int(h.NSeqs)
+	s.Seqs[i] = Seq{
+		Slot: slot, TokenOff: h.NTokens, NTokens: uint32(len(tokens)), Pos0: uint32(pos0), LocalPos0: uint32(localPos0),
+		BlockOff: h.NBlocks, NBlocks: uint32(len(local)), SpanOff: h.NSpans, NSpans: uint32(len(spans)),
+	}
+	copy(s.Tokens[h.NTokens:], tokens)
+	copy(s.Blocks[h.NBlocks:], local)
+	copy(s.Spans[h.NSpans:], spans)
+	h.NSeqs++
+	h.NTokens += uint32(len(tokens))
+	h.NBlocks += uint32(len(local))
+	h.NSpans += uint32(len(spans))
+	return i, nil
+}
+
+// AddRow asks for the logits after token index tok (within the seq's tokens) of seq.
+func (s *Step) AddRow(seq, tok int, target int32, nTop int) (int, error) {
+	h := s.Head
+	if int(h.NRows)+1 > len(s.Rows) {
+		return 0, fmt.Errorf("cannot add a row: %w", ErrFull)
+	}
+	i := int(h.NRows)
+	s.Rows[i] = Row{Token: s.Seqs[seq].TokenOff + uint32(tok), Seq: uint32(seq), Target: target, NTop: uint32(nTop)}
+	h.NRows++
+	return i, nil
+}
