@@ -1,0 +1,107 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+)
+
+// Etcd is an embedded single-member etcd. What it holds is membership, which ends with the processes,
+// so it writes to a temporary folder and does not sync.
+type Etcd struct {
+	server   *embed.Etcd
+	dir      string
+	Endpoint string // client URL
+}
+
+// StartEtcd starts it on host with free ports and waits until it answers.
+func StartEtcd(ctx context.Context, host string) (*Etcd, error) {
+	dir, err := os.MkdirTemp("", "infinite-etcd-")
+	if err != nil {
+		return nil, fmt.Errorf("cannot make etcd's folder: %w", err)
+	}
+	e := &Etcd{dir: dir}
+	// A free port can be taken by another process before etcd binds it; then the next one is tried.
+	for attempt := 0; ; attempt++ {
+		if err = e.start(ctx, host); err == nil {
+			return e, nil
+		}
+		if attempt == 4 || ctx.Err() != nil {
+			_ = os.RemoveAll(dir)
+			return nil, fmt.Errorf("cannot start the embedded etcd: %w", err)
+		}
+	}
+}
+
+func (e *Etcd) start(ctx context.Context, host string) error {
+	client, err := freeURL(host)
+	if err != nil {
+		return err
+	}
+	peer, err := freeURL(host)
+	if err != nil {
+		return err
+	}
+	cfg := embed.NewConfig()
+	cfg.Name = "infinite"
+	cfg.Dir = e.dir
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.UnsafeNoFsync = true
+	cfg.TickMs, cfg.ElectionMs = 50, 500
+	cfg.QuotaBackendBytes = 64 << 20
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "revision", "1000"
+	server, err := embed.StartEtcd(cfg)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-server.Server.ReadyNotify():
+		e.server, e.Endpoint = server, client.String()
+		return nil
+	case err = <-server.Err():
+	case <-time.After(20 * time.Second):
+		err = errors.New("not ready after 20 s")
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	server.Close()
+	return err
+}
+
+// Close stops it. Close clients first: a server waits seconds for open ones.
+func (e *Etcd) Close() {
+	e.server.Close()
+	_ = os.RemoveAll(e.dir)
+}
+
+// EtcdClient connects to a cluster's etcd.
+func EtcdClient(endpoints []string) (*clientv3.Client, error) {
+	c, err := clientv3.New(clientv3.Config{
+		Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to etcd at %v: %w", endpoints, err)
+	}
+	return c, nil
+}
+
+func freeURL(host string) (*url.URL, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = l.Close() }()
+	return url.Parse("http://" + l.Addr().String())
+}

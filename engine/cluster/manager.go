@@ -1,0 +1,201 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+)
+
+// ManagerConfig describes the manager side of an API process.
+type ManagerConfig struct {
+	ClusterID   string
+	Address     string // its own gRPC address, under which it stands for gManager
+	Secret      string
+	Etcd        []string
+	BlockSize   int
+	Fingerprint string
+	DType       string
+}
+
+// Manager serves Join, and Heartbeat and State while it is the elected gManager. Its own State reads the
+// map here or asks the elected one.
+type Manager struct {
+	pb.UnimplementedManagerServer
+	cfg    ManagerConfig
+	etcd   *clientv3.Client
+	dir    *Directory
+	g      *GManager
+	leader Leader
+
+	leading atomic.Bool
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu    sync.Mutex
+	conns map[string]*grpc.ClientConn
+}
+
+// NewManager starts the campaign and the watches.
+func NewManager(ctx context.Context, cfg ManagerConfig, etcd *clientv3.Client) (*Manager, error) {
+	dir, err := Watch(ctx, etcd, cfg.ClusterID)
+	if err != nil {
+		return nil, err
+	}
+	loop, cancel := context.WithCancel(context.Background())
+	m := &Manager{cfg: cfg, etcd: etcd, dir: dir, g: NewGManager(cfg.BlockSize), cancel: cancel, conns: map[string]*grpc.ClientConn{}}
+	m.wg.Add(3)
+	go func() { defer m.wg.Done(); Campaign(loop, etcd, cfg.ClusterID, cfg.Address, &m.leading) }()
+	go func() { defer m.wg.Done(); FollowLeader(loop, etcd, cfg.ClusterID, &m.leader) }()
+	go func() { defer m.wg.Done(); m.forgetLeavers(loop) }()
+	return m, nil
+}
+
+// Close resigns and ends the watches.
+func (m *Manager) Close() {
+	m.cancel()
+	m.wg.Wait()
+	m.dir.Close()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.conns {
+		_ = c.Close()
+	}
+}
+
+// Directory of the cluster's members.
+func (m *Manager) Directory() *Directory { return m.dir }
+
+func (m *Manager) forgetLeavers(ctx context.Context) {
+	known := map[string]Member{}
+	for {
+		members, changed := m.dir.Members()
+		for id := range known {
+			if _, ok := members[id]; !ok {
+				m.g.Forget(id)
+			}
+		}
+		known = members
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Join checks that the newcomer serves the same model and gives it an id that nobody has.
+func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply, error) {
+	switch {
+	case req.Fingerprint != m.cfg.Fingerprint:
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster serves another model (fingerprint %.12s, yours %.12s)", m.cfg.Fingerprint, req.Fingerprint)
+	case req.DType != m.cfg.DType:
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --dtype %s, this instance with %s", m.cfg.DType, req.DType)
+	case req.BlockSize != 0 && int(req.BlockSize) != m.cfg.BlockSize:
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --block-size %d, this instance with %d", m.cfg.BlockSize, req.BlockSize)
+	}
+	id := req.Id
+	if id == "" {
+		var err error
+		if id, err = m.nextID(ctx); err != nil {
+			return nil, status.Errorf(codes.Unavailable, "cannot give out an id: %v", err)
+		}
+	} else if members, _ := m.dir.Members(); members[id].ID != "" {
+		return nil, status.Errorf(codes.AlreadyExists, "cannot join as %s: that instance is a member", id)
+	}
+	return &pb.JoinReply{Id: id, ClusterId: m.cfg.ClusterID, EtcdEndpoints: m.cfg.Etcd, BlockSize: uint32(m.cfg.BlockSize)}, nil
+}
+
+// nextID counts in etcd, so that no two API processes give out the same id.
+func (m *Manager) nextID(ctx context.Context) (string, error) {
+	key := "/infinite/" + m.cfg.ClusterID + "/next-id"
+	limited, done := context.WithTimeout(ctx, 5*time.Second)
+	defer done()
+	for {
+		got, err := m.etcd.Get(limited, key)
+		if err != nil {
+			return "", err
+		}
+		n, rev := 0, int64(0)
+		if len(got.Kvs) == 1 {
+			rev = got.Kvs[0].ModRevision
+			if n, err = strconv.Atoi(string(got.Kvs[0].Value)); err != nil {
+				return "", fmt.Errorf("cannot read %s: %w", key, err)
+			}
+		}
+		put, err := m.etcd.Txn(limited).If(clientv3.Compare(clientv3.ModRevision(key), "=", rev)).
+			Then(clientv3.OpPut(key, strconv.Itoa(n+1))).Commit()
+		if err != nil {
+			return "", err
+		}
+		id := "i" + strconv.Itoa(n)
+		if members, _ := m.dir.Members(); put.Succeeded && members[id].ID == "" {
+			return id, nil
+		}
+	}
+}
+
+// Heartbeat is answered by the elected process only.
+func (m *Manager) Heartbeat(_ context.Context, req *pb.HeartbeatRequest) (*pb.HeartbeatReply, error) {
+	if !m.leading.Load() {
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot take a heartbeat: this is not the gManager, %q is", m.leader.Address())
+	}
+	members, _ := m.dir.Members()
+	return m.g.Heartbeat(req, members[req.Id].Address, time.Now())
+}
+
+// State answers over gRPC, elected or not.
+func (m *Manager) State(ctx context.Context, _ *pb.StateRequest) (*pb.ClusterState, error) {
+	if !m.leading.Load() {
+		return nil, status.Error(codes.FailedPrecondition, "cannot answer: this is not the gManager")
+	}
+	return m.g.State(time.Now()), nil
+}
+
+// Cluster is the placement map, from here or from the elected process.
+func (m *Manager) Cluster(ctx context.Context) (*pb.ClusterState, error) {
+	if m.leading.Load() {
+		s := m.g.State(time.Now())
+		s.Gmanager = m.cfg.Address
+		return s, nil
+	}
+	address := m.leader.Address()
+	if address == "" {
+		return nil, status.Error(codes.Unavailable, "cannot read the cluster's state: no gManager is elected")
+	}
+	conn, err := m.conn(address)
+	if err != nil {
+		return nil, err
+	}
+	limited, done := context.WithTimeout(ctx, time.Second)
+	defer done()
+	s, err := pb.NewManagerClient(conn).State(limited, &pb.StateRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the cluster's state from the gManager at %s: %w", address, err)
+	}
+	s.Gmanager = address
+	return s, nil
+}
+
+func (m *Manager) conn(address string) (*grpc.ClientConn, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.conns[address]; c != nil {
+		return c, nil
+	}
+	c, err := grpc.NewClient(address, DialOptions(m.cfg.Secret)...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to %s: %w", address, err)
+	}
+	m.conns[address] = c
+	return c, nil
+}

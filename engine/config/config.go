@@ -1,0 +1,134 @@
+// Package config is the one description of how a process runs: its fields, where their values came
+// from, and whether they make sense together.
+//
+// A value comes from a flag, else from the variable INFINITE_<NAME>, else from the --config file, else
+// from the default; an error names the source, for a file with line and column.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Size is a number of bytes, written as 1048576, 1MiB, 1.5GB.
+type Size uint64
+
+// Config of one process. The tag `name` is the flag's name and the file's key.
+type Config struct {
+	Model           string   `name:"model" usage:"model folder in Hugging Face layout; empty is the bundled model"`
+	ServedModelName []string `name:"served-model-name" usage:"names under which the API knows the model, default the folder's name"`
+	Host            string   `name:"host" usage:"address of the OpenAI API"`
+	Port            int      `name:"port" usage:"port of the OpenAI API, 0 picks a free one"`
+	APIKey          string   `name:"api-key" usage:"key that clients must send as a bearer token" secret:"true"`
+	MaxBodySize     Size     `name:"max-body-size" usage:"largest request body"`
+
+	MaxModelLen         int    `name:"max-model-len" usage:"longest prompt plus answer, in tokens; 0 is the model's own limit"`
+	MaxNumSeqs          int    `name:"max-num-seqs" usage:"requests that run at once on an instance"`
+	MaxNumBatchedTokens int    `name:"max-num-batched-tokens" usage:"tokens of one step on an instance"`
+	MaxNumWaiting       int    `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
+	BlockSize           int    `name:"block-size" usage:"tokens of a KV block"`
+	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool"`
+	DType               string `name:"dtype" usage:"auto, float32 or bfloat16"`
+	Seed                uint64 `name:"seed" usage:"seed of requests that bring none"`
+	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
+	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c"`
+
+	Instances     int           `name:"instances" usage:"instances that this process starts"`
+	Join          string        `name:"join" usage:"host:port of a running cluster's control address, to add an instance to it"`
+	InstanceID    string        `name:"instance-id" usage:"id of the joining instance, default the next free one"`
+	ClusterHost   string        `name:"cluster-host" usage:"address of the control plane and of tcp links"`
+	ClusterPort   int           `name:"cluster-port" usage:"port of the control plane (for --join), 0 picks a free one"`
+	ClusterSecret string        `name:"cluster-secret" usage:"secret that all members know; needed when --cluster-host is not loopback" secret:"true"`
+	ClusterID     string        `name:"cluster-id" usage:"name under which this cluster lives in etcd"`
+	EtcdEndpoints []string      `name:"etcd-endpoints" usage:"URLs of an external etcd; empty embeds one"`
+	Transport     string        `name:"transport" usage:"auto, shm or tcp"`
+	PeerTimeout   time.Duration `name:"peer-timeout" usage:"longest wait for one partial result of a peer"`
+	DrainTimeout  time.Duration `name:"drain-timeout" usage:"longest wait for running requests after SIGTERM"`
+
+	LogLevel string `name:"log-level" usage:"debug, info, warn or error"`
+}
+
+// Default is the configuration without any source.
+func Default() Config {
+	return Config{
+		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20,
+		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, KVCacheMemory: 256 << 20,
+		DType: "auto", ISA: "auto",
+		Instances: 1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto",
+		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, LogLevel: "info",
+	}
+}
+
+// FieldError is a value that makes no sense, by the field's name.
+type FieldError struct {
+	Field string
+	Err   error
+}
+
+func (e *FieldError) Error() string { return fmt.Sprintf("cannot use %s: %v", e.Field, e.Err) }
+func (e *FieldError) Unwrap() error { return e.Err }
+
+// Validate checks every field, and fields against each other; the errors are *FieldError, joined.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, &FieldError{field, fmt.Errorf(format, args...)})
+	}
+	within := func(field string, v, low, high int) {
+		if v < low || v > high {
+			bad(field, "%d is not between %d and %d", v, low, high)
+		}
+	}
+	oneOf := func(field, v string, allowed ...string) {
+		for _, a := range allowed {
+			if v == a {
+				return
+			}
+		}
+		bad(field, "%q is none of %s", v, strings.Join(allowed, ", "))
+	}
+	within("port", c.Port, 0, 65535)
+	within("cluster-port", c.ClusterPort, 0, 65535)
+	within("max-model-len", c.MaxModelLen, 0, 1<<28)
+	within("max-num-seqs", c.MaxNumSeqs, 1, 4096)
+	within("max-num-batched-tokens", c.MaxNumBatchedTokens, 1, 1<<17)
+	within("max-num-waiting", c.MaxNumWaiting, 1, 1<<20)
+	within("block-size", c.BlockSize, 1, 512)
+	within("threads", c.Threads, 0, 1024)
+	within("instances", c.Instances, 1, 256)
+	if c.MaxNumSeqs > c.MaxNumBatchedTokens {
+		bad("max-num-seqs", "%d is more than --max-num-batched-tokens %d, so that a step could not decode all of them", c.MaxNumSeqs, c.MaxNumBatchedTokens)
+	}
+	if c.MaxBodySize < 1<<10 || c.MaxBodySize > 1<<30 {
+		bad("max-body-size", "%d bytes is not between 1 KiB and 1 GiB", c.MaxBodySize)
+	}
+	if c.KVCacheMemory < 1<<12 || c.KVCacheMemory > 1<<44 {
+		bad("kv-cache-memory", "%d bytes is not between 4 KiB and 16 TiB", c.KVCacheMemory)
+	}
+	oneOf("dtype", c.DType, "auto", "float32", "bfloat16")
+	oneOf("isa", c.ISA, "auto", "avx512", "avx2", "c")
+	oneOf("transport", c.Transport, "auto", "shm", "tcp")
+	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
+	if c.PeerTimeout < 10*time.Millisecond || c.PeerTimeout > 10*time.Minute {
+		bad("peer-timeout", "%s is not between 10 ms and 10 min", c.PeerTimeout)
+	}
+	if c.DrainTimeout < 0 || c.DrainTimeout > time.Hour {
+		bad("drain-timeout", "%s is not between 0 and 1 h", c.DrainTimeout)
+	}
+	if c.Join != "" && c.Instances != 1 {
+		bad("instances", "with --join a process is one instance")
+	}
+	if c.ClusterID == "" || strings.ContainsAny(c.ClusterID, "/ ") {
+		bad("cluster-id", "%q is empty, or has a slash or a blank", c.ClusterID)
+	}
+	if !loopback(c.ClusterHost) && c.ClusterSecret == "" {
+		bad("cluster-host", "%s is not loopback; that needs a --cluster-secret", c.ClusterHost)
+	}
+	return errors.Join(errs...)
+}
+
+func loopback(host string) bool {
+	return host == "localhost" || host == "::1" || strings.HasPrefix(host, "127.")
+}

@@ -1,0 +1,112 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func noEnv(string) (string, bool) { return "", false }
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "infinite.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestDefaultIsValid(t *testing.T) {
+	c, err := Load("", noEnv, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), c); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+func TestOrderOfSources(t *testing.T) {
+	path := write(t, "port: 1001\nmax-num-seqs: 7\nkv_cache_memory: 2MiB\nserved-model-name: [a, b]\npeer-timeout: 3s\n")
+	env := func(k string) (string, bool) {
+		v, ok := map[string]string{"INFINITE_PORT": "1002", "INFINITE_MAX_NUM_SEQS": "8"}[k]
+		return v, ok
+	}
+	c, err := Load(path, env, map[string]string{"port": "1003"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Port, want.MaxNumSeqs, want.KVCacheMemory = 1003, 8, 2<<20
+	want.ServedModelName, want.PeerTimeout = []string{"a", "b"}, 3*time.Second
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+func TestErrorsNameTheirSource(t *testing.T) {
+	cases := []struct {
+		name, file string
+		env, flags map[string]string
+		want       []string
+	}{
+		{"bad value in a file", "port: 8000\nblock-size: zero\n", nil, nil, []string{"infinite.yaml:2:1", "block-size", "whole number"}},
+		{"out of range in a file", "port: 8000\n\nblock-size: 0\n", nil, nil, []string{"infinite.yaml:3:1", "block-size", "between 1 and 512"}},
+		{"unknown key", "porrt: 1\n", nil, nil, []string{"infinite.yaml:1:1", "porrt", "no such setting"}},
+		{"not a mapping", "- 1\n", nil, nil, []string{"infinite.yaml", "name: value"}},
+		{"syntax", "a: [1\n", nil, nil, []string{"infinite.yaml"}},
+		{"variable", "", map[string]string{"INFINITE_PORT": "x"}, nil, []string{"INFINITE_PORT", `"x"`}},
+		{"variable out of range", "", map[string]string{"INFINITE_PORT": "70000"}, nil, []string{"INFINITE_PORT", "65535"}},
+		{"flag", "", nil, map[string]string{"dtype": "int4"}, []string{"flag --dtype", "int4", "bfloat16"}},
+		{"open host without a secret", "", nil, map[string]string{"cluster-host": "0.0.0.0"}, []string{"--cluster-host", "secret"}},
+		{"size", "", nil, map[string]string{"kv-cache-memory": "1XB"}, []string{"--kv-cache-memory", "1XB"}},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			path := ""
+			if tc.file != "" {
+				path = write(t, tc.file)
+			}
+			_, err := Load(path, func(k string) (string, bool) { v, ok := tc.env[k]; return v, ok }, tc.flags)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, w := range tc.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("%q does not say %q", err, w)
+				}
+			}
+		})
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]Size{"0": 0, "17": 17, "1k": 1024, "1KB": 1000, "1.5MiB": 3 << 19, "2 GB": 2e9, "3T": 3 << 40, "5b": 5} {
+		if got, err := ParseSize(text); err != nil || got != want {
+			t.Errorf("ParseSize(%q) = %d, %v; want %d", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "x", "-1", "1e9x", "1.2.3", "9999999999T", "1kibb"} {
+		if got, err := ParseSize(text); err == nil {
+			t.Errorf("ParseSize(%q) = %d", text, got)
+		}
+	}
+}
+
+func FuzzFile(f *testing.F) {
+	for _, s := range []string{"port: 1\n", "a: [b, {c: d}]\n", "---\n...\n", "port: &x 1\nhost: *x\n", "model: |\n  x\n", "? a\n: b\n"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if len(text) > 4096 {
+			return
+		}
+		c := Default()
+		_ = c.parseFile("f.yaml", text, map[string]string{})
+	})
+}
