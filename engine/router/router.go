@@ -1,0 +1,227 @@
+// Package router takes requests to instances: it chooses a home, sends the request there over gRPC and
+// brings the tokens back. The API process uses Router, every instance serves Inference (serve.go).
+package router
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/cluster"
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/router/routerpb"
+	"github.com/infinite-llm/infinite/engine/server"
+)
+
+// Error is a failure that the API has a status for.
+type Error struct {
+	kind string // server.Kind*
+	msg  string
+}
+
+func (e *Error) Error() string { return e.msg }
+
+// Kind is one of server's kinds.
+func (e *Error) Kind() string { return e.kind }
+
+// chargeFor is how long a new request counts against its home before a heartbeat is sure to show it.
+const chargeFor = 500 * time.Millisecond
+
+// maxTries is how many instances are asked before a full queue is the answer.
+const maxTries = 3
+
+// Router implements server.Backend over the members of a cluster.
+type Router struct {
+	manager   *cluster.Manager
+	secret    string
+	blockSize int
+
+	mu      sync.Mutex
+	conns   map[string]*grpc.ClientConn // by address
+	charges []charge
+	arrival uint64
+}
+
+type charge struct {
+	instance string
+	blocks   int
+	until    time.Time
+}
+
+// New routes to the manager's members.
+func New(manager *cluster.Manager, secret string, blockSize int) *Router {
+	return &Router{manager: manager, secret: secret, blockSize: blockSize, conns: map[string]*grpc.ClientConn{}}
+}
+
+// Close ends the connections, and with them all streams.
+func (r *Router) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		_ = c.Close()
+	}
+}
+
+// Capacity is how many tokens of KV one request could have: every block of every member but one, which
+// the home keeps free to move others out.
+func (r *Router) Capacity() int {
+	members, _ := r.manager.Directory().Members()
+	blocks := 0
+	for _, m := range members {
+		blocks += m.BlocksTotal
+	}
+	return max(0, blocks-1) * r.blockSize
+}
+
+// Submit sends the request to the instance with most room; when its queue is full or it cannot be
+// reached, to the next.
+func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream, error) {
+	need := (len(req.Prompt) + r.blockSize) / r.blockSize
+	req.Arrival = r.stamp()
+	var last error
+	tried := map[string]bool{}
+	for range maxTries {
+		m, ok := r.choose(ctx, need, tried)
+		if !ok {
+			break
+		}
+		tried[m.ID] = true
+		s, err := r.open(ctx, m, req)
+		if err == nil {
+			return s, nil
+		}
+		last = err
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if last == nil {
+		last = &Error{server.KindUnavailable, "cannot take the request: no instance is serving"}
+	}
+	return nil, last
+}
+
+// stamp orders requests in the cluster; it is a clock that never stands still.
+func (r *Router) stamp() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.arrival = max(r.arrival+1, uint64(time.Now().UnixNano()))
+	return r.arrival
+}
+
+// choose picks the member with most free blocks, less what was sent there since its last report; among
+// equals the one with fewer requests, then the lower id.
+func (r *Router) choose(ctx context.Context, need int, tried map[string]bool) (cluster.Member, bool) {
+	members, _ := r.manager.Directory().Members()
+	loads := map[string]*pb.Load{}
+	if state, err := r.manager.Cluster(ctx); err == nil {
+		for _, in := range state.Instances {
+			loads[in.Id] = in.Load
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	charged := map[string]int{}
+	kept := r.charges[:0]
+	for _, c := range r.charges {
+		if now.Before(c.until) {
+			kept = append(kept, c)
+			charged[c.instance] += c.blocks
+		}
+	}
+	r.charges = kept
+	var best cluster.Member
+	found, bestRoom, bestBusy := false, 0, 0
+	for id, m := range members {
+		if tried[id] {
+			continue
+		}
+		room, busy := m.BlocksTotal, 0
+		if l := loads[id]; l != nil {
+			room, busy = int(l.KvBlocksFree)-int(l.KvBlocksLent), int(l.Running+l.Waiting)
+		}
+		room -= charged[id]
+		if !found || room > bestRoom || room == bestRoom && (busy < bestBusy || busy == bestBusy && id < best.ID) {
+			best, found, bestRoom, bestBusy = m, true, room, busy
+		}
+	}
+	if found {
+		r.charges = append(r.charges, charge{best.ID, need, now.Add(chargeFor)})
+	}
+	return best, found
+}
+
+func (r *Router) conn(address string) (*grpc.ClientConn, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.conns[address]; c != nil {
+		return c, nil
+	}
+	c, err := grpc.NewClient(address, cluster.DialOptions(r.secret)...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to %s: %w", address, err)
+	}
+	r.conns[address] = c
+	return c, nil
+}
+
+// Cluster is the placement map as the API shows it.
+func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
+	state, err := r.manager.Cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	view := &server.ClusterView{BlockSize: r.blockSize, GManager: state.Gmanager, Instances: []server.InstanceView{}, Requests: []server.RequestPlacement{}}
+	for _, in := range state.Instances {
+		l := in.Load
+		view.Instances = append(view.Instances, server.InstanceView{
+			ID: in.Id, KVBlocksTotal: int(l.GetKvBlocksTotal()), KVBlocksFree: int(l.GetKvBlocksFree()),
+			KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
+			Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(),
+			Preemptions: l.GetPreemptions(), MemoryTotal: l.GetMemory().GetTotalBytes(), MemoryUsed: l.GetMemory().GetUsedBytes(),
+		})
+	}
+	for _, q := range state.Requests {
+		p := server.RequestPlacement{ID: q.Placement.Id, Home: q.Home, Tokens: int(q.Placement.Tokens), Spans: []server.SpanView{}}
+		for _, s := range q.Placement.Spans {
+			p.Spans = append(p.Spans, server.SpanView{Instance: s.Instance, Blocks: int(s.Blocks)})
+		}
+		view.Requests = append(view.Requests, p)
+	}
+	return view, nil
+}
+
+// open sends the request to one instance and waits until it is taken.
+func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request) (engine.Stream, error) {
+	conn, err := r.conn(m.Address)
+	if err != nil {
+		return nil, &Error{server.KindUnavailable, err.Error()}
+	}
+	life, cancel := context.WithCancel(ctx)
+	call, err := routerpb.NewInferenceClient(conn).Generate(life, toPB(req))
+	if err != nil {
+		cancel()
+		return nil, unreachable(m.ID, err)
+	}
+	// Connection trouble shows at the first message; an instance answers it at once, queued or not.
+	timer := time.AfterFunc(10*time.Second, cancel)
+	first, err := call.Recv()
+	if !timer.Stop() || err != nil {
+		cancel()
+		return nil, unreachable(m.ID, err)
+	}
+	if first.Error != "" {
+		cancel()
+		return nil, &Error{first.ErrorKind, first.Error}
+	}
+	return &stream{call: call, cancel: cancel, instance: m.ID}, nil
+}
+
+func unreachable(instance string, err error) error {
+	return &Error{server.KindUnavailable, fmt.Sprintf("cannot reach instance %s: %v", instance, err)}
+}

@@ -1,0 +1,123 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/router/routerpb"
+	"github.com/infinite-llm/infinite/engine/server"
+)
+
+// stream is a request at another process, seen as an engine.Stream.
+type stream struct {
+	call     grpc.ServerStreamingClient[routerpb.GenerateEvent]
+	cancel   context.CancelFunc
+	instance string
+	ended    bool
+	once     sync.Once
+}
+
+// Next returns the request's next event. ctx cancels the request.
+func (s *stream) Next(ctx context.Context) (engine.Event, error) {
+	if s.ended {
+		return engine.Event{}, io.EOF
+	}
+	stop := context.AfterFunc(ctx, s.cancel)
+	defer stop()
+	ev, err := s.call.Recv()
+	if err != nil {
+		s.ended = true
+		if ctx.Err() != nil {
+			return engine.Event{}, context.Cause(ctx)
+		}
+		return engine.Event{}, &Error{server.KindPeerLost, fmt.Sprintf("the instance %s that ran this request is gone: %v", s.instance, err)}
+	}
+	out := eventFromPB(ev)
+	s.ended = out.Finish != ""
+	return out, nil
+}
+
+// Close cancels the request if it goes on.
+func (s *stream) Close() { s.once.Do(s.cancel) }
+
+func toPB(r *engine.Request) *routerpb.GenerateRequest {
+	p := &routerpb.GenerateRequest{
+		Id: r.ID, Prompt: r.Prompt, MaxTokens: uint32(r.MaxTokens), StopTokens: r.StopTokens, MinTokens: uint32(r.MinTokens),
+		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival,
+		Sampling: &routerpb.Sampling{
+			Temperature: r.Sampling.Temperature, TopP: r.Sampling.TopP, MinP: r.Sampling.MinP, Repetition: r.Sampling.Repetition,
+			Presence: r.Sampling.Presence, Frequency: r.Sampling.Frequency, TopK: r.Sampling.TopK, Seed: r.Sampling.Seed,
+		},
+	}
+	for _, b := range r.Bias {
+		p.Bias = append(p.Bias, &routerpb.Bias{Token: b.Token, Value: b.Value})
+	}
+	return p
+}
+
+func requestFromPB(p *routerpb.GenerateRequest) *engine.Request {
+	s := p.Sampling
+	r := &engine.Request{
+		ID: p.Id, Prompt: p.Prompt, MaxTokens: int(p.MaxTokens), StopTokens: p.StopTokens, MinTokens: int(p.MinTokens),
+		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival,
+		Sampling: batch.Sampling{
+			Temperature: s.GetTemperature(), TopP: s.GetTopP(), MinP: s.GetMinP(), Repetition: s.GetRepetition(),
+			Presence: s.GetPresence(), Frequency: s.GetFrequency(), TopK: s.GetTopK(), Seed: s.GetSeed(),
+		},
+	}
+	for _, b := range p.Bias {
+		r.Bias = append(r.Bias, batch.Bias{Token: b.Token, Value: b.Value})
+	}
+	return r
+}
+
+func logprobToPB(t *engine.TokenLogprob) *routerpb.TokenLogprob {
+	p := &routerpb.TokenLogprob{Token: t.Token, Logprob: t.Logprob, Rank: t.Rank}
+	for _, a := range t.Top {
+		p.Top = append(p.Top, &routerpb.Alternative{Token: a.Token, Logprob: a.Logprob})
+	}
+	return p
+}
+
+func logprobFromPB(p *routerpb.TokenLogprob) engine.TokenLogprob {
+	t := engine.TokenLogprob{Token: p.Token, Logprob: p.Logprob, Rank: p.Rank}
+	for _, a := range p.Top {
+		t.Top = append(t.Top, engine.Alt{Token: a.Token, Logprob: a.Logprob})
+	}
+	return t
+}
+
+func eventToPB(ev engine.Event) *routerpb.GenerateEvent {
+	p := &routerpb.GenerateEvent{HasToken: ev.HasToken, Token: ev.Token, Finish: ev.Finish, StopToken: ev.StopToken}
+	if ev.Logprob != nil {
+		p.Logprob = logprobToPB(ev.Logprob)
+	}
+	for i := range ev.Prompt {
+		p.Prompt = append(p.Prompt, logprobToPB(&ev.Prompt[i]))
+	}
+	if ev.Err != nil {
+		p.Error, p.ErrorKind = ev.Err.Error(), kindOf(ev.Err)
+	}
+	return p
+}
+
+func eventFromPB(p *routerpb.GenerateEvent) engine.Event {
+	ev := engine.Event{HasToken: p.HasToken, Token: p.Token, Finish: p.Finish, StopToken: p.StopToken}
+	if p.Logprob != nil {
+		lp := logprobFromPB(p.Logprob)
+		ev.Logprob = &lp
+	}
+	for _, t := range p.Prompt {
+		ev.Prompt = append(ev.Prompt, logprobFromPB(t))
+	}
+	if p.Error != "" {
+		ev.Err = &Error{p.ErrorKind, p.Error}
+	}
+	return ev
+}

@@ -1,0 +1,156 @@
+package server
+
+import (
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/tokenizer"
+)
+
+// answer is the identity that every chunk of an answer repeats.
+type answer struct {
+	id, object, model string
+	created           int64
+	chat              bool
+	tok               *tokenizer.Tokenizer
+}
+
+func (a *answer) head(b []byte, object string) []byte {
+	b = append(b, `{"id":`...)
+	b = appendString(b, a.id)
+	b = append(b, `,"object":`...)
+	b = appendString(b, object)
+	b = append(b, `,"created":`...)
+	b = appendInt(b, int(a.created))
+	b = append(b, `,"model":`...)
+	return appendString(b, a.model)
+}
+
+func appendUsage(b []byte, prompt, completion int) []byte {
+	b = append(b, `{"prompt_tokens":`...)
+	b = appendInt(b, prompt)
+	b = append(b, `,"completion_tokens":`...)
+	b = appendInt(b, completion)
+	b = append(b, `,"total_tokens":`...)
+	b = appendInt(b, prompt+completion)
+	return append(b, '}')
+}
+
+// appendFinish appends finish_reason and stop_reason of a choice.
+func appendFinish(b []byte, finish string, reason any) []byte {
+	b = append(b, `,"finish_reason":`...)
+	if finish == "" {
+		b = append(b, `null`...)
+	} else {
+		b = appendString(b, finish)
+	}
+	b = append(b, `,"stop_reason":`...)
+	switch r := reason.(type) {
+	case string:
+		b = appendString(b, r)
+	case int32:
+		b = appendInt(b, int(r))
+	default:
+		b = append(b, `null`...)
+	}
+	return b
+}
+
+// appendChatLogprobs appends OpenAI's chat shape: content: [{token, logprob, bytes, top_logprobs}].
+func (a *answer) appendChatLogprobs(b []byte, tokens []engine.TokenLogprob) []byte {
+	one := func(b []byte, id int32, lp float32) []byte {
+		text, raw := tokenText(a.tok, id)
+		b = append(b, `{"token":`...)
+		b = appendString(b, text)
+		b = append(b, `,"logprob":`...)
+		b = appendFloat(b, lp)
+		b = append(b, `,"bytes":[`...)
+		for i, c := range raw {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = appendInt(b, int(c))
+		}
+		return append(b, ']')
+	}
+	b = append(b, `{"content":[`...)
+	for i, t := range tokens {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = one(b, t.Token, t.Logprob)
+		b = append(b, `,"top_logprobs":[`...)
+		for k, alt := range t.Top {
+			if k > 0 {
+				b = append(b, ',')
+			}
+			b = append(one(b, alt.Token, alt.Logprob), '}')
+		}
+		b = append(b, `]}`...)
+	}
+	return append(b, `]}`...)
+}
+
+// appendTextLogprobs appends OpenAI's completions shape: four lists, one entry per token. offset is where
+// the first token's text begins in the answer's text; the new offset is returned. The first token of an
+// echoed prompt has no log probability; it comes as an entry with null set.
+func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, offset int, firstNull bool) ([]byte, int) {
+	list := func(name string, each func(i int, t engine.TokenLogprob)) {
+		b = append(b, name...)
+		for i, t := range tokens {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			each(i, t)
+		}
+		b = append(b, ']')
+	}
+	isNull := func(i int) bool { return firstNull && i == 0 }
+	b = append(b, '{')
+	list(`"text_offset":[`, func(_ int, t engine.TokenLogprob) {
+		b = appendInt(b, offset)
+		text, _ := tokenText(a.tok, t.Token)
+		offset += len([]rune(text))
+	})
+	list(`,"token_logprobs":[`, func(i int, t engine.TokenLogprob) {
+		if isNull(i) {
+			b = append(b, `null`...)
+		} else {
+			b = appendFloat(b, t.Logprob)
+		}
+	})
+	list(`,"tokens":[`, func(_ int, t engine.TokenLogprob) {
+		text, _ := tokenText(a.tok, t.Token)
+		b = appendString(b, text)
+	})
+	list(`,"top_logprobs":[`, func(i int, t engine.TokenLogprob) {
+		if isNull(i) {
+			b = append(b, `null`...)
+			return
+		}
+		b = a.appendTop(b, t)
+	})
+	return append(b, '}'), offset
+}
+
+// appendTop is a map from text to log probability: the alternatives, and the chosen token itself.
+func (a *answer) appendTop(b []byte, t engine.TokenLogprob) []byte {
+	b = append(b, '{')
+	chosen, _ := tokenText(a.tok, t.Token)
+	seen := map[string]bool{}
+	put := func(text string, lp float32) {
+		if seen[text] {
+			return
+		}
+		if len(seen) > 0 {
+			b = append(b, ',')
+		}
+		seen[text] = true
+		b = append(appendString(b, text), ':')
+		b = appendFloat(b, lp)
+	}
+	for _, alt := range t.Top {
+		text, _ := tokenText(a.tok, alt.Token)
+		put(text, alt.Logprob)
+	}
+	put(chosen, t.Logprob)
+	return append(b, '}')
+}

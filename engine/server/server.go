@@ -1,0 +1,218 @@
+// Package server is the OpenAI API: HTTP in, tokens to a Backend, text out.
+//
+//	server.go       routes, start and stop
+//	request.go      bodies, their checks and defaults
+//	completions.go  /v1/completions and /v1/chat/completions: body -> plan -> jobs -> answer
+//	generate.go     one choice: events -> text, stop strings
+//	stream.go       server-sent events
+//	format.go       OpenAI's shapes
+//	watch.go        clients that go away
+//	other.go        models, tokenize, health, metrics, cluster
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/fasthttp/router"
+	"github.com/valyala/fasthttp"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/tokenizer"
+)
+
+// Backend runs requests somewhere in the cluster.
+type Backend interface {
+	// Submit queues a request; it returns when an instance has taken it, or why none did.
+	Submit(ctx context.Context, req *engine.Request) (engine.Stream, error)
+	// Capacity is how many tokens of KV one request could have in an empty cluster.
+	Capacity() int
+	// Cluster is the placement map.
+	Cluster(ctx context.Context) (*ClusterView, error)
+}
+
+// ClusterView is the JSON of GET /cluster.
+type ClusterView struct {
+	BlockSize int                `json:"block_size"`
+	GManager  string             `json:"gmanager"`
+	Instances []InstanceView     `json:"instances"`
+	Requests  []RequestPlacement `json:"requests"`
+}
+
+// InstanceView is one instance's pool and load.
+type InstanceView struct {
+	ID              string  `json:"id"`
+	KVBlocksTotal   int     `json:"kv_blocks_total"`
+	KVBlocksFree    int     `json:"kv_blocks_free"`
+	KVBlocksHosted  int     `json:"kv_blocks_hosted"` // blocks of others in this pool
+	KVBlocksLent    int     `json:"kv_blocks_lent"`   // blocks of its requests that lie with others
+	Running         int     `json:"running"`
+	Waiting         int     `json:"waiting"`
+	TokensPerSecond float64 `json:"tokens_per_second"`
+	Preemptions     uint64  `json:"preemptions"`
+	MemoryTotal     uint64  `json:"memory_total_bytes"`
+	MemoryUsed      uint64  `json:"memory_used_bytes"`
+}
+
+// RequestPlacement is where one request's KV lies, in order of position.
+type RequestPlacement struct {
+	ID     string     `json:"id"`
+	Home   string     `json:"home"`
+	Tokens int        `json:"tokens"`
+	Spans  []SpanView `json:"spans"`
+}
+
+// SpanView is a run of a request's blocks on one instance.
+type SpanView struct {
+	Instance string `json:"instance"`
+	Blocks   int    `json:"blocks"`
+}
+
+// Config of the API.
+type Config struct {
+	ModelNames  []string // the first is the one that answers carry
+	APIKey      string   // "" for none
+	MaxBodySize int      // bytes
+	MaxModelLen int      // tokens
+	Seed        uint64
+	Defaults    Defaults
+}
+
+// Server is a running API.
+type Server struct {
+	cfg      Config
+	tok      *tokenizer.Tokenizer
+	backend  Backend
+	metrics  *Metrics
+	http     *fasthttp.Server
+	watcher  *watcher
+	ctx      context.Context // of all requests
+	cancel   context.CancelFunc
+	requests atomic.Uint64
+	created  int64
+	done     chan error
+}
+
+// New makes a server; Serve starts it.
+func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error) {
+	if len(cfg.ModelNames) == 0 || cfg.MaxBodySize <= 0 || cfg.MaxModelLen <= 0 || cfg.Defaults.VocabSize <= 0 {
+		return nil, errors.New("cannot make a server without model name, body limit, length limit and vocabulary")
+	}
+	w, err := newWatcher()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, created: time.Now().Unix(), done: make(chan error, 1)}
+	s.metrics = newMetrics(backend)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.http = &fasthttp.Server{
+		Handler: s.routes(), ErrorHandler: s.protocolError, Name: "infinite",
+		MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
+		// A write timeout would cut long streams; a client that hangs up is noticed by the watcher.
+		NoDefaultContentType: true, CloseOnShutdown: true, Concurrency: 16384, Logger: quiet{},
+	}
+	return s, nil
+}
+
+// Serve answers on l until Shutdown.
+func (s *Server) Serve(l net.Listener) {
+	go func() { s.done <- s.http.Serve(l) }()
+}
+
+// Shutdown stops taking requests and waits for those that run, until ctx ends; then it cuts them.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.http.ShutdownWithContext(ctx)
+	s.cancel()
+	if err != nil {
+		err = fmt.Errorf("cannot finish all requests: %w", err)
+	}
+	select {
+	case e := <-s.done:
+		err = errors.Join(err, e)
+	case <-time.After(2 * time.Second):
+	}
+	s.watcher.close()
+	return err
+}
+
+func (s *Server) routes() fasthttp.RequestHandler {
+	r := router.New()
+	r.RedirectTrailingSlash, r.RedirectFixedPath = false, false
+	r.POST("/v1/completions", s.completions)
+	r.POST("/v1/chat/completions", s.chat)
+	r.GET("/v1/models", s.models)
+	r.GET("/v1/models/{id}", s.model)
+	r.POST("/tokenize", s.tokenize)
+	r.POST("/detokenize", s.detokenize)
+	r.GET("/cluster", s.cluster)
+	r.GET("/health", s.health)
+	r.GET("/metrics", s.metrics.handler())
+	r.NotFound = func(ctx *fasthttp.RequestCtx) {
+		writeError(ctx, &Error{http.StatusNotFound, "NotFoundError", "", fmt.Sprintf("There is no %s.", ctx.Path())})
+	}
+	r.MethodNotAllowed = func(ctx *fasthttp.RequestCtx) {
+		writeError(ctx, &Error{http.StatusMethodNotAllowed, "BadRequestError", "", fmt.Sprintf("%s does not take %s.", ctx.Path(), ctx.Method())})
+	}
+	r.PanicHandler = func(ctx *fasthttp.RequestCtx, v any) {
+		slog.Error("a handler panicked", "path", string(ctx.Path()), "panic", v)
+		writeError(ctx, errors.New("cannot answer: internal error"))
+	}
+	return s.authorize(r.Handler)
+}
+
+// authorize checks the bearer token on everything but /health and /metrics.
+func (s *Server) authorize(next fasthttp.RequestHandler) fasthttp.RequestHandler {
+	if s.cfg.APIKey == "" {
+		return next
+	}
+	return func(ctx *fasthttp.RequestCtx) {
+		path := string(ctx.Path())
+		if path != "/health" && path != "/metrics" {
+			key, ok := strings.CutPrefix(string(ctx.Request.Header.Peek("Authorization")), "Bearer ")
+			if !ok || subtle.ConstantTimeCompare([]byte(key), []byte(s.cfg.APIKey)) != 1 {
+				writeError(ctx, &Error{http.StatusUnauthorized, "AuthenticationError", "", "The API key is missing or wrong."})
+				return
+			}
+		}
+		next(ctx)
+	}
+}
+
+// protocolError answers what is not an HTTP request, and bodies that are too large.
+func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
+	var small *fasthttp.ErrSmallBuffer
+	var netErr net.Error
+	switch {
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		writeError(ctx, &Error{http.StatusRequestEntityTooLarge, "BadRequestError", "", fmt.Sprintf("The request body is larger than %d bytes.", s.cfg.MaxBodySize)})
+	case errors.As(err, &small):
+		writeError(ctx, &Error{http.StatusRequestHeaderFieldsTooLarge, "BadRequestError", "", "The request header is too large."})
+	case errors.As(err, &netErr) && netErr.Timeout():
+		writeError(ctx, &Error{http.StatusRequestTimeout, "BadRequestError", "", "The request did not arrive in time."})
+	default:
+		writeError(ctx, badRequest("", "cannot read the request: %v", err))
+	}
+	ctx.SetConnectionClose()
+}
+
+func newID() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // never fails on Linux
+	return hex.EncodeToString(b[:])
+}
+
+type quiet struct{}
+
+func (quiet) Printf(format string, args ...any) {
+	slog.Debug("http", "message", fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,143 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"slices"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/infinite-llm/infinite/engine"
+)
+
+// streamPlan answers with server-sent events: a chunk per delta, then [DONE].
+func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *plan, done func()) {
+	ctx.SetContentType("text/event-stream; charset=utf-8")
+	ctx.Response.Header.Set("Cache-Control", "no-cache")
+	ctx.Response.Header.Set("X-Accel-Buffering", "no")
+	ctx.SetBodyStreamWriter(func(w *bufio.Writer) {
+		defer done()
+		st := &sse{p: p, w: w, offsets: make([]int, len(p.jobs)), begun: make([]bool, len(p.jobs))}
+		err := st.begin()
+		if err == nil {
+			err = s.deltas(work, p, st.delta)
+		} else {
+			for _, j := range p.jobs {
+				j.stream.Close()
+			}
+		}
+		switch {
+		case err == nil:
+			st.end()
+		case work.Err() == nil:
+			// The status line is out; an error event is what OpenAI's clients raise.
+			st.event(asError(err).body())
+			st.event([]byte("[DONE]"))
+		}
+	})
+}
+
+// sse writes one answer's events.
+type sse struct {
+	p         *plan
+	w         *bufio.Writer
+	buf       []byte
+	offsets   []int
+	begun     []bool // the echo went out
+	generated int
+}
+
+func (st *sse) event(data []byte) error {
+	_, _ = st.w.WriteString("data: ")
+	_, _ = st.w.Write(data)
+	_, _ = st.w.WriteString("\n\n")
+	return st.w.Flush()
+}
+
+func (st *sse) chunk() []byte {
+	a := &st.p.answer
+	object := a.object
+	if a.chat {
+		object = "chat.completion.chunk"
+	}
+	return append(a.head(st.buf[:0], object), `,"choices":[`...)
+}
+
+// close ends a chunk; with include_usage every chunk but the last says usage: null.
+func (st *sse) close(b []byte) error {
+	b = append(b, ']')
+	if st.p.usage {
+		b = append(b, `,"usage":null`...)
+	}
+	st.buf = append(b, '}')
+	return st.event(st.buf)
+}
+
+// begin sends the role of every chat choice.
+func (st *sse) begin() error {
+	if !st.p.answer.chat {
+		return nil
+	}
+	for i := range st.p.jobs {
+		b := append(st.chunk(), `{"index":`...)
+		b = appendInt(b, i)
+		b = append(b, `,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}`...)
+		if err := st.close(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (st *sse) delta(d delta) error {
+	st.generated += d.generated
+	first := len(st.p.echo) > 0 && !st.begun[d.index]
+	if d.text == "" && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first {
+		return nil
+	}
+	b := append(st.chunk(), `{"index":`...)
+	b = appendInt(b, d.index)
+	if st.p.answer.chat {
+		b = append(b, `,"delta":{"content":`...)
+		b = appendString(b, d.text)
+		b = append(b, `},"logprobs":`...)
+		if st.p.logprobs && len(d.tokens) > 0 {
+			b = st.p.answer.appendChatLogprobs(b, d.tokens)
+		} else {
+			b = append(b, `null`...)
+		}
+	} else {
+		b = st.appendText(b, d, first)
+	}
+	b = append(appendFinish(b, d.finish, d.stopReason), '}')
+	st.begun[d.index] = true
+	return st.close(b)
+}
+
+func (st *sse) appendText(b []byte, d delta, first bool) []byte {
+	text, tokens := d.text, d.tokens
+	if first {
+		e := st.p.echo[d.index/(len(st.p.jobs)/len(st.p.echo))]
+		text = e.text + text
+		tokens = slices.Concat([]engine.TokenLogprob{{Token: e.first}}, d.prompt, d.tokens)
+	}
+	b = append(b, `,"text":`...)
+	b = appendString(b, text)
+	b = append(b, `,"logprobs":`...)
+	if !st.p.logprobs || len(tokens) == 0 {
+		return append(b, `null`...)
+	}
+	b, st.offsets[d.index] = st.p.answer.appendTextLogprobs(b, tokens, st.offsets[d.index], first)
+	return b
+}
+
+func (st *sse) end() {
+	if st.p.usage {
+		b := append(st.chunk(), `],"usage":`...)
+		b = append(appendUsage(b, st.p.promptTokens, st.generated), '}')
+		if st.event(b) != nil {
+			return
+		}
+	}
+	_ = st.event([]byte("[DONE]"))
+}
