@@ -1,0 +1,76 @@
+# make run     set up, build, start a cluster, answer a prompt larger than any one instance's KV cache,
+#              show where its KV lay, serve on :8000 (ONCE=1: stop after the sample)
+# make test    set up, lint, run every test
+# make build   bin/infinite
+.DELETE_ON_ERROR:
+SHELL := /bin/sh
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+GO ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck
+export CGO_ENABLED := 1
+
+.PHONY: all build run test lint lint-go lint-c setup setup-test lib ctest asan tsan gotest clients fuzz bench clean
+
+all: build
+
+setup:
+	@tools/setup.sh build
+
+setup-test:
+	@tools/setup.sh test
+
+lib: setup
+	@cmake --preset cpu >/dev/null
+	@cmake --build --preset cpu -j $(JOBS)
+
+build: lib
+	@mkdir -p bin
+	$(GO) build -o bin/infinite ./engine/cmd/infinite
+
+run: build
+	@bin/infinite sample $(if $(ONCE),--once)
+
+test: setup-test lint ctest asan tsan gotest clients
+
+lint: lint-go lint-c
+
+lint-go: lib
+	@unformatted=$$(gofmt -l engine rdma bench tools 2>/dev/null); \
+	    if [ -n "$$unformatted" ]; then echo "gofmt would change:" $$unformatted; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool $(STATICCHECK) ./...
+
+lint-c: lib
+	@find csrc -name '*.[ch]' | xargs clang-format --dry-run -Werror
+	@find csrc -name '*.c' -not -path '*/tests/*' | xargs -P $(JOBS) -n 4 clang-tidy --quiet -p .build/cpu 2>/dev/null
+
+ctest: lib
+	ctest --preset cpu -j $(JOBS)
+
+asan: setup
+	@cmake --preset asan >/dev/null
+	@cmake --build --preset asan -j $(JOBS)
+	ctest --preset asan
+
+tsan: setup
+	@cmake --preset tsan >/dev/null
+	@cmake --build --preset tsan -j $(JOBS)
+	ctest --preset tsan
+
+gotest: build
+	$(GO) test -count=1 -timeout 20m ./...
+
+# The official OpenAI clients against a running server.
+clients: build
+	@tools/clients/run.sh
+
+# A longer fuzz of every target; go test runs their seeds.
+FUZZTIME ?= 30s
+fuzz: lib
+	@tools/fuzz.sh $(FUZZTIME)
+
+bench: build
+	@bench/run.sh
+
+clean:
+	rm -rf .build bin

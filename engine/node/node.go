@@ -1,0 +1,188 @@
+// Package node puts one instance together: model, device, KV pool, step loop, rManager, gRPC.
+// It holds no logic of its own; Start and Close read as the list of parts.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/cluster"
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/device"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/model"
+	"github.com/infinite-llm/infinite/engine/router"
+	"github.com/infinite-llm/infinite/engine/router/routerpb"
+	"github.com/infinite-llm/infinite/rdma"
+)
+
+// Node is one running instance.
+type Node struct {
+	ID string
+
+	cfg      config.Config
+	dev      *device.Device
+	kv       *kvcache.Manager
+	etcd     *clientv3.Client
+	dir      *cluster.Directory
+	links    *rdma.Listener
+	rman     *cluster.RManager
+	eng      *engine.Engine
+	grpc     *grpc.Server
+	reg      *cluster.Registration
+	stop     context.CancelFunc
+	finished chan error
+	followed chan struct{}
+}
+
+// Start joins the cluster at cfg.Join and serves there until Close.
+func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
+	n := &Node{cfg: cfg, finished: make(chan error, 1), followed: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			n.release()
+		}
+	}()
+	m, err := OpenModel(cfg.Model)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = m.Close() }()
+	dtype, err := DType(cfg.DType, m.Config.DType)
+	if err != nil {
+		return nil, err
+	}
+	hello, err := join(ctx, cfg, m.Fingerprint, dtype)
+	if err != nil {
+		return nil, err
+	}
+	n.ID, n.cfg.BlockSize = hello.Id, int(hello.BlockSize)
+	slog.SetDefault(slog.Default().With("instance", n.ID))
+
+	shape, err := DeviceConfig(n.cfg, m.Config, dtype)
+	if err != nil {
+		return nil, err
+	}
+	if n.dev, err = openDevice(shape, m); err != nil {
+		return nil, err
+	}
+	if n.kv, err = kvcache.New(shape.NumBlocks, shape.BlockSize); err != nil {
+		return nil, err
+	}
+	if n.links, err = rdma.Listen(rdma.ListenConfig{
+		Identity: rdma.Identity{ClusterID: hello.ClusterId, Instance: n.ID, Secret: cfg.ClusterSecret}, Host: cfg.ClusterHost,
+	}); err != nil {
+		return nil, err
+	}
+	if n.etcd, err = cluster.EtcdClient(hello.EtcdEndpoints); err != nil {
+		return nil, err
+	}
+	if n.dir, err = cluster.Watch(ctx, n.etcd, hello.ClusterId); err != nil {
+		return nil, err
+	}
+	n.rman = cluster.NewRManager(cluster.Config{
+		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: rdma.Transport(cfg.Transport), BlockSize: n.cfg.BlockSize,
+		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
+	}, n.kv, n.dev, moves{n.dev}, n.dev, n.links)
+	if n.eng, err = engine.New(n.engineConfig(m.Config), n.dev, n.kv, lender{n.rman}); err != nil {
+		return nil, err
+	}
+	return n, n.serve(ctx, hello, m.Fingerprint, shape.NumBlocks)
+}
+
+// serve starts what runs: step loop, rManager, gRPC; last the entry that makes others see this instance.
+func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, fingerprint string, blocks int) error {
+	l, err := net.Listen("tcp", net.JoinHostPort(n.cfg.ClusterHost, "0"))
+	if err != nil {
+		return fmt.Errorf("cannot listen for the control plane: %w", err)
+	}
+	life, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	leader := &cluster.Leader{}
+	go func() { defer close(n.followed); cluster.FollowLeader(life, n.etcd, hello.ClusterId, leader) }()
+	go func() { n.finished <- n.eng.Run(life) }()
+	n.rman.Start(&home{eng: n.eng, kv: n.kv, id: n.ID}, n.dir, leader)
+
+	n.grpc = grpc.NewServer(cluster.ServerOptions(n.cfg.ClusterSecret)...)
+	pb.RegisterKVServer(n.grpc, n.rman)
+	routerpb.RegisterInferenceServer(n.grpc, router.NewInference(n.eng))
+	go func() { _ = n.grpc.Serve(l) }()
+
+	n.reg, err = cluster.Register(ctx, n.etcd, hello.ClusterId, cluster.Member{
+		ID: n.ID, Address: l.Addr().String(), Endpoint: n.links.Endpoint(), BlocksTotal: blocks, Fingerprint: fingerprint,
+		Session: fmt.Sprintf("%d", time.Now().UnixNano()),
+	})
+	if err != nil {
+		n.Close(ctx)
+		return err
+	}
+	slog.Info("instance is serving", "address", l.Addr().String(), "kv_blocks", blocks, "block_size", n.cfg.BlockSize,
+		"kv_tokens", blocks*n.cfg.BlockSize, "isa", n.dev.ISA())
+	return nil
+}
+
+// Failed reports an error that ended the step loop.
+func (n *Node) Failed() <-chan error { return n.finished }
+
+// Close leaves the cluster, finishes running requests until ctx ends, and frees everything.
+func (n *Node) Close(ctx context.Context) {
+	if n.reg != nil {
+		n.reg.Close()
+	}
+	if err := n.eng.Drain(ctx); err != nil {
+		slog.Warn("cannot finish all requests", "error", err)
+	}
+	grace, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	go func() { n.grpc.GracefulStop(); done() }()
+	<-grace.Done()
+	n.grpc.Stop()
+	done()
+	n.rman.Close()
+	n.stop()
+	if err := <-n.finished; err != nil && !errors.Is(err, context.Canceled) {
+		slog.Error("the step loop ended with an error", "error", err)
+	}
+	<-n.followed
+	n.release()
+}
+
+// release frees what holds no goroutine of ours any more.
+func (n *Node) release() {
+	if n.dir != nil {
+		n.dir.Close()
+	}
+	if n.etcd != nil {
+		_ = n.etcd.Close()
+	}
+	if n.links != nil {
+		_ = n.links.Close()
+	}
+	if n.dev != nil {
+		n.dev.Close()
+	}
+}
+
+func join(ctx context.Context, cfg config.Config, fingerprint, dtype string) (*pb.JoinReply, error) {
+	conn, err := grpc.NewClient(cfg.Join, cluster.DialOptions(cfg.ClusterSecret)...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to the cluster at %s: %w", cfg.Join, err)
+	}
+	defer func() { _ = conn.Close() }()
+	limited, done := context.WithTimeout(ctx, 10*time.Second)
+	defer done()
+	reply, err := pb.NewManagerClient(conn).Join(limited, &pb.JoinRequest{
+		Fingerprint: fingerprint, Dtype: dtype, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID}, grpc.WaitForReady(true))
+	if err != nil {
+		return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
+	}
+	return reply, nil
+}
