@@ -11,6 +11,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/model/bundled"
+	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
 // OpenModel opens a model folder, or the bundled model for "".
@@ -19,6 +20,21 @@ func OpenModel(dir string) (*model.Model, error) {
 		return model.OpenFS(bundled.FS)
 	}
 	return model.Open(dir)
+}
+
+// OpenTokenizer opens a model folder's tokenizer, or the bundled model's for "".
+func OpenTokenizer(dir string) (*tokenizer.Tokenizer, error) {
+	if dir == "" {
+		return tokenizer.LoadFS(bundled.FS)
+	}
+	return tokenizer.Load(dir)
+}
+
+// BlockBytes is the memory of one KV block.
+func BlockBytes(cfg config.Config, m *model.Config, dtype string) (uint64, error) {
+	cfg.KVCacheMemory = 1 << 40
+	d, err := DeviceConfig(cfg, m, dtype)
+	return device.BlockBytes(d), err
 }
 
 // DType resolves --dtype for a checkpoint: "float32" or "bfloat16". The CPU has no f16 arithmetic, and

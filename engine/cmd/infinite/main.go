@@ -1,0 +1,100 @@
+// Command infinite serves language models over a cluster's pooled KV cache.
+//
+//	serve.go    infinite serve: an API and its instances, or with --join one more instance
+//	sample.go   infinite sample: what `make run` shows
+//	chat.go     infinite chat: talks to a running server
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/lmittmann/tint"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/infinite-llm/infinite/engine/config"
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	root := &cobra.Command{
+		Use: "infinite", Short: "An LLM serving engine that pools the KV cache of all its instances",
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), versionCommand())
+	if err := root.ExecuteContext(ctx); err != nil {
+		var wrong *wrongAnswer
+		if !errors.As(err, &wrong) {
+			fmt.Fprintln(os.Stderr, "infinite:", err)
+		}
+		return 1
+	}
+	return 0
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		version := "unknown"
+		if info, ok := debug.ReadBuildInfo(); ok {
+			version = info.Main.Version
+			for _, s := range info.Settings {
+				if s.Key == "vcs.revision" {
+					version += " " + s.Value
+				}
+			}
+		}
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), "infinite", version)
+		return err
+	}}
+}
+
+// bindFlags makes a flag of every setting and returns how to load the configuration once flags are parsed.
+func bindFlags(cmd *cobra.Command) func() (config.Config, error) {
+	defaults := config.Default()
+	var file string
+	cmd.Flags().StringVar(&file, "config", "", "YAML file of settings, by the flags' names")
+	for _, f := range config.Fields(&defaults) {
+		if f.Name != "model" {
+			cmd.Flags().String(f.Name, f.String(), f.Usage)
+		}
+	}
+	return func() (config.Config, error) {
+		given := map[string]string{}
+		for _, f := range config.Fields(&defaults) {
+			if flag := cmd.Flags().Lookup(f.Name); flag != nil && flag.Changed {
+				given[f.Name] = flag.Value.String()
+			}
+		}
+		if args := cmd.Flags().Args(); len(args) == 1 {
+			given["model"] = args[0]
+		}
+		if file == "" {
+			file = os.Getenv("INFINITE_CONFIG")
+		}
+		cfg, err := config.Load(file, os.LookupEnv, given)
+		if err == nil {
+			setLogger(cfg.LogLevel)
+		}
+		return cfg, err
+	}
+}
+
+func setLogger(level string) {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(level)) // validated
+	var h slog.Handler = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})
+	if term.IsTerminal(int(os.Stderr.Fd())) {
+		h = tint.NewHandler(os.Stderr, &tint.Options{Level: l, TimeFormat: "15:04:05.000"})
+	}
+	slog.SetDefault(slog.New(h))
+}

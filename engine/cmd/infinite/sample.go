@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/head"
+	"github.com/infinite-llm/infinite/engine/model/bundled"
+	"github.com/infinite-llm/infinite/engine/node"
+	"github.com/infinite-llm/infinite/engine/server"
+)
+
+// wrongAnswer ends `infinite sample` with status 1 after everything was shown.
+type wrongAnswer struct{ want string }
+
+func (e *wrongAnswer) Error() string { return "the answer does not hold " + e.want }
+
+// sample is the bundled prompt: a chat whose last message asks about a fact stated far back.
+type sample struct {
+	body   map[string]any
+	text   string // of all messages
+	answer string // what a right answer holds
+	fact   int    // byte offset of the fact's answer in text
+}
+
+func sampleCommand() *cobra.Command {
+	var once bool
+	cmd := &cobra.Command{
+		Use: "sample", Short: "Answer a prompt larger than any one instance's KV cache, show where its KV lay, then serve",
+		Args: cobra.NoArgs,
+	}
+	load := bindFlags(cmd)
+	cmd.Flags().BoolVar(&once, "once", false, "end after the sample; exit status 0 only if the answer was right")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := load()
+		if err != nil {
+			return err
+		}
+		return runSample(cmd, cfg, once)
+	}
+	return cmd
+}
+
+func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
+	out := cmd.OutOrStdout()
+	s, err := readSample()
+	if err != nil {
+		return err
+	}
+	tokens, err := shrinkPools(cmd, &cfg, s)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "starting %d instances, each with a KV cache of %s\n", cfg.Instances, cfg.KVCacheMemory)
+	h, err := head.Start(cmd.Context(), cfg)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	c := &client{url: h.URL(), key: cfg.APIKey}
+	right, err := s.ask(cmd.Context(), c, out, tokens)
+	if err != nil {
+		return err
+	}
+	if once {
+		if !right {
+			return &wrongAnswer{s.answer}
+		}
+		return nil
+	}
+	announce(cmd, cfg, h)
+	fmt.Fprintf(out, "\ntry:\n  curl %s/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"The code of Mira is 4821. What is the code of Mira?\"}]}'\nor:\n  bin/infinite chat --url %s\n", h.URL(), h.URL())
+	<-cmd.Context().Done()
+	slog.Info("draining")
+	return nil
+}
+
+func readSample() (*sample, error) {
+	raw, err := fs.ReadFile(bundled.FS, "sample_prompt.json")
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the sample prompt: %w", err)
+	}
+	answer, err := fs.ReadFile(bundled.FS, "sample_answer.txt")
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the sample's answer: %w", err)
+	}
+	s := &sample{answer: strings.TrimSpace(string(answer))}
+	if err = json.Unmarshal(raw, &s.body); err != nil {
+		return nil, fmt.Errorf("cannot read the sample prompt: %w", err)
+	}
+	var typed struct{ Messages []message }
+	if err = json.Unmarshal(raw, &typed); err != nil {
+		return nil, fmt.Errorf("cannot read the sample prompt: %w", err)
+	}
+	for _, m := range typed.Messages {
+		s.text += m.Content + "\n"
+	}
+	if s.fact = strings.Index(s.text, s.answer); s.fact < 0 {
+		return nil, fmt.Errorf("cannot find %q in the sample prompt", s.answer)
+	}
+	return s, nil
+}
+
+// shrinkPools sizes the instances so that the prompt fits none of them alone: each pool gets 60 % of it.
+// Settings that were given stay.
+func shrinkPools(cmd *cobra.Command, cfg *config.Config, s *sample) (tokens int, err error) {
+	m, err := node.OpenModel(cfg.Model)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = m.Close() }()
+	tok, err := node.OpenTokenizer(cfg.Model)
+	if err != nil {
+		return 0, err
+	}
+	tokens = len(tok.Encode(s.text, true))
+	if !cmd.Flags().Changed("instances") {
+		cfg.Instances = 3
+	}
+	if cmd.Flags().Changed("kv-cache-memory") {
+		return tokens, nil
+	}
+	dtype, err := node.DType(cfg.DType, m.Config.DType)
+	if err != nil {
+		return 0, err
+	}
+	block, err := node.BlockBytes(*cfg, m.Config, dtype)
+	if err != nil {
+		return 0, err
+	}
+	blocks := (tokens*6/10 + cfg.BlockSize - 1) / cfg.BlockSize
+	cfg.KVCacheMemory = config.Size(uint64(blocks) * block)
+	return tokens, nil
+}
+
+// ask streams the answer, follows the request's placement meanwhile, and prints both.
+func (s *sample) ask(ctx context.Context, c *client, out io.Writer, tokens int) (right bool, err error) {
+	fmt.Fprintf(out, "asking about a fact in a prompt of %d tokens:\n  %s\n", tokens, s.question())
+	watch, stop := context.WithCancel(ctx)
+	found := make(chan placed, 1)
+	go func() { found <- follow(watch, c) }()
+	var answer strings.Builder
+	fmt.Fprint(out, "answer: ")
+	started := time.Now()
+	err = c.stream(ctx, s.body, func(text string) {
+		answer.WriteString(text)
+		fmt.Fprint(out, text)
+	})
+	took := time.Since(started)
+	stop()
+	where := <-found
+	fmt.Fprintf(out, "\n(%.1f s)\n\n", took.Seconds())
+	if err != nil {
+		return false, fmt.Errorf("cannot answer the sample: %w", err)
+	}
+	if err = s.printPlacement(ctx, c, out, where); err != nil {
+		return false, err
+	}
+	right = strings.Contains(answer.String(), s.answer)
+	if right {
+		fmt.Fprintf(out, "\nthe answer is right: %s\n\n", s.answer)
+	} else {
+		fmt.Fprintf(out, "\nthe answer is wrong: it should hold %q\n\n", s.answer)
+	}
+	return right, nil
+}
+
+func (s *sample) question() string {
+	lines := strings.Split(strings.TrimSpace(s.text), "\n")
+	last := lines[len(lines)-1]
+	if i := strings.LastIndex(strings.TrimSuffix(last, "?"), ". "); i >= 0 {
+		last = last[i+2:]
+	}
+	return last
+}
+
+// placed is a request's placement, with the pools it was seen beside.
+type placed struct {
+	request   server.RequestPlacement
+	instances []server.InstanceView
+	blockSize int
+}
+
+// follow polls the placement map and keeps the view that covers most tokens.
+func follow(ctx context.Context, c *client) placed {
+	var best placed
+	for ctx.Err() == nil {
+		var v server.ClusterView
+		if c.get(ctx, "/cluster", &v) == nil {
+			for _, r := range v.Requests {
+				if r.Tokens >= best.request.Tokens {
+					best = placed{r, v.Instances, v.BlockSize}
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return best
+}
+
+func (s *sample) printPlacement(ctx context.Context, c *client, out io.Writer, p placed) error {
+	var prefix struct{ Count int }
+	if err := c.call(ctx, "POST", "/tokenize", map[string]any{"prompt": s.text[:s.fact]}, &prefix); err != nil {
+		return err
+	}
+	if p.blockSize == 0 {
+		return fmt.Errorf("cannot show where the prompt's KV lay: the placement map never showed the request")
+	}
+	pool := map[string]int{}
+	for _, in := range p.instances {
+		pool[in.ID] = in.KVBlocksTotal
+	}
+	fmt.Fprintf(out, "where the prompt's KV lay (blocks of %d tokens):\n", p.blockSize)
+	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "  instance\trole\tblocks\tof pool\ttokens\t")
+	first := 0
+	for _, span := range p.request.Spans {
+		role := "creditor"
+		if span.Instance == p.request.Home {
+			role = "home"
+		}
+		next := min(first+span.Blocks*p.blockSize, p.request.Tokens)
+		mark := ""
+		if prefix.Count >= first && prefix.Count < next {
+			mark = fmt.Sprintf("<- the fact, near token %d", prefix.Count)
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%d\t%d\t%d..%d\t%s\n", span.Instance, role, span.Blocks, pool[span.Instance], first, max(first, next-1), mark)
+		first = next
+	}
+	return w.Flush()
+}

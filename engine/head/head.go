@@ -1,0 +1,255 @@
+// Package head puts an API process together: etcd, manager, instances, router, server.
+// Start and Close read as the list of parts.
+package head
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+
+	"github.com/infinite-llm/infinite/engine/cluster"
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/model"
+	"github.com/infinite-llm/infinite/engine/node"
+	"github.com/infinite-llm/infinite/engine/router"
+	"github.com/infinite-llm/infinite/engine/server"
+	"github.com/infinite-llm/infinite/engine/tokenizer"
+)
+
+// startLimit bounds the time in which all instances must have joined. Loading is what takes long.
+const startLimit = 10 * time.Minute
+
+// Head is a running API process.
+type Head struct {
+	cfg      config.Config
+	name     string
+	api      net.Listener
+	control  net.Listener
+	embedded *cluster.Etcd
+	etcd     *clientv3.Client
+	manager  *cluster.Manager
+	grpc     *grpc.Server
+	children []*child
+	router   *router.Router
+	server   *server.Server
+	failed   chan error
+}
+
+// Start brings everything up and returns when the API answers. The ports are opened first, so that one
+// that is taken is the first error.
+func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
+	h := &Head{cfg: cfg, failed: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			h.Close()
+		}
+	}()
+	if h.api, err = listen(cfg.Host, cfg.Port); err != nil {
+		return nil, fmt.Errorf("cannot listen for the API: %w", err)
+	}
+	if h.control, err = listen(cfg.ClusterHost, cfg.ClusterPort); err != nil {
+		return nil, fmt.Errorf("cannot listen for the control plane: %w", err)
+	}
+	m, tok, err := openModel(cfg.Model)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = m.Close() }()
+	h.name = modelName(cfg)
+	dtype, err := node.DType(cfg.DType, m.Config.DType)
+	if err != nil {
+		return nil, err
+	}
+	if err = h.startControl(ctx, m.Fingerprint, dtype); err != nil {
+		return nil, err
+	}
+	for i := range cfg.Instances {
+		c, err := startChild(cfg, h.ControlAddress(), "i"+strconv.Itoa(i))
+		if err != nil {
+			return nil, err
+		}
+		h.children = append(h.children, c)
+	}
+	if err = h.waitForInstances(ctx); err != nil {
+		return nil, err
+	}
+	h.router = router.New(h.manager, cfg.ClusterSecret, cfg.BlockSize)
+	if h.server, err = server.New(serverConfig(cfg, h.name, m, tok), tok, h.router); err != nil {
+		return nil, err
+	}
+	h.server.Serve(h.api)
+	return h, nil
+}
+
+// startControl brings up etcd, unless there is one, and the manager's gRPC.
+func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err error) {
+	endpoints := h.cfg.EtcdEndpoints
+	if len(endpoints) == 0 {
+		if h.embedded, err = cluster.StartEtcd(ctx, h.cfg.ClusterHost); err != nil {
+			return err
+		}
+		endpoints = []string{h.embedded.Endpoint}
+	}
+	if h.etcd, err = cluster.EtcdClient(endpoints); err != nil {
+		return err
+	}
+	h.manager, err = cluster.NewManager(ctx, cluster.ManagerConfig{
+		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints,
+		BlockSize: h.cfg.BlockSize, Fingerprint: fingerprint, DType: dtype,
+	}, h.etcd)
+	if err != nil {
+		return err
+	}
+	h.grpc = grpc.NewServer(cluster.ServerOptions(h.cfg.ClusterSecret)...)
+	pb.RegisterManagerServer(h.grpc, h.manager)
+	go func() { _ = h.grpc.Serve(h.control) }()
+	return nil
+}
+
+// waitForInstances returns when every started instance is a member.
+func (h *Head) waitForInstances(ctx context.Context) error {
+	bar := newProgress("starting instances", len(h.children))
+	defer bar.stop()
+	limit := time.NewTimer(startLimit)
+	defer limit.Stop()
+	for {
+		members, changed := h.manager.Directory().Members()
+		up := 0
+		for _, c := range h.children {
+			if _, ok := members[c.id]; ok {
+				up++
+			}
+		}
+		bar.set(up)
+		if up == len(h.children) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(100 * time.Millisecond):
+			for _, c := range h.children {
+				if err := c.ended(); err != nil {
+					return fmt.Errorf("cannot start instance %s: %w", c.id, err)
+				}
+			}
+		case <-limit.C:
+			return fmt.Errorf("cannot start: %d of %d instances joined within %s", up, len(h.children), startLimit)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Close drains the API, then stops the instances, then what they need. Every step has a limit.
+func (h *Head) Close() {
+	drain, done := context.WithTimeout(context.Background(), h.cfg.DrainTimeout)
+	defer done()
+	if h.server != nil {
+		if err := h.server.Shutdown(drain); err != nil {
+			slog.Warn("cut requests that did not finish in time", "error", err)
+		}
+	} else if h.api != nil {
+		_ = h.api.Close()
+	}
+	if h.router != nil {
+		h.router.Close()
+	}
+	for _, c := range h.children {
+		c.terminate()
+	}
+	for _, c := range h.children {
+		c.wait(5 * time.Second)
+	}
+	if h.grpc != nil {
+		h.grpc.Stop()
+	} else if h.control != nil {
+		_ = h.control.Close()
+	}
+	if h.manager != nil {
+		h.manager.Close()
+	}
+	if h.etcd != nil {
+		_ = h.etcd.Close()
+	}
+	if h.embedded != nil {
+		h.embedded.Close()
+	}
+}
+
+// URL of the API.
+func (h *Head) URL() string { return "http://" + h.api.Addr().String() }
+
+// ControlAddress is what --join takes.
+func (h *Head) ControlAddress() string { return h.control.Addr().String() }
+
+// ModelName is the first name the API knows the model by.
+func (h *Head) ModelName() string { return h.name }
+
+// Capacity is how many tokens of KV one request could have.
+func (h *Head) Capacity() int { return h.router.Capacity() }
+
+// Failed reports an error that ends the process.
+func (h *Head) Failed() <-chan error { return h.failed }
+
+func listen(host string, port int) (net.Listener, error) {
+	return net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+}
+
+func openModel(dir string) (*model.Model, *tokenizer.Tokenizer, error) {
+	m, err := node.OpenModel(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	tok, err := node.OpenTokenizer(dir)
+	if err != nil {
+		return nil, nil, errors.Join(err, m.Close())
+	}
+	return m, tok, nil
+}
+
+func modelName(cfg config.Config) string {
+	switch {
+	case len(cfg.ServedModelName) > 0:
+		return cfg.ServedModelName[0]
+	case cfg.Model == "":
+		return "bundled"
+	}
+	return filepath.Base(filepath.Clean(cfg.Model))
+}
+
+func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer.Tokenizer) server.Config {
+	names := cfg.ServedModelName
+	if len(names) == 0 {
+		names = []string{name}
+	}
+	limit := m.Config.MaxPositions
+	if cfg.MaxModelLen > 0 {
+		limit = cfg.MaxModelLen
+	}
+	g := m.Generation
+	d := server.Defaults{Temperature: 1, TopP: 1, RepetitionPenalty: 1, EOS: m.EOS(), VocabSize: m.Config.VocabSize}
+	if g.Temperature != nil {
+		d.Temperature = *g.Temperature
+	}
+	if g.TopP != nil {
+		d.TopP = *g.TopP
+	}
+	if g.TopK != nil {
+		d.TopK = *g.TopK
+	}
+	if g.RepetitionPenalty != nil {
+		d.RepetitionPenalty = *g.RepetitionPenalty
+	}
+	return server.Config{
+		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: limit, Seed: cfg.Seed, Defaults: d,
+	}
+}
