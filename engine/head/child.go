@@ -58,6 +58,7 @@ func startChild(cfg config.Config, join, id string) (*child, error) {
 	if err = <-started; err != nil {
 		return nil, fmt.Errorf("cannot start instance %s: %w", id, err)
 	}
+	slog.Info("started an instance", "instance", id, "pid", c.cmd.Process.Pid)
 	return c, nil
 }
 

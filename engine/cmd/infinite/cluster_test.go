@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/node"
+	"github.com/infinite-llm/infinite/engine/server"
+)
+
+func bundledBlockBytes(t *testing.T) uint64 {
+	t.Helper()
+	m, err := node.OpenModel("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	b, err := node.BlockBytes(config.Default(), m.Config, "float32")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// One request fills nearly every block of the cluster and is answered as by one large instance.
+func TestOneRequestFillsTheCluster(t *testing.T) {
+	const pool = 40
+	cases := []struct {
+		instances int
+		transport string
+		share     float64 // of a pool's blocks that the request takes
+	}{{2, "shm", 1.95}, {2, "tcp", 1.95}, {8, "shm", 7.8}}
+	single := serve(t, "--dtype", "float32", poolFlag(t, 8*pool))
+	for _, tc := range cases {
+		t.Run(fmt.Sprintf("%d instances over %s", tc.instances, tc.transport), func(t *testing.T) {
+			tokens := int(tc.share * pool * 16)
+			req := body(prompt(tokens-24, 1), 24)
+			p := serve(t, "--dtype", "float32", "--instances", fmt.Sprint(tc.instances), "--transport", tc.transport, poolFlag(t, pool))
+			got := p.complete(req)
+			if got.usage.Prompt+got.usage.Completion != tokens {
+				t.Fatalf("%d + %d tokens instead of %d: %s", got.usage.Prompt, got.usage.Completion, tokens, got.message)
+			}
+			sameAnswer(t, single.complete(req), got)
+			p.eventually("all blocks free", idle)
+		})
+	}
+}
+
+func TestTooLongIsRefusedWithTheLimit(t *testing.T) {
+	p := serve(t, "--instances", "2", poolFlag(t, 20), "--dtype", "float32")
+	got := p.complete(body(prompt(16*39, 1), 1))
+	if got.status != http.StatusBadRequest || !strings.Contains(got.message, fmt.Sprint(39*16)) {
+		t.Fatalf("status %d: %s", got.status, got.message)
+	}
+	if ok := p.complete(body(prompt(16*38, 1), 16)); ok.status != 200 {
+		t.Fatalf("what fits got %d: %s", ok.status, ok.message)
+	}
+}
+
+// More than the cluster holds at once: requests wait, or are preempted and computed again, and all are
+// answered as if alone.
+func TestCrowdIsServedInTurn(t *testing.T) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
+	p := serve(t, "--dtype", "float32", "--instances", "2", poolFlag(t, 40))
+	const n = 8
+	var wg sync.WaitGroup
+	got := make([]answer, n)
+	for i := range n {
+		wg.Add(1)
+		go func() { defer wg.Done(); got[i] = p.complete(body(prompt(400+20*i, i), 60)) }()
+	}
+	wg.Wait()
+	for i := range n {
+		sameAnswer(t, single.complete(body(prompt(400+20*i, i), 60)), got[i])
+	}
+	p.eventually("all blocks free", idle)
+}
+
+// SIGKILL of a creditor in mid-decode: its debtor's request ends with an error within 2 s, others go on.
+func TestCreditorIsKilled(t *testing.T) {
+	for _, transport := range []string{"shm", "tcp"} {
+		t.Run(transport, func(t *testing.T) { creditorIsKilled(t, transport) })
+	}
+}
+
+func creditorIsKilled(t *testing.T, transport string) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
+	p := serve(t, "--dtype", "float32", "--instances", "3", "--transport", transport, poolFlag(t, 60))
+	type result struct {
+		answer
+		err error
+		at  time.Time
+	}
+	long, short := make(chan result, 1), make(chan result, 1)
+	ask := func(ch chan result, req map[string]any) {
+		a, err := p.post(context.Background(), "/v1/completions", req)
+		ch <- result{a, err, time.Now()}
+	}
+	go ask(long, body(prompt(1100, 1), 500))
+	var creditor, home string
+	p.eventually("spans at a creditor, in decode", func(v server.ClusterView) bool {
+		for _, r := range v.Requests {
+			if r.Tokens > 1105 && len(r.Spans) > 1 {
+				creditor, home = r.Spans[0].Instance, r.Home
+			}
+		}
+		return creditor != ""
+	})
+	go ask(short, body(prompt(100, 2), 300))
+	p.eventually("the second request runs away from the creditor", func(v server.ClusterView) bool {
+		for _, r := range v.Requests {
+			if r.Home != creditor && r.Home != home && r.Tokens > 100 {
+				return true
+			}
+		}
+		return false
+	})
+	killed := time.Now()
+	if err := syscall.Kill(p.pid(creditor), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	got := <-long
+	if got.err != nil || got.status != http.StatusInternalServerError || !strings.Contains(got.message, creditor) {
+		t.Fatalf("the debtor's request got %d %q %v", got.status, got.message, got.err)
+	}
+	if d := got.at.Sub(killed); d > 2*time.Second {
+		t.Errorf("the error took %s", d)
+	}
+	other := <-short
+	if other.err != nil {
+		t.Fatal(other.err)
+	}
+	sameAnswer(t, single.complete(body(prompt(100, 2), 300)), other.answer)
+	// What is left of the cluster serves on.
+	sameAnswer(t, single.complete(body(prompt(50, 3), 10)), p.complete(body(prompt(50, 3), 10)))
+	p.eventually("all blocks free", idle)
+}
+
+func TestJoin(t *testing.T) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
+	p := serve(t, "--dtype", "float32", poolFlag(t, 30))
+	req := body(prompt(16*45, 1), 16)
+	if got := p.complete(req); got.status != http.StatusBadRequest {
+		t.Fatalf("one instance took it: %d", got.status)
+	}
+	log := &process{t: t}
+	joined := command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", poolFlag(t, 30))
+	joined.Stderr = log
+	if err := joined.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("two instances", func(v server.ClusterView) bool { return len(v.Instances) == 2 })
+	sameAnswer(t, single.complete(req), p.complete(req))
+	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := joined.Wait(); err != nil {
+		t.Fatalf("the joined instance did not end well: %v\n%s", err, log.logs())
+	}
+	p.eventually("one instance", func(v server.ClusterView) bool { return len(v.Instances) == 1 })
+	if got := p.complete(body(prompt(50, 1), 8)); got.status != 200 {
+		t.Fatalf("after the leave: %d %s", got.status, got.message)
+	}
+}
+
+// A client that goes away frees its request: in decode, in prefill and in the queue.
+func TestClientsThatLeave(t *testing.T) {
+	p := serve(t, "--instances", "2", "--max-num-seqs", "2", poolFlag(t, 300), "--dtype", "float32")
+	ctx, leave := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if _, err := p.post(ctx, "/v1/completions", body(prompt(1500, i), 2000)); err == nil {
+				t.Error("an answer came before the client left")
+			}
+		}()
+	}
+	p.eventually("some run and some wait", func(v server.ClusterView) bool {
+		running, waiting := 0, 0
+		for _, in := range v.Instances {
+			running, waiting = running+in.Running, waiting+in.Waiting
+		}
+		return running > 0 && waiting > 0
+	})
+	leave()
+	wg.Wait()
+	p.eventually("all blocks free", idle)
+}
+
+func TestQueueLimit(t *testing.T) {
+	p := serve(t, "--max-num-seqs", "1", "--max-num-waiting", "1", poolFlag(t, 300), "--dtype", "float32")
+	ctx, leave := context.WithCancel(context.Background())
+	defer leave()
+	var wg sync.WaitGroup
+	for i := range 2 {
+		wg.Add(1)
+		go func() { defer wg.Done(); _, _ = p.post(ctx, "/v1/completions", body(prompt(100, i), 4000)) }()
+		p.eventually("request taken", func(v server.ClusterView) bool { return v.Instances[0].Running+v.Instances[0].Waiting == i+1 })
+	}
+	if got := p.complete(body(prompt(10, 9), 1)); got.status != http.StatusTooManyRequests {
+		t.Fatalf("status %d: %s", got.status, got.message)
+	}
+	leave()
+	wg.Wait()
+}
+
+// SIGTERM lets running requests finish and exits 0.
+func TestDrain(t *testing.T) {
+	p := serve(t, "--instances", "2", poolFlag(t, 100), "--dtype", "float32")
+	done := make(chan answer, 1)
+	go func() {
+		a, _ := p.post(context.Background(), "/v1/completions", body(prompt(200, 1), 300))
+		done <- a
+	}()
+	p.eventually("the request runs", func(v server.ClusterView) bool { return len(v.Requests) == 1 && v.Requests[0].Tokens > 200 })
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-done; got.status != 200 || got.usage.Completion != 300 {
+		t.Fatalf("the running request got %d with %d tokens: %s", got.status, got.usage.Completion, got.message)
+	}
+	<-p.ended
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Fatalf("exit status %d", code)
+	}
+}
+
+func TestBadFlagsNameTheirSource(t *testing.T) {
+	path := t.TempDir() + "/infinite.yaml"
+	if err := os.WriteFile(path, []byte("port: 0\nblock-size: none\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := command("serve", "--config", path).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), path+":2:1") {
+		t.Fatalf("%v: %s", err, out)
+	}
+}

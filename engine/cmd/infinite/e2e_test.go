@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine/server"
+)
+
+// The tests run the real program: this test binary starts itself as `infinite`, which starts itself as
+// instances.
+const childEnv = "INFINITE_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		os.Exit(run())
+	}
+	os.Exit(m.Run())
+}
+
+// process is a running `infinite`.
+type process struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	url   string
+	join  string
+	mu    sync.Mutex
+	log   bytes.Buffer
+	ended chan struct{}
+}
+
+func (p *process) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.Write(b)
+}
+
+func (p *process) logs() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.String()
+}
+
+func command(args ...string) *exec.Cmd {
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Env = append(os.Environ(), childEnv+"=1")
+	return cmd
+}
+
+// serve starts a cluster with the bundled model and waits until it answers.
+func serve(t *testing.T, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: command(append([]string{"serve", "--port", "0", "--cluster-port", "0", "--threads", "1"}, args...)...), ended: make(chan struct{})}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Stderr = p
+	if err = p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for (p.url == "" || p.join == "") && lines.Scan() {
+		if rest, ok := strings.CutPrefix(lines.Text(), "serving on "); ok {
+			p.url, _, _ = strings.Cut(rest, " ")
+		}
+		if _, rest, ok := strings.Cut(lines.Text(), "--join "); ok {
+			p.join = strings.TrimSpace(rest)
+		}
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, out)
+		_ = p.cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-p.ended:
+		case <-time.After(60 * time.Second):
+			_ = p.cmd.Process.Kill()
+			<-p.ended
+			t.Error("the server did not stop on SIGTERM")
+		}
+		if t.Failed() {
+			t.Logf("server log:\n%s", p.logs())
+		}
+	})
+	if p.url == "" {
+		t.Fatalf("the server did not start:\n%s", p.logs())
+	}
+	return p
+}
+
+// pid of an instance, from the log.
+func (p *process) pid(instance string) int {
+	p.t.Helper()
+	m := regexp.MustCompile(`instance=` + instance + ` pid=(\d+)`).FindStringSubmatch(p.logs())
+	if m == nil {
+		p.t.Fatalf("no pid of %s in the log", instance)
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
+}
+
+func (p *process) cluster() server.ClusterView {
+	p.t.Helper()
+	var v server.ClusterView
+	if err := (&client{url: p.url}).get(context.Background(), "/cluster", &v); err != nil {
+		p.t.Fatal(err)
+	}
+	return v
+}
+
+func (p *process) eventually(what string, cond func(v server.ClusterView) bool) {
+	p.t.Helper()
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if cond(p.cluster()) {
+			return
+		}
+	}
+	p.t.Fatalf("never saw: %s; cluster %+v", what, p.cluster())
+}
+
+// idle is true when no block is in use anywhere.
+func idle(v server.ClusterView) bool {
+	for _, in := range v.Instances {
+		if in.KVBlocksFree != in.KVBlocksTotal || in.KVBlocksHosted != 0 || in.KVBlocksLent != 0 {
+			return false
+		}
+	}
+	return len(v.Requests) == 0
+}
+
+// answer of /v1/completions.
+type answer struct {
+	status  int
+	message string // of an error
+	text    string
+	tokens  []string
+	lps     []float64
+	finish  string
+	usage   struct {
+		Prompt     int `json:"prompt_tokens"`
+		Completion int `json:"completion_tokens"`
+	}
+}
+
+func (p *process) post(ctx context.Context, path string, body map[string]any) (answer, error) {
+	data, _ := json.Marshal(body)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url+path, bytes.NewReader(data))
+	if err != nil {
+		return answer{}, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	var got struct {
+		Error   struct{ Message string }
+		Choices []struct {
+			Text     string
+			Finish   string `json:"finish_reason"`
+			Logprobs struct {
+				Tokens []string
+				Lps    []float64 `json:"token_logprobs"`
+			}
+		}
+		Usage struct {
+			Prompt     int `json:"prompt_tokens"`
+			Completion int `json:"completion_tokens"`
+		}
+	}
+	if err = json.NewDecoder(resp.Body).Decode(&got); err != nil {
+		return answer{}, err
+	}
+	a := answer{status: resp.StatusCode, message: got.Error.Message}
+	a.usage = got.Usage
+	if len(got.Choices) > 0 {
+		c := got.Choices[0]
+		a.text, a.finish, a.tokens, a.lps = c.Text, c.Finish, c.Logprobs.Tokens, c.Logprobs.Lps
+	}
+	return a, nil
+}
+
+func (p *process) complete(body map[string]any) answer {
+	p.t.Helper()
+	a, err := p.post(context.Background(), "/v1/completions", body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return a
+}
+
+// prompt is n token ids, different for every seed, the same in every run.
+func prompt(n, seed int) []int {
+	out := make([]int, n)
+	x := uint32(seed)*2654435761 + 12345
+	for i := range out {
+		x = x*1664525 + 1013904223
+		out[i] = 16 + int(x>>8)%200
+	}
+	return out
+}
+
+func body(tokens []int, max int) map[string]any {
+	return map[string]any{"prompt": tokens, "max_tokens": max, "temperature": 0, "ignore_eos": true, "logprobs": 1}
+}
+
+// poolFlag sizes pools to exactly so many blocks of 16 tokens of the bundled model.
+func poolFlag(t *testing.T, blocks int) string {
+	t.Helper()
+	return "--kv-cache-memory=" + strconv.FormatUint(uint64(blocks)*bundledBlockBytes(t), 10)
+}
+
+func sameAnswer(t *testing.T, want, got answer) {
+	t.Helper()
+	if got.status != 200 {
+		t.Fatalf("status %d: %s", got.status, got.message)
+	}
+	if fmt.Sprint(want.tokens) != fmt.Sprint(got.tokens) {
+		t.Fatalf("tokens differ:\n%q\n%q", want.tokens, got.tokens)
+	}
+	for i := range want.lps {
+		if d := want.lps[i] - got.lps[i]; d > 1e-3 || d < -1e-3 {
+			t.Fatalf("log probability %d: %g and %g", i, want.lps[i], got.lps[i])
+		}
+	}
+}
