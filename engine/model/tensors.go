@@ -1,0 +1,148 @@
+package model
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Role says what a tensor is for, with the numbers of the data plane's header.
+type Role int32
+
+// The roles. h is hidden_size, q is heads * head_dim, kv is kv_heads * head_dim.
+const (
+	Embed     Role = 1  // [vocab, h]
+	FinalNorm Role = 2  // [h]
+	LMHead    Role = 3  // [vocab, h]
+	AttnNorm  Role = 10 // [h]
+	Q         Role = 11 // [q, h]
+	K         Role = 12 // [kv, h]
+	V         Role = 13 // [kv, h]
+	QBias     Role = 14 // [q]
+	KBias     Role = 15 // [kv]
+	VBias     Role = 16 // [kv]
+	QNorm     Role = 17 // [head_dim]
+	KNorm     Role = 18 // [head_dim]
+	O         Role = 19 // [h, q]
+	MLPNorm   Role = 20 // [h]
+	Gate      Role = 21 // [intermediate, h]
+	Up        Role = 22 // [intermediate, h]
+	Down      Role = 23 // [h, intermediate]
+)
+
+// Tensor is one tensor of a model, row-major.
+type Tensor struct {
+	Role  Role
+	Layer int // from 0; -1 for Embed, FinalNorm and LMHead
+	Rows  int // 1 for vectors
+	Cols  int
+	DType DType
+	Data  []byte // Rows * Cols * DType.Size() bytes, little endian; not aligned; valid until Model.Close
+}
+
+// slot is a tensor that an architecture needs.
+type slot struct {
+	name  string
+	role  Role
+	layer int
+	shape []int64
+}
+
+// slots is the architecture table: every tensor of the model in the order the data plane takes them.
+func (c *Config) slots() []slot {
+	h, vocab := int64(c.HiddenSize), int64(c.VocabSize)
+	list := []slot{{"model.embed_tokens.weight", Embed, -1, []int64{vocab, h}}}
+	for layer := range c.NumLayers {
+		list = append(list, c.layerSlots(layer)...)
+	}
+	list = append(list, slot{"model.norm.weight", FinalNorm, -1, []int64{h}})
+	head := "lm_head.weight"
+	if c.TieEmbeddings {
+		head = "model.embed_tokens.weight"
+	}
+	return append(list, slot{head, LMHead, -1, []int64{vocab, h}})
+}
+
+func (c *Config) layerSlots(layer int) []slot {
+	h, inter, d := int64(c.HiddenSize), int64(c.IntermediateSize), int64(c.HeadDim)
+	q, kv := int64(c.NumHeads)*d, int64(c.NumKVHeads)*d
+	var list []slot
+	add := func(name string, role Role, shape ...int64) {
+		list = append(list, slot{fmt.Sprintf("model.layers.%d.%s", layer, name), role, layer, shape})
+	}
+	add("input_layernorm.weight", AttnNorm, h)
+	add("self_attn.q_proj.weight", Q, q, h)
+	add("self_attn.k_proj.weight", K, kv, h)
+	add("self_attn.v_proj.weight", V, kv, h)
+	if c.QKVBias {
+		add("self_attn.q_proj.bias", QBias, q)
+		add("self_attn.k_proj.bias", KBias, kv)
+		add("self_attn.v_proj.bias", VBias, kv)
+	}
+	if c.QKNorm {
+		add("self_attn.q_norm.weight", QNorm, d)
+		add("self_attn.k_norm.weight", KNorm, d)
+	}
+	add("self_attn.o_proj.weight", O, h, q)
+	add("post_attention_layernorm.weight", MLPNorm, h)
+	add("mlp.gate_proj.weight", Gate, inter, h)
+	add("mlp.up_proj.weight", Up, inter, h)
+	add("mlp.down_proj.weight", Down, h, inter)
+	return list
+}
+
+// ignorable are tensors that may be present and are not weights: the frequencies that old versions of
+// transformers saved, which RopeTable computes.
+var ignorable = regexp.MustCompile(`^model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq$`)
+
+// arrange matches the tensors of the files with the architecture's: none missing, none unknown, every shape right.
+func arrange(c *Config, entries []entry) ([]Tensor, error) {
+	byName := make(map[string]*entry, len(entries))
+	for i := range entries {
+		byName[entries[i].name] = &entries[i]
+	}
+	slots := c.slots()
+	tensors := make([]Tensor, 0, len(slots))
+	used := make(map[string]bool, len(slots))
+	for _, s := range slots {
+		e := byName[s.name]
+		if e == nil {
+			return nil, missing(s, byName)
+		}
+		if !slices.Equal(e.shape, s.shape) {
+			return nil, fmt.Errorf("cannot use tensor %s: its shape is %v where config.json asks for %v",
+				s.name, e.shape, s.shape)
+		}
+		dtype, err := e.weightType()
+		if err != nil {
+			return nil, err
+		}
+		rows, cols := int64(1), s.shape[len(s.shape)-1]
+		if len(s.shape) == 2 {
+			rows = s.shape[0]
+		}
+		tensors = append(tensors, Tensor{s.role, s.layer, int(rows), int(cols), dtype, e.data})
+		used[s.name] = true
+	}
+	for i := range entries {
+		name := entries[i].name
+		// With tied embeddings a saved head is a copy of them, which transformers ignores too.
+		copied := c.TieEmbeddings && name == "lm_head.weight"
+		if !used[name] && !copied && !ignorable.MatchString(name) {
+			return nil, unsupported(short([]byte(name)), "a tensor that %s does not have", c.Arch)
+		}
+	}
+	return tensors, nil
+}
+
+func missing(s slot, byName map[string]*entry) error {
+	hint := ""
+	switch {
+	case s.role == LMHead:
+		hint = "; tie_word_embeddings is false"
+	case strings.HasSuffix(s.name, "_proj.weight") && byName[strings.TrimSuffix(s.name, "weight")+"qweight"] != nil:
+		hint = "; the weights are quantized"
+	}
+	return fmt.Errorf("cannot find tensor %s%s", s.name, hint)
+}
