@@ -1,0 +1,374 @@
+#include "model/sampling.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/fail.h"
+
+/* counts[id]: the top bit says that the prompt has the token, the rest how often it was generated.
+ */
+#define IN_PROMPT    0x80000000u
+#define GREEDY_BELOW 1e-5f
+
+struct inf_slot {
+    inf_sampling sampling;
+    uint32_t *counts; /* [vocab], NULL when no penalty is on */
+    int32_t n_bias;
+    int32_t *bias_ids;
+    float *bias;
+};
+
+static int check_sampling(const inf_sampling *s, inf_err *err) {
+    if (!(isfinite(s->temperature) && s->temperature >= 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "temperature must be 0 or more");
+    }
+    if (!(s->top_p > 0 && s->top_p <= 1)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "top_p must be in (0, 1]");
+    }
+    if (!(s->min_p >= 0 && s->min_p < 1)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "min_p must be in [0, 1)");
+    }
+    if (!(isfinite(s->repetition) && s->repetition > 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "the repetition penalty must be above 0");
+    }
+    if (!isfinite(s->presence) || !isfinite(s->frequency)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "presence and frequency penalties must be finite");
+    }
+    if (s->top_k < 0) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "top_k must be 0 or more");
+    }
+    return INF_OK;
+}
+
+static int take_bias(inf_slot *slot, const int32_t *ids, const float *bias, int32_t n,
+                     int32_t vocab, inf_err *err) {
+    if (n < 0 || n > INF_MAX_BIAS || (n > 0 && (ids == NULL || bias == NULL))) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "logit_bias must have 0 to %d entries",
+                        INF_MAX_BIAS);
+    }
+    if (n == 0) {
+        return INF_OK;
+    }
+    slot->bias_ids = malloc((size_t)n * sizeof(*ids));
+    slot->bias = malloc((size_t)n * sizeof(*bias));
+    if (slot->bias_ids == NULL || slot->bias == NULL) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the logit bias");
+    }
+    for (int32_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= vocab || !isfinite(bias[i])) {
+            return inf_fail(err, INF_EINVAL, -1, -1, "logit_bias entry %d is out of range", i);
+        }
+        slot->bias_ids[i] = ids[i];
+        slot->bias[i] = bias[i];
+    }
+    slot->n_bias = n;
+    return INF_OK;
+}
+
+static int take_text(inf_slot *slot, const int32_t *tokens, int64_t n, int64_t n_prompt,
+                     int32_t vocab, inf_err *err) {
+    const inf_sampling *s = &slot->sampling;
+    if (n < 0 || n_prompt < 0 || n_prompt > n || (n > 0 && tokens == NULL)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "the slot's text is out of range");
+    }
+    if (s->repetition != 1 || s->presence != 0 || s->frequency != 0) {
+        slot->counts = calloc((size_t)vocab, sizeof(*slot->counts));
+        if (slot->counts == NULL) {
+            return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the penalty counts");
+        }
+    }
+    for (int64_t i = 0; i < n; i++) {
+        if (tokens[i] < 0 || tokens[i] >= vocab) {
+            return inf_fail(err, INF_EINVAL, -1, -1, "token %d is not in the vocabulary",
+                            tokens[i]);
+        }
+        if (slot->counts == NULL) {
+            continue;
+        }
+        if (i < n_prompt) {
+            slot->counts[tokens[i]] |= IN_PROMPT;
+        } else {
+            slot->counts[tokens[i]]++;
+        }
+    }
+    return INF_OK;
+}
+
+int inf_slot_new(const inf_sampling *sampling, const int32_t *tokens, int64_t n_tokens,
+                 int64_t n_prompt, const int32_t *bias_ids, const float *bias, int32_t n_bias,
+                 int32_t vocab, inf_slot **out, inf_err *err) {
+    int status = check_sampling(sampling, err);
+    if (status != INF_OK) {
+        return status;
+    }
+    inf_slot *slot = calloc(1, sizeof(*slot));
+    if (slot == NULL) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a sampling slot");
+    }
+    slot->sampling = *sampling;
+    status = take_bias(slot, bias_ids, bias, n_bias, vocab, err);
+    if (status == INF_OK) {
+        status = take_text(slot, tokens, n_tokens, n_prompt, vocab, err);
+    }
+    if (status != INF_OK) {
+        inf_slot_free(slot);
+        return status;
+    }
+    *out = slot;
+    return INF_OK;
+}
+
+void inf_slot_free(inf_slot *slot) {
+    if (slot == NULL) {
+        return;
+    }
+    free(slot->counts);
+    free(slot->bias_ids);
+    free(slot->bias);
+    free(slot);
+}
+
+/* The finalizer of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
+ * generators"). */
+static uint64_t mix(uint64_t z) {
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+double inf_sample_uniform(uint64_t seed, uint64_t position) {
+    return (double)(mix(mix(seed) ^ mix(~position)) >> 11) * 0x1p-53;
+}
+
+/* a stands before b in descending order: larger value, then lower id. */
+static int before(inf_candidate a, inf_candidate b) {
+    return a.value > b.value || (a.value == b.value && a.id < b.id);
+}
+
+/* Restores the heap (the root is before all others) below index i. */
+static void sift_down(inf_candidate *heap, int32_t n, int32_t i) {
+    inf_candidate moved = heap[i];
+    for (;;) {
+        int32_t child = 2 * i + 1;
+        if (child >= n) {
+            break;
+        }
+        if (child + 1 < n && before(heap[child + 1], heap[child])) {
+            child++;
+        }
+        if (!before(heap[child], moved)) {
+            break;
+        }
+        heap[i] = heap[child];
+        i = child;
+    }
+    heap[i] = moved;
+}
+
+static void heapify(inf_candidate *heap, int32_t n) {
+    for (int32_t i = n / 2 - 1; i >= 0; i--) {
+        sift_down(heap, n, i);
+    }
+}
+
+/* Moves the root to heap[n - 1] and returns it; n - 1 are left. */
+static inf_candidate pop(inf_candidate *heap, int32_t n) {
+    inf_candidate root = heap[0];
+    heap[0] = heap[n - 1];
+    heap[n - 1] = root;
+    sift_down(heap, n - 1, 0);
+    return root;
+}
+
+/* Largest value; 0 in *ok when one is NaN or infinite, that is, has all exponent bits set. */
+static float checked_max(const float *x, int32_t n, int *ok) {
+    float max = x[0];
+    uint32_t bad = 0;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof(bits));
+        bad |= (bits & 0x7f800000u) == 0x7f800000u;
+        max = x[i] > max ? x[i] : max;
+    }
+    *ok = bad == 0;
+    return max;
+}
+
+/* ln sum exp(x), summed in double. */
+static double log_sum_exp(const float *x, int32_t n, float max) {
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++) {
+        sum += (double)expf(x[i] - max);
+    }
+    return (double)max + log(sum);
+}
+
+/* The n_top largest by insertion: almost every logit fails the first comparison. */
+static void top_rows(const float *x, int32_t vocab, double lse, uint32_t n_top, inf_row_out *out) {
+    inf_candidate best[INF_MAX_TOP];
+    uint32_t n = 0;
+    if (n_top > INF_MAX_TOP) {
+        n_top = INF_MAX_TOP;
+    }
+    for (int32_t i = 0; n_top > 0 && i < vocab; i++) {
+        if (n == n_top && x[i] <= best[n - 1].value) {
+            continue;
+        }
+        uint32_t at = n < n_top ? n++ : n - 1;
+        while (at > 0 && x[i] > best[at - 1].value) {
+            best[at] = best[at - 1];
+            at--;
+        }
+        best[at] = (inf_candidate){x[i], i};
+    }
+    out->n_top = n;
+    for (uint32_t i = 0; i < n; i++) {
+        out->top_ids[i] = best[i].id;
+        out->top_logprobs[i] = (float)((double)best[i].value - lse);
+    }
+}
+
+/* Bias and penalties into y; returns x itself where the slot has none. */
+static const float *adjust(const inf_slot *slot, const float *x, int32_t vocab, float *y) {
+    const inf_sampling *s = &slot->sampling;
+    if (slot->n_bias == 0 && slot->counts == NULL) {
+        return x;
+    }
+    memcpy(y, x, (size_t)vocab * sizeof(*y));
+    for (int32_t i = 0; i < slot->n_bias; i++) {
+        y[slot->bias_ids[i]] += slot->bias[i];
+    }
+    for (int32_t i = 0; slot->counts != NULL && i < vocab; i++) {
+        uint32_t count = slot->counts[i];
+        if (count == 0) {
+            continue;
+        }
+        uint32_t made = count & ~IN_PROMPT;
+        y[i] = y[i] > 0 ? y[i] / s->repetition : y[i] * s->repetition;
+        y[i] -= s->frequency * (float)made + (made > 0 ? s->presence : 0.0f);
+    }
+    return y;
+}
+
+static int32_t argmax(const float *x, int32_t n) {
+    int32_t best = 0;
+    for (int32_t i = 1; i < n; i++) {
+        best = x[i] > x[best] ? i : best;
+    }
+    return best;
+}
+
+/* Draws among all with x >= cut, in the order of ids. */
+static int32_t draw_untruncated(const float *x, int32_t vocab, float max, float cut, float inv_t,
+                                double u) {
+    double sum = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        sum += x[i] >= cut ? (double)expf((x[i] - max) * inv_t) : 0.0;
+    }
+    double left = u * sum;
+    int32_t last = -1;
+    for (int32_t i = 0; i < vocab; i++) {
+        double weight = x[i] >= cut ? (double)expf((x[i] - max) * inv_t) : 0.0;
+        if (weight > 0) {
+            last = i;
+            left -= weight;
+            if (left < 0) {
+                break;
+            }
+        }
+    }
+    return last; /* rounding may leave the scan at its end: the last token with any weight */
+}
+
+/* Draws in the nucleus. Descending order comes from a heap, one pop at a time, so that only as many
+ * candidates are sorted as are kept; the popped ones stand at the end of the array. */
+static int32_t draw_truncated(const inf_sampling *s, const float *x, int32_t vocab, float max,
+                              float cut, float inv_t, double u, inf_candidate *heap) {
+    int32_t n = 0;
+    double sum = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        if (x[i] >= cut) {
+            heap[n++] = (inf_candidate){x[i], i};
+            sum += (double)expf((x[i] - max) * inv_t);
+        }
+    }
+    heapify(heap, n);
+    int32_t keep = s->top_k > 0 && s->top_k < n ? s->top_k : n;
+    int32_t popped = 0;
+    if (keep < n) { /* top_p counts within the top k */
+        sum = 0;
+        for (; popped < keep; popped++) {
+            sum += (double)expf((pop(heap, n - popped).value - max) * inv_t);
+        }
+    }
+    double kept = 0, enough = s->top_p < 1 ? (double)s->top_p * sum : sum;
+    int32_t nucleus = 0;
+    while (nucleus < keep && (nucleus == 0 || kept < enough)) {
+        if (nucleus == popped) {
+            (void)pop(heap, n - popped);
+            popped++;
+        }
+        kept += (double)expf((heap[n - 1 - nucleus].value - max) * inv_t);
+        nucleus++;
+    }
+    double left = u * kept;
+    for (int32_t i = 0; i < nucleus; i++) {
+        left -= (double)expf((heap[n - 1 - i].value - max) * inv_t);
+        if (left < 0) {
+            return heap[n - 1 - i].id;
+        }
+    }
+    return heap[n - 1].id; /* rounding: the most likely token */
+}
+
+static int32_t choose(const inf_slot *slot, const float *x, int32_t vocab, float max,
+                      uint64_t position, const inf_sample_scratch *scratch) {
+    const inf_sampling *s = &slot->sampling;
+    if (s->temperature < GREEDY_BELOW || s->top_k == 1) {
+        return argmax(x, vocab);
+    }
+    float inv_t = 1.0f / s->temperature;
+    /* p_i >= min_p * p_max  <=>  x_i >= x_max + T ln min_p */
+    float cut = s->min_p > 0 ? max + s->temperature * logf(s->min_p) : -INFINITY;
+    double u = inf_sample_uniform(s->seed, position);
+    if (s->top_p < 1 || (s->top_k > 0 && s->top_k < vocab)) {
+        return draw_truncated(s, x, vocab, max, cut, inv_t, u, scratch->candidates);
+    }
+    return draw_untruncated(x, vocab, max, cut, inv_t, u);
+}
+
+int inf_sample_row(inf_slot *slot, const float *logits, int32_t vocab, uint64_t position,
+                   int32_t target, uint32_t n_top, const inf_sample_scratch *scratch,
+                   inf_row_out *out) {
+    memset(out, 0, sizeof(*out));
+    out->token = -1;
+    int ok = 0;
+    float max = checked_max(logits, vocab, &ok);
+    if (!ok) {
+        return INF_EIO;
+    }
+    int32_t token = target;
+    if (target < 0) {
+        const float *x = adjust(slot, logits, vocab, scratch->adjusted);
+        float top = x == logits ? max : checked_max(x, vocab, &ok);
+        if (!ok) {
+            return INF_EIO;
+        }
+        token = choose(slot, x, vocab, top, position, scratch);
+        if (slot->counts != NULL && (slot->counts[token] & ~IN_PROMPT) < ~IN_PROMPT) {
+            slot->counts[token]++;
+        }
+    }
+    double lse = log_sum_exp(logits, vocab, max);
+    int32_t greater = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        greater += logits[i] > logits[token];
+    }
+    out->token = token;
+    out->logprob = (float)((double)logits[token] - lse);
+    out->rank = greater + 1;
+    top_rows(logits, vocab, lse, n_top, out);
+    return INF_OK;
+}

@@ -1,0 +1,280 @@
+/* Taking tensors in any order and packing them.
+ *
+ * Q, K and V are one matrix for one GEMM instead of three, and so are gate and up. Their pieces are
+ * gathered row-major in a stage, which is packed and freed when its last piece has come; a loader
+ * that goes layer by layer therefore holds one stage at a time. */
+#include "model/weights.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/fail.h"
+
+static uint32_t layer_bit(int32_t role) {
+    return 1u << (role - INF_ROLE_ATTN_NORM);
+}
+
+static void *aligned_bytes(uint64_t bytes) {
+    void *memory = NULL;
+    return posix_memalign(&memory, 64, bytes > 0 ? bytes : 64) == 0 ? memory : NULL;
+}
+
+int inf_weights_open(const inf_device_config *config, const inf_ops *ops, inf_weights **out,
+                     inf_err *err) {
+    inf_weights *w = calloc(1, sizeof(*w));
+    if (w == NULL) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the weights");
+    }
+    w->config = *config;
+    w->ops = ops;
+    w->layers = calloc((size_t)config->layers, sizeof(*w->layers));
+    if (w->layers == NULL) {
+        free(w);
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the weights");
+    }
+    *out = w;
+    return INF_OK;
+}
+
+void inf_weights_close(inf_weights *w) {
+    if (w == NULL) {
+        return;
+    }
+    for (int32_t i = 0; i < w->config.layers; i++) {
+        inf_layer *l = &w->layers[i];
+        void *all[] = {l->attn_norm, l->mlp_norm, l->q_norm, l->k_norm,    l->qkv_bias,     l->qkv,
+                       l->o,         l->gate_up,  l->down,   l->qkv_stage, l->gate_up_stage};
+        for (size_t k = 0; k < sizeof(all) / sizeof(all[0]); k++) {
+            free(all[k]);
+        }
+    }
+    free(w->layers);
+    free(w->embed);
+    free(w->lm_head);
+    free(w->final_norm);
+    free(w);
+}
+
+/* A tensor on its way in. */
+typedef struct incoming {
+    const void *data;
+    int32_t dtype;
+    int64_t rows, cols;
+} incoming;
+
+/* One vector, or its part, into f32 at *dst [total] from index at on. */
+static int take_vector(float **dst, int64_t total, int64_t at, const incoming *in) {
+    if (*dst == NULL) {
+        *dst = aligned_bytes((uint64_t)total * sizeof(float));
+        if (*dst == NULL) {
+            return INF_ENOMEM;
+        }
+    }
+    inf_convert(*dst + at, INF_DTYPE_F32, in->data, in->dtype, (uint64_t)in->cols);
+    return INF_OK;
+}
+
+/* A whole matrix, packed into *dst. */
+static int take_matrix(const inf_weights *w, void **dst, const incoming *in) {
+    int32_t n = (int32_t)in->rows, k = (int32_t)in->cols;
+    const void *src = in->data;
+    void *copy = NULL;
+    uint64_t elem = inf_dtype_bytes(in->dtype);
+    if ((uintptr_t)src % elem != 0) { /* files promise no alignment, the kernels want it */
+        copy = aligned_bytes((uint64_t)n * (uint64_t)k * elem);
+        if (copy == NULL) {
+            return INF_ENOMEM;
+        }
+        memcpy(copy, src, (uint64_t)n * (uint64_t)k * elem);
+        src = copy;
+    }
+    *dst = aligned_bytes(w->ops->packed_bytes(w->config.dtype, n, k));
+    if (*dst != NULL) {
+        w->ops->pack(w->config.dtype, src, in->dtype, n, k, *dst);
+    }
+    free(copy);
+    return *dst != NULL ? INF_OK : INF_ENOMEM;
+}
+
+/* Rows at.. of a matrix [total, cols] that comes in pieces; packs it when last. */
+static int take_piece(const inf_weights *w, uint8_t **stage, void **dst, int64_t total, int64_t at,
+                      int last, const incoming *in) {
+    uint64_t row = (uint64_t)in->cols * inf_dtype_bytes(w->config.dtype);
+    if (*stage == NULL) {
+        *stage = aligned_bytes((uint64_t)total * row);
+        if (*stage == NULL) {
+            return INF_ENOMEM;
+        }
+    }
+    inf_convert(*stage + (uint64_t)at * row, w->config.dtype, in->data, in->dtype,
+                (uint64_t)in->rows * (uint64_t)in->cols);
+    if (!last) {
+        return INF_OK;
+    }
+    incoming whole = {*stage, w->config.dtype, total, in->cols};
+    int status = take_matrix(w, dst, &whole);
+    free(*stage);
+    *stage = NULL;
+    return status;
+}
+
+/* The shape a role has in this model; 0 when the model has no such tensor. */
+static int role_shape(const inf_device_config *c, int32_t role, int64_t *rows, int64_t *cols) {
+    int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+    int bias = (c->model_flags & INF_MODEL_QKV_BIAS) != 0;
+    int norm = (c->model_flags & INF_MODEL_QK_NORM) != 0;
+    switch (role) {
+    case INF_ROLE_LM_HEAD:
+        *rows = c->vocab, *cols = c->hidden;
+        return (c->model_flags & INF_MODEL_TIED) == 0;
+    case INF_ROLE_EMBED:
+        *rows = c->vocab, *cols = c->hidden;
+        return 1;
+    case INF_ROLE_FINAL_NORM:
+    case INF_ROLE_ATTN_NORM:
+    case INF_ROLE_MLP_NORM:
+        *rows = 1, *cols = c->hidden;
+        return 1;
+    case INF_ROLE_Q:
+        *rows = q, *cols = c->hidden;
+        return 1;
+    case INF_ROLE_K:
+    case INF_ROLE_V:
+        *rows = kv, *cols = c->hidden;
+        return 1;
+    case INF_ROLE_Q_BIAS:
+        *rows = 1, *cols = q;
+        return bias;
+    case INF_ROLE_K_BIAS:
+    case INF_ROLE_V_BIAS:
+        *rows = 1, *cols = kv;
+        return bias;
+    case INF_ROLE_Q_NORM:
+    case INF_ROLE_K_NORM:
+        *rows = 1, *cols = c->head_dim;
+        return norm;
+    case INF_ROLE_O:
+        *rows = c->hidden, *cols = q;
+        return 1;
+    case INF_ROLE_GATE:
+    case INF_ROLE_UP:
+        *rows = c->intermediate, *cols = c->hidden;
+        return 1;
+    case INF_ROLE_DOWN:
+        *rows = c->hidden, *cols = c->intermediate;
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
+    switch (role) {
+    case INF_ROLE_FINAL_NORM:
+        return take_vector(&w->final_norm, in->cols, 0, in);
+    case INF_ROLE_LM_HEAD:
+        return take_matrix(w, &w->lm_head, in);
+    default: { /* the lookup table stays row-major; the tied head is a packed copy of it */
+        uint64_t n = (uint64_t)in->rows * (uint64_t)in->cols;
+        w->embed = aligned_bytes(n * inf_dtype_bytes(w->config.dtype));
+        if (w->embed == NULL) {
+            return INF_ENOMEM;
+        }
+        inf_convert(w->embed, w->config.dtype, in->data, in->dtype, n);
+        return (w->config.model_flags & INF_MODEL_TIED) != 0 ? take_matrix(w, &w->lm_head, in)
+                                                             : INF_OK;
+    }
+    }
+}
+
+static int take_layer(const inf_weights *w, inf_layer *l, int32_t role, const incoming *in) {
+    const inf_device_config *c = &w->config;
+    int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+    uint32_t have = l->loaded | layer_bit(role);
+    uint32_t qkv = layer_bit(INF_ROLE_Q) | layer_bit(INF_ROLE_K) | layer_bit(INF_ROLE_V);
+    uint32_t gate_up = layer_bit(INF_ROLE_GATE) | layer_bit(INF_ROLE_UP);
+    int64_t at = 0;
+    switch (role) {
+    case INF_ROLE_ATTN_NORM:
+        return take_vector(&l->attn_norm, in->cols, 0, in);
+    case INF_ROLE_MLP_NORM:
+        return take_vector(&l->mlp_norm, in->cols, 0, in);
+    case INF_ROLE_Q_NORM:
+        return take_vector(&l->q_norm, in->cols, 0, in);
+    case INF_ROLE_K_NORM:
+        return take_vector(&l->k_norm, in->cols, 0, in);
+    case INF_ROLE_Q_BIAS:
+    case INF_ROLE_K_BIAS:
+    case INF_ROLE_V_BIAS:
+        at = role == INF_ROLE_Q_BIAS ? 0 : role == INF_ROLE_K_BIAS ? q : q + kv;
+        return take_vector(&l->qkv_bias, q + 2 * kv, at, in);
+    case INF_ROLE_Q:
+    case INF_ROLE_K:
+    case INF_ROLE_V:
+        at = role == INF_ROLE_Q ? 0 : role == INF_ROLE_K ? q : q + kv;
+        return take_piece(w, &l->qkv_stage, &l->qkv, q + 2 * kv, at, (have & qkv) == qkv, in);
+    case INF_ROLE_GATE:
+    case INF_ROLE_UP:
+        at = role == INF_ROLE_GATE ? 0 : c->intermediate;
+        return take_piece(w, &l->gate_up_stage, &l->gate_up, 2 * (int64_t)c->intermediate, at,
+                          (have & gate_up) == gate_up, in);
+    case INF_ROLE_O:
+        return take_matrix(w, &l->o, in);
+    default:
+        return take_matrix(w, &l->down, in);
+    }
+}
+
+int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
+                     int64_t cols, const void *data, uint64_t bytes, inf_err *err) {
+    int64_t want_rows = 0, want_cols = 0;
+    if (!role_shape(&w->config, role, &want_rows, &want_cols)) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "this model has no tensor of role %d", role);
+    }
+    int outer = role < INF_ROLE_ATTN_NORM;
+    if (outer ? layer != -1 : (layer < 0 || layer >= w->config.layers)) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be in layer %d", role, layer);
+    }
+    uint64_t elem = inf_dtype_bytes(dtype);
+    if (rows != want_rows || cols != want_cols || elem == 0) {
+        return inf_fail(
+            err, INF_EINVAL, -1, layer,
+            "role %d must be [%lld, %lld] of F32, F16 or BF16, not [%lld, %lld] of dtype %d", role,
+            (long long)want_rows, (long long)want_cols, (long long)rows, (long long)cols, dtype);
+    }
+    if (data == NULL || bytes != (uint64_t)rows * (uint64_t)cols * elem) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "role %d: %llu bytes do not match its shape",
+                        role, (unsigned long long)bytes);
+    }
+    uint32_t *loaded = outer ? &w->loaded : &w->layers[layer].loaded;
+    uint32_t bit = outer ? 1u << role : layer_bit(role);
+    if ((*loaded & bit) != 0) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "role %d was loaded before", role);
+    }
+    incoming in = {data, dtype, rows, cols};
+    int status = outer ? take_outer(w, role, &in) : take_layer(w, &w->layers[layer], role, &in);
+    if (status != INF_OK) {
+        return inf_fail(err, status, -1, layer, "cannot allocate memory for role %d", role);
+    }
+    *loaded |= bit;
+    return INF_OK;
+}
+
+int inf_weights_complete(const inf_weights *w, inf_err *err) {
+    int64_t rows, cols;
+    for (int32_t role = INF_ROLE_EMBED; role <= INF_ROLE_LM_HEAD; role++) {
+        if (role_shape(&w->config, role, &rows, &cols) && (w->loaded & (1u << role)) == 0) {
+            return inf_fail(err, INF_EINVAL, -1, -1, "the tensor of role %d was not loaded", role);
+        }
+    }
+    for (int32_t i = 0; i < w->config.layers; i++) {
+        for (int32_t role = INF_ROLE_ATTN_NORM; role <= INF_ROLE_DOWN; role++) {
+            if (role_shape(&w->config, role, &rows, &cols) &&
+                (w->layers[i].loaded & layer_bit(role)) == 0) {
+                return inf_fail(err, INF_EINVAL, -1, i,
+                                "the tensor of role %d in layer %d was not loaded", role, i);
+            }
+        }
+    }
+    return INF_OK;
+}

@@ -1,0 +1,322 @@
+/* Opening, loading, starting and closing a device, and its sampling slots. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "runtime/fail.h"
+#include "runtime/runtime.h"
+
+static int in_range(int64_t value, int64_t low, int64_t high) {
+    return value >= low && value <= high;
+}
+
+static int check_config(const inf_device_config *c, inf_err *err) {
+    if (!in_range(c->layers, 1, 4096) || !in_range(c->hidden, 1, 1 << 17) ||
+        !in_range(c->intermediate, 1, 1 << 20) || !in_range(c->vocab, 1, 1 << 24)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "layers, hidden, intermediate or vocab out of range");
+    }
+    if (!in_range(c->heads, 1, 1024) || !in_range(c->kv_heads, 1, c->heads) ||
+        c->heads % c->kv_heads != 0 || !in_range(c->head_dim, 2, 512) || c->head_dim % 2 != 0) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "heads must be a multiple of kv_heads, head_dim even and at most 512");
+    }
+    uint32_t known = INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED;
+    if ((c->model_flags & ~known) != 0 || !(c->rms_eps >= 0 && c->rms_eps < 1) ||
+        !(c->rope_scale > 0 && c->rope_scale < 1e6f)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "model_flags, rms_eps or rope_scale out of range");
+    }
+    if (c->dtype != INF_DTYPE_F32 && c->dtype != INF_DTYPE_BF16) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "dtype must be F32 or BF16");
+    }
+    if (!in_range(c->block_size, 1, 1024) || !in_range(c->num_blocks, 1, 1 << 30)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "block_size or num_blocks out of range");
+    }
+    if (!in_range(c->max_tokens, 1, 1 << 20) || !in_range(c->max_seqs, 1, 1 << 16) ||
+        !in_range(c->max_rows, 1, 1 << 20) || !in_range(c->max_step_blocks, 1, 1 << 28) ||
+        !in_range(c->max_step_spans, 0, 1 << 24) || !in_range(c->max_spans, 0, 1 << 24)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "a limit of the step or of spans is out of range");
+    }
+    if (!in_range(c->threads, 1, 1024) || !in_range(c->isa, 0, 3)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "threads must be 1 to 1024 and isa 0 to 3");
+    }
+    return INF_OK;
+}
+
+static void *copy_of(const void *src, size_t bytes) {
+    void *copy = malloc(bytes);
+    if (copy != NULL) {
+        memcpy(copy, src, bytes);
+    }
+    return copy;
+}
+
+/* The mutex and the condition variable, which counts on the monotonic clock. */
+static int open_locks(inf_device *d) {
+    pthread_condattr_t attr;
+    if (pthread_condattr_init(&attr) != 0) {
+        return INF_ENOMEM;
+    }
+    int error = pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    error = error != 0 ? error : pthread_cond_init(&d->changed, &attr);
+    (void)pthread_condattr_destroy(&attr);
+    if (error != 0) {
+        return INF_ENOMEM;
+    }
+    if (pthread_mutex_init(&d->mutex, NULL) != 0) {
+        (void)pthread_cond_destroy(&d->changed);
+        return INF_ENOMEM;
+    }
+    return INF_OK;
+}
+
+int inf_device_open(const inf_device_config *config, const float *inv_freq, const int32_t *windows,
+                    inf_device **out, inf_err *err) {
+    if (config == NULL || inv_freq == NULL || windows == NULL || out == NULL) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "an argument of open is missing");
+    }
+    *out = NULL;
+    int status = check_config(config, err);
+    if (status != INF_OK) {
+        return status;
+    }
+    for (int32_t i = 0; i < config->layers; i++) {
+        if (windows[i] < 0) {
+            return inf_fail(err, INF_EINVAL, -1, i, "the window of layer %d is negative", i);
+        }
+    }
+    const inf_ops *ops = inf_ops_cpu(config->isa);
+    if (ops == NULL) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1, "this CPU or build lacks instruction set %d",
+                        config->isa);
+    }
+    inf_device *d = calloc(1, sizeof(*d));
+    if (d == NULL || open_locks(d) != INF_OK) {
+        free(d);
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the device");
+    }
+    d->config = *config;
+    d->ops = ops;
+    d->inv_freq = copy_of(inv_freq, (size_t)config->head_dim / 2 * sizeof(float));
+    d->windows = copy_of(windows, (size_t)config->layers * sizeof(int32_t));
+    if (d->inv_freq == NULL || d->windows == NULL) {
+        status = inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the device");
+    } else {
+        status = inf_weights_open(config, ops, &d->weights, err);
+    }
+    if (status != INF_OK) {
+        inf_device_close(d);
+        return status;
+    }
+    *out = d;
+    return INF_OK;
+}
+
+int inf_device_load(inf_device *d, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
+                    int64_t cols, const void *data, uint64_t bytes, inf_err *err) {
+    if (d == NULL) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "there is no device");
+    }
+    pthread_mutex_lock(&d->mutex);
+    int status =
+        d->ready ? inf_fail(err, INF_EINVAL, -1, layer, "the device is loaded already")
+                 : inf_weights_load(d->weights, role, layer, dtype, rows, cols, data, bytes, err);
+    pthread_mutex_unlock(&d->mutex);
+    return status;
+}
+
+uint64_t inf_device_block_bytes(const inf_device_config *c) {
+    if (c == NULL || c->layers <= 0 || c->kv_heads <= 0 || c->block_size <= 0 || c->head_dim <= 0) {
+        return 0;
+    }
+    return (uint64_t)c->layers * 2 * (uint64_t)c->kv_heads * (uint64_t)c->block_size *
+           (uint64_t)c->head_dim * inf_dtype_bytes(c->dtype);
+}
+
+static int open_pool(inf_device *d, inf_err *err) {
+    const inf_device_config *c = &d->config;
+    uint64_t block = inf_device_block_bytes(c);
+    d->kv = (inf_kv_shape){
+        .layers = c->layers,
+        .kv_heads = c->kv_heads,
+        .block_size = c->block_size,
+        .head_dim = c->head_dim,
+        .dtype = c->dtype,
+        .elem = (int32_t)inf_dtype_bytes(c->dtype),
+        .block_bytes = block,
+    };
+    if (block > (uint64_t)PTRDIFF_MAX / (uint64_t)c->num_blocks) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "%d blocks of %llu bytes exceed the address space",
+                        c->num_blocks, (unsigned long long)block);
+    }
+    d->pool_bytes = block * (uint64_t)c->num_blocks;
+    /* Mapped rather than allocated: pages cost memory when a block is first written, and are zero.
+     */
+    void *memory =
+        mmap(NULL, d->pool_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot map %llu bytes for the KV pool",
+                        (unsigned long long)d->pool_bytes);
+    }
+    d->pool = memory;
+    return INF_OK;
+}
+
+/* One allocation for the step buffers and the marks that validate them. */
+static int open_step(inf_device *d, inf_err *err) {
+    const inf_device_config *c = &d->config;
+    uint64_t counts[] = {1,
+                         (uint64_t)c->max_seqs,
+                         (uint64_t)c->max_tokens,
+                         (uint64_t)c->max_step_blocks,
+                         (uint64_t)c->max_step_spans,
+                         (uint64_t)c->max_rows,
+                         (uint64_t)c->max_rows,
+                         (uint64_t)c->max_seqs,
+                         (uint64_t)c->num_blocks,
+                         (uint64_t)c->max_seqs,
+                         (uint64_t)c->max_seqs};
+    uint64_t sizes[] = {sizeof(inf_step_head), sizeof(inf_step_seq),  sizeof(int32_t),
+                        sizeof(int32_t),       sizeof(inf_step_span), sizeof(inf_step_row),
+                        sizeof(inf_row_out),   sizeof(inf_seq_out),   sizeof(uint32_t),
+                        sizeof(uint8_t),       sizeof(inf_slot *)};
+    enum { PARTS = sizeof(counts) / sizeof(counts[0]) };
+    uint64_t at[PARTS], total = 0;
+    for (int i = 0; i < PARTS; i++) {
+        at[i] = total;
+        total = (total + counts[i] * sizes[i] + 63) & ~(uint64_t)63;
+    }
+    if (posix_memalign(&d->step_memory, 64, total) != 0) {
+        d->step_memory = NULL;
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate %llu bytes of step buffers",
+                        (unsigned long long)total);
+    }
+    uint8_t *base = memset(d->step_memory, 0, total);
+    d->step = (inf_step_buffers){
+        .head = (inf_step_head *)(void *)(base + at[0]),
+        .seqs = (inf_step_seq *)(void *)(base + at[1]),
+        .tokens = (int32_t *)(void *)(base + at[2]),
+        .blocks = (int32_t *)(void *)(base + at[3]),
+        .spans = (inf_step_span *)(void *)(base + at[4]),
+        .rows = (inf_step_row *)(void *)(base + at[5]),
+        .row_out = (inf_row_out *)(void *)(base + at[6]),
+        .seq_out = (inf_seq_out *)(void *)(base + at[7]),
+    };
+    d->block_marks = (uint32_t *)(void *)(base + at[8]);
+    d->slot_marks = base + at[9];
+    d->slots = (inf_slot **)(void *)(base + at[10]);
+    return INF_OK;
+}
+
+static int open_parts(inf_device *d, inf_err *err) {
+    int status = open_pool(d, err);
+    if (status == INF_OK) {
+        status = open_step(d, err);
+    }
+    if (status == INF_OK && inf_pool_open(d->config.threads, &d->threads) != INF_OK) {
+        d->threads = NULL;
+        status = inf_fail(err, INF_ENOMEM, -1, -1, "cannot start %d threads", d->config.threads);
+    }
+    if (status != INF_OK) {
+        return status;
+    }
+    float scale = inf_attention_scale(d->config.head_dim);
+    inf_dist_config dist = {d->ops, &d->config, d->kv, d->pool, d->windows, scale};
+    status = inf_dist_open(&dist, &d->dist, err);
+    if (status != INF_OK) {
+        d->dist = NULL;
+        return status;
+    }
+    inf_forward_config forward = {d->weights, d->threads,  d->dist,    d->kv,
+                                  d->pool,    d->inv_freq, d->windows, d->slots};
+    status = inf_forward_open(&forward, &d->forward, err);
+    return status != INF_OK ? status : inf_step_thread_start(d, err);
+}
+
+/* Undoes open_parts, whatever part of it was done. */
+static void close_parts(inf_device *d) {
+    inf_step_thread_stop(d);
+    inf_dist_close(d->dist); /* its threads use the pool of blocks */
+    d->dist = NULL;
+    inf_forward_close(d->forward);
+    d->forward = NULL;
+    if (d->threads != NULL) {
+        inf_pool_close(d->threads);
+        d->threads = NULL;
+    }
+    for (int32_t i = 0; d->slots != NULL && i < d->config.max_seqs; i++) {
+        inf_slot_free(d->slots[i]);
+    }
+    d->slots = NULL;
+    free(d->step_memory);
+    d->step_memory = NULL;
+    if (d->pool != NULL) {
+        (void)munmap(d->pool, d->pool_bytes);
+        d->pool = NULL;
+    }
+}
+
+int inf_device_ready(inf_device *d, inf_err *err) {
+    if (d == NULL || d->ready) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "there is no device, or it is ready already");
+    }
+    int status = inf_weights_complete(d->weights, err);
+    if (status == INF_OK) {
+        status = open_parts(d, err);
+        if (status != INF_OK) {
+            close_parts(d);
+        }
+    }
+    d->ready = status == INF_OK;
+    return status;
+}
+
+void inf_device_close(inf_device *d) {
+    if (d == NULL) {
+        return;
+    }
+    close_parts(d);
+    inf_weights_close(d->weights);
+    free(d->inv_freq);
+    free(d->windows);
+    (void)pthread_mutex_destroy(&d->mutex);
+    (void)pthread_cond_destroy(&d->changed);
+    free(d);
+}
+
+const char *inf_device_isa(const inf_device *d) {
+    return d->ops->name;
+}
+
+int inf_device_buffers(inf_device *d, inf_step_buffers *out, inf_err *err) {
+    if (d == NULL || !d->ready || out == NULL) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready");
+    }
+    *out = d->step;
+    return INF_OK;
+}
+
+int inf_device_slot_open(inf_device *d, uint32_t slot, const inf_sampling *sampling,
+                         const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
+                         const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err) {
+    if (d == NULL || !d->ready || slot >= (uint32_t)d->config.max_seqs || sampling == NULL) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "there is no slot %u", slot);
+    }
+    inf_slot *fresh = NULL;
+    int status = inf_slot_new(sampling, tokens, n_tokens, n_prompt, bias_ids, bias, n_bias,
+                              d->config.vocab, &fresh, err);
+    if (status != INF_OK) {
+        return status;
+    }
+    pthread_mutex_lock(&d->mutex);
+    inf_slot *old = fresh; /* freed below: the new one, if the slot cannot be replaced now */
+    if (d->slot_marks[slot] == 0) {
+        old = d->slots[slot];
+        d->slots[slot] = fresh;
+    } else {
+        status = inf_fail(err, INF_EINVAL, -1, -1, "slot %u is in the step in flight", slot);
+    }
+    pthread_mutex_unlock(&d->mutex);
+    inf_slot_free(old);
+    return status;
+}

@@ -1,0 +1,115 @@
+/* The step thread. The caller's thread only validates and waits; one thread per device computes,
+ * with the pool's help, so that the caller may sleep in wait with a time limit. */
+#include <errno.h>
+#include <time.h>
+
+#include "runtime/fail.h"
+#include "runtime/runtime.h"
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void *step_main(void *arg) {
+    inf_device *d = arg;
+    pthread_mutex_lock(&d->mutex);
+    for (;;) {
+        while (d->state != INF_STEP_RUNNING && !d->quit) {
+            pthread_cond_wait(&d->changed, &d->mutex);
+        }
+        if (d->state != INF_STEP_RUNNING) {
+            break;
+        }
+        pthread_mutex_unlock(&d->mutex);
+        uint64_t start = now_ns();
+        inf_forward_step(d->forward, &d->step);
+        atomic_fetch_add(&d->step_ns, now_ns() - start);
+        atomic_fetch_add(&d->steps, 1);
+        atomic_fetch_add(&d->tokens, d->step.head->n_tokens);
+        pthread_mutex_lock(&d->mutex);
+        for (uint32_t i = 0; i < d->step.head->n_seqs; i++) {
+            d->slot_marks[d->step.seqs[i].slot] = 0;
+        }
+        d->state = INF_STEP_DONE;
+        pthread_cond_broadcast(&d->changed);
+    }
+    pthread_mutex_unlock(&d->mutex);
+    return NULL;
+}
+
+int inf_step_thread_start(inf_device *d, inf_err *err) {
+    int error = pthread_create(&d->thread, NULL, step_main, d);
+    if (error != 0) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot start the step thread: error %d", error);
+    }
+    d->thread_started = 1;
+    return INF_OK;
+}
+
+void inf_step_thread_stop(inf_device *d) {
+    if (!d->thread_started) {
+        return;
+    }
+    pthread_mutex_lock(&d->mutex);
+    d->quit = 1;
+    pthread_cond_broadcast(&d->changed);
+    pthread_mutex_unlock(&d->mutex);
+    pthread_join(d->thread, NULL);
+    d->thread_started = 0;
+}
+
+int inf_device_submit(inf_device *d, inf_err *err) {
+    if (d == NULL || !d->ready) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready");
+    }
+    pthread_mutex_lock(&d->mutex);
+    int status;
+    if (d->state != INF_STEP_IDLE) {
+        status = inf_fail(err, INF_EINVAL, -1, -1, "the step before was not waited for");
+    } else {
+        status = inf_validate_step(d, err);
+    }
+    if (status == INF_OK) {
+        d->state = INF_STEP_RUNNING;
+        pthread_cond_broadcast(&d->changed);
+    }
+    pthread_mutex_unlock(&d->mutex);
+    return status;
+}
+
+/* The point in time timeout_ns from now; far ahead when negative. */
+static struct timespec deadline(int64_t timeout_ns) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    int64_t nsec = (int64_t)t.tv_nsec + timeout_ns % 1000000000;
+    t.tv_sec += (time_t)(timeout_ns / 1000000000 + nsec / 1000000000);
+    t.tv_nsec = (long)(nsec % 1000000000);
+    return t;
+}
+
+int inf_device_wait(inf_device *d, int64_t timeout_ns, inf_err *err) {
+    if (d == NULL || !d->ready) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready");
+    }
+    struct timespec until = deadline(timeout_ns > 0 ? timeout_ns : 0);
+    int status = INF_OK, late = 0;
+    pthread_mutex_lock(&d->mutex);
+    while (d->state == INF_STEP_RUNNING && !late) {
+        if (timeout_ns < 0) {
+            pthread_cond_wait(&d->changed, &d->mutex);
+        } else {
+            late = pthread_cond_timedwait(&d->changed, &d->mutex, &until) == ETIMEDOUT;
+        }
+    }
+    if (d->state == INF_STEP_DONE) {
+        d->state = INF_STEP_IDLE;
+    } else if (d->state == INF_STEP_RUNNING) {
+        status = INF_AGAIN;
+    } else {
+        status = inf_fail(err, INF_EINVAL, -1, -1, "no step is in flight");
+    }
+    pthread_mutex_unlock(&d->mutex);
+    return status;
+}
