@@ -1,0 +1,479 @@
+/* Links of both providers: order and contents, back-pressure, traffic in both directions at once,
+ * the death of a peer, and a peer that lies. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "infinite/link.h"
+
+#define CHECK(cond)                                                                                \
+    do {                                                                                           \
+        if (!(cond)) {                                                                             \
+            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #cond, provider_name);         \
+            exit(1);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+static const char *provider_name = "-";
+static const int64_t LONG_NS = INT64_C(60000000000);
+
+/* Descriptors of both ends; mem is one more for the test itself. */
+typedef struct {
+    inf_link_config client, server;
+    int mem;
+} ends;
+
+static void tcp_sockets(int fds[2]) {
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof a;
+    CHECK(bind(listener, (struct sockaddr *)&a, len) == 0 && listen(listener, 1) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&a, &len) == 0);
+    fds[0] = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(fds[0], (struct sockaddr *)&a, len) == 0);
+    fds[1] = accept(listener, NULL, NULL);
+    CHECK(fds[1] >= 0);
+    close(listener);
+}
+
+static ends make_ends(uint32_t provider, uint32_t slots, uint64_t slot_bytes) {
+    ends e = {.mem = -1};
+    int s[2], mem = -1, ev[2] = {-1, -1};
+    if (provider == INF_PROVIDER_TCP) {
+        tcp_sockets(s);
+    } else {
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, s) == 0);
+        mem = memfd_create("link", MFD_CLOEXEC);
+        CHECK(ftruncate(mem, (off_t)inf_link_shm_bytes(slots, slot_bytes)) == 0);
+        ev[0] = eventfd(0, 0);
+        ev[1] = eventfd(0, 0);
+        e.mem = dup(mem);
+    }
+    e.client = (inf_link_config){.role = INF_LINK_CLIENT,
+                                 .provider = provider,
+                                 .slots = slots,
+                                 .peer = 7,
+                                 .slot_bytes = slot_bytes,
+                                 .sock_fd = s[0],
+                                 .mem_fd = mem,
+                                 .rx_event_fd = ev[0],
+                                 .tx_event_fd = ev[1]};
+    e.server = e.client;
+    e.server.role = INF_LINK_SERVER;
+    e.server.peer = 9;
+    e.server.sock_fd = s[1];
+    if (mem >= 0) {
+        e.server.mem_fd = dup(mem);
+        e.server.rx_event_fd = dup(ev[1]);
+        e.server.tx_event_fd = dup(ev[0]);
+    }
+    return e;
+}
+
+static void open_pair(const ends *e, inf_link **client, inf_link **server) {
+    inf_err err;
+    CHECK(inf_link_open(&e->client, client, &err) == INF_OK);
+    CHECK(inf_link_open(&e->server, server, &err) == INF_OK);
+    if (e->mem >= 0)
+        close(e->mem);
+}
+
+static uint8_t pattern(uint64_t seed, uint64_t i) {
+    uint64_t x = (seed * 0x9e3779b97f4a7c15u) ^ (i * 0xbf58476d1ce4e5b9u);
+    return (uint8_t)(x >> 37);
+}
+
+/* Sends message number seed of len bytes if there is room now. */
+static int try_send(inf_link *link, uint64_t seed, uint64_t len) {
+    void *buf;
+    int rc = inf_link_prepare(link, &buf);
+    if (rc != INF_OK)
+        return rc;
+    for (uint64_t i = 0; i < len; i++)
+        ((uint8_t *)buf)[i] = pattern(seed, i);
+    return inf_link_post(link, len);
+}
+
+/* Takes message number seed if it is there, and checks its bytes. */
+static int try_take(inf_link *link, uint64_t seed, uint64_t want) {
+    const void *msg;
+    uint64_t len;
+    int rc = inf_link_poll(link, &msg, &len);
+    if (rc != INF_OK)
+        return rc;
+    CHECK(len == want);
+    for (uint64_t i = 0; i < len; i++)
+        if (((const uint8_t *)msg)[i] != pattern(seed, i))
+            CHECK(!"contents");
+    inf_link_release(link);
+    return INF_OK;
+}
+
+static void wait_one(inf_link *link) {
+    CHECK(inf_link_wait(&link, 1, -1, LONG_NS) == INF_OK);
+}
+
+static void take(inf_link *link, uint64_t seed, uint64_t len) {
+    int rc;
+    while ((rc = try_take(link, seed, len)) == INF_AGAIN)
+        wait_one(link);
+    CHECK(rc == INF_OK);
+}
+
+/* Waits until the link says it is dead and checks why. */
+static void expect_death(inf_link *link, int code, int32_t peer) {
+    const void *msg;
+    uint64_t len;
+    void *buf;
+    inf_err err;
+    int rc;
+    while ((rc = inf_link_poll(link, &msg, &len)) == INF_AGAIN)
+        wait_one(link);
+    CHECK(rc == code);
+    CHECK(inf_link_prepare(link, &buf) == code && inf_link_post(link, 0) == code);
+    CHECK(inf_link_wait(&link, 1, -1, LONG_NS) == INF_OK);
+    CHECK(inf_link_status(link, &err) == code && err.code == code && err.instance == peer);
+    CHECK(strlen(err.message) > 0);
+}
+
+static void test_ping_pong(uint32_t provider) {
+    ends e = make_ends(provider, 4, 1024);
+    inf_link *c, *s;
+    open_pair(&e, &c, &s);
+    CHECK(inf_link_peer(c) == 7 && inf_link_peer(s) == 9 && inf_link_slot_bytes(c) == 1024);
+    CHECK(inf_link_wait(&c, 1, -1, 0) == INF_AGAIN);
+    CHECK(inf_link_wait(&c, 1, -1, 1000000) == INF_AGAIN);
+    for (uint64_t i = 0; i < 500; i++) {
+        uint64_t len = i % 1025;
+        CHECK(try_send(c, i, len) == INF_OK);
+        take(s, i, len);
+        CHECK(try_send(s, i + 1, 1024 - len) == INF_OK);
+        take(c, i + 1, 1024 - len);
+    }
+    CHECK(inf_link_status(c, NULL) == INF_OK && inf_link_status(s, NULL) == INF_OK);
+    inf_link_close(c);
+    expect_death(s, INF_EPEER, 9);
+    inf_link_close(s);
+}
+
+/* prepare must come to an end, what was posted must arrive, and room must wake a waiting sender. */
+static void test_back_pressure(uint32_t provider) {
+    const uint64_t len = 256 * 1024;
+    ends e = make_ends(provider, 3, len);
+    inf_link *c, *s;
+    open_pair(&e, &c, &s);
+    uint64_t sent = 0, taken = 0;
+    while (try_send(c, sent, len) == INF_OK)
+        CHECK(++sent < 10000);
+    void *a, *b;
+    CHECK(inf_link_prepare(c, &a) == INF_AGAIN);
+    inf_link *both[2] = {c, s};
+    while (taken < sent) {
+        CHECK(inf_link_wait(both, 2, -1, LONG_NS) == INF_OK);
+        if (try_take(s, taken, len) == INF_OK)
+            taken++;
+    }
+    CHECK(inf_link_wait(&c, 1, -1, LONG_NS) == INF_OK); /* room */
+    CHECK(inf_link_prepare(c, &a) == INF_OK && inf_link_prepare(c, &b) == INF_OK && a == b);
+    CHECK(inf_link_post(c, len + 1) == INF_EINVAL);
+    CHECK(inf_link_prepare(c, &a) == INF_EINVAL);
+    inf_link_close(c);
+    inf_link_close(s);
+}
+
+typedef struct {
+    inf_link *link;
+    uint64_t send_seed, take_seed, count, max;
+} traffic;
+
+static uint64_t traffic_len(uint64_t seed, uint64_t i, uint64_t max) {
+    uint64_t x = (seed + i) * 0xd6e8feb86659fd93u;
+    x ^= x >> 32;
+    return i % 5 == 0 ? max - x % 64 : x % (i % 3 == 0 ? 65 : max / 8 + 1);
+}
+
+/* Sends and takes count messages of random sizes, in whatever order the link allows. */
+static void *run_traffic(void *arg) {
+    traffic *t = arg;
+    uint64_t sent = 0, taken = 0;
+    while (sent < t->count || taken < t->count) {
+        int busy = 0;
+        if (sent < t->count) {
+            int rc =
+                try_send(t->link, t->send_seed + sent, traffic_len(t->send_seed, sent, t->max));
+            CHECK(rc >= 0);
+            busy |= rc == INF_OK;
+            sent += rc == INF_OK;
+        }
+        if (taken < t->count) {
+            int rc =
+                try_take(t->link, t->take_seed + taken, traffic_len(t->take_seed, taken, t->max));
+            CHECK(rc >= 0);
+            busy |= rc == INF_OK;
+            taken += rc == INF_OK;
+        }
+        if (!busy)
+            wait_one(t->link);
+    }
+    return NULL;
+}
+
+static void test_both_directions(uint32_t provider, uint32_t slots, uint64_t max, uint64_t count) {
+    ends e = make_ends(provider, slots, max);
+    inf_link *c, *s;
+    open_pair(&e, &c, &s);
+    traffic tc = {c, 1000, 500000, count, max}, ts = {s, 500000, 1000, count, max};
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, run_traffic, &ts) == 0);
+    run_traffic(&tc);
+    /* The other end may still need this one to push its last bytes out. */
+    CHECK(inf_link_wait(&c, 1, -1, 0) >= 0);
+    while (pthread_tryjoin_np(thread, NULL) == EBUSY)
+        CHECK(inf_link_wait(&c, 1, -1, 1000000) >= 0);
+    inf_link_close(c);
+    inf_link_close(s);
+}
+
+static void close_ends(const inf_link_config *c) {
+    close(c->sock_fd);
+    if (c->mem_fd >= 0) {
+        close(c->mem_fd);
+        close(c->rx_event_fd);
+        close(c->tx_event_fd);
+    }
+}
+
+/* The child answers one message and is killed while the parent sleeps in wait. */
+static void test_killed_peer(uint32_t provider) {
+    ends e = make_ends(provider, 2, 64);
+    inf_err err;
+    inf_link *link;
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        close_ends(&e.client);
+        CHECK(inf_link_open(&e.server, &link, &err) == INF_OK);
+        take(link, 1, 64);
+        CHECK(try_send(link, 2, 10) == INF_OK);
+        wait_one(link); /* the second message: die without a word */
+        raise(SIGKILL);
+        _exit(1);
+    }
+    close_ends(&e.server);
+    CHECK(inf_link_open(&e.client, &link, &err) == INF_OK);
+    CHECK(try_send(link, 1, 64) == INF_OK);
+    take(link, 2, 10);
+    CHECK(try_send(link, 3, 64) == INF_OK);
+    expect_death(link, INF_EPEER, 7);
+    inf_link_close(link);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status));
+    if (e.mem >= 0)
+        close(e.mem);
+}
+
+/* What the peer posted before it closed is delivered, then comes INF_EPEER; also without wait. */
+static void test_last_words(uint32_t provider) {
+    ends e = make_ends(provider, 4, 256);
+    inf_link *c, *s;
+    open_pair(&e, &c, &s);
+    CHECK(try_send(c, 1, 256) == INF_OK && try_send(c, 2, 0) == INF_OK);
+    inf_link_close(c);
+    take(s, 1, 256);
+    take(s, 2, 0);
+    int rc;
+    while ((rc = try_take(s, 3, 0)) == INF_AGAIN)
+        ;
+    CHECK(rc == INF_EPEER);
+    inf_link_release(s);
+    inf_link_close(s);
+}
+
+static void *send_later(void *arg) {
+    uint64_t one = 1;
+    usleep(2000);
+    CHECK(write(*(int *)arg, &one, sizeof one) == sizeof one);
+    return NULL;
+}
+
+static void test_wait(uint32_t provider) {
+    enum { N = 512 };
+    static inf_link *client[N + 1], *server[N + 1];
+    for (int i = 0; i < N; i++) {
+        ends e = make_ends(provider, 2, 64);
+        open_pair(&e, &client[i], &server[i]);
+    }
+    CHECK(inf_link_wait(server, N, -1, 1000) == INF_AGAIN);
+    CHECK(inf_link_wait(server, N + 1, -1, 0) == INF_EINVAL);
+    CHECK(try_send(client[N - 1], 1, 33) == INF_OK);
+    CHECK(inf_link_wait(server, N, -1, LONG_NS) == INF_OK);
+    CHECK(try_take(server[0], 0, 0) == INF_AGAIN);
+    CHECK(try_take(server[N - 1], 1, 33) == INF_OK);
+    int wake = eventfd(0, EFD_NONBLOCK);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, send_later, &wake) == 0);
+    CHECK(inf_link_wait(server, N, wake, -1) == INF_OK);
+    CHECK(inf_link_wait(NULL, 0, wake, LONG_NS) == INF_OK);
+    CHECK(pthread_join(thread, NULL) == 0);
+    close(wake);
+    CHECK(inf_link_wait(NULL, 0, -1, 1000) == INF_AGAIN);
+    for (int i = 0; i < N; i++) {
+        inf_link_close(client[i]);
+        inf_link_close(server[i]);
+    }
+}
+
+/* Control words of shm: the server's head, tail at 256 and 320; its first slot after the client's.
+ */
+static void test_lying_shm(void) {
+    const uint32_t slots = 2;
+    const uint64_t bytes = 64, wrong[] = {3, UINT64_MAX, UINT64_C(1) << 63};
+    for (int kind = 0; kind < 7; kind++) {
+        ends e = make_ends(INF_PROVIDER_SHM, slots, bytes);
+        uint64_t size = inf_link_shm_bytes(slots, bytes);
+        uint8_t *m = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, e.mem, 0);
+        CHECK(m != MAP_FAILED);
+        inf_link *c, *s;
+        open_pair(&e, &c, &s);
+        _Atomic uint64_t *head = (_Atomic uint64_t *)(void *)(m + 256), *tail = head + 8;
+        if (kind < 3) {
+            atomic_store(head, wrong[kind]);
+        } else if (kind < 6) {
+            CHECK(try_send(c, 1, 1) == INF_OK && try_send(c, 2, 1) == INF_OK);
+            atomic_store(tail, wrong[kind - 3]);
+            void *buf;
+            CHECK(inf_link_prepare(c, &buf) == INF_EPROTO);
+        } else {
+            CHECK(try_send(s, 1, 1) == INF_OK);
+            uint64_t len = bytes + 1;
+            memcpy(m + 4096 + slots * (64 + bytes), &len, sizeof len);
+        }
+        expect_death(c, INF_EPROTO, 7);
+        inf_link_close(c);
+        inf_link_close(s);
+        munmap(m, size);
+    }
+    ends e = make_ends(INF_PROVIDER_SHM, slots, bytes);
+    int socket = dup(e.server.sock_fd);
+    inf_link *c, *s;
+    open_pair(&e, &c, &s);
+    CHECK(send(socket, "x", 1, 0) == 1);
+    expect_death(c, INF_EPROTO, 7);
+    close(socket);
+    inf_link_close(c);
+    inf_link_close(s);
+}
+
+static void test_lying_tcp(void) {
+    const struct {
+        uint32_t magic, flags;
+        uint64_t len;
+    } wrong[] = {
+        {0x4c464e48, 0, 1}, {0x4c464e49, 1, 1}, {0x4c464e49, 0, 65}, {0x4c464e49, 0, UINT64_MAX}};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        ends e = make_ends(INF_PROVIDER_TCP, 2, 64);
+        inf_link *c;
+        inf_err err;
+        CHECK(inf_link_open(&e.client, &c, &err) == INF_OK);
+        CHECK(send(e.server.sock_fd, &wrong[i], sizeof wrong[i], 0) == sizeof wrong[i]);
+        expect_death(c, INF_EPROTO, 7);
+        inf_link_close(c);
+        close(e.server.sock_fd);
+    }
+    /* A frame in single bytes is a frame; one that breaks off is a dead peer. */
+    ends e = make_ends(INF_PROVIDER_TCP, 2, 64);
+    inf_link *c;
+    CHECK(inf_link_open(&e.client, &c, NULL) == INF_OK);
+    uint8_t frame[16 + 3] = {0x49, 0x4e, 0x46, 0x4c, 0, 0, 0, 0, 3};
+    for (int i = 0; i < 3; i++)
+        frame[16 + i] = pattern(5, (uint64_t)i);
+    for (size_t i = 0; i < sizeof frame; i++) {
+        CHECK(try_take(c, 5, 3) == INF_AGAIN);
+        CHECK(send(e.server.sock_fd, &frame[i], 1, 0) == 1);
+    }
+    take(c, 5, 3);
+    CHECK(send(e.server.sock_fd, frame, 17, 0) == 17);
+    close(e.server.sock_fd);
+    expect_death(c, INF_EPEER, 7);
+    inf_link_close(c);
+}
+
+static bool is_open(int fd) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return access(path, F_OK) == 0;
+}
+
+/* open refuses wrong shapes and takes the descriptors all the same. */
+static void test_open(uint32_t provider) {
+    CHECK(inf_link_shm_bytes(1, 64) == 0 && inf_link_shm_bytes(65, 64) == 0);
+    CHECK(inf_link_shm_bytes(2, 63) == 0 && inf_link_shm_bytes(2, 0) == 0);
+    CHECK(inf_link_shm_bytes(2, (UINT64_C(1) << 30) + 64) == 0);
+    CHECK(inf_link_shm_bytes(2, 64) >= 2 * 2 * 64);
+    for (int kind = 0; kind < 6; kind++) {
+        ends e = make_ends(provider, 2, 64);
+        inf_link_config c = e.client;
+        int want = INF_EINVAL;
+        if (kind == 0)
+            c.role = 3;
+        else if (kind == 1)
+            c.slots = 65;
+        else if (kind == 2)
+            c.slot_bytes = 100;
+        else if (kind == 3)
+            c.slot_bytes = 0;
+        else if (kind == 4) {
+            c.provider = 99;
+            want = INF_EUNSUPPORTED;
+        } else if (provider == INF_PROVIDER_SHM) {
+            c.slots = 64; /* the memory is too small for it */
+        } else {
+            close(c.sock_fd);
+            c.sock_fd = -1;
+        }
+        inf_err err;
+        inf_link *link = (inf_link *)&e;
+        CHECK(inf_link_open(&c, &link, &err) == want && err.code == want && link == NULL);
+        CHECK(!is_open(e.client.sock_fd) && (e.mem < 0 || !is_open(e.client.mem_fd)));
+        close_ends(&e.server);
+        if (e.mem >= 0)
+            close(e.mem);
+    }
+    inf_link_close(NULL);
+}
+
+int main(void) {
+    static const uint32_t providers[] = {INF_PROVIDER_SHM, INF_PROVIDER_TCP};
+    for (int i = 0; i < 2; i++) {
+        uint32_t p = providers[i];
+        provider_name = p == INF_PROVIDER_SHM ? "shm" : "tcp";
+        test_killed_peer(p); /* first: it forks, and later tests start threads */
+        test_open(p);
+        test_ping_pong(p);
+        test_back_pressure(p);
+        test_last_words(p);
+        test_both_directions(p, 2, 64, 2000);
+        test_both_directions(p, 4, 8192, 1500);
+        test_both_directions(p, 3, 8 << 20, 30);
+        test_wait(p);
+    }
+    test_lying_shm();
+    test_lying_tcp();
+    printf("ok\n");
+    return 0;
+}

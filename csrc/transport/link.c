@@ -1,0 +1,302 @@
+/* The public functions of door 2: checks, the error record, and the sleep over many links. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "transport/link_impl.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A wait spins this long before it sleeps: about what a sleep and a wake-up cost. */
+static const int64_t SPIN_NS = 4000;
+/* Over more links than this one pass is longer than the spin. */
+static const uint32_t SPIN_LINKS = 8;
+
+static void set_error(inf_err *err, int32_t peer, int code, const char *format, va_list args) {
+    err->code = code;
+    err->instance = peer;
+    err->layer = -1;
+    err->reserved = 0;
+    vsnprintf(err->message, sizeof err->message, format, args);
+}
+
+int inf_link_error(inf_err *err, int32_t peer, int code, const char *format, ...) {
+    if (err) {
+        va_list args;
+        va_start(args, format);
+        set_error(err, peer, code, format, args);
+        va_end(args);
+    }
+    return code;
+}
+
+int inf_link_fail(inf_link *link, int code, const char *format, ...) {
+    if (link->err.code == 0) {
+        va_list args;
+        va_start(args, format);
+        set_error(&link->err, link->config.peer, code, format, args);
+        va_end(args);
+    }
+    return link->err.code;
+}
+
+int inf_link_fail_peer(inf_link *link, const char *what) {
+    return inf_link_fail(link, INF_EPEER, "cannot reach peer %d: %s", link->config.peer, what);
+}
+
+static void close_fd(int fd) {
+    if (fd >= 0)
+        close(fd);
+}
+
+static void close_config(const inf_link_config *config) {
+    close_fd(config->sock_fd);
+    close_fd(config->mem_fd);
+    close_fd(config->rx_event_fd);
+    close_fd(config->tx_event_fd);
+}
+
+/* Non-blocking, because nothing here may block outside wait; close-on-exec, because a child that
+ * keeps the descriptor would hide this process's death from the peer. */
+static int prepare_fd(int fd) {
+    if (fd < 0)
+        return 0;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -1;
+    return fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
+static bool shape_ok(uint32_t slots, uint64_t slot_bytes) {
+    return slots >= INF_LINK_MIN_SLOTS && slots <= INF_LINK_MAX_SLOTS && slot_bytes > 0 &&
+           slot_bytes % 64 == 0 && slot_bytes <= INF_LINK_MAX_SLOT_BYTES;
+}
+
+static int check_config(const inf_link_config *c, inf_err *err) {
+    if (c->role != INF_LINK_CLIENT && c->role != INF_LINK_SERVER)
+        return inf_link_error(err, c->peer, INF_EINVAL, "cannot open a link: role %u", c->role);
+    if (!shape_ok(c->slots, c->slot_bytes))
+        return inf_link_error(err, c->peer, INF_EINVAL,
+                              "cannot open a link: %u slots of %llu bytes are not allowed",
+                              c->slots, (unsigned long long)c->slot_bytes);
+    if (c->sock_fd < 0)
+        return inf_link_error(err, c->peer, INF_EINVAL, "cannot open a link without a socket");
+    bool shm = c->provider == INF_PROVIDER_SHM;
+    if (shm && (c->mem_fd < 0 || c->rx_event_fd < 0 || c->tx_event_fd < 0))
+        return inf_link_error(err, c->peer, INF_EINVAL,
+                              "cannot open a shm link without memory and two eventfds");
+    if (!shm && c->provider != INF_PROVIDER_TCP)
+        return inf_link_error(err, c->peer, INF_EUNSUPPORTED,
+                              "cannot open a link: provider %u is not in this build", c->provider);
+    if (prepare_fd(c->sock_fd) < 0 || prepare_fd(c->rx_event_fd) < 0 ||
+        prepare_fd(c->tx_event_fd) < 0)
+        return inf_link_error(err, c->peer, INF_EIO, "cannot prepare a descriptor: %s",
+                              strerror(errno));
+    return INF_OK;
+}
+
+int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err) {
+    if (!config || !out) {
+        if (config)
+            close_config(config);
+        return inf_link_error(err, -1, INF_EINVAL, "cannot open a link: no config or no result");
+    }
+    *out = NULL;
+    int rc = check_config(config, err);
+    if (rc == INF_OK)
+        rc = config->provider == INF_PROVIDER_SHM ? inf_link_open_shm(config, out, err)
+                                                  : inf_link_open_tcp(config, out, err);
+    if (rc < 0) {
+        close_config(config);
+        return rc;
+    }
+    cpu_set_t cpus;
+    (*out)->many_cpus = sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) > 1;
+    return INF_OK;
+}
+
+int inf_link_prepare(inf_link *link, void **buf) {
+    if (!link || !buf)
+        return INF_EINVAL;
+    if (link->err.code < 0)
+        return link->err.code;
+    if (!link->prepared) {
+        int rc = link->ops->prepare(link, &link->prepared);
+        link->wants_room = rc == INF_AGAIN;
+        if (rc != INF_OK) {
+            link->prepared = NULL;
+            return rc;
+        }
+    }
+    *buf = link->prepared;
+    return INF_OK;
+}
+
+int inf_link_post(inf_link *link, uint64_t len) {
+    if (!link)
+        return INF_EINVAL;
+    if (link->err.code < 0)
+        return link->err.code;
+    if (!link->prepared)
+        return inf_link_fail(link, INF_EINVAL, "cannot post: no slot was prepared");
+    if (len > link->config.slot_bytes)
+        return inf_link_fail(link, INF_EINVAL, "cannot post %llu bytes in a slot of %llu",
+                             (unsigned long long)len, (unsigned long long)link->config.slot_bytes);
+    link->prepared = NULL;
+    return link->ops->post(link, len);
+}
+
+int inf_link_poll(inf_link *link, const void **msg, uint64_t *len) {
+    if (!link || !msg || !len)
+        return INF_EINVAL;
+    if (link->err.code < 0)
+        return link->err.code;
+    int rc = link->ops->poll(link, msg, len);
+    if (rc == INF_OK)
+        link->held++;
+    return rc;
+}
+
+void inf_link_release(inf_link *link) {
+    if (!link || link->err.code < 0)
+        return;
+    if (link->held == 0) {
+        inf_link_fail(link, INF_EINVAL, "cannot release: no polled message is held");
+        return;
+    }
+    link->held--;
+    link->ops->release(link);
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* One pass over all links: every one makes progress, whichever is ready. */
+static bool any_ready(inf_link *const *links, uint32_t n) {
+    bool ready = false;
+    for (uint32_t i = 0; i < n; i++)
+        ready |= links[i]->err.code < 0 || links[i]->ops->ready(links[i]);
+    return ready;
+}
+
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
+    if (n == 0 || n > SPIN_LINKS || !links[0]->many_cpus)
+        return false;
+    int64_t now = now_ns(), end = now + SPIN_NS;
+    if (deadline >= 0 && deadline < end)
+        end = deadline;
+    while (now < end) {
+        for (int i = 0; i < 8; i++)
+            relax();
+        if (any_ready(links, n))
+            return true;
+        now = now_ns();
+    }
+    return false;
+}
+
+/* One sleep. True: wait has something to report. status gets what to report. */
+static bool sleep_once(inf_link *const *links, uint32_t n, int wake_fd, int64_t deadline,
+                       int *status) {
+    struct pollfd fds[INF_LINK_WAIT_MAX * INF_LINK_FDS + 1];
+    uint32_t armed = 0;
+    bool ready = false;
+    *status = INF_OK;
+    for (; armed < n && !ready; armed++) {
+        struct pollfd *f = &fds[armed * INF_LINK_FDS];
+        for (int i = 0; i < INF_LINK_FDS; i++)
+            f[i] = (struct pollfd){.fd = -1};
+        ready = links[armed]->ops->arm(links[armed], f);
+    }
+    struct pollfd *wake = &fds[armed * INF_LINK_FDS];
+    *wake = (struct pollfd){.fd = wake_fd, .events = POLLIN};
+    int polled = 0;
+    if (!ready) {
+        struct timespec left = {0, 0}, *limit = &left;
+        int64_t now = deadline < 0 ? 0 : now_ns();
+        if (deadline < 0)
+            limit = NULL;
+        else if (now < deadline)
+            left = (struct timespec){(deadline - now) / 1000000000, (deadline - now) % 1000000000};
+        polled = ppoll(fds, armed * INF_LINK_FDS + 1, limit, NULL);
+        if (polled < 0 && errno != EINTR) {
+            *status = INF_EIO;
+            ready = true;
+        }
+    }
+    if (polled <= 0)
+        for (uint32_t i = 0; i <= armed * INF_LINK_FDS; i++)
+            fds[i].revents = 0;
+    for (uint32_t i = 0; i < armed; i++)
+        links[i]->ops->disarm(links[i], &fds[i * INF_LINK_FDS]);
+    if (wake->revents & POLLNVAL)
+        *status = INF_EINVAL;
+    return ready || wake->revents != 0;
+}
+
+int inf_link_wait(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeout_ns) {
+    if (n > INF_LINK_WAIT_MAX || (n > 0 && !links))
+        return INF_EINVAL;
+    for (uint32_t i = 0; i < n; i++)
+        if (!links[i])
+            return INF_EINVAL;
+    if (any_ready(links, n))
+        return INF_OK;
+    int64_t deadline = -1;
+    if (timeout_ns >= 0) {
+        int64_t now = now_ns();
+        deadline = timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns;
+    }
+    if (timeout_ns != 0 && spin(links, n, deadline))
+        return INF_OK;
+    for (;;) {
+        int status;
+        if (sleep_once(links, n, wake_fd, deadline, &status))
+            return status;
+        if (any_ready(links, n))
+            return INF_OK;
+        if (deadline >= 0 && now_ns() >= deadline)
+            return INF_AGAIN;
+    }
+}
+
+int32_t inf_link_peer(const inf_link *link) {
+    return link ? link->config.peer : -1;
+}
+
+uint64_t inf_link_slot_bytes(const inf_link *link) {
+    return link ? link->config.slot_bytes : 0;
+}
+
+int inf_link_status(const inf_link *link, inf_err *err) {
+    if (!link)
+        return inf_link_error(err, -1, INF_EINVAL, "no link");
+    if (link->err.code < 0 && err)
+        *err = link->err;
+    return link->err.code;
+}
+
+void inf_link_close(inf_link *link) {
+    if (!link)
+        return;
+    inf_link_config config = link->config;
+    link->ops->close(link);
+    close_config(&config);
+}
