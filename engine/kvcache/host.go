@@ -1,0 +1,137 @@
+package kvcache
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Hosted is a span of another instance's request in this pool. Blocks is the whole list, a copy.
+type Hosted struct {
+	Owner      string
+	Handle     uint32
+	Generation uint32
+	Blocks     []BlockID
+}
+
+// hostSlot is what a handle stands for. Generation counts its uses, so that a late message about an
+// earlier span is recognised; 0 is never a span's.
+type hostSlot struct {
+	owner      string
+	generation uint32
+	blocks     []BlockID // nil: unused
+}
+
+// SetPressure says that own requests are short of blocks, or that they borrow: nothing is lent then.
+func (m *Manager) SetPressure(on bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pressure = on
+}
+
+// SetDemand says how many blocks own running requests will take soon; Host leaves them free.
+func (m *Manager) SetDemand(blocks int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.demand = max(0, blocks)
+}
+
+// Hostable is the number of blocks that Host would grant now.
+func (m *Manager) Hostable() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.hostable()
+}
+
+func (m *Manager) hostable() int {
+	if m.pressure {
+		return 0
+	}
+	return max(0, len(m.free)-m.demand-m.opts.Reserve)
+}
+
+// Host opens a span for owner with up to n blocks: at least one, or ErrNoRoom.
+func (m *Manager) Host(owner string, n int) (Hosted, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n = min(n, m.hostable())
+	if n < 1 {
+		return Hosted{}, fmt.Errorf("cannot host blocks of %s: %w", owner, ErrNoRoom)
+	}
+	if len(m.unused) == 0 {
+		return Hosted{}, fmt.Errorf("cannot host blocks of %s: all %d spans are in use: %w", owner, len(m.slots), ErrNoRoom)
+	}
+	handle := m.unused[len(m.unused)-1]
+	m.unused = m.unused[:len(m.unused)-1]
+	s := &m.slots[handle]
+	s.owner = owner
+	if s.generation++; s.generation == 0 {
+		s.generation = 1
+	}
+	s.blocks = append([]BlockID(nil), m.take(n)...)
+	m.hosted += n
+	return m.view(handle), nil
+}
+
+// ExtendHost adds up to n blocks to a hosted span: at least one, or ErrNoRoom. The beginning of the list
+// stays as it was.
+func (m *Manager) ExtendHost(owner string, handle, generation uint32, n int) (Hosted, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, err := m.slot(owner, handle, generation)
+	if err != nil {
+		return Hosted{}, fmt.Errorf("cannot extend a span: %w", err)
+	}
+	n = min(n, m.hostable())
+	if n < 1 {
+		return Hosted{}, fmt.Errorf("cannot host blocks of %s: %w", owner, ErrNoRoom)
+	}
+	s.blocks = append(s.blocks, m.take(n)...)
+	m.hosted += n
+	return m.view(handle), nil
+}
+
+// Unhost ends a hosted span; its blocks are free.
+func (m *Manager) Unhost(owner string, handle, generation uint32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, err := m.slot(owner, handle, generation)
+	if err != nil {
+		return fmt.Errorf("cannot end a span: %w", err)
+	}
+	m.hosted -= len(s.blocks)
+	for _, b := range slices.Backward(s.blocks) {
+		m.free = append(m.free, b)
+	}
+	s.blocks, s.owner = nil, ""
+	m.unused = append(m.unused, handle)
+	return nil
+}
+
+// HostedOf lists the spans hosted for owner, by handle.
+func (m *Manager) HostedOf(owner string) []Hosted {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []Hosted
+	for h := range m.slots {
+		if m.slots[h].blocks != nil && m.slots[h].owner == owner {
+			out = append(out, m.view(uint32(h)))
+		}
+	}
+	return out
+}
+
+// slot finds a hosted span; owner and generation must match.
+func (m *Manager) slot(owner string, handle, generation uint32) (*hostSlot, error) {
+	if int64(handle) < int64(len(m.slots)) {
+		s := &m.slots[handle]
+		if s.blocks != nil && s.owner == owner && s.generation == generation {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("span %d.%d of %s is not hosted here: %w", handle, generation, owner, ErrUnknown)
+}
+
+func (m *Manager) view(handle uint32) Hosted {
+	s := &m.slots[handle]
+	return Hosted{Owner: s.owner, Handle: handle, Generation: s.generation, Blocks: slices.Clone(s.blocks)}
+}

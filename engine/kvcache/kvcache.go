@@ -1,0 +1,303 @@
+// Package kvcache keeps the books of one instance's KV pool: which block belongs to which request, which
+// blocks lie with other instances, and which blocks here hold other instances' requests.
+//
+//	kvcache.go  the pool, requests and their tables
+//	move.go     a request's oldest blocks on their way to another instance
+//	host.go     other instances' blocks in this pool
+//
+// A block is in exactly one state: free, owned by a request, or hosted. So free + owned + hosted is the
+// size of the pool after every operation. Hosted blocks are never lent on: no operation takes a block
+// from hosted to anything but free.
+//
+// A Manager holds no KV, only block numbers; it does no I/O.
+package kvcache
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// BlockID is a block's index in the pool.
+type BlockID = int32
+
+// RequestID names a request on its instance; it is unique there, and never used again.
+type RequestID uint64
+
+// Span is a run of a request's full blocks on another instance.
+type Span struct {
+	Instance                 string
+	Peer, Handle, Generation uint32
+	Blocks                   int
+}
+
+// Table says where a request's KV lies: Spans hold the oldest blocks, in order, then Local. The first
+// Moving local blocks are being copied to another instance; they are readable here until CommitMove.
+type Table struct {
+	Spans  []Span
+	Local  []BlockID
+	Moving int
+}
+
+// SpanBlocks is the number of blocks that lie with other instances.
+func (t *Table) SpanBlocks() int {
+	n := 0
+	for i := range t.Spans {
+		n += t.Spans[i].Blocks
+	}
+	return n
+}
+
+// Counts are the pool's blocks by state, and Lent: blocks of this instance's requests that lie with others.
+type Counts struct{ Total, Free, Owned, Hosted, Lent int }
+
+var (
+	// ErrNoRoom says that the pool has too few free blocks; nothing was changed.
+	ErrNoRoom = errors.New("the KV pool has no room")
+	// ErrUnknown says that there is no such request or span.
+	ErrUnknown = errors.New("unknown to the KV pool")
+	// ErrState says that the operation does not fit what the request does now.
+	ErrState = errors.New("not possible in this state")
+)
+
+// Options of a Manager.
+type Options struct {
+	MaxSpans int // hosted spans at a time: handles are 0..MaxSpans-1; default 4096
+	Reserve  int // blocks that Host leaves free, beside what SetDemand asks for
+}
+
+// Manager keeps one pool. It is safe for concurrent use: the step loop owns the requests' tables, the
+// rManager's server hosts spans.
+type Manager struct {
+	mu        sync.Mutex
+	total     int
+	blockSize int
+	opts      Options
+	free      []BlockID // a stack, so that blocks just freed are used first
+	requests  map[RequestID]*request
+	owned     int
+	lent      int
+
+	pressure bool
+	demand   int
+
+	slots  []hostSlot // by handle
+	unused []uint32   // handles without a span, a stack
+	hosted int
+}
+
+type request struct {
+	spans    []Span
+	inSpans  int // blocks
+	local    []BlockID
+	computed int // tokens whose KV is in the cache
+	moving   int // of local, from the front
+	closed   bool
+}
+
+// New returns a pool of total blocks of blockSize tokens.
+func New(total, blockSize int) (*Manager, error) {
+	return NewWithOptions(total, blockSize, Options{})
+}
+
+// NewWithOptions is New with options.
+func NewWithOptions(total, blockSize int, o Options) (*Manager, error) {
+	if o.MaxSpans == 0 {
+		o.MaxSpans = 4096
+	}
+	if total < 1 || total > 1<<30 || blockSize < 1 || o.MaxSpans < 1 || o.Reserve < 0 {
+		return nil, fmt.Errorf("cannot make a pool of %d blocks of %d tokens, %d spans and a reserve of %d", total, blockSize, o.MaxSpans, o.Reserve)
+	}
+	m := &Manager{
+		total: total, blockSize: blockSize, opts: o, free: make([]BlockID, total),
+		requests: map[RequestID]*request{}, slots: make([]hostSlot, o.MaxSpans), unused: make([]uint32, o.MaxSpans),
+	}
+	for i := range m.free {
+		m.free[i] = BlockID(total - 1 - i)
+	}
+	for i := range m.unused {
+		m.unused[i] = uint32(o.MaxSpans - 1 - i)
+	}
+	return m, nil
+}
+
+// BlockSize is the tokens of a block.
+func (m *Manager) BlockSize() int { return m.blockSize }
+
+// Total is the number of blocks of the pool.
+func (m *Manager) Total() int { return m.total }
+
+// Free is the number of free blocks.
+func (m *Manager) Free() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.free)
+}
+
+// Counts counts the blocks by state.
+func (m *Manager) Counts() Counts {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Counts{Total: m.total, Free: len(m.free), Owned: m.owned, Hosted: m.hosted, Lent: m.lent}
+}
+
+// Open starts an empty table for a request.
+func (m *Manager) Open(id RequestID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.requests[id] != nil {
+		return fmt.Errorf("cannot open request %d: it is open: %w", id, ErrState)
+	}
+	m.requests[id] = &request{}
+	return nil
+}
+
+// get returns an open request.
+func (m *Manager) get(id RequestID) (*request, error) {
+	r := m.requests[id]
+	if r == nil || r.closed {
+		return nil, fmt.Errorf("cannot find request %d: %w", id, ErrUnknown)
+	}
+	return r, nil
+}
+
+// Grow takes local blocks so that positions [0, tokens) fit: all that are needed, or none and ErrNoRoom.
+func (m *Manager) Grow(id RequestID, tokens int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	n := (tokens+m.blockSize-1)/m.blockSize - r.inSpans - len(r.local)
+	if n <= 0 {
+		return nil
+	}
+	if n > len(m.free) {
+		return fmt.Errorf("cannot add %d blocks to request %d, %d are free: %w", n, id, len(m.free), ErrNoRoom)
+	}
+	r.local = append(r.local, m.take(n)...)
+	m.owned += n
+	return nil
+}
+
+// take pops n free blocks; the result is valid until the next operation.
+func (m *Manager) take(n int) []BlockID {
+	at := len(m.free) - n
+	out := m.free[at:]
+	m.free = m.free[:at]
+	slices.Reverse(out)
+	return out
+}
+
+// Capacity is the number of tokens for which the request has blocks, 0 for an unknown request.
+func (m *Manager) Capacity(id RequestID) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil {
+		return 0
+	}
+	return (r.inSpans + len(r.local)) * m.blockSize
+}
+
+// SetComputed says that the KV of positions [0, tokens) is in the cache. Only full blocks below it move,
+// so a block that a running step still fills is never copied.
+func (m *Manager) SetComputed(id RequestID, tokens int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	if tokens < r.computed || tokens > (r.inSpans+len(r.local))*m.blockSize {
+		return fmt.Errorf("cannot have %d tokens of request %d computed, it had %d and has %d blocks: %w",
+			tokens, id, r.computed, r.inSpans+len(r.local), ErrState)
+	}
+	r.computed = tokens
+	return nil
+}
+
+// Table returns a copy of a request's table.
+func (m *Manager) Table(id RequestID) (Table, error) {
+	var t Table
+	err := m.AppendTable(id, &t)
+	return t, err
+}
+
+// AppendTable fills t with a request's table, in t's memory where it is large enough.
+func (m *Manager) AppendTable(id RequestID, t *Table) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	t.Spans = append(t.Spans[:0], r.spans...)
+	t.Local = append(t.Local[:0], r.local...)
+	t.Moving = r.moving
+	return nil
+}
+
+// Size of a request's table: blocks with others, local blocks, those of them on the move, and those that
+// could be marked as moving now.
+type Size struct{ Spans, Local, Moving, Movable int }
+
+// Size returns the size of a request's table, zero for an unknown request.
+func (m *Manager) Size(id RequestID) Size {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil {
+		return Size{}
+	}
+	return Size{Spans: r.inSpans, Local: len(r.local), Moving: r.moving, Movable: m.movable(r)}
+}
+
+// Close ends a request: its local blocks are free, and spans lists what its creditors should free.
+// With a move in flight the moving blocks stay owned, and the spans stay, until CommitMove or AbortMove,
+// which then return all spans: a creditor must not free what is still written.
+func (m *Manager) Close(id RequestID) (spans []Span) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil {
+		return nil
+	}
+	m.release(r.local[r.moving:])
+	r.local = r.local[:r.moving]
+	r.closed = true
+	if r.moving > 0 {
+		return nil
+	}
+	return m.forget(id, r)
+}
+
+// forget removes a closed request without blocks.
+func (m *Manager) forget(id RequestID, r *request) []Span {
+	delete(m.requests, id)
+	m.lent -= r.inSpans
+	return r.spans
+}
+
+func (m *Manager) release(blocks []BlockID) {
+	m.owned -= len(blocks)
+	for _, b := range slices.Backward(blocks) {
+		m.free = append(m.free, b)
+	}
+}
+
+// RequestsAt lists the open requests that have a span at the instance, in ascending order.
+func (m *Manager) RequestsAt(instance string) []RequestID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var ids []RequestID
+	for id, r := range m.requests {
+		if !r.closed && slices.ContainsFunc(r.spans, func(s Span) bool { return s.Instance == instance }) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
