@@ -1,0 +1,227 @@
+package rdma
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+)
+
+func TestSelect(t *testing.T) {
+	here := Endpoint{Instance: "a", Host: "k1/net:[1]", UnixPath: "@a"}
+	namespace := Endpoint{Instance: "b", Host: "k1/net:[2]", UnixPath: "@b"}
+	away := Endpoint{Instance: "c", Host: "k2/net:[1]", UnixPath: "@c"}
+	cases := []struct {
+		name   string
+		remote Endpoint
+		want   Transport
+		got    Transport
+		reason string
+	}{
+		{"same host", here, Auto, SHM, "same host"},
+		{"default", here, "", SHM, "same host"},
+		{"other host", away, Auto, TCP, "the peer is on another host"},
+		{"other namespace", namespace, Auto, TCP, "the peer is in another network namespace"},
+		{"unknown host", Endpoint{UnixPath: "@d"}, Auto, TCP, "the host of one side is unknown"},
+		{"no socket", Endpoint{Host: here.Host}, Auto, TCP, "the peer has no unix socket"},
+		{"asked for tcp", here, TCP, TCP, "asked for"},
+		{"asked for shm", here, SHM, SHM, "asked for"},
+		{"shm cannot be", away, SHM, "", ""},
+		{"verbs", here, "verbs", "", ""},
+		{"unknown", here, "pigeon", "", ""},
+	}
+	for _, c := range cases {
+		got, reason, err := Select(here, c.remote, c.want)
+		if got != c.got || reason != c.reason || (err != nil) != (c.got == "") {
+			t.Errorf("%s: got %q, %q, %v", c.name, got, reason, err)
+		}
+		if err != nil && !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s: error is %v", c.name, err)
+		}
+	}
+}
+
+func TestHandshakeRefusals(t *testing.T) {
+	change := func(f func(*Identity, *Endpoint)) func(*Identity, *Endpoint) { return f }
+	cases := map[string]struct {
+		change func(*Identity, *Endpoint)
+		says   string
+	}{
+		"secret":   {change(func(i *Identity, _ *Endpoint) { i.Secret = "other" }), "secret"},
+		"cluster":  {change(func(i *Identity, _ *Endpoint) { i.ClusterID = "other" }), `cluster "other"`},
+		"nobody":   {change(func(i *Identity, _ *Endpoint) { i.Instance = "" }), "nobody"},
+		"instance": {change(func(_ *Identity, e *Endpoint) { e.Instance = "z" }), `a link to "z"`},
+	}
+	for name, c := range cases {
+		for _, want := range []Transport{SHM, TCP} {
+			l := listen(t)
+			identity, endpoint := client, l.Endpoint()
+			c.change(&identity, &endpoint)
+			_, _, err := Dial(testContext(t), identity, endpoint, LaneQuery, shape, want)
+			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s over %s: error is %v", name, want, err)
+			}
+		}
+	}
+}
+
+// The dialer must not trust a listener that does not know the secret.
+func TestImpostor(t *testing.T) {
+	a, b := net.Pipe()
+	defer a.Close()
+	done := make(chan error, 1)
+	go func() {
+		defer b.Close()
+		b.Write(append([]byte(magic), newNonce()...))
+		if _, _, err := readSigned(b); err != nil {
+			done <- err
+			return
+		}
+		done <- writeSigned(b, []byte("{}"), make([]byte, macBytes))
+	}()
+	err := greet(a, "secret", hello{Version: helloVersion, Nonce: newNonce()})
+	if !errors.Is(err, errMAC) {
+		t.Errorf("error is %v", err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Neither a caller that says too much nor those that say nothing keep others out.
+func TestStrangersBlockNobody(t *testing.T) {
+	l := listen(t)
+	endpoint := l.Endpoint()
+	for range 20 {
+		conn, err := net.Dial("tcp", endpoint.TCPAddr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	loud, err := net.Dial("tcp", endpoint.TCPAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loud.Close()
+	if _, err := loud.Write([]byte{0, 0, 0x10, 1}); err != nil { // one byte over the limit
+		t.Fatal(err)
+	}
+	greeting, err := io.ReadAll(loud) // until the listener hangs up
+	if len(greeting) != len(magic)+nonceBytes {
+		t.Errorf("got %d bytes, %v", len(greeting), err)
+	}
+	c, _, a := connect(t, l, LaneQuery, TCP)
+	exchange(t, c, a.Link, "in spite of them")
+	slow, err := net.Dial("unix", endpoint.UnixPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	if rest, err := io.ReadAll(slow); len(rest) != len(magic)+nonceBytes || err != nil {
+		t.Errorf("a silent caller got %d bytes, %v", len(rest), err)
+	}
+}
+
+// A caller that knows the secret but passes no memory gets no link.
+func TestNoMemoryNoLink(t *testing.T) {
+	l := listen(t)
+	conn, err := net.Dial("unix", l.Endpoint().UnixPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	h := hello{Version: helloVersion, Cluster: "c", From: "a", To: "b", Lane: LaneQuery, Provider: SHM,
+		Slots: 2, SlotBytes: 64, Nonce: newNonce()}
+	if err := greet(conn, "secret", h); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(conn); err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Log(err) // a reset says the same
+	}
+	if n := len(l.links); n != 0 {
+		t.Errorf("%d links were accepted", n)
+	}
+}
+
+func TestAcceptEnds(t *testing.T) {
+	l := listen(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := l.Accept(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("error is %v", err)
+	}
+	endpoint := l.Endpoint()
+	// A link that nobody accepts is closed with the listener.
+	link, _, err := Dial(testContext(t), client, endpoint, LaneQuery, shape, TCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := link.receive(testContext(t), func([]byte) {}); err == nil {
+		t.Error("the link outlived its listener")
+	}
+	link.Close()
+	if _, err := l.Accept(testContext(t)); !errors.Is(err, ErrClosed) {
+		t.Errorf("error is %v", err)
+	}
+	if _, _, err := Dial(testContext(t), client, endpoint, LaneQuery, shape, Auto); err == nil {
+		t.Error("a closed listener accepted a link")
+	}
+}
+
+func TestDialRefusesWrongShapes(t *testing.T) {
+	for _, s := range []Shape{{}, {Slots: 1, SlotBytes: 64}, {Slots: 2, SlotBytes: 65}, {Slots: 2, SlotBytes: 1 << 31}} {
+		if _, _, err := Dial(testContext(t), client, Endpoint{}, LaneQuery, s, Auto); err == nil {
+			t.Errorf("%+v was accepted", s)
+		}
+	}
+}
+
+func FuzzHello(f *testing.F) {
+	good, err := json.Marshal(hello{Version: helloVersion, Cluster: "c", From: "a", To: "b", Lane: LaneMove,
+		Provider: TCP, Slots: 4, SlotBytes: 4096, Nonce: newNonce()})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"version":1,"slots":4294967295,"slot_bytes":18446744073709551615}`))
+	f.Add([]byte(`{`))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		h, err := parseHello(raw)
+		if err != nil {
+			return
+		}
+		if shmBytes(h.Slots, h.SlotBytes) < 2*uint64(h.Slots)*h.SlotBytes || h.Slots < 2 || h.From == "" {
+			t.Errorf("accepted %+v", h)
+		}
+		again, err := json.Marshal(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseHello(again); err != nil {
+			t.Errorf("cannot read back %s: %v", again, err)
+		}
+	})
+}
+
+func FuzzWelcome(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 2, '{', '}'})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		rw := struct {
+			io.Reader
+			io.Writer
+		}{strings.NewReader(string(raw)), io.Discard}
+		if _, err := welcome(rw, "secret", func(hello) error { return nil }); err == nil {
+			t.Error("a caller without the secret was welcome")
+		}
+	})
+}

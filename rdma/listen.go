@@ -1,0 +1,224 @@
+package rdma
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	helloLimit    = 2 * time.Second // for a whole handshake
+	maxHandshakes = 64              // at once
+	acceptQueue   = 16              // links that nobody has asked for yet
+	queueLimit    = 10 * time.Second
+)
+
+// ListenConfig says who listens, and where. Only Identity is needed.
+type ListenConfig struct {
+	Identity
+	// Host is the address to listen on, "" for the loopback; the port is chosen by the system.
+	Host string
+	// Advertise is the host that Endpoint names, for a Host of all addresses. "" is Host.
+	Advertise string
+	// MaxSlotBytes refuses links with larger slots. 0: the data plane's own limit, 1 GiB.
+	MaxSlotBytes uint64
+}
+
+// Accepted is the server end of a link that another instance opened.
+type Accepted struct {
+	From string
+	Lane Lane
+	Link *Link
+	Info Info // transport and reason; the client's end measures
+}
+
+// Listener accepts links from the instances of its cluster.
+type Listener struct {
+	config ListenConfig
+	tcp    net.Listener
+	unix   net.Listener
+	links  chan Accepted
+	slots  chan struct{}
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	once   sync.Once
+}
+
+// Listen starts to accept links.
+func Listen(config ListenConfig) (*Listener, error) {
+	if config.Instance == "" {
+		return nil, errors.New("cannot listen for links without an instance name")
+	}
+	if config.Host == "" {
+		config.Host = "127.0.0.1"
+	}
+	tcp, err := net.Listen("tcp", net.JoinHostPort(config.Host, "0"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen for links: %w", err)
+	}
+	unix, err := net.Listen("unix", "@infinite-"+rand.Text())
+	if err != nil {
+		tcp.Close()
+		return nil, fmt.Errorf("cannot listen for links: %w", err)
+	}
+	l := &Listener{
+		config: config, tcp: tcp, unix: unix,
+		links: make(chan Accepted, acceptQueue), slots: make(chan struct{}, maxHandshakes),
+	}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.wg.Go(func() { l.run(tcp) })
+	l.wg.Go(func() { l.run(unix) })
+	return l, nil
+}
+
+// Endpoint is what others need to Dial this listener.
+func (l *Listener) Endpoint() Endpoint {
+	address := l.tcp.Addr().String()
+	if _, port, err := net.SplitHostPort(address); err == nil && l.config.Advertise != "" {
+		address = net.JoinHostPort(l.config.Advertise, port)
+	}
+	return Endpoint{Instance: l.config.Instance, Host: HostID(), TCPAddr: address, UnixPath: l.unix.Addr().String()}
+}
+
+// Accept returns the next link, ErrClosed after Close.
+func (l *Listener) Accept(ctx context.Context) (Accepted, error) {
+	select {
+	case <-l.ctx.Done():
+		return Accepted{}, ErrClosed
+	default:
+	}
+	select {
+	case a := <-l.links:
+		return a, nil
+	case <-l.ctx.Done():
+		return Accepted{}, ErrClosed
+	case <-ctx.Done():
+		return Accepted{}, ctx.Err()
+	}
+}
+
+// Close stops listening and closes the links that nobody accepted.
+func (l *Listener) Close() error {
+	l.once.Do(func() {
+		l.cancel()
+		l.tcp.Close()
+		l.unix.Close()
+		l.wg.Wait()
+		for {
+			select {
+			case a := <-l.links:
+				a.Link.Close()
+			default:
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// run accepts connections; each shakes hands on its own, so that a slow one holds up nobody.
+func (l *Listener) run(from net.Listener) {
+	for {
+		select {
+		case l.slots <- struct{}{}:
+		case <-l.ctx.Done():
+			return
+		}
+		conn, err := from.Accept()
+		if err != nil {
+			<-l.slots
+			if l.ctx.Err() != nil {
+				return
+			}
+			slog.Warn("cannot accept a connection", "error", err)
+			select { // out of descriptors, most likely
+			case <-time.After(50 * time.Millisecond):
+			case <-l.ctx.Done():
+				return
+			}
+			continue
+		}
+		l.wg.Go(func() { l.serve(conn) })
+	}
+}
+
+// serve turns a connection into a link, or closes it.
+func (l *Listener) serve(conn net.Conn) {
+	release := sync.OnceFunc(func() { <-l.slots })
+	defer release()
+	a, err := l.handshake(conn)
+	if err == nil {
+		if err = a.Link.echo(l.ctx); err != nil {
+			a.Link.Close()
+		}
+	}
+	if err != nil {
+		if l.ctx.Err() == nil {
+			slog.Warn("cannot accept a link", "remote", conn.RemoteAddr().String(), "from", a.From, "error", err)
+		}
+		return
+	}
+	release()
+	timer := time.NewTimer(queueLimit)
+	defer timer.Stop()
+	select {
+	case l.links <- a:
+	case <-l.ctx.Done():
+		a.Link.Close()
+	case <-timer.C:
+		slog.Warn("cannot keep a link that nobody accepts", "from", a.From)
+		a.Link.Close()
+	}
+}
+
+func (l *Listener) handshake(conn net.Conn) (Accepted, error) {
+	conn.SetDeadline(time.Now().Add(helloLimit))
+	stop := context.AfterFunc(l.ctx, func() { conn.Close() })
+	defer stop()
+	transport := TCP
+	unixConn, isUnix := conn.(*net.UnixConn)
+	if isUnix {
+		transport = SHM
+	}
+	h, err := welcome(conn, l.config.Secret, func(h hello) error { return l.check(h, transport) })
+	a := Accepted{From: h.From, Lane: h.Lane, Info: Info{Transport: transport, Reason: "chosen by the peer"}}
+	if err != nil {
+		conn.Close()
+		return a, err
+	}
+	fds := shmFDs{-1, -1, -1}
+	if isUnix {
+		if fds, err = receiveSHM(unixConn); err == nil {
+			if err = checkSHM(fds, h.Slots, h.SlotBytes); err != nil {
+				fds.close()
+			}
+		}
+		if err != nil {
+			conn.Close()
+			return a, err
+		}
+	}
+	a.Link, err = openLink(conn, transport, false, Shape{Slots: h.Slots, SlotBytes: h.SlotBytes, Peer: -1}, fds)
+	return a, err
+}
+
+// check decides on a caller that knows the secret.
+func (l *Listener) check(h hello, transport Transport) error {
+	switch {
+	case h.Cluster != l.config.ClusterID:
+		return fmt.Errorf("cannot accept a link of cluster %q, this is %q", h.Cluster, l.config.ClusterID)
+	case h.To != l.config.Instance:
+		return fmt.Errorf("cannot accept a link to %q, this is %q", h.To, l.config.Instance)
+	case h.Provider != transport:
+		return fmt.Errorf("cannot open a %s link over a connection for %s", h.Provider, transport)
+	case l.config.MaxSlotBytes > 0 && h.SlotBytes > l.config.MaxSlotBytes:
+		return fmt.Errorf("cannot accept slots of %d bytes, more than %d", h.SlotBytes, l.config.MaxSlotBytes)
+	}
+	return nil
+}
