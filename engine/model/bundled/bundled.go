@@ -6,5 +6,5 @@ import "embed"
 
 // FS has the files of the model's folder at its root.
 //
-//go:embed *
+//go:embed *.json *.safetensors *.md *.txt
 var FS embed.FS

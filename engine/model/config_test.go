@@ -1,0 +1,275 @@
+package model
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+type fields = map[string]any
+
+// with is a valid config.json of an architecture with keys changed; the value remove takes a key away.
+type removed struct{}
+
+var remove removed
+
+func with(arch string, changes fields) []byte {
+	m := fields{
+		"architectures": []string{arch}, "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96,
+		"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+	}
+	maps.Copy(m, changes)
+	maps.DeleteFunc(m, func(_ string, v any) bool { return v == any(remove) })
+	data, err := json.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	return data
+}
+
+const (
+	llama   = "LlamaForCausalLM"
+	mistral = "MistralForCausalLM"
+	qwen2   = "Qwen2ForCausalLM"
+	qwen3   = "Qwen3ForCausalLM"
+)
+
+func TestParseConfig(t *testing.T) {
+	yarn := RopeScaling{
+		Type: "yarn", Factor: 4, OriginalMaxPositions: 128, BetaFast: 32, BetaSlow: 1, Truncate: true,
+	}
+	for _, tc := range []struct {
+		name    string
+		arch    string
+		changes fields
+		check   func(c *Config) any
+		want    any
+	}{
+		{"kv heads absent", llama, fields{"num_key_value_heads": remove}, func(c *Config) any { return c.NumKVHeads }, 4},
+		{"kv heads null", qwen2, fields{"num_key_value_heads": nil}, func(c *Config) any { return c.NumKVHeads }, 4},
+		{"kv heads of mistral", mistral, fields{"num_key_value_heads": remove, "num_attention_heads": 16},
+			func(c *Config) any { return c.NumKVHeads }, 8},
+		{"head_dim derived", llama, nil, func(c *Config) any { return c.HeadDim }, 16},
+		{"head_dim given", llama, fields{"head_dim": 24}, func(c *Config) any { return c.HeadDim }, 24},
+		{"head_dim of qwen3", qwen3, nil, func(c *Config) any { return c.HeadDim }, 128},
+		{"hidden not divisible, head_dim given", llama, fields{"head_dim": 16, "hidden_size": 66},
+			func(c *Config) any { return c.HiddenSize }, 66},
+		{"integral float", llama, fields{"vocab_size": json.Number("1e3")}, func(c *Config) any { return c.VocabSize }, 1000},
+		{"eps", llama, fields{"rms_norm_eps": 1e-5}, func(c *Config) any { return c.RMSNormEps }, float32(1e-5)},
+		{"eps default", llama, nil, func(c *Config) any { return c.RMSNormEps }, float32(1e-6)},
+		{"dtype", llama, fields{"dtype": "float16", "torch_dtype": "float32"}, func(c *Config) any { return c.DType }, "float16"},
+		{"torch_dtype", llama, fields{"torch_dtype": "torch.bfloat16"}, func(c *Config) any { return c.DType }, "bfloat16"},
+		{"tokens", llama, fields{"eos_token_id": []int{7, 9}, "bos_token_id": 5},
+			func(c *Config) any { return append(c.EOS, c.BOS) }, []int32{7, 9, 5}},
+		{"tokens default", llama, nil, func(c *Config) any { return append(c.EOS, c.BOS) }, []int32{2, 1}},
+		{"tokens default, tiny vocabulary", llama, fields{"vocab_size": 1},
+			func(c *Config) any { return append(c.EOS, c.BOS) }, []int32{-1}},
+		{"tokens null", llama, fields{"eos_token_id": nil, "bos_token_id": nil},
+			func(c *Config) any { return append(c.EOS, c.BOS) }, []int32{-1}},
+		{"bias", qwen2, nil, func(c *Config) any { return []bool{c.QKVBias, c.QKNorm, c.TieEmbeddings} }, []bool{true, false, false}},
+		{"qk norm", qwen3, fields{"tie_word_embeddings": true},
+			func(c *Config) any { return []bool{c.QKVBias, c.QKNorm, c.TieEmbeddings} }, []bool{false, true, true}},
+		{"theta", llama, fields{"rope_theta": 500000}, func(c *Config) any { return c.RopeTheta }, 5e5},
+		{"theta inside", llama, fields{"rope_theta": 7, "rope_parameters": fields{"rope_theta": 5e5}},
+			func(c *Config) any { return c.RopeTheta }, 5e5},
+		{"rope_scaling wins", llama, fields{"rope_scaling": fields{"type": "linear", "factor": 3},
+			"rope_parameters": fields{"rope_type": "default"}},
+			func(c *Config) any { return c.Rope }, RopeScaling{Type: "linear", Factor: 3}},
+		{"empty rope_scaling", llama, fields{"rope_scaling": fields{}}, func(c *Config) any { return c.Rope },
+			RopeScaling{Type: "default", Factor: 1}},
+		{"yarn, original beside", llama, fields{"original_max_position_embeddings": 128, "rope_scaling": fields{
+			"rope_type": "yarn", "factor": nil, "original_max_position_embeddings": 64}},
+			func(c *Config) any { return c.Rope }, yarn},
+		{"windows of mistral", mistral, fields{"sliding_window": 9}, func(c *Config) any { return c.SlidingWindow }, []int{9, 9, 9}},
+		{"window default of mistral", mistral, nil, func(c *Config) any { return c.SlidingWindow }, []int{4096, 4096, 4096}},
+		{"no window in mistral", mistral, fields{"sliding_window": nil}, func(c *Config) any { return c.SlidingWindow }, []int{0, 0, 0}},
+		{"window not used", qwen2, fields{"sliding_window": 9, "max_window_layers": 0},
+			func(c *Config) any { return c.SlidingWindow }, []int{0, 0, 0}},
+		{"windows from a layer on", qwen2, fields{"sliding_window": 9, "max_window_layers": 2, "use_sliding_window": true},
+			func(c *Config) any { return c.SlidingWindow }, []int{0, 0, 9}},
+		{"windows by layer_types", qwen3, fields{"sliding_window": 9, "max_window_layers": 2, "use_sliding_window": true,
+			"layer_types": []string{"sliding_attention", "full_attention", "sliding_attention"}},
+			func(c *Config) any { return c.SlidingWindow }, []int{9, 0, 9}},
+		{"all layers full", llama, fields{"layer_types": slices.Repeat([]string{"full_attention"}, 3)},
+			func(c *Config) any { return c.SlidingWindow }, []int{0, 0, 0}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := ParseConfig(with(tc.arch, tc.changes))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := tc.check(c); !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("got %v, want %v", got, tc.want)
+			}
+		})
+	}
+}
+
+// TestRefuseConfig lists what is refused; the error must name the key, and be typed where it is the feature
+// that is at fault and not the file.
+func TestRefuseConfig(t *testing.T) {
+	rope := func(v fields) fields { return fields{"rope_scaling": v} }
+	for _, tc := range []struct {
+		arch    string
+		changes fields
+		names   string // parts of the message, by |
+		typed   bool
+	}{
+		{"GPT2LMHeadModel", nil, "architectures|GPT2LMHeadModel", true},
+		{llama, fields{"architectures": []string{llama, mistral}}, "architectures", false},
+		{llama, fields{"architectures": remove}, "architectures", false},
+		{llama, fields{"model_type": "qwen2"}, "model_type|qwen2", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "awq"}}, "quantization_config|awq", true},
+		{llama, fields{"attention_bias": true}, "attention_bias", true},
+		{qwen3, fields{"attention_bias": true}, "attention_bias", true},
+		{llama, fields{"mlp_bias": true}, "mlp_bias", true},
+		{llama, fields{"hidden_act": "gelu"}, "hidden_act|gelu", true},
+		{llama, fields{"num_local_experts": 8}, "num_local_experts", true},
+		{llama, fields{"torch_dtype": "float8_e4m3fn"}, "torch_dtype|float8_e4m3fn", true},
+		{llama, fields{"sliding_window": 9}, "sliding_window", true},
+		{llama, fields{"partial_rotary_factor": 0.5}, "partial_rotary_factor", true},
+		{llama, rope(fields{"type": "dynamic", "factor": 2}), "rope_scaling.type|dynamic", true},
+		{llama, rope(fields{"rope_type": "longrope"}), "rope_scaling.rope_type|longrope", true},
+		{llama, rope(fields{"rope_type": "default", "mrope_section": []int{1}}), "mrope_section", true},
+		{llama, fields{"rope_parameters": fields{"full_attention": fields{}}}, "rope_parameters.full_attention", true},
+		{llama, rope(fields{"type": "linear"}), "rope_scaling|factor is missing", false},
+		{llama, rope(fields{"type": "linear", "factor": 0}), "rope_scaling|factor", false},
+		{llama, rope(fields{"type": "linear", "factor": "2"}), "factor must be a number", false},
+		{llama, rope(fields{"type": 3}), "type must be a string", false},
+		{llama, fields{"rope_scaling": 3}, "rope_scaling must be an object", false},
+		{llama, rope(fields{"type": "llama3", "factor": 8}), "low_freq_factor is missing", false},
+		{llama, rope(fields{"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}), "high_freq_factor", false},
+		{llama, rope(fields{"type": "yarn", "factor": nil, "original_max_position_embeddings": 1024}), "factor", false},
+		{llama, rope(fields{"type": "yarn", "factor": 2, "original_max_position_embeddings": 0}), "original_max_position", false},
+		{llama, rope(fields{"type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}), "beta_fast", false},
+		{llama, rope(fields{"type": "yarn", "factor": 2, "truncate": 1}), "truncate", false},
+		{llama, fields{"rope_theta": 1}, "rope_theta", false},
+		{llama, fields{"hidden_size": remove}, "hidden_size is missing", false},
+		{llama, fields{"hidden_size": nil}, "hidden_size is missing", false},
+		{llama, fields{"hidden_size": "64"}, "hidden_size must be an integer", false},
+		{llama, fields{"hidden_size": 64.5}, "hidden_size must be an integer", false},
+		{llama, fields{"hidden_size": 0}, "hidden_size must be between", false},
+		{llama, fields{"hidden_size": -64}, "hidden_size must be between", false},
+		{llama, fields{"hidden_size": json.Number("9223372036854775808")}, "hidden_size must be", false},
+		{llama, fields{"hidden_size": 1 << 40}, "hidden_size must be between", false},
+		{llama, fields{"vocab_size": 1 << 40}, "vocab_size must be between", false},
+		{llama, fields{"num_hidden_layers": 1 << 40}, "num_hidden_layers must be between", false},
+		{llama, fields{"num_attention_heads": 0}, "num_attention_heads must be between", false},
+		{llama, fields{"num_attention_heads": 5, "num_key_value_heads": 1}, "num_attention_heads|hidden_size", false},
+		{llama, fields{"num_key_value_heads": 0}, "num_key_value_heads must be between", false},
+		{llama, fields{"num_key_value_heads": 3}, "num_key_value_heads (3) must divide", false},
+		{qwen2, fields{"num_key_value_heads": remove}, "num_key_value_heads (32) must divide", false},
+		{llama, fields{"head_dim": 15}, "head_dim must be even", false},
+		{llama, fields{"hidden_size": 60}, "head_dim must be even", false},
+		{llama, fields{"head_dim": 1 << 20}, "head_dim must be between", false},
+		{llama, fields{"max_position_embeddings": 0}, "max_position_embeddings", false},
+		{llama, fields{"rms_norm_eps": 0}, "rms_norm_eps", false},
+		{llama, fields{"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false", false},
+		{llama, fields{"eos_token_id": 256}, "eos_token_id", false},
+		{llama, fields{"eos_token_id": []any{1, "a"}}, "eos_token_id", false},
+		{llama, fields{"eos_token_id": -1}, "eos_token_id", false},
+		{llama, fields{"bos_token_id": []int{1, 2}}, "bos_token_id", false},
+		{mistral, fields{"sliding_window": 0}, "sliding_window", false},
+		{mistral, fields{"layer_types": slices.Repeat([]string{"full_attention"}, 3)}, "layer_types|full_attention", true},
+		{qwen2, fields{"layer_types": []string{"full_attention"}}, "layer_types must have 3", false},
+		{qwen2, fields{"layer_types": slices.Repeat([]string{"sliding_attention"}, 3)}, "layer_types|sliding_attention", true},
+		{qwen2, fields{"layer_types": slices.Repeat([]string{"linear_attention"}, 3)}, "layer_types|linear_attention", true},
+		{qwen2, fields{"layer_types": "full_attention"}, "layer_types must be a list", false},
+	} {
+		t.Run(tc.names, func(t *testing.T) {
+			c, err := ParseConfig(with(tc.arch, tc.changes))
+			if err == nil {
+				t.Fatalf("accepted as %+v", c)
+			}
+			for part := range strings.SplitSeq(tc.names, "|") {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q does not name %q", err, part)
+				}
+			}
+			var un *UnsupportedError
+			if errors.As(err, &un) != tc.typed {
+				t.Errorf("error %q typed as unsupported: %v, want %v", err, !tc.typed, tc.typed)
+			}
+		})
+	}
+	for _, text := range []string{"", "null", "[]", "{", `{"architectures": 3}`, "\x00"} {
+		if _, err := ParseConfig([]byte(text)); err == nil {
+			t.Errorf("config %q was accepted", text)
+		}
+	}
+	// Keys count by their exact spelling, as in Python.
+	if _, err := ParseConfig(with(llama, fields{"hidden_size": remove, "Hidden_Size": 64})); err == nil {
+		t.Error("Hidden_Size was taken for hidden_size")
+	}
+}
+
+func TestParseGenerationConfig(t *testing.T) {
+	g, err := ParseGenerationConfig([]byte(`{"do_sample":true,"temperature":0.7,"top_p":0.8,"top_k":-1,"min_p":null,
+		"repetition_penalty":1.05,"max_new_tokens":99,"bos_token_id":1,"eos_token_id":[3,4],"other":[]}`), 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !*g.DoSample || *g.Temperature != 0.7 || *g.TopP != 0.8 || *g.TopK != 0 || g.MinP != nil ||
+		*g.RepetitionPenalty != 1.05 || *g.MaxNewTokens != 99 || *g.BOS != 1 || !slices.Equal(g.EOS, []int32{3, 4}) {
+		t.Errorf("got %+v", g)
+	}
+	if g, err = ParseGenerationConfig([]byte(`{}`), 8); err != nil || !reflect.DeepEqual(g, &GenerationConfig{}) {
+		t.Errorf("an empty file gave %+v, %v", g, err)
+	}
+	for text, key := range map[string]string{
+		`{"temperature":-1}`: "temperature", `{"top_p":0}`: "top_p", `{"top_p":1.1}`: "top_p", `{"top_k":-2}`: "top_k",
+		`{"min_p":2}`: "min_p", `{"repetition_penalty":0}`: "repetition_penalty", `{"max_new_tokens":0}`: "max_new_tokens",
+		`{"eos_token_id":8}`: "eos_token_id", `{"bos_token_id":"a"}`: "bos_token_id", `{"do_sample":1}`: "do_sample", `[]`: "",
+	} {
+		if _, err := ParseGenerationConfig([]byte(text), 8); err == nil || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s gave %v", text, err)
+		}
+	}
+}
+
+// FuzzConfig: no panic, and what is accepted can be used.
+func FuzzConfig(f *testing.F) {
+	paths, err := filepath.Glob("testdata/*/config.json")
+	if err != nil || len(paths) < 10 {
+		f.Fatalf("found %d configurations: %v", len(paths), err)
+	}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Add(with(qwen2, fields{"use_sliding_window": true, "sliding_window": 3, "max_window_layers": 1}))
+	f.Add(with(llama, fields{"rope_scaling": fields{"type": "yarn", "factor": 2, "truncate": false}}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := ParseConfig(data)
+		if err != nil {
+			return
+		}
+		if c.NumHeads%c.NumKVHeads != 0 || c.HeadDim%2 != 0 || len(c.SlidingWindow) != c.NumLayers {
+			t.Fatalf("inconsistent: %+v", c)
+		}
+		if c.WeightBytes(4) <= 0 {
+			t.Fatalf("weights of %d bytes", c.WeightBytes(4))
+		}
+		inv, scale := c.RopeTable()
+		if len(inv) != c.HeadDim/2 || !(scale > 0) {
+			t.Fatalf("rope table of %d with scale %v", len(inv), scale)
+		}
+		for _, v := range inv {
+			if !(v >= 0 && v <= 2) {
+				t.Fatalf("inverse frequency %v in %v of %+v", v, inv, c)
+			}
+		}
+		if _, err := ParseGenerationConfig(data, c.VocabSize); err != nil {
+			return
+		}
+	})
+}

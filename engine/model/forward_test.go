@@ -1,0 +1,171 @@
+package model
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// reference is a plain forward pass in float64 that shares nothing with the data plane: it proves that the
+// tensors, their order and roles, the rope table and the windows mean what transformers means by them.
+type reference struct {
+	c     *Config
+	w     map[[2]int][]float64 // (role, layer) -> values
+	inv   []float64
+	scale float64
+}
+
+func newReference(m *Model) (*reference, error) {
+	tensors, err := m.Tensors()
+	if err != nil {
+		return nil, err
+	}
+	r := &reference{c: m.Config, w: map[[2]int][]float64{}}
+	for _, t := range tensors {
+		r.w[[2]int{int(t.Role), t.Layer}] = widen(t)
+	}
+	r.inv, r.scale = m.Config.RopeTable()
+	return r, nil
+}
+
+func widen(t Tensor) []float64 {
+	out := make([]float64, t.Rows*t.Cols)
+	for i := range out {
+		switch t.DType {
+		case F32:
+			out[i] = float64(math.Float32frombits(binary.LittleEndian.Uint32(t.Data[4*i:])))
+		case BF16:
+			out[i] = float64(math.Float32frombits(uint32(binary.LittleEndian.Uint16(t.Data[2*i:])) << 16))
+		case F16:
+			h := binary.LittleEndian.Uint16(t.Data[2*i:])
+			exponent, fraction := int(h>>10&31), float64(h&1023)
+			v := math.Ldexp(1+fraction/1024, exponent-15)
+			if exponent == 0 {
+				v = math.Ldexp(fraction/1024, -14)
+			}
+			if h>>15 == 1 {
+				v = -v
+			}
+			out[i] = v
+		}
+	}
+	return out
+}
+
+func (r *reference) at(role Role, layer int) []float64 { return r.w[[2]int{int(role), layer}] }
+
+// linear is w x + bias; w is [rows, len(x)], bias may be nil.
+func linear(w, x, bias []float64) []float64 {
+	out := make([]float64, len(w)/len(x))
+	for i := range out {
+		var sum float64
+		for j, v := range x {
+			sum += w[i*len(x)+j] * v
+		}
+		if bias != nil {
+			sum += bias[i]
+		}
+		out[i] = sum
+	}
+	return out
+}
+
+func rmsNorm(x, weight []float64, eps float64) []float64 {
+	var sum float64
+	for _, v := range x {
+		sum += v * v
+	}
+	f := 1 / math.Sqrt(sum/float64(len(x))+eps)
+	out := make([]float64, len(x))
+	for i, v := range x {
+		out[i] = v * f * weight[i]
+	}
+	return out
+}
+
+// heads norms and turns the heads of x, [heads * head_dim], for a position.
+func (r *reference) heads(x, norm []float64, position int) {
+	d := r.c.HeadDim
+	for h := 0; h < len(x); h += d {
+		head := x[h : h+d]
+		if norm != nil {
+			copy(head, rmsNorm(head, norm, float64(r.c.RMSNormEps)))
+		}
+		for i, f := range r.inv {
+			angle := float64(float32(position) * float32(f))
+			sin, cos := math.Sincos(angle)
+			a, b := head[i], head[i+d/2]
+			head[i] = (a*cos - b*sin) * r.scale
+			head[i+d/2] = (b*cos + a*sin) * r.scale
+		}
+	}
+}
+
+// attend is the attention of a query over the keys and values it sees, [tokens][kv_heads * head_dim].
+func (r *reference) attend(q []float64, k, v [][]float64, window int) []float64 {
+	d, group := r.c.HeadDim, r.c.NumHeads/r.c.NumKVHeads
+	first := 0
+	if window > 0 {
+		first = max(0, len(k)-window)
+	}
+	out := make([]float64, len(q))
+	for h := range r.c.NumHeads {
+		kv := h / group * d
+		scores, top := make([]float64, len(k)), math.Inf(-1)
+		for j := first; j < len(k); j++ {
+			for i := range d {
+				scores[j] += q[h*d+i] * k[j][kv+i]
+			}
+			scores[j] /= math.Sqrt(float64(d))
+			top = max(top, scores[j])
+		}
+		var sum float64
+		for j := first; j < len(k); j++ {
+			p := math.Exp(scores[j] - top)
+			sum += p
+			for i := range d {
+				out[h*d+i] += p * v[j][kv+i]
+			}
+		}
+		for i := range d {
+			out[h*d+i] /= sum
+		}
+	}
+	return out
+}
+
+// logits returns the logits after each token, [tokens][vocab].
+func (r *reference) logits(tokens []int) [][]float64 {
+	h, eps := r.c.HiddenSize, float64(r.c.RMSNormEps)
+	x := make([][]float64, len(tokens))
+	for i, id := range tokens {
+		x[i] = append([]float64(nil), r.at(Embed, -1)[id*h:(id+1)*h]...)
+	}
+	for l := range r.c.NumLayers {
+		var k, v [][]float64
+		for i := range x {
+			in := rmsNorm(x[i], r.at(AttnNorm, l), eps)
+			q := linear(r.at(Q, l), in, r.at(QBias, l))
+			key := linear(r.at(K, l), in, r.at(KBias, l))
+			r.heads(q, r.at(QNorm, l), i)
+			r.heads(key, r.at(KNorm, l), i)
+			k, v = append(k, key), append(v, linear(r.at(V, l), in, r.at(VBias, l)))
+			addTo(x[i], linear(r.at(O, l), r.attend(q, k, v, r.c.SlidingWindow[l]), nil))
+			in = rmsNorm(x[i], r.at(MLPNorm, l), eps)
+			gate, up := linear(r.at(Gate, l), in, nil), linear(r.at(Up, l), in, nil)
+			for j, g := range gate {
+				up[j] *= g / (1 + math.Exp(-g))
+			}
+			addTo(x[i], linear(r.at(Down, l), up, nil))
+		}
+	}
+	for i := range x {
+		x[i] = linear(r.at(LMHead, -1), rmsNorm(x[i], r.at(FinalNorm, -1), eps), nil)
+	}
+	return x
+}
+
+func addTo(x, y []float64) {
+	for i, v := range y {
+		x[i] += v
+	}
+}

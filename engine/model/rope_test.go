@@ -1,0 +1,58 @@
+package model
+
+import (
+	"encoding/json"
+	"math"
+	"os"
+	"testing"
+)
+
+// TestRopeTable holds the tables against transformers'. Most values are the same to the bit; powf of the C
+// library and math.Pow may differ in the last place, so a few units of it are allowed.
+func TestRopeTable(t *testing.T) {
+	data, err := os.ReadFile("testdata/rope.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []struct {
+		Name            string          `json:"name"`
+		Config          json.RawMessage `json:"config"`
+		InvFreq         []float64       `json:"inv_freq"`
+		AttentionFactor float64         `json:"attention_factor"`
+	}
+	if err := json.Unmarshal(data, &rows); err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) < 16 {
+		t.Fatalf("rope.json has %d rows, want 16 or more", len(rows))
+	}
+	exact, total := 0, 0
+	for _, row := range rows {
+		t.Run(row.Name, func(t *testing.T) {
+			c, err := ParseConfig(row.Config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			inv, scale := c.RopeTable()
+			if math.Abs(scale-row.AttentionFactor) > 1e-12 {
+				t.Errorf("attention scale %v, want %v", scale, row.AttentionFactor)
+			}
+			if len(inv) != len(row.InvFreq) {
+				t.Fatalf("%d frequencies, want %d", len(inv), len(row.InvFreq))
+			}
+			for i, want := range row.InvFreq {
+				total++
+				if inv[i] == want {
+					exact++
+				}
+				if math.Abs(inv[i]-want) > 4e-7*want {
+					t.Errorf("inv_freq[%d] = %v, want %v", i, inv[i], want)
+				}
+			}
+		})
+	}
+	if exact < total*3/4 {
+		t.Errorf("only %d of %d frequencies are the same to the bit", exact, total)
+	}
+	t.Logf("%d of %d frequencies are the same to the bit", exact, total)
+}
