@@ -1,0 +1,77 @@
+/* What the three CPU tables share: number formats, the packed layout of weights, the geometry of an
+ * attention call. Everything here is integer or scalar work that no instruction set changes. */
+#ifndef INF_CPU_H
+#define INF_CPU_H
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+/* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL outputs
+ * for the same input stand side by side, so that one load feeds PANEL sums and a decode step reads the
+ * matrix once, forwards. Outputs beyond n are zeros. All tables share the layout. */
+enum { PANEL = 16 };
+
+enum { MAX_HEAD_DIM = 256 };
+
+typedef uint16_t bf16;
+
+static inline float bf16_to_f32(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+/* Rounds to nearest, ties to even; a NaN stays a NaN. */
+static inline bf16 bf16_from_f32(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (bf16)((bits >> 16) | 0x40u);
+    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+static inline float f16_to_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 1023u;
+    if (exponent == 0) {
+        float f = (float)mantissa * 0x1p-24f;
+        return sign ? -f : f;
+    }
+    uint32_t bits = sign | mantissa << 13 | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23);
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline int32_t ceil_div(int32_t a, int32_t b) { return a / b + (a % b != 0); }
+static inline int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
+
+/* Tokens [*lo, *hi) of the span, counted from its first, that query row sees; empty when lo >= hi. */
+static inline void attn_visible(const inf_attn *a, int32_t row, int32_t *lo, int32_t *hi) {
+    int64_t position = (int64_t)a->q_pos0 + row, first = a->kv_pos0, n = a->n_tokens;
+    int64_t end = position + 1 - first;
+    int64_t start = a->window > 0 ? position - a->window + 1 - first : 0;
+    *hi = (int32_t)(end < 0 ? 0 : end > n ? n : end);
+    *lo = (int32_t)(start < 0 ? 0 : start > n ? n : start);
+}
+
+/* Where head's K (kv = 0) or V (1) of the span's token stands. */
+static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t head, int32_t token) {
+    int32_t block = a->blocks[token / a->kv->block_size];
+    return a->pool + (uint64_t)block * a->kv->block_bytes +
+           inf_kv_offset(a->kv, a->layer, kv, head, token % a->kv->block_size);
+}
+
+/* The layout's functions, in every table. Unknown types: 0 bytes, and nothing is packed. */
+uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k);
+void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k, void *dst);
+
+/* The tables; NULL where the build lacks the instruction set. */
+const inf_ops *inf_ops_c(void);
+const inf_ops *inf_ops_avx2(void);
+const inf_ops *inf_ops_avx512(void);
+
+#endif

@@ -1,0 +1,239 @@
+/* The reference: every operation in plain C, for any CPU, and what the vector tables are tested against.
+ *
+ *   gemm        y[r, j] = sum_i x[r, i] w[j, i] + bias[j]     2 rows n k flops; reads n k weights
+ *   rms_norm    y = x / sqrt(mean(x^2) + eps) * weight        (Zhang and Sennrich 2019)
+ *   rope        (a, b) -> (a cos - b sin, b cos + a sin), a = x[i], b = x[i + head_dim / 2]
+ *   attention   one pass over the visible keys per (row, head) with the running maximum m, the sum l of
+ *               exp(s - m) and o, both rescaled by exp(m - m') when the maximum rises to m'
+ *               (Milakov and Gimelshein 2018; Dao et al. 2022); lse = m + ln l
+ *   merge       o = (o1 e^{lse1 - m} + o2 e^{lse2 - m}) / (e^{lse1 - m} + e^{lse2 - m}), m = max(lse1, lse2)
+ *   swiglu      y = gate / (1 + exp(-gate)) * up              (Shazeer 2020)
+ *
+ * Clarity goes before speed here, but the loops are laid out so that a compiler can vectorise the sums
+ * that matter: 16 outputs at a time in gemm, 8 strided partial sums in dot products. */
+#include "kernels/cpu/cpu.h"
+
+typedef struct gemm_job {
+    const inf_gemm *a;
+    int32_t dtype;
+} gemm_job;
+
+static void gemm_panel_f32(const float *restrict w, const float *restrict x, int32_t k, float *sum) {
+    for (int32_t i = 0; i < k; i++)
+        for (int32_t j = 0; j < PANEL; j++)
+            sum[j] += x[i] * w[(size_t)i * PANEL + j];
+}
+
+static void gemm_panel_bf16(const bf16 *restrict w, const float *restrict x, int32_t k, float *sum) {
+    for (int32_t i = 0; i < k; i++)
+        for (int32_t j = 0; j < PANEL; j++)
+            sum[j] += x[i] * bf16_to_f32(w[(size_t)i * PANEL + j]);
+}
+
+/* One index: one panel of outputs for every row. */
+static void gemm_task(void *arg, int32_t index, int32_t thread) {
+    (void)thread;
+    const gemm_job *job = arg;
+    const inf_gemm *a = job->a;
+    int32_t first = index * PANEL, outputs = min_i32(PANEL, a->n - first);
+    size_t at = (size_t)first * a->k;
+    for (int32_t r = 0; r < a->rows; r++) {
+        const float *x = a->x + (size_t)r * a->ldx;
+        float sum[PANEL] = {0};
+        if (job->dtype == INF_DTYPE_F32)
+            gemm_panel_f32((const float *)a->w + at, x, a->k, sum);
+        else
+            gemm_panel_bf16((const bf16 *)a->w + at, x, a->k, sum);
+        float *y = a->y + (size_t)r * a->ldy + first;
+        for (int32_t j = 0; j < outputs; j++)
+            y[j] = sum[j] + (a->bias != NULL ? a->bias[first + j] : 0.0f);
+    }
+}
+
+static void ref_gemm(inf_pool *pool, int32_t dtype, const inf_gemm *args) {
+    gemm_job job = {.a = args, .dtype = dtype};
+    inf_pool_run(pool, gemm_task, &job, ceil_div(args->n, PANEL));
+}
+
+static float dot(const float *a, const float *b, int32_t n) {
+    float part[8] = {0};
+    int32_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int32_t j = 0; j < 8; j++)
+            part[j] += a[i + j] * b[i + j];
+    float sum = 0;
+    for (; i < n; i++)
+        sum += a[i] * b[i];
+    for (int32_t j = 0; j < 8; j++)
+        sum += part[j];
+    return sum;
+}
+
+static void ref_rms_norm(inf_pool *pool, const float *x, const float *weight, float *y, int32_t rows,
+                         int32_t n, int32_t ldx, int32_t ldy, float eps) {
+    (void)pool;
+    for (int32_t r = 0; r < rows; r++) {
+        const float *from = x + (size_t)r * ldx;
+        float *to = y + (size_t)r * ldy;
+        float inverse = 1.0f / sqrtf(dot(from, from, n) / (float)n + eps);
+        for (int32_t i = 0; i < n; i++)
+            to[i] = from[i] * inverse * weight[i];
+    }
+}
+
+static void ref_rope(inf_pool *pool, float *x, const float *cos, const float *sin, int32_t rows,
+                     int32_t heads, int32_t head_dim, int32_t ldx) {
+    (void)pool;
+    int32_t half = head_dim / 2;
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t h = 0; h < heads; h++) {
+            float *a = x + (size_t)r * ldx + (size_t)h * head_dim, *b = a + half;
+            const float *c = cos + (size_t)r * half, *s = sin + (size_t)r * half;
+            for (int32_t i = 0; i < half; i++) {
+                float first = a[i] * c[i] - b[i] * s[i];
+                b[i] = b[i] * c[i] + a[i] * s[i];
+                a[i] = first;
+            }
+        }
+}
+
+static void store_kv(uint8_t *dst, const float *src, int32_t n, int32_t dtype) {
+    if (dtype == INF_DTYPE_F32) {
+        memcpy(dst, src, (size_t)n * sizeof *src);
+        return;
+    }
+    for (int32_t i = 0; i < n; i++)
+        ((bf16 *)dst)[i] = bf16_from_f32(src[i]);
+}
+
+static void load_kv(float *dst, const uint8_t *src, int32_t n, int32_t dtype) {
+    if (dtype == INF_DTYPE_F32) {
+        memcpy(dst, src, (size_t)n * sizeof *dst);
+        return;
+    }
+    for (int32_t i = 0; i < n; i++)
+        dst[i] = bf16_to_f32(((const bf16 *)src)[i]);
+}
+
+static void ref_kv_append(uint8_t *pool, const inf_kv_shape *kv, int32_t layer, const int32_t *blocks,
+                          uint32_t t0, const float *k, const float *v, int32_t rows, int32_t ld) {
+    for (int32_t r = 0; r < rows; r++) {
+        uint32_t token = t0 + (uint32_t)r, in_block = token % (uint32_t)kv->block_size;
+        uint8_t *block = pool + (uint64_t)blocks[token / (uint32_t)kv->block_size] * kv->block_bytes;
+        for (int32_t h = 0; h < kv->kv_heads; h++) {
+            size_t at = (size_t)r * ld + (size_t)h * kv->head_dim;
+            store_kv(block + inf_kv_offset(kv, layer, 0, h, (int32_t)in_block), k + at, kv->head_dim,
+                     kv->dtype);
+            store_kv(block + inf_kv_offset(kv, layer, 1, h, (int32_t)in_block), v + at, kv->head_dim,
+                     kv->dtype);
+        }
+    }
+}
+
+static void attend(const inf_attn *a, int32_t row, int32_t head) {
+    int32_t dim = a->kv->head_dim, kv_head = head / (a->heads / a->kv->kv_heads), lo, hi;
+    size_t at = (size_t)row * a->heads + head;
+    const float *q = a->q + at * dim;
+    float *o = a->o + at * dim;
+    float key[MAX_HEAD_DIM], value[MAX_HEAD_DIM], m = -INFINITY, l = 0;
+    memset(o, 0, (size_t)dim * sizeof *o);
+    attn_visible(a, row, &lo, &hi);
+    for (int32_t t = lo; t < hi; t++) {
+        load_kv(key, attn_token(a, 0, kv_head, t), dim, a->kv->dtype);
+        load_kv(value, attn_token(a, 1, kv_head, t), dim, a->kv->dtype);
+        float s = a->scale * dot(q, key, dim);
+        if (s > m) {
+            float shrink = expf(m - s);
+            l *= shrink;
+            for (int32_t i = 0; i < dim; i++)
+                o[i] *= shrink;
+            m = s;
+        }
+        float p = m == -INFINITY ? 0.0f : expf(s - m);
+        l += p;
+        for (int32_t i = 0; i < dim; i++)
+            o[i] += p * value[i];
+    }
+    a->lse[at] = l == 0 ? -INFINITY : m + logf(l);
+    for (int32_t i = 0; i < dim && l != 0; i++)
+        o[i] /= l;
+}
+
+typedef struct attn_job {
+    const inf_attn *args;
+    int32_t n_args;
+} attn_job;
+
+/* One index: all rows of one request for one KV head's group of query heads. */
+static void attn_task(void *arg, int32_t index, int32_t thread) {
+    (void)thread;
+    const attn_job *job = arg;
+    const inf_attn *a = job->args;
+    while (index >= a->kv->kv_heads) {
+        index -= a->kv->kv_heads;
+        a++;
+    }
+    int32_t group = a->heads / a->kv->kv_heads;
+    for (int32_t row = 0; row < a->rows; row++)
+        for (int32_t g = 0; g < group; g++)
+            attend(a, row, index * group + g);
+}
+
+static void ref_attention(inf_pool *pool, const inf_attn *args, int32_t n_args) {
+    attn_job job = {.args = args, .n_args = n_args};
+    int32_t tasks = 0;
+    for (int32_t i = 0; i < n_args; i++)
+        tasks += args[i].kv->kv_heads;
+    inf_pool_run(pool, attn_task, &job, tasks);
+}
+
+static void ref_merge(float *o, float *lse, const float *o2, const float *lse2, int32_t rows,
+                      int32_t heads, int32_t head_dim) {
+    size_t n = (size_t)rows * heads;
+    for (size_t i = 0; i < n; i++, o += head_dim, o2 += head_dim) {
+        if (lse2[i] == -INFINITY)
+            continue;
+        if (lse[i] == -INFINITY) {
+            memcpy(o, o2, (size_t)head_dim * sizeof *o);
+            lse[i] = lse2[i];
+            continue;
+        }
+        float m = lse[i] > lse2[i] ? lse[i] : lse2[i];
+        float e1 = expf(lse[i] - m), e2 = expf(lse2[i] - m), sum = e1 + e2;
+        for (int32_t d = 0; d < head_dim; d++)
+            o[d] = (o[d] * e1 + o2[d] * e2) / sum;
+        lse[i] = m + logf(sum);
+    }
+}
+
+static void ref_swiglu(inf_pool *pool, const float *gate, const float *up, float *y, int32_t rows,
+                       int32_t n, int32_t ld) {
+    (void)pool;
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t i = 0; i < n; i++) {
+            size_t at = (size_t)r * ld + i;
+            y[at] = gate[at] / (1.0f + expf(-gate[at])) * up[at];
+        }
+}
+
+static void ref_add(float *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+const inf_ops *inf_ops_c(void) {
+    static const inf_ops ops = {
+        .name = "c",
+        .packed_bytes = inf_cpu_packed_bytes,
+        .pack = inf_cpu_pack,
+        .gemm = ref_gemm,
+        .rms_norm = ref_rms_norm,
+        .rope = ref_rope,
+        .kv_append = ref_kv_append,
+        .attention = ref_attention,
+        .merge = ref_merge,
+        .swiglu = ref_swiglu,
+        .add = ref_add,
+    };
+    return &ops;
+}

@@ -1,0 +1,251 @@
+/* Partial attention over a span of a paged KV cache (design, section 2; formulas in kernels.h).
+ *
+ * Arithmetic: 4 rows heads head_dim flops per visible key. Bytes: the span's K and V once per tile of
+ * queries, 2 n_tokens head_dim * elem per KV head. The query heads of a group (GQA) share a KV head, so a
+ * tile takes queries [row][head of the group], flattened, TILE_Q at a time: one row of 8 heads reads the
+ * cache once, not 8 times, and a prefill chunk reads it rows * group / TILE_Q times.
+ *
+ * A task is one such tile and one KV head. It walks over the span in tiles of TILE_T keys:
+ *   1. scores  s = (scale q) . k     4 queries x 4 keys at a time (2 x 4 with 16 registers): the vectors
+ *                                    run along head_dim, K is read as it lies, 16 sums per 8 loads
+ *   2. softmax m' = max(m, max s), p = exp(s - m'), l = l exp(m - m') + sum p
+ *   3. values  o = o exp(m - m') + p v, vectors along head_dim, ascending keys
+ * and ends with o / l and lse = m + ln l. Keys lie in blocks; a tile holds one pointer per key, so any
+ * block size works and nothing is copied. Scratch (q, o, s) is on the stack, about 80 KiB.
+ *
+ * The result of a query does not depend on the tile it shares: key tiles start at multiples of TILE_T from
+ * the span's beginning, each score and each o sums in one fixed order, and a key that a query does not see
+ * contributes exp(-inf) = 0 exactly. So neither the number of rows nor that of threads changes a bit. */
+
+enum { TILE_Q = 32, TILE_T = 64 };
+
+typedef struct attn_job {
+    const inf_attn *args;
+    int32_t n_args;
+} attn_job;
+
+typedef struct attn_tile {
+    _Alignas(64) float q[TILE_Q * MAX_HEAD_DIM]; /* [query, dim], scaled */
+    _Alignas(64) float o[TILE_Q * MAX_HEAD_DIM]; /* [query, dim] */
+    _Alignas(64) float s[TILE_Q * TILE_T];       /* [query, key]: scores, then p */
+    float m[TILE_Q], l[TILE_Q], shrink[TILE_Q];
+    int32_t lo[TILE_Q], hi[TILE_Q]; /* keys seen by a query */
+    const uint8_t *k[TILE_T], *v[TILE_T];
+    int32_t queries, dim, full; /* full: dim rounded down to vectors */
+    int32_t stride;             /* of q and o: dim rounded up to vectors */
+} attn_tile;
+
+static int32_t attn_queries(const inf_attn *a) { return a->rows * (a->heads / a->kv->kv_heads); }
+
+static int32_t attn_tiles(const inf_attn *a) {
+    return ceil_div(attn_queries(a), TILE_Q) * a->kv->kv_heads;
+}
+
+/* Number of the flattened query's vector in q, o and lse. */
+static size_t attn_at(const inf_attn *a, int32_t kv_head, int32_t query) {
+    int32_t group = a->heads / a->kv->kv_heads;
+    return (size_t)(query / group) * a->heads + (size_t)kv_head * group + (size_t)(query % group);
+}
+
+static void attn_begin(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t first) {
+    int32_t group = a->heads / a->kv->kv_heads;
+    t->queries = min_i32(TILE_Q, attn_queries(a) - first);
+    t->dim = a->kv->head_dim;
+    t->full = t->dim / W * W;
+    t->stride = ceil_div(t->dim, W) * W;
+    for (int32_t i = 0; i < t->queries; i++) {
+        const float *q = a->q + attn_at(a, kv_head, first + i) * t->dim;
+        float *to = t->q + i * t->stride;
+        for (int32_t d = 0; d < t->stride; d++)
+            to[d] = d < t->dim ? q[d] * a->scale : 0.0f;
+        memset(t->o + i * t->stride, 0, (size_t)t->stride * sizeof *t->o);
+        t->m[i] = -INFINITY;
+        t->l[i] = 0;
+        attn_visible(a, (first + i) / group, &t->lo[i], &t->hi[i]);
+    }
+}
+
+/* s of `queries` x 4 keys; rest: numbers beyond the full vectors. */
+INLINE void attn_dot(const int is_bf16, const int32_t queries, const attn_tile *t, int32_t query,
+                     int32_t key, float *s) {
+    const float *q = t->q + query * t->stride;
+    vec sum[ATTN_Q][4];
+    UNROLL for (int32_t i = 0; i < queries; i++)
+        UNROLL for (int32_t j = 0; j < 4; j++)
+            sum[i][j] = v_zero();
+    for (int32_t d = 0; d < t->full; d += W) {
+        vec k[4];
+        UNROLL for (int32_t j = 0; j < 4; j++)
+            k[j] = load_as(is_bf16, t->k[key + j], (size_t)d);
+        UNROLL for (int32_t i = 0; i < queries; i++) {
+            vec each = v_load(q + i * t->stride + d);
+            UNROLL for (int32_t j = 0; j < 4; j++)
+                sum[i][j] = v_fma(each, k[j], sum[i][j]);
+        }
+    }
+    if (t->full < t->dim) {
+        UNROLL for (int32_t j = 0; j < 4; j++) {
+            vec k = load_as_n(is_bf16, t->k[key + j], (size_t)t->full, t->dim - t->full);
+            UNROLL for (int32_t i = 0; i < queries; i++)
+                sum[i][j] = v_fma(v_load(q + i * t->stride + t->full), k, sum[i][j]);
+        }
+    }
+    UNROLL for (int32_t i = 0; i < queries; i++)
+        v_sum4(s + i * TILE_T, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+}
+
+INLINE void attn_scores(const int is_bf16, attn_tile *t, int32_t begin, int32_t end) {
+    for (int32_t key = begin / 4 * 4; key < end; key += 4)
+        for (int32_t i = 0; i < t->queries;) {
+            float *s = t->s + i * TILE_T + key;
+            if (ATTN_Q == 4 && t->queries - i >= 4) {
+                attn_dot(is_bf16, ATTN_Q, t, i, key, s);
+                i += 4;
+            } else if (t->queries - i >= 2) {
+                attn_dot(is_bf16, 2, t, i, key, s);
+                i += 2;
+            } else {
+                attn_dot(is_bf16, 1, t, i, key, s);
+                i++;
+            }
+        }
+}
+
+/* Scores of the tile's keys from t0 to p, over the vectors that hold [begin, end). */
+static void attn_softmax(attn_tile *t, int32_t t0, int32_t begin, int32_t end) {
+    int32_t from = begin / W * W, to = ceil_div(end, W) * W;
+    for (int32_t i = 0; i < t->queries; i++) {
+        float *s = t->s + i * TILE_T;
+        int32_t lo = min_i32(max_i32(t->lo[i] - t0, from), to);
+        int32_t hi = max_i32(min_i32(t->hi[i] - t0, to), lo);
+        for (int32_t j = from; j < lo; j++)
+            s[j] = -INFINITY;
+        for (int32_t j = hi; j < to; j++)
+            s[j] = -INFINITY;
+        vec top = v_set(-INFINITY);
+        for (int32_t j = from; j < to; j += W)
+            top = v_max(top, v_load(s + j));
+        float tile_top = v_top(top), old = t->m[i], m = old > tile_top ? old : tile_top;
+        /* Nothing seen so far: any finite reference gives p = 0. */
+        vec reference = v_set(m == -INFINITY ? 0.0f : m), sum = v_zero();
+        for (int32_t j = from; j < to; j += W) {
+            vec p = v_exp(v_sub(v_load(s + j), reference));
+            v_store(s + j, p);
+            sum = v_add(sum, p);
+        }
+        t->shrink[i] = old == m ? 1.0f : expf(old - m);
+        t->l[i] = t->l[i] * t->shrink[i] + v_sum(sum);
+        t->m[i] = m;
+    }
+}
+
+/* o of `queries` x `vecs` vectors at d; n: numbers of the vector, W unless it is the tail (vecs 1). */
+INLINE void attn_add(const int is_bf16, const int32_t queries, const int32_t vecs, attn_tile *t,
+                     int32_t query, int32_t d, int32_t n, int32_t begin, int32_t end) {
+    vec sum[ATTN_Q][ATTN_V];
+    float *o = t->o + query * t->stride + d;
+    const float *p = t->s + query * TILE_T;
+    UNROLL for (int32_t i = 0; i < queries; i++) {
+        vec shrink = v_set(t->shrink[query + i]);
+        UNROLL for (int32_t v = 0; v < vecs; v++)
+            sum[i][v] = v_mul(v_load(o + i * t->stride + v * W), shrink);
+    }
+    for (int32_t j = begin; j < end; j++) {
+        vec value[ATTN_V];
+        UNROLL for (int32_t v = 0; v < vecs; v++)
+            value[v] = vecs == 1 && n < W ? load_as_n(is_bf16, t->v[j], (size_t)d, n)
+                                          : load_as(is_bf16, t->v[j], (size_t)(d + v * W));
+        UNROLL for (int32_t i = 0; i < queries; i++) {
+            vec each = v_set(p[i * TILE_T + j]);
+            UNROLL for (int32_t v = 0; v < vecs; v++)
+                sum[i][v] = v_fma(each, value[v], sum[i][v]);
+        }
+    }
+    UNROLL for (int32_t i = 0; i < queries; i++)
+        UNROLL for (int32_t v = 0; v < vecs; v++)
+            v_store(o + i * t->stride + v * W, sum[i][v]);
+}
+
+INLINE void attn_values_of(const int is_bf16, const int32_t queries, attn_tile *t, int32_t query,
+                           int32_t begin, int32_t end) {
+    int32_t d = 0;
+    for (; d + ATTN_V * W <= t->dim; d += ATTN_V * W)
+        attn_add(is_bf16, queries, ATTN_V, t, query, d, W, begin, end);
+    for (; d < t->dim; d += W)
+        attn_add(is_bf16, queries, 1, t, query, d, min_i32(W, t->dim - d), begin, end);
+}
+
+/* Each o is scaled even where none of its keys is in the tile: then by 1. */
+INLINE void attn_values(const int is_bf16, attn_tile *t, int32_t begin, int32_t end) {
+    for (int32_t i = 0; i < t->queries;)
+        if (ATTN_Q == 4 && t->queries - i >= 4) {
+            attn_values_of(is_bf16, ATTN_Q, t, i, begin, end);
+            i += 4;
+        } else if (t->queries - i >= 2) {
+            attn_values_of(is_bf16, 2, t, i, begin, end);
+            i += 2;
+        } else {
+            attn_values_of(is_bf16, 1, t, i, begin, end);
+            i++;
+        }
+}
+
+/* Pointers for the tile's keys in groups of four; those outside [begin, end) stand for the nearest key
+ * inside, so that only keys that some query sees are read. */
+static void attn_locate(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t t0, int32_t begin,
+                        int32_t end) {
+    for (int32_t j = begin / 4 * 4; j < ceil_div(end, 4) * 4; j++) {
+        int32_t token = t0 + max_i32(begin, min_i32(j, end - 1));
+        t->k[j] = attn_token(a, 0, kv_head, token);
+        t->v[j] = attn_token(a, 1, kv_head, token);
+    }
+}
+
+static void attn_walk(attn_tile *t, const inf_attn *a, int32_t kv_head) {
+    int32_t last = t->queries - 1; /* rows ascend, so the first query sees the lowest key */
+    for (int32_t t0 = t->lo[0] / TILE_T * TILE_T; t0 < t->hi[last]; t0 += TILE_T) {
+        int32_t begin = max_i32(t->lo[0] - t0, 0), end = min_i32(t->hi[last] - t0, TILE_T);
+        if (begin >= end)
+            continue;
+        attn_locate(t, a, kv_head, t0, begin, end);
+        if (a->kv->dtype == INF_DTYPE_BF16)
+            attn_scores(1, t, begin, end);
+        else
+            attn_scores(0, t, begin, end);
+        attn_softmax(t, t0, begin, end);
+        if (a->kv->dtype == INF_DTYPE_BF16)
+            attn_values(1, t, begin, end);
+        else
+            attn_values(0, t, begin, end);
+    }
+}
+
+static void attn_task(void *arg, int32_t index, int32_t thread) {
+    (void)thread;
+    const attn_job *job = arg;
+    const inf_attn *a = job->args;
+    for (int32_t tiles = attn_tiles(a); index >= tiles; tiles = attn_tiles(a)) {
+        index -= tiles;
+        a++;
+    }
+    int32_t kv_head = index % a->kv->kv_heads, first = index / a->kv->kv_heads * TILE_Q;
+    attn_tile t;
+    attn_begin(&t, a, kv_head, first);
+    attn_walk(&t, a, kv_head);
+    for (int32_t i = 0; i < t.queries; i++) {
+        size_t at = attn_at(a, kv_head, first + i);
+        float *o = a->o + at * t.dim, l = t.l[i];
+        a->lse[at] = l == 0 ? -INFINITY : t.m[i] + logf(l);
+        float inverse = l == 0 ? 0.0f : 1.0f / l;
+        for (int32_t d = 0; d < t.dim; d++)
+            o[d] = t.o[i * t.stride + d] * inverse;
+    }
+}
+
+static void simd_attention(inf_pool *pool, const inf_attn *args, int32_t n_args) {
+    attn_job job = {.args = args, .n_args = n_args};
+    int32_t tasks = 0;
+    for (int32_t i = 0; i < n_args; i++)
+        tasks += attn_tiles(&args[i]);
+    inf_pool_run(pool, attn_task, &job, tasks);
+}

@@ -1,0 +1,36 @@
+/* Included by the vector tables: what the bodies share. The including file defines vec, W and v_*. */
+#define INLINE static inline __attribute__((always_inline))
+
+/* Loops over register arrays must unroll fully, or the arrays stay in memory. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 with ln 2 in two parts, |r| <= 0.347.
+ * The Taylor sum to r^7 / 7! errs by r^8 / 8! < 6e-9, so the error is that of rounding, about 1e-7.
+ * exp(0) is exactly 1; -inf and all x < -104 give 0, x > 89 +inf, NaN stays NaN. */
+INLINE vec v_exp(vec x) {
+    x = v_min(v_set(90.0f), v_max(v_set(-105.0f), x));
+    vec n = v_round(v_mul(x, v_set(1.44269504088896341f)));
+    vec r = v_fnma(n, v_set(0.693359375f), x);
+    r = v_fnma(n, v_set(-2.12194440054690583e-4f), r);
+    vec sum = v_set(1.0f / 5040);
+    sum = v_fma(sum, r, v_set(1.0f / 720));
+    sum = v_fma(sum, r, v_set(1.0f / 120));
+    sum = v_fma(sum, r, v_set(1.0f / 24));
+    sum = v_fma(sum, r, v_set(1.0f / 6));
+    sum = v_fma(sum, r, v_set(0.5f));
+    sum = v_fma(sum, r, v_set(1.0f));
+    sum = v_fma(sum, r, v_set(1.0f));
+    return v_ldexp(sum, n);
+}
+
+/* W numbers, or the first n of them and zeros, at element i of f32 or bf16 data. */
+INLINE vec load_as(const int is_bf16, const void *p, size_t i) {
+    return is_bf16 ? v_load_bf16((const bf16 *)p + i) : v_load((const float *)p + i);
+}
+INLINE vec load_as_n(const int is_bf16, const void *p, size_t i, int32_t n) {
+    return is_bf16 ? v_load_bf16_n((const bf16 *)p + i, n) : v_load_n((const float *)p + i, n);
+}

@@ -1,0 +1,17 @@
+/* The table of the including file's instruction set. */
+const inf_ops *ISA_OPS(void) {
+    static const inf_ops ops = {
+        .name = ISA_NAME,
+        .packed_bytes = inf_cpu_packed_bytes,
+        .pack = inf_cpu_pack,
+        .gemm = simd_gemm,
+        .rms_norm = simd_rms_norm,
+        .rope = simd_rope,
+        .kv_append = simd_kv_append,
+        .attention = simd_attention,
+        .merge = simd_merge,
+        .swiglu = simd_swiglu,
+        .add = simd_add,
+    };
+    return &ops;
+}

@@ -1,0 +1,98 @@
+/* What the kernel tests share: seeded numbers, guarded buffers, comparison with a double result. */
+#ifndef INF_KERNEL_CHECK_H
+#define INF_KERNEL_CHECK_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+enum { ISA_FIRST = 1, ISA_LAST = 3 };
+
+static int failures;
+
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition) && failures++ < 20) {                                                     \
+            printf("%s:%d: ", __func__, __LINE__);                                                 \
+            printf(__VA_ARGS__);                                                                   \
+            printf("\n");                                                                          \
+        }                                                                                          \
+    } while (0)
+
+static uint64_t seed_state;
+
+static void seed(uint64_t s) { seed_state = s * 0x9e3779b97f4a7c15u + 1; }
+
+static uint64_t next_u64(void) { /* splitmix64 */
+    uint64_t z = (seed_state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static int32_t below(int32_t n) { return (int32_t)(next_u64() % (uint64_t)n); }
+
+/* Uniform in (-1, 1). */
+static float number(void) { return (float)((double)(next_u64() >> 11) * 0x1p-52 - 1.0); }
+
+static void *get_bytes(size_t n) {
+    void *p = malloc(n > 0 ? n : 1);
+    if (p == NULL) {
+        printf("cannot allocate %zu bytes\n", n);
+        exit(2);
+    }
+    return p;
+}
+
+static float *numbers(size_t n) {
+    float *p = get_bytes(n * sizeof *p);
+    for (size_t i = 0; i < n; i++)
+        p[i] = number();
+    return p;
+}
+
+/* Outputs start as NaN, so that what a kernel forgets to write shows. */
+static float *poisoned(size_t n) {
+    float *p = get_bytes(n * sizeof *p);
+    for (size_t i = 0; i < n; i++)
+        p[i] = NAN;
+    return p;
+}
+
+static float from_bf16(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+/* A double to its nearest bf16, ties to even, by comparing the two candidates: independent of the bit
+ * arithmetic under test. Finite numbers within range only. */
+static uint16_t to_bf16(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    uint16_t low = (uint16_t)(bits >> 16), high = (uint16_t)(low + 1);
+    double under = fabs((double)f - from_bf16(low)), over = fabs((double)from_bf16(high) - f);
+    if (under == over)
+        return low & 1 ? high : low;
+    return under < over ? low : high;
+}
+
+static int near(double got, double want, double tolerance) {
+    return fabs(got - want) <= tolerance * (1.0 + fabs(want));
+}
+
+static int same_bits(const float *a, const float *b, size_t n) {
+    return memcmp(a, b, n * sizeof *a) == 0;
+}
+
+static int report(const char *name) {
+    printf("%s: %s (%d failures)\n", name, failures == 0 ? "ok" : "FAILED", failures);
+    return failures == 0 ? 0 : 1;
+}
+
+#endif
