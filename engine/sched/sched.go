@@ -1,0 +1,278 @@
+// Package sched decides what each step of an instance computes. It is a pure state machine: no clock, no
+// goroutine, no I/O. The KV pool's books (kvcache) are its only other state.
+//
+//	sched.go     requests and their way: Add, Commit, Remove
+//	schedule.go  one step's plan: who runs, how many tokens
+//	pressure.go  what to do when the pool runs short: offload, stall, preempt, fail
+//
+// There is no prefill phase and no decode phase. A request has Tokens known tokens and computed ones;
+// each step lets requests catch up under one token budget, those that run before those that wait, and
+// those one token behind before those further behind. A request whose last known token is in the step
+// is sampled.
+package sched
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+// Config of a scheduler.
+type Config struct {
+	MaxNumSeqs       int // requests that run at once; slots are 0..MaxNumSeqs-1
+	MaxBatchedTokens int // tokens of a step
+	MaxRows          int // rows of logits of a step; default MaxBatchedTokens
+	MaxModelLen      int // longest request, in tokens; 0 is no limit
+	MaxWaiting       int // requests that may wait
+	Watermark        int // blocks kept free while requests run, as far as they need them; default see watermark
+	MaxOffload       int // blocks of one offload; default 64
+	Patience         int // plans in a row without room for the cluster's last request before it fails; default 250
+}
+
+// Request is what the scheduler knows of a request.
+type Request struct {
+	ID      kvcache.RequestID
+	Arrival uint64 // order in the cluster, smaller is older
+	Tokens  int    // known tokens: at first the prompt's
+	Rows    int    // positions [0, Rows) need a row of logits each (prompt log probabilities)
+}
+
+// View is what an instance knows of the rest of the cluster.
+type View struct {
+	PeersFree     int    // blocks that others would host now
+	OldestArrival uint64 // of all unfinished requests in the cluster; 0 unknown
+	OthersRunning int    // requests that run with another home
+}
+
+// Item is one request's share of a step: N tokens from position Start. Capacity for them is there.
+type Item struct {
+	Request kvcache.RequestID
+	Slot    uint32
+	Start   int // 0: the first since (re)admission, the slot is to be opened
+	N       int
+	Last    bool // the last known token is among them: a new token is sampled
+}
+
+// Offload asks for a request's oldest Blocks local blocks to be placed elsewhere. It is in flight until
+// Moved.
+type Offload struct {
+	Request kvcache.RequestID
+	Blocks  int
+}
+
+// Preemption is a request that gave up its blocks and waits again.
+type Preemption struct {
+	Request kvcache.RequestID
+	Reason  string
+}
+
+// Failure is a request that cannot go on. It is gone from the scheduler.
+type Failure struct {
+	Request kvcache.RequestID
+	Err     error
+}
+
+// Plan is one step. Its slices are valid until the next Schedule.
+type Plan struct {
+	Items     []Item
+	Offloads  []Offload
+	Preempted []Preemption
+	Failed    []Failure
+	Release   []kvcache.Span // spans of preempted and failed requests
+	Stalled   int            // running requests without room for one token
+}
+
+// QueueFullError says that no more requests may wait.
+type QueueFullError struct{ Waiting int }
+
+func (e *QueueFullError) Error() string {
+	return fmt.Sprintf("cannot take the request: %d requests are waiting", e.Waiting)
+}
+
+// Kind is the API's kind of error.
+func (e *QueueFullError) Kind() string { return "queue_full" }
+
+// NoRoomError says that a request does not fit the KV cache of the whole cluster. It is ErrNoRoom.
+type NoRoomError struct {
+	Request kvcache.RequestID
+	Tokens  int // that it has
+	Blocks  int // that it had at most
+}
+
+func (e *NoRoomError) Error() string {
+	return fmt.Sprintf("cannot fit a request of %d tokens into the KV cache: it has %d blocks and the cluster has no more", e.Tokens, e.Blocks)
+}
+
+// Kind is the API's kind of error.
+func (e *NoRoomError) Kind() string { return "no_room" }
+
+// Is makes errors.Is(err, ErrNoRoom) true.
+func (e *NoRoomError) Is(target error) bool { return target == ErrNoRoom }
+
+// ErrNoRoom is every NoRoomError.
+var ErrNoRoom = errors.New("the KV cache of the whole cluster has no room")
+
+// Scheduler is the state machine. One goroutine uses it at a time.
+type Scheduler struct {
+	cfg     Config
+	kv      *kvcache.Manager
+	all     map[kvcache.RequestID]*request
+	running []*request // by arrival
+	waiting []*request // by arrival
+	slots   []uint32   // free ones, the lowest last
+	blocked bool       // the last plan left requests waiting for memory
+	stuck   int        // plans in a row in which the cluster's last request had no room
+	plan    Plan
+	order   []*request // scratch
+}
+
+type request struct {
+	Request
+	computed int
+	inPlan   int // tokens of the current plan
+	slot     uint32
+	active   bool // it runs
+	stalled  bool
+	moving   int // blocks of the offload in flight
+	cooldown int // plans before another offload is tried
+	refused  int // offloads in a row that came to nothing
+}
+
+// New returns a scheduler over a pool that is its alone to open, grow and close requests in.
+func New(cfg Config, kv *kvcache.Manager) (*Scheduler, error) {
+	if cfg.MaxRows == 0 {
+		cfg.MaxRows = cfg.MaxBatchedTokens
+	}
+	if cfg.MaxOffload == 0 {
+		cfg.MaxOffload = 64
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 250
+	}
+	if cfg.MaxNumSeqs < 1 || cfg.MaxBatchedTokens < cfg.MaxNumSeqs || cfg.MaxRows < cfg.MaxNumSeqs || cfg.MaxWaiting < 1 ||
+		cfg.MaxModelLen < 0 || cfg.Watermark < 0 || cfg.MaxOffload < 1 || cfg.Patience < 1 {
+		return nil, fmt.Errorf("cannot schedule with %+v: at least one request must run and wait, and a step must have room for a token and a row of each", cfg)
+	}
+	s := &Scheduler{cfg: cfg, kv: kv, all: map[kvcache.RequestID]*request{}}
+	for i := cfg.MaxNumSeqs; i > 0; i-- {
+		s.slots = append(s.slots, uint32(i-1))
+	}
+	return s, nil
+}
+
+func older(a, b *request) int {
+	switch {
+	case a.Arrival != b.Arrival:
+		if a.Arrival < b.Arrival {
+			return -1
+		}
+		return 1
+	case a.ID < b.ID:
+		return -1
+	case a.ID > b.ID:
+		return 1
+	}
+	return 0
+}
+
+func insert(list []*request, r *request) []*request {
+	at, _ := slices.BinarySearchFunc(list, r, older)
+	return slices.Insert(list, at, r)
+}
+
+func remove(list []*request, r *request) []*request {
+	if at := slices.Index(list, r); at >= 0 {
+		return slices.Delete(list, at, at+1)
+	}
+	return list
+}
+
+// Room is how many requests Add takes now. While slots are free and nothing waits for memory, requests
+// that will run at once do not count as waiting.
+func (s *Scheduler) Room() int {
+	room := s.cfg.MaxWaiting - len(s.waiting)
+	if !s.blocked {
+		room += len(s.slots)
+	}
+	return max(0, room)
+}
+
+// Add queues a request. A full queue is a *QueueFullError.
+func (s *Scheduler) Add(r Request) error {
+	switch {
+	case r.Tokens < 1:
+		return errors.New("cannot schedule a request without tokens")
+	case s.cfg.MaxModelLen > 0 && r.Tokens > s.cfg.MaxModelLen:
+		return fmt.Errorf("cannot schedule a request of %d tokens, the limit is %d", r.Tokens, s.cfg.MaxModelLen)
+	case s.all[r.ID] != nil:
+		return fmt.Errorf("cannot schedule request %d twice", r.ID)
+	case s.Room() == 0:
+		return &QueueFullError{len(s.waiting)}
+	}
+	q := &request{Request: r}
+	s.all[r.ID] = q
+	s.waiting = insert(s.waiting, q)
+	return nil
+}
+
+// Commit says that the request's share of the last plan was computed, and how many tokens it gained.
+// A request of the plan that is not committed has made no progress.
+func (s *Scheduler) Commit(id kvcache.RequestID, newTokens int) error {
+	r := s.all[id]
+	if r == nil || r.inPlan == 0 || newTokens < 0 {
+		return fmt.Errorf("cannot commit request %d: it is in no step", id)
+	}
+	r.computed += r.inPlan
+	r.Tokens += newTokens
+	r.inPlan = 0
+	return s.kv.SetComputed(id, r.computed)
+}
+
+// Remove ends a request in any state: finished, cancelled or failed. spans are to be released; with a
+// move in flight they come from kvcache's CommitMove or AbortMove.
+func (s *Scheduler) Remove(id kvcache.RequestID) (spans []kvcache.Span, ok bool) {
+	r := s.all[id]
+	if r == nil {
+		return nil, false
+	}
+	spans = s.stop(r)
+	s.waiting = remove(s.waiting, r)
+	delete(s.all, id)
+	return spans, true
+}
+
+// stop takes a request's slot and blocks away.
+func (s *Scheduler) stop(r *request) []kvcache.Span {
+	if !r.active {
+		return nil
+	}
+	s.running = remove(s.running, r)
+	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
+	s.slots = slices.Insert(s.slots, at, r.slot)
+	r.active, r.stalled, r.computed, r.inPlan, r.moving = false, false, 0, 0, 0
+	return s.kv.Close(r.ID)
+}
+
+// Moved says that the offload in flight is over; its books were settled in kvcache before.
+func (s *Scheduler) Moved(id kvcache.RequestID, ok bool) {
+	r := s.all[id]
+	if r == nil {
+		return
+	}
+	r.moving = 0
+	if ok {
+		r.refused, r.cooldown = 0, 0
+		return
+	}
+	// A refusal comes with a newer view; asking again at once would only repeat it.
+	r.cooldown = min(1<<r.refused, 16)
+	r.refused = min(r.refused+1, 4)
+}
+
+// Counts are the requests by state.
+func (s *Scheduler) Counts() (running, waiting int) { return len(s.running), len(s.waiting) }
+
+// Idle says that there is no request.
+func (s *Scheduler) Idle() bool { return len(s.all) == 0 }

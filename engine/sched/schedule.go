@@ -1,0 +1,192 @@
+package sched
+
+import (
+	"slices"
+
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+// room is what is left of a step.
+type room struct{ tokens, rows int }
+
+// Schedule plans the next step. Every item of the plan is committed, or its request made no progress.
+func (s *Scheduler) Schedule(view View) *Plan {
+	p := &s.plan
+	*p = Plan{Items: p.Items[:0], Offloads: p.Offloads[:0], Preempted: p.Preempted[:0], Failed: p.Failed[:0], Release: p.Release[:0]}
+	left := room{s.cfg.MaxBatchedTokens, s.cfg.MaxRows}
+	for _, r := range s.running {
+		r.inPlan, r.stalled = 0, false
+		r.cooldown = max(0, r.cooldown-1)
+	}
+	for _, r := range s.catchUpOrder() {
+		s.place(r, &left)
+	}
+	for s.anyStalled() && s.relieve(view, &left) {
+		for _, r := range s.catchUpOrder() {
+			if r.stalled {
+				s.place(r, &left)
+			}
+		}
+	}
+	s.admit(view, &left)
+	s.pressure(view)
+	for _, r := range s.running {
+		if r.stalled {
+			p.Stalled++
+		}
+	}
+	return p
+}
+
+// catchUpOrder is the running requests, those one token behind first, each group by arrival.
+func (s *Scheduler) catchUpOrder() []*request {
+	s.order = s.order[:0]
+	for _, r := range s.running {
+		if r.Tokens-r.computed == 1 {
+			s.order = append(s.order, r)
+		}
+	}
+	for _, r := range s.running {
+		if r.Tokens-r.computed != 1 {
+			s.order = append(s.order, r)
+		}
+	}
+	return s.order
+}
+
+func (s *Scheduler) anyStalled() bool {
+	return slices.ContainsFunc(s.running, func(r *request) bool { return r.stalled })
+}
+
+// place puts as many of the request's tokens into the plan as the step and the local pool have room for.
+// Without room for one token in the pool the request is stalled.
+func (s *Scheduler) place(r *request, left *room) {
+	r.stalled = false
+	n := s.fitStep(r, *left)
+	if n <= 0 {
+		return
+	}
+	bs := s.kv.BlockSize()
+	for {
+		// Free may shrink between the look and the taking: the pool also hosts.
+		fit := s.kv.Capacity(r.ID) + s.kv.Free()*bs - r.computed
+		if n = min(n, fit); n <= 0 {
+			r.stalled = true
+			return
+		}
+		if s.kv.Grow(r.ID, r.computed+n) == nil {
+			break
+		}
+	}
+	r.inPlan = n
+	left.tokens -= n
+	left.rows -= r.rows(n)
+	s.plan.Items = append(s.plan.Items, Item{
+		Request: r.ID, Slot: r.slot, Start: r.computed, N: n, Last: r.computed+n == r.Tokens,
+	})
+}
+
+// fitStep is how many of the request's next tokens the step has tokens and rows for.
+func (s *Scheduler) fitStep(r *request, left room) int {
+	n := min(r.Tokens-r.computed, left.tokens)
+	if n <= 0 {
+		return 0
+	}
+	if asked := r.Rows - r.computed; asked > left.rows {
+		n = min(n, left.rows)
+	}
+	if r.rows(n) > left.rows {
+		n-- // the row to sample from
+	}
+	return n
+}
+
+// rows is how many rows of logits the request's next n tokens need.
+func (r *request) rows(n int) int {
+	k := max(0, min(r.Rows-r.computed, n))
+	if r.computed+n == r.Tokens && r.Rows < r.Tokens {
+		k++
+	}
+	return k
+}
+
+func blocksOf(tokens, blockSize int) int { return (tokens + blockSize - 1) / blockSize }
+
+// outstanding is the number of blocks that running requests still need for the tokens they have.
+func (s *Scheduler) outstanding() int {
+	n, bs := 0, s.kv.BlockSize()
+	for _, r := range s.running {
+		n += max(0, blocksOf(r.Tokens, bs)-s.kv.Capacity(r.ID)/bs)
+	}
+	return n
+}
+
+// admit starts waiting requests in the order of arrival while there is a slot, and room in the cluster
+// for all their tokens and those of the running ones: what is started should not have to be preempted.
+func (s *Scheduler) admit(view View, left *room) {
+	s.blocked = false
+	for len(s.waiting) > 0 && len(s.slots) > 0 && left.tokens > 0 && left.rows > 0 {
+		r := s.waiting[0]
+		free := s.kv.Free()
+		need := blocksOf(r.Tokens, s.kv.BlockSize()) + 1
+		if s.anyStalled() || free < 1 || free+view.PeersFree-s.outstanding() < need && !s.ownsAll(r) {
+			s.blocked = true
+			s.giveUpWaiting(r, view)
+			return
+		}
+		if s.kv.Open(r.ID) != nil {
+			// Blocks of its earlier life are still on the move; they come back soon.
+			s.blocked = true
+			return
+		}
+		s.stuck = 0
+		s.waiting = slices.Delete(s.waiting, 0, 1)
+		r.slot = s.slots[len(s.slots)-1]
+		s.slots = s.slots[:len(s.slots)-1]
+		r.active, r.computed, r.cooldown, r.refused = true, 0, 0, 0
+		s.running = insert(s.running, r)
+		s.place(r, left)
+	}
+}
+
+// ownsAll says that the request alone would fit this pool, which is empty: the block for what comes after
+// its tokens cannot be had, but may not be needed.
+func (s *Scheduler) ownsAll(r *request) bool {
+	return len(s.running) == 0 && s.kv.Free() == s.kv.Total() && blocksOf(r.Tokens, s.kv.BlockSize()) <= s.kv.Total()
+}
+
+// giveUpWaiting fails the oldest waiting request when nothing runs anywhere that could make room for it.
+func (s *Scheduler) giveUpWaiting(r *request, view View) {
+	if len(s.running) > 0 {
+		return
+	}
+	if view.OthersRunning > 0 || s.kv.Counts().Hosted > 0 || view.OldestArrival != 0 && view.OldestArrival < r.Arrival {
+		s.stuck = 0
+		return
+	}
+	if s.stuck++; s.stuck >= s.cfg.Patience {
+		s.fail(r, s.kv.Free()+view.PeersFree)
+	}
+}
+
+// fail ends a request that does not fit the cluster.
+func (s *Scheduler) fail(r *request, blocks int) {
+	s.stuck = 0
+	err := &NoRoomError{Request: r.ID, Tokens: r.Tokens, Blocks: blocks}
+	spans, _ := s.Remove(r.ID)
+	s.plan.Release = append(s.plan.Release, spans...)
+	s.plan.Failed = append(s.plan.Failed, Failure{Request: r.ID, Err: err})
+}
+
+// unplan takes a request's item out of the plan.
+func (s *Scheduler) unplan(id kvcache.RequestID, left *room) {
+	at := slices.IndexFunc(s.plan.Items, func(i Item) bool { return i.Request == id })
+	if at < 0 {
+		return
+	}
+	r := s.all[id]
+	left.tokens += r.inPlan
+	left.rows += r.rows(r.inPlan)
+	r.inPlan = 0
+	s.plan.Items = slices.Delete(s.plan.Items, at, at+1)
+}
