@@ -17,9 +17,9 @@ static int check_config(const inf_device_config *c, inf_err *err) {
                         "layers, hidden, intermediate or vocab out of range");
     }
     if (!in_range(c->heads, 1, 1024) || !in_range(c->kv_heads, 1, c->heads) ||
-        c->heads % c->kv_heads != 0 || !in_range(c->head_dim, 2, 512) || c->head_dim % 2 != 0) {
+        c->heads % c->kv_heads != 0 || !in_range(c->head_dim, 2, 256) || c->head_dim % 2 != 0) {
         return inf_fail(err, INF_EINVAL, -1, -1,
-                        "heads must be a multiple of kv_heads, head_dim even and at most 512");
+                        "heads must be a multiple of kv_heads, head_dim even and at most 256");
     }
     uint32_t known = INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED;
     if ((c->model_flags & ~known) != 0 || !(c->rms_eps >= 0 && c->rms_eps < 1) ||

@@ -1,0 +1,279 @@
+/* A small random model for the tests of a device: its weights, a device that has loaded them, and
+ * the forward pass once more as plainly as it can be written, in double and without any cache. */
+#ifndef INF_TESTS_TINY_MODEL_H
+#define INF_TESTS_TINY_MODEL_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "infinite/device.h"
+
+#define CHECK(cond, ...)                                                                           \
+    do {                                                                                           \
+        if (!(cond)) {                                                                             \
+            fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond);                             \
+            fprintf(stderr, __VA_ARGS__);                                                          \
+            fprintf(stderr, "\n");                                                                 \
+            exit(1);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_DOWN + 1, TINY_WINDOW = 7 };
+
+typedef struct tiny_model {
+    inf_device_config config;
+    float inv_freq[8];
+    int32_t windows[TINY_LAYERS];
+    float *tensors[TINY_LAYERS]
+                  [TINY_ROLES]; /* outside the layers: [0][role]; NULL: the model has none */
+    int64_t rows[TINY_ROLES], cols[TINY_ROLES];
+    uint64_t rng;
+} tiny_model;
+
+static inline double tiny_uniform(tiny_model *m) {
+    m->rng = m->rng * 6364136223846793005u + 1442695040888963407u;
+    return (double)(m->rng >> 11) * 0x1p-53 * 2 - 1;
+}
+
+static inline void tiny_shape(tiny_model *m, int32_t role, int64_t rows, int64_t cols) {
+    m->rows[role] = rows;
+    m->cols[role] = cols;
+    int layers = role < INF_ROLE_ATTN_NORM ? 1 : m->config.layers;
+    for (int l = 0; l < layers; l++) {
+        float *t = malloc((size_t)(rows * cols) * sizeof(float));
+        CHECK(t != NULL, "no memory");
+        for (int64_t i = 0; i < rows * cols; i++) {
+            double u = tiny_uniform(m);
+            t[i] = (float)(rows == 1 ? 1 + 0.3 * u : u * 2.0 / sqrt((double)cols));
+        }
+        m->tensors[l][role] = t;
+    }
+}
+
+static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
+    tiny_model m = {.rng = flags + 1};
+    m.config = (inf_device_config){.layers = TINY_LAYERS,
+                                   .hidden = 48,
+                                   .intermediate = 80,
+                                   .heads = 4,
+                                   .kv_heads = 2,
+                                   .head_dim = 16,
+                                   .vocab = TINY_VOCAB,
+                                   .model_flags = flags,
+                                   .rms_eps = 1e-5f,
+                                   .rope_scale = 1,
+                                   .dtype = dtype,
+                                   .block_size = 4,
+                                   .num_blocks = 64,
+                                   .max_tokens = 64,
+                                   .max_seqs = 4,
+                                   .max_rows = 64,
+                                   .max_step_blocks = 64,
+                                   .max_step_spans = 8,
+                                   .max_spans = 8,
+                                   .threads = 2};
+    m.windows[1] = TINY_WINDOW;
+    for (int i = 0; i < 8; i++) {
+        m.inv_freq[i] = (float)pow(10000.0, -i / 8.0);
+    }
+    const inf_device_config *c = &m.config;
+    int64_t h = c->hidden, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    tiny_shape(&m, INF_ROLE_EMBED, c->vocab, h);
+    tiny_shape(&m, INF_ROLE_FINAL_NORM, 1, h);
+    if (!(flags & INF_MODEL_TIED)) {
+        tiny_shape(&m, INF_ROLE_LM_HEAD, c->vocab, h);
+    }
+    tiny_shape(&m, INF_ROLE_ATTN_NORM, 1, h);
+    tiny_shape(&m, INF_ROLE_Q, q, h);
+    tiny_shape(&m, INF_ROLE_K, kv, h);
+    tiny_shape(&m, INF_ROLE_V, kv, h);
+    if (flags & INF_MODEL_QKV_BIAS) {
+        tiny_shape(&m, INF_ROLE_Q_BIAS, 1, q);
+        tiny_shape(&m, INF_ROLE_K_BIAS, 1, kv);
+        tiny_shape(&m, INF_ROLE_V_BIAS, 1, kv);
+    }
+    if (flags & INF_MODEL_QK_NORM) {
+        tiny_shape(&m, INF_ROLE_Q_NORM, 1, c->head_dim);
+        tiny_shape(&m, INF_ROLE_K_NORM, 1, c->head_dim);
+    }
+    tiny_shape(&m, INF_ROLE_O, h, q);
+    tiny_shape(&m, INF_ROLE_MLP_NORM, 1, h);
+    tiny_shape(&m, INF_ROLE_GATE, c->intermediate, h);
+    tiny_shape(&m, INF_ROLE_UP, c->intermediate, h);
+    tiny_shape(&m, INF_ROLE_DOWN, h, c->intermediate);
+    return m;
+}
+
+static inline void tiny_free(tiny_model *m) {
+    for (int l = 0; l < TINY_LAYERS; l++) {
+        for (int r = 0; r < TINY_ROLES; r++) {
+            free(m->tensors[l][r]);
+        }
+    }
+}
+
+static inline int tiny_load(const tiny_model *m, inf_device *d, int32_t layer, int32_t role,
+                            inf_err *err) {
+    int64_t n = m->rows[role] * m->cols[role];
+    return inf_device_load(d, role, role < INF_ROLE_ATTN_NORM ? -1 : layer, INF_DTYPE_F32,
+                           m->rows[role], m->cols[role], m->tensors[layer][role],
+                           (uint64_t)n * sizeof(float), err);
+}
+
+/* A ready device with all tensors, loaded from the last role to the first: the order is free. */
+static inline inf_device *tiny_open(const tiny_model *m) {
+    inf_device *d = NULL;
+    inf_err err = {0};
+    CHECK(inf_device_open(&m->config, m->inv_freq, m->windows, &d, &err) == INF_OK, "%s",
+          err.message);
+    for (int32_t role = TINY_ROLES - 1; role > 0; role--) {
+        for (int32_t l = 0; l < TINY_LAYERS; l++) {
+            if (m->tensors[l][role] != NULL) {
+                CHECK(tiny_load(m, d, l, role, &err) == INF_OK, "%s", err.message);
+            }
+        }
+    }
+    CHECK(inf_device_ready(d, &err) == INF_OK, "%s", err.message);
+    return d;
+}
+
+static inline void tiny_slot(inf_device *d, uint32_t slot) {
+    inf_sampling s = {.top_p = 1, .repetition = 1};
+    inf_err err = {0};
+    CHECK(inf_device_slot_open(d, slot, &s, NULL, 0, 0, NULL, NULL, 0, &err) == INF_OK, "%s",
+          err.message);
+}
+
+static inline void ref_matmul(const double *x, const float *w, const float *bias, int64_t n,
+                              int64_t k, double *y) {
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = bias != NULL ? (double)bias[i] : 0;
+        for (int64_t j = 0; j < k; j++) {
+            y[i] += x[j] * (double)w[i * k + j];
+        }
+    }
+}
+
+static inline void ref_norm(const double *x, const float *w, int64_t n, double eps, double *y) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += x[i] * x[i];
+    }
+    double scale = 1 / sqrt(sum / (double)n + eps);
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = x[i] * scale * (double)w[i];
+    }
+}
+
+static inline void ref_rope(const tiny_model *m, double *x, int pos) {
+    int half = m->config.head_dim / 2;
+    for (int i = 0; i < half; i++) {
+        double a = pos * (double)m->inv_freq[i], first = x[i], second = x[i + half];
+        x[i] = (first * cos(a) - second * sin(a)) * (double)m->config.rope_scale;
+        x[i + half] = (second * cos(a) + first * sin(a)) * (double)m->config.rope_scale;
+    }
+}
+
+enum { REF_TOKENS = 64, REF_DIM = 128 };
+
+typedef struct ref_state {
+    double x[REF_TOKENS][REF_DIM], q[REF_TOKENS][REF_DIM], k[REF_TOKENS][REF_DIM],
+        v[REF_TOKENS][REF_DIM];
+} ref_state;
+
+static inline void ref_attend(const tiny_model *m, const ref_state *s, int layer, int t,
+                              double *out) {
+    const inf_device_config *c = &m->config;
+    int first = m->windows[layer] > 0 && t + 1 > m->windows[layer] ? t + 1 - m->windows[layer] : 0;
+    for (int h = 0; h < c->heads; h++) {
+        int kv = h / (c->heads / c->kv_heads) * c->head_dim;
+        double p[REF_TOKENS], sum = 0, *o = out + h * c->head_dim;
+        for (int j = first; j <= t; j++) {
+            double dot = 0;
+            for (int i = 0; i < c->head_dim; i++) {
+                dot += s->q[t][h * c->head_dim + i] * s->k[j][kv + i];
+            }
+            sum += p[j] = exp(dot / sqrt((double)c->head_dim));
+        }
+        for (int i = 0; i < c->head_dim; i++) {
+            o[i] = 0;
+            for (int j = first; j <= t; j++) {
+                o[i] += p[j] / sum * s->v[j][kv + i];
+            }
+        }
+    }
+}
+
+static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n) {
+    const inf_device_config *c = &m->config;
+    float *const *w = m->tensors[layer];
+    int q_dim = c->heads * c->head_dim, kv_dim = c->kv_heads * c->head_dim;
+    double h[REF_DIM], o[REF_DIM], gate[REF_DIM], up[REF_DIM];
+    for (int t = 0; t < n; t++) {
+        ref_norm(s->x[t], w[INF_ROLE_ATTN_NORM], c->hidden, (double)c->rms_eps, h);
+        ref_matmul(h, w[INF_ROLE_Q], w[INF_ROLE_Q_BIAS], q_dim, c->hidden, s->q[t]);
+        ref_matmul(h, w[INF_ROLE_K], w[INF_ROLE_K_BIAS], kv_dim, c->hidden, s->k[t]);
+        ref_matmul(h, w[INF_ROLE_V], w[INF_ROLE_V_BIAS], kv_dim, c->hidden, s->v[t]);
+        for (int i = 0; i < c->heads + c->kv_heads; i++) {
+            int is_q = i < c->heads;
+            double *head =
+                is_q ? s->q[t] + i * c->head_dim : s->k[t] + (i - c->heads) * c->head_dim;
+            if (c->model_flags & INF_MODEL_QK_NORM) {
+                ref_norm(head, w[is_q ? INF_ROLE_Q_NORM : INF_ROLE_K_NORM], c->head_dim,
+                         (double)c->rms_eps, head);
+            }
+            ref_rope(m, head, t);
+        }
+    }
+    for (int t = 0; t < n; t++) {
+        ref_attend(m, s, layer, t, o);
+        ref_matmul(o, w[INF_ROLE_O], NULL, c->hidden, q_dim, h);
+        for (int i = 0; i < c->hidden; i++) {
+            s->x[t][i] += h[i];
+        }
+        ref_norm(s->x[t], w[INF_ROLE_MLP_NORM], c->hidden, (double)c->rms_eps, h);
+        ref_matmul(h, w[INF_ROLE_GATE], NULL, c->intermediate, c->hidden, gate);
+        ref_matmul(h, w[INF_ROLE_UP], NULL, c->intermediate, c->hidden, up);
+        for (int i = 0; i < c->intermediate; i++) {
+            gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+        }
+        ref_matmul(gate, w[INF_ROLE_DOWN], NULL, c->hidden, c->intermediate, h);
+        for (int i = 0; i < c->hidden; i++) {
+            s->x[t][i] += h[i];
+        }
+    }
+}
+
+/* Log probabilities after each of n tokens. */
+static inline void tiny_reference(const tiny_model *m, const int32_t *tokens, int n,
+                                  double logprobs[][TINY_VOCAB]) {
+    static ref_state s;
+    const inf_device_config *c = &m->config;
+    float *const *w = m->tensors[0];
+    for (int t = 0; t < n; t++) {
+        for (int i = 0; i < c->hidden; i++) {
+            s.x[t][i] = (double)w[INF_ROLE_EMBED][tokens[t] * c->hidden + i];
+        }
+    }
+    for (int l = 0; l < c->layers; l++) {
+        ref_layer(m, &s, l, n);
+    }
+    for (int t = 0; t < n; t++) {
+        double h[REF_DIM], sum = 0;
+        ref_norm(s.x[t], w[INF_ROLE_FINAL_NORM], c->hidden, (double)c->rms_eps, h);
+        const float *head = w[c->model_flags & INF_MODEL_TIED ? INF_ROLE_EMBED : INF_ROLE_LM_HEAD];
+        ref_matmul(h, head, NULL, c->vocab, c->hidden, logprobs[t]);
+        for (int v = 0; v < c->vocab; v++) {
+            sum += exp(logprobs[t][v]);
+        }
+        for (int v = 0; v < c->vocab; v++) {
+            logprobs[t][v] -= log(sum);
+        }
+    }
+}
+
+#endif
