@@ -97,4 +97,4 @@ func (r *RManager) refuse(reason string) *pb.TryMoveKVReply {
 }
 
 // hostable is the number of blocks this instance would host now.
-func (r *RManager) hostable() int { return max(0, r.kv.Hostable()-r.cfg.Reserve) }
+func (r *RManager) hostable() int { return r.kv.Hostable() }

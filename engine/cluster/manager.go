@@ -98,8 +98,8 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 	switch {
 	case req.Fingerprint != m.cfg.Fingerprint:
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster serves another model (fingerprint %.12s, yours %.12s)", m.cfg.Fingerprint, req.Fingerprint)
-	case req.DType != m.cfg.DType:
-		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --dtype %s, this instance with %s", m.cfg.DType, req.DType)
+	case req.Dtype != m.cfg.DType:
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --dtype %s, this instance with %s", m.cfg.DType, req.Dtype)
 	case req.BlockSize != 0 && int(req.BlockSize) != m.cfg.BlockSize:
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --block-size %d, this instance with %d", m.cfg.BlockSize, req.BlockSize)
 	}

@@ -45,7 +45,7 @@ type peer struct {
 
 func (p *peer) close() {
 	if p.waiting != nil {
-		p.waiting.Close()
+		_ = p.waiting.Close()
 	}
 	_ = p.conn.Close()
 }
@@ -148,7 +148,7 @@ func (r *RManager) dialLanes(ctx context.Context, p *peer) (query, move *rdma.Li
 	}
 	shape.SlotBytes = r.cfg.MoveSlotBytes
 	if move, _, err = rdma.Dial(ctx, self, p.member.Endpoint, rdma.LaneMove, shape, r.cfg.Transport); err != nil {
-		query.Close()
+		_ = query.Close()
 		return nil, nil, info, fmt.Errorf("cannot open the move lane: %w", err)
 	}
 	return query, move, info, nil
@@ -168,18 +168,18 @@ func (r *RManager) acceptLoop(ctx context.Context) {
 		p := r.peerByID(a.From)
 		if p == nil {
 			// The member list is behind; the debtor tries again.
-			a.Link.Close()
+			_ = a.Link.Close()
 			continue
 		}
 		if a.Lane == rdma.LaneQuery {
 			if p.waiting != nil {
-				p.waiting.Close()
+				_ = p.waiting.Close()
 			}
 			p.waiting = a.Link
 			continue
 		}
 		if p.waiting == nil {
-			a.Link.Close()
+			_ = a.Link.Close()
 			continue
 		}
 		query := p.waiting
@@ -288,14 +288,14 @@ func (r *RManager) peerByID(id string) *peer {
 	return r.peers[id]
 }
 
-// PeerName is the instance behind a device's peer index, "" if none.
-func (r *RManager) PeerName(index int) string {
+// PeerIndexLost says that a step saw the peer behind a device's index fail. It does not wait.
+func (r *RManager) PeerIndexLost(index int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if index < 0 || index >= len(r.byIndex) || r.byIndex[index] == nil {
-		return ""
+	if index >= 0 && index < len(r.byIndex) && r.byIndex[index] != nil {
+		p := r.byIndex[index]
+		go r.drop(p, errors.New("a step could not reach it"), true)
 	}
-	return r.byIndex[index].id
 }
 
 func (r *RManager) isAttached(p *peer, index uint32) bool {

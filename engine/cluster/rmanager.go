@@ -54,11 +54,9 @@ type Config struct {
 	ClusterID string
 	Secret    string
 	Transport rdma.Transport
-	BlockSize int
 	// Slot sizes of the two lanes, in bytes, and the slots of each direction.
 	QuerySlotBytes, MoveSlotBytes uint64
 	Slots                         int
-	Reserve                       int // blocks never lent, so that own requests can start
 
 	Heartbeat   time.Duration // period, default 100 ms
 	CallTimeout time.Duration // of one control call, default 1 s
@@ -84,6 +82,7 @@ func (c *Config) defaults() {
 type View struct {
 	PeersFree     int    // blocks that connected peers would host now
 	OldestArrival uint64 // of all unfinished requests, 0 when unknown
+	OthersRunning int    // requests that run with another home
 }
 
 // limits of the queues below
@@ -177,6 +176,11 @@ func (r *RManager) View() View {
 	for _, p := range r.peers {
 		if p.attached {
 			v.PeersFree += p.hostable
+		}
+	}
+	for _, in := range r.view.GetInstances() {
+		if in.Id != r.cfg.ID {
+			v.OthersRunning += int(in.Load.GetRunning())
 		}
 	}
 	return v

@@ -236,7 +236,7 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 		limit = cfg.MaxModelLen
 	}
 	g := m.Generation
-	d := server.Defaults{Temperature: 1, TopP: 1, RepetitionPenalty: 1, EOS: m.EOS(), VocabSize: m.Config.VocabSize}
+	d := server.Defaults{Temperature: 1, TopP: 1, RepetitionPenalty: 1, EOS: m.Config.EOS, VocabSize: m.Config.VocabSize}
 	if g.Temperature != nil {
 		d.Temperature = *g.Temperature
 	}

@@ -1,0 +1,103 @@
+package node
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/cluster"
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/device"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/model"
+	"github.com/infinite-llm/infinite/engine/sched"
+)
+
+// Limits that no flag sets.
+const stepTimeout = 10 * time.Minute
+
+func (n *Node) engineConfig(m *model.Model) engine.Config {
+	limit := m.Config.MaxPositions
+	if n.cfg.MaxModelLen > 0 {
+		limit = n.cfg.MaxModelLen
+	}
+	return engine.Config{
+		Sched: sched.Config{
+			MaxNumSeqs: n.cfg.MaxNumSeqs, MaxBatchedTokens: n.cfg.MaxNumBatchedTokens, MaxRows: n.cfg.MaxNumBatchedTokens,
+			MaxModelLen: limit, MaxWaiting: n.cfg.MaxNumWaiting,
+		},
+		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout,
+	}
+}
+
+// lender lets the engine borrow through the rManager.
+type lender struct{ *cluster.RManager }
+
+func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
+
+func (l lender) View() sched.View {
+	v := l.RManager.View()
+	return sched.View{PeersFree: v.PeersFree, OldestArrival: v.OldestArrival, OthersRunning: v.OthersRunning}
+}
+
+// moves adapts the device's moves.
+type moves struct{ *device.Device }
+
+func (m moves) MoveWait(timeout time.Duration) (ticket uint64, result error, ok bool, err error) {
+	done, ok, err := m.Device.MoveWait(timeout)
+	return done.Ticket, done.Err, ok, err
+}
+
+// home lets the rManager report to the engine.
+type home struct {
+	eng *engine.Engine
+	kv  *kvcache.Manager
+	id  string
+}
+
+func (h *home) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err error) {
+	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
+}
+
+func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
+
+// Report is what the heartbeat carries.
+func (h *home) Report() (*pb.Load, []*pb.Placement) {
+	c, s := h.kv.Counts(), h.eng.Stats()
+	total, used := hostMemory()
+	load := &pb.Load{
+		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
+		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions,
+		Memory: &pb.Memory{TotalBytes: total, UsedBytes: used, Source: "proc"},
+	}
+	var places []*pb.Placement
+	for _, r := range h.eng.Requests() {
+		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival}
+		for _, span := range r.Spans {
+			p.Spans = append(p.Spans, &pb.Span{Instance: span.Instance, Blocks: uint32(span.Blocks)})
+		}
+		if r.Local > 0 {
+			p.Spans = append(p.Spans, &pb.Span{Instance: h.id, Blocks: uint32(r.Local)})
+		}
+		places = append(places, p)
+	}
+	return load, places
+}
+
+// hostMemory is the machine's memory, in bytes: what a CPU instance's device memory is.
+func hostMemory() (total, used uint64) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, 0
+	}
+	field := func(name string) uint64 {
+		_, rest, _ := strings.Cut(string(text), name+":")
+		kib, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+		n, _ := strconv.ParseUint(kib, 10, 64)
+		return n << 10
+	}
+	total = field("MemTotal")
+	return total, total - min(total, field("MemAvailable"))
+}

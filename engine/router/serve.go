@@ -1,0 +1,61 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/router/routerpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Submitter runs requests; *engine.Engine is one.
+type Submitter interface {
+	Submit(ctx context.Context, req *engine.Request) (engine.Stream, error)
+}
+
+// Inference serves an instance's engine to API processes.
+type Inference struct {
+	routerpb.UnimplementedInferenceServer
+	engine Submitter
+}
+
+// NewInference serves e.
+func NewInference(e Submitter) *Inference { return &Inference{engine: e} }
+
+// Generate runs one request: first an event that says whether it is taken, then its tokens.
+func (s *Inference) Generate(p *routerpb.GenerateRequest, out grpc.ServerStreamingServer[routerpb.GenerateEvent]) error {
+	ctx := out.Context()
+	st, err := s.engine.Submit(ctx, requestFromPB(p))
+	if err != nil {
+		return out.Send(&routerpb.GenerateEvent{Error: err.Error(), ErrorKind: kindOf(err)})
+	}
+	defer st.Close()
+	if err = out.Send(&routerpb.GenerateEvent{Accepted: true}); err != nil {
+		return err
+	}
+	for {
+		ev, err := st.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return status.Error(codes.Aborted, err.Error())
+		}
+		if err = out.Send(eventToPB(ev)); err != nil {
+			return err
+		}
+	}
+}
+
+// kindOf is the API's kind of an error, "internal" where it has none.
+func kindOf(err error) string {
+	var k interface{ Kind() string }
+	if errors.As(err, &k) {
+		return k.Kind()
+	}
+	return "internal"
+}
