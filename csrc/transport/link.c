@@ -112,7 +112,7 @@ int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err) {
     if (rc == INF_OK)
         rc = config->provider == INF_PROVIDER_SHM ? inf_link_open_shm(config, out, err)
                                                   : inf_link_open_tcp(config, out, err);
-    if (rc < 0) {
+    if (rc != INF_OK || !*out) {
         close_config(config);
         return rc;
     }

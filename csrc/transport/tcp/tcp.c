@@ -294,7 +294,7 @@ static const inf_link_ops TCP_OPS = {
 
 /* Low latency and early detection of a vanished host. Other stream sockets have no such options. */
 static int set_options(int fd) {
-    struct sockaddr_storage name;
+    struct sockaddr_storage name = {.ss_family = AF_UNSPEC};
     socklen_t len = sizeof name;
     if (getsockname(fd, (struct sockaddr *)&name, &len) < 0)
         return -1;
