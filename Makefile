@@ -9,7 +9,7 @@ GO ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck
 export CGO_ENABLED := 1
 
-.PHONY: all build run test lint lint-go lint-c setup setup-test lib ctest asan tsan gotest clients fuzz bench clean
+.PHONY: all build run test lint lint-go lint-c setup setup-test lib ctest asan tsan gotest clients fuzz clean
 
 all: build
 
@@ -68,9 +68,6 @@ clients: build
 FUZZTIME ?= 30s
 fuzz: lib
 	@tools/fuzz.sh $(FUZZTIME)
-
-bench: build
-	@bench/run.sh
 
 clean:
 	rm -rf .build bin

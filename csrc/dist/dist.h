@@ -1,8 +1,8 @@
 /* DistAttention: the only place that sees both kernels and transport.
  *
- * Home side, called by the step thread: begin once per step, then per layer post (queries leave, one
- * message per creditor), local partials meanwhile, collect (remote partials arrive and are merged).
- * Creditor side: progress threads answer queries over hosted spans and land moved blocks.
+ * Home side, called by the step thread: begin once per step, then per layer post (queries leave,
+ * one message per creditor), local partials meanwhile, collect (remote partials arrive and are
+ * merged). Creditor side: progress threads answer queries over hosted spans and land moved blocks.
  * Nothing is allocated between open and close except where peers and spans come and go. */
 #ifndef INF_DIST_H
 #define INF_DIST_H
@@ -24,9 +24,9 @@ typedef struct inf_dist_config {
 int inf_dist_open(const inf_dist_config *config, inf_dist **out, inf_err *err);
 void inf_dist_close(inf_dist *dist);
 
-/* Plans the remote part of a step: which rows of which requests go to which peer. seq_out[i].status is
- * set where a request names a peer that is not attached or is dead; such a request is skipped from then
- * on. Input was validated by the caller against the device's limits. */
+/* Plans the remote part of a step: which rows of which requests go to which peer. seq_out[i].status
+ * is set where a request names a peer that is not attached or is dead; such a request is skipped
+ * from then on. Input was validated by the caller against the device's limits. */
 void inf_dist_begin(inf_dist *dist, const inf_step_buffers *step);
 
 /* Sends layer's queries: q [tokens, heads, head_dim], rows ldq floats apart. Returns the number of
@@ -34,16 +34,19 @@ void inf_dist_begin(inf_dist *dist, const inf_step_buffers *step);
 int32_t inf_dist_post(inf_dist *dist, const inf_step_buffers *step, int32_t layer, const float *q,
                       int32_t ldq);
 
-/* Waits for layer's partials, at most peer_timeout_ns, and merges them into o [tokens, heads, head_dim]
- * and lse [tokens, heads]. A peer that fails or is late is dead from then on; its requests' seq_out say so. */
-void inf_dist_collect(inf_dist *dist, const inf_step_buffers *step, int32_t layer, float *o, float *lse);
+/* Waits for layer's partials, at most peer_timeout_ns, and merges them into o [tokens, heads,
+ * head_dim] and lse [tokens, heads]. A peer that fails or is late is dead from then on; its
+ * requests' seq_out say so. */
+void inf_dist_collect(inf_dist *dist, const inf_step_buffers *step, int32_t layer, float *o,
+                      float *lse);
 
 /* The functions of door 1 with the same names and meanings. */
 int inf_dist_span_set(inf_dist *, uint32_t owner, uint32_t handle, uint32_t generation,
                       const int32_t *blocks, int32_t n_blocks, inf_err *);
 int inf_dist_span_close(inf_dist *, uint32_t handle, uint32_t generation, inf_err *);
-int inf_dist_move_post(inf_dist *, uint32_t peer, uint32_t handle, uint32_t generation, uint32_t first,
-                       const int32_t *blocks, int32_t n, uint64_t ticket, inf_err *);
+int inf_dist_move_post(inf_dist *, uint32_t peer, uint32_t handle, uint32_t generation,
+                       uint32_t first, const int32_t *blocks, int32_t n, uint64_t ticket,
+                       inf_err *);
 int inf_dist_move_wait(inf_dist *, int64_t timeout_ns, inf_move_done *out, inf_err *);
 int inf_dist_peer_attach(inf_dist *, uint32_t peer, inf_link *query, inf_link *move, inf_err *);
 int inf_dist_peer_serve(inf_dist *, uint32_t peer, inf_link *query, inf_link *move, inf_err *);

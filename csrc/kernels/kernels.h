@@ -1,7 +1,9 @@
-/* The table of operations that a device fills in. The order of the layers is written once, in model/,
- * over this table; kernels/cpu fills it for three instruction sets, kernels/cuda will fill it too.
+/* The table of operations that a device fills in. The order of the layers is written once, in
+ * model/, over this table; kernels/cpu fills it for three instruction sets, kernels/cuda will fill
+ * it too.
  *
- * Shapes are row-major. Activations are f32; weights and KV are f32 or bf16 (dtype); sums are f32. */
+ * Shapes are row-major. Activations are f32; weights and KV are f32 or bf16 (dtype); sums are f32.
+ */
 #ifndef INF_KERNELS_H
 #define INF_KERNELS_H
 
@@ -29,8 +31,8 @@ static inline uint64_t inf_kv_offset(const inf_kv_shape *s, int32_t layer, int32
 
 /* Partial attention of `rows` consecutive queries of one request over one span (design, section 2):
  *   s_j = scale * q.k_j;  lse = m + ln sum_j exp(s_j - m);  o = (sum_j exp(s_j - m) v_j) / l
- * The empty span yields o = 0 and lse = -inf. Query row r stands at position q_pos0 + r and sees the
- * keys at positions p with p <= q_pos0 + r and, when window > 0, p > q_pos0 + r - window. */
+ * The empty span yields o = 0 and lse = -inf. Query row r stands at position q_pos0 + r and sees
+ * the keys at positions p with p <= q_pos0 + r and, when window > 0, p > q_pos0 + r - window. */
 typedef struct inf_attn {
     const float *q; /* [rows, heads, head_dim] */
     int32_t rows, heads;
@@ -69,9 +71,11 @@ void inf_pool_close(inf_pool *pool);
 typedef struct inf_ops {
     const char *name; /* "avx512", "avx2", "c" */
 
-    /* Bytes that a packed [n, k] matrix of dtype takes, and the packing of row-major src_dtype data. */
+    /* Bytes that a packed [n, k] matrix of dtype takes, and the packing of row-major src_dtype
+     * data. */
     uint64_t (*packed_bytes)(int32_t dtype, int32_t n, int32_t k);
-    void (*pack)(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k, void *dst);
+    void (*pack)(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
+                 void *dst);
     void (*gemm)(inf_pool *pool, int32_t dtype, const inf_gemm *args);
 
     /* y = x / sqrt(mean(x^2) + eps) * weight; x may be y. */

@@ -10,14 +10,13 @@ import (
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/model"
-	"github.com/infinite-llm/infinite/engine/model/bundled"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
 // OpenModel opens a model folder, or the bundled model for "".
 func OpenModel(dir string) (*model.Model, error) {
 	if dir == "" {
-		return model.OpenFS(bundled.FS)
+		return model.OpenFS(model.Bundled())
 	}
 	return model.Open(dir)
 }
@@ -25,7 +24,7 @@ func OpenModel(dir string) (*model.Model, error) {
 // OpenTokenizer opens a model folder's tokenizer, or the bundled model's for "".
 func OpenTokenizer(dir string) (*tokenizer.Tokenizer, error) {
 	if dir == "" {
-		return tokenizer.LoadFS(bundled.FS)
+		return tokenizer.LoadFS(model.Bundled())
 	}
 	return tokenizer.Load(dir)
 }
@@ -110,7 +109,7 @@ func openDevice(shape device.Config, m *model.Model) (*device.Device, error) {
 	}
 	tensors, err := m.Tensors()
 	if err == nil {
-		err = load(dev, tensors)
+		err = load(dev, tensors, m.Config.TieEmbeddings)
 	}
 	if err == nil {
 		err = dev.Ready()
@@ -122,9 +121,12 @@ func openDevice(shape device.Config, m *model.Model) (*device.Device, error) {
 	return dev, nil
 }
 
-func load(dev *device.Device, tensors []model.Tensor) error {
+func load(dev *device.Device, tensors []model.Tensor, tied bool) error {
 	said := time.Now()
 	for i, t := range tensors {
+		if t.Role == model.LMHead && tied {
+			continue // the device takes the embedding for it
+		}
 		if err := dev.Load(int(t.Role), t.Layer, int(t.DType), int64(t.Rows), int64(t.Cols), t.Data); err != nil {
 			return fmt.Errorf("cannot load tensor %d of %d: %w", i+1, len(tensors), err)
 		}

@@ -6,13 +6,15 @@
  * peer_attach / peer_serve / peer_detach / peer_status.
  *
  * Ownership:
- *  1. The device copies what it needs from its arguments; it keeps no pointer to the caller's memory.
+ *  1. The device copies what it needs from its arguments; it keeps no pointer to the caller's
+ * memory.
  *  2. The step buffers are the device's, allocated once in ready. The caller writes the input part
  *     between wait and submit, reads the output part after wait, and touches neither in between.
  *  3. One step is in flight at a time.
- *  4. Links given to peer_attach and peer_serve are the device's, also when the call fails; it closes them.
- *  5. A block listed in a step, in a hosted span or in a posted move is not reused by the caller until
- *     the step was waited for, the span closed, or the move completed.
+ *  4. Links given to peer_attach and peer_serve are the device's, also when the call fails; it
+ * closes them.
+ *  5. A block listed in a step, in a hosted span or in a posted move is not reused by the caller
+ * until the step was waited for, the span closed, or the move completed.
  *
  * Positions count tokens of a request from 0. Shapes are [tokens, heads, head_dim], row-major.
  * LSE is base e. */
@@ -29,9 +31,9 @@ extern "C" {
 typedef struct inf_device inf_device;
 
 enum { INF_DTYPE_F32 = 1, INF_DTYPE_F16 = 2, INF_DTYPE_BF16 = 3 };
-enum { INF_MAX_TOP = 20 };      /* log probabilities per row beyond the chosen token's */
-enum { INF_MAX_PEERS = 256 };   /* peer indexes are 0..255 */
-enum { INF_MAX_BIAS = 1024 };   /* logit_bias entries of a request */
+enum { INF_MAX_TOP = 20 };    /* log probabilities per row beyond the chosen token's */
+enum { INF_MAX_PEERS = 256 }; /* peer indexes are 0..255 */
+enum { INF_MAX_BIAS = 1024 }; /* logit_bias entries of a request */
 
 enum {
     INF_ROLE_EMBED = 1,      /* [vocab, hidden] */
@@ -81,12 +83,13 @@ typedef struct inf_device_config {
 
 _Static_assert(sizeof(inf_device_config) == 88, "inf_device_config is mirrored in Go");
 
-/* inv_freq: [head_dim / 2]. windows: [layers], tokens a query may look back including itself, 0 = all. */
+/* inv_freq: [head_dim / 2]. windows: [layers], tokens a query may look back including itself, 0 =
+ * all. */
 int inf_device_open(const inf_device_config *config, const float *inv_freq, const int32_t *windows,
                     inf_device **out, inf_err *err);
 
-/* Takes one tensor of the model, row-major, of bytes == rows * cols * sizeof(dtype). layer is -1 for
- * EMBED, FINAL_NORM and LM_HEAD. Vectors have rows == 1. */
+/* Takes one tensor of the model, row-major, of bytes == rows * cols * sizeof(dtype). layer is -1
+ * for EMBED, FINAL_NORM and LM_HEAD. Vectors have rows == 1. */
 int inf_device_load(inf_device *device, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
                     int64_t cols, const void *data, uint64_t bytes, inf_err *err);
 
@@ -105,7 +108,8 @@ const char *inf_device_isa(const inf_device *device);
 /* ---- the step ---- */
 
 enum {
-    INF_STEP_EMPTY_REMOTE = 1, /* negative control for tests: remote partials count as empty spans */
+    INF_STEP_EMPTY_REMOTE =
+        1, /* negative control for tests: remote partials count as empty spans */
 };
 
 typedef struct inf_step_head {
@@ -115,10 +119,11 @@ typedef struct inf_step_head {
     uint32_t flags;
 } inf_step_head;
 
-/* One request's share of the step: n_tokens consecutive tokens from position pos0 are computed, their
- * K and V appended to the local blocks. KV of positions [0, local_pos0) lies in the spans, in order and
- * without gap; KV of [local_pos0, pos0 + n_tokens) in the local blocks. local_pos0 is a multiple of
- * block_size, and the local blocks hold at least pos0 + n_tokens - local_pos0 tokens. */
+/* One request's share of the step: n_tokens consecutive tokens from position pos0 are computed,
+ * their K and V appended to the local blocks. KV of positions [0, local_pos0) lies in the spans, in
+ * order and without gap; KV of [local_pos0, pos0 + n_tokens) in the local blocks. local_pos0 is a
+ * multiple of block_size, and the local blocks hold at least pos0 + n_tokens - local_pos0 tokens.
+ */
 typedef struct inf_step_seq {
     uint32_t slot; /* sampling slot, 0..max_seqs-1, opened by slot_open */
     uint32_t token_off, n_tokens;
@@ -147,7 +152,8 @@ typedef struct inf_step_row {
     uint32_t n_top; /* 0..INF_MAX_TOP alternatives to report */
 } inf_step_row;
 
-/* Log probabilities are of the model's distribution before temperature, penalties and truncation. */
+/* Log probabilities are of the model's distribution before temperature, penalties and truncation.
+ */
 typedef struct inf_row_out {
     int32_t token;
     float logprob;
@@ -157,7 +163,8 @@ typedef struct inf_row_out {
     float top_logprobs[INF_MAX_TOP];
 } inf_row_out;
 
-/* status INF_OK, or the reason for which this request's rows are void; peer says whose fault it is. */
+/* status INF_OK, or the reason for which this request's rows are void; peer says whose fault it is.
+ */
 typedef struct inf_seq_out {
     int32_t status;
     int32_t peer;
@@ -205,20 +212,22 @@ typedef struct inf_sampling {
 
 _Static_assert(sizeof(inf_sampling) == 40, "mirrored in Go");
 
-/* Prepares a slot for a request. tokens[n_tokens] is its text so far, the first n_prompt the prompt:
- * penalties count from it. Sampled tokens are counted by the step itself. */
+/* Prepares a slot for a request. tokens[n_tokens] is its text so far, the first n_prompt the
+ * prompt: penalties count from it. Sampled tokens are counted by the step itself. */
 int inf_device_slot_open(inf_device *device, uint32_t slot, const inf_sampling *sampling,
                          const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
                          const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err);
 
 /* ---- hosted spans: KV blocks of other instances' requests in this pool ---- */
 
-/* Opens span handle at generation for owner (a peer index), or extends it: blocks is the whole list,
- * whose beginning may not change. Blocks count as readable once the owner's move has filled them. */
+/* Opens span handle at generation for owner (a peer index), or extends it: blocks is the whole
+ * list, whose beginning may not change. Blocks count as readable once the owner's move has filled
+ * them. */
 int inf_device_span_set(inf_device *device, uint32_t owner, uint32_t handle, uint32_t generation,
                         const int32_t *blocks, int32_t n_blocks, inf_err *err);
 
-/* Ends the span; on return nobody reads or writes its blocks any more. Unknown or stale: INF_ESTALE. */
+/* Ends the span; on return nobody reads or writes its blocks any more. Unknown or stale:
+ * INF_ESTALE. */
 int inf_device_span_close(inf_device *device, uint32_t handle, uint32_t generation, inf_err *err);
 
 /* ---- moves: own blocks into a span that a peer hosts ---- */

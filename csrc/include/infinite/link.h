@@ -3,8 +3,8 @@
  * A link is one directed lane between two instances. Its client end sends requests, its server end
  * answers each one; both ends are message rings of a few slots, registered once at open. Two links
  * run from every debtor to every creditor: the query lane (queries out, partial results back) and
- * the move lane (KV blocks out, acknowledgements back), so that a bulk move never stands in front of
- * a query.
+ * the move lane (KV blocks out, acknowledgements back), so that a bulk move never stands in front
+ * of a query.
  *
  *   client: prepare -> fill the slot in place -> post            poll -> read the reply -> release
  *   server: poll -> read the request -> release                  prepare -> fill -> post
@@ -13,8 +13,8 @@
  *  1. inf_link_open takes the descriptors in its config, also when it fails; inf_link_close closes
  *     them. Nobody else reads, writes or closes them after the call.
  *  2. The buffer from prepare belongs to the caller until post (or close).
- *  3. The message from poll belongs to the caller until release (or close). Messages are released in
- *     the order in which they were polled. Its bytes come from the peer: nothing in them is trusted.
+ *  3. The message from poll belongs to the caller until release (or close). Messages are released
+ * in the order in which they were polled. Its bytes come from the peer: nothing in them is trusted.
  *  4. One end of a link is used by one thread at a time.
  *  5. After a status < 0 the link is dead: every later call returns the same status; close it.
  */
@@ -47,16 +47,18 @@ typedef struct inf_link_config {
 
 _Static_assert(sizeof(inf_link_config) == 40, "inf_link_config is mirrored in Go");
 
-/* Bytes of the shared memory that an shm link of this shape needs, 0 if the shape is not allowed. */
+/* Bytes of the shared memory that an shm link of this shape needs, 0 if the shape is not allowed.
+ */
 uint64_t inf_link_shm_bytes(uint32_t slots, uint64_t slot_bytes);
 
 int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err);
 
-/* A free slot of slot_bytes bytes to write the next message into, INF_AGAIN when all are in flight. */
+/* A free slot of slot_bytes bytes to write the next message into, INF_AGAIN when all are in flight.
+ */
 int inf_link_prepare(inf_link *link, void **buf);
 
-/* Sends the first len bytes of the slot that prepare gave. Never blocks: what cannot leave now leaves
- * during later calls of poll or wait. */
+/* Sends the first len bytes of the slot that prepare gave. Never blocks: what cannot leave now
+ * leaves during later calls of poll or wait. */
 int inf_link_post(inf_link *link, uint64_t len);
 
 /* The oldest arrived message that was not polled yet, INF_AGAIN when there is none. */
@@ -66,15 +68,16 @@ int inf_link_poll(inf_link *link, const void **msg, uint64_t *len);
 void inf_link_release(inf_link *link);
 
 /* Sleeps until one of the links has something to poll, room to prepare after it had none, is dead,
- * wake_fd (-1: none) is readable, or timeout_ns has passed. Spins briefly first. INF_OK or INF_AGAIN
- * at the time limit. Progress of posted messages goes on meanwhile. */
+ * wake_fd (-1: none) is readable, or timeout_ns has passed. Spins briefly first. INF_OK or
+ * INF_AGAIN at the time limit. Progress of posted messages goes on meanwhile. */
 int inf_link_wait(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeout_ns);
 
 /* The peer index of the config. */
 int32_t inf_link_peer(const inf_link *link);
 uint64_t inf_link_slot_bytes(const inf_link *link);
 
-/* Fills err with the reason for which the link is dead; returns its status, INF_OK while it lives. */
+/* Fills err with the reason for which the link is dead; returns its status, INF_OK while it lives.
+ */
 int inf_link_status(const inf_link *link, inf_err *err);
 
 /* Closes this end; the peer's next call says INF_EPEER. Safe on NULL. */

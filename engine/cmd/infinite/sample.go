@@ -15,7 +15,7 @@ import (
 
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/head"
-	"github.com/infinite-llm/infinite/engine/model/bundled"
+	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/node"
 	"github.com/infinite-llm/infinite/engine/server"
 )
@@ -86,11 +86,11 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 }
 
 func readSample() (*sample, error) {
-	raw, err := fs.ReadFile(bundled.FS, "sample_prompt.json")
+	raw, err := fs.ReadFile(model.Bundled(), "sample_prompt.json")
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the sample prompt: %w", err)
 	}
-	answer, err := fs.ReadFile(bundled.FS, "sample_answer.txt")
+	answer, err := fs.ReadFile(model.Bundled(), "sample_answer.txt")
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the sample's answer: %w", err)
 	}
