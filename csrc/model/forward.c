@@ -124,15 +124,16 @@ static void embed_token(void *arg, int32_t index, int32_t thread) {
     inf_convert(f->x + (uint64_t)index * hidden, INF_DTYPE_F32, table + row, f->dims.dtype, hidden);
 }
 
-/* cos and sin of position * inv_freq: the angle in double, as a float loses whole digits of it at
- * positions in the hundred thousands. */
+/* cos and sin of position * inv_freq. The product is rounded to float as in Hugging Face's and
+ * vLLM's tables, which models were trained with: at positions in the hundred thousands its rounding
+ * is visible. The functions of it are taken in double. */
 static void rope_row(void *arg, int32_t index, int32_t thread) {
     inf_forward *f = arg;
     (void)thread;
     int32_t half = f->dims.head_dim / 2;
     float *cos_row = f->cos + (int64_t)index * half, *sin_row = f->sin + (int64_t)index * half;
     for (int32_t i = 0; i < half; i++) {
-        double angle = (double)f->position[index] * (double)f->c.inv_freq[i];
+        double angle = (double)((float)f->position[index] * f->c.inv_freq[i]);
         cos_row[i] = (float)(cos(angle) * (double)f->dims.rope_scale);
         sin_row[i] = (float)(sin(angle) * (double)f->dims.rope_scale);
     }

@@ -1,0 +1,40 @@
+package device
+
+// #include "infinite/device.h"
+import "C"
+
+import (
+	"reflect"
+
+	"github.com/infinite-llm/infinite/engine/batch"
+)
+
+// mirror is a C struct and the Go struct that views its memory.
+type mirror struct{ c, golang reflect.Type }
+
+// mirrors lists every struct that Go and C share by layout; a test compares them field by field.
+func mirrors() []mirror {
+	return []mirror{
+		{reflect.TypeFor[C.inf_step_head](), reflect.TypeFor[batch.Head]()},
+		{reflect.TypeFor[C.inf_step_seq](), reflect.TypeFor[batch.Seq]()},
+		{reflect.TypeFor[C.inf_step_span](), reflect.TypeFor[batch.Span]()},
+		{reflect.TypeFor[C.inf_step_row](), reflect.TypeFor[batch.Row]()},
+		{reflect.TypeFor[C.inf_row_out](), reflect.TypeFor[batch.RowOut]()},
+		{reflect.TypeFor[C.inf_seq_out](), reflect.TypeFor[batch.SeqOut]()},
+		{reflect.TypeFor[C.inf_sampling](), reflect.TypeFor[batch.Sampling]()},
+		{reflect.TypeFor[C.inf_device_stats](), reflect.TypeFor[Stats]()},
+	}
+}
+
+// constants pairs the numbers of the C header with their Go copies.
+func constants() map[string][2]int64 {
+	return map[string][2]int64{
+		"INF_MAX_TOP":           {C.INF_MAX_TOP, batch.MaxTop},
+		"INF_OK":                {C.INF_OK, int64(batch.StatusOK)},
+		"INF_EPEER":             {C.INF_EPEER, int64(batch.StatusPeer)},
+		"INF_ETIMEOUT":          {C.INF_ETIMEOUT, int64(batch.StatusTimeout)},
+		"INF_EPROTO":            {C.INF_EPROTO, int64(batch.StatusProto)},
+		"INF_ESTALE":            {C.INF_ESTALE, int64(batch.StatusStale)},
+		"INF_STEP_EMPTY_REMOTE": {C.INF_STEP_EMPTY_REMOTE, int64(batch.FlagEmptyRemote)},
+	}
+}

@@ -1,0 +1,53 @@
+package device
+
+import (
+	"fmt"
+
+	"github.com/infinite-llm/infinite/engine/model"
+)
+
+// ForModel fills the model's part of a config.
+func ForModel(m *model.Config, c Config) Config {
+	_, scale := m.RopeTable()
+	c.Layers, c.Hidden, c.Intermediate = m.NumLayers, m.HiddenSize, m.IntermediateSize
+	c.Heads, c.KVHeads, c.HeadDim, c.Vocab = m.NumHeads, m.NumKVHeads, m.HeadDim, m.VocabSize
+	c.QKVBias, c.QKNorm, c.Tied = m.QKVBias, m.QKNorm, m.TieEmbeddings
+	c.RMSEps, c.RopeScale = m.RMSNormEps, float32(scale)
+	return c
+}
+
+// LoadModel opens a device for the model, loads its tensors and makes it ready. The model may be closed after.
+// Only the limits and DType of c are the caller's. progress, if not nil, hears how many tensors are in.
+func LoadModel(m *model.Model, c Config, progress func(done, all int)) (*Device, error) {
+	freqs, _ := m.Config.RopeTable()
+	invFreq := make([]float32, len(freqs))
+	for i, f := range freqs {
+		invFreq[i] = float32(f)
+	}
+	windows := make([]int32, m.Config.NumLayers)
+	for i, w := range m.Config.SlidingWindow {
+		windows[i] = int32(w)
+	}
+	tensors, err := m.Tensors()
+	if err != nil {
+		return nil, err
+	}
+	d, err := Open(ForModel(m.Config, c), invFreq, windows)
+	if err != nil {
+		return nil, err
+	}
+	for i, t := range tensors {
+		if err := d.Load(int(t.Role), t.Layer, int(t.DType), int64(t.Rows), int64(t.Cols), t.Data); err != nil {
+			d.Close()
+			return nil, fmt.Errorf("cannot load tensor %d of %d: %w", i+1, len(tensors), err)
+		}
+		if progress != nil {
+			progress(i+1, len(tensors))
+		}
+	}
+	if err := d.Ready(); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}

@@ -1,0 +1,121 @@
+package device
+
+// #include "infinite/device.h"
+import "C"
+
+import (
+	"time"
+	"unsafe"
+)
+
+// SpanSet opens the span handle at gen for owner, a peer index, or extends it: blocks is the whole list,
+// whose beginning may not change. ErrStale: the handle is past that generation.
+func (d *Device) SpanSet(owner, handle, gen uint32, blocks []int32) error {
+	n, err := blockCount(blocks)
+	if err != nil {
+		return err
+	}
+	return d.call("set a hosted span", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_span_set(h, C.uint32_t(owner), C.uint32_t(handle), C.uint32_t(gen), int32s(blocks), n, e)
+	})
+}
+
+// SpanClose ends a span; when it returns nobody reads or writes the span's blocks. ErrStale if it is unknown.
+func (d *Device) SpanClose(handle, gen uint32) error {
+	return d.call("close a hosted span", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_span_close(h, C.uint32_t(handle), C.uint32_t(gen), e)
+	})
+}
+
+// MovePost copies own blocks to the peer's span from its block index first on, beside the steps. MoveWait
+// reports the ticket; until then the blocks must not be reused.
+func (d *Device) MovePost(peer, handle, gen, first uint32, blocks []int32, ticket uint64) error {
+	n, err := blockCount(blocks)
+	if err != nil {
+		return err
+	}
+	return d.call("post a move", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_move_post(h, C.uint32_t(peer), C.uint32_t(handle), C.uint32_t(gen), C.uint32_t(first),
+			int32s(blocks), n, C.uint64_t(ticket), e)
+	})
+}
+
+// MoveDone is a finished move.
+type MoveDone struct {
+	Ticket uint64
+	Err    error // nil: every block is readable at the peer
+}
+
+// MoveWait returns the next finished move; false after the timeout.
+func (d *Device) MoveWait(timeout time.Duration) (MoveDone, bool, error) {
+	var done C.inf_move_done
+	status, err := d.status("wait for a move", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_move_wait(h, nanos(timeout), &done, e)
+	})
+	if err != nil || status == C.INF_AGAIN {
+		return MoveDone{}, false, err
+	}
+	return MoveDone{Ticket: uint64(done.ticket), Err: StatusError(int32(done.status), -1)}, true, nil
+}
+
+// PeerAttach takes the client ends (inf_link *) towards a creditor, also when it fails: from now on steps may
+// name spans there.
+func (d *Device) PeerAttach(peer uint32, query, move unsafe.Pointer) error {
+	return d.takeLinks("attach a peer", query, move, func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_peer_attach(h, C.uint32_t(peer), (*C.inf_link)(query), (*C.inf_link)(move), e)
+	})
+}
+
+// PeerServe takes the server ends (inf_link *) of a debtor's links, also when it fails: its queries and moves
+// are answered from now on.
+func (d *Device) PeerServe(peer uint32, query, move unsafe.Pointer) error {
+	return d.takeLinks("serve a peer", query, move, func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_peer_serve(h, C.uint32_t(peer), (*C.inf_link)(query), (*C.inf_link)(move), e)
+	})
+}
+
+func (d *Device) takeLinks(what string, query, move unsafe.Pointer, f func(*C.inf_device, *C.inf_err) C.int) error {
+	taken := false
+	err := d.call(what, func(h *C.inf_device, e *C.inf_err) C.int {
+		taken = true
+		return f(h, e)
+	})
+	if !taken { // a closed device takes nothing, its caller has given the links away
+		C.inf_link_close((*C.inf_link)(query))
+		C.inf_link_close((*C.inf_link)(move))
+	}
+	return err
+}
+
+// PeerDetach ends everything with the peer.
+func (d *Device) PeerDetach(peer uint32) error {
+	return d.call("detach a peer", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_peer_detach(h, C.uint32_t(peer), e)
+	})
+}
+
+// PeerStatus is nil while all links of the peer live, else why not.
+func (d *Device) PeerStatus(peer uint32) error {
+	return d.call("use the peer's links", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_peer_status(h, C.uint32_t(peer), e)
+	})
+}
+
+// Stats are counters since Open.
+type Stats struct {
+	Steps, Tokens                           uint64
+	QueryMessages, QueryRows, QueryBytes    uint64 // sent
+	ServedMessages, ServedRows, ServedBytes uint64 // answered
+	MovedBlocks, MovedBytes                 uint64 // sent
+	RefusedMessages                         uint64 // malformed, stale or out of bounds
+	RemoteWaitNs, StepNs                    uint64
+}
+
+// Stats reads the counters, all zero before Ready and after Close.
+func (d *Device) Stats() Stats {
+	var s Stats
+	_ = d.call("read the counters", func(h *C.inf_device, _ *C.inf_err) C.int {
+		return C.inf_device_stats_read(h, (*C.inf_device_stats)(unsafe.Pointer(&s)))
+	})
+	return s
+}
