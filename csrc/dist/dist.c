@@ -1,0 +1,331 @@
+/* Opening, closing, and the coming and going of peers. */
+#include "dist/internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...) {
+    if (err != NULL) {
+        memset(err, 0, sizeof *err);
+        err->code = code;
+        err->instance = peer;
+        err->layer = -1;
+        va_list args;
+        va_start(args, format);
+        vsnprintf(err->message, sizeof err->message, format, args);
+        va_end(args);
+    }
+    return code;
+}
+
+void inf_dist_wake(int fd) {
+    uint64_t one = 1;
+    /* A full counter wakes as well, so a failed write loses nothing. */
+    ssize_t n = write(fd, &one, sizeof one);
+    (void)n;
+}
+
+void inf_dist_unwake(int fd) {
+    uint64_t count;
+    ssize_t n = read(fd, &count, sizeof count);
+    (void)n;
+}
+
+void inf_peer_fail(inf_peer *p, int32_t status) {
+    int32_t alive = INF_OK;
+    atomic_compare_exchange_strong(&p->dead, &alive, status);
+}
+
+uint64_t inf_dist_query_slot_bytes(const inf_device_config *c) {
+    uint64_t groups = (uint64_t)c->max_step_spans, rows = (uint64_t)c->max_tokens;
+    uint64_t numbers = rows * (uint64_t)c->heads * ((uint64_t)c->head_dim + 1);
+    return inf_pad64(inf_wire_query_head((uint32_t)groups, (uint32_t)groups) + numbers * 4);
+}
+
+uint64_t inf_dist_move_slot_bytes(const inf_device_config *c) {
+    uint64_t block = inf_device_block_bytes(c), n = block == 0 ? 1 : (1u << 20) / block;
+    n = n < 1 ? 1 : n > (uint64_t)c->num_blocks ? (uint64_t)c->num_blocks : n;
+    return inf_pad64(inf_wire_move_head() + n * block);
+}
+
+uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_lane lane, inf_link **links,
+                          uint32_t *ids) {
+    uint32_t n = 0;
+    pthread_mutex_lock(&d->lock);
+    for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
+        inf_link *link = lane(&d->peers[i]);
+        if (link != NULL && atomic_load(&d->peers[i].dead) == INF_OK) {
+            links[n] = link;
+            ids[n++] = i;
+        }
+    }
+    w->round++;
+    pthread_cond_broadcast(&d->changed);
+    pthread_mutex_unlock(&d->lock);
+    return n;
+}
+
+static int alloc(inf_dist *d) {
+    size_t rows = (size_t)d->max_tokens * (size_t)d->heads;
+    d->targets = calloc(INF_MAX_PEERS, sizeof *d->targets);
+    d->groups = calloc(d->max_groups, sizeof *d->groups);
+    d->spans = calloc(d->max_entries, sizeof *d->spans);
+    d->span = calloc(d->max_spans, sizeof *d->span);
+    d->attn = calloc(d->max_groups, sizeof *d->attn);
+    d->statuses = calloc(d->max_groups, sizeof *d->statuses);
+    d->lists = calloc(d->max_entries, sizeof *d->lists);
+    d->o2 = malloc(rows * (size_t)d->head_dim * sizeof(float));
+    d->lse2 = malloc(rows * sizeof(float));
+    d->step_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    d->server.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    d->lander.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    d->mover.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    bool ok = d->windows && d->targets && d->groups && d->spans && d->span && d->attn &&
+              d->statuses && d->lists && d->o2 && d->lse2;
+    return !ok ? INF_ENOMEM
+           : d->step_wake < 0 || d->server.wake < 0 || d->lander.wake < 0 || d->mover.wake < 0
+               ? INF_EIO
+               : INF_OK;
+}
+
+static int start(inf_dist *d) {
+    struct {
+        inf_worker *w;
+        void *(*main)(void *);
+    } workers[] = {
+        {&d->server, inf_serve_main}, {&d->lander, inf_land_main}, {&d->mover, inf_mover_main}};
+    for (int i = 0; i < 3; i++) {
+        if (pthread_create(&workers[i].w->thread, NULL, workers[i].main, d) != 0) {
+            return INF_EIO;
+        }
+        workers[i].w->running = true;
+    }
+    return INF_OK;
+}
+
+int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
+    const inf_device_config *dev = c->device;
+    *out = NULL;
+    inf_dist *d = calloc(1, sizeof *d);
+    if (d == NULL) {
+        return inf_dist_error(err, INF_ENOMEM, -1, "no memory for the links between instances");
+    }
+    d->ops = c->ops;
+    d->kv = c->kv;
+    d->pool = c->pool;
+    d->scale = c->scale;
+    d->layers = dev->layers;
+    d->heads = dev->heads;
+    d->head_dim = dev->head_dim;
+    d->num_blocks = dev->num_blocks;
+    d->threads = dev->threads;
+    d->max_tokens = (uint32_t)dev->max_tokens;
+    d->max_seqs = (uint32_t)dev->max_seqs;
+    d->max_groups = d->max_entries = (uint32_t)(dev->max_step_spans > 0 ? dev->max_step_spans : 1);
+    d->max_spans = (uint32_t)dev->max_spans;
+    d->query_bytes = inf_dist_query_slot_bytes(dev);
+    d->move_bytes = inf_dist_move_slot_bytes(dev);
+    d->windows = malloc((size_t)d->layers * sizeof *d->windows);
+    if (d->windows != NULL) {
+        memcpy(d->windows, c->windows, (size_t)d->layers * sizeof *d->windows);
+    }
+    pthread_condattr_t mono;
+    pthread_condattr_init(&mono);
+    pthread_condattr_setclock(&mono, CLOCK_MONOTONIC);
+    pthread_mutex_init(&d->lock, NULL);
+    pthread_cond_init(&d->changed, &mono);
+    pthread_mutex_init(&d->span_lock, NULL);
+    pthread_cond_init(&d->span_free, &mono);
+    pthread_mutex_init(&d->done_lock, NULL);
+    pthread_cond_init(&d->done_cond, &mono);
+    pthread_condattr_destroy(&mono);
+    int status = alloc(d);
+    status = status != INF_OK ? status : start(d);
+    if (status != INF_OK) {
+        inf_dist_close(d);
+        return inf_dist_error(err, status, -1, "cannot start the threads that talk to instances");
+    }
+    *out = d;
+    return INF_OK;
+}
+
+static void close_fd(int fd) {
+    if (fd > 0) {
+        close(fd);
+    }
+}
+
+void inf_dist_close(inf_dist *d) {
+    if (d == NULL) {
+        return;
+    }
+    atomic_store(&d->stopping, true);
+    inf_worker *workers[] = {&d->server, &d->lander, &d->mover};
+    for (int i = 0; i < 3; i++) {
+        if (workers[i]->running) {
+            inf_dist_wake(workers[i]->wake);
+            pthread_join(workers[i]->thread, NULL);
+        }
+        close_fd(workers[i]->wake);
+    }
+    close_fd(d->step_wake);
+    for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
+        inf_peer *p = &d->peers[i];
+        inf_moves_fail(d, i, INF_EPEER);
+        inf_link_close(p->query);
+        inf_link_close(p->move);
+        inf_link_close(p->squery);
+        inf_link_close(p->smove);
+    }
+    while (d->done_head != NULL) {
+        inf_move *m = d->done_head;
+        d->done_head = m->next;
+        free(m);
+    }
+    for (uint32_t i = 0; d->span != NULL && i < d->max_spans; i++) {
+        free(d->span[i].blocks);
+    }
+    while (d->retired != NULL) {
+        inf_retired *r = d->retired;
+        d->retired = r->next;
+        free(r->blocks);
+        free(r);
+    }
+    inf_pool_close(d->workers);
+    pthread_mutex_destroy(&d->lock);
+    pthread_cond_destroy(&d->changed);
+    pthread_mutex_destroy(&d->span_lock);
+    pthread_cond_destroy(&d->span_free);
+    pthread_mutex_destroy(&d->done_lock);
+    pthread_cond_destroy(&d->done_cond);
+    free(d->windows);
+    free(d->targets);
+    free(d->groups);
+    free(d->spans);
+    free(d->span);
+    free(d->attn);
+    free(d->statuses);
+    free(d->lists);
+    free(d->o2);
+    free(d->lse2);
+    free(d);
+}
+
+/* Gives the peer a pair of links, or closes them. */
+static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
+                     inf_err *err) {
+    int status = INF_OK;
+    const char *why = "";
+    if (query == NULL || move == NULL || peer >= INF_MAX_PEERS) {
+        status = INF_EINVAL;
+        why = "a peer needs an index below 256 and both lanes";
+    } else if (inf_link_slot_bytes(query) < d->query_bytes ||
+               inf_link_slot_bytes(move) < d->move_bytes) {
+        status = INF_EINVAL;
+        why = "the links' slots are smaller than this device's messages";
+    } else {
+        inf_peer *p = &d->peers[peer];
+        pthread_mutex_lock(&d->lock);
+        if ((client ? p->query : p->squery) != NULL || atomic_load(&p->dead) != INF_OK) {
+            status = INF_EINVAL;
+            why = "the peer has links already; detach it first";
+        } else if (client) {
+            p->query = query;
+            p->move = move;
+        } else {
+            p->squery = query;
+            p->smove = move;
+        }
+        pthread_mutex_unlock(&d->lock);
+    }
+    if (status != INF_OK) {
+        inf_link_close(query);
+        inf_link_close(move);
+        return inf_dist_error(err, status, (int32_t)peer, "%s", why);
+    }
+    inf_dist_wake(client ? d->mover.wake : d->server.wake);
+    inf_dist_wake(client ? d->mover.wake : d->lander.wake);
+    return INF_OK;
+}
+
+int inf_dist_peer_attach(inf_dist *d, uint32_t peer, inf_link *query, inf_link *move,
+                         inf_err *err) {
+    return add_links(d, peer, true, query, move, err);
+}
+
+int inf_dist_peer_serve(inf_dist *d, uint32_t peer, inf_link *query, inf_link *move, inf_err *err) {
+    return add_links(d, peer, false, query, move, err);
+}
+
+/* Waits until every thread that could use the peer's links has let go of them. dist.lock is held.
+ */
+static void wait_for_release(inf_dist *d, inf_peer *p) {
+    inf_worker *workers[] = {&d->server, &d->lander, &d->mover};
+    uint64_t rounds[3];
+    for (int i = 0; i < 3; i++) {
+        rounds[i] = workers[i]->round;
+        inf_dist_wake(workers[i]->wake);
+    }
+    inf_dist_wake(d->step_wake);
+    for (int i = 0; i < 3; i++) {
+        while (workers[i]->round == rounds[i]) {
+            pthread_cond_wait(&d->changed, &d->lock);
+        }
+    }
+    while (p->in_step) {
+        pthread_cond_wait(&d->changed, &d->lock);
+    }
+}
+
+int inf_dist_peer_detach(inf_dist *d, uint32_t peer, inf_err *err) {
+    if (peer >= INF_MAX_PEERS) {
+        return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "no peer %u", peer);
+    }
+    inf_peer *p = &d->peers[peer];
+    inf_peer_fail(p, INF_EPEER);
+    atomic_store(&p->leaving, true);
+    pthread_mutex_lock(&d->lock);
+    inf_link *links[] = {p->query, p->move, p->squery, p->smove};
+    p->move = p->squery = p->smove = NULL; /* query stays while a step uses it */
+    wait_for_release(d, p);
+    p->query = NULL;
+    inf_moves_fail(d, peer, INF_EPEER);
+    pthread_mutex_unlock(&d->lock);
+    for (int i = 0; i < 4; i++) {
+        inf_link_close(links[i]);
+    }
+    atomic_store(&p->leaving, false);
+    atomic_store(&p->dead, INF_OK);
+    return INF_OK;
+}
+
+int inf_dist_peer_status(inf_dist *d, uint32_t peer, inf_err *err) {
+    if (peer >= INF_MAX_PEERS) {
+        return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "no peer %u", peer);
+    }
+    int32_t dead = atomic_load(&d->peers[peer].dead);
+    if (dead != INF_OK) {
+        return inf_dist_error(err, dead, (int32_t)peer, "a link to the peer is dead (status %d)",
+                              dead);
+    }
+    return INF_OK;
+}
+
+void inf_dist_stats(inf_dist *d, inf_device_stats *s) {
+    s->query_messages = atomic_load(&d->query_messages);
+    s->query_rows = atomic_load(&d->query_rows);
+    s->query_bytes = atomic_load(&d->query_sent_bytes);
+    s->served_messages = atomic_load(&d->served_messages);
+    s->served_rows = atomic_load(&d->served_rows);
+    s->served_bytes = atomic_load(&d->served_bytes);
+    s->moved_blocks = atomic_load(&d->moved_blocks);
+    s->moved_bytes = atomic_load(&d->moved_bytes);
+    s->refused_messages = atomic_load(&d->refused);
+    s->remote_wait_ns = atomic_load(&d->wait_ns);
+}

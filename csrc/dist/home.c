@@ -1,0 +1,320 @@
+/* The home's side of a step: queries out, partials in.
+ *
+ * begin sorts the step's spans by creditor: one target per creditor, in it one group per request,
+ * in it the request's spans there. post writes one message per target straight into the link's
+ * slot: about rows * heads * head_dim * 4 bytes leave, and as many come back, whatever the spans'
+ * length. collect merges each partial into the local one (design, section 2) from the slot it
+ * arrived in.
+ *
+ * A target that fails is dead for good: its late answer could otherwise be taken for a newer one.
+ */
+#include "dist/internal.h"
+
+#include <string.h>
+
+static void fail_seq(const inf_step_buffers *s, uint32_t seq, int32_t status, uint32_t peer) {
+    if (s->seq_out[seq].status == INF_OK) {
+        s->seq_out[seq].status = status;
+        s->seq_out[seq].peer = (int32_t)peer;
+    }
+}
+
+static void fail_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t status) {
+    inf_peer_fail(&d->peers[t->peer], status);
+    for (uint32_t g = 0; g < t->n_groups; g++) {
+        fail_seq(s, d->groups[t->group_off + g].seq, status, t->peer);
+    }
+    t->pending = false;
+}
+
+/* The step lets go of a peer's query link. */
+static void let_go(inf_dist *d, uint32_t peer) {
+    pthread_mutex_lock(&d->lock);
+    d->peers[peer].in_step = false;
+    pthread_cond_broadcast(&d->changed);
+    pthread_mutex_unlock(&d->lock);
+}
+
+static bool take_hold(inf_dist *d, uint32_t peer) {
+    inf_peer *p = &d->peers[peer];
+    pthread_mutex_lock(&d->lock);
+    p->in_step = p->query != NULL && atomic_load(&p->dead) == INF_OK;
+    bool held = p->in_step;
+    pthread_mutex_unlock(&d->lock);
+    return held;
+}
+
+static int32_t death(inf_peer *p) {
+    int32_t dead = atomic_load(&p->dead);
+    return dead != INF_OK ? dead : INF_EPEER;
+}
+
+/* Adds the groups of one peer; false when no request has spans there. */
+static bool plan_peer(inf_dist *d, const inf_step_buffers *s, uint32_t peer, uint32_t *n_groups,
+                      uint32_t *n_entries) {
+    inf_target *t = &d->targets[d->n_targets];
+    *t = (inf_target){.peer = peer, .group_off = *n_groups};
+    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
+        const inf_step_seq *q = &s->seqs[i];
+        inf_group g = {.seq = i, .span_off = *n_entries};
+        for (uint32_t k = 0; k < q->n_spans; k++) {
+            if (s->spans[q->span_off + k].peer == peer) {
+                d->spans[(*n_entries)++] = s->spans[q->span_off + k];
+                g.n_spans++;
+            }
+        }
+        if (g.n_spans > 0) {
+            d->groups[(*n_groups)++] = g;
+            t->n_groups++;
+        }
+    }
+    if (t->n_groups == 0) {
+        return false;
+    }
+    d->n_targets++;
+    return true;
+}
+
+void inf_dist_begin(inf_dist *d, const inf_step_buffers *s) {
+    for (uint32_t i = 0; i < d->n_targets; i++) {
+        let_go(d, d->targets[i].peer);
+    }
+    bool seen[INF_MAX_PEERS] = {false};
+    uint32_t n_groups = 0, n_entries = 0;
+    d->n_targets = 0;
+    for (uint32_t i = 0; i < s->head->n_spans; i++) {
+        uint32_t peer = s->spans[i].peer;
+        if (peer >= INF_MAX_PEERS || seen[peer]) {
+            continue;
+        }
+        seen[peer] = true;
+        if (plan_peer(d, s, peer, &n_groups, &n_entries) && !take_hold(d, peer)) {
+            inf_target *t = &d->targets[d->n_targets - 1];
+            for (uint32_t g = 0; g < t->n_groups; g++) {
+                fail_seq(s, d->groups[t->group_off + g].seq, death(&d->peers[peer]), peer);
+            }
+            d->n_targets--;
+        }
+    }
+}
+
+/* Does any row of the request see the span in this layer? The first row looks back furthest. */
+static bool visible(const inf_step_seq *q, const inf_step_span *s, int32_t window) {
+    return window <= 0 ||
+           (uint64_t)s->pos0 + s->n_tokens + (uint32_t)window > (uint64_t)q->pos0 + 1;
+}
+
+/* Writes one target's message; returns its bytes, 0 when nothing is to be asked in this layer. */
+static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
+                            const float *q, int32_t ldq, uint8_t *buf) {
+    uint32_t groups = 0, entries = 0, rows = 0;
+    int32_t window = d->windows[layer];
+    for (uint32_t g = 0; g < t->n_groups; g++) {
+        inf_group *group = &d->groups[t->group_off + g];
+        const inf_step_seq *seq = &s->seqs[group->seq];
+        uint32_t n = 0;
+        for (uint32_t k = 0; k < group->n_spans; k++) {
+            n += visible(seq, &d->spans[group->span_off + k], window);
+        }
+        group->sent = n > 0 && s->seq_out[group->seq].status == INF_OK;
+        if (group->sent) {
+            groups++;
+            entries += n;
+        }
+    }
+    t->n_sent = groups;
+    if (groups == 0) {
+        return 0;
+    }
+    uint64_t head_bytes = inf_wire_query_head(groups, entries);
+    inf_wire_group *wg = (inf_wire_group *)(buf + sizeof(inf_wire_head));
+    inf_wire_entry *we = (inf_wire_entry *)(wg + groups);
+    float *out = (float *)(buf + head_bytes);
+    size_t row = (size_t)d->heads * (size_t)d->head_dim;
+    uint32_t at = 0;
+    for (uint32_t g = 0; g < t->n_groups; g++) {
+        inf_group *group = &d->groups[t->group_off + g];
+        if (!group->sent) {
+            continue;
+        }
+        const inf_step_seq *seq = &s->seqs[group->seq];
+        *wg = (inf_wire_group){
+            .row_off = rows, .rows = seq->n_tokens, .q_pos0 = seq->pos0, .entry_off = at};
+        for (uint32_t k = 0; k < group->n_spans; k++) {
+            const inf_step_span *sp = &d->spans[group->span_off + k];
+            if (visible(seq, sp, window)) {
+                we[at++] = (inf_wire_entry){sp->handle, sp->generation, sp->pos0, sp->n_tokens};
+                wg->n_entries++;
+            }
+        }
+        wg++;
+        group->row_off = rows;
+        for (uint32_t r = 0; r < seq->n_tokens; r++) {
+            memcpy(out + (size_t)(rows + r) * row, q + (size_t)(seq->token_off + r) * (size_t)ldq,
+                   row * sizeof(float));
+        }
+        rows += seq->n_tokens;
+    }
+    t->n_rows = rows;
+    uint64_t bytes = head_bytes + rows * row * sizeof(float);
+    *(inf_wire_head *)buf = (inf_wire_head){.magic = INF_WIRE_MAGIC,
+                                            .kind = INF_WIRE_QUERY,
+                                            .step_id = s->head->step_id,
+                                            .layer = (uint32_t)layer,
+                                            .n_groups = groups,
+                                            .n_entries = entries,
+                                            .n_rows = rows,
+                                            .bytes = bytes};
+    return bytes;
+}
+
+static int post_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
+                       const float *q, int32_t ldq) {
+    inf_peer *p = &d->peers[t->peer];
+    if (atomic_load(&p->leaving) || atomic_load(&p->dead) != INF_OK) {
+        return death(p);
+    }
+    void *buf = NULL;
+    int status = inf_link_prepare(p->query, &buf);
+    if (status != INF_OK) {
+        /* The creditor answers a message only after it took it, so a full ring breaks the protocol.
+         */
+        return status == INF_AGAIN ? INF_EPROTO : status;
+    }
+    uint64_t bytes = write_query(d, s, t, layer, q, ldq, buf);
+    if (bytes == 0) {
+        return INF_OK; /* the slot stays prepared for the next layer */
+    }
+    status = inf_link_post(p->query, bytes);
+    if (status == INF_OK) {
+        t->pending = true;
+        atomic_fetch_add(&d->query_messages, 1);
+        atomic_fetch_add(&d->query_rows, t->n_rows);
+        atomic_fetch_add(&d->query_sent_bytes, bytes);
+    }
+    return status;
+}
+
+int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, const float *q,
+                      int32_t ldq) {
+    int32_t asked = 0;
+    for (uint32_t i = 0; i < d->n_targets; i++) {
+        inf_target *t = &d->targets[i];
+        t->pending = false;
+        int status = post_target(d, s, t, layer, q, ldq);
+        if (status != INF_OK) {
+            fail_target(d, s, t, status);
+        }
+        asked += t->pending;
+    }
+    return asked;
+}
+
+/* Merges one arrived partial; INF_EPROTO when it is not the answer to what was asked. */
+static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
+                         const uint8_t *msg, uint64_t len, float *o, float *lse) {
+    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
+    uint64_t head_bytes = inf_wire_partial_head(t->n_sent);
+    inf_wire_head h;
+    if (len != head_bytes + (uint64_t)t->n_rows * (row + heads) * sizeof(float)) {
+        return INF_EPROTO;
+    }
+    memcpy(&h, msg, sizeof h);
+    if (h.magic != INF_WIRE_MAGIC || h.kind != INF_WIRE_PARTIAL || h.step_id != s->head->step_id ||
+        h.layer != (uint32_t)layer || h.n_groups != t->n_sent || h.n_rows != t->n_rows) {
+        return INF_EPROTO;
+    }
+    const int32_t *status = (const int32_t *)(msg + sizeof h);
+    const float *o2 = (const float *)(msg + head_bytes), *lse2 = o2 + (size_t)t->n_rows * row;
+    uint32_t k = 0;
+    for (uint32_t g = 0; g < t->n_groups; g++) {
+        inf_group *group = &d->groups[t->group_off + g];
+        if (!group->sent) {
+            continue;
+        }
+        int32_t st = status[k++];
+        const inf_step_seq *seq = &s->seqs[group->seq];
+        if (st != INF_OK) {
+            fail_seq(s, group->seq, st < 0 ? st : INF_EPROTO, t->peer);
+        } else if ((s->head->flags & INF_STEP_EMPTY_REMOTE) == 0) {
+            d->ops->merge(o + (size_t)seq->token_off * row, lse + (size_t)seq->token_off * heads,
+                          o2 + (size_t)group->row_off * row, lse2 + (size_t)group->row_off * heads,
+                          (int32_t)seq->n_tokens, d->heads, d->head_dim);
+        }
+    }
+    return INF_OK;
+}
+
+/* One look at a target: true when nothing is expected of it any more. */
+static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
+                           float *o, float *lse) {
+    inf_peer *p = &d->peers[t->peer];
+    if (atomic_load(&p->leaving) || atomic_load(&p->dead) != INF_OK) {
+        fail_target(d, s, t, death(p));
+        return true;
+    }
+    const void *msg = NULL;
+    uint64_t len = 0;
+    int status = inf_link_poll(p->query, &msg, &len);
+    if (status == INF_AGAIN) {
+        return false;
+    }
+    if (status == INF_OK) {
+        status = merge_partial(d, s, t, layer, msg, len, o, lse);
+        inf_link_release(p->query);
+    }
+    if (status != INF_OK) {
+        fail_target(d, s, t, status);
+    }
+    t->pending = false;
+    return true;
+}
+
+static void drop_dead_targets(inf_dist *d) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < d->n_targets; i++) {
+        inf_target t = d->targets[i];
+        if (atomic_load(&d->peers[t.peer].dead) != INF_OK) {
+            let_go(d, t.peer);
+        } else {
+            d->targets[kept++] = t;
+        }
+    }
+    d->n_targets = kept;
+}
+
+void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, float *o, float *lse) {
+    uint64_t begun = inf_now(), deadline = begun + s->head->peer_timeout_ns;
+    inf_link *links[INF_MAX_PEERS];
+    for (;;) {
+        uint32_t left = 0;
+        for (uint32_t i = 0; i < d->n_targets; i++) {
+            inf_target *t = &d->targets[i];
+            if (t->pending && !collect_target(d, s, t, layer, o, lse)) {
+                links[left++] = d->peers[t->peer].query;
+            }
+        }
+        if (left == 0) {
+            break;
+        }
+        uint64_t now = inf_now();
+        if (now >= deadline) {
+            for (uint32_t i = 0; i < d->n_targets; i++) {
+                if (d->targets[i].pending) {
+                    fail_target(d, s, &d->targets[i], INF_ETIMEOUT);
+                }
+            }
+            break;
+        }
+        inf_link_wait(links, left, d->step_wake, (int64_t)(deadline - now));
+        inf_dist_unwake(d->step_wake);
+    }
+    atomic_fetch_add(&d->wait_ns, inf_now() - begun);
+    drop_dead_targets(d);
+    if (layer == d->layers - 1) {
+        for (uint32_t i = 0; i < d->n_targets; i++) {
+            let_go(d, d->targets[i].peer);
+        }
+        d->n_targets = 0;
+    }
+}

@@ -1,0 +1,224 @@
+/* The creditor's side of a step: a thread that answers queries over hosted spans.
+ *
+ * q is read from the request's slot and o is written into the reply's slot, so nothing is copied. A
+ * message holds all of one debtor's rows of one layer: its groups run as one parallel batch, first
+ * every group's first span, then the second ones into scratch, merged, and so on; most have one.
+ *
+ * Nothing in a message is trusted. What is malformed ends the link; what is merely stale (a span
+ * that was released, tokens that have not landed) is answered with a status for its group. */
+#include "dist/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static inf_link *lane(inf_peer *p) {
+    return p->squery;
+}
+
+typedef struct query {
+    inf_wire_head head;
+    const inf_wire_group *groups; /* in the peer's memory: each read once, into the copies below */
+    const inf_wire_entry *entries;
+    const float *q;
+} query;
+
+/* Groups and entries are copied before they are checked: shared memory can change under the reader.
+ */
+typedef struct scratch {
+    inf_wire_group *groups;
+    inf_wire_entry *entries;
+} scratch;
+
+static int parse(inf_dist *d, const uint8_t *msg, uint64_t len, query *m, const scratch *sc) {
+    inf_wire_head *h = &m->head;
+    if (len < sizeof *h) {
+        return INF_EPROTO;
+    }
+    memcpy(h, msg, sizeof *h);
+    if (h->magic != INF_WIRE_MAGIC || h->kind != INF_WIRE_QUERY || h->bytes != len ||
+        h->layer >= (uint32_t)d->layers || h->n_groups == 0 || h->n_groups > d->max_groups ||
+        h->n_entries == 0 || h->n_entries > d->max_entries || h->n_rows == 0 ||
+        h->n_rows > d->max_tokens) {
+        return INF_EPROTO;
+    }
+    uint64_t head_bytes = inf_wire_query_head(h->n_groups, h->n_entries);
+    uint64_t row = (uint64_t)d->heads * (uint64_t)d->head_dim * sizeof(float);
+    if (len != head_bytes + (uint64_t)h->n_rows * row) {
+        return INF_EPROTO;
+    }
+    size_t groups = h->n_groups * sizeof(inf_wire_group);
+    memcpy(sc->groups, msg + sizeof *h, groups);
+    memcpy(sc->entries, msg + sizeof *h + groups, h->n_entries * sizeof(inf_wire_entry));
+    m->groups = sc->groups;
+    m->entries = sc->entries;
+    m->q = (const float *)(msg + head_bytes);
+    uint32_t rows = 0, entries = 0;
+    for (uint32_t g = 0; g < h->n_groups; g++) {
+        const inf_wire_group *w = &m->groups[g];
+        if (w->row_off != rows || w->rows == 0 || w->rows > h->n_rows - rows ||
+            w->entry_off != entries || w->n_entries == 0 || w->n_entries > h->n_entries - entries) {
+            return INF_EPROTO;
+        }
+        rows += w->rows;
+        entries += w->n_entries;
+    }
+    return rows == h->n_rows && entries == h->n_entries ? INF_OK : INF_EPROTO;
+}
+
+/* Takes every span of a group; on failure none is held and the status says why. */
+static int32_t take_spans(inf_dist *d, uint32_t owner, const query *m, const inf_wire_group *w) {
+    uint32_t bs = (uint32_t)d->kv.block_size;
+    for (uint32_t i = 0; i < w->n_entries; i++) {
+        const inf_wire_entry *e = &m->entries[w->entry_off + i];
+        int32_t n_blocks = 0;
+        uint32_t landed = 0;
+        int status = inf_span_get(d, owner, e->handle, e->generation, &d->lists[w->entry_off + i],
+                                  &n_blocks, &landed);
+        if (status == INF_OK) {
+            bool fits = e->n_tokens > 0 && e->n_tokens % bs == 0 && e->n_tokens / bs <= landed &&
+                        (uint64_t)e->pos0 + e->n_tokens <= w->q_pos0;
+            if (fits) {
+                continue;
+            }
+            inf_span_put(d, e->handle);
+            status = INF_ESTALE;
+        }
+        while (i-- > 0) {
+            inf_span_put(d, m->entries[w->entry_off + i].handle);
+        }
+        return status;
+    }
+    return INF_OK;
+}
+
+static void put_spans(inf_dist *d, const query *m, const inf_wire_group *w) {
+    for (uint32_t i = 0; i < w->n_entries; i++) {
+        inf_span_put(d, m->entries[w->entry_off + i].handle);
+    }
+}
+
+static inf_attn attn_args(inf_dist *d, const query *m, const inf_wire_group *w, uint32_t k,
+                          float *o, float *lse) {
+    size_t row = (size_t)d->heads * (size_t)d->head_dim;
+    const inf_wire_entry *e = &m->entries[w->entry_off + k];
+    return (inf_attn){.q = m->q + w->row_off * row,
+                      .rows = (int32_t)w->rows,
+                      .heads = d->heads,
+                      .q_pos0 = w->q_pos0,
+                      .pool = d->pool,
+                      .kv = &d->kv,
+                      .layer = (int32_t)m->head.layer,
+                      .blocks = d->lists[w->entry_off + k],
+                      .kv_pos0 = e->pos0,
+                      .n_tokens = e->n_tokens,
+                      .window = d->windows[m->head.layer],
+                      .scale = d->scale,
+                      .o = o + w->row_off * row,
+                      .lse = lse + (size_t)w->row_off * (size_t)d->heads};
+}
+
+static void compute(inf_dist *d, uint32_t owner, const query *m, float *o, float *lse) {
+    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
+    uint32_t most = 1;
+    for (uint32_t g = 0; g < m->head.n_groups; g++) {
+        d->statuses[g] = take_spans(d, owner, m, &m->groups[g]);
+        if (d->statuses[g] != INF_OK) {
+            atomic_fetch_add(&d->refused, 1);
+        } else if (m->groups[g].n_entries > most) {
+            most = m->groups[g].n_entries;
+        }
+    }
+    for (uint32_t k = 0; k < most; k++) {
+        int32_t n = 0;
+        for (uint32_t g = 0; g < m->head.n_groups; g++) {
+            if (d->statuses[g] == INF_OK && k < m->groups[g].n_entries) {
+                d->attn[n++] =
+                    attn_args(d, m, &m->groups[g], k, k == 0 ? o : d->o2, k == 0 ? lse : d->lse2);
+            }
+        }
+        d->ops->attention(d->workers, d->attn, n);
+        for (uint32_t g = 0; k > 0 && g < m->head.n_groups; g++) {
+            const inf_wire_group *w = &m->groups[g];
+            if (d->statuses[g] == INF_OK && k < w->n_entries) {
+                d->ops->merge(o + w->row_off * row, lse + w->row_off * heads,
+                              d->o2 + w->row_off * row, d->lse2 + w->row_off * heads,
+                              (int32_t)w->rows, d->heads, d->head_dim);
+            }
+        }
+    }
+    for (uint32_t g = 0; g < m->head.n_groups; g++) {
+        if (d->statuses[g] == INF_OK) {
+            put_spans(d, m, &m->groups[g]);
+        }
+    }
+}
+
+/* Answers one message. The reply's slot is free: a debtor asks again only after it took the answer.
+ */
+static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *msg, uint64_t len,
+                  const scratch *sc) {
+    query m;
+    int status = parse(d, msg, len, &m, sc);
+    void *out = NULL;
+    if (status == INF_OK) {
+        status = inf_link_prepare(link, &out);
+        status = status == INF_AGAIN ? INF_EPROTO : status;
+    }
+    if (status != INF_OK) {
+        atomic_fetch_add(&d->refused, 1);
+        return status;
+    }
+    uint8_t *buf = out;
+    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
+    uint64_t head_bytes = inf_wire_partial_head(m.head.n_groups);
+    float *o = (float *)(buf + head_bytes), *lse = o + m.head.n_rows * row;
+    compute(d, owner, &m, o, lse);
+    inf_wire_head h = m.head;
+    h.kind = INF_WIRE_PARTIAL;
+    h.bytes = head_bytes + (uint64_t)h.n_rows * (row + heads) * sizeof(float);
+    memcpy(buf, &h, sizeof h);
+    memcpy(buf + sizeof h, d->statuses, h.n_groups * sizeof(int32_t));
+    atomic_fetch_add(&d->served_messages, 1);
+    atomic_fetch_add(&d->served_rows, h.n_rows);
+    atomic_fetch_add(&d->served_bytes, h.bytes);
+    return inf_link_post(link, h.bytes);
+}
+
+static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer, const scratch *sc) {
+    const void *msg = NULL;
+    uint64_t len = 0;
+    int status = inf_link_poll(link, &msg, &len);
+    if (status == INF_AGAIN) {
+        return;
+    }
+    if (status == INF_OK) {
+        status = answer(d, link, peer, msg, len, sc);
+        inf_link_release(link);
+    }
+    if (status != INF_OK) {
+        inf_peer_fail(&d->peers[peer], status);
+    }
+}
+
+void *inf_serve_main(void *dist) {
+    inf_dist *d = dist;
+    inf_link *links[INF_MAX_PEERS];
+    uint32_t ids[INF_MAX_PEERS];
+    scratch sc = {calloc(d->max_groups, sizeof(inf_wire_group)),
+                  calloc(d->max_entries, sizeof(inf_wire_entry))};
+    /* Without its own threads a creditor still answers, on this one. */
+    if (inf_pool_open(d->threads, &d->workers) != INF_OK) {
+        d->workers = NULL;
+    }
+    while (!atomic_load(&d->stopping)) {
+        inf_dist_unwake(d->server.wake);
+        uint32_t n = inf_worker_round(d, &d->server, lane, links, ids);
+        for (uint32_t i = 0; i < n && sc.groups != NULL && sc.entries != NULL; i++) {
+            serve_peer(d, links[i], ids[i], &sc);
+        }
+        inf_link_wait(links, n, d->server.wake, 100000000);
+    }
+    free(sc.groups);
+    free(sc.entries);
+    return NULL;
+}

@@ -1,0 +1,77 @@
+/* What travels on the two lanes. Numbers are little endian (both ends are x86-64 or aarch64); every
+ * message begins with inf_wire_head, and every size in it is checked against the message's length.
+ *
+ * query lane, debtor -> creditor: head, groups[n_groups], entries[n_entries], pad to 64,
+ *                                 q f32 [rows, heads, head_dim]
+ *             creditor -> debtor: head (echoed), status i32 [n_groups], pad to 64,
+ *                                 o f32 [rows, heads, head_dim], lse f32 [rows, heads], base e
+ * move lane,  debtor -> creditor: head, move, pad to 64, blocks
+ *             creditor -> debtor: head (echoed), move with status and landed filled in
+ *
+ * A group is one request's rows at one creditor; its entries are that request's spans there, so
+ * that the rows travel once and one merged partial comes back. */
+#ifndef INF_DIST_WIRE_H
+#define INF_DIST_WIRE_H
+
+#include <stdint.h>
+
+#include "infinite/device.h"
+
+#define INF_WIRE_MAGIC 0x31464e49u /* "INF1" */
+
+enum { INF_WIRE_QUERY = 1, INF_WIRE_PARTIAL = 2, INF_WIRE_MOVE = 3, INF_WIRE_ACK = 4 };
+
+typedef struct inf_wire_head {
+    uint32_t magic;
+    uint32_t kind;
+    uint64_t step_id;
+    uint32_t layer;
+    uint32_t n_groups, n_entries, n_rows;
+    uint64_t bytes; /* of the whole message */
+    uint64_t reserved[3];
+} inf_wire_head;
+
+typedef struct inf_wire_group {
+    uint32_t row_off, rows; /* groups cover the rows in order, without gap */
+    uint32_t q_pos0;        /* position of the first row */
+    uint32_t entry_off, n_entries;
+    uint32_t reserved[3];
+} inf_wire_group;
+
+typedef struct inf_wire_entry {
+    uint32_t handle, generation;
+    uint32_t pos0, n_tokens; /* of the span */
+} inf_wire_entry;
+
+typedef struct inf_wire_move {
+    uint32_t handle, generation;
+    uint32_t first, n; /* block indexes in the span */
+    uint64_t ticket;
+    int32_t status;  /* in an acknowledgement */
+    uint32_t landed; /* blocks of the span that are readable now */
+} inf_wire_move;
+
+_Static_assert(sizeof(inf_wire_head) == 64, "on the wire");
+_Static_assert(sizeof(inf_wire_group) == 32, "on the wire");
+_Static_assert(sizeof(inf_wire_entry) == 16, "on the wire");
+_Static_assert(sizeof(inf_wire_move) == 32, "on the wire");
+
+static inline uint64_t inf_pad64(uint64_t n) {
+    return (n + 63) & ~(uint64_t)63;
+}
+
+/* Bytes before the q rows of a query, and before the o rows of a partial. */
+static inline uint64_t inf_wire_query_head(uint32_t groups, uint32_t entries) {
+    return inf_pad64(sizeof(inf_wire_head) + (uint64_t)groups * sizeof(inf_wire_group) +
+                     (uint64_t)entries * sizeof(inf_wire_entry));
+}
+
+static inline uint64_t inf_wire_partial_head(uint32_t groups) {
+    return inf_pad64(sizeof(inf_wire_head) + (uint64_t)groups * sizeof(int32_t));
+}
+
+static inline uint64_t inf_wire_move_head(void) {
+    return inf_pad64(sizeof(inf_wire_head) + sizeof(inf_wire_move));
+}
+
+#endif
