@@ -1,7 +1,7 @@
 // Package engine is the step loop of an instance: requests in, token streams out.
 //
 //	engine.go   the API: Engine, Submit, Drain, Requests
-//	request.go  what a request is, and its checks
+//	request.go  what a request is, its checks, its errors
 //	loop.go     the loop: inbox -> plan -> step -> commit -> events
 //	step.go     filling a step, reading its output
 //	stream.go   a request's events
@@ -11,9 +11,12 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
-	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/sched"
 )
@@ -26,79 +29,6 @@ type Config struct {
 	StepTimeout  time.Duration // longest step; default 10 min. A longer one ends the loop.
 	StallRefresh time.Duration // how often the view is read while every request waits for room; default 20 ms
 	StepFlags    uint32        // batch.Flag*
-}
-
-// Request is one prompt to continue.
-type Request struct {
-	ID             string // for people: logs, /cluster
-	Prompt         []int32
-	MaxTokens      int // tokens to generate; 0 only computes the prompt
-	Sampling       batch.Sampling
-	Bias           []batch.Bias
-	StopTokens     []int32 // each ends the answer, and is its last token
-	MinTokens      int     // none of StopTokens is sampled before
-	IgnoreEOS      bool    // the engine's EOS tokens do not end the answer
-	Logprobs       int     // -1 none, else alternatives per token, 0..20
-	PromptLogprobs int     // the same for the prompt's tokens
-	Arrival        uint64  // order in the cluster, smaller is older; 0: now
-}
-
-// Alt is an alternative to a token.
-type Alt struct {
-	Token   int32
-	Logprob float32
-}
-
-// TokenLogprob is a token's log probability, base e, in the model's own distribution.
-type TokenLogprob struct {
-	Token   int32
-	Logprob float32
-	Rank    int32 // 1 is the most likely token
-	Top     []Alt
-}
-
-// Event is a token, the end, or both.
-type Event struct {
-	Token     int32
-	HasToken  bool
-	Logprob   *TokenLogprob
-	Prompt    []TokenLogprob // of prompt positions 1 and on, with the first token
-	Finish    string         // "" while it goes on, "stop", "length", "error", "abort"
-	StopToken int32          // the stop token that ended the answer, else -1
-	Err       error          // with "error" and "abort"
-}
-
-// Stream is a request's events.
-type Stream interface {
-	// Next waits for the next event; io.EOF follows the finishing event. ctx ends the wait, not the request.
-	Next(ctx context.Context) (Event, error)
-	// Close cancels the request if it goes on.
-	Close()
-}
-
-// Device runs steps.
-type Device interface {
-	Step() *batch.Step
-	Submit() error
-	// Wait returns true when the step is over, false after the timeout.
-	Wait(timeout time.Duration) (bool, error)
-	OpenSlot(slot uint32, s batch.Sampling, tokens []int32, nPrompt int, bias []batch.Bias) error
-}
-
-// Lender places blocks with other instances. None of its methods may wait for the engine.
-type Lender interface {
-	Offload(o sched.Offload)      // asynchronous; the outcome comes by Engine.Moved
-	Release(spans []kvcache.Span) // asynchronous
-	View() sched.View             // of the rest of the cluster, now
-	PeerIndexLost(peer int)       // a step saw this peer fail
-}
-
-// MoveResult is the outcome of an Offload.
-type MoveResult struct {
-	Request kvcache.RequestID
-	Span    kvcache.Span // where Span.Blocks blocks lie now, without Err
-	Began   bool         // blocks were marked by kvcache's BeginMove; always so without Err
-	Err     error
 }
 
 // SpanInfo is a run of blocks on another instance.
@@ -130,31 +60,215 @@ type Stats struct {
 	TokensPerSecond                                    float64 // generated, over about the last second
 }
 
-// Error is a failure with a kind that the API knows: "queue_full", "no_room", "peer_lost", "unavailable".
-type Error struct {
-	kind string
-	msg  string
+// Engine runs requests on one device. Its methods are safe for concurrent use.
+type Engine struct {
+	cfg    Config
+	dev    Device
+	kv     *kvcache.Manager
+	lender Lender
+	wake   chan struct{} // capacity 1: the inbox has something
+
+	mu       sync.Mutex
+	inbox    inbox
+	live     map[kvcache.RequestID]*request // unfinished
+	room     int                            // requests that Submit takes before the loop looks again
+	lastID   kvcache.RequestID
+	arrival  uint64
+	draining bool
+	stopped  bool          // the loop has ended
+	started  bool          // the loop has begun
+	empty    chan struct{} // closed when nothing is live; Drain makes it
+	stats    Stats
+	rate     rate
+
+	// the loop's own
+	sched  *sched.Scheduler
+	stepID uint64
+	share  []share
+	table  kvcache.Table
+	spans  []batchSpan
 }
 
-func (e *Error) Error() string { return e.msg }
-
-// Kind is the API's kind of error.
-func (e *Error) Kind() string { return e.kind }
-
-// PeerLostError says that an instance that held a part of a request's KV cache is gone.
-type PeerLostError struct {
-	Instance string
-	Request  string
+// inbox is what the loop is told between steps. Each list is bounded: by room, by the live requests, by
+// the moves in flight, by the peers.
+type inbox struct {
+	submits []*request
+	cancels []*request
+	moves   []MoveResult
+	lost    []string
+	abort   bool
 }
 
-func (e *PeerLostError) Error() string {
-	return "cannot go on with request " + e.Request + ": instance " + e.Instance + ", which held a part of its KV cache, is lost"
+// rate measures tokens per second over windows of a second.
+type rate struct {
+	since  time.Time
+	tokens uint64
+	last   float64
 }
 
-// Kind is the API's kind of error.
-func (e *PeerLostError) Kind() string { return "peer_lost" }
+func (r *rate) roll(now time.Time) {
+	if r.since.IsZero() {
+		r.since = now
+	}
+	if d := now.Sub(r.since); d >= time.Second {
+		r.last, r.tokens, r.since = float64(r.tokens)/d.Seconds(), 0, now
+	}
+}
 
-// ErrStopped says that the engine stops or has stopped.
-var ErrStopped error = &Error{"unavailable", "cannot run the request: this instance is stopping"}
+// New wires an engine; Run starts it. It alone opens, grows and closes requests in kv.
+func New(cfg Config, dev Device, kv *kvcache.Manager, lender Lender) (*Engine, error) {
+	if dev == nil || kv == nil || lender == nil {
+		return nil, errors.New("cannot make an engine without device, KV pool and lender")
+	}
+	if cfg.PeerTimeout == 0 {
+		cfg.PeerTimeout = 10 * time.Second
+	}
+	if cfg.StepTimeout == 0 {
+		cfg.StepTimeout = 10 * time.Minute
+	}
+	if cfg.StallRefresh == 0 {
+		cfg.StallRefresh = 20 * time.Millisecond
+	}
+	s, err := sched.New(cfg.Sched, kv)
+	if err != nil {
+		return nil, err
+	}
+	// A step of the scheduler's must fit the device's buffers; only block and span lists may run full.
+	if st := dev.Step(); len(st.Tokens) < cfg.Sched.MaxBatchedTokens || len(st.Seqs) < cfg.Sched.MaxNumSeqs ||
+		len(st.Rows) < max(cfg.Sched.MaxRows, cfg.Sched.MaxNumSeqs) || cfg.Sched.MaxRows == 0 && len(st.Rows) < cfg.Sched.MaxBatchedTokens {
+		return nil, fmt.Errorf("cannot run steps of %d tokens, %d requests and %d rows on a device with room for %d, %d and %d",
+			cfg.Sched.MaxBatchedTokens, cfg.Sched.MaxNumSeqs, cfg.Sched.MaxRows, len(st.Tokens), len(st.Seqs), len(st.Rows))
+	}
+	return &Engine{
+		cfg: cfg, dev: dev, kv: kv, lender: lender, sched: s, room: s.Room(), wake: make(chan struct{}, 1),
+		live: map[kvcache.RequestID]*request{},
+	}, nil
+}
 
-var errCancelled = errors.New("the request was cancelled")
+func (e *Engine) signal() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Submit queues a request and returns without waiting for the loop. A full queue is a
+// *sched.QueueFullError; ErrStopped while draining and after. req must not change until the stream ends.
+func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err := req.check(e.cfg.Sched.MaxModelLen); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.draining || e.stopped {
+		return nil, ErrStopped
+	}
+	if e.room == 0 {
+		return nil, &sched.QueueFullError{Waiting: e.stats.Waiting + len(e.inbox.submits)}
+	}
+	e.room--
+	e.lastID++
+	e.arrival = max(e.arrival+1, uint64(time.Now().UnixNano()))
+	own := *req
+	if own.Arrival == 0 {
+		own.Arrival = e.arrival
+	}
+	r := &request{Request: &own, id: e.lastID, tokens: slices.Clone(req.Prompt), submitted: time.Now()}
+	r.known.Store(int64(len(r.tokens)))
+	r.stream = newStream(func() { e.cancel(r) })
+	e.live[r.id] = r
+	e.stats.Requests++
+	e.inbox.submits = append(e.inbox.submits, r)
+	e.signal()
+	return r.stream, nil
+}
+
+func (e *Engine) cancel(r *request) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.live[r.id] == r {
+		e.inbox.cancels = append(e.inbox.cancels, r)
+		e.signal()
+	}
+}
+
+// Moved takes the outcome of an Offload; the loop settles it between steps.
+func (e *Engine) Moved(m MoveResult) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inbox.moves = append(e.inbox.moves, m)
+	e.signal()
+}
+
+// PeerLost ends every request with a span at the instance, with a *PeerLostError.
+func (e *Engine) PeerLost(instance string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inbox.lost = append(e.inbox.lost, instance)
+	e.signal()
+}
+
+// Requests lists the unfinished requests, in the order in which they came.
+func (e *Engine) Requests() []RequestInfo {
+	e.mu.Lock()
+	list := make([]*request, 0, len(e.live))
+	for _, r := range e.live {
+		list = append(list, r)
+	}
+	e.mu.Unlock()
+	slices.SortFunc(list, func(a, b *request) int { return int(a.id) - int(b.id) })
+	out := make([]RequestInfo, len(list))
+	var t kvcache.Table
+	for i, r := range list {
+		out[i] = RequestInfo{ID: r.ID, Request: r.id, Arrival: r.Arrival, Tokens: int(r.known.Load()), Running: r.running.Load()}
+		if e.kv.AppendTable(r.id, &t) != nil {
+			continue // it waits
+		}
+		out[i].Local = len(t.Local)
+		for _, s := range t.Spans {
+			out[i].Spans = append(out[i].Spans, SpanInfo{s.Instance, s.Blocks})
+		}
+	}
+	return out
+}
+
+// Stats returns the counters.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.rate.roll(time.Now())
+	e.stats.TokensPerSecond = e.rate.last
+	return e.stats
+}
+
+// Drain refuses new requests and waits until the others ended. When ctx ends first it aborts them and
+// returns its error. The loop goes on until Run's context ends.
+func (e *Engine) Drain(ctx context.Context) error {
+	e.mu.Lock()
+	e.draining = true
+	if len(e.live) == 0 || !e.started || e.stopped {
+		e.mu.Unlock()
+		return nil
+	}
+	if e.empty == nil {
+		e.empty = make(chan struct{})
+	}
+	empty := e.empty
+	e.mu.Unlock()
+	select {
+	case <-empty:
+		return nil
+	case <-ctx.Done():
+	}
+	e.mu.Lock()
+	n := len(e.live)
+	e.inbox.abort = true
+	e.signal()
+	e.mu.Unlock()
+	slog.Warn("requests are cut short: the time to finish them is over", "requests", n)
+	<-empty
+	return context.Cause(ctx)
+}

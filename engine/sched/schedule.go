@@ -28,6 +28,9 @@ func (s *Scheduler) Schedule(view View) *Plan {
 			}
 		}
 	}
+	if len(s.running) > 0 && !s.anyStalled() {
+		s.stuck = 0
+	}
 	s.admit(view, &left)
 	s.pressure(view)
 	for _, r := range s.running {

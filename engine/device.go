@@ -1,0 +1,34 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/sched"
+)
+
+// Device runs steps.
+type Device interface {
+	Step() *batch.Step
+	Submit() error
+	// Wait returns true when the step is over, false after the timeout.
+	Wait(timeout time.Duration) (bool, error)
+	OpenSlot(slot uint32, s batch.Sampling, tokens []int32, nPrompt int, bias []batch.Bias) error
+}
+
+// Lender places blocks with other instances. None of its methods may wait for the engine.
+type Lender interface {
+	Offload(o sched.Offload)      // asynchronous; the outcome comes by Engine.Moved
+	Release(spans []kvcache.Span) // asynchronous
+	View() sched.View             // of the rest of the cluster, now
+	PeerIndexLost(peer int)       // a step saw this peer fail
+}
+
+// MoveResult is the outcome of an Offload.
+type MoveResult struct {
+	Request kvcache.RequestID
+	Span    kvcache.Span // where Span.Blocks blocks lie now, without Err
+	Began   bool         // blocks were marked by kvcache's BeginMove; always so without Err
+	Err     error
+}

@@ -1,0 +1,218 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/sched"
+)
+
+// Run is the step loop. It returns nil when ctx ends, and an error when the device does not go on; either
+// way all unfinished requests end then, and no step is in flight.
+func (e *Engine) Run(ctx context.Context) (err error) {
+	e.mu.Lock()
+	if e.started {
+		e.mu.Unlock()
+		return errors.New("cannot run an engine twice")
+	}
+	e.started = true
+	e.mu.Unlock()
+	defer func() { e.stop(err) }()
+	for ctx.Err() == nil {
+		e.takeInbox()
+		plan := e.sched.Schedule(e.lender.View())
+		e.apply(plan)
+		e.publish(plan)
+		if len(plan.Items) == 0 || !e.fill(plan) {
+			e.wait(ctx)
+			continue
+		}
+		if err := e.step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wait waits for news. While requests wait for room it also ends after a short while, because room with
+// others shows in the view alone.
+func (e *Engine) wait(ctx context.Context) {
+	var refresh <-chan time.Time
+	if !e.sched.Idle() {
+		t := time.NewTimer(e.cfg.StallRefresh)
+		defer t.Stop()
+		refresh = t.C
+	}
+	select {
+	case <-ctx.Done():
+	case <-e.wake:
+	case <-refresh:
+	}
+}
+
+// takeInbox does what was asked between steps. No step is in flight, so blocks may be freed.
+func (e *Engine) takeInbox() {
+	e.mu.Lock()
+	in := e.inbox
+	e.inbox = inbox{}
+	e.mu.Unlock()
+	// Moves first: a request that is cancelled below then has its spans in one piece.
+	for _, m := range in.moves {
+		e.settle(m)
+	}
+	for _, r := range in.submits {
+		err := e.sched.Add(sched.Request{ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows()})
+		if err != nil {
+			e.fail(r, err)
+		}
+	}
+	for _, r := range in.cancels {
+		e.finish(r, Event{Finish: "abort", Err: errCancelled})
+	}
+	for _, instance := range in.lost {
+		for _, id := range e.kv.RequestsAt(instance) {
+			if r := e.get(id); r != nil {
+				e.fail(r, &PeerLostError{Instance: instance, Request: r.ID})
+			}
+		}
+	}
+	if in.abort {
+		e.endAll(Event{Finish: "abort", Err: ErrStopped})
+	}
+}
+
+// settle books the outcome of a move. The blocks that it frees were last read by a step that is over.
+func (e *Engine) settle(m MoveResult) {
+	var orphans []kvcache.Span
+	err := m.Err
+	switch {
+	case err == nil:
+		orphans, err = e.kv.CommitMove(m.Request, m.Span)
+	case m.Began:
+		var abort error
+		if orphans, abort = e.kv.AbortMove(m.Request); abort != nil {
+			err = errors.Join(err, abort)
+		}
+	}
+	e.sched.Moved(m.Request, err == nil)
+	e.release(orphans)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil {
+		e.stats.RefusedOffloads++
+		slog.Debug("blocks could not be placed elsewhere", "request", uint64(m.Request), "error", err)
+		return
+	}
+	e.stats.OffloadedBlocks += uint64(m.Span.Blocks)
+}
+
+func (e *Engine) release(spans []kvcache.Span) {
+	if len(spans) > 0 {
+		e.lender.Release(spans)
+	}
+}
+
+// apply does what a plan asks for beside its step.
+func (e *Engine) apply(p *sched.Plan) {
+	for _, x := range p.Preempted {
+		r := e.get(x.Request)
+		r.running.Store(false)
+		slog.Warn("a request is preempted and will be recomputed", "id", r.ID, "tokens", len(r.tokens), "reason", x.Reason)
+	}
+	e.release(p.Release)
+	for _, x := range p.Failed {
+		e.fail(e.get(x.Request), x.Err)
+	}
+	e.mu.Lock()
+	e.stats.Preemptions += uint64(len(p.Preempted))
+	e.stats.Offloads += uint64(len(p.Offloads))
+	e.mu.Unlock()
+	for _, o := range p.Offloads {
+		e.lender.Offload(o)
+	}
+}
+
+// publish lets other goroutines see the queues' lengths.
+func (e *Engine) publish(p *sched.Plan) {
+	running, waiting := e.sched.Counts()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stats.Running, e.stats.Waiting, e.stats.Stalled = running, waiting, p.Stalled
+	e.room = max(0, e.sched.Room()-len(e.inbox.submits))
+}
+
+func (e *Engine) get(id kvcache.RequestID) *request {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.live[id]
+}
+
+func (e *Engine) fail(r *request, err error) {
+	e.finish(r, Event{Finish: "error", Err: err})
+}
+
+// finish ends a request in any state: its blocks and spans are freed, its stream gets ev as the last
+// event. Ending it again does nothing.
+func (e *Engine) finish(r *request, ev Event) {
+	e.mu.Lock()
+	if e.live[r.id] != r {
+		e.mu.Unlock()
+		return
+	}
+	delete(e.live, r.id)
+	switch ev.Finish {
+	case "error":
+		e.stats.Failed++
+	case "abort":
+		e.stats.Cancelled++
+	default:
+		e.stats.Finished++
+	}
+	if ev.Finish == "error" || ev.Finish == "abort" {
+		ev.StopToken = -1
+	}
+	e.mu.Unlock()
+	spans, _ := e.sched.Remove(r.id)
+	e.release(spans)
+	r.running.Store(false)
+	r.stream.push(ev)
+	if ev.Finish == "error" {
+		slog.Warn("a request failed", "id", r.ID, "tokens", len(r.tokens), "error", ev.Err)
+	}
+	// Last, so that after Drain the books are in order.
+	e.mu.Lock()
+	if len(e.live) == 0 && e.empty != nil {
+		close(e.empty)
+		e.empty = nil
+	}
+	e.mu.Unlock()
+}
+
+func (e *Engine) endAll(ev Event) {
+	e.mu.Lock()
+	var list []*request
+	for _, r := range e.live {
+		list = append(list, r)
+	}
+	e.mu.Unlock()
+	for _, r := range list {
+		e.finish(r, ev)
+	}
+}
+
+// stop ends what is left when the loop ends. Submit refuses from here on, so nothing is added behind it.
+func (e *Engine) stop(err error) {
+	e.mu.Lock()
+	e.stopped = true
+	e.mu.Unlock()
+	e.takeInbox()
+	if err != nil {
+		e.endAll(Event{Finish: "error", Err: &Error{"unavailable", fmt.Sprintf("cannot go on with the request: %v", err)}})
+		return
+	}
+	e.endAll(Event{Finish: "abort", Err: ErrStopped})
+}

@@ -1,0 +1,146 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+// Request is one prompt to continue.
+type Request struct {
+	ID             string // for people: logs, /cluster
+	Prompt         []int32
+	MaxTokens      int // tokens to generate; 0 only computes the prompt
+	Sampling       batch.Sampling
+	Bias           []batch.Bias
+	StopTokens     []int32 // each ends the answer, and is its last token
+	MinTokens      int     // none of StopTokens is sampled before
+	IgnoreEOS      bool    // the engine's EOS tokens do not end the answer
+	Logprobs       int     // -1 none, else alternatives per token, 0..20
+	PromptLogprobs int     // the same for the prompt's tokens
+	Arrival        uint64  // order in the cluster, smaller is older; 0: now
+}
+
+// Alt is an alternative to a token.
+type Alt struct {
+	Token   int32
+	Logprob float32
+}
+
+// TokenLogprob is a token's log probability, base e, in the model's own distribution.
+type TokenLogprob struct {
+	Token   int32
+	Logprob float32
+	Rank    int32 // 1 is the most likely token
+	Top     []Alt
+}
+
+// Event is a token, the end, or both.
+type Event struct {
+	Token     int32
+	HasToken  bool
+	Logprob   *TokenLogprob
+	Prompt    []TokenLogprob // of prompt positions 1 and on, with the first token
+	Finish    string         // "" while it goes on, "stop", "length", "error", "abort"
+	StopToken int32          // the stop token that ended the answer, else -1
+	Err       error          // with "error" and "abort"
+}
+
+// Error is a failure with a kind that the API knows: "queue_full", "no_room", "peer_lost", "unavailable".
+type Error struct {
+	kind string
+	msg  string
+}
+
+func (e *Error) Error() string { return e.msg }
+
+// Kind is the API's kind of error.
+func (e *Error) Kind() string { return e.kind }
+
+// PeerLostError says that an instance that held a part of a request's KV cache is gone.
+type PeerLostError struct {
+	Instance string
+	Request  string
+}
+
+func (e *PeerLostError) Error() string {
+	return "cannot go on with request " + e.Request + ": instance " + e.Instance + ", which held a part of its KV cache, is lost"
+}
+
+// Kind is the API's kind of error.
+func (e *PeerLostError) Kind() string { return "peer_lost" }
+
+// ErrStopped says that the engine stops or has stopped.
+var ErrStopped error = &Error{"unavailable", "cannot run the request: this instance is stopping"}
+
+var errCancelled = errors.New("the request was cancelled")
+
+// request is a Request under way. The loop owns it, but for what is atomic.
+type request struct {
+	*Request
+	id        kvcache.RequestID
+	tokens    []int32 // prompt and answer
+	known     atomic.Int64
+	running   atomic.Bool
+	prompt    []TokenLogprob // collected so far; delivered with the first token
+	masked    bool           // the slot keeps stop tokens from being sampled
+	stream    *stream
+	submitted time.Time
+}
+
+func (r *request) generated() int { return len(r.tokens) - len(r.Prompt) }
+
+// promptRows is how many positions need a row for the log probability of the token after them.
+func (r *request) promptRows() int {
+	if r.PromptLogprobs < 0 {
+		return 0
+	}
+	return len(r.Prompt) - 1
+}
+
+// check refuses what no step could run.
+func (r *Request) check(maxModelLen int) error {
+	switch {
+	case len(r.Prompt) == 0:
+		return errors.New("cannot run a request with an empty prompt")
+	case r.MaxTokens < 0 || r.MinTokens < 0 || r.MinTokens > r.MaxTokens:
+		return fmt.Errorf("cannot generate at least %d and at most %d tokens", r.MinTokens, r.MaxTokens)
+	case r.Logprobs < -1 || r.Logprobs > batch.MaxTop || r.PromptLogprobs < -1 || r.PromptLogprobs > batch.MaxTop:
+		return fmt.Errorf("cannot report %d and %d alternatives per token, the limit is %d", r.Logprobs, r.PromptLogprobs, batch.MaxTop)
+	case maxModelLen > 0 && len(r.Prompt)+min(r.MaxTokens, 1) > maxModelLen:
+		return fmt.Errorf("cannot run a prompt of %d tokens, the limit with one generated is %d", len(r.Prompt), maxModelLen)
+	}
+	return nil
+}
+
+// maskValue is added to the logits of tokens that must not be sampled; finite, as devices want it.
+const maskValue = -1e9
+
+// bias is what the request's slot is opened with: its own, and while fewer than MinTokens tokens were
+// generated a mask over what would end the answer.
+func (r *request) bias(mask bool) []batch.Bias {
+	if !mask {
+		return r.Bias
+	}
+	out := slices.Clone(r.Bias)
+	for _, t := range r.StopTokens {
+		out = append(out, batch.Bias{Token: t, Value: maskValue})
+	}
+	return out
+}
+
+// ends says how the answer ends after the token just generated, "" when it goes on.
+func (r *request) ends(token int32, eos []int32, maxModelLen int) string {
+	if slices.Contains(r.StopTokens, token) && r.generated() > r.MinTokens && (!r.IgnoreEOS || !slices.Contains(eos, token)) {
+		return "stop"
+	}
+	if r.generated() >= r.MaxTokens || maxModelLen > 0 && len(r.tokens) >= maxModelLen {
+		return "length"
+	}
+	return ""
+}

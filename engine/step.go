@@ -1,0 +1,227 @@
+package engine
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/sched"
+)
+
+type batchSpan = batch.Span
+
+// share is a request's part of the step in flight.
+type share struct {
+	r      *request
+	rows   int // index of its first row
+	prompt int // rows for prompt log probabilities
+	sample bool
+}
+
+// fill writes the plan into the device's step. It says whether there is anything to compute.
+func (e *Engine) fill(p *sched.Plan) bool {
+	e.stepID++
+	st := e.dev.Step()
+	st.Reset(e.stepID, uint64(e.cfg.PeerTimeout), e.cfg.StepFlags)
+	e.share = e.share[:0]
+	for _, it := range p.Items {
+		r := e.get(it.Request)
+		if err := e.prepare(r, it); err != nil {
+			e.fail(r, err)
+			continue
+		}
+		if err := e.add(st, r, it); err != nil {
+			if st.Head.NSeqs == 0 {
+				e.fail(r, err) // it would not fit any step
+			}
+			// Otherwise it waits for a step with more room; it stays where it was.
+			continue
+		}
+	}
+	return st.Head.NSeqs > 0
+}
+
+// prepare opens the request's slot where that is due: at its start, again after a preemption, and when
+// stop tokens become allowed.
+func (e *Engine) prepare(r *request, it sched.Item) error {
+	mask := r.generated() < r.MinTokens && len(r.StopTokens) > 0
+	if it.Start == 0 || r.masked != mask {
+		if err := e.dev.OpenSlot(it.Slot, r.Sampling, r.tokens, len(r.Prompt), r.bias(mask)); err != nil {
+			return fmt.Errorf("cannot open a sampling slot: %w", err)
+		}
+		r.masked = mask
+	}
+	r.running.Store(true)
+	return nil
+}
+
+// add appends the request's share to the step.
+func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
+	if err := e.kv.AppendTable(r.id, &e.table); err != nil {
+		return err
+	}
+	bs := e.kv.BlockSize()
+	e.spans = e.spans[:0]
+	pos := 0
+	for _, s := range e.table.Spans {
+		e.spans = append(e.spans, batchSpan{
+			Peer: s.Peer, Handle: s.Handle, Generation: s.Generation, Pos0: uint32(pos), NTokens: uint32(s.Blocks * bs),
+		})
+		pos += s.Blocks * bs
+	}
+	end := it.Start + it.N
+	seq, err := st.AddSeq(it.Slot, it.Start, pos, r.tokens[it.Start:end], e.table.Local, e.spans)
+	if err != nil {
+		return err
+	}
+	sh := share{r: r, rows: int(st.Head.NRows), sample: it.Last && r.MaxTokens > 0}
+	// Rows that were read before a preemption are not asked for again.
+	for p := max(it.Start, len(r.prompt)); p < min(end, r.promptRows()); p++ {
+		if _, err := st.AddRow(seq, p-it.Start, r.Prompt[p+1], r.PromptLogprobs); err != nil {
+			return fmt.Errorf("the scheduler's rows exceed the step's: %w", err)
+		}
+		sh.prompt++
+	}
+	if sh.sample {
+		if _, err := st.AddRow(seq, it.N-1, -1, max(0, r.Logprobs)); err != nil {
+			return fmt.Errorf("the scheduler's rows exceed the step's: %w", err)
+		}
+	}
+	e.share = append(e.share, sh)
+	return nil
+}
+
+// step runs the filled step and takes its results.
+func (e *Engine) step() error {
+	began := time.Now()
+	if err := e.dev.Submit(); err != nil {
+		slog.Error("the device refused a step", "step", e.stepID, "requests", len(e.share), "error", err)
+		for _, sh := range e.share {
+			e.fail(sh.r, fmt.Errorf("cannot compute the request: %w", err))
+		}
+		return nil
+	}
+	// Also when the engine is told to stop: the device works on the step's buffers and blocks.
+	for {
+		done, err := e.dev.Wait(100 * time.Millisecond)
+		if err != nil {
+			return fmt.Errorf("cannot finish step %d: %w", e.stepID, err)
+		}
+		if done {
+			break
+		}
+		if d := time.Since(began); d > e.cfg.StepTimeout {
+			return fmt.Errorf("cannot finish step %d: it took longer than %s", e.stepID, d.Round(time.Millisecond))
+		}
+	}
+	e.collect(began)
+	return nil
+}
+
+// collect commits the step to the scheduler and delivers what came out of it.
+func (e *Engine) collect(began time.Time) {
+	st := e.dev.Step()
+	now := time.Now()
+	var lost []int32
+	prompt, generated := 0, 0
+	for i := range e.share {
+		sh := &e.share[i]
+		out := st.SeqOut[i]
+		if out.Status != batch.StatusOK {
+			if out.Peer >= 0 && out.Status != batch.StatusStale && !slices.Contains(lost, out.Peer) {
+				lost = append(lost, out.Peer)
+			}
+			e.fail(sh.r, e.seqError(sh.r, out))
+			continue
+		}
+		seq := st.Seqs[i]
+		prompt += max(0, min(int(seq.Pos0+seq.NTokens), len(sh.r.Prompt))-int(seq.Pos0))
+		if sh.sample {
+			generated++
+		}
+		e.take(st, sh, int(seq.Pos0+seq.NTokens), now)
+	}
+	e.mu.Lock()
+	e.stats.Steps++
+	e.stats.StepTime += now.Sub(began)
+	e.stats.PromptTokens += uint64(prompt)
+	e.stats.GeneratedTokens += uint64(generated)
+	e.rate.roll(now)
+	e.rate.tokens += uint64(generated)
+	e.mu.Unlock()
+	for _, p := range lost {
+		e.lender.PeerIndexLost(int(p))
+	}
+}
+
+// take reads one request's rows.
+func (e *Engine) take(st *batch.Step, sh *share, computed int, now time.Time) {
+	r := sh.r
+	for k := range sh.prompt {
+		out := &st.RowOut[sh.rows+k]
+		r.prompt = append(r.prompt, logprobOf(out, r.Prompt[len(r.prompt)+1]))
+	}
+	gained := 0
+	if sh.sample {
+		gained = 1
+	}
+	if err := e.sched.Commit(r.id, gained); err != nil {
+		e.fail(r, err)
+		return
+	}
+	if !sh.sample {
+		if r.MaxTokens == 0 && computed == len(r.tokens) {
+			e.finish(r, Event{Prompt: r.prompt, Finish: "length", StopToken: -1})
+		}
+		return
+	}
+	out := &st.RowOut[sh.rows+sh.prompt]
+	ev := Event{Token: out.Token, HasToken: true, StopToken: -1}
+	if r.Logprobs >= 0 {
+		lp := logprobOf(out, out.Token)
+		ev.Logprob = &lp
+	}
+	r.tokens = append(r.tokens, out.Token)
+	r.known.Store(int64(len(r.tokens)))
+	if r.generated() == 1 {
+		ev.Prompt = r.prompt
+		e.mu.Lock()
+		e.stats.FirstTokens++
+		e.stats.TTFT += now.Sub(r.submitted)
+		e.mu.Unlock()
+	}
+	if ev.Finish = r.ends(out.Token, e.cfg.EOS, e.cfg.Sched.MaxModelLen); ev.Finish == "" {
+		r.stream.push(ev)
+		return
+	}
+	if ev.Finish == "stop" {
+		ev.StopToken = out.Token
+	}
+	e.finish(r, ev)
+}
+
+// logprobOf reads a row about token. The device's buffers are used again, so everything is copied.
+func logprobOf(out *batch.RowOut, token int32) TokenLogprob {
+	t := TokenLogprob{Token: token, Logprob: out.Logprob, Rank: out.Rank}
+	for i := range min(int(out.NTop), batch.MaxTop) {
+		t.Top = append(t.Top, Alt{Token: out.TopIDs[i], Logprob: out.TopLogprobs[i]})
+	}
+	return t
+}
+
+// seqError says why a request's share of a step came to nothing.
+func (e *Engine) seqError(r *request, out batch.SeqOut) error {
+	if out.Peer < 0 {
+		return fmt.Errorf("cannot compute the request: the device reports status %d", out.Status)
+	}
+	instance := fmt.Sprintf("#%d", out.Peer)
+	if t, err := e.kv.Table(r.id); err == nil {
+		if at := slices.IndexFunc(t.Spans, func(s kvcache.Span) bool { return s.Peer == uint32(out.Peer) }); at >= 0 {
+			instance = t.Spans[at].Instance
+		}
+	}
+	return &PeerLostError{Instance: instance, Request: r.ID}
+}
