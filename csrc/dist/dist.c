@@ -309,9 +309,14 @@ int inf_dist_peer_status(inf_dist *d, uint32_t peer, inf_err *err) {
     if (peer >= INF_MAX_PEERS) {
         return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "no peer %u", peer);
     }
-    int32_t dead = atomic_load(&d->peers[peer].dead);
+    inf_peer *p = &d->peers[peer];
+    pthread_mutex_lock(&d->lock);
+    bool linked = p->query != NULL || p->squery != NULL;
+    pthread_mutex_unlock(&d->lock);
+    int32_t dead = linked ? atomic_load(&p->dead) : INF_EPEER;
     if (dead != INF_OK) {
-        return inf_dist_error(err, dead, (int32_t)peer, "a link to the peer is dead (status %d)",
+        return inf_dist_error(err, dead, (int32_t)peer, "%s (status %d)",
+                              linked ? "a link to the peer is dead" : "the peer has no links",
                               dead);
     }
     return INF_OK;
