@@ -249,7 +249,7 @@ func (e *Engine) Stats() Stats {
 func (e *Engine) Drain(ctx context.Context) error {
 	e.mu.Lock()
 	e.draining = true
-	if len(e.live) == 0 || !e.started || e.stopped {
+	if len(e.live) == 0 || e.stopped {
 		e.mu.Unlock()
 		return nil
 	}
@@ -264,11 +264,15 @@ func (e *Engine) Drain(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	e.mu.Lock()
-	n := len(e.live)
+	n, idle := len(e.live), !e.started
 	e.inbox.abort = true
+	e.started, e.stopped = true, e.stopped || idle // Run will not begin any more
 	e.signal()
 	e.mu.Unlock()
 	slog.Warn("requests are cut short: the time to finish them is over", "requests", n)
+	if idle {
+		e.endAll(Event{Finish: "abort", Err: ErrStopped})
+	}
 	<-empty
 	return context.Cause(ctx)
 }

@@ -1,0 +1,414 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/sched"
+)
+
+const (
+	fakeVocab = 1000
+	blockSize = 16
+)
+
+// next is the simulated model: the next token depends on every token before it, and on the seed.
+func next(seed uint64, history []int32) int32 {
+	h := fnv.New64a()
+	b := []byte{byte(seed), byte(seed >> 8)}
+	for _, t := range history {
+		b = append(b, byte(t), byte(t>>8))
+	}
+	_, _ = h.Write(b)
+	return int32(h.Sum64() % fakeVocab)
+}
+
+// want is the answer to a prompt.
+func want(seed uint64, prompt []int32, n int) []int32 {
+	h := slices.Clone(prompt)
+	for range n {
+		h = append(h, next(seed, h))
+	}
+	return h[len(prompt):]
+}
+
+func prompt(seed, n int) []int32 {
+	p := make([]int32, n)
+	for i := range p {
+		p[i] = int32((seed*7919 + i*31 + i*i) % fakeVocab)
+	}
+	return p
+}
+
+// cell is one token's KV in a pool.
+type cell struct{ token, pos int32 }
+
+// simCluster is several instances whose pools are arrays in one memory, under one lock.
+type simCluster struct {
+	t     *testing.T
+	mu    sync.Mutex
+	nodes []*simNode
+	wg    sync.WaitGroup
+	stop  context.CancelFunc
+	ran   sync.WaitGroup
+}
+
+// simNode is one instance: Device and Lender of its engine.
+type simNode struct {
+	c      *simCluster
+	index  int
+	kv     *kvcache.Manager
+	eng    *Engine
+	st     *batch.Step
+	mem    []cell
+	slots  map[uint32]*simSlot
+	dead   bool          // as a peer
+	gate   chan struct{} // when set, a step waits for it
+	lost   []int
+	refuse error
+	opens  int
+}
+
+type simSlot struct {
+	seed   uint64
+	tokens []int32
+	bias   []batch.Bias
+}
+
+func newSim(t *testing.T, n, blocks int, cfg sched.Config) *simCluster {
+	c := &simCluster{t: t}
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	for i := range n {
+		kv, err := kvcache.New(blocks, blockSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nd := &simNode{
+			c: c, index: i, kv: kv, mem: make([]cell, blocks*blockSize), slots: map[uint32]*simSlot{},
+			st: batch.NewStep(batch.Limits{MaxTokens: cfg.MaxBatchedTokens, MaxSeqs: cfg.MaxNumSeqs, MaxRows: cfg.MaxBatchedTokens, MaxBlocks: blocks, MaxSpans: 64 * cfg.MaxNumSeqs}),
+		}
+		nd.eng, err = New(Config{Sched: cfg, EOS: []int32{7}, StallRefresh: time.Millisecond}, nd, kv, nd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.nodes = append(c.nodes, nd)
+	}
+	for _, nd := range c.nodes {
+		c.ran.Add(1)
+		go func() {
+			defer c.ran.Done()
+			if err := nd.eng.Run(ctx); err != nil {
+				t.Errorf("run: %v", err)
+			}
+		}()
+	}
+	t.Cleanup(c.close)
+	return c
+}
+
+func (c *simCluster) close() {
+	c.stop()
+	c.ran.Wait()
+	c.wg.Wait()
+}
+
+func (n *simNode) name() string { return fmt.Sprintf("n%d", n.index) }
+
+// Step, Submit, Wait, OpenSlot: the device.
+func (n *simNode) Step() *batch.Step { return n.st }
+
+func (n *simNode) OpenSlot(slot uint32, s batch.Sampling, tokens []int32, nPrompt int, bias []batch.Bias) error {
+	n.opens++
+	n.slots[slot] = &simSlot{seed: s.Seed, tokens: slices.Clone(tokens), bias: bias}
+	return nil
+}
+
+func (n *simNode) Wait(timeout time.Duration) (bool, error) {
+	n.c.mu.Lock()
+	gate := n.gate
+	n.c.mu.Unlock()
+	if gate == nil {
+		return true, nil
+	}
+	select {
+	case <-gate:
+		return true, nil
+	case <-time.After(timeout):
+		return false, nil
+	}
+}
+
+func (n *simNode) Submit() error {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if n.refuse != nil {
+		return n.refuse
+	}
+	used := map[int32]bool{}
+	slots := map[uint32]bool{}
+	for i := range n.st.Head.NSeqs {
+		q := &n.st.Seqs[i]
+		if slots[q.Slot] {
+			n.c.t.Errorf("slot %d twice in a step", q.Slot)
+		}
+		slots[q.Slot] = true
+		history, peer := n.history(q, used)
+		n.st.SeqOut[i] = batch.SeqOut{Status: batch.StatusOK, Peer: -1}
+		if peer >= 0 {
+			n.st.SeqOut[i] = batch.SeqOut{Status: batch.StatusPeer, Peer: int32(peer)}
+			continue
+		}
+		n.answer(i, q, history)
+	}
+	return nil
+}
+
+// history writes the seq's tokens into its local blocks and reads everything back through the table.
+func (n *simNode) history(q *batch.Seq, used map[int32]bool) (out []int32, deadPeer int) {
+	local := n.st.Blocks[q.BlockOff : q.BlockOff+q.NBlocks]
+	for _, b := range local {
+		if used[b] {
+			n.c.t.Errorf("block %d belongs to two requests of a step", b)
+		}
+		used[b] = true
+	}
+	for k := range q.NTokens {
+		pos := q.Pos0 + k
+		at := int(pos - q.LocalPos0)
+		n.mem[int(local[at/blockSize])*blockSize+at%blockSize] = cell{n.st.Tokens[q.TokenOff+k], int32(pos)}
+	}
+	cells := make([]cell, 0, q.Pos0+q.NTokens)
+	for _, s := range n.st.Spans[q.SpanOff : q.SpanOff+q.NSpans] {
+		p := n.c.nodes[s.Peer]
+		if p.dead {
+			return nil, p.index
+		}
+		if int(s.Pos0) != len(cells) {
+			n.c.t.Errorf("a span begins at %d, the one before ends at %d", s.Pos0, len(cells))
+		}
+		blocks := p.hostedBlocks(n.name(), s.Handle, s.Generation)
+		if int(s.NTokens) > len(blocks)*blockSize {
+			n.c.t.Errorf("span %d.%d at %s has %d blocks, %d tokens are read", s.Handle, s.Generation, p.name(), len(blocks), s.NTokens)
+			return nil, p.index
+		}
+		for k := range int(s.NTokens) {
+			cells = append(cells, p.mem[int(blocks[k/blockSize])*blockSize+k%blockSize])
+		}
+	}
+	if len(cells) != int(q.LocalPos0) {
+		n.c.t.Errorf("spans end at %d, local blocks begin at %d", len(cells), q.LocalPos0)
+	}
+	for at := 0; len(cells) < int(q.Pos0+q.NTokens); at++ {
+		cells = append(cells, n.mem[int(local[at/blockSize])*blockSize+at%blockSize])
+	}
+	for pos, c := range cells {
+		if int(c.pos) != pos {
+			n.c.t.Errorf("position %d reads KV of position %d", pos, c.pos)
+		}
+		out = append(out, c.token)
+	}
+	return out, -1
+}
+
+func (n *simNode) hostedBlocks(owner string, handle, generation uint32) []int32 {
+	for _, h := range n.kv.HostedOf(owner) {
+		if h.Handle == handle && h.Generation == generation {
+			return h.Blocks
+		}
+	}
+	return nil
+}
+
+func (n *simNode) answer(i uint32, q *batch.Seq, history []int32) {
+	slot := n.slots[q.Slot]
+	for k := range n.st.Head.NRows {
+		row := n.st.Rows[k]
+		if row.Seq != i {
+			continue
+		}
+		at := int(q.Pos0) + int(row.Token-q.TokenOff) + 1
+		out := &n.st.RowOut[k]
+		*out = batch.RowOut{NTop: row.NTop, Rank: 1}
+		if row.Target >= 0 {
+			out.Token, out.Logprob = row.Target, -float32(at)
+			continue
+		}
+		if !slices.Equal(slot.tokens, history[:at]) {
+			n.c.t.Errorf("slot %d knows %d tokens, the KV cache has other %d", q.Slot, len(slot.tokens), at)
+		}
+		out.Token, out.Logprob = next(slot.seed, history[:at]), -0.5
+		for _, b := range slot.bias {
+			if b.Token == out.Token && b.Value <= maskValue {
+				out.Token = (out.Token + 1) % fakeVocab
+			}
+		}
+		slot.tokens = append(slot.tokens, out.Token)
+	}
+}
+
+// Offload, Release, View, PeerIndexLost: the lender.
+func (n *simNode) Offload(o sched.Offload) {
+	n.c.wg.Add(1)
+	go func() {
+		defer n.c.wg.Done()
+		n.eng.Moved(n.place(o))
+	}()
+}
+
+var errNoCreditor = errors.New("no creditor has room")
+
+func (n *simNode) place(o sched.Offload) MoveResult {
+	res := MoveResult{Request: o.Request}
+	t, err := n.kv.Table(o.Request)
+	if err != nil {
+		res.Err = err
+		return res
+	}
+	last := kvcache.Span{Peer: uint32(n.index)}
+	if len(t.Spans) > 0 {
+		last = t.Spans[len(t.Spans)-1]
+	}
+	for k := range n.c.nodes {
+		p := n.c.nodes[(int(last.Peer)+k)%len(n.c.nodes)]
+		n.c.mu.Lock()
+		dead := p.dead
+		n.c.mu.Unlock()
+		if p == n || dead {
+			continue
+		}
+		h, first, err := p.host(n.name(), last, o.Blocks)
+		if err != nil {
+			continue
+		}
+		blocks, err := n.kv.BeginMove(o.Request, len(h.Blocks)-first)
+		if err != nil {
+			if first == 0 {
+				_ = p.kv.Unhost(n.name(), h.Handle, h.Generation)
+			}
+			res.Err = err
+			return res
+		}
+		n.c.mu.Lock()
+		for i, b := range blocks {
+			copy(p.mem[int(h.Blocks[first+i])*blockSize:][:blockSize], n.mem[int(b)*blockSize:][:blockSize])
+		}
+		n.c.mu.Unlock()
+		res.Began = true
+		res.Span = kvcache.Span{Instance: p.name(), Peer: uint32(p.index), Handle: h.Handle, Generation: h.Generation, Blocks: len(blocks)}
+		return res
+	}
+	res.Err = errNoCreditor
+	return res
+}
+
+func (n *simNode) host(owner string, last kvcache.Span, blocks int) (kvcache.Hosted, int, error) {
+	if last.Instance == n.name() {
+		before := len(n.hostedBlocks(owner, last.Handle, last.Generation))
+		h, err := n.kv.ExtendHost(owner, last.Handle, last.Generation, blocks)
+		return h, before, err
+	}
+	h, err := n.kv.Host(owner, blocks)
+	return h, 0, err
+}
+
+func (n *simNode) Release(spans []kvcache.Span) {
+	for _, s := range spans {
+		if err := n.c.nodes[s.Peer].kv.Unhost(n.name(), s.Handle, s.Generation); err != nil && !n.c.nodes[s.Peer].dead {
+			n.c.t.Errorf("release: %v", err)
+		}
+	}
+}
+
+func (n *simNode) View() sched.View {
+	var v sched.View
+	for _, p := range n.c.nodes {
+		for _, r := range p.eng.Requests() {
+			if v.OldestArrival == 0 || r.Arrival < v.OldestArrival {
+				v.OldestArrival = r.Arrival
+			}
+		}
+		n.c.mu.Lock()
+		dead := p.dead
+		n.c.mu.Unlock()
+		if p != n && !dead {
+			v.PeersFree += p.kv.Hostable()
+			v.OthersRunning += p.eng.Stats().Running
+		}
+	}
+	return v
+}
+
+func (n *simNode) PeerIndexLost(peer int) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.lost = append(n.lost, peer)
+}
+
+// settled waits until no move is in flight, and then checks that every pool is empty.
+func (c *simCluster) settled() {
+	c.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		c.wg.Wait()
+		dirty := ""
+		for _, n := range c.nodes {
+			if k := n.kv.Counts(); k.Free != k.Total || k.Lent != 0 {
+				dirty = fmt.Sprintf("%s: %+v", n.name(), k)
+			}
+		}
+		if dirty == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("blocks are left: %s", dirty)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func submit(t *testing.T, n *simNode, r Request) Stream {
+	t.Helper()
+	if r.Logprobs == 0 {
+		r.Logprobs = -1
+	}
+	if r.PromptLogprobs == 0 {
+		r.PromptLogprobs = -1
+	}
+	s, err := n.eng.Submit(t.Context(), &r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// read collects a stream's tokens and its last event.
+func read(t *testing.T, s Stream) (tokens []int32, events []Event) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	for {
+		ev, err := s.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return tokens, events
+		}
+		if err != nil {
+			t.Fatalf("next after %d tokens: %v", len(tokens), err)
+		}
+		events = append(events, ev)
+		if ev.HasToken {
+			tokens = append(tokens, ev.Token)
+		}
+	}
+}
+
+func last(events []Event) Event { return events[len(events)-1] }
