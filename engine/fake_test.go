@@ -71,7 +71,7 @@ type simNode struct {
 	st     *batch.Step
 	mem    []cell
 	slots  map[uint32]*simSlot
-	dead   bool          // as a peer
+	dead   bool          // its links answer no query any more
 	gate   chan struct{} // when set, a step waits for it
 	lost   []int
 	refuse error
@@ -280,10 +280,7 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 	}
 	for k := range n.c.nodes {
 		p := n.c.nodes[(int(last.Peer)+k)%len(n.c.nodes)]
-		n.c.mu.Lock()
-		dead := p.dead
-		n.c.mu.Unlock()
-		if p == n || dead {
+		if p == n {
 			continue
 		}
 		h, first, err := p.host(n.name(), last, o.Blocks)
@@ -337,10 +334,7 @@ func (n *simNode) View() sched.View {
 				v.OldestArrival = r.Arrival
 			}
 		}
-		n.c.mu.Lock()
-		dead := p.dead
-		n.c.mu.Unlock()
-		if p != n && !dead {
+		if p != n {
 			v.PeersFree += p.kv.Hostable()
 			v.OthersRunning += p.eng.Stats().Running
 		}

@@ -16,7 +16,11 @@ import (
 func (e *Engine) Run(ctx context.Context) (err error) {
 	e.mu.Lock()
 	if e.started {
+		drained := e.stopped && e.draining
 		e.mu.Unlock()
+		if drained {
+			return nil
+		}
 		return errors.New("cannot run an engine twice")
 	}
 	e.started = true
