@@ -267,8 +267,8 @@ func (s *Scheduler) Moved(id kvcache.RequestID, ok bool) {
 		return
 	}
 	// A refusal comes with a newer view; asking again at once would only repeat it.
-	r.cooldown = min(1<<r.refused, 16)
-	r.refused = min(r.refused+1, 4)
+	r.cooldown = min(2<<r.refused, 16)
+	r.refused = min(r.refused+1, 3)
 }
 
 // Counts are the requests by state.

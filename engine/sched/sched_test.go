@@ -1,0 +1,143 @@
+package sched
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+// script drives one scheduler; the rest of the cluster is the view that a command gives.
+type script struct {
+	s     *Scheduler
+	kv    *kvcache.Manager
+	plan  *Plan
+	moved int // spans opened elsewhere
+}
+
+// TestScripts runs testdata/*.txt; -rewrite writes what comes out.
+func TestScripts(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		c := &script{}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			out := c.run(t, d)
+			if strings.TrimSpace(out) == "" {
+				out = "ok\n"
+			}
+			return out
+		})
+	})
+}
+
+func scan[T any](t *testing.T, d *datadriven.TestData, key string, def T) T {
+	if d.HasArg(key) {
+		d.ScanArgs(t, key, &def)
+	}
+	return def
+}
+
+func (c *script) run(t *testing.T, d *datadriven.TestData) string {
+	id := kvcache.RequestID(scan(t, d, "id", uint64(0)))
+	fail := func(err error) string {
+		if err != nil {
+			return err.Error() + "\n"
+		}
+		return ""
+	}
+	switch d.Cmd {
+	case "new":
+		var err error
+		if c.kv, err = kvcache.New(scan(t, d, "blocks", 0), scan(t, d, "size", 4)); err != nil {
+			return fail(err)
+		}
+		c.s, err = New(Config{
+			MaxNumSeqs: scan(t, d, "seqs", 4), MaxBatchedTokens: scan(t, d, "tokens", 16), MaxRows: scan(t, d, "rows", 0),
+			MaxWaiting: scan(t, d, "waiting", 8), MaxModelLen: scan(t, d, "len", 0), Patience: scan(t, d, "patience", 3),
+		}, c.kv)
+		return fail(err)
+	case "add":
+		return fail(c.s.Add(Request{ID: id, Arrival: scan(t, d, "arrival", uint64(id)), Tokens: scan(t, d, "tokens", 1), Rows: scan(t, d, "rows", 0)}))
+	case "step":
+		var b strings.Builder
+		for range scan(t, d, "n", 1) {
+			b.WriteString(c.step(t, d))
+		}
+		return b.String()
+	case "moved":
+		return fail(c.settle(id, scan(t, d, "blocks", 0)))
+	case "remove":
+		spans, ok := c.s.Remove(id)
+		return fmt.Sprintf("release %d spans, %v\n", len(spans), ok) + c.counts()
+	case "host":
+		h, err := c.kv.Host("other", scan(t, d, "blocks", 1))
+		return fmt.Sprintf("%d blocks %v\n", len(h.Blocks), err)
+	case "counts":
+		return c.counts()
+	}
+	t.Fatalf("%s: no command %s", d.Pos, d.Cmd)
+	return ""
+}
+
+// step plans a step, prints it and commits it.
+func (c *script) step(t *testing.T, d *datadriven.TestData) string {
+	c.plan = c.s.Schedule(View{
+		PeersFree: scan(t, d, "peers", 0), OldestArrival: scan(t, d, "oldest", uint64(0)), OthersRunning: scan(t, d, "others", 0),
+	})
+	var b strings.Builder
+	for _, i := range c.plan.Items {
+		fmt.Fprintf(&b, "request %d slot %d: %d+%d", i.Request, i.Slot, i.Start, i.N)
+		gain := 0
+		if i.Last {
+			b.WriteString(" sampled")
+			gain = 1
+		}
+		b.WriteString("\n")
+		if err := c.s.Commit(i.Request, gain); err != nil {
+			fmt.Fprintf(&b, "%v\n", err)
+		}
+	}
+	for _, o := range c.plan.Offloads {
+		fmt.Fprintf(&b, "offload %d blocks of request %d\n", o.Blocks, o.Request)
+	}
+	for _, p := range c.plan.Preempted {
+		fmt.Fprintf(&b, "preempted %d: %s\n", p.Request, p.Reason)
+	}
+	for _, f := range c.plan.Failed {
+		fmt.Fprintf(&b, "failed %d: %v, no room %v\n", f.Request, f.Err, errors.Is(f.Err, ErrNoRoom))
+	}
+	if c.plan.Stalled > 0 {
+		fmt.Fprintf(&b, "stalled %d\n", c.plan.Stalled)
+	}
+	if len(c.plan.Release) > 0 {
+		fmt.Fprintf(&b, "release %d spans\n", len(c.plan.Release))
+	}
+	if b.Len() == 0 {
+		return "nothing\n"
+	}
+	return b.String()
+}
+
+// settle ends an offload: blocks were placed, 0 for a refusal.
+func (c *script) settle(id kvcache.RequestID, blocks int) error {
+	if blocks == 0 {
+		c.s.Moved(id, false)
+		return nil
+	}
+	if _, err := c.kv.BeginMove(id, blocks); err != nil {
+		return err
+	}
+	c.moved++
+	_, err := c.kv.CommitMove(id, kvcache.Span{Instance: "peer", Handle: uint32(c.moved), Generation: 1, Blocks: blocks})
+	c.s.Moved(id, err == nil)
+	return err
+}
+
+func (c *script) counts() string {
+	running, waiting := c.s.Counts()
+	k := c.kv.Counts()
+	return fmt.Sprintf("running %d waiting %d; free %d owned %d hosted %d lent %d hostable %d\n", running, waiting, k.Free, k.Owned, k.Hosted, k.Lent, c.kv.Hostable())
+}
