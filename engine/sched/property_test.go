@@ -17,7 +17,6 @@ type simInstance struct {
 	kv    *kvcache.Manager
 	reqs  map[kvcache.RequestID]*simRequest
 	moves []Offload
-	room  int
 }
 
 type simRequest struct {
@@ -136,6 +135,7 @@ func (c *simCluster) check(i int, p *Plan) {
 		r := n.reqs[it.Request]
 		if r == nil || seen[it.Request] || slots[it.Slot] || int(it.Slot) >= n.s.cfg.MaxNumSeqs || it.N < 1 {
 			c.t.Fatalf("item %+v: unknown, twice, or its slot is shared", it)
+			return
 		}
 		seen[it.Request], slots[it.Slot] = true, true
 		if it.Start != r.computed || it.Start+it.N > r.tokens || it.Last != (it.Start+it.N == r.tokens) {
