@@ -43,11 +43,12 @@ func Register(ctx context.Context, c *clientv3.Client, clusterID string, m Membe
 		return nil, fmt.Errorf("cannot encode member %s: %w", m.ID, err)
 	}
 	key := memberPrefix(clusterID) + m.ID
-	lease, alive, err := publish(ctx, c, key, string(value))
+	loop, cancel := context.WithCancel(context.Background())
+	lease, alive, err := publish(ctx, loop, c, key, string(value))
 	if err != nil {
+		cancel()
 		return nil, fmt.Errorf("cannot register instance %s: %w", m.ID, err)
 	}
-	loop, cancel := context.WithCancel(context.Background())
 	r := &Registration{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
@@ -58,7 +59,7 @@ func Register(ctx context.Context, c *clientv3.Client, clusterID string, m Membe
 				break
 			}
 			slog.Warn("etcd lost this instance's lease; registering anew", "instance", m.ID)
-			if lease, alive, err = publish(loop, c, key, string(value)); err != nil {
+			if lease, alive, err = publish(loop, loop, c, key, string(value)); err != nil {
 				closed := make(chan *clientv3.LeaseKeepAliveResponse)
 				close(closed)
 				alive = closed
@@ -72,7 +73,8 @@ func Register(ctx context.Context, c *clientv3.Client, clusterID string, m Membe
 	return r, nil
 }
 
-func publish(ctx context.Context, c *clientv3.Client, key, value string) (clientv3.LeaseID, <-chan *clientv3.LeaseKeepAliveResponse, error) {
+// publish puts the key under a new lease, which lives while alive does; ctx bounds the calls.
+func publish(ctx, life context.Context, c *clientv3.Client, key, value string) (clientv3.LeaseID, <-chan *clientv3.LeaseKeepAliveResponse, error) {
 	limited, done := context.WithTimeout(ctx, 5*time.Second)
 	defer done()
 	lease, err := c.Grant(limited, LeaseSeconds)
@@ -82,7 +84,7 @@ func publish(ctx context.Context, c *clientv3.Client, key, value string) (client
 	if _, err = c.Put(limited, key, value, clientv3.WithLease(lease.ID)); err != nil {
 		return 0, nil, err
 	}
-	alive, err := c.KeepAlive(ctx, lease.ID)
+	alive, err := c.KeepAlive(life, lease.ID)
 	return lease.ID, alive, err
 }
 

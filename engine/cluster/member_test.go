@@ -64,9 +64,11 @@ func TestMembersComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r1.Close()
-	if _, err = Register(ctx, c, "other", Member{ID: "x", Address: "127.0.0.1:3"}); err != nil {
+	x, err := Register(ctx, c, "other", Member{ID: "x", Address: "127.0.0.1:3"})
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer x.Close()
 	eventually(t, "both members", func() bool { return has(d, "i0") && has(d, "i1") })
 	if has(d, "x") {
 		t.Fatal("a member of another cluster is listed")
@@ -91,7 +93,7 @@ func TestLeaseOfTheDeadRunsOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lease, _, err := publish(ctx, doomed, memberPrefix("test")+"i0", `{"id":"i0","address":"x"}`)
+	lease, _, err := publish(ctx, ctx, doomed, memberPrefix("test")+"i0", `{"id":"i0","address":"x"}`)
 	if err != nil {
 		t.Fatal(err)
 	}
