@@ -19,7 +19,6 @@ import (
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/kvcache"
-	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/router"
 	"github.com/infinite-llm/infinite/engine/router/routerpb"
 	"github.com/infinite-llm/infinite/rdma"
