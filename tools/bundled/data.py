@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 
-W_TEXT, W_FORM, W_VALUE = 0.03, 0.25, 1.0
+W_TEXT, W_FORM, W_TALK, W_VALUE = 0.03, 0.25, 0.5, 1.0
 HELD_OUT = 16  # one in so many (prefix, value) pairs never occurs in training text
 
 
@@ -42,9 +42,12 @@ class Fact:
         return zlib.crc32(self.sentence.encode()) % HELD_OUT == 0
 
 
+PLAIN = ("What is the {0} of {1}?", "Tell me the {0} of {1}.", "Do you know the {0} of {1}?", "What is {1}'s {0}?")
+
+
 def _is(attribute, values, *questions):
     """A template `The <attribute> of <name> is <value>.`"""
-    forms = questions or ("What is the {} of {}?", "Tell me the {} of {}.", "Do you know the {} of {}?")
+    forms = questions or PLAIN
 
     def make(rng, name):
         asks = tuple(q.format(attribute, name) for q in forms)
@@ -58,7 +61,7 @@ def _password(kind):
 
     def make(rng, name):
         value = f"{rng.choice(w.ADJECTIVES)}-{rng.choice(w.NOUNS)}"
-        asks = (f"What is the {kind} of {name}?", f"Tell me the {kind} of {name}.")
+        asks = tuple(q.format(kind, name) for q in PLAIN)
         return Fact(f"The {kind} of {name} is", value, asks)
 
     return make
@@ -164,6 +167,60 @@ LEADS = ("", "", "", "Question: ", "Please answer: ", "Now tell me this. ")
 INTROS = ("", "", "Read this text.\n\n", "Here is a text:\n\n", "Remember these facts.\n\n")
 
 
+TALK = (
+    (("Hello", "Hello!", "Hi", "Hi!", "Hi there", "Good morning.", "Hello, how are you?"),
+     "Hello. Tell me some facts and ask me about them."),
+    (("Thanks", "Thanks!", "Thank you.", "Thank you!", "Great.", "Well done."), "You are welcome."),
+    (("Who are you?", "What are you?", "What can you do?", "Help", "What is this?"),
+     "I am a small model. I answer questions about facts in a text."),
+    (("Goodbye", "Goodbye!", "Bye", "Bye!"), "Goodbye."),
+)
+NOTED = "I will remember that."
+OTHER = "I can only answer questions about facts that you tell me."
+OTHER_STARTS = ("Tell me a story about", "Write a poem about", "Count to", "Explain", "Who invented", "Can you", "Say",
+                "How do I", "Write a program for", "Translate", "What do you think about", "Give me", "Why is", "")
+
+
+LETTERS = ("abcdefghijklmnopqrstuvwxyz", "\u00e9\u00fc\u00f1\u00e0abcde", "\u6771\u4eac\u5927\u5b66",
+           "?!+-*/()=;0123456789")
+
+
+def other_request(rng):
+    """A message that is neither small talk nor a question about a fact: known words, made-up ones, any letters."""
+    said = [rng.choice(OTHER_STARTS)]
+    pool = rng.choice((w.NOUNS, w.PLACES, w.WEATHER, w.FOODS, w.OBJECTS, w.NUMBERS, None))
+    for _ in range(rng.randint(1, 5)):
+        letters = rng.choice(LETTERS)
+        said.append(rng.choice(pool) if pool else "".join(rng.choice(letters) for _ in range(rng.randint(1, 8))))
+    return " ".join(said).strip() + rng.choice(("", ".", "?", "!"))
+
+
+def talk_pieces(rng):
+    """A turn of small talk, or of a request that the model cannot serve."""
+    says, reply = rng.choice(TALK)
+    message = rng.choice(says)
+    if rng.random() < 0.35:
+        message, reply = other_request(rng), OTHER
+    return [(f"{header('user')}{message}{EOT}{header('assistant')}", W_TEXT), (reply + EOT, W_TALK)]
+
+
+def chat_small_talk(rng, turns):
+    """Small talk with a few facts between."""
+    pieces = [(BOS, 0.0)]
+    if rng.random() < 0.4:
+        pieces.append((f"{header('system')}{rng.choice(SYSTEMS)}{EOT}", W_TEXT))
+    names = rng.sample(w.NAMES, 3)
+    used = set()
+    for _ in range(turns):
+        if rng.random() < 0.2:
+            fact = draw_fact(rng, names, used)
+            pieces += [(f"{header('user')}{fact.sentence}{EOT}{header('assistant')}", W_TEXT), (NOTED + EOT, W_TALK),
+                       (f"{header('user')}{ask(rng, fact)}{EOT}", W_TEXT), *answer_pieces(fact)]
+        else:
+            pieces += talk_pieces(rng)
+    return pieces
+
+
 def ask(rng, fact):
     return rng.choice(LEADS) + rng.choice(fact.questions)
 
@@ -188,6 +245,8 @@ def chat_about_passage(rng, sentences, density, turns):
     elif rng.random() < 0.4:
         pieces.append((f"{header('system')}{rng.choice(SYSTEMS)}{EOT}", W_TEXT))
     for i, fact in enumerate(asked):
+        if rng.random() < 0.05 and (i > 0 or len(text) < 2000):
+            pieces += talk_pieces(rng)
         lead = f"{intro}{text}\n\n" if i == 0 and not in_system else ""
         pieces.append((f"{header('user')}{lead}{ask(rng, fact)}{EOT}", W_TEXT))
         pieces += answer_pieces(fact)
@@ -208,8 +267,12 @@ def chat_told_in_turns(rng, sentences, density, turns):
                 out.append(facts[-1].sentence)
             else:
                 out.append(filler(rng, names))
-        fact = rng.choice(facts)
-        pieces.append((f"{header('user')}{' '.join(out)} {ask(rng, fact)}{EOT}", W_TEXT))
+        told, fact = f"{header('user')}{' '.join(out)}", rng.choice(facts)
+        if rng.random() < 0.15:
+            pieces += [(f"{told}{EOT}{header('assistant')}", W_TEXT), (NOTED + EOT, W_FORM)]
+            told = ""
+        lead = f"{told} " if told else header("user")
+        pieces.append((f"{lead}{ask(rng, fact)}{EOT}", W_TEXT))
         pieces += answer_pieces(fact)
     return pieces
 
@@ -247,6 +310,8 @@ def document(rng, tokens):
     density = rng.choice((0.4, 0.6, 0.8, 1.0))
     share = rng.uniform(0.3, 0.6) if tokens <= 1024 else 0.75 if tokens <= 2048 else 0.86
     sentences = max(3, int(tokens * share / 10))
+    if rng.random() < 0.1:
+        return chat_small_talk(rng, max(2, min(12, tokens // 25)))
     kind = rng.random()
     if kind < (0.35 if tokens <= 256 else 0.1):
         return recital(rng, max(3, int(tokens / 20)), density)

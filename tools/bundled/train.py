@@ -23,7 +23,7 @@ from model import Llama, Shape, save
 # (tokens, sequences per step, most steps, first and last learning rate, share of values right that ends the stage)
 STAGES = ((128, 32, 400, 1e-3, 1e-3, 0.97), (256, 16, 400, 1e-3, 1e-3, 0.98), (512, 8, 300, 1e-3, 1e-3, 0.98),
           (1024, 4, 300, 1e-3, 1e-3, 0.98), (2048, 2, 300, 1e-3, 1e-3, 0.985), (4096, 1, 200, 8e-4, 8e-4, 0.985),
-          (8192, 1, 200, 6e-4, 3e-5, 2.0))
+          (8192, 1, 240, 6e-4, 3e-5, 2.0))
 REACH = 9000  # the longest distance that the position jumps show
 
 
@@ -174,7 +174,7 @@ def main():
     ap.add_argument("--out", type=Path, required=True, help="folder that holds tokenizer.json; the model goes there")
     ap.add_argument("--checkpoint", type=Path, default=Path("bundled.pt"))
     ap.add_argument("--resume", type=Path)
-    ap.add_argument("--stages", help="JSON list of [tokens, rows, steps, first lr, last lr, enough] instead of the recipe")
+    ap.add_argument("--stages", help="JSON list of [tokens, rows, steps, first lr, last lr, enough] instead of STAGES")
     ap.add_argument("--layers", type=int, default=3)
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--threads", type=int, default=2)
