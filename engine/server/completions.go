@@ -94,8 +94,8 @@ func (s *Server) planCompletion(req *completionRequest) (*plan, error) {
 }
 
 func (s *Server) planChat(req *chatRequest) (*plan, error) {
-	if req.MaxTokens == nil {
-		req.MaxTokens = req.MaxCompletionTokens
+	if req.MaxCompletionTokens != nil { // the newer name wins
+		req.MaxTokens, req.maxTokensField = req.MaxCompletionTokens, "max_completion_tokens"
 	}
 	n, err := s.checkCommon(&req.common)
 	if err != nil {
@@ -138,10 +138,18 @@ func (s *Server) planChat(req *chatRequest) (*plan, error) {
 }
 
 func (s *Server) checkCommon(c *common) (int, error) {
-	if c.Model != "" && !slices.Contains(s.cfg.ModelNames, c.Model) {
-		return 0, &Error{fasthttp.StatusNotFound, "NotFoundError", "model", fmt.Sprintf("The model `%s` does not exist.", c.Model)}
+	if err := s.checkModel(c.Model); err != nil {
+		return 0, err
 	}
 	return c.check(s.cfg.Defaults)
+}
+
+// checkModel refuses models that are not served; no name means the first.
+func (s *Server) checkModel(name string) error {
+	if name != "" && !slices.Contains(s.cfg.ModelNames, name) {
+		return &Error{fasthttp.StatusNotFound, "NotFoundError", "model", fmt.Sprintf("The model `%s` does not exist.", name)}
+	}
+	return nil
 }
 
 func (s *Server) newPlan(c *common, prefix, object string) *plan {
@@ -179,7 +187,14 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	if err != nil {
 		return err
 	}
-	max, err := fit(len(base.Prompt), c.MaxTokens, defaultTokens, s.cfg.MaxModelLen, s.backend.Capacity())
+	field, capacity := "prompt", s.backend.Capacity()
+	if p.answer.chat {
+		field = "messages"
+	}
+	if capacity <= 0 {
+		return unavailable()
+	}
+	max, err := c.fit(field, len(base.Prompt), defaultTokens, s.cfg.MaxModelLen, capacity)
 	if err != nil {
 		return err
 	}
@@ -198,7 +213,7 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 		if c.IgnoreEOS {
 			r.StopTokens = slices.Clone(c.StopTokenIDs)
 		}
-		p.jobs = append(p.jobs, &job{index: len(p.jobs), req: &r, stops: c.Stop, include: c.IncludeStop, skip: orDefault(c.SkipSpecial, true)})
+		p.jobs = append(p.jobs, &job{index: len(p.jobs), req: &r, stops: c.Stop, include: c.IncludeStop, skip: orDefault(c.SkipSpecial, true), eos: s.cfg.Defaults.EOS})
 	}
 	return nil
 }

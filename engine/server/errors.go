@@ -23,6 +23,10 @@ func badRequest(param, format string, args ...any) *Error {
 	return &Error{http.StatusBadRequest, "BadRequestError", param, fmt.Sprintf(format, args...)}
 }
 
+func unavailable() *Error {
+	return &Error{http.StatusServiceUnavailable, "ServiceUnavailableError", "", "No instance is serving."}
+}
+
 // Kinds of failures behind the API. A Backend's errors that have a method Kind() string returning one of
 // these get the status that belongs to it; all others are a 500.
 const (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -20,6 +21,7 @@ type job struct {
 	stops   []string
 	include bool // the stop string stays in the text
 	skip    bool // special tokens are left out of the text
+	eos     []int32
 }
 
 // delta is what one event adds to a choice.
@@ -58,7 +60,7 @@ func (j *job) run(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, emi
 				d.tokens = []engine.TokenLogprob{*ev.Logprob}
 			}
 			// The token that ended the answer is not part of its text, unless it is asked for.
-			if ev.Finish != "stop" || j.req.IgnoreEOS {
+			if ev.Finish != "stop" || j.include {
 				text.push(decoder.Push(ev.Token))
 			}
 		}
@@ -67,7 +69,7 @@ func (j *job) run(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, emi
 			d.err = ev.Err
 		case ev.Finish != "":
 			text.push(decoder.Flush())
-			if ev.Finish == "stop" && ev.StopToken >= 0 && !tok.IsSpecial(ev.StopToken) {
+			if ev.Finish == "stop" && ev.StopToken >= 0 && !slices.Contains(j.eos, ev.StopToken) {
 				d.stopReason = ev.StopToken
 			}
 		}
@@ -91,20 +93,22 @@ type stopScanner struct {
 
 func (s *stopScanner) push(piece string) { s.held += piece }
 
-// take returns the text that may leave now, and the stop string that ended it, if one did.
+// take returns the text that may leave now, and the stop string that ended it, if one did: the one that
+// was complete first, and of two that end at one place the longer, however the text came in pieces.
 func (s *stopScanner) take(end bool) (text, hit string) {
-	at := -1
+	cut := -1
 	for _, stop := range s.stops {
-		// The earliest stop counts; of two at one place, the longer.
-		if i := strings.Index(s.held, stop); i >= 0 && (at < 0 || i < at || i == at && len(stop) > len(hit)) {
-			at, hit = i, stop
+		if i := strings.Index(s.held, stop); i >= 0 {
+			if e := i + len(stop); cut < 0 || e < cut || e == cut && len(stop) > len(hit) {
+				cut, hit = e, stop
+			}
 		}
 	}
-	if at >= 0 {
-		if s.include {
-			at += len(hit)
+	if cut >= 0 {
+		if !s.include {
+			cut -= len(hit)
 		}
-		text, s.held = s.held[:at], ""
+		text, s.held = s.held[:cut], ""
 		return text, hit
 	}
 	keep := 0

@@ -1,9 +1,7 @@
 package server
 
 import (
-	"fmt"
 	"net/http"
-	"slices"
 
 	"github.com/valyala/fasthttp"
 
@@ -32,8 +30,8 @@ func (s *Server) models(ctx *fasthttp.RequestCtx) {
 
 func (s *Server) model(ctx *fasthttp.RequestCtx) {
 	id, _ := ctx.UserValue("id").(string)
-	if !slices.Contains(s.cfg.ModelNames, id) {
-		writeError(ctx, &Error{http.StatusNotFound, "NotFoundError", "model", fmt.Sprintf("The model `%s` does not exist.", id)})
+	if err := s.checkModel(id); err != nil {
+		writeError(ctx, err)
 		return
 	}
 	writeJSON(ctx, s.card(id))
@@ -50,6 +48,10 @@ func (s *Server) tokenize(ctx *fasthttp.RequestCtx) {
 		TokenString bool          `json:"return_token_strs"`
 	}
 	if err := decode(ctx.PostBody(), &req); err != nil {
+		writeError(ctx, err)
+		return
+	}
+	if err := s.checkModel(req.Model); err != nil {
 		writeError(ctx, err)
 		return
 	}
@@ -96,6 +98,14 @@ func (s *Server) detokenize(ctx *fasthttp.RequestCtx) {
 		writeError(ctx, err)
 		return
 	}
+	if err := s.checkModel(req.Model); err != nil {
+		writeError(ctx, err)
+		return
+	}
+	if req.Tokens == nil {
+		writeError(ctx, badRequest("tokens", "tokens is needed."))
+		return
+	}
 	for _, id := range req.Tokens {
 		if id < 0 || int(id) >= s.cfg.Defaults.VocabSize {
 			writeError(ctx, badRequest("tokens", "tokens has %d, which is no token id of this model (0 to %d).", id, s.cfg.Defaults.VocabSize-1))
@@ -108,7 +118,7 @@ func (s *Server) detokenize(ctx *fasthttp.RequestCtx) {
 // health is 200 while at least one instance serves.
 func (s *Server) health(ctx *fasthttp.RequestCtx) {
 	if s.backend.Capacity() <= 0 {
-		writeError(ctx, &Error{http.StatusServiceUnavailable, "ServiceUnavailableError", "", "No instance is serving."})
+		writeError(ctx, unavailable())
 		return
 	}
 	ctx.SetStatusCode(http.StatusOK)

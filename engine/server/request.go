@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/infinite-llm/infinite/engine/batch"
@@ -28,6 +29,7 @@ const (
 type common struct {
 	Model             string             `json:"model"`
 	MaxTokens         *int               `json:"max_tokens"`
+	maxTokensField    string             // what the client calls max_tokens, where that is another name
 	MinTokens         int                `json:"min_tokens"`
 	Temperature       *float64           `json:"temperature"`
 	TopP              *float64           `json:"top_p"`
@@ -185,7 +187,9 @@ func decode(body []byte, into any) error {
 	case errors.As(err, &mine):
 		return mine
 	case errors.As(err, &typed):
-		return badRequest(typed.Field, "cannot use a %s for %s: a value of type %s is needed", typed.Value, orBody(typed.Field), typed.Type)
+		// The path goes through the embedded struct, which is no field of the body.
+		field := strings.TrimPrefix(typed.Field, "common.")
+		return badRequest(field, "cannot use a %s for %s: a value of type %s is needed", typed.Value, orBody(field), typed.Type)
 	}
 	return badRequest("", "cannot read the body as JSON: %v", err)
 }
@@ -225,7 +229,7 @@ func (c *common) sampling(d Defaults) (batch.Sampling, []batch.Bias, error) {
 	} {
 		v := float64(r.v)
 		if !(v >= r.low && v <= r.high) || r.openLow && v == r.low || r.openHigh && v == r.high {
-			return s, nil, badRequest(r.name, "%s must be in %s%g, %g%s, got %g.", r.name, bracket(r.openLow, "(", "["), r.low, r.high, bracket(r.openHigh, ")", "]"), v)
+			return s, nil, badRequest(r.name, "%s must be in %s%g, %g%s, got %g.", r.name, bracket(r.openLow, "(", "["), r.low, r.high, bracket(r.openHigh, ")", "]"), r.v)
 		}
 	}
 	if s.Temperature < 1e-5 {
@@ -281,7 +285,7 @@ func (c *common) check(d Defaults) (n int, err error) {
 	case len(c.Stop) > maxStops:
 		return 0, badRequest("stop", "stop may have at most %d strings, got %d.", maxStops, len(c.Stop))
 	case c.MaxTokens != nil && *c.MaxTokens < 1:
-		return 0, badRequest("max_tokens", "max_tokens must be at least 1, got %d.", *c.MaxTokens)
+		return 0, badRequest(c.limitField(), "%s must be at least 1, got %d.", c.limitField(), *c.MaxTokens)
 	case c.MinTokens < 0:
 		return 0, badRequest("min_tokens", "min_tokens must be at least 0, got %d.", c.MinTokens)
 	case len(c.StopTokenIDs) > maxBias:
@@ -315,22 +319,31 @@ func orDefault[T any](p *T, d T) T {
 	return *p
 }
 
-// fit decides how many tokens a request may generate; a prompt that cannot fit is a 400 that says how
-// many tokens would.
-func fit(promptLen int, want *int, def, maxModelLen, capacity int) (int, error) {
+// limitField is the body's name for MaxTokens.
+func (c *common) limitField() string {
+	if c.maxTokensField != "" {
+		return c.maxTokensField
+	}
+	return "max_tokens"
+}
+
+// fit decides how many tokens a request may generate, def where the client does not say; a prompt that
+// cannot fit is a 400 at field that says how many tokens would.
+func (c *common) fit(field string, promptLen, def, maxModelLen, capacity int) (int, error) {
 	limit, what := maxModelLen, "This model's maximum context length is %d tokens"
 	if capacity < limit {
 		limit, what = capacity, "The KV cache of the whole cluster holds at most %d tokens of one request"
 	}
 	what = fmt.Sprintf(what, limit)
 	if promptLen >= limit {
-		return 0, badRequest("prompt", "%s. However, the prompt has %d tokens, and at least one is generated. Please shorten the prompt to at most %d tokens.", what, promptLen, max(0, limit-1))
+		return 0, badRequest(field, "%s. However, the prompt has %d tokens, and at least one is generated. Please shorten the prompt to at most %d tokens.", what, promptLen, max(0, limit-1))
 	}
-	if want == nil {
+	if c.MaxTokens == nil {
 		return min(def, limit-promptLen), nil
 	}
-	if promptLen+*want > limit {
-		return 0, badRequest("max_tokens", "%s. However, you requested %d tokens (%d in the prompt, %d in the completion). Please shorten the prompt or the completion.", what, promptLen+*want, promptLen, *want)
+	// Not promptLen+MaxTokens > limit, which a client could make overflow.
+	if *c.MaxTokens > limit-promptLen {
+		return 0, badRequest(c.limitField(), "%s. However, the prompt has %d tokens, and you requested %d in the completion. Please shorten the prompt, or request at most %d.", what, promptLen, *c.MaxTokens, limit-promptLen)
 	}
-	return *want, nil
+	return *c.MaxTokens, nil
 }

@@ -151,7 +151,7 @@ func (s *Server) routes() fasthttp.RequestHandler {
 	r.POST("/v1/completions", s.completions)
 	r.POST("/v1/chat/completions", s.chat)
 	r.GET("/v1/models", s.models)
-	r.GET("/v1/models/{id}", s.model)
+	r.GET("/v1/models/{id:*}", s.model) // names have slashes
 	r.POST("/tokenize", s.tokenize)
 	r.POST("/detokenize", s.detokenize)
 	r.GET("/cluster", s.cluster)
