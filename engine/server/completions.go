@@ -158,7 +158,7 @@ func (s *Server) newPlan(c *common, prefix, object string) *plan {
 		model = s.cfg.ModelNames[0]
 	}
 	return &plan{
-		answer: answer{id: prefix + newID(), object: object, model: model, created: time.Now().Unix(), tok: s.tok},
+		answer: answer{id: prefix + newID(), object: object, model: model, created: time.Now().Unix(), tok: s.tok, skip: orDefault(c.SkipSpecial, true)},
 		stream: c.Stream, usage: c.StreamOptions != nil && c.StreamOptions.IncludeUsage,
 	}
 }
@@ -243,11 +243,14 @@ func (s *Server) submit(ctx context.Context, p *plan) error {
 // answerPlan generates and answers, as one JSON object or as a stream of events. A client that goes away
 // ends its jobs, also while they are queued.
 func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, p *plan) {
-	work, cancel := context.WithCancel(s.ctx)
+	work, cancel := context.WithCancel(s.ctx) // its cause is that of s.ctx, if that ends it
 	unwatch := s.watcher.watch(ctx.Conn(), cancel)
 	done := func() { unwatch(); cancel() }
 	s.metrics.started(len(p.jobs), p.promptTokens)
 	if err := s.submit(work, p); err != nil {
+		if s.ctx.Err() != nil {
+			err = context.Cause(s.ctx)
+		}
 		done()
 		s.metrics.finished(len(p.jobs), "rejected")
 		writeError(ctx, err)
@@ -363,9 +366,10 @@ func (p *plan) encode(choices []choice) []byte {
 
 func (p *plan) appendTextChoice(b []byte, i int, c choice) []byte {
 	text, tokens, echoed := string(c.text), c.tokens, len(p.echo) > 0
+	var at place
 	if echoed {
 		e := p.echo[i/(len(p.jobs)/len(p.echo))]
-		text = e.text + text
+		text, at.echo = e.text+text, e.text
 		tokens = slices.Concat([]engine.TokenLogprob{{Token: e.first}}, c.prompt, c.tokens)
 	}
 	b = append(b, `,"text":`...)
@@ -374,8 +378,7 @@ func (p *plan) appendTextChoice(b []byte, i int, c choice) []byte {
 	if !p.logprobs {
 		return append(b, `null`...)
 	}
-	b, _ = p.answer.appendTextLogprobs(b, tokens, 0, echoed)
-	return b
+	return p.answer.appendTextLogprobs(b, tokens, &at, echoed)
 }
 
 // Defaults are what a model says of itself.

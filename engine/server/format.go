@@ -1,6 +1,9 @@
 package server
 
 import (
+	"strings"
+	"unicode/utf8"
+
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
@@ -11,6 +14,29 @@ type answer struct {
 	created           int64
 	chat              bool
 	tok               *tokenizer.Tokenizer
+	skip              bool // special tokens are left out of the text
+}
+
+// place is where the next token's text begins in an answer's text.
+type place struct {
+	chars int
+	echo  string // of the repeated prompt, what is not passed yet
+}
+
+// pass moves over one token. Characters count where they begin, so that one made of several tokens counts
+// once. A special token takes room only if it is seen: in a prompt where its text says so.
+func (a *answer) pass(p *place, id int32) {
+	raw := a.tok.TokenBytes(id)
+	if a.tok.IsSpecial(id) && (p.echo != "" && !strings.HasPrefix(p.echo, string(raw)) || p.echo == "" && a.skip) {
+		return
+	}
+	for _, c := range raw {
+		if !utf8.RuneStart(c) {
+			continue
+		}
+		_, n := utf8.DecodeRuneInString(p.echo)
+		p.chars, p.echo = p.chars+1, p.echo[n:]
+	}
 }
 
 func (a *answer) head(b []byte, object string) []byte {
@@ -89,10 +115,9 @@ func (a *answer) appendChatLogprobs(b []byte, tokens []engine.TokenLogprob) []by
 	return append(b, `]}`...)
 }
 
-// appendTextLogprobs appends OpenAI's completions shape: four lists, one entry per token. offset is where
-// the first token's text begins in the answer's text; the new offset is returned. The first token of an
-// echoed prompt has no log probability; it comes as an entry with null set.
-func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, offset int, firstNull bool) ([]byte, int) {
+// appendTextLogprobs appends OpenAI's completions shape: four lists, one entry per token, and moves
+// at over them. The first token of an echoed prompt has no log probability: with firstNull it is null.
+func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, at *place, firstNull bool) []byte {
 	list := func(name string, each func(i int, t engine.TokenLogprob)) {
 		b = append(b, name...)
 		for i, t := range tokens {
@@ -106,9 +131,8 @@ func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, offs
 	isNull := func(i int) bool { return firstNull && i == 0 }
 	b = append(b, '{')
 	list(`"text_offset":[`, func(_ int, t engine.TokenLogprob) {
-		b = appendInt(b, offset)
-		text, _ := tokenText(a.tok, t.Token)
-		offset += len([]rune(text))
+		b = appendInt(b, at.chars)
+		a.pass(at, t.Token)
 	})
 	list(`,"token_logprobs":[`, func(i int, t engine.TokenLogprob) {
 		if isNull(i) {
@@ -128,7 +152,7 @@ func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, offs
 		}
 		b = a.appendTop(b, t)
 	})
-	return append(b, '}'), offset
+	return append(b, '}')
 }
 
 // appendTop is a map from text to log probability: the alternatives, and the chosen token itself.

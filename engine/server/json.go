@@ -1,6 +1,7 @@
 package server
 
 import (
+	"math"
 	"strconv"
 	"unicode/utf8"
 )
@@ -42,8 +43,11 @@ func appendString(b []byte, s string) []byte {
 }
 
 func appendFloat(b []byte, f float32) []byte {
-	if f < -9999 || f != f { // JSON has no infinity; clients take -9999 for it, as vLLM sends
+	switch {
+	case f < -9999 || f != f: // JSON has no infinity; clients take -9999 for it, as vLLM sends
 		f = -9999
+	case f > math.MaxFloat32:
+		f = math.MaxFloat32
 	}
 	return strconv.AppendFloat(b, float64(f), 'g', -1, 32)
 }

@@ -97,10 +97,12 @@ type Server struct {
 	http     *fasthttp.Server
 	watcher  *watcher
 	ctx      context.Context // of all requests
-	cancel   context.CancelFunc
+	cancel   context.CancelCauseFunc
 	requests atomic.Uint64
 	created  int64
+	listener net.Listener
 	done     chan error
+	stopped  atomic.Bool
 }
 
 // New makes a server; Serve starts it.
@@ -114,7 +116,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	}
 	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, created: time.Now().Unix(), done: make(chan error, 1)}
 	s.metrics = newMetrics(backend)
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.http = &fasthttp.Server{
 		Handler: s.routes(), ErrorHandler: s.protocolError, Name: "infinite",
 		MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
@@ -126,20 +128,33 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 
 // Serve answers on l until Shutdown.
 func (s *Server) Serve(l net.Listener) {
+	s.listener = l
 	go func() { s.done <- s.http.Serve(l) }()
 }
 
 // Shutdown stops taking requests and waits for those that run, until ctx ends; then it cuts them.
+// Only the first call does anything.
 func (s *Server) Shutdown(ctx context.Context) error {
+	if s.stopped.Swap(true) {
+		return nil
+	}
 	err := s.http.ShutdownWithContext(ctx)
-	s.cancel()
+	if s.listener != nil {
+		_ = s.listener.Close() // fasthttp does not know it if Serve has not come that far
+	}
+	s.cancel(&Error{http.StatusServiceUnavailable, "ServiceUnavailableError", "", "The server is stopping."})
 	if err != nil {
 		err = fmt.Errorf("cannot finish all requests: %w", err)
 	}
+	last := time.Now().Add(2 * time.Second)
 	select {
 	case e := <-s.done:
 		err = errors.Join(err, e)
-	case <-time.After(2 * time.Second):
+	case <-time.After(time.Until(last)):
+	}
+	// Those that were cut still tell their clients so.
+	for s.http.GetOpenConnectionsCount() > 0 && time.Now().Before(last) {
+		time.Sleep(5 * time.Millisecond)
 	}
 	s.watcher.close()
 	return err

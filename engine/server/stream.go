@@ -15,9 +15,10 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 	ctx.SetContentType("text/event-stream; charset=utf-8")
 	ctx.Response.Header.Set("Cache-Control", "no-cache")
 	ctx.Response.Header.Set("X-Accel-Buffering", "no")
+	ctx.Response.ImmediateHeaderFlush = true // the first token may be long in coming
 	ctx.SetBodyStreamWriter(func(w *bufio.Writer) {
 		defer done()
-		st := &sse{p: p, w: w, offsets: make([]int, len(p.jobs)), begun: make([]bool, len(p.jobs))}
+		st := &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs))}
 		err := st.begin()
 		if err == nil {
 			err = s.deltas(work, p, st.delta)
@@ -29,7 +30,7 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 		switch {
 		case err == nil:
 			st.end()
-		case work.Err() == nil:
+		case work.Err() == nil || s.ctx.Err() != nil:
 			// The status line is out; an error event is what OpenAI's clients raise.
 			st.event(asError(err).body())
 			st.event([]byte("[DONE]"))
@@ -42,7 +43,7 @@ type sse struct {
 	p         *plan
 	w         *bufio.Writer
 	buf       []byte
-	offsets   []int
+	places    []place
 	begun     []bool // the echo went out
 	generated int
 }
@@ -118,7 +119,7 @@ func (st *sse) appendText(b []byte, d delta, first bool) []byte {
 	text, tokens := d.text, d.tokens
 	if first {
 		e := st.p.echo[d.index/(len(st.p.jobs)/len(st.p.echo))]
-		text = e.text + text
+		text, st.places[d.index].echo = e.text+text, e.text
 		tokens = slices.Concat([]engine.TokenLogprob{{Token: e.first}}, d.prompt, d.tokens)
 	}
 	b = append(b, `,"text":`...)
@@ -127,8 +128,7 @@ func (st *sse) appendText(b []byte, d delta, first bool) []byte {
 	if !st.p.logprobs || len(tokens) == 0 {
 		return append(b, `null`...)
 	}
-	b, st.offsets[d.index] = st.p.answer.appendTextLogprobs(b, tokens, st.offsets[d.index], first)
-	return b
+	return st.p.answer.appendTextLogprobs(b, tokens, &st.places[d.index], first)
 }
 
 func (st *sse) end() {

@@ -18,9 +18,10 @@ type watcher struct {
 	wake  int // eventfd that ends the loop
 	done  chan struct{}
 
-	mu   sync.Mutex
-	next int32
-	busy map[int32]func() // by token
+	mu     sync.Mutex
+	next   int32
+	busy   map[int32]func() // by token
+	closed bool             // the descriptors may be another's by now
 }
 
 func newWatcher() (*watcher, error) {
@@ -53,25 +54,30 @@ func (w *watcher) watch(conn net.Conn, gone func()) (unwatch func()) {
 		return func() {}
 	}
 	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return func() {}
+	}
 	w.next = (w.next + 1) & 0x7fffffff
 	token := w.next
 	w.busy[token] = gone
-	w.mu.Unlock()
-	fd := -1
-	if err = rc.Control(func(f uintptr) {
-		fd = int(f)
+	if ctlErr := rc.Control(func(f uintptr) {
+		fd := int(f)
 		ev := unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR | unix.EPOLLONESHOT, Fd: token}
 		err = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, fd, &ev)
 		if errors.Is(err, unix.EEXIST) {
 			err = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_MOD, fd, &ev)
 		}
-	}); err != nil {
-		slog.Debug("cannot watch a connection", "error", err)
+	}); ctlErr != nil || err != nil {
+		slog.Debug("cannot watch a connection", "error", errors.Join(ctlErr, err))
 	}
 	return func() {
 		w.mu.Lock()
+		defer w.mu.Unlock()
 		delete(w.busy, token)
-		w.mu.Unlock()
+		if w.closed {
+			return
+		}
 		_ = rc.Control(func(f uintptr) { _ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, int(f), nil) })
 	}
 }
@@ -101,6 +107,13 @@ func (w *watcher) loop() {
 }
 
 func (w *watcher) close() {
+	w.mu.Lock()
+	closed := w.closed
+	w.closed = true
+	w.mu.Unlock()
+	if closed {
+		return
+	}
 	_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	<-w.done
 	_ = unix.Close(w.epoll)
