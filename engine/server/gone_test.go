@@ -148,11 +148,13 @@ func TestShutdownWaits(t *testing.T) {
 	b := scripted()
 	b.script = func(context.Context, *engine.Request) (engine.Stream, error) { return st, nil }
 	a := serve(t, b)
-	idle, err := net.Dial("tcp", a.addr) // says nothing, and holds nobody up
-	if err != nil {
+	idle := &http.Client{Transport: &http.Transport{}} // its connection is kept, and holds nobody up
+	defer idle.CloseIdleConnections()
+	if res, err := idle.Get(a.url + "/v1/models"); err != nil {
+		t.Fatal(err)
+	} else if err := res.Body.Close(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = idle.Close() }()
 	s := a.open("/v1/completions", obj{"prompt": "a"})
 	token := testTokenizer(t).Encode("a", false)[0]
 	send := func(finish string) {

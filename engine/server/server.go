@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -103,6 +104,9 @@ type Server struct {
 	listener net.Listener
 	done     chan error
 	stopped  atomic.Bool
+
+	mu   sync.Mutex
+	busy map[net.Conn]struct{} // connections with a request that is not answered to its last byte
 }
 
 // New makes a server; Serve starts it.
@@ -114,11 +118,11 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, created: time.Now().Unix(), done: make(chan error, 1)}
+	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
 	s.metrics = newMetrics(backend)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.http = &fasthttp.Server{
-		Handler: s.routes(), ErrorHandler: s.protocolError, Name: "infinite",
+		Handler: s.routes(), ErrorHandler: s.protocolError, ConnState: s.connState, Name: "infinite",
 		MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
 		// A write timeout would cut long streams; a client that hangs up is noticed by the watcher.
 		NoDefaultContentType: true, CloseOnShutdown: true, Concurrency: 16384, Logger: quiet{},
@@ -153,11 +157,27 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-time.After(time.Until(last)):
 	}
 	// Those that were cut still tell their clients so.
-	for s.http.GetOpenConnectionsCount() > 0 && time.Now().Before(last) {
+	for s.anyBusy() && time.Now().Before(last) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	s.watcher.close()
 	return err
+}
+
+func (s *Server) connState(c net.Conn, state fasthttp.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state == fasthttp.StateActive {
+		s.busy[c] = struct{}{}
+	} else {
+		delete(s.busy, c)
+	}
+}
+
+func (s *Server) anyBusy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.busy) > 0
 }
 
 func (s *Server) routes() fasthttp.RequestHandler {

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"context"
+	"io"
 	"slices"
 
 	"github.com/valyala/fasthttp"
@@ -16,7 +17,7 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 	ctx.Response.Header.Set("Cache-Control", "no-cache")
 	ctx.Response.Header.Set("X-Accel-Buffering", "no")
 	ctx.Response.ImmediateHeaderFlush = true // the first token may be long in coming
-	ctx.SetBodyStreamWriter(func(w *bufio.Writer) {
+	events := func(w *bufio.Writer) {
 		defer done()
 		st := &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs))}
 		err := st.begin()
@@ -35,7 +36,20 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 			st.event(asError(err).body())
 			st.event([]byte("[DONE]"))
 		}
-	})
+	}
+	ctx.SetBodyStream(body{fasthttp.NewStreamReader(events), done}, -1)
+}
+
+// body is a streamed answer on its way to the client. A connection that fails while it is written to is
+// closed before the watcher hears of it; but then the body is closed too.
+type body struct {
+	io.ReadCloser
+	done func()
+}
+
+func (b body) Close() error {
+	b.done()
+	return b.ReadCloser.Close()
 }
 
 // sse writes one answer's events.

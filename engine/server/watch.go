@@ -43,7 +43,7 @@ func newWatcher() (*watcher, error) {
 }
 
 // watch calls gone once if conn hangs up before the returned function is called. That function must be
-// called while the connection is still open.
+// called while the connection is still open; more calls do nothing.
 func (w *watcher) watch(conn net.Conn, gone func()) (unwatch func()) {
 	raw, ok := conn.(syscall.Conn)
 	if !ok {
@@ -74,10 +74,10 @@ func (w *watcher) watch(conn net.Conn, gone func()) (unwatch func()) {
 	return func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		delete(w.busy, token)
-		if w.closed {
-			return
+		if _, ok := w.busy[token]; !ok || w.closed {
+			return // the descriptor may be watched for the next request by now
 		}
+		delete(w.busy, token)
 		_ = rc.Control(func(f uintptr) { _ = unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, int(f), nil) })
 	}
 }
