@@ -114,10 +114,8 @@ func TestCompletion(t *testing.T) {
 	if p := len(b.last(t).Prompt); *out.Usage != (usage{p, n, p + n}) {
 		t.Errorf("usage %+v", out.Usage)
 	}
-	for _, s := range b.requests[0].StopTokens {
-		if s != eos {
-			t.Errorf("stop token %d", s)
-		}
+	if s := b.last(t).StopTokens; !slices.Equal(s, []int32{eos}) {
+		t.Errorf("stop tokens %v", s)
 	}
 }
 
@@ -171,10 +169,12 @@ func TestSeeds(t *testing.T) {
 	b := scripted(tokens(5)...)
 	a := serve(t, b)
 	seeds := func(body string) (out []uint64) {
-		b.requests = nil
+		before := b.submitted()
 		var c completion
 		a.ok("/v1/completions", body, &c)
-		for _, r := range b.requests {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, r := range b.requests[before:] {
 			out = append(out, r.Sampling.Seed)
 		}
 		return out
@@ -192,9 +192,9 @@ func TestSeeds(t *testing.T) {
 func TestChoices(t *testing.T) {
 	b := scripted()
 	tok := testTokenizer(t)
-	b.script = func(_ context.Context, r *engine.Request) (engine.Stream, error) {
+	b.setScript(func(_ context.Context, r *engine.Request) (engine.Stream, error) {
 		return ended(tokens(append(tok.Encode(" and", false), r.Prompt[0])...)...), nil
-	}
+	})
 	a := serve(t, b)
 	var out completion
 	a.ok("/v1/completions", `{"prompt":[[70,71],[72]],"n":2,"echo":true}`, &out)

@@ -258,16 +258,16 @@ func TestBackendFailures(t *testing.T) {
 	}
 	for _, f := range failures {
 		for _, stream := range []bool{false, true} {
-			b.script = submit(nil, f.err)
+			b.setScript(submit(nil, f.err))
 			wantError(t, a.post("/v1/completions", obj{"prompt": "a", "stream": stream}.String()), f.status, f.kind, "", f.err.Error())
 		}
 		s := ended(engine.Event{Token: 5, HasToken: true}, engine.Event{Finish: "error", Err: f.err})
-		b.script = submit(s, nil)
+		b.setScript(submit(s, nil))
 		wantError(t, a.post("/v1/completions", `{"prompt":"a"}`), f.status, f.kind, "", f.err.Error())
 		within(t, "closing of a failed stream", s.closed)
 	}
 	// A stream that ends without a finishing event is a failure too.
-	b.script = submit(ended(engine.Event{Token: 5, HasToken: true}), nil)
+	b.setScript(submit(ended(engine.Event{Token: 5, HasToken: true}), nil))
 	wantError(t, a.post("/v1/completions", `{"prompt":"a"}`), 500, "InternalServerError", "")
 }
 
@@ -275,12 +275,12 @@ func TestBackendFailures(t *testing.T) {
 func TestSecondChoiceRefused(t *testing.T) {
 	first := newFakeStream()
 	b := scripted()
-	b.script = func(_ context.Context, req *engine.Request) (engine.Stream, error) {
+	b.setScript(func(_ context.Context, req *engine.Request) (engine.Stream, error) {
 		if strings.HasSuffix(req.ID, "-0") {
 			return first, nil
 		}
 		return nil, kindError(KindQueueFull)
-	}
+	})
 	a := serve(t, b)
 	wantError(t, a.post("/v1/completions", `{"prompt":"a","n":3}`), 429, "RateLimitError", "")
 	within(t, "closing of the first choice", first.closed)

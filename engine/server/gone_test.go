@@ -60,12 +60,12 @@ func TestGoneWhileQueued(t *testing.T) {
 	for _, stream := range []bool{false, true} {
 		queued, ended := make(chan struct{}), make(chan struct{})
 		b := scripted()
-		b.script = func(ctx context.Context, _ *engine.Request) (engine.Stream, error) {
+		b.setScript(func(ctx context.Context, _ *engine.Request) (engine.Stream, error) {
 			close(queued)
 			<-ctx.Done()
 			close(ended)
 			return nil, ctx.Err()
-		}
+		})
 		a := serve(t, b)
 		a.hangUp("/v1/completions", obj{"prompt": "a", "stream": stream}, queued)
 		within(t, "the end of Submit", ended)
@@ -78,7 +78,7 @@ func TestGoneInPrefill(t *testing.T) {
 		for _, stream := range []bool{false, true} {
 			s := newFakeStream()
 			b := scripted()
-			b.script = func(context.Context, *engine.Request) (engine.Stream, error) { return s, nil }
+			b.setScript(func(context.Context, *engine.Request) (engine.Stream, error) { return s, nil })
 			a := serve(t, b)
 			body := chatBody(obj{"stream": stream, "prompt": "a"})
 			a.hangUp(path, body, s.waits)
@@ -91,9 +91,9 @@ func TestGoneInPrefill(t *testing.T) {
 func TestGoneMidStream(t *testing.T) {
 	streams := []*fakeStream{newFakeStream(), newFakeStream()}
 	b := scripted()
-	b.script = func(_ context.Context, r *engine.Request) (engine.Stream, error) {
+	b.setScript(func(_ context.Context, r *engine.Request) (engine.Stream, error) {
 		return streams[r.ID[len(r.ID)-1]-'0'], nil
-	}
+	})
 	a := serve(t, b)
 	s := a.open("/v1/completions", obj{"prompt": "a", "n": 2})
 	streams[0].ch <- engine.Event{Token: testTokenizer(t).Encode("a", false)[0], HasToken: true}
@@ -146,7 +146,7 @@ func refuses(addr string) bool {
 func TestShutdownWaits(t *testing.T) {
 	st := newFakeStream()
 	b := scripted()
-	b.script = func(context.Context, *engine.Request) (engine.Stream, error) { return st, nil }
+	b.setScript(func(context.Context, *engine.Request) (engine.Stream, error) { return st, nil })
 	a := serve(t, b)
 	idle := &http.Client{Transport: &http.Transport{}} // its connection is kept, and holds nobody up
 	defer idle.CloseIdleConnections()
@@ -185,12 +185,12 @@ func TestShutdownWaits(t *testing.T) {
 func TestShutdownCuts(t *testing.T) {
 	streamed, whole := newFakeStream(), newFakeStream()
 	b := scripted()
-	b.script = func(_ context.Context, r *engine.Request) (engine.Stream, error) {
+	b.setScript(func(_ context.Context, r *engine.Request) (engine.Stream, error) {
 		if strings.HasPrefix(r.ID, "chat") {
 			return streamed, nil
 		}
 		return whole, nil
-	}
+	})
 	a := serve(t, b)
 	s := a.open("/v1/chat/completions", chatBody(nil))
 	answer := make(chan reply, 1)

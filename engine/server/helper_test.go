@@ -123,6 +123,18 @@ func (b *fakeBackend) Capacity() int {
 	return b.capacity
 }
 
+func (b *fakeBackend) setScript(f func(context.Context, *engine.Request) (engine.Stream, error)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.script = f
+}
+
+func (b *fakeBackend) setError(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+}
+
 func (b *fakeBackend) setCapacity(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -130,6 +142,8 @@ func (b *fakeBackend) setCapacity(n int) {
 }
 
 func (b *fakeBackend) Cluster(context.Context) (*ClusterView, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.err != nil {
 		return nil, b.err
 	}

@@ -120,7 +120,7 @@ func TestCluster(t *testing.T) {
 	if s := fmt.Sprint(got.Requests[0]); s != want {
 		t.Errorf("request %s, want %s", s, want)
 	}
-	b.err = errors.New("no manager")
+	b.setError(errors.New("no manager"))
 	wantError(t, a.do("GET", "/cluster", ""), 503, "ServiceUnavailableError", "", "no manager")
 }
 
@@ -150,7 +150,7 @@ func TestMetrics(t *testing.T) {
 	if r := a.post("/v1/completions", `{"prompt":"a","stream":true}`); r.status != 200 {
 		t.Fatal(r.status)
 	}
-	b.script = nil
+	b.setScript(nil)
 	a.post("/v1/completions", `{"prompt":[5]}`)
 	got := a.counters()
 	n := len(says(t, "Hello there."))
@@ -177,7 +177,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	// Without a manager the API's own counters are still there.
-	b.err = errors.New("no manager")
+	b.setError(errors.New("no manager"))
 	if v := a.counters()[`infinite_requests_in_flight`]; v != "0" {
 		t.Errorf("in flight %q", v)
 	}

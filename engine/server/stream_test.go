@@ -195,9 +195,9 @@ func TestStreamUsage(t *testing.T) {
 func TestStreamInterleaving(t *testing.T) {
 	streams := []*fakeStream{newFakeStream(), newFakeStream()}
 	b := scripted()
-	b.script = func(_ context.Context, r *engine.Request) (engine.Stream, error) {
+	b.setScript(func(_ context.Context, r *engine.Request) (engine.Stream, error) {
 		return streams[r.ID[len(r.ID)-1]-'0'], nil
-	}
+	})
 	a, tok := serve(t, b), testTokenizer(t)
 	s := a.open("/v1/chat/completions", chatBody(obj{"n": 2}))
 	for i := range 2 {
@@ -264,12 +264,12 @@ func TestStreamFailure(t *testing.T) {
 	for _, f := range failures {
 		st := ended(engine.Event{Token: testTokenizer(t).Encode("a", false)[0], HasToken: true}, engine.Event{Finish: "error", Err: f.err})
 		other := newFakeStream()
-		b.script = func(_ context.Context, r *engine.Request) (engine.Stream, error) {
+		b.setScript(func(_ context.Context, r *engine.Request) (engine.Stream, error) {
 			if strings.HasSuffix(r.ID, "-1") {
 				return other, nil
 			}
 			return st, nil
-		}
+		})
 		events := a.chunks("/v1/completions", obj{"prompt": "a", "n": 2})
 		var last struct {
 			Error struct {
