@@ -37,9 +37,14 @@ void inf_dist_unwake(int fd) {
     (void)n;
 }
 
-void inf_peer_fail(inf_peer *p, int32_t status) {
+void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status) {
     int32_t alive = INF_OK;
-    atomic_compare_exchange_strong(&p->dead, &alive, status);
+    if (atomic_compare_exchange_strong(&d->peers[peer].dead, &alive, status)) {
+        inf_dist_wake(d->server.wake);
+        inf_dist_wake(d->lander.wake);
+        inf_dist_wake(d->mover.wake);
+        inf_dist_wake(d->step_wake);
+    }
 }
 
 uint64_t inf_dist_query_slot_bytes(const inf_device_config *c) {
@@ -59,9 +64,12 @@ uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_lane lane, inf_link **
     uint32_t n = 0;
     pthread_mutex_lock(&d->lock);
     for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
-        inf_link *link = lane(&d->peers[i]);
-        if (link != NULL && atomic_load(&d->peers[i].dead) == INF_OK) {
-            links[n] = link;
+        inf_link **link = lane(&d->peers[i]);
+        if (*link != NULL && atomic_load(&d->peers[i].dead) != INF_OK) {
+            inf_link_close(*link);
+            *link = NULL;
+        } else if (*link != NULL) {
+            links[n] = *link;
             ids[n++] = i;
         }
     }
@@ -77,6 +85,8 @@ static int alloc(inf_dist *d) {
     d->groups = calloc(d->max_groups, sizeof *d->groups);
     d->spans = calloc(d->max_entries, sizeof *d->spans);
     d->span = calloc(d->max_spans, sizeof *d->span);
+    d->wire_groups = calloc(d->max_groups, sizeof *d->wire_groups);
+    d->wire_entries = calloc(d->max_entries, sizeof *d->wire_entries);
     d->attn = calloc(d->max_groups, sizeof *d->attn);
     d->statuses = calloc(d->max_groups, sizeof *d->statuses);
     d->lists = calloc(d->max_entries, sizeof *d->lists);
@@ -86,8 +96,8 @@ static int alloc(inf_dist *d) {
     d->server.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->lander.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->mover.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    bool ok = d->windows && d->targets && d->groups && d->spans && d->span && d->attn &&
-              d->statuses && d->lists && d->o2 && d->lse2;
+    bool ok = d->windows && d->targets && d->groups && d->spans && d->span && d->wire_groups &&
+              d->wire_entries && d->attn && d->statuses && d->lists && d->o2 && d->lse2;
     return !ok ? INF_ENOMEM
            : d->step_wake < 0 || d->server.wake < 0 || d->lander.wake < 0 || d->mover.wake < 0
                ? INF_EIO
@@ -177,15 +187,14 @@ void inf_dist_close(inf_dist *d) {
     close_fd(d->step_wake);
     for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
         inf_peer *p = &d->peers[i];
-        inf_moves_fail(d, i, INF_EPEER);
+        inf_moves_fail(d, p, INF_EPEER);
         inf_link_close(p->query);
         inf_link_close(p->move);
         inf_link_close(p->squery);
         inf_link_close(p->smove);
     }
-    while (d->done_head != NULL) {
-        inf_move *m = d->done_head;
-        d->done_head = m->next;
+    for (inf_move *m = d->done.head, *next; m != NULL; m = next) {
+        next = m->next;
         free(m);
     }
     for (uint32_t i = 0; d->span != NULL && i < d->max_spans; i++) {
@@ -209,6 +218,8 @@ void inf_dist_close(inf_dist *d) {
     free(d->groups);
     free(d->spans);
     free(d->span);
+    free(d->wire_groups);
+    free(d->wire_entries);
     free(d->attn);
     free(d->statuses);
     free(d->lists);
@@ -232,7 +243,8 @@ static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, i
     } else {
         inf_peer *p = &d->peers[peer];
         pthread_mutex_lock(&d->lock);
-        if ((client ? p->query : p->squery) != NULL || atomic_load(&p->dead) != INF_OK) {
+        if ((client ? p->query : p->squery) != NULL || atomic_load(&p->dead) != INF_OK ||
+            atomic_load(&p->leaving)) {
             status = INF_EINVAL;
             why = "the peer has links already; detach it first";
         } else if (client) {
@@ -288,20 +300,25 @@ int inf_dist_peer_detach(inf_dist *d, uint32_t peer, inf_err *err) {
         return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "no peer %u", peer);
     }
     inf_peer *p = &d->peers[peer];
-    inf_peer_fail(p, INF_EPEER);
-    atomic_store(&p->leaving, true);
     pthread_mutex_lock(&d->lock);
-    inf_link *links[] = {p->query, p->move, p->squery, p->smove};
-    p->move = p->squery = p->smove = NULL; /* query stays while a step uses it */
+    while (atomic_load(&p->leaving)) { /* another caller's detach */
+        pthread_cond_wait(&d->changed, &d->lock);
+    }
+    atomic_store(&p->leaving, true);
+    inf_peer_fail(d, peer, INF_EPEER);
+    inf_link *links[] = {p->move, p->squery, p->smove, NULL};
+    p->move = p->squery = p->smove = NULL;
     wait_for_release(d, p);
+    links[3] = p->query; /* a step that used it may have closed it */
     p->query = NULL;
-    inf_moves_fail(d, peer, INF_EPEER);
-    pthread_mutex_unlock(&d->lock);
+    inf_moves_fail(d, p, INF_EPEER);
     for (int i = 0; i < 4; i++) {
         inf_link_close(links[i]);
     }
-    atomic_store(&p->leaving, false);
     atomic_store(&p->dead, INF_OK);
+    atomic_store(&p->leaving, false);
+    pthread_cond_broadcast(&d->changed);
+    pthread_mutex_unlock(&d->lock);
     return INF_OK;
 }
 
@@ -312,14 +329,14 @@ int inf_dist_peer_status(inf_dist *d, uint32_t peer, inf_err *err) {
     inf_peer *p = &d->peers[peer];
     pthread_mutex_lock(&d->lock);
     bool linked = p->query != NULL || p->squery != NULL;
+    int32_t dead = atomic_load(&p->dead);
     pthread_mutex_unlock(&d->lock);
-    int32_t dead = linked ? atomic_load(&p->dead) : INF_EPEER;
     if (dead != INF_OK) {
-        return inf_dist_error(err, dead, (int32_t)peer, "%s (status %d)",
-                              linked ? "a link to the peer is dead" : "the peer has no links",
-                              dead);
+        return inf_dist_error(err, dead, (int32_t)peer, "a link to peer %u is dead (status %d)",
+                              peer, dead);
     }
-    return INF_OK;
+    return linked ? INF_OK
+                  : inf_dist_error(err, INF_EPEER, (int32_t)peer, "peer %u has no links", peer);
 }
 
 void inf_dist_stats(inf_dist *d, inf_device_stats *s) {

@@ -1,9 +1,9 @@
 /* DistAttention: the only place that sees both kernels and transport.
  *
- * Home side, called by the step thread: begin once per step, then per layer post (queries leave,
- * one message per creditor), local partials meanwhile, collect (remote partials arrive and are
- * merged). Creditor side: progress threads answer queries over hosted spans and land moved blocks.
- * Nothing is allocated between open and close except where peers and spans come and go. */
+ * Home side, called by the step thread: begin, then per layer post (queries leave, one message per
+ * creditor), local partials meanwhile, collect (remote partials arrive and are merged), then end.
+ * Creditor side: progress threads answer queries over hosted spans and land moved blocks. Nothing
+ * is allocated between open and close except where peers and spans come and go. */
 #ifndef INF_DIST_H
 #define INF_DIST_H
 
@@ -39,6 +39,10 @@ int32_t inf_dist_post(inf_dist *dist, const inf_step_buffers *step, int32_t laye
  * requests' seq_out say so. */
 void inf_dist_collect(inf_dist *dist, const inf_step_buffers *step, int32_t layer, float *o,
                       float *lse);
+
+/* Lets go of the peers' links. A detach waits for it, or for the next post or collect, so whoever
+ * has begun a step comes to its end without waiting for a detach. */
+void inf_dist_end(inf_dist *dist);
 
 /* The functions of door 1 with the same names and meanings. */
 int inf_dist_span_set(inf_dist *, uint32_t owner, uint32_t handle, uint32_t generation,

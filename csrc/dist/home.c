@@ -19,34 +19,53 @@ static void fail_seq(const inf_step_buffers *s, uint32_t seq, int32_t status, ui
     }
 }
 
+/* The step may use the peer's query link until it lets go. */
+static bool take_hold(inf_dist *d, inf_target *t) {
+    inf_peer *p = &d->peers[t->peer];
+    pthread_mutex_lock(&d->lock);
+    p->in_step = p->query != NULL && atomic_load(&p->dead) == INF_OK && !atomic_load(&p->leaving);
+    t->link = p->in_step ? p->query : NULL;
+    pthread_mutex_unlock(&d->lock);
+    return t->link != NULL;
+}
+
+/* Lets go of the peer's query link, at once and for the rest of the step: a detach waits for it. */
+static void let_go(inf_dist *d, inf_target *t) {
+    if (t->link == NULL) {
+        return;
+    }
+    inf_peer *p = &d->peers[t->peer];
+    pthread_mutex_lock(&d->lock);
+    p->in_step = false;
+    if (atomic_load(&p->dead) != INF_OK) {
+        inf_link_close(p->query);
+        p->query = NULL;
+    }
+    pthread_cond_broadcast(&d->changed);
+    pthread_mutex_unlock(&d->lock);
+    t->link = NULL;
+}
+
+void inf_dist_end(inf_dist *d) {
+    for (uint32_t i = 0; i < d->n_targets; i++) {
+        let_go(d, &d->targets[i]);
+    }
+    d->n_targets = 0;
+}
+
 static void fail_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t status) {
-    inf_peer_fail(&d->peers[t->peer], status);
     for (uint32_t g = 0; g < t->n_groups; g++) {
         fail_seq(s, d->groups[t->group_off + g].seq, status, t->peer);
     }
+    inf_peer_fail(d, t->peer, status);
+    let_go(d, t);
     t->pending = false;
 }
 
-/* The step lets go of a peer's query link. */
-static void let_go(inf_dist *d, uint32_t peer) {
-    pthread_mutex_lock(&d->lock);
-    d->peers[peer].in_step = false;
-    pthread_cond_broadcast(&d->changed);
-    pthread_mutex_unlock(&d->lock);
-}
-
-static bool take_hold(inf_dist *d, uint32_t peer) {
-    inf_peer *p = &d->peers[peer];
-    pthread_mutex_lock(&d->lock);
-    p->in_step = p->query != NULL && atomic_load(&p->dead) == INF_OK;
-    bool held = p->in_step;
-    pthread_mutex_unlock(&d->lock);
-    return held;
-}
-
+/* Why the peer cannot be asked, INF_OK while it can. */
 static int32_t death(inf_peer *p) {
     int32_t dead = atomic_load(&p->dead);
-    return dead != INF_OK ? dead : INF_EPEER;
+    return dead == INF_OK && atomic_load(&p->leaving) ? INF_EPEER : dead;
 }
 
 /* Adds the groups of one peer; false when no request has spans there. */
@@ -76,24 +95,22 @@ static bool plan_peer(inf_dist *d, const inf_step_buffers *s, uint32_t peer, uin
 }
 
 void inf_dist_begin(inf_dist *d, const inf_step_buffers *s) {
-    for (uint32_t i = 0; i < d->n_targets; i++) {
-        let_go(d, d->targets[i].peer);
-    }
     bool seen[INF_MAX_PEERS] = {false};
     uint32_t n_groups = 0, n_entries = 0;
-    d->n_targets = 0;
     for (uint32_t i = 0; i < s->head->n_spans; i++) {
         uint32_t peer = s->spans[i].peer;
         if (peer >= INF_MAX_PEERS || seen[peer]) {
             continue;
         }
         seen[peer] = true;
-        if (plan_peer(d, s, peer, &n_groups, &n_entries) && !take_hold(d, peer)) {
-            inf_target *t = &d->targets[d->n_targets - 1];
+        if (plan_peer(d, s, peer, &n_groups, &n_entries) &&
+            !take_hold(d, &d->targets[d->n_targets - 1])) {
+            inf_target *t = &d->targets[--d->n_targets];
+            int32_t status = death(&d->peers[peer]);
             for (uint32_t g = 0; g < t->n_groups; g++) {
-                fail_seq(s, d->groups[t->group_off + g].seq, death(&d->peers[peer]), peer);
+                fail_seq(s, d->groups[t->group_off + g].seq, status != INF_OK ? status : INF_EPEER,
+                         peer);
             }
-            d->n_targets--;
         }
     }
 }
@@ -132,6 +149,8 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
     float *out = (float *)(buf + head_bytes);
     size_t row = (size_t)d->heads * (size_t)d->head_dim;
     uint32_t at = 0;
+    uint8_t *tail = (uint8_t *)(we + entries);
+    memset(tail, 0, (size_t)((uint8_t *)out - tail));
     for (uint32_t g = 0; g < t->n_groups; g++) {
         inf_group *group = &d->groups[t->group_off + g];
         if (!group->sent) {
@@ -170,12 +189,12 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
 
 static int post_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
                        const float *q, int32_t ldq) {
-    inf_peer *p = &d->peers[t->peer];
-    if (atomic_load(&p->leaving) || atomic_load(&p->dead) != INF_OK) {
-        return death(p);
-    }
     void *buf = NULL;
-    int status = inf_link_prepare(p->query, &buf);
+    int status = death(&d->peers[t->peer]);
+    if (status != INF_OK) {
+        return status;
+    }
+    status = inf_link_prepare(t->link, &buf);
     if (status != INF_OK) {
         /* The creditor answers a message only after it took it, so a full ring breaks the protocol.
          */
@@ -185,7 +204,7 @@ static int post_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, in
     if (bytes == 0) {
         return INF_OK; /* the slot stays prepared for the next layer */
     }
-    status = inf_link_post(p->query, bytes);
+    status = inf_link_post(t->link, bytes);
     if (status == INF_OK) {
         t->pending = true;
         atomic_fetch_add(&d->query_messages, 1);
@@ -201,7 +220,7 @@ int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, con
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
         t->pending = false;
-        int status = post_target(d, s, t, layer, q, ldq);
+        int status = t->link != NULL ? post_target(d, s, t, layer, q, ldq) : INF_OK;
         if (status != INF_OK) {
             fail_target(d, s, t, status);
         }
@@ -236,7 +255,8 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
         const inf_step_seq *seq = &s->seqs[group->seq];
         if (st != INF_OK) {
             fail_seq(s, group->seq, st < 0 ? st : INF_EPROTO, t->peer);
-        } else if ((s->head->flags & INF_STEP_EMPTY_REMOTE) == 0) {
+        } else if ((s->head->flags & INF_STEP_EMPTY_REMOTE) == 0 &&
+                   s->seq_out[group->seq].status == INF_OK) {
             d->ops->merge(o + (size_t)seq->token_off * row, lse + (size_t)seq->token_off * heads,
                           o2 + (size_t)group->row_off * row, lse2 + (size_t)group->row_off * heads,
                           (int32_t)seq->n_tokens, d->heads, d->head_dim);
@@ -248,39 +268,24 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
 /* One look at a target: true when nothing is expected of it any more. */
 static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
                            float *o, float *lse) {
-    inf_peer *p = &d->peers[t->peer];
-    if (atomic_load(&p->leaving) || atomic_load(&p->dead) != INF_OK) {
-        fail_target(d, s, t, death(p));
-        return true;
-    }
     const void *msg = NULL;
     uint64_t len = 0;
-    int status = inf_link_poll(p->query, &msg, &len);
+    int status = death(&d->peers[t->peer]);
+    if (status == INF_OK) {
+        status = inf_link_poll(t->link, &msg, &len);
+    }
     if (status == INF_AGAIN) {
         return false;
     }
-    if (status == INF_OK) {
+    if (msg != NULL) {
         status = merge_partial(d, s, t, layer, msg, len, o, lse);
-        inf_link_release(p->query);
+        inf_link_release(t->link);
     }
     if (status != INF_OK) {
         fail_target(d, s, t, status);
     }
     t->pending = false;
     return true;
-}
-
-static void drop_dead_targets(inf_dist *d) {
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < d->n_targets; i++) {
-        inf_target t = d->targets[i];
-        if (atomic_load(&d->peers[t.peer].dead) != INF_OK) {
-            let_go(d, t.peer);
-        } else {
-            d->targets[kept++] = t;
-        }
-    }
-    d->n_targets = kept;
 }
 
 void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, float *o, float *lse) {
@@ -291,7 +296,7 @@ void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, flo
         for (uint32_t i = 0; i < d->n_targets; i++) {
             inf_target *t = &d->targets[i];
             if (t->pending && !collect_target(d, s, t, layer, o, lse)) {
-                links[left++] = d->peers[t->peer].query;
+                links[left++] = t->link;
             }
         }
         if (left == 0) {
@@ -310,11 +315,4 @@ void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, flo
         inf_dist_unwake(d->step_wake);
     }
     atomic_fetch_add(&d->wait_ns, inf_now() - begun);
-    drop_dead_targets(d);
-    if (layer == d->layers - 1) {
-        for (uint32_t i = 0; i < d->n_targets; i++) {
-            let_go(d, d->targets[i].peer);
-        }
-        d->n_targets = 0;
-    }
 }

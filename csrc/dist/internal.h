@@ -4,10 +4,14 @@
  * moved blocks (land.c), one that sends them (moves.c), and any number of callers of the door's
  * functions.
  *
- * Who may touch a link: the step thread a peer's query client while peer.in_step is set; each of
- * the three other threads its own lane's links, which it lists anew in every round. A link leaves a
- * peer under dist.lock, and is closed only when the thread concerned has begun another round
- * (inf_worker.round) or has cleared in_step: so no link is closed while it is used. */
+ * Who may touch a link: the step thread a peer's query client while peer.in_step is set, the mover
+ * thread otherwise, under dist.lock; each of the three other threads its own lane's links, which it
+ * lists anew in every round. A link leaves a peer under dist.lock, and is closed by its thread, or
+ * when that thread has begun another round (inf_worker.round) or cleared in_step: so no link is
+ * closed while it is used.
+ *
+ * A peer dies as a whole: the first link that fails sets peer.dead, and every thread then closes
+ * its link, so that the other end sees it at once. What is left is taken away by detach. */
 #ifndef INF_DIST_INTERNAL_H
 #define INF_DIST_INTERNAL_H
 
@@ -21,26 +25,34 @@
 
 typedef struct inf_move inf_move;
 
-/* One block move. blocks[n] is a copy of the caller's list. */
+/* One block move. blocks[n] is a copy of the caller's list; sent and acked count them. */
 struct inf_move {
     inf_move *next;
-    uint32_t peer, handle, generation, first;
+    uint32_t handle, generation, first;
     int32_t n, sent, acked;
     uint64_t ticket;
-    int32_t status;
+    int32_t status; /* the first refusal */
     int32_t blocks[];
 };
+
+typedef struct inf_moves {
+    inf_move *head, *tail;
+} inf_moves;
 
 typedef struct inf_peer {
     /* Guarded by dist.lock; the pointers' targets as said above. */
     inf_link *query, *move;   /* client ends */
     inf_link *squery, *smove; /* server ends */
-    inf_move *head, *tail;    /* posted moves, in order; mover thread and dist.lock */
-    uint64_t heard_ns;        /* last progress of the head move */
+    inf_moves posted;         /* not begun yet, in order */
     bool in_step;             /* the step thread may use query */
 
+    /* The mover thread's while it has the move link on its list, else guarded by dist.lock. */
+    inf_moves active;   /* sent in part or whole, in order; acknowledgements are the head's */
+    uint32_t in_flight; /* messages without acknowledgement */
+    uint64_t heard_ns;  /* when the last one began or an acknowledgement came */
+
     _Atomic int32_t dead; /* first reason for which a link of this peer failed */
-    _Atomic bool leaving; /* detach waits for the step thread */
+    _Atomic bool leaving; /* a detach is under way */
 } inf_peer;
 
 /* A request's rows at one peer, in one step. */
@@ -53,6 +65,7 @@ typedef struct inf_group {
 /* One creditor of the step under way. */
 typedef struct inf_target {
     uint32_t peer;
+    inf_link *link; /* NULL once the step let go of it */
     uint32_t group_off, n_groups;
     bool pending; /* a partial is expected */
     uint32_t n_sent, n_rows;
@@ -111,16 +124,19 @@ struct inf_dist {
 
     /* The query server's scratch. */
     inf_pool *workers;
-    inf_attn *attn;        /* [max_groups] */
-    int32_t *statuses;     /* [max_groups] */
-    const int32_t **lists; /* [max_entries]: block lists of the message's entries */
-    float *o2, *lse2;      /* [max_tokens, heads, head_dim], [max_tokens, heads] */
+    bool workers_tried;
+    inf_wire_group *wire_groups;  /* [max_groups]: copies, checked where nobody can change them */
+    inf_wire_entry *wire_entries; /* [max_entries] */
+    inf_attn *attn;               /* [max_groups] */
+    int32_t *statuses;            /* [max_groups] */
+    const int32_t **lists;        /* [max_entries]: block lists of the message's entries */
+    float *o2, *lse2;             /* [max_tokens, heads, head_dim], [max_tokens, heads] */
 
     /* Finished moves. */
     pthread_mutex_t done_lock;
     pthread_cond_t done_cond;
-    inf_move *done_head, *done_tail;
-    uint32_t moves; /* posted and not finished; dist.lock */
+    inf_moves done;
+    _Atomic uint32_t moves; /* posted and not waited for */
 
     _Atomic uint64_t query_messages, query_rows, query_sent_bytes;
     _Atomic uint64_t served_messages, served_rows, served_bytes;
@@ -138,10 +154,13 @@ static inline uint64_t inf_now(void) {
 
 void inf_dist_wake(int fd);
 void inf_dist_unwake(int fd);
-void inf_peer_fail(inf_peer *p, int32_t status);
 
-/* Lists a worker's links and begins a new round; ids[i] is links[i]'s peer. */
-typedef inf_link *(*inf_lane)(inf_peer *p);
+/* Declares a peer dead, unless it is, and tells every thread. */
+void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status);
+
+/* Closes the worker's links of dead peers, lists those of the living and begins a new round; ids[i]
+ * is links[i]'s peer. */
+typedef inf_link **(*inf_lane)(inf_peer *p);
 uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_lane lane, inf_link **links,
                           uint32_t *ids);
 
@@ -154,6 +173,6 @@ void inf_span_land(inf_dist *d, uint32_t handle, uint32_t landed);
 void *inf_serve_main(void *dist);
 void *inf_land_main(void *dist);
 void *inf_mover_main(void *dist);
-void inf_moves_fail(inf_dist *d, uint32_t peer, int32_t status); /* under dist.lock */
+void inf_moves_fail(inf_dist *d, inf_peer *p, int32_t status); /* under dist.lock */
 
 #endif

@@ -4,9 +4,7 @@
 
 #include <string.h>
 
-static inf_link *lane(inf_peer *p) {
-    return p->smove;
-}
+static inf_link **lane(inf_peer *p) { return &p->smove; }
 
 /* Puts a message's blocks in place. Blocks arrive in order, so what has landed is a count. */
 static int32_t land(inf_dist *d, uint32_t owner, const inf_wire_move *m, const uint8_t *data,
@@ -78,7 +76,7 @@ static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {
         }
     }
     if (status != INF_OK) {
-        inf_peer_fail(&d->peers[peer], status);
+        inf_peer_fail(d, peer, status);
     }
 }
 

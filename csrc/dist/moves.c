@@ -1,8 +1,12 @@
 /* The home's side of a move: a thread that sends posted moves and takes their acknowledgements.
  *
- * A peer's moves run in order, peers beside each other. A slot holds as many blocks as fit; as many
- * slots as the link has are in flight. Blocks are read from the pool until the last
- * acknowledgement, so they stay readable for steps, and a move that fails loses nothing. */
+ * A peer's moves run in order, peers beside each other. A message holds as many blocks as fit its
+ * slot. Blocks are read from the pool when their message is written, and the caller keeps them
+ * until the last acknowledgement: they stay readable for steps, and a move that fails loses
+ * nothing.
+ *
+ * A refused message ends its move alone: what was sent of it is refused too, because blocks land in
+ * order; nothing more of it is sent, and it completes when the last refusal is in. */
 #include "dist/internal.h"
 
 #include <stdlib.h>
@@ -10,75 +14,91 @@
 
 /* A peer that acknowledges nothing for so long has failed. */
 #define STALL_NS UINT64_C(5000000000)
+#define PROBE_NS UINT64_C(100000000)
 
-enum { MAX_MOVES = 1024 };
+enum {
+    MAX_MOVES = 1024,
+    /* Messages of a peer without acknowledgement: one is written while the other is on its way. It
+     * is the least that links have as slots, so the creditor always finds one for its answer. */
+    MAX_IN_FLIGHT = 2,
+};
 
-static inf_link *lane(inf_peer *p) {
-    return p->move;
+static inf_link **lane(inf_peer *p) { return &p->move; }
+
+static void push(inf_moves *list, inf_move *m) {
+    m->next = NULL;
+    if (list->tail != NULL) {
+        list->tail->next = m;
+    } else {
+        list->head = m;
+    }
+    list->tail = m;
 }
 
-static void finish(inf_dist *d, inf_peer *p, int32_t status) {
-    inf_move *m = p->head;
-    p->head = m->next;
-    if (p->head == NULL) {
-        p->tail = NULL;
+static inf_move *pop(inf_moves *list) {
+    inf_move *m = list->head;
+    if (m != NULL) {
+        list->head = m->next;
+        list->tail = list->head == NULL ? NULL : list->tail;
     }
-    d->moves--;
-    m->next = NULL;
+    return m;
+}
+
+static void finish(inf_dist *d, inf_move *m, int32_t status) {
     m->status = status;
     pthread_mutex_lock(&d->done_lock);
-    if (d->done_tail != NULL) {
-        d->done_tail->next = m;
-    } else {
-        d->done_head = m;
-    }
-    d->done_tail = m;
+    push(&d->done, m);
     pthread_cond_signal(&d->done_cond);
     pthread_mutex_unlock(&d->done_lock);
 }
 
-void inf_moves_fail(inf_dist *d, uint32_t peer, int32_t status) {
-    while (d->peers[peer].head != NULL) {
-        finish(d, &d->peers[peer], status);
+void inf_moves_fail(inf_dist *d, inf_peer *p, int32_t status) {
+    for (inf_move *m; (m = pop(&p->active)) != NULL;) {
+        finish(d, m, m->status != INF_OK ? m->status : status);
     }
+    for (inf_move *m; (m = pop(&p->posted)) != NULL;) {
+        finish(d, m, status);
+    }
+    p->in_flight = 0;
+}
+
+/* Counts the move in, or says why it cannot be taken. */
+static int take_move(inf_dist *d, inf_peer *p, inf_move *m) {
+    pthread_mutex_lock(&d->lock);
+    int status = p->move == NULL || atomic_load(&p->dead) != INF_OK ? INF_EPEER
+                 : atomic_load(&d->moves) >= MAX_MOVES              ? INF_EFULL
+                                                                    : INF_OK;
+    if (status == INF_OK) {
+        atomic_fetch_add(&d->moves, 1);
+        push(&p->posted, m);
+    }
+    pthread_mutex_unlock(&d->lock);
+    return status;
 }
 
 int inf_dist_move_post(inf_dist *d, uint32_t peer, uint32_t handle, uint32_t generation,
                        uint32_t first, const int32_t *blocks, int32_t n, uint64_t ticket,
                        inf_err *err) {
-    if (peer >= INF_MAX_PEERS || n < 1 || n > d->num_blocks) {
-        return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "a move of %d blocks", n);
+    if (peer >= INF_MAX_PEERS || n < 1 || n > d->num_blocks || first > INT32_MAX) {
+        return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "cannot move %d blocks to index %u",
+                              n, first);
     }
     inf_move *m = calloc(1, sizeof *m + (size_t)n * sizeof *blocks);
     if (m == NULL) {
         return inf_dist_error(err, INF_ENOMEM, (int32_t)peer, "no memory for a move");
     }
-    m->peer = peer;
     m->handle = handle;
     m->generation = generation;
     m->first = first;
     m->n = n;
     m->ticket = ticket;
     memcpy(m->blocks, blocks, (size_t)n * sizeof *blocks);
-    inf_peer *p = &d->peers[peer];
-    pthread_mutex_lock(&d->lock);
-    int status = p->move == NULL || atomic_load(&p->dead) != INF_OK ? INF_EPEER
-                 : d->moves >= MAX_MOVES                            ? INF_EFULL
-                                                                    : INF_OK;
-    if (status == INF_OK) {
-        d->moves++;
-        if (p->tail != NULL) {
-            p->tail->next = m;
-        } else {
-            p->head = m;
-            p->heard_ns = inf_now();
-        }
-        p->tail = m;
-    }
-    pthread_mutex_unlock(&d->lock);
+    int status = take_move(d, &d->peers[peer], m);
     if (status != INF_OK) {
         free(m);
-        return inf_dist_error(err, status, (int32_t)peer, "cannot post a move to the peer");
+        return inf_dist_error(err, status, (int32_t)peer,
+                              status == INF_EFULL ? "too many moves are not waited for"
+                                                  : "no living link for moves to the peer");
     }
     inf_dist_wake(d->mover.wake);
     return INF_OK;
@@ -88,116 +108,149 @@ int inf_dist_move_wait(inf_dist *d, int64_t timeout_ns, inf_move_done *out, inf_
     (void)err;
     uint64_t at = inf_now() + (timeout_ns > 0 ? (uint64_t)timeout_ns : 0);
     struct timespec until = {(time_t)(at / 1000000000u), (long)(at % 1000000000u)};
-    int status = INF_OK;
+    int late = 0;
     pthread_mutex_lock(&d->done_lock);
-    while (d->done_head == NULL && status == INF_OK) {
-        status =
-            pthread_cond_timedwait(&d->done_cond, &d->done_lock, &until) == 0 ? INF_OK : INF_AGAIN;
+    while (d->done.head == NULL && late == 0) {
+        late = pthread_cond_timedwait(&d->done_cond, &d->done_lock, &until);
     }
-    inf_move *m = d->done_head;
-    if (m != NULL) {
-        status = INF_OK;
-        d->done_head = m->next;
-        if (d->done_head == NULL) {
-            d->done_tail = NULL;
-        }
-        *out = (inf_move_done){.ticket = m->ticket, .status = m->status};
-    }
+    inf_move *m = pop(&d->done);
     pthread_mutex_unlock(&d->done_lock);
+    if (m == NULL) {
+        return INF_AGAIN;
+    }
+    atomic_fetch_sub(&d->moves, 1);
+    *out = (inf_move_done){.ticket = m->ticket, .status = m->status};
     free(m);
-    return status;
+    return INF_OK;
 }
 
-/* Sends what fits of the peer's moves. dist.lock is held by the mover thread. */
-static int send_some(inf_dist *d, inf_peer *p) {
-    uint64_t head_bytes = inf_wire_move_head();
-    int32_t per_slot = (int32_t)((inf_link_slot_bytes(p->move) - head_bytes) / d->kv.block_bytes);
-    inf_move *m = p->head;
-    while (m != NULL) {
-        if (m->sent == m->n) {
-            return INF_OK; /* the next move begins when this one is acknowledged */
-        }
-        void *buf = NULL;
-        int status = inf_link_prepare(p->move, &buf);
-        if (status != INF_OK) {
-            return status == INF_AGAIN ? INF_OK : status;
-        }
-        int32_t n = m->n - m->sent < per_slot ? m->n - m->sent : per_slot;
-        uint8_t *at = (uint8_t *)buf + head_bytes;
-        for (int32_t i = 0; i < n; i++, at += d->kv.block_bytes) {
-            memcpy(at, d->pool + (uint64_t)m->blocks[m->sent + i] * d->kv.block_bytes,
-                   d->kv.block_bytes);
-        }
-        uint64_t bytes = head_bytes + (uint64_t)n * d->kv.block_bytes;
-        inf_wire_head h = {.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = bytes};
-        inf_wire_move w = {.handle = m->handle,
-                           .generation = m->generation,
-                           .first = m->first + (uint32_t)m->sent,
-                           .n = (uint32_t)n,
-                           .ticket = m->ticket};
-        memset(buf, 0, head_bytes);
-        memcpy(buf, &h, sizeof h);
-        memcpy((uint8_t *)buf + sizeof h, &w, sizeof w);
-        status = inf_link_post(p->move, bytes);
-        if (status != INF_OK) {
-            return status;
-        }
+static int32_t part(const inf_dist *d, const inf_link *link, const inf_move *m, int32_t from) {
+    uint64_t room = inf_link_slot_bytes(link) - inf_wire_move_head(), left = m->n - from;
+    uint64_t fits = room / d->kv.block_bytes;
+    return (int32_t)(left < fits ? left : fits);
+}
+
+/* Writes and posts the move's next message. */
+static int send_part(inf_dist *d, inf_link *link, inf_move *m, uint8_t *buf) {
+    int32_t n = part(d, link, m, m->sent);
+    uint64_t head_bytes = inf_wire_move_head(), bytes = head_bytes + n * d->kv.block_bytes;
+    inf_wire_head h = {.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = bytes};
+    inf_wire_move w = {.handle = m->handle,
+                       .generation = m->generation,
+                       .first = m->first + (uint32_t)m->sent,
+                       .n = (uint32_t)n,
+                       .ticket = m->ticket};
+    memset(buf, 0, head_bytes);
+    memcpy(buf, &h, sizeof h);
+    memcpy(buf + sizeof h, &w, sizeof w);
+    uint8_t *at = buf + head_bytes;
+    for (int32_t i = 0; i < n; i++, at += d->kv.block_bytes) {
+        memcpy(at, d->pool + (uint64_t)m->blocks[m->sent + i] * d->kv.block_bytes,
+               d->kv.block_bytes);
+    }
+    int status = inf_link_post(link, bytes);
+    if (status == INF_OK) {
         m->sent += n;
         atomic_fetch_add(&d->moved_blocks, (uint64_t)n);
         atomic_fetch_add(&d->moved_bytes, bytes);
     }
-    return INF_OK;
+    return status;
 }
 
-/* Takes arrived acknowledgements. dist.lock is held. */
-static int take_acks(inf_dist *d, inf_peer *p) {
-    for (;;) {
-        const void *msg = NULL;
-        uint64_t len = 0;
-        int status = inf_link_poll(p->move, &msg, &len);
+static int send_some(inf_dist *d, inf_peer *p, inf_link *link) {
+    inf_move *m = p->active.head;
+    while (p->in_flight < MAX_IN_FLIGHT) {
+        while (m != NULL && (m->sent == m->n || m->status != INF_OK)) {
+            m = m->next;
+        }
+        void *buf = NULL;
+        int status = m == NULL ? INF_AGAIN : inf_link_prepare(link, &buf);
+        if (status == INF_OK) {
+            status = send_part(d, link, m, buf);
+        }
         if (status != INF_OK) {
             return status == INF_AGAIN ? INF_OK : status;
         }
-        inf_wire_head h = {0};
-        inf_wire_move w = {0};
-        bool whole = len == inf_wire_move_head();
-        if (whole) {
-            memcpy(&h, msg, sizeof h);
-            memcpy(&w, (const uint8_t *)msg + sizeof h, sizeof w);
+        p->heard_ns = p->in_flight++ == 0 ? inf_now() : p->heard_ns;
+    }
+    return INF_OK;
+}
+
+/* Is the message the acknowledgement that must come next? */
+static bool ack_ok(const inf_dist *d, const inf_peer *p, const inf_link *link, const uint8_t *msg,
+                   uint64_t len, inf_wire_move *w) {
+    inf_wire_head h;
+    const inf_move *m = p->active.head;
+    if (len != inf_wire_move_head() || m == NULL || m->acked == m->sent) {
+        return false;
+    }
+    memcpy(&h, msg, sizeof h);
+    memcpy(w, msg + sizeof h, sizeof *w);
+    uint32_t n = (uint32_t)part(d, link, m, m->acked);
+    return h.magic == INF_WIRE_MAGIC && h.kind == INF_WIRE_ACK && h.bytes == len &&
+           w->ticket == m->ticket && w->handle == m->handle && w->generation == m->generation &&
+           w->first == m->first + (uint32_t)m->acked && w->n == n && w->status <= 0 &&
+           (w->status != INF_OK || (w->landed == w->first + n && m->status == INF_OK));
+}
+
+static int take_acks(inf_dist *d, inf_peer *p, inf_link *link) {
+    for (;;) {
+        const void *msg = NULL;
+        uint64_t len = 0;
+        int status = inf_link_poll(link, &msg, &len);
+        if (status != INF_OK) {
+            return status == INF_AGAIN ? INF_OK : status;
         }
-        inf_link_release(p->move);
-        inf_move *m = p->head;
-        if (!whole || h.magic != INF_WIRE_MAGIC || h.kind != INF_WIRE_ACK || m == NULL ||
-            w.ticket != m->ticket || w.handle != m->handle || w.generation != m->generation ||
-            w.first != m->first + (uint32_t)m->acked || w.n == 0 ||
-            w.n > (uint32_t)(m->sent - m->acked)) {
+        inf_wire_move w;
+        bool ok = ack_ok(d, p, link, msg, len, &w);
+        inf_link_release(link);
+        if (!ok) {
             return INF_EPROTO;
         }
-        if (w.status != INF_OK) {
-            /* Later messages of this move may be on their way, so the lane cannot go on. */
-            return w.status < 0 ? w.status : INF_EPROTO;
-        }
+        inf_move *m = p->active.head;
         m->acked += (int32_t)w.n;
+        m->status = m->status != INF_OK ? m->status : w.status;
+        p->in_flight--;
         p->heard_ns = inf_now();
-        if (m->acked == m->n) {
-            finish(d, p, INF_OK);
+        if (m->acked == m->sent && (m->sent == m->n || m->status != INF_OK)) {
+            finish(d, pop(&p->active), m->status);
         }
     }
 }
 
-static void run_peer(inf_dist *d, uint32_t peer) {
-    inf_peer *p = &d->peers[peer];
+static int run_peer(inf_dist *d, inf_peer *p, inf_link *link) {
     pthread_mutex_lock(&d->lock);
-    /* A detach may have taken the link since the round began. */
-    if (p->move != NULL && atomic_load(&p->dead) == INF_OK) {
-        int status = take_acks(d, p);
-        status = status != INF_OK ? status : send_some(d, p);
-        if (status == INF_OK && p->head != NULL && inf_now() - p->heard_ns > STALL_NS) {
-            status = INF_ETIMEOUT;
+    for (inf_move *m; (m = pop(&p->posted)) != NULL;) {
+        push(&p->active, m);
+    }
+    pthread_mutex_unlock(&d->lock);
+    int status = take_acks(d, p, link);
+    status = status != INF_OK ? status : send_some(d, p, link);
+    bool stalled = p->in_flight > 0 && inf_now() - p->heard_ns > STALL_NS;
+    return status == INF_OK && stalled ? INF_ETIMEOUT : status;
+}
+
+/* Ends the moves of dead peers, and looks after query links that no step uses: otherwise their
+ * death would show only in the next step. */
+static void settle(inf_dist *d, bool probe) {
+    pthread_mutex_lock(&d->lock);
+    for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
+        inf_peer *p = &d->peers[i];
+        bool idle = p->query != NULL && !p->in_step;
+        if (idle && probe && atomic_load(&p->dead) == INF_OK) {
+            inf_link_wait(&p->query, 1, -1, 0);
+            int status = inf_link_status(p->query, NULL);
+            if (status != INF_OK) {
+                inf_peer_fail(d, i, status);
+            }
         }
-        if (status != INF_OK) {
-            inf_peer_fail(p, status);
-            inf_moves_fail(d, peer, status);
+        if (atomic_load(&p->dead) == INF_OK) {
+            continue;
+        }
+        inf_moves_fail(d, p, atomic_load(&p->dead));
+        if (idle) {
+            inf_link_close(p->query);
+            p->query = NULL;
         }
     }
     pthread_mutex_unlock(&d->lock);
@@ -207,13 +260,20 @@ void *inf_mover_main(void *dist) {
     inf_dist *d = dist;
     inf_link *links[INF_MAX_PEERS];
     uint32_t ids[INF_MAX_PEERS];
+    uint64_t probed = 0;
     while (!atomic_load(&d->stopping)) {
         inf_dist_unwake(d->mover.wake);
         uint32_t n = inf_worker_round(d, &d->mover, lane, links, ids);
         for (uint32_t i = 0; i < n; i++) {
-            run_peer(d, ids[i]);
+            int status = run_peer(d, &d->peers[ids[i]], links[i]);
+            if (status != INF_OK) {
+                inf_peer_fail(d, ids[i], status);
+            }
         }
-        inf_link_wait(links, n, d->mover.wake, 100000000);
+        bool probe = inf_now() - probed >= PROBE_NS;
+        probed = probe ? inf_now() : probed;
+        settle(d, probe);
+        inf_link_wait(links, n, d->mover.wake, (int64_t)PROBE_NS);
     }
     return NULL;
 }

@@ -11,25 +11,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-static inf_link *lane(inf_peer *p) {
-    return p->squery;
-}
+static inf_link **lane(inf_peer *p) { return &p->squery; }
 
 typedef struct query {
     inf_wire_head head;
-    const inf_wire_group *groups; /* in the peer's memory: each read once, into the copies below */
+    const inf_wire_group *groups; /* copies: shared memory can change under the reader */
     const inf_wire_entry *entries;
     const float *q;
 } query;
 
-/* Groups and entries are copied before they are checked: shared memory can change under the reader.
- */
-typedef struct scratch {
-    inf_wire_group *groups;
-    inf_wire_entry *entries;
-} scratch;
+/* The entries of a group are spans in order, none over another, all before the queries. */
+static bool entries_ok(const query *m, const inf_wire_group *w, uint32_t block_size) {
+    uint64_t end = 0;
+    for (uint32_t i = 0; i < w->n_entries; i++) {
+        const inf_wire_entry *e = &m->entries[w->entry_off + i];
+        if (e->n_tokens == 0 || e->n_tokens % block_size != 0 || e->pos0 < end) {
+            return false;
+        }
+        end = (uint64_t)e->pos0 + e->n_tokens;
+    }
+    return end <= w->q_pos0;
+}
 
-static int parse(inf_dist *d, const uint8_t *msg, uint64_t len, query *m, const scratch *sc) {
+/* Checks all of a message but what the span table alone can tell. */
+static int parse(inf_dist *d, const uint8_t *msg, uint64_t len, query *m) {
     inf_wire_head *h = &m->head;
     if (len < sizeof *h) {
         return INF_EPROTO;
@@ -47,16 +52,18 @@ static int parse(inf_dist *d, const uint8_t *msg, uint64_t len, query *m, const 
         return INF_EPROTO;
     }
     size_t groups = h->n_groups * sizeof(inf_wire_group);
-    memcpy(sc->groups, msg + sizeof *h, groups);
-    memcpy(sc->entries, msg + sizeof *h + groups, h->n_entries * sizeof(inf_wire_entry));
-    m->groups = sc->groups;
-    m->entries = sc->entries;
+    memcpy(d->wire_groups, msg + sizeof *h, groups);
+    memcpy(d->wire_entries, msg + sizeof *h + groups, h->n_entries * sizeof(inf_wire_entry));
+    m->groups = d->wire_groups;
+    m->entries = d->wire_entries;
     m->q = (const float *)(msg + head_bytes);
     uint32_t rows = 0, entries = 0;
     for (uint32_t g = 0; g < h->n_groups; g++) {
         const inf_wire_group *w = &m->groups[g];
         if (w->row_off != rows || w->rows == 0 || w->rows > h->n_rows - rows ||
-            w->entry_off != entries || w->n_entries == 0 || w->n_entries > h->n_entries - entries) {
+            w->entry_off != entries || w->n_entries == 0 || w->n_entries > h->n_entries - entries ||
+            (uint64_t)w->q_pos0 + w->rows > INT32_MAX ||
+            !entries_ok(m, w, (uint32_t)d->kv.block_size)) {
             return INF_EPROTO;
         }
         rows += w->rows;
@@ -75,9 +82,7 @@ static int32_t take_spans(inf_dist *d, uint32_t owner, const query *m, const inf
         int status = inf_span_get(d, owner, e->handle, e->generation, &d->lists[w->entry_off + i],
                                   &n_blocks, &landed);
         if (status == INF_OK) {
-            bool fits = e->n_tokens > 0 && e->n_tokens % bs == 0 && e->n_tokens / bs <= landed &&
-                        (uint64_t)e->pos0 + e->n_tokens <= w->q_pos0;
-            if (fits) {
+            if (e->n_tokens / bs <= landed) {
                 continue;
             }
             inf_span_put(d, e->handle);
@@ -153,12 +158,23 @@ static void compute(inf_dist *d, uint32_t owner, const query *m, float *o, float
     }
 }
 
+/* The rows of refused groups carry nothing, rather than what the slot held before. */
+static void clear_refused(inf_dist *d, const query *m, float *o, float *lse) {
+    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
+    for (uint32_t g = 0; g < m->head.n_groups; g++) {
+        const inf_wire_group *w = &m->groups[g];
+        if (d->statuses[g] != INF_OK) {
+            memset(o + w->row_off * row, 0, w->rows * row * sizeof(float));
+            memset(lse + w->row_off * heads, 0, w->rows * heads * sizeof(float));
+        }
+    }
+}
+
 /* Answers one message. The reply's slot is free: a debtor asks again only after it took the answer.
  */
-static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *msg, uint64_t len,
-                  const scratch *sc) {
+static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *msg, uint64_t len) {
     query m;
-    int status = parse(d, msg, len, &m, sc);
+    int status = parse(d, msg, len, &m);
     void *out = NULL;
     if (status == INF_OK) {
         status = inf_link_prepare(link, &out);
@@ -172,10 +188,19 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
     uint64_t head_bytes = inf_wire_partial_head(m.head.n_groups);
     float *o = (float *)(buf + head_bytes), *lse = o + m.head.n_rows * row;
+    if (!d->workers_tried) {
+        /* Only a creditor needs them; without its own threads it still answers, on this one. */
+        d->workers_tried = true;
+        if (inf_pool_open(d->threads, &d->workers) != INF_OK) {
+            d->workers = NULL;
+        }
+    }
     compute(d, owner, &m, o, lse);
+    clear_refused(d, &m, o, lse);
     inf_wire_head h = m.head;
     h.kind = INF_WIRE_PARTIAL;
     h.bytes = head_bytes + (uint64_t)h.n_rows * (row + heads) * sizeof(float);
+    memset(buf, 0, head_bytes);
     memcpy(buf, &h, sizeof h);
     memcpy(buf + sizeof h, d->statuses, h.n_groups * sizeof(int32_t));
     atomic_fetch_add(&d->served_messages, 1);
@@ -184,7 +209,7 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     return inf_link_post(link, h.bytes);
 }
 
-static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer, const scratch *sc) {
+static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {
     const void *msg = NULL;
     uint64_t len = 0;
     int status = inf_link_poll(link, &msg, &len);
@@ -192,11 +217,11 @@ static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer, const scratch
         return;
     }
     if (status == INF_OK) {
-        status = answer(d, link, peer, msg, len, sc);
+        status = answer(d, link, peer, msg, len);
         inf_link_release(link);
     }
     if (status != INF_OK) {
-        inf_peer_fail(&d->peers[peer], status);
+        inf_peer_fail(d, peer, status);
     }
 }
 
@@ -204,21 +229,13 @@ void *inf_serve_main(void *dist) {
     inf_dist *d = dist;
     inf_link *links[INF_MAX_PEERS];
     uint32_t ids[INF_MAX_PEERS];
-    scratch sc = {calloc(d->max_groups, sizeof(inf_wire_group)),
-                  calloc(d->max_entries, sizeof(inf_wire_entry))};
-    /* Without its own threads a creditor still answers, on this one. */
-    if (inf_pool_open(d->threads, &d->workers) != INF_OK) {
-        d->workers = NULL;
-    }
     while (!atomic_load(&d->stopping)) {
         inf_dist_unwake(d->server.wake);
         uint32_t n = inf_worker_round(d, &d->server, lane, links, ids);
-        for (uint32_t i = 0; i < n && sc.groups != NULL && sc.entries != NULL; i++) {
-            serve_peer(d, links[i], ids[i], &sc);
+        for (uint32_t i = 0; i < n; i++) {
+            serve_peer(d, links[i], ids[i]);
         }
         inf_link_wait(links, n, d->server.wake, 100000000);
     }
-    free(sc.groups);
-    free(sc.entries);
     return NULL;
 }

@@ -37,7 +37,13 @@ static int reserve(inf_dist *d, inf_span *s, int32_t n) {
 
 static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, const int32_t *blocks,
                int32_t n) {
+    while (!s->open && s->users > 0) { /* its close is about to return */
+        pthread_cond_wait(&d->span_free, &d->span_lock);
+    }
     bool same = matches(s, owner, generation);
+    if (!same && s->generation != 0 && (int32_t)(generation - s->generation) <= 0) {
+        return INF_ESTALE; /* generations grow, so a late message never meets a new span */
+    }
     if (s->open && !same) {
         return INF_EINVAL;
     }

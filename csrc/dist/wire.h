@@ -56,9 +56,7 @@ _Static_assert(sizeof(inf_wire_group) == 32, "on the wire");
 _Static_assert(sizeof(inf_wire_entry) == 16, "on the wire");
 _Static_assert(sizeof(inf_wire_move) == 32, "on the wire");
 
-static inline uint64_t inf_pad64(uint64_t n) {
-    return (n + 63) & ~(uint64_t)63;
-}
+static inline uint64_t inf_pad64(uint64_t n) { return (n + 63) & ~(uint64_t)63; }
 
 /* Bytes before the q rows of a query, and before the o rows of a partial. */
 static inline uint64_t inf_wire_query_head(uint32_t groups, uint32_t entries) {

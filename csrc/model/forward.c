@@ -75,9 +75,7 @@ static void lay_out(inf_forward *f, arena *a) {
     }
 }
 
-float inf_attention_scale(int32_t head_dim) {
-    return (float)(1.0 / sqrt((double)head_dim));
-}
+float inf_attention_scale(int32_t head_dim) { return (float)(1.0 / sqrt((double)head_dim)); }
 
 int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_err *err) {
     inf_forward *f = calloc(1, sizeof(*f));
@@ -314,6 +312,7 @@ void inf_forward_step(inf_forward *f, const inf_step_buffers *step) {
         attention_block(f, layer);
         mlp_block(f, layer);
     }
+    inf_dist_end(f->c.dist);
     finish_rows(f);
     f->step = NULL;
 }

@@ -10,9 +10,7 @@
 
 #include "runtime/fail.h"
 
-static uint32_t layer_bit(int32_t role) {
-    return 1u << (role - INF_ROLE_ATTN_NORM);
-}
+static uint32_t layer_bit(int32_t role) { return 1u << (role - INF_ROLE_ATTN_NORM); }
 
 static void *aligned_bytes(uint64_t bytes) {
     void *memory = NULL;

@@ -284,9 +284,7 @@ void inf_device_close(inf_device *d) {
     free(d);
 }
 
-const char *inf_device_isa(const inf_device *d) {
-    return d->ops->name;
-}
+const char *inf_device_isa(const inf_device *d) { return d->ops->name; }
 
 int inf_device_buffers(inf_device *d, inf_step_buffers *out, inf_err *err) {
     if (d == NULL || !d->ready || out == NULL) {

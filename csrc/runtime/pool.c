@@ -1,21 +1,23 @@
 /* The thread pool.
  *
- * The whole state of a loop is one 64-bit word, `cursor`: the loop's number in the upper half, the count
- * of unclaimed indexes in the lower. A thread claims an index by a compare-and-swap that lowers the count.
- * A worker that slept through several loops therefore cannot claim from a loop with the task of another:
+ * The whole state of a loop is one 64-bit word, `cursor`: the loop's number in the upper half, the
+ * count of unclaimed indexes in the lower. A thread claims an index by a compare-and-swap that
+ * lowers the count. A worker that slept through several loops therefore cannot claim from a loop
+ * with the task of another:
  *
  *   1. it loads the cursor (acquire), reads task and arg, and swaps the cursor;
  *   2. task and arg change only between loops, when the count is 0;
- *   3. the swap succeeds only if number and count are unchanged and the count is not 0, hence the loop was
- *      the same from 1 on and the task read is its own.
+ *   3. the swap succeeds only if number and count are unchanged and the count is not 0, hence the
+ * loop was the same from 1 on and the task read is its own.
  *
- * `pending` counts the calls that have not returned. A thread subtracts what it executed once, when it
- * finds nothing more to claim; so a loop of many small tasks costs one swap per task. The thread that
- * brings it to 0 wakes the caller if the caller sleeps.
+ * `pending` counts the calls that have not returned. A thread subtracts what it executed once, when
+ * it finds nothing more to claim; so a loop of many small tasks costs one swap per task. The thread
+ * that brings it to 0 wakes the caller if the caller sleeps.
  *
- * Sleeping uses a mutex and condition variables. The words tested before sleeping (`cursor`, `pending`)
- * and the counts tested before waking (`sleepers`, `caller_sleeps`) are sequentially consistent: the
- * sleeper announces itself and then tests, the waker changes the word and then looks for sleepers. */
+ * Sleeping uses a mutex and condition variables. The words tested before sleeping (`cursor`,
+ * `pending`) and the counts tested before waking (`sleepers`, `caller_sleeps`) are sequentially
+ * consistent: the sleeper announces itself and then tests, the waker changes the word and then
+ * looks for sleepers. */
 #include "runtime/pool.h"
 
 #include <pthread.h>

@@ -1,13 +1,13 @@
 /* A fixed team of threads for parallel loops.
  *
- * inf_pool_run executes task(arg, index, thread) for every index in [0, n) on the caller (thread 0) and
- * on threads - 1 workers, and returns when all calls have returned; what they wrote is visible then.
- * Indexes are claimed one by one, so no order and no placement is promised: a task writes only what
- * belongs to its index, and the result does not depend on the number of threads.
+ * inf_pool_run executes task(arg, index, thread) for every index in [0, n) on the caller (thread 0)
+ * and on threads - 1 workers, and returns when all calls have returned; what they wrote is visible
+ * then. Indexes are claimed one by one, so no order and no placement is promised: a task writes
+ * only what belongs to its index, and the result does not depend on the number of threads.
  *
- * One run at a time per pool, from any thread; a task must not run the same pool. A pool of one thread
- * and the NULL pool run everything on the caller. A run allocates nothing. Idle workers spin for a few
- * microseconds and then sleep, because cores are often shared. */
+ * One run at a time per pool, from any thread; a task must not run the same pool. A pool of one
+ * thread and the NULL pool run everything on the caller. A run allocates nothing. Idle workers spin
+ * for a few microseconds and then sleep, because cores are often shared. */
 #ifndef INF_POOL_H
 #define INF_POOL_H
 
@@ -19,7 +19,8 @@ typedef struct inf_pool inf_pool;
 
 enum { INF_POOL_MAX_THREADS = 1024 };
 
-/* threads: 1..INF_POOL_MAX_THREADS, the caller included. INF_EINVAL, INF_ENOMEM; *out is NULL then. */
+/* threads: 1..INF_POOL_MAX_THREADS, the caller included. INF_EINVAL, INF_ENOMEM; *out is NULL then.
+ */
 int inf_pool_open(int32_t threads, inf_pool **out);
 
 void inf_pool_run(inf_pool *pool, inf_task task, void *arg, int32_t n);

@@ -70,8 +70,8 @@ static float from_bf16(uint16_t h) {
     return f;
 }
 
-/* A double to its nearest bf16, ties to even, by comparing the two candidates: independent of the bit
- * arithmetic under test. Finite numbers within range only. */
+/* A double to its nearest bf16, ties to even, by comparing the two candidates: independent of the
+ * bit arithmetic under test. Finite numbers within range only. */
 static uint16_t to_bf16(float f) {
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);

@@ -1,10 +1,14 @@
-/* Every operation but attention, in every table that this CPU has, against a naive double computation. */
+/* Every operation but attention, in every table that this CPU has, against a naive double
+ * computation. */
 #include "kernel_check.h"
 
 static const int32_t some_rows[] = {1, 2, 3, 4, 5, 6, 7, 17, 33, 101};
 static const int32_t some_widths[] = {1, 7, 8, 15, 16, 24, 33, 64, 80, 129, 530, 1031};
 
-#define EACH(i, array) size_t i = 0; i < sizeof(array) / sizeof(*(array)); i++
+#define EACH(i, array)                                                                             \
+    size_t i = 0;                                                                                  \
+    i < sizeof(array) / sizeof(*(array));                                                          \
+    i++
 
 /* ---- gemm ---- */
 
@@ -74,8 +78,15 @@ static void free_gemm(gemm_case *c) {
 }
 
 static inf_gemm gemm_args(const gemm_case *c) {
-    return (inf_gemm){.x = c->x, .w = c->packed, .bias = c->bias, .y = c->y, .rows = c->rows,
-                      .n = c->n, .k = c->k, .ldx = c->ldx, .ldy = c->ldy};
+    return (inf_gemm){.x = c->x,
+                      .w = c->packed,
+                      .bias = c->bias,
+                      .y = c->y,
+                      .rows = c->rows,
+                      .n = c->n,
+                      .k = c->k,
+                      .ldx = c->ldx,
+                      .ldy = c->ldy};
 }
 
 static void check_gemm(const inf_ops *ops, inf_pool *pool, const gemm_case *c) {
@@ -109,9 +120,10 @@ static void check_gemm_rows_alone(const inf_ops *ops, inf_pool *pool, const gemm
 }
 
 static void test_gemm(const inf_ops *ops, inf_pool *pool) {
-    static const int32_t types[][2] = {{INF_DTYPE_F32, INF_DTYPE_F32}, {INF_DTYPE_BF16, INF_DTYPE_BF16},
-                                       {INF_DTYPE_BF16, INF_DTYPE_F32}, {INF_DTYPE_F32, INF_DTYPE_BF16},
-                                       {INF_DTYPE_F32, INF_DTYPE_F16}, {INF_DTYPE_BF16, INF_DTYPE_F16}};
+    static const int32_t types[][2] = {
+        {INF_DTYPE_F32, INF_DTYPE_F32},  {INF_DTYPE_BF16, INF_DTYPE_BF16},
+        {INF_DTYPE_BF16, INF_DTYPE_F32}, {INF_DTYPE_F32, INF_DTYPE_BF16},
+        {INF_DTYPE_F32, INF_DTYPE_F16},  {INF_DTYPE_BF16, INF_DTYPE_F16}};
     for (EACH(r, some_rows))
         for (EACH(w, some_widths)) {
             size_t type = (r + w) % (sizeof types / sizeof *types);
@@ -166,12 +178,14 @@ static void test_rope(const inf_ops *ops, inf_pool *pool) {
             for (int32_t i = 0; i < rows; i++)
                 for (int32_t j = 0; j < ld; j++) {
                     int32_t in_head = j % dim, pair = in_head % half;
-                    double c = cosines[i * half + pair], s = sines[i * half + pair], want = old[i * ld + j];
+                    double c = cosines[i * half + pair], s = sines[i * half + pair],
+                           want = old[i * ld + j];
                     if (j < heads * dim && in_head < half)
                         want = want * c - old[i * ld + j + half] * s;
                     else if (j < heads * dim)
                         want = want * c + old[i * ld + j - half] * s;
-                    CHECK(near(x[i * ld + j], want, 3e-7), "%s: dim %d [%d, %d]", ops->name, dim, i, j);
+                    CHECK(near(x[i * ld + j], want, 3e-7), "%s: dim %d [%d, %d]", ops->name, dim, i,
+                          j);
                 }
             free(x);
             free(old);
@@ -191,7 +205,8 @@ static void test_swiglu(const inf_ops *ops, inf_pool *pool) {
             ops->swiglu(pool, gate, gate + n, y, rows, n, ld);
             for (int32_t i = 0; i < rows; i++)
                 for (int32_t j = 0; j < ld; j++) {
-                    double g = gate[i * ld + j], want = g / (1 + exp(-g)) * gate[i * ld + (j + n) % ld];
+                    double g = gate[i * ld + j],
+                           want = g / (1 + exp(-g)) * gate[i * ld + (j + n) % ld];
                     if (j >= n)
                         CHECK(isnan(y[i * ld + j]), "%s: wrote beyond n", ops->name);
                     else
@@ -203,8 +218,8 @@ static void test_swiglu(const inf_ops *ops, inf_pool *pool) {
         }
     float gate[4] = {-200.0f, 200.0f, 0.0f, NAN}, up[4] = {1, 1, 1, 1}, y[4];
     ops->swiglu(NULL, gate, up, y, 1, 4, 4);
-    CHECK(y[0] == 0 && y[1] == 200 && y[2] == 0 && isnan(y[3]), "%s: extremes %g %g %g %g", ops->name,
-          y[0], y[1], y[2], y[3]);
+    CHECK(y[0] == 0 && y[1] == 200 && y[2] == 0 && isnan(y[3]), "%s: extremes %g %g %g %g",
+          ops->name, y[0], y[1], y[2], y[3]);
 }
 
 static void test_add(const inf_ops *ops) {
@@ -227,8 +242,12 @@ static void test_add(const inf_ops *ops) {
 static void check_append(const inf_ops *ops, int32_t dtype, int32_t block_size, int32_t dim,
                          int32_t rows) {
     enum { LAYERS = 2, HEADS = 3, LAYER = 1 };
-    inf_kv_shape kv = {.layers = LAYERS, .kv_heads = HEADS, .block_size = block_size, .head_dim = dim,
-                       .dtype = dtype, .elem = dtype == INF_DTYPE_F32 ? 4 : 2};
+    inf_kv_shape kv = {.layers = LAYERS,
+                       .kv_heads = HEADS,
+                       .block_size = block_size,
+                       .head_dim = dim,
+                       .dtype = dtype,
+                       .elem = dtype == INF_DTYPE_F32 ? 4 : 2};
     kv.block_bytes = inf_kv_offset(&kv, LAYERS, 0, 0, 0);
     uint32_t t0 = (uint32_t)below(2 * block_size);
     int32_t blocks = ((int32_t)t0 + rows + block_size - 1) / block_size, ld = HEADS * dim + 7;

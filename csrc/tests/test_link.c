@@ -124,9 +124,7 @@ static int try_take(inf_link *link, uint64_t seed, uint64_t want) {
     return INF_OK;
 }
 
-static void wait_one(inf_link *link) {
-    CHECK(inf_link_wait(&link, 1, -1, LONG_NS) == INF_OK);
-}
+static void wait_one(inf_link *link) { CHECK(inf_link_wait(&link, 1, -1, LONG_NS) == INF_OK); }
 
 static void take(inf_link *link, uint64_t seed, uint64_t len) {
     int rc;

@@ -277,13 +277,9 @@ int inf_link_wait(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeo
     }
 }
 
-int32_t inf_link_peer(const inf_link *link) {
-    return link ? link->config.peer : -1;
-}
+int32_t inf_link_peer(const inf_link *link) { return link ? link->config.peer : -1; }
 
-uint64_t inf_link_slot_bytes(const inf_link *link) {
-    return link ? link->config.slot_bytes : 0;
-}
+uint64_t inf_link_slot_bytes(const inf_link *link) { return link ? link->config.slot_bytes : 0; }
 
 int inf_link_status(const inf_link *link, inf_err *err) {
     if (!link)

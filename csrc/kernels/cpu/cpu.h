@@ -8,9 +8,9 @@
 
 #include "kernels/kernels.h"
 
-/* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL outputs
- * for the same input stand side by side, so that one load feeds PANEL sums and a decode step reads the
- * matrix once, forwards. Outputs beyond n are zeros. All tables share the layout. */
+/* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL
+ * outputs for the same input stand side by side, so that one load feeds PANEL sums and a decode
+ * step reads the matrix once, forwards. Outputs beyond n are zeros. All tables share the layout. */
 enum { PANEL = 16 };
 
 enum { MAX_HEAD_DIM = 256 };
@@ -49,7 +49,8 @@ static inline int32_t ceil_div(int32_t a, int32_t b) { return a / b + (a % b != 
 static inline int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* Tokens [*lo, *hi) of the span, counted from its first, that query row sees; empty when lo >= hi. */
+/* Tokens [*lo, *hi) of the span, counted from its first, that query row sees; empty when lo >= hi.
+ */
 static inline void attn_visible(const inf_attn *a, int32_t row, int32_t *lo, int32_t *hi) {
     int64_t position = (int64_t)a->q_pos0 + row, first = a->kv_pos0, n = a->n_tokens;
     int64_t end = position + 1 - first;
@@ -59,7 +60,8 @@ static inline void attn_visible(const inf_attn *a, int32_t row, int32_t *lo, int
 }
 
 /* Where head's K (kv = 0) or V (1) of the span's token stands. */
-static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t head, int32_t token) {
+static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t head,
+                                        int32_t token) {
     int32_t block = a->blocks[token / a->kv->block_size];
     return a->pool + (uint64_t)block * a->kv->block_bytes +
            inf_kv_offset(a->kv, a->layer, kv, head, token % a->kv->block_size);
@@ -67,7 +69,8 @@ static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t h
 
 /* The layout's functions, in every table. Unknown types: 0 bytes, and nothing is packed. */
 uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k);
-void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k, void *dst);
+void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
+                  void *dst);
 
 /* The tables; NULL where the build lacks the instruction set. */
 const inf_ops *inf_ops_c(void);

@@ -1,14 +1,15 @@
 /* AVX2 with FMA: the vector of simd_*.h is 8 floats; a row of a panel of weights is two vectors.
  *
  * Of 16 registers a gemm tile takes 6 rows x 1 panel (or 2 x 2, 1 x 4) = 12 sums, 2 weights and a
- * broadcast; an attention tile 2 queries x 4 keys (or 2 x 4 vectors of values) = 8 sums, 6 operands. */
+ * broadcast; an attention tile 2 queries x 4 keys (or 2 x 4 vectors of values) = 8 sums, 6
+ * operands. */
 #include "kernels/cpu/cpu.h"
 
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
 #define ISA_NAME "avx2"
-#define ISA_OPS inf_ops_avx2
+#define ISA_OPS  inf_ops_avx2
 enum { W = 8, GEMM_ROWS = 6, ATTN_Q = 2, ATTN_V = 4 };
 
 typedef __m256 vec;
@@ -95,8 +96,8 @@ static inline void v_sum4(float *p, vec a, vec b, vec c, vec d) {
 
 enum { PANEL_VECS = 2 };
 
-#include "kernels/cpu/simd_gemm.h"
 #include "kernels/cpu/simd_attention.h"
+#include "kernels/cpu/simd_gemm.h"
 #include "kernels/cpu/simd_rows.h"
 #include "kernels/cpu/simd_table.h"
 

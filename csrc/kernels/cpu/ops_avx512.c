@@ -1,14 +1,14 @@
 /* AVX-512: the vector of simd_*.h is 16 floats; a panel of weights is one vector.
  *
- * Of 32 registers a gemm tile takes 6 rows x 4 panels = 24 sums, 4 weights and a broadcast; an attention
- * tile 4 queries x 4 keys (or 4 x 4 vectors of values) = 16 sums and 8 operands. */
+ * Of 32 registers a gemm tile takes 6 rows x 4 panels = 24 sums, 4 weights and a broadcast; an
+ * attention tile 4 queries x 4 keys (or 4 x 4 vectors of values) = 16 sums and 8 operands. */
 #include "kernels/cpu/cpu.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #include <immintrin.h>
 
 #define ISA_NAME "avx512"
-#define ISA_OPS inf_ops_avx512
+#define ISA_OPS  inf_ops_avx512
 enum { W = 16, GEMM_ROWS = 6, ATTN_Q = 4, ATTN_V = 4 };
 
 typedef __m512 vec;
@@ -34,7 +34,9 @@ static inline __mmask16 first_n(int32_t n) { return (__mmask16)((1u << n) - 1u);
 static inline vec v_load_n(const float *p, int32_t n) {
     return _mm512_maskz_loadu_ps(first_n(n), p);
 }
-static inline void v_store_n(float *p, vec x, int32_t n) { _mm512_mask_storeu_ps(p, first_n(n), x); }
+static inline void v_store_n(float *p, vec x, int32_t n) {
+    _mm512_mask_storeu_ps(p, first_n(n), x);
+}
 
 static inline vec widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
@@ -71,8 +73,8 @@ static inline void v_sum4(float *p, vec a, vec b, vec c, vec d) {
 /* A row of a panel, as vectors. */
 enum { PANEL_VECS = 1 };
 
-#include "kernels/cpu/simd_gemm.h"
 #include "kernels/cpu/simd_attention.h"
+#include "kernels/cpu/simd_gemm.h"
 #include "kernels/cpu/simd_rows.h"
 #include "kernels/cpu/simd_table.h"
 

@@ -1,5 +1,6 @@
 /* Packing of weights, once per matrix at load. The source is row-major [n, k] f32, f16 or bf16; the
- * result is the panel layout of cpu.h in f32 or bf16. Reads n * k numbers, writes ceil(n / 16) * 16 * k. */
+ * result is the panel layout of cpu.h in f32 or bf16. Reads n * k numbers, writes ceil(n / 16) * 16
+ * * k. */
 #include "kernels/cpu/cpu.h"
 
 static int32_t size_of(int32_t dtype) {
@@ -26,7 +27,8 @@ static float number(const uint8_t *src, int32_t dtype) {
 
 /* One panel whose type does not change: bits move, no rounding, NaN payloads included. */
 #define COPY_PANEL(name, type)                                                                     \
-    static void name(const uint8_t *restrict src, int32_t outputs, int32_t k, type *restrict dst) { \
+    static void name(const uint8_t *restrict src, int32_t outputs, int32_t k,                      \
+                     type *restrict dst) {                                                         \
         for (int32_t i = 0; i < k; i++)                                                            \
             for (int32_t j = 0; j < PANEL; j++) {                                                  \
                 type number = 0;                                                                   \
@@ -52,7 +54,8 @@ static void convert_panel(int32_t dtype, const uint8_t *src, int32_t src_dtype, 
         }
 }
 
-void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k, void *dst) {
+void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
+                  void *dst) {
     size_t elem = (size_t)size_of(dtype), src_elem = src_dtype == INF_DTYPE_F32 ? 4 : 2;
     if (elem == 0 || (size_of(src_dtype) == 0 && src_dtype != INF_DTYPE_F16))
         return;

@@ -1,16 +1,17 @@
-/* The reference: every operation in plain C, for any CPU, and what the vector tables are tested against.
+/* The reference: every operation in plain C, for any CPU, and what the vector tables are tested
+ * against.
  *
  *   gemm        y[r, j] = sum_i x[r, i] w[j, i] + bias[j]     2 rows n k flops; reads n k weights
  *   rms_norm    y = x / sqrt(mean(x^2) + eps) * weight        (Zhang and Sennrich 2019)
  *   rope        (a, b) -> (a cos - b sin, b cos + a sin), a = x[i], b = x[i + head_dim / 2]
- *   attention   one pass over the visible keys per (row, head) with the running maximum m, the sum l of
- *               exp(s - m) and o, both rescaled by exp(m - m') when the maximum rises to m'
- *               (Milakov and Gimelshein 2018; Dao et al. 2022); lse = m + ln l
- *   merge       o = (o1 e^{lse1 - m} + o2 e^{lse2 - m}) / (e^{lse1 - m} + e^{lse2 - m}), m = max(lse1, lse2)
- *   swiglu      y = gate / (1 + exp(-gate)) * up              (Shazeer 2020)
+ *   attention   one pass over the visible keys per (row, head) with the running maximum m, the sum
+ * l of exp(s - m) and o, both rescaled by exp(m - m') when the maximum rises to m' (Milakov and
+ * Gimelshein 2018; Dao et al. 2022); lse = m + ln l merge       o = (o1 e^{lse1 - m} + o2 e^{lse2 -
+ * m}) / (e^{lse1 - m} + e^{lse2 - m}), m = max(lse1, lse2) swiglu      y = gate / (1 + exp(-gate))
+ * * up              (Shazeer 2020)
  *
- * Clarity goes before speed here, but the loops are laid out so that a compiler can vectorise the sums
- * that matter: 16 outputs at a time in gemm, 8 strided partial sums in dot products. */
+ * Clarity goes before speed here, but the loops are laid out so that a compiler can vectorise the
+ * sums that matter: 16 outputs at a time in gemm, 8 strided partial sums in dot products. */
 #include "kernels/cpu/cpu.h"
 
 typedef struct gemm_job {
@@ -18,13 +19,15 @@ typedef struct gemm_job {
     int32_t dtype;
 } gemm_job;
 
-static void gemm_panel_f32(const float *restrict w, const float *restrict x, int32_t k, float *sum) {
+static void gemm_panel_f32(const float *restrict w, const float *restrict x, int32_t k,
+                           float *sum) {
     for (int32_t i = 0; i < k; i++)
         for (int32_t j = 0; j < PANEL; j++)
             sum[j] += x[i] * w[(size_t)i * PANEL + j];
 }
 
-static void gemm_panel_bf16(const bf16 *restrict w, const float *restrict x, int32_t k, float *sum) {
+static void gemm_panel_bf16(const bf16 *restrict w, const float *restrict x, int32_t k,
+                            float *sum) {
     for (int32_t i = 0; i < k; i++)
         for (int32_t j = 0; j < PANEL; j++)
             sum[j] += x[i] * bf16_to_f32(w[(size_t)i * PANEL + j]);
@@ -69,8 +72,8 @@ static float dot(const float *a, const float *b, int32_t n) {
     return sum;
 }
 
-static void ref_rms_norm(inf_pool *pool, const float *x, const float *weight, float *y, int32_t rows,
-                         int32_t n, int32_t ldx, int32_t ldy, float eps) {
+static void ref_rms_norm(inf_pool *pool, const float *x, const float *weight, float *y,
+                         int32_t rows, int32_t n, int32_t ldx, int32_t ldy, float eps) {
     (void)pool;
     for (int32_t r = 0; r < rows; r++) {
         const float *from = x + (size_t)r * ldx;
@@ -115,17 +118,19 @@ static void load_kv(float *dst, const uint8_t *src, int32_t n, int32_t dtype) {
         dst[i] = bf16_to_f32(((const bf16 *)src)[i]);
 }
 
-static void ref_kv_append(uint8_t *pool, const inf_kv_shape *kv, int32_t layer, const int32_t *blocks,
-                          uint32_t t0, const float *k, const float *v, int32_t rows, int32_t ld) {
+static void ref_kv_append(uint8_t *pool, const inf_kv_shape *kv, int32_t layer,
+                          const int32_t *blocks, uint32_t t0, const float *k, const float *v,
+                          int32_t rows, int32_t ld) {
     for (int32_t r = 0; r < rows; r++) {
         uint32_t token = t0 + (uint32_t)r, in_block = token % (uint32_t)kv->block_size;
-        uint8_t *block = pool + (uint64_t)blocks[token / (uint32_t)kv->block_size] * kv->block_bytes;
+        uint8_t *block =
+            pool + (uint64_t)blocks[token / (uint32_t)kv->block_size] * kv->block_bytes;
         for (int32_t h = 0; h < kv->kv_heads; h++) {
             size_t at = (size_t)r * ld + (size_t)h * kv->head_dim;
-            store_kv(block + inf_kv_offset(kv, layer, 0, h, (int32_t)in_block), k + at, kv->head_dim,
-                     kv->dtype);
-            store_kv(block + inf_kv_offset(kv, layer, 1, h, (int32_t)in_block), v + at, kv->head_dim,
-                     kv->dtype);
+            store_kv(block + inf_kv_offset(kv, layer, 0, h, (int32_t)in_block), k + at,
+                     kv->head_dim, kv->dtype);
+            store_kv(block + inf_kv_offset(kv, layer, 1, h, (int32_t)in_block), v + at,
+                     kv->head_dim, kv->dtype);
         }
     }
 }

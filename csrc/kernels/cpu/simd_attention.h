@@ -1,21 +1,24 @@
 /* Partial attention over a span of a paged KV cache (design, section 2; formulas in kernels.h).
  *
- * Arithmetic: 4 rows heads head_dim flops per visible key. Bytes: the span's K and V once per tile of
- * queries, 2 n_tokens head_dim * elem per KV head. The query heads of a group (GQA) share a KV head, so a
- * tile takes queries [row][head of the group], flattened, TILE_Q at a time: one row of 8 heads reads the
- * cache once, not 8 times, and a prefill chunk reads it rows * group / TILE_Q times.
+ * Arithmetic: 4 rows heads head_dim flops per visible key. Bytes: the span's K and V once per tile
+ * of queries, 2 n_tokens head_dim * elem per KV head. The query heads of a group (GQA) share a KV
+ * head, so a tile takes queries [row][head of the group], flattened, TILE_Q at a time: one row of 8
+ * heads reads the cache once, not 8 times, and a prefill chunk reads it rows * group / TILE_Q
+ * times.
  *
  * A task is one such tile and one KV head. It walks over the span in tiles of TILE_T keys:
- *   1. scores  s = (scale q) . k     4 queries x 4 keys at a time (2 x 4 with 16 registers): the vectors
- *                                    run along head_dim, K is read as it lies, 16 sums per 8 loads
+ *   1. scores  s = (scale q) . k     4 queries x 4 keys at a time (2 x 4 with 16 registers): the
+ * vectors run along head_dim, K is read as it lies, 16 sums per 8 loads
  *   2. softmax m' = max(m, max s), p = exp(s - m'), l = l exp(m - m') + sum p
  *   3. values  o = o exp(m - m') + p v, vectors along head_dim, ascending keys
- * and ends with o / l and lse = m + ln l. Keys lie in blocks; a tile holds one pointer per key, so any
- * block size works and nothing is copied. Scratch (q, o, s) is on the stack, about 80 KiB.
+ * and ends with o / l and lse = m + ln l. Keys lie in blocks; a tile holds one pointer per key, so
+ * any block size works and nothing is copied. Scratch (q, o, s) is on the stack, about 80 KiB.
  *
- * The result of a query does not depend on the tile it shares: key tiles start at multiples of TILE_T from
- * the span's beginning, each score and each o sums in one fixed order, and a key that a query does not see
- * contributes exp(-inf) = 0 exactly. So neither the number of rows nor that of threads changes a bit. */
+ * The result of a query does not depend on the tile it shares: key tiles start at multiples of
+ * TILE_T from the span's beginning, each score and each o sums in one fixed order, and a key that a
+ * query does not see contributes exp(-inf) = 0 exactly. So neither the number of rows nor that of
+ * threads changes a bit. */
+#include "kernels/cpu/simd_math.h"
 
 enum { TILE_Q = 32, TILE_T = 64 };
 
@@ -70,27 +73,27 @@ INLINE void attn_dot(const int is_bf16, const int32_t queries, const attn_tile *
                      int32_t key, float *s) {
     const float *q = t->q + query * t->stride;
     vec sum[ATTN_Q][4];
-    UNROLL for (int32_t i = 0; i < queries; i++)
-        UNROLL for (int32_t j = 0; j < 4; j++)
+    UNROLL_FOR (i, queries)
+        UNROLL_FOR (j, 4)
             sum[i][j] = v_zero();
     for (int32_t d = 0; d < t->full; d += W) {
         vec k[4];
-        UNROLL for (int32_t j = 0; j < 4; j++)
+        UNROLL_FOR (j, 4)
             k[j] = load_as(is_bf16, t->k[key + j], (size_t)d);
-        UNROLL for (int32_t i = 0; i < queries; i++) {
+        UNROLL_FOR (i, queries) {
             vec each = v_load(q + i * t->stride + d);
-            UNROLL for (int32_t j = 0; j < 4; j++)
+            UNROLL_FOR (j, 4)
                 sum[i][j] = v_fma(each, k[j], sum[i][j]);
         }
     }
     if (t->full < t->dim) {
-        UNROLL for (int32_t j = 0; j < 4; j++) {
+        UNROLL_FOR (j, 4) {
             vec k = load_as_n(is_bf16, t->k[key + j], (size_t)t->full, t->dim - t->full);
-            UNROLL for (int32_t i = 0; i < queries; i++)
+            UNROLL_FOR (i, queries)
                 sum[i][j] = v_fma(v_load(q + i * t->stride + t->full), k, sum[i][j]);
         }
     }
-    UNROLL for (int32_t i = 0; i < queries; i++)
+    UNROLL_FOR (i, queries)
         v_sum4(s + i * TILE_T, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
 }
 
@@ -139,30 +142,31 @@ static void attn_softmax(attn_tile *t, int32_t t0, int32_t begin, int32_t end) {
     }
 }
 
-/* o of `queries` x `vecs` vectors at d; n: numbers of the vector, W unless it is the tail (vecs 1). */
+/* o of `queries` x `vecs` vectors at d; n: numbers of the vector, W unless it is the tail (vecs 1).
+ */
 INLINE void attn_add(const int is_bf16, const int32_t queries, const int32_t vecs, attn_tile *t,
                      int32_t query, int32_t d, int32_t n, int32_t begin, int32_t end) {
     vec sum[ATTN_Q][ATTN_V];
     float *o = t->o + query * t->stride + d;
     const float *p = t->s + query * TILE_T;
-    UNROLL for (int32_t i = 0; i < queries; i++) {
+    UNROLL_FOR (i, queries) {
         vec shrink = v_set(t->shrink[query + i]);
-        UNROLL for (int32_t v = 0; v < vecs; v++)
+        UNROLL_FOR (v, vecs)
             sum[i][v] = v_mul(v_load(o + i * t->stride + v * W), shrink);
     }
     for (int32_t j = begin; j < end; j++) {
         vec value[ATTN_V];
-        UNROLL for (int32_t v = 0; v < vecs; v++)
+        UNROLL_FOR (v, vecs)
             value[v] = vecs == 1 && n < W ? load_as_n(is_bf16, t->v[j], (size_t)d, n)
                                           : load_as(is_bf16, t->v[j], (size_t)(d + v * W));
-        UNROLL for (int32_t i = 0; i < queries; i++) {
+        UNROLL_FOR (i, queries) {
             vec each = v_set(p[i * TILE_T + j]);
-            UNROLL for (int32_t v = 0; v < vecs; v++)
+            UNROLL_FOR (v, vecs)
                 sum[i][v] = v_fma(each, value[v], sum[i][v]);
         }
     }
-    UNROLL for (int32_t i = 0; i < queries; i++)
-        UNROLL for (int32_t v = 0; v < vecs; v++)
+    UNROLL_FOR (i, queries)
+        UNROLL_FOR (v, vecs)
             v_store(o + i * t->stride + v * W, sum[i][v]);
 }
 
@@ -190,8 +194,8 @@ INLINE void attn_values(const int is_bf16, attn_tile *t, int32_t begin, int32_t 
         }
 }
 
-/* Pointers for the tile's keys in groups of four; those outside [begin, end) stand for the nearest key
- * inside, so that only keys that some query sees are read. */
+/* Pointers for the tile's keys in groups of four; those outside [begin, end) stand for the nearest
+ * key inside, so that only keys that some query sees are read. */
 static void attn_locate(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t t0, int32_t begin,
                         int32_t end) {
     for (int32_t j = begin / 4 * 4; j < ceil_div(end, 4) * 4; j++) {

@@ -1,18 +1,19 @@
 /* gemm: y[rows, n] = x[rows, k] * w[n, k]^T + bias, w in panels of 16 outputs (cpu.h).
  *
- * Arithmetic: 2 rows n k flops. Bytes: the weights once, n k * elem, which is all that matters for one
- * row (decode is bound by memory: 2 flops per weight); for many rows (prefill) each weight loaded into a
- * register serves up to 6 rows and each x serves 16 to 64 outputs, and the loop is bound by arithmetic.
+ * Arithmetic: 2 rows n k flops. Bytes: the weights once, n k * elem, which is all that matters for
+ * one row (decode is bound by memory: 2 flops per weight); for many rows (prefill) each weight
+ * loaded into a register serves up to 6 rows and each x serves 16 to 64 outputs, and the loop is
+ * bound by arithmetic.
  *
  * A tile is `rows` x `panels` sums held in registers; per step of k it loads one row of each panel,
  * broadcasts one x per row and does rows * panels * 16 multiply-adds. A task is GROUP panels times
- * ROW_BLOCK rows, cut along k into pieces of K_BLOCK so that the piece of weights (K_BLOCK * 64 * elem =
- * 128 KiB for f32) stays in the second-level cache while all row tiles pass over it.
+ * ROW_BLOCK rows, cut along k into pieces of K_BLOCK so that the piece of weights (K_BLOCK * 64 *
+ * elem = 128 KiB for f32) stays in the second-level cache while all row tiles pass over it.
  *
- * Order of sums: within a piece k ascends in one chain per output; the pieces' sums are added to y in
- * ascending order. Nothing of this depends on rows, tiles or threads, hence a row of a batch has
- * bit by bit the result that it has alone. Cutting also keeps the rounding error near (K_BLOCK + k /
- * K_BLOCK) ulps at worst, instead of k. */
+ * Order of sums: within a piece k ascends in one chain per output; the pieces' sums are added to y
+ * in ascending order. Nothing of this depends on rows, tiles or threads, hence a row of a batch has
+ * bit by bit the result that it has alone. Cutting also keeps the rounding error near (K_BLOCK + k
+ * / K_BLOCK) ulps at worst, instead of k. */
 #include "kernels/cpu/simd_math.h"
 
 enum { GROUP = 4, ROW_BLOCK = 96, K_BLOCK = 512, GEMM_SUMS = W == 16 ? 24 : 12 };
@@ -29,7 +30,7 @@ typedef struct gemm_part {
     const void *w;  /* first panel, at k0 */
     const float *bias;
     float *y;
-    size_t ldx, ldy, panel; /* numbers between rows of x, rows of y, panels of w */
+    size_t ldx, ldy, panel;  /* numbers between rows of x, rows of y, panels of w */
     int32_t length, outputs; /* outputs that exist from here on */
     int32_t first;           /* k0 is 0: y is set, else added to */
 } gemm_part;
@@ -61,28 +62,28 @@ INLINE void gemm_tile(const int is_bf16, const int32_t rows, const int32_t panel
                       const gemm_part *t) {
     const int32_t vecs = panels * PANEL_VECS;
     vec sum[6][8];
-    UNROLL for (int32_t r = 0; r < rows; r++)
-        UNROLL for (int32_t v = 0; v < vecs; v++)
+    UNROLL_FOR (r, rows)
+        UNROLL_FOR (v, vecs)
             sum[r][v] = v_zero();
     const float *x = t->x;
     for (int32_t i = 0; i < t->length; i++) {
         vec w[8];
-        UNROLL for (int32_t v = 0; v < vecs; v++)
+        UNROLL_FOR (v, vecs)
             w[v] = gemm_load(is_bf16, t, v, (size_t)i);
-        UNROLL for (int32_t r = 0; r < rows; r++) {
+        UNROLL_FOR (r, rows) {
             vec each = v_set(x[(size_t)r * t->ldx + (size_t)i]);
-            UNROLL for (int32_t v = 0; v < vecs; v++)
+            UNROLL_FOR (v, vecs)
                 sum[r][v] = v_fma(each, w[v], sum[r][v]);
         }
     }
-    UNROLL for (int32_t r = 0; r < rows; r++)
-        UNROLL for (int32_t v = 0; v < vecs; v++)
+    UNROLL_FOR (r, rows)
+        UNROLL_FOR (v, vecs)
             gemm_finish(t, r, v * W, sum[r][v]);
 }
 
 /* Panels per tile such that the sums fit the registers: 1, 2 or 4. */
 #define PANELS_OF(rows)                                                                            \
-    (GEMM_SUMS / ((rows) * PANEL_VECS) >= 4 ? 4 : GEMM_SUMS / ((rows) * PANEL_VECS) >= 2 ? 2 : 1)
+    (GEMM_SUMS / ((rows)*PANEL_VECS) >= 4 ? 4 : GEMM_SUMS / ((rows)*PANEL_VECS) >= 2 ? 2 : 1)
 
 /* A tile function for a number of rows, over as many panels as exist. */
 #define GEMM_STRIP(rows, is_bf16, suffix)                                                          \

@@ -1,4 +1,8 @@
-/* Included by the vector tables: what the bodies share. The including file defines vec, W and v_*. */
+/* What the vector bodies (simd_*.h) share. The table that includes them has defined vec, W and v_*.
+ */
+#ifndef INF_SIMD_MATH_H
+#define INF_SIMD_MATH_H
+
 #define INLINE static inline __attribute__((always_inline))
 
 /* Loops over register arrays must unroll fully, or the arrays stay in memory. */
@@ -7,6 +11,7 @@
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+#define UNROLL_FOR(i, n) UNROLL for (int32_t i = 0; i < (n); i++)
 
 /* exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 with ln 2 in two parts, |r| <= 0.347.
  * The Taylor sum to r^7 / 7! errs by r^8 / 8! < 6e-9, so the error is that of rounding, about 1e-7.
@@ -34,3 +39,5 @@ INLINE vec load_as(const int is_bf16, const void *p, size_t i) {
 INLINE vec load_as_n(const int is_bf16, const void *p, size_t i, int32_t n) {
     return is_bf16 ? v_load_bf16_n((const bf16 *)p + i, n) : v_load_n((const float *)p + i, n);
 }
+
+#endif

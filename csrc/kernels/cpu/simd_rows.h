@@ -1,7 +1,9 @@
-/* The operations that pass once over rows: norm, rotation, activation, addition, merge and append. They
- * do a few flops per number, so bytes decide: rms_norm, swiglu and add read what they name and write y,
- * rope and merge read and write in place, append writes K and V in the cache's type. Work is cut into
- * tasks of whole rows of about TASK_NUMBERS, below which a second thread costs more than it gives. */
+/* The operations that pass once over rows: norm, rotation, activation, addition, merge and append.
+ * They do a few flops per number, so bytes decide: rms_norm, swiglu and add read what they name and
+ * write y, rope and merge read and write in place, append writes K and V in the cache's type. Work
+ * is cut into tasks of whole rows of about TASK_NUMBERS, below which a second thread costs more
+ * than it gives. */
+#include "kernels/cpu/simd_math.h"
 
 enum { TASK_NUMBERS = 16384 };
 
@@ -43,7 +45,7 @@ static void rms_norm_task(void *arg, int32_t index, int32_t thread) {
         vec sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
         int32_t i = 0;
         for (; i + 4 * W <= n; i += 4 * W)
-            UNROLL for (int32_t j = 0; j < 4; j++) {
+            UNROLL_FOR (j, 4) {
                 vec each = v_load(x + i + j * W);
                 sum[j] = v_fma(each, each, sum[j]);
             }
@@ -60,8 +62,8 @@ static void rms_norm_task(void *arg, int32_t index, int32_t thread) {
     }
 }
 
-static void simd_rms_norm(inf_pool *pool, const float *x, const float *weight, float *y, int32_t rows,
-                          int32_t n, int32_t ldx, int32_t ldy, float eps) {
+static void simd_rms_norm(inf_pool *pool, const float *x, const float *weight, float *y,
+                          int32_t rows, int32_t n, int32_t ldx, int32_t ldy, float eps) {
     rows_job job = {
         .x = x, .w = weight, .y = y, .rows = rows, .n = n, .ldx = ldx, .ldy = ldy, .eps = eps};
     rows_run(pool, rms_norm_task, &job, n);
@@ -88,13 +90,8 @@ static void rope_task(void *arg, int32_t index, int32_t thread) {
 
 static void simd_rope(inf_pool *pool, float *x, const float *cos, const float *sin, int32_t rows,
                       int32_t heads, int32_t head_dim, int32_t ldx) {
-    rows_job job = {.y = x,
-                    .w = cos,
-                    .sin = sin,
-                    .rows = rows,
-                    .heads = heads,
-                    .n = head_dim / 2,
-                    .ldy = ldx};
+    rows_job job = {
+        .y = x, .w = cos, .sin = sin, .rows = rows, .heads = heads, .n = head_dim / 2, .ldy = ldx};
     rows_run(pool, rope_task, &job, heads * head_dim);
 }
 

@@ -68,9 +68,7 @@ uint64_t inf_link_shm_bytes(uint32_t slots, uint64_t slot_bytes) {
     return (bytes + CONTROL_BYTES - 1) / CONTROL_BYTES * CONTROL_BYTES;
 }
 
-static shm_link *as_shm(inf_link *link) {
-    return (shm_link *)link;
-}
+static shm_link *as_shm(inf_link *link) { return (shm_link *)link; }
 
 static uint8_t *slot_at(const shm_link *s, uint8_t *ring, uint64_t index) {
     return ring + index % s->base.config.slots * s->stride;
@@ -133,9 +131,7 @@ static int refresh_tx(shm_link *s) {
     return INF_OK;
 }
 
-static bool has_room(const shm_link *s) {
-    return s->tx_head - s->tx_tail < s->base.config.slots;
-}
+static bool has_room(const shm_link *s) { return s->tx_head - s->tx_tail < s->base.config.slots; }
 
 static int shm_prepare(inf_link *link, void **buf) {
     shm_link *s = as_shm(link);

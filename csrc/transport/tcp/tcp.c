@@ -59,9 +59,7 @@ typedef struct {
     uint8_t stage[STAGE_BYTES];
 } tcp_link;
 
-static tcp_link *as_tcp(inf_link *link) {
-    return (tcp_link *)link;
-}
+static tcp_link *as_tcp(inf_link *link) { return (tcp_link *)link; }
 
 static void set_gone(tcp_link *t, int reason) {
     if (!t->gone)
@@ -184,9 +182,7 @@ static void pump_rx(tcp_link *t) {
     }
 }
 
-static bool has_room(const tcp_link *t) {
-    return t->tx_head - t->tx_tail < t->base.config.slots;
-}
+static bool has_room(const tcp_link *t) { return t->tx_head - t->tx_tail < t->base.config.slots; }
 
 static int tcp_prepare(inf_link *link, void **buf) {
     tcp_link *t = as_tcp(link);
@@ -229,9 +225,7 @@ static int tcp_poll(inf_link *link, const void **msg, uint64_t *len) {
     return INF_OK;
 }
 
-static void tcp_release(inf_link *link) {
-    as_tcp(link)->rx_tail++;
-}
+static void tcp_release(inf_link *link) { as_tcp(link)->rx_tail++; }
 
 static bool tcp_ready(inf_link *link) {
     tcp_link *t = as_tcp(link);

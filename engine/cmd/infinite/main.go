@@ -94,7 +94,7 @@ func setLogger(level string) {
 	_ = l.UnmarshalText([]byte(level)) // validated
 	var h slog.Handler = slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})
 	if term.IsTerminal(int(os.Stderr.Fd())) {
-		h = tint.NewHandler(os.Stderr, &tint.Options{Level: l, TimeFormat: "15:04:05.000"})
+		h = tint.NewTextHandler(os.Stderr, &tint.Options{Level: l, TimeFormat: "15:04:05.000"})
 	}
 	slog.SetDefault(slog.New(h))
 }

@@ -1,0 +1,104 @@
+package device
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/model"
+)
+
+// logSumExp is the log of the sum of exponentials.
+func logSumExp(x []float64) float64 {
+	top, sum := slices.Max(x), 0.0
+	for _, v := range x {
+		sum += math.Exp(v - top)
+	}
+	return top + math.Log(sum)
+}
+
+// The log probability of every token of the vocabulary at the golden's positions, and 64 greedy tokens with
+// their alternatives, after a prefill in random chunks.
+func TestGoldenF32(t *testing.T) {
+	for isa := 1; isa <= 3; isa++ {
+		eachGolden(t, func(t *testing.T, m *model.Model, g *golden) {
+			c := testConfig()
+			c.ISA = isa
+			d, err := LoadModel(m, c, nil)
+			if err != nil {
+				t.Skipf("instruction set %d: %v", isa, err)
+			}
+			defer d.Close()
+			checkGolden(t, d, g, m.Config.VocabSize)
+		})
+	}
+}
+
+func checkGolden(t *testing.T, d *Device, g *golden, vocab int) {
+	rng := rand.New(rand.NewPCG(uint64(len(g.Prompt)), 7))
+	r := newRequest(t, d, 1, greedy, g.Prompt, 5, 80)
+	rows := g.rows(t, vocab)
+	targets := make([]batch.Row, vocab)
+	for v := range targets {
+		targets[v] = batch.Row{Target: int32(v)}
+	}
+	checked := 0
+	for i, p := range g.Positions {
+		if p == len(g.Prompt)-1 {
+			break // the decode below feeds the last token
+		}
+		r.ragged(rng, p)
+		lse := logSumExp(rows[i])
+		for v, out := range r.feed(1, targets...) {
+			if out.Token != int32(v) || !near(out.Logprob, rows[i][v]-lse) {
+				t.Fatalf("position %d, token %d: %g, want %g", p, v, out.Logprob, rows[i][v]-lse)
+			}
+			checked++
+		}
+	}
+	if checked < 4*vocab {
+		t.Fatalf("only %d log probabilities were compared", checked)
+	}
+	r.ragged(rng, len(g.Prompt)-1)
+	for i, want := range g.Greedy {
+		out := r.decode(5)
+		if out.Token != want || out.Rank != 1 {
+			t.Fatalf("greedy token %d is %d at rank %d, want %d", i, out.Token, out.Rank, want)
+		}
+		for k, id := range g.Top[i].IDs {
+			if out.TopIDs[k] != id || !near(out.TopLogprobs[k], g.Top[i].Logprobs[k]) {
+				t.Fatalf("token %d, alternative %d: %d at %g, want %d at %g", i, k, out.TopIDs[k], out.TopLogprobs[k],
+					id, g.Top[i].Logprobs[k])
+			}
+		}
+	}
+}
+
+// bf16 weights and KV: close to the f32 answer, and not the same.
+func TestGoldenBF16(t *testing.T) {
+	eachGolden(t, func(t *testing.T, m *model.Model, g *golden) {
+		c := testConfig()
+		c.DType = BF16
+		d := openModel(t, m, c)
+		r := newRequest(t, d, 0, greedy, g.Prompt, 0, 80)
+		rows := g.rows(t, m.Config.VocabSize)
+		last := rows[len(rows)-1]
+		targets := make([]batch.Row, len(last))
+		for v := range targets {
+			targets[v] = batch.Row{Target: int32(v)}
+		}
+		r.feed(len(g.Prompt) - 1)
+		lse, worst, sum := logSumExp(last), 0.0, 0.0
+		for v, out := range r.feed(1, targets...) {
+			diff := math.Abs(float64(out.Logprob) - (last[v] - lse))
+			worst, sum = max(worst, diff), sum+diff
+		}
+		mean := sum / float64(len(last))
+		t.Logf("log probabilities differ by %.3g on average, at most %.3g", mean, worst)
+		if worst == 0 || mean > 0.25 {
+			t.Errorf("log probabilities differ by %g on average, at most %g", mean, worst)
+		}
+	})
+}
