@@ -9,7 +9,7 @@ GO ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck
 export CGO_ENABLED := 1
 
-.PHONY: all build run test lint lint-go lint-c setup setup-test lib ctest asan tsan gotest clients fuzz clean
+.PHONY: all build run test lint lint-go lint-c setup setup-test lib ctest asan tsan gotest clients fuzz bench clean
 
 all: build
 
@@ -41,7 +41,7 @@ lint-go: lib
 	$(GO) tool $(STATICCHECK) ./...
 
 lint-c: lib
-	@find csrc -name '*.[ch]' | xargs clang-format --dry-run -Werror
+	@find csrc bench -name '*.[ch]' | xargs clang-format --dry-run -Werror
 	@find csrc -name '*.c' -not -path '*/tests/*' | xargs -P $(JOBS) -n 4 clang-tidy --quiet -p .build/cpu 2>/dev/null
 
 ctest: lib
@@ -68,6 +68,12 @@ clients: build
 FUZZTIME ?= 30s
 fuzz: lib
 	@tools/fuzz.sh $(FUZZTIME)
+
+# What share of the machine's bandwidth and arithmetic the kernels reach.
+bench: lib
+	@cmake --build --preset cpu --target bench_kernels >/dev/null
+	@.build/cpu/bench_kernels 1
+	@.build/cpu/bench_kernels $(JOBS)
 
 clean:
 	rm -rf .build bin

@@ -9,13 +9,9 @@
 #include <string.h>
 
 #include "runtime/fail.h"
+#include "runtime/pages.h"
 
 static uint32_t layer_bit(int32_t role) { return 1u << (role - INF_ROLE_ATTN_NORM); }
-
-static void *aligned_bytes(uint64_t bytes) {
-    void *memory = NULL;
-    return posix_memalign(&memory, 64, bytes > 0 ? bytes : 64) == 0 ? memory : NULL;
-}
 
 int inf_weights_open(const inf_device_config *config, const inf_ops *ops, inf_weights **out,
                      inf_err *err) {
@@ -63,7 +59,7 @@ typedef struct incoming {
 /* One vector, or its part, into f32 at *dst [total] from index at on. */
 static int take_vector(float **dst, int64_t total, int64_t at, const incoming *in) {
     if (*dst == NULL) {
-        *dst = aligned_bytes((uint64_t)total * sizeof(float));
+        *dst = inf_pages_alloc((uint64_t)total * sizeof(float));
         if (*dst == NULL) {
             return INF_ENOMEM;
         }
@@ -79,14 +75,14 @@ static int take_matrix(const inf_weights *w, void **dst, const incoming *in) {
     void *copy = NULL;
     uint64_t elem = inf_dtype_bytes(in->dtype);
     if ((uintptr_t)src % elem != 0) { /* files promise no alignment, the kernels want it */
-        copy = aligned_bytes((uint64_t)n * (uint64_t)k * elem);
+        copy = inf_pages_alloc((uint64_t)n * (uint64_t)k * elem);
         if (copy == NULL) {
             return INF_ENOMEM;
         }
         memcpy(copy, src, (uint64_t)n * (uint64_t)k * elem);
         src = copy;
     }
-    *dst = aligned_bytes(w->ops->packed_bytes(w->config.dtype, n, k));
+    *dst = inf_pages_alloc(w->ops->packed_bytes(w->config.dtype, n, k));
     if (*dst != NULL) {
         w->ops->pack(w->config.dtype, src, in->dtype, n, k, *dst);
     }
@@ -99,7 +95,7 @@ static int take_piece(const inf_weights *w, uint8_t **stage, void **dst, int64_t
                       int last, const incoming *in) {
     uint64_t row = (uint64_t)in->cols * inf_dtype_bytes(w->config.dtype);
     if (*stage == NULL) {
-        *stage = aligned_bytes((uint64_t)total * row);
+        *stage = inf_pages_alloc((uint64_t)total * row);
         if (*stage == NULL) {
             return INF_ENOMEM;
         }
@@ -174,7 +170,7 @@ static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
         return take_matrix(w, &w->lm_head, in);
     default: { /* the lookup table stays row-major; the tied head is a packed copy of it */
         uint64_t n = (uint64_t)in->rows * (uint64_t)in->cols;
-        w->embed = aligned_bytes(n * inf_dtype_bytes(w->config.dtype));
+        w->embed = inf_pages_alloc(n * inf_dtype_bytes(w->config.dtype));
         if (w->embed == NULL) {
             return INF_ENOMEM;
         }

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "runtime/fail.h"
+#include "runtime/pages.h"
 #include "runtime/runtime.h"
 
 static int in_range(int64_t value, int64_t low, int64_t high) {
@@ -158,6 +159,7 @@ static int open_pool(inf_device *d, inf_err *err) {
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot map %llu bytes for the KV pool",
                         (unsigned long long)d->pool_bytes);
     }
+    inf_pages_large(memory, d->pool_bytes);
     d->pool = memory;
     return INF_OK;
 }

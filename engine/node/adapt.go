@@ -18,6 +18,10 @@ import (
 // Limits that no flag sets.
 const stepTimeout = 10 * time.Minute
 
+// StepFlags go into every step. Only tests set them, before Start: batch.FlagEmptyRemote is the negative
+// control of exactness.
+var StepFlags uint32
+
 func (n *Node) engineConfig(m *model.Model) engine.Config {
 	limit := m.Config.MaxPositions
 	if n.cfg.MaxModelLen > 0 {
@@ -28,7 +32,7 @@ func (n *Node) engineConfig(m *model.Model) engine.Config {
 			MaxNumSeqs: n.cfg.MaxNumSeqs, MaxBatchedTokens: n.cfg.MaxNumBatchedTokens, MaxRows: n.cfg.MaxNumBatchedTokens,
 			MaxModelLen: limit, MaxWaiting: n.cfg.MaxNumWaiting,
 		},
-		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout,
+		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
 	}
 }
 

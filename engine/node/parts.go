@@ -31,9 +31,11 @@ func OpenTokenizer(dir string) (*tokenizer.Tokenizer, error) {
 
 // BlockBytes is the memory of one KV block.
 func BlockBytes(cfg config.Config, m *model.Config, dtype string) (uint64, error) {
-	cfg.KVCacheMemory = 1 << 40
-	d, err := DeviceConfig(cfg, m, dtype)
-	return device.BlockBytes(d), err
+	block := device.BlockBytes(stepConfig(cfg, m, dtype))
+	if block == 0 {
+		return 0, fmt.Errorf("cannot size a KV block of %d tokens", cfg.BlockSize)
+	}
+	return block, nil
 }
 
 // DType resolves --dtype for a checkpoint: "float32" or "bfloat16". The CPU has no f16 arithmetic, and
@@ -56,24 +58,25 @@ const (
 	spansPerSeq    = 64
 )
 
-// DeviceConfig sizes a device for a model: the pool from --kv-cache-memory, the step's buffers from the
-// limits of the scheduler.
-func DeviceConfig(cfg config.Config, m *model.Config, dtype string) (device.Config, error) {
-	d := device.Config{
-		Layers: m.NumLayers, Hidden: m.HiddenSize, Intermediate: m.IntermediateSize, Heads: m.NumHeads, KVHeads: m.NumKVHeads,
-		HeadDim: m.HeadDim, Vocab: m.VocabSize, QKVBias: m.QKVBias, QKNorm: m.QKNorm, Tied: m.TieEmbeddings, RMSEps: m.RMSNormEps,
+// stepConfig is a device's config but for the pool's size: the step's buffers get the scheduler's limits.
+func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config {
+	d := device.ForModel(m, device.Config{
 		DType: device.F32, BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
 		MaxRows: cfg.MaxNumBatchedTokens, MaxSpans: maxHostedSpans, MaxStepSpans: spansPerSeq * cfg.MaxNumSeqs, Threads: Threads(cfg),
 		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3}[cfg.ISA],
-	}
+	})
 	if dtype == "bfloat16" {
 		d.DType = device.BF16
 	}
-	_, scale := m.RopeTable()
-	d.RopeScale = float32(scale)
-	block := device.BlockBytes(d)
-	if block == 0 {
-		return d, fmt.Errorf("cannot size a KV block of %d tokens", cfg.BlockSize)
+	return d
+}
+
+// DeviceConfig sizes a device for a model, its pool by --kv-cache-memory.
+func DeviceConfig(cfg config.Config, m *model.Config, dtype string) (device.Config, error) {
+	d := stepConfig(cfg, m, dtype)
+	block, err := BlockBytes(cfg, m, dtype)
+	if err != nil {
+		return d, err
 	}
 	blocks := uint64(cfg.KVCacheMemory) / block
 	if blocks < 2 || blocks > math.MaxInt32/2 {
@@ -93,47 +96,13 @@ func Threads(cfg config.Config) int {
 	return max(1, runtime.GOMAXPROCS(0)/max(1, cfg.Instances))
 }
 
+// openDevice loads the model, and says how far it is when that takes long.
 func openDevice(shape device.Config, m *model.Model) (*device.Device, error) {
-	invFreq, _ := m.Config.RopeTable()
-	freq := make([]float32, len(invFreq))
-	for i, f := range invFreq {
-		freq[i] = float32(f)
-	}
-	windows := make([]int32, m.Config.NumLayers)
-	for i, w := range m.Config.SlidingWindow {
-		windows[i] = int32(w)
-	}
-	dev, err := device.Open(shape, freq, windows)
-	if err != nil {
-		return nil, err
-	}
-	tensors, err := m.Tensors()
-	if err == nil {
-		err = load(dev, tensors, m.Config.TieEmbeddings)
-	}
-	if err == nil {
-		err = dev.Ready()
-	}
-	if err != nil {
-		dev.Close()
-		return nil, err
-	}
-	return dev, nil
-}
-
-func load(dev *device.Device, tensors []model.Tensor, tied bool) error {
 	said := time.Now()
-	for i, t := range tensors {
-		if t.Role == model.LMHead && tied {
-			continue // the device takes the embedding for it
-		}
-		if err := dev.Load(int(t.Role), t.Layer, int(t.DType), int64(t.Rows), int64(t.Cols), t.Data); err != nil {
-			return fmt.Errorf("cannot load tensor %d of %d: %w", i+1, len(tensors), err)
-		}
+	return device.LoadModel(m, shape, func(done, all int) {
 		if time.Since(said) > 2*time.Second {
 			said = time.Now()
-			slog.Info("loading the model", "percent", 100*(i+1)/len(tensors))
+			slog.Info("loading the model", "percent", 100*done/all)
 		}
-	}
-	return nil
+	})
 }

@@ -33,9 +33,13 @@ typedef struct attn_tile {
     _Alignas(64) float s[TILE_Q * TILE_T];       /* [query, key]: scores, then p */
     float m[TILE_Q], l[TILE_Q], shrink[TILE_Q];
     int32_t lo[TILE_Q], hi[TILE_Q]; /* keys seen by a query */
-    const uint8_t *k[TILE_T], *v[TILE_T];
-    int32_t queries, dim, full; /* full: dim rounded down to vectors */
-    int32_t stride;             /* of q and o: dim rounded up to vectors */
+    const uint8_t *keys[2][TILE_T]; /* K of this tile of keys and of the next, in turn */
+    const uint8_t **k, **next;      /* those two */
+    size_t to_v;                    /* bytes from a token's K to its V */
+    int32_t queries, dim, full;     /* full: dim rounded down to vectors */
+    int32_t stride;                 /* of q and o: dim rounded up to vectors */
+    int32_t begin, end;             /* keys of this tile that some query sees */
+    int32_t row_bytes;              /* of a token's K in one head */
 } attn_tile;
 
 static int32_t attn_queries(const inf_attn *a) { return a->rows * (a->heads / a->kv->kv_heads); }
@@ -56,6 +60,10 @@ static void attn_begin(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t
     t->dim = a->kv->head_dim;
     t->full = t->dim / W * W;
     t->stride = ceil_div(t->dim, W) * W;
+    t->row_bytes = t->dim * a->kv->elem;
+    t->to_v = (size_t)a->kv->kv_heads * (size_t)a->kv->block_size * (size_t)t->row_bytes;
+    t->k = t->keys[0];
+    t->next = t->keys[1];
     for (int32_t i = 0; i < t->queries; i++) {
         const float *q = a->q + attn_at(a, kv_head, first + i) * t->dim;
         float *to = t->q + i * t->stride;
@@ -97,8 +105,18 @@ INLINE void attn_dot(const int is_bf16, const int32_t queries, const attn_tile *
         v_sum4(s + i * TILE_T, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
 }
 
-INLINE void attn_scores(const int is_bf16, attn_tile *t, int32_t begin, int32_t end) {
-    for (int32_t key = begin / 4 * 4; key < end; key += 4)
+/* Blocks lie anywhere, so the hardware does not foresee the next one: rows are asked for while the
+ * ones before them are computed on, V of this tile during its scores and K of the next during its
+ * values. */
+INLINE void attn_prefetch(const uint8_t *row, int32_t bytes) {
+    for (int32_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(row + at, 0, 2);
+}
+
+INLINE void attn_scores(const int is_bf16, attn_tile *t) {
+    for (int32_t key = t->begin / 4 * 4; key < t->end; key += 4) {
+        for (int32_t j = 0; j < 4; j++)
+            attn_prefetch(t->k[key + j] + t->to_v, t->row_bytes);
         for (int32_t i = 0; i < t->queries;) {
             float *s = t->s + i * TILE_T + key;
             if (ATTN_Q == 4 && t->queries - i >= 4) {
@@ -112,11 +130,12 @@ INLINE void attn_scores(const int is_bf16, attn_tile *t, int32_t begin, int32_t 
                 i++;
             }
         }
+    }
 }
 
 /* Scores of the tile's keys from t0 to p, over the vectors that hold [begin, end). */
-static void attn_softmax(attn_tile *t, int32_t t0, int32_t begin, int32_t end) {
-    int32_t from = begin / W * W, to = ceil_div(end, W) * W;
+static void attn_softmax(attn_tile *t, int32_t t0) {
+    int32_t from = t->begin / W * W, to = ceil_div(t->end, W) * W;
     for (int32_t i = 0; i < t->queries; i++) {
         float *s = t->s + i * TILE_T;
         int32_t lo = min_i32(max_i32(t->lo[i] - t0, from), to);
@@ -145,7 +164,7 @@ static void attn_softmax(attn_tile *t, int32_t t0, int32_t begin, int32_t end) {
 /* o of `queries` x `vecs` vectors at d; n: numbers of the vector, W unless it is the tail (vecs 1).
  */
 INLINE void attn_add(const int is_bf16, const int32_t queries, const int32_t vecs, attn_tile *t,
-                     int32_t query, int32_t d, int32_t n, int32_t begin, int32_t end) {
+                     int32_t query, int32_t d, int32_t n) {
     vec sum[ATTN_Q][ATTN_V];
     float *o = t->o + query * t->stride + d;
     const float *p = t->s + query * TILE_T;
@@ -154,11 +173,14 @@ INLINE void attn_add(const int is_bf16, const int32_t queries, const int32_t vec
         UNROLL_FOR (v, vecs)
             sum[i][v] = v_mul(v_load(o + i * t->stride + v * W), shrink);
     }
-    for (int32_t j = begin; j < end; j++) {
+    for (int32_t j = t->begin; j < t->end; j++) {
+        const uint8_t *row = t->k[j] + t->to_v;
+        if (query == 0 && d == 0)
+            attn_prefetch(t->next[j], t->row_bytes);
         vec value[ATTN_V];
         UNROLL_FOR (v, vecs)
-            value[v] = vecs == 1 && n < W ? load_as_n(is_bf16, t->v[j], (size_t)d, n)
-                                          : load_as(is_bf16, t->v[j], (size_t)(d + v * W));
+            value[v] = vecs == 1 && n < W ? load_as_n(is_bf16, row, (size_t)d, n)
+                                          : load_as(is_bf16, row, (size_t)d + (size_t)v * W);
         UNROLL_FOR (i, queries) {
             vec each = v_set(p[i * TILE_T + j]);
             UNROLL_FOR (v, vecs)
@@ -170,57 +192,84 @@ INLINE void attn_add(const int is_bf16, const int32_t queries, const int32_t vec
             v_store(o + i * t->stride + v * W, sum[i][v]);
 }
 
-INLINE void attn_values_of(const int is_bf16, const int32_t queries, attn_tile *t, int32_t query,
-                           int32_t begin, int32_t end) {
+INLINE void attn_values_of(const int is_bf16, const int32_t queries, attn_tile *t, int32_t query) {
     int32_t d = 0;
     for (; d + ATTN_V * W <= t->dim; d += ATTN_V * W)
-        attn_add(is_bf16, queries, ATTN_V, t, query, d, W, begin, end);
+        attn_add(is_bf16, queries, ATTN_V, t, query, d, W);
     for (; d < t->dim; d += W)
-        attn_add(is_bf16, queries, 1, t, query, d, min_i32(W, t->dim - d), begin, end);
+        attn_add(is_bf16, queries, 1, t, query, d, min_i32(W, t->dim - d));
 }
 
 /* Each o is scaled even where none of its keys is in the tile: then by 1. */
-INLINE void attn_values(const int is_bf16, attn_tile *t, int32_t begin, int32_t end) {
+INLINE void attn_values(const int is_bf16, attn_tile *t) {
     for (int32_t i = 0; i < t->queries;)
         if (ATTN_Q == 4 && t->queries - i >= 4) {
-            attn_values_of(is_bf16, ATTN_Q, t, i, begin, end);
+            attn_values_of(is_bf16, ATTN_Q, t, i);
             i += 4;
         } else if (t->queries - i >= 2) {
-            attn_values_of(is_bf16, 2, t, i, begin, end);
+            attn_values_of(is_bf16, 2, t, i);
             i += 2;
         } else {
-            attn_values_of(is_bf16, 1, t, i, begin, end);
+            attn_values_of(is_bf16, 1, t, i);
             i++;
         }
 }
 
-/* Pointers for the tile's keys in groups of four; those outside [begin, end) stand for the nearest
- * key inside, so that only keys that some query sees are read. */
-static void attn_locate(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t t0, int32_t begin,
-                        int32_t end) {
-    for (int32_t j = begin / 4 * 4; j < ceil_div(end, 4) * 4; j++) {
-        int32_t token = t0 + max_i32(begin, min_i32(j, end - 1));
-        t->k[j] = attn_token(a, 0, kv_head, token);
-        t->v[j] = attn_token(a, 1, kv_head, token);
+/* The keys of the tile from t0 that some query sees; rows ascend, so the first query sees the
+ * lowest key and the last one the highest. */
+static void attn_range(const attn_tile *t, int32_t t0, int32_t *begin, int32_t *end) {
+    *begin = min_i32(max_i32(t->lo[0] - t0, 0), TILE_T);
+    *end = max_i32(min_i32(t->hi[t->queries - 1] - t0, TILE_T), *begin);
+}
+
+/* Where K of the tile's keys stands; those that no query sees stand for the nearest key that one
+ * does, so that only such keys are read. */
+static void attn_locate(const attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t t0,
+                        const uint8_t **k) {
+    int32_t begin, end, size = a->kv->block_size;
+    attn_range(t, t0, &begin, &end);
+    if (begin == end)
+        return;
+    int32_t in_block = (t0 + begin) % size;
+    const uint8_t *row = attn_token(a, 0, kv_head, t0 + begin);
+    for (int32_t j = begin; j < end; j++) {
+        if (in_block == size) {
+            in_block = 0;
+            row = attn_token(a, 0, kv_head, t0 + j);
+        }
+        k[j] = row;
+        row += t->row_bytes;
+        in_block++;
     }
+    for (int32_t j = 0; j < begin; j++)
+        k[j] = k[begin];
+    for (int32_t j = end; j < TILE_T; j++)
+        k[j] = k[end - 1];
 }
 
 static void attn_walk(attn_tile *t, const inf_attn *a, int32_t kv_head) {
-    int32_t last = t->queries - 1; /* rows ascend, so the first query sees the lowest key */
-    for (int32_t t0 = t->lo[0] / TILE_T * TILE_T; t0 < t->hi[last]; t0 += TILE_T) {
-        int32_t begin = max_i32(t->lo[0] - t0, 0), end = min_i32(t->hi[last] - t0, TILE_T);
-        if (begin >= end)
-            continue;
-        attn_locate(t, a, kv_head, t0, begin, end);
-        if (a->kv->dtype == INF_DTYPE_BF16)
-            attn_scores(1, t, begin, end);
+    if (t->queries <= 0 || t->lo[0] >= t->hi[t->queries - 1])
+        return;
+    int32_t stop = t->hi[t->queries - 1], t0 = t->lo[0] / TILE_T * TILE_T;
+    attn_locate(t, a, kv_head, t0, t->k);
+    for (; t0 < stop; t0 += TILE_T) {
+        if (t0 + TILE_T < stop)
+            attn_locate(t, a, kv_head, t0 + TILE_T, t->next);
         else
-            attn_scores(0, t, begin, end);
-        attn_softmax(t, t0, begin, end);
+            t->next = t->k;
+        attn_range(t, t0, &t->begin, &t->end);
         if (a->kv->dtype == INF_DTYPE_BF16)
-            attn_values(1, t, begin, end);
+            attn_scores(1, t);
         else
-            attn_values(0, t, begin, end);
+            attn_scores(0, t);
+        attn_softmax(t, t0);
+        if (a->kv->dtype == INF_DTYPE_BF16)
+            attn_values(1, t);
+        else
+            attn_values(0, t);
+        const uint8_t **k = t->k;
+        t->k = t->next;
+        t->next = k;
     }
 }
 

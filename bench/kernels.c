@@ -1,0 +1,231 @@
+/* What share of the machine's limits the CPU kernels reach, measured in one run.
+ *
+ * A limit and the kernels held against it alternate, so that both see the same machine: the
+ * bandwidth is that of reading memory that no cache holds, with the same threads; the arithmetic
+ * that of multiply-adds on registers. A kernel that reads its operands once can reach the first,
+ * one that uses each operand many times the second. Shapes are those of an 8B model: hidden 4096,
+ * 32 heads, 8 KV heads of 128.
+ *
+ *     .build/cpu/bench_kernels [threads] */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "bench/limits.h"
+#include "kernels/kernels.h"
+#include "runtime/pages.h"
+
+enum { HIDDEN = 4096, HEADS = 32, KV_HEADS = 8, HEAD_DIM = 128, BLOCK = 16, ROUNDS = 7 };
+
+typedef struct bench {
+    const inf_ops *ops;
+    inf_pool *pool;
+    int32_t threads, dtype, elem;
+    double bytes_per_second, flops_per_second; /* limits, the best of all rounds */
+} bench;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Memory with small numbers of the type in it: neither zeros nor denormals. */
+static void *numbers(const bench *b, size_t n, int32_t elem) {
+    uint8_t *p = inf_pages_alloc(n * (size_t)elem);
+    if (p == NULL) {
+        fprintf(stderr, "cannot allocate %zu numbers\n", n);
+        exit(1);
+    }
+    uint32_t x = 12345;
+    for (size_t i = 0; i < n; i++) {
+        x = x * 1664525u + 1013904223u;
+        float f = (float)(x >> 8) * 0x1p-24f - 0.5f;
+        uint32_t bits;
+        memcpy(&bits, &f, 4);
+        if (elem == 4) {
+            ((uint32_t *)(void *)p)[i] = bits;
+        } else {
+            ((uint16_t *)(void *)p)[i] = (uint16_t)(bits >> 16);
+        }
+    }
+    (void)b;
+    return p;
+}
+
+typedef void (*body)(void *arg);
+
+/* Seconds of one call: the best of ROUNDS, each long enough to time. The limits are measured in
+ * between. */
+static double best(bench *b, body f, void *arg) {
+    f(arg);
+    double t0 = now();
+    f(arg);
+    int calls = 1 + (int)(0.05 / (now() - t0 + 1e-9));
+    double least = 1e9;
+    for (int r = 0; r < ROUNDS; r++) {
+        t0 = now();
+        for (int i = 0; i < calls; i++) {
+            f(arg);
+        }
+        double t = (now() - t0) / calls;
+        least = t < least ? t : least;
+        double rate = limit_read(b->pool, b->threads);
+        b->bytes_per_second = rate > b->bytes_per_second ? rate : b->bytes_per_second;
+        rate = limit_fma(b->pool, b->threads, b->ops->name);
+        b->flops_per_second = rate > b->flops_per_second ? rate : b->flops_per_second;
+    }
+    return least;
+}
+
+static void row(const bench *b, const char *kernel, const char *shape, double seconds, double bytes,
+                double flops, int by_memory) {
+    printf("%-18s %-5s %-34s %10.3f ms %8.2f GB/s %8.1f GFLOP/s  %3.0f %% of %s\n", kernel,
+           b->dtype == INF_DTYPE_F32 ? "f32" : "bf16", shape, seconds * 1e3, bytes / seconds * 1e-9,
+           flops / seconds * 1e-9,
+           100 * (by_memory ? bytes / seconds / b->bytes_per_second
+                            : flops / seconds / b->flops_per_second),
+           by_memory ? "bandwidth" : "arithmetic");
+    fflush(stdout);
+}
+
+typedef struct gemm_case {
+    bench *b;
+    inf_gemm args;
+} gemm_case;
+
+static void run_gemm(void *arg) {
+    gemm_case *c = arg;
+    c->b->ops->gemm(c->b->pool, c->b->dtype, &c->args);
+}
+
+static void bench_gemm(bench *b, int32_t rows) {
+    const int32_t n = 14336, k = HIDDEN; /* the gate of an 8B model's MLP */
+    void *w = numbers(b, (size_t)n * k, b->elem);
+    void *packed = inf_pages_alloc(b->ops->packed_bytes(b->dtype, n, k));
+    b->ops->pack(b->dtype, w, b->dtype, n, k, packed);
+    free(w);
+    float *x = numbers(b, (size_t)rows * k, 4), *y = numbers(b, (size_t)rows * n, 4);
+    gemm_case c = {b, {x, packed, NULL, y, rows, n, k, k, n}};
+    double t = best(b, run_gemm, &c);
+    double bytes = (double)n * k * b->elem + 4.0 * rows * ((double)n + k);
+    char shape[64];
+    snprintf(shape, sizeof shape, "[%d, %d] x [%d, %d]", rows, k, n, k);
+    row(b, "gemm", shape, t, bytes, 2.0 * rows * n * k, rows < 8);
+    free(x);
+    free(y);
+    free(packed);
+}
+
+typedef struct attn_case {
+    bench *b;
+    inf_attn args[64];
+    int32_t n;
+} attn_case;
+
+static void run_attn(void *arg) {
+    attn_case *c = arg;
+    c->b->ops->attention(c->b->pool, c->args, c->n);
+}
+
+/* `batch` requests of `rows` queries at the end of `context` tokens each; one layer. */
+static void bench_attention(bench *b, int32_t batch, int32_t rows, int32_t context) {
+    inf_kv_shape kv = {1, KV_HEADS, BLOCK, HEAD_DIM, b->dtype, b->elem, 0};
+    kv.block_bytes = (uint64_t)2 * KV_HEADS * BLOCK * HEAD_DIM * (uint64_t)b->elem;
+    int32_t blocks = context / BLOCK, all = blocks * batch;
+    size_t row_size = (size_t)HEADS * HEAD_DIM;
+    uint8_t *pool = numbers(b, (size_t)all * kv.block_bytes / (size_t)b->elem, b->elem);
+    int32_t *table = malloc((size_t)all * sizeof *table);
+    for (int32_t i = 0; i < all; i++) {
+        table[i] =
+            (int32_t)((int64_t)i * 7919 % all); /* blocks lie scattered, as in a pool in use */
+    }
+    float *q = numbers(b, (size_t)batch * (size_t)rows * row_size, 4);
+    float *o = numbers(b, (size_t)batch * (size_t)rows * row_size, 4);
+    float *lse = numbers(b, (size_t)batch * (size_t)rows * HEADS, 4);
+    attn_case c = {.b = b, .n = batch};
+    for (int32_t i = 0; i < batch; i++) {
+        size_t at = (size_t)i * (size_t)rows;
+        c.args[i] = (inf_attn){q + at * row_size,
+                               rows,
+                               HEADS,
+                               (uint32_t)(context - rows),
+                               pool,
+                               &kv,
+                               0,
+                               table + (size_t)i * (size_t)blocks,
+                               0,
+                               (uint32_t)context,
+                               0,
+                               0.088f,
+                               o + at * row_size,
+                               lse + at * HEADS};
+    }
+    double t = best(b, run_attn, &c);
+    double bytes = (double)all * (double)kv.block_bytes + 8.0 * batch * rows * (double)row_size;
+    double keys = (double)context - (rows - 1) / 2.0;
+    char shape[64];
+    snprintf(shape, sizeof shape, "%d requests, %d rows, %d keys", batch, rows, context);
+    row(b, rows == 1 ? "attention, decode" : "attention, prefill", shape, t, bytes,
+        4.0 * batch * rows * keys * (double)row_size, rows == 1);
+    free(pool);
+    free(table);
+    free(q);
+    free(o);
+    free(lse);
+}
+
+typedef struct merge_case {
+    bench *b;
+    float *o, *lse, *o2, *lse2;
+    int32_t rows;
+} merge_case;
+
+static void run_merge(void *arg) {
+    merge_case *c = arg;
+    c->b->ops->merge(c->o, c->lse, c->o2, c->lse2, c->rows, HEADS, HEAD_DIM);
+}
+
+/* Rows that no cache holds; merge runs on one thread, the limit is that of all. */
+static void bench_merge(bench *b) {
+    const int32_t rows = 4096;
+    size_t n = (size_t)rows * HEADS;
+    merge_case c = {b,
+                    numbers(b, n * HEAD_DIM, 4),
+                    numbers(b, n, 4),
+                    numbers(b, n * HEAD_DIM, 4),
+                    numbers(b, n, 4),
+                    rows};
+    double t = best(b, run_merge, &c);
+    row(b, "merge", "[4096, 32, 128], one thread", t, (3.0 * HEAD_DIM + 3) * 4 * (double)n,
+        3.0 * HEAD_DIM * (double)n, 1);
+    free(c.o);
+    free(c.lse);
+    free(c.o2);
+    free(c.lse2);
+}
+
+int main(int argc, char **argv) {
+    bench b = {.ops = inf_ops_cpu(0), .threads = argc > 1 ? atoi(argv[1]) : 1};
+    if (b.threads < 1 || inf_pool_open(b.threads, &b.pool) != INF_OK) {
+        fprintf(stderr, "cannot open a pool of %d threads\n", b.threads);
+        return 1;
+    }
+    printf("instruction set %s, %d threads\n", b.ops->name, b.threads);
+    for (int i = 0; i < 2; i++) {
+        b.dtype = i == 0 ? INF_DTYPE_F32 : INF_DTYPE_BF16;
+        b.elem = i == 0 ? 4 : 2;
+        bench_gemm(&b, 1);
+        bench_gemm(&b, 8);
+        bench_gemm(&b, 256);
+        bench_attention(&b, 1, 1, 32768);
+        bench_attention(&b, 16, 1, 4096);
+        bench_attention(&b, 1, 256, 4096);
+    }
+    bench_merge(&b);
+    printf("limits: reading %.1f GB/s, multiply-adds %.0f GFLOP/s (f32)\n",
+           b.bytes_per_second * 1e-9, b.flops_per_second * 1e-9);
+    inf_pool_close(b.pool);
+    return 0;
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/model"
+	"github.com/infinite-llm/infinite/engine/node"
+)
+
+// The request of the exactness suite has so many tokens in blocks of 4, prompt and answer together: 94
+// blocks. Of 2 pools of 48, 3 of 32 or 8 of 12 blocks, all 96, it needs every one: no n-1 of them hold it.
+const (
+	exactTokens = 374
+	exactBlock  = 4
+	exactBlocks = 96
+)
+
+// reference is a model of engine/model/testdata and what transformers answered.
+type reference struct {
+	dir, name string
+	Prompt    []int   `json:"prompt"`
+	Greedy    []int32 `json:"greedy"`
+	Top       []struct {
+		Logprobs []float64 `json:"logprobs"`
+	} `json:"top"`
+}
+
+// references gives every reference model a tokenizer, so that it can be served: the prompts are token ids,
+// and the bundled model's tokenizer knows more ids than they have.
+func references(t *testing.T) []*reference {
+	t.Helper()
+	files, err := filepath.Glob("../../model/testdata/*/golden.json")
+	if err != nil || len(files) < 10 {
+		t.Fatalf("%d reference models: %v", len(files), err)
+	}
+	var out []*reference
+	for _, file := range files {
+		r := &reference{dir: t.TempDir(), name: filepath.Base(filepath.Dir(file))}
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = json.Unmarshal(data, r); err != nil {
+			t.Fatal(err)
+		}
+		link := func(pattern string) {
+			paths, _ := filepath.Glob(pattern)
+			for _, p := range paths {
+				abs, err := filepath.Abs(p)
+				if err == nil {
+					err = os.Symlink(abs, filepath.Join(r.dir, filepath.Base(p)))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		link(filepath.Join(filepath.Dir(file), "*"))
+		link("../../model/bundled/tokenizer*.json")
+		out = append(out, r)
+	}
+	return out
+}
+
+// serve starts the model on n instances with pools of so many blocks each.
+func (r *reference) serve(t *testing.T, n, blocks int, args ...string) *process {
+	t.Helper()
+	m, err := model.Open(r.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	cfg := config.Default()
+	cfg.BlockSize = exactBlock
+	bytes, err := node.BlockBytes(cfg, m.Config, "float32")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serve(t, append([]string{r.dir, "--dtype", "float32", "--instances", fmt.Sprint(n), "--block-size", fmt.Sprint(exactBlock),
+		fmt.Sprintf("--kv-cache-memory=%d", uint64(blocks)*bytes)}, args...)...)
+}
+
+// request is greedy in the model's own distribution, whatever its generation_config.json says.
+func (r *reference) request(answer int) map[string]any {
+	b := body(r.Prompt, answer)
+	b["repetition_penalty"] = 1
+	return b
+}
+
+// checkReference compares the answer's beginning with transformers', whose log probabilities the engine's
+// f32 path meets to 1e-4 of their size.
+func (r *reference) checkReference(t *testing.T, got answer) {
+	t.Helper()
+	if got.status != 200 || len(got.tokens) != exactTokens-len(r.Prompt) {
+		t.Fatalf("status %d with %d tokens: %s", got.status, len(got.tokens), got.message)
+	}
+	tok, err := node.OpenTokenizer("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range r.Greedy {
+		// The API spells tokens that are no whole character in its own way; their log probabilities tell.
+		want, lp := string(tok.TokenBytes(id)), r.Top[i].Logprobs[0]
+		if utf8.ValidString(want) && got.tokens[i] != want || math.Abs(got.lps[i]-lp) > 1e-4*max(1, math.Abs(lp)) {
+			t.Fatalf("token %d is %q at %g, transformers says %q at %g", i, got.tokens[i], got.lps[i], want, lp)
+		}
+	}
+}
+
+// For every architecture the answer does not depend on where the KV lies: one instance, or every block of
+// 2, 3 or 8 instances, over shared memory and over TCP. Without the remote partials it is another answer.
+func TestExactness(t *testing.T) {
+	for _, r := range references(t) {
+		t.Run(r.name, func(t *testing.T) {
+			local := r.serve(t, 1, exactBlocks).complete(r.request(exactTokens - len(r.Prompt)))
+			r.checkReference(t, local)
+			for _, n := range []int{2, 3, 8} {
+				for _, transport := range []string{"shm", "tcp"} {
+					t.Run(fmt.Sprintf("%d over %s", n, transport), func(t *testing.T) {
+						p := r.serve(t, n, exactBlocks/n, "--transport", transport)
+						sameAnswer(t, local, p.complete(r.request(len(local.tokens))))
+						if logs := p.logs(); !strings.Contains(logs, "transport="+transport) {
+							t.Errorf("no link over %s in the log", transport)
+						}
+						p.eventually("all blocks free", idle)
+					})
+				}
+			}
+			t.Run("negative control", func(t *testing.T) {
+				t.Setenv(emptyRemoteEnv, "1")
+				// Pools so small that less than the smallest sliding window is left at home.
+				const answer = 40
+				blocks := (len(r.Prompt)+answer+exactBlock)/(8*exactBlock) + 1
+				wrong := r.serve(t, 8, blocks).complete(r.request(answer))
+				if wrong.status != 200 || len(wrong.tokens) != answer {
+					t.Fatalf("status %d with %d tokens: %s", wrong.status, len(wrong.tokens), wrong.message)
+				}
+				if slices.Equal(wrong.tokens, local.tokens[:answer]) {
+					t.Error("the answer is the same without remote partials")
+				}
+			})
+		})
+	}
+}
