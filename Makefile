@@ -41,8 +41,8 @@ lint-go: lib
 	$(GO) tool $(STATICCHECK) ./...
 
 lint-c: lib
-	@find csrc bench -name '*.[ch]' | xargs clang-format --dry-run -Werror
-	@find csrc -name '*.c' -not -path '*/tests/*' | xargs -P $(JOBS) -n 4 clang-tidy --quiet -p .build/cpu 2>/dev/null
+	@find csrc bench -name '*.[ch]' | xargs clang-format-14 --dry-run -Werror
+	@find csrc -name '*.c' -not -path '*/tests/*' | xargs -P $(JOBS) -n 4 clang-tidy-14 --quiet -p .build/cpu 2>/dev/null
 
 ctest: lib
 	ctest --preset cpu -j $(JOBS)

@@ -11,7 +11,7 @@ command -v go >/dev/null 2>&1 || { echo "setup: cannot find go; install Go $(sed
 need="cc:gcc cmake:cmake ninja:ninja-build"
 libs="libc6-dev"
 if [ "$mode" = test ]; then
-    need="$need clang-format:clang-format clang-tidy:clang-tidy python3:python3 node:nodejs npm:npm curl:curl"
+    need="$need clang-format-14:clang-format-14 clang-tidy-14:clang-tidy-14 python3:python3 node:nodejs npm:npm curl:curl"
     libs="$libs python3-venv"
 fi
 

@@ -106,7 +106,7 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 	id := req.Id
 	if id == "" {
 		var err error
-		if id, err = m.nextID(ctx); err != nil {
+		if id, err = m.NewID(ctx); err != nil {
 			return nil, status.Errorf(codes.Unavailable, "cannot give out an id: %v", err)
 		}
 	} else if members, _ := m.dir.Members(); members[id].ID != "" {
@@ -115,8 +115,8 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 	return &pb.JoinReply{Id: id, ClusterId: m.cfg.ClusterID, EtcdEndpoints: m.cfg.Etcd, BlockSize: uint32(m.cfg.BlockSize)}, nil
 }
 
-// nextID counts in etcd, so that no two API processes give out the same id.
-func (m *Manager) nextID(ctx context.Context) (string, error) {
+// NewID counts in etcd, so that no two API processes give out the same id.
+func (m *Manager) NewID(ctx context.Context) (string, error) {
 	key := "/infinite/" + m.cfg.ClusterID + "/next-id"
 	limited, done := context.WithTimeout(ctx, 5*time.Second)
 	defer done()

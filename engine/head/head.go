@@ -72,8 +72,12 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if err = h.startControl(ctx, m.Fingerprint, dtype); err != nil {
 		return nil, err
 	}
-	for i := range cfg.Instances {
-		c, err := startChild(cfg, h.ControlAddress(), "i"+strconv.Itoa(i))
+	for range cfg.Instances {
+		id, err := h.manager.NewID(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("cannot name an instance: %w", err)
+		}
+		c, err := startChild(cfg, h.ControlAddress(), id)
 		if err != nil {
 			return nil, err
 		}

@@ -9,13 +9,13 @@ import torch
 from tokenizers import Tokenizer
 
 import data
-import evaluate
+import prompts
 from model import load
 
 
 def make(tok, seed, limit):
     """The request body and the expected value, of a fact in the first tenth and a half of the prompt."""
-    _, text, asked, _ = evaluate.make_prompt(tok, seed, limit, 20, 0.6)
+    _, text, asked, _ = prompts.make_prompt(tok, seed, limit, 20, 0.6)
     fact = next(f for f, depth in asked if 0.05 < depth < 0.15 and "password" in f.prefix)
     user = {"role": "user", "content": f"{text}\n\n{fact.questions[0]}"}
     return {"messages": [user], "max_tokens": 32, "temperature": 0}, fact

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 import data
-import evaluate
+import prompts
 import train
 from model import Llama, Shape
 
@@ -38,7 +38,7 @@ class Prompts(unittest.TestCase):
         self.tok = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
 
     def test_prompts_fit_and_ask_for_held_out_facts(self):
-        _, text, asked, _ = evaluate.make_prompt(self.tok, 3, 1024, 10, 0.6)
+        _, text, asked, _ = prompts.make_prompt(self.tok, 3, 1024, 10, 0.6)
         used = len(self.tok.encode(text, add_special_tokens=False).ids)
         self.assertTrue(940 < used < 1024, used)
         self.assertEqual(len(asked), 10)

@@ -131,23 +131,18 @@ func (p *process) pid(instance string) int {
 	return n
 }
 
-func (p *process) cluster() server.ClusterView {
-	p.t.Helper()
-	var v server.ClusterView
-	if err := (&client{url: p.url}).get(context.Background(), "/cluster", &v); err != nil {
-		p.t.Fatal(err)
-	}
-	return v
-}
-
+// eventually waits until the placement map is such. While a gManager is elected there is no map.
 func (p *process) eventually(what string, cond func(v server.ClusterView) bool) {
 	p.t.Helper()
+	var v server.ClusterView
+	var err error
 	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if cond(p.cluster()) {
+		v = server.ClusterView{}
+		if err = (&client{url: p.url}).get(context.Background(), "/cluster", &v); err == nil && cond(v) {
 			return
 		}
 	}
-	p.t.Fatalf("never saw: %s; cluster %+v", what, p.cluster())
+	p.t.Fatalf("never saw: %s; cluster %+v, %v", what, v, err)
 }
 
 // idle is true when no block is in use anywhere.

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/infinite-llm/infinite/engine/cluster"
+	"github.com/infinite-llm/infinite/engine/server"
+)
+
+// What `make run ONCE=1` shows: the right answer, and a placement over several instances of which none
+// could hold the prompt.
+func TestSample(t *testing.T) {
+	cmd := command("sample", "--once", "--port", "0", "--cluster-port", "0", "--threads", "1")
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, out, log.String())
+	}
+	text := string(out)
+	rows := regexp.MustCompile(`(?m)^  (i\d+) +(home|creditor) +(\d+) +(\d+) .*$`).FindAllStringSubmatch(text, -1)
+	creditors := 0
+	for _, r := range rows {
+		if r[2] == "creditor" {
+			creditors++
+		}
+	}
+	if len(rows) < 2 || creditors == 0 || !strings.Contains(text, "the answer is right") {
+		t.Fatalf("%d rows of placement, %d creditors:\n%s", len(rows), creditors, text)
+	}
+	if !regexp.MustCompile(`(?m)^  i\d+ +creditor .*<- the fact`).MatchString(text) {
+		t.Fatalf("the fact does not lie with a creditor:\n%s", text)
+	}
+}
+
+func TestSampleSaysWhenTheAnswerIsWrong(t *testing.T) {
+	t.Setenv(emptyRemoteEnv, "1")
+	cmd := command("sample", "--once", "--port", "0", "--cluster-port", "0", "--threads", "1")
+	out, err := cmd.Output()
+	if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "the answer is wrong") {
+		t.Fatalf("without remote partials: %v\n%s", err, out)
+	}
+}
+
+func TestChat(t *testing.T) {
+	p := serve(t, "--instances", "2", "--api-key", "secret")
+	talk := func(key, lines string) string {
+		t.Helper()
+		cmd := command("chat", "--url", p.url, "--api-key", key)
+		cmd.Stdin = strings.NewReader(lines)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	// The second question needs the first line, /new forgets it.
+	got := talk("secret", "The password of Mira is copper-lantern.\nWhat is the password of Mira?\n/quit\nnever read\n")
+	if lines := strings.Split(strings.TrimSpace(got), "\n"); len(lines) != 2 || !strings.Contains(lines[1], "copper-lantern") {
+		t.Errorf("the conversation went:\n%s", got)
+	}
+	got = talk("secret", "The password of Mira is copper-lantern.\n/new\nWhat is the password of Mira?\n")
+	if strings.Contains(got[strings.Index(got, "\n")+1:], "copper-lantern") {
+		t.Errorf("after /new:\n%s", got)
+	}
+	if got = talk("wrong", "Hello\n"); !strings.Contains(got, "401") {
+		t.Errorf("with a wrong key:\n%s", got)
+	}
+}
+
+// Two API processes on one external etcd are one cluster: either answers with the instances of both, and
+// when the gManager's process dies the other takes its part.
+func TestExternalEtcd(t *testing.T) {
+	etcd, err := cluster.StartEtcd(context.Background(), "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(etcd.Close)
+	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
+	args := []string{"--dtype", "float32", "--etcd-endpoints", etcd.Endpoint, poolFlag(t, 40)}
+	a := serve(t, args...)
+	b := serve(t, args...)
+	for _, p := range []*process{a, b} {
+		p.eventually("both instances", func(v server.ClusterView) bool { return len(v.Instances) == 2 })
+	}
+	long := body(prompt(16*60, 1), 16)
+	want := single.complete(long)
+	sameAnswer(t, want, a.complete(long))
+	sameAnswer(t, want, b.complete(long))
+	if err := a.cmd.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-a.ended
+	b.eventually("one instance", func(v server.ClusterView) bool { return len(v.Instances) == 1 })
+	sameAnswer(t, single.complete(body(prompt(100, 2), 8)), b.complete(body(prompt(100, 2), 8)))
+	if got := b.complete(long); got.status != http.StatusBadRequest {
+		t.Errorf("what needs both instances got %d: %s", got.status, got.message)
+	}
+}
+
+func TestSecondServerOnTheSamePort(t *testing.T) {
+	p := serve(t)
+	port := p.url[strings.LastIndex(p.url, ":")+1:]
+	cmd := command("serve", "--port", port, "--cluster-port", "0")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "cannot listen for the API") {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
