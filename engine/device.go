@@ -23,6 +23,8 @@ type Lender interface {
 	Release(spans []kvcache.Span) // asynchronous
 	View() sched.View             // of the rest of the cluster, now
 	PeerIndexLost(peer int)       // a step saw this peer fail
+	// Starving says that the request of this arrival has long waited for room here, 0: none does.
+	Starving(arrival uint64)
 }
 
 // MoveResult is the outcome of an Offload.

@@ -87,16 +87,23 @@ type Engine struct {
 	share  []share
 	table  kvcache.Table
 	spans  []batchSpan
+	hungry uint64 // the plan's Starving that the lender knows of
 }
 
 // inbox is what the loop is told between steps. Each list is bounded: by room, by the live requests, by
-// the moves in flight, by the peers.
+// the moves in flight and the peers.
 type inbox struct {
 	submits []*request
 	cancels []*request
-	moves   []MoveResult
-	lost    []string
+	news    []news
 	abort   bool
+}
+
+// news of other instances. Their order counts: a span is lost with its instance if it was moved there
+// before, and is not if the instance came back and it was moved there after.
+type news struct {
+	moved *MoveResult
+	lost  string // an instance, without moved
 }
 
 // rate measures tokens per second over windows of a second.
@@ -199,7 +206,7 @@ func (e *Engine) cancel(r *request) {
 func (e *Engine) Moved(m MoveResult) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.inbox.moves = append(e.inbox.moves, m)
+	e.inbox.news = append(e.inbox.news, news{moved: &m})
 	e.signal()
 }
 
@@ -207,7 +214,7 @@ func (e *Engine) Moved(m MoveResult) {
 func (e *Engine) PeerLost(instance string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.inbox.lost = append(e.inbox.lost, instance)
+	e.inbox.news = append(e.inbox.news, news{lost: instance})
 	e.signal()
 }
 

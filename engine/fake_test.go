@@ -76,6 +76,7 @@ type simNode struct {
 	lost   []int
 	refuse error
 	opens  int
+	hungry uint64
 }
 
 type simSlot struct {
@@ -287,7 +288,8 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 		if err != nil {
 			continue
 		}
-		blocks, err := n.kv.BeginMove(o.Request, len(h.Blocks)-first)
+		to := kvcache.Span{Instance: p.name(), Peer: uint32(p.index), Handle: h.Handle, Generation: h.Generation, Blocks: first}
+		blocks, err := n.kv.BeginMove(o.Request, to, min(o.Blocks, len(h.Blocks)-first))
 		if err != nil {
 			if first == 0 {
 				_ = p.kv.Unhost(n.name(), h.Handle, h.Generation)
@@ -301,7 +303,8 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 		}
 		n.c.mu.Unlock()
 		res.Began = true
-		res.Span = kvcache.Span{Instance: p.name(), Peer: uint32(p.index), Handle: h.Handle, Generation: h.Generation, Blocks: len(blocks)}
+		res.Span = to
+		res.Span.Blocks = len(blocks)
 		return res
 	}
 	res.Err = errNoCreditor
@@ -310,11 +313,10 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 
 func (n *simNode) host(owner string, last kvcache.Span, blocks int) (kvcache.Hosted, int, error) {
 	if last.Instance == n.name() {
-		before := len(n.hostedBlocks(owner, last.Handle, last.Generation))
-		h, err := n.kv.ExtendHost(owner, last.Handle, last.Generation, blocks)
-		return h, before, err
+		h, err := n.kv.ExtendHost(owner, last.Handle, last.Generation, last.Blocks, blocks)
+		return h, last.Blocks, err
 	}
-	h, err := n.kv.Host(owner, blocks)
+	h, err := n.kv.Host(owner, 0, blocks)
 	return h, 0, err
 }
 
@@ -339,7 +341,20 @@ func (n *simNode) View() sched.View {
 			v.OthersRunning += p.eng.Stats().Running
 		}
 	}
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	for _, p := range n.c.nodes {
+		if p != n && p.hungry != 0 && (v.Starving == 0 || p.hungry < v.Starving) {
+			v.Starving = p.hungry
+		}
+	}
 	return v
+}
+
+func (n *simNode) Starving(arrival uint64) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.hungry = arrival
 }
 
 func (n *simNode) PeerIndexLost(peer int) {

@@ -11,8 +11,8 @@ import (
 	"github.com/infinite-llm/infinite/engine/sched"
 )
 
-// Run is the step loop. It returns nil when ctx ends, and an error when the device does not go on; either
-// way all unfinished requests end then, and no step is in flight.
+// Run is the step loop. It returns nil when ctx ends, and no step is in flight then, and an error when the
+// device does not go on; either way all unfinished requests end.
 func (e *Engine) Run(ctx context.Context) (err error) {
 	e.mu.Lock()
 	if e.started {
@@ -64,9 +64,13 @@ func (e *Engine) takeInbox() {
 	in := e.inbox
 	e.inbox = inbox{}
 	e.mu.Unlock()
-	// Moves first: a request that is cancelled below then has its spans in one piece.
-	for _, m := range in.moves {
-		e.settle(m)
+	// Moves before cancellations: a request that is cancelled below then has its spans in one piece.
+	for _, n := range in.news {
+		if n.moved != nil {
+			e.settle(*n.moved)
+		} else {
+			e.lose(n.lost)
+		}
 	}
 	for _, r := range in.submits {
 		err := e.sched.Add(sched.Request{ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows()})
@@ -77,15 +81,17 @@ func (e *Engine) takeInbox() {
 	for _, r := range in.cancels {
 		e.finish(r, Event{Finish: "abort", Err: errCancelled})
 	}
-	for _, instance := range in.lost {
-		for _, id := range e.kv.RequestsAt(instance) {
-			if r := e.get(id); r != nil {
-				e.fail(r, &PeerLostError{Instance: instance, Request: r.ID})
-			}
-		}
-	}
 	if in.abort {
 		e.endAll(Event{Finish: "abort", Err: ErrStopped})
+	}
+}
+
+// lose ends the requests that have blocks at an instance.
+func (e *Engine) lose(instance string) {
+	for _, id := range e.kv.RequestsAt(instance) {
+		if r := e.get(id); r != nil {
+			e.fail(r, &PeerLostError{Instance: instance, Request: r.ID})
+		}
 	}
 }
 
@@ -95,7 +101,7 @@ func (e *Engine) settle(m MoveResult) {
 	err := m.Err
 	switch {
 	case err == nil:
-		orphans, err = e.kv.CommitMove(m.Request, m.Span)
+		orphans, err = e.kv.CommitMove(m.Request, m.Span.Blocks)
 	case m.Began:
 		var abort error
 		if orphans, abort = e.kv.AbortMove(m.Request); abort != nil {
@@ -137,6 +143,10 @@ func (e *Engine) apply(p *sched.Plan) {
 	e.mu.Unlock()
 	for _, o := range p.Offloads {
 		e.lender.Offload(o)
+	}
+	if p.Starving != e.hungry {
+		e.hungry = p.Starving
+		e.lender.Starving(p.Starving)
 	}
 }
 
@@ -180,6 +190,9 @@ func (e *Engine) finish(r *request, ev Event) {
 		ev.StopToken = -1
 	}
 	e.mu.Unlock()
+	if ev.Finish == "stop" || ev.Finish == "length" {
+		ev.Spans = e.placement(r.id)
+	}
 	spans, _ := e.sched.Remove(r.id)
 	e.release(spans)
 	r.running.Store(false)
@@ -194,6 +207,18 @@ func (e *Engine) finish(r *request, ev Event) {
 		e.empty = nil
 	}
 	e.mu.Unlock()
+}
+
+// placement is where a running request's KV lies.
+func (e *Engine) placement(id kvcache.RequestID) []SpanInfo {
+	if e.kv.AppendTable(id, &e.table) != nil {
+		return nil
+	}
+	out := make([]SpanInfo, 0, len(e.table.Spans)+1)
+	for _, s := range e.table.Spans {
+		out = append(out, SpanInfo{s.Instance, s.Blocks})
+	}
+	return append(out, SpanInfo{Blocks: len(e.table.Local)})
 }
 
 func (e *Engine) endAll(ev Event) {
@@ -215,6 +240,8 @@ func (e *Engine) stop(err error) {
 	e.mu.Unlock()
 	e.takeInbox()
 	if err != nil {
+		// The device may still be writing to blocks that become free here; nobody else may have them.
+		e.kv.SetPressure(true)
 		e.endAll(Event{Finish: "error", Err: &Error{"unavailable", fmt.Sprintf("cannot go on with the request: %v", err)}})
 		return
 	}

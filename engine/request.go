@@ -49,6 +49,7 @@ type Event struct {
 	Finish    string         // "" while it goes on, "stop", "length", "error", "abort"
 	StopToken int32          // the stop token that ended the answer, else -1
 	Err       error          // with "error" and "abort"
+	Spans     []SpanInfo     // with "stop" and "length": where the KV lay; the home's blocks, without a name, are last
 }
 
 // Error is a failure with a kind that the API knows: "queue_full", "no_room", "peer_lost", "unavailable".

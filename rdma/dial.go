@@ -79,8 +79,8 @@ func callOver(conn net.Conn, local Identity, remote Endpoint, lane Lane, shape S
 		}
 	}
 	err := greet(conn, local.Secret, hello{
-		Version: helloVersion, Cluster: local.ClusterID, From: local.Instance, To: remote.Instance, Lane: lane,
-		Provider: transport, Slots: shape.Slots, SlotBytes: shape.SlotBytes, Nonce: newNonce(),
+		Version: helloVersion, Cluster: local.ClusterID, From: local.Instance, Process: local.Process, To: remote.Instance, Lane: lane,
+		Provider: transport, Slots: shape.Slots, SlotBytes: shape.SlotBytes, Pair: shape.Pair, Nonce: newNonce(),
 	})
 	if err == nil && isUnix {
 		err = sendSHM(unixConn, fds)

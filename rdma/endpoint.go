@@ -28,7 +28,8 @@ var (
 // Endpoint tells others how to reach an instance's Listener.
 type Endpoint struct {
 	Instance string `json:"instance"`
-	Host     string `json:"host"` // HostID of its process
+	Process  string `json:"process"` // differs for every Listener, also of one instance
+	Host     string `json:"host"`    // HostID of its process
 	TCPAddr  string `json:"tcp_addr"`
 	UnixPath string `json:"unix_path"` // abstract, "@..."
 }

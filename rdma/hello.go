@@ -23,10 +23,12 @@ const (
 
 var errMAC = errors.New("the cluster secret does not match")
 
-// Identity is who opens or accepts links. Secret is shared by the whole cluster.
+// Identity is who opens or accepts links. Secret is shared by the whole cluster. Process is that of the
+// caller's own Endpoint, so that the other end can tell a process from an earlier one of its instance.
 type Identity struct {
 	ClusterID string
 	Instance  string
+	Process   string
 	Secret    string
 }
 
@@ -39,22 +41,26 @@ const (
 )
 
 // Shape is a link's rings: Slots of SlotBytes each (2..64; a multiple of 64, at most 1 GiB). Peer is the
-// caller's index of the other instance, for error records.
+// caller's index of the other instance, for error records. Pair is the caller's number for two lanes that
+// belong together; the other end is told, and may compare it with what it hears by other ways.
 type Shape struct {
 	Slots     uint32
 	SlotBytes uint64
 	Peer      int32
+	Pair      uint64
 }
 
 type hello struct {
 	Version   int       `json:"version"`
 	Cluster   string    `json:"cluster"`
 	From      string    `json:"from"`
+	Process   string    `json:"process"`
 	To        string    `json:"to"`
 	Lane      Lane      `json:"lane"`
 	Provider  Transport `json:"provider"`
 	Slots     uint32    `json:"slots"`
 	SlotBytes uint64    `json:"slot_bytes"`
+	Pair      uint64    `json:"pair"`
 	Nonce     []byte    `json:"nonce"`
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -66,6 +67,36 @@ func TestHandshakeRefusals(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestAdmit(t *testing.T) {
+	l, other := listen(t), listen(t)
+	if l.Endpoint().Process == "" || l.Endpoint().Process == other.Endpoint().Process {
+		t.Errorf("processes %q and %q", l.Endpoint().Process, other.Endpoint().Process)
+	}
+	l.Admit(func(from, process string) error {
+		if process == "p1" {
+			return fmt.Errorf("%s is not wanted here", from)
+		}
+		return nil
+	})
+	for _, want := range []Transport{SHM, TCP} {
+		if _, _, err := Dial(testContext(t), client, l.Endpoint(), LaneQuery, shape, want); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "a is not wanted here") {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	fresh := client
+	fresh.Process = "p2"
+	link, _, err := Dial(testContext(t), fresh, l.Endpoint(), LaneQuery, shape, Auto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	link.Close()
+	a, err := l.Accept(testContext(t))
+	if err != nil || a.Process != "p2" {
+		t.Fatalf("%+v %v", a, err)
+	}
+	a.Link.Close()
 }
 
 // The dialer must not trust a listener that does not know the secret.

@@ -32,9 +32,9 @@ func TestMain(m *testing.M) {
 }
 
 var (
-	shape  = Shape{Slots: 4, SlotBytes: 64 << 10, Peer: 5}
+	shape  = Shape{Slots: 4, SlotBytes: 64 << 10, Peer: 5, Pair: 1<<63 + 7}
 	server = Identity{ClusterID: "c", Instance: "b", Secret: "secret"}
-	client = Identity{ClusterID: "c", Instance: "a", Secret: "secret"}
+	client = Identity{ClusterID: "c", Instance: "a", Process: "p1", Secret: "secret"}
 )
 
 func runChild(spec string) {
@@ -111,7 +111,7 @@ func TestLinksExchangeMessages(t *testing.T) {
 		t.Run(string(want), func(t *testing.T) {
 			l := listen(t)
 			c, info, a := connect(t, l, LaneMove, want)
-			if a.From != "a" || a.Lane != LaneMove || a.Info.Transport != info.Transport {
+			if a.From != "a" || a.Process != "p1" || a.Lane != LaneMove || a.Pair != shape.Pair || a.Info.Transport != info.Transport {
 				t.Errorf("accepted %+v, dialed %+v", a, info)
 			}
 			if want != Auto && info.Transport != want {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,14 +33,18 @@ type ListenConfig struct {
 // Accepted is the server end of a link that another instance opened.
 type Accepted struct {
 	From string
-	Lane Lane
-	Link *Link
-	Info Info // transport and reason; the client's end measures
+	// Process is the caller's Identity.Process.
+	Process string
+	Lane    Lane
+	Pair    uint64 // of the caller's Shape
+	Link    *Link
+	Info    Info // transport and reason; the client's end measures
 }
 
 // Listener accepts links from the instances of its cluster.
 type Listener struct {
-	config ListenConfig
+	config ListenConfig // Process is made by Listen
+	admit  atomic.Pointer[func(from, process string) error]
 	tcp    net.Listener
 	unix   net.Listener
 	links  chan Accepted
@@ -62,7 +67,8 @@ func Listen(config ListenConfig) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen for links: %w", err)
 	}
-	unix, err := net.Listen("unix", "@infinite-"+rand.Text())
+	config.Process = rand.Text()
+	unix, err := net.Listen("unix", "@infinite-"+config.Process)
 	if err != nil {
 		tcp.Close()
 		return nil, fmt.Errorf("cannot listen for links: %w", err)
@@ -83,8 +89,12 @@ func (l *Listener) Endpoint() Endpoint {
 	if _, port, err := net.SplitHostPort(address); err == nil && l.config.Advertise != "" {
 		address = net.JoinHostPort(l.config.Advertise, port)
 	}
-	return Endpoint{Instance: l.config.Instance, Host: HostID(), TCPAddr: address, UnixPath: l.unix.Addr().String()}
+	return Endpoint{Instance: l.config.Instance, Process: l.config.Process, Host: HostID(), TCPAddr: address, UnixPath: l.unix.Addr().String()}
 }
+
+// Admit makes f decide on every caller that knows the secret. Its error goes to the caller, whose Dial then
+// fails; a link that is accepted and closed looks to its caller like a peer that died.
+func (l *Listener) Admit(f func(from, process string) error) { l.admit.Store(&f) }
 
 // Accept returns the next link, ErrClosed after Close.
 func (l *Listener) Accept(ctx context.Context) (Accepted, error) {
@@ -187,7 +197,7 @@ func (l *Listener) handshake(conn net.Conn) (Accepted, error) {
 		transport = SHM
 	}
 	h, err := welcome(conn, l.config.Secret, func(h hello) error { return l.check(h, transport) })
-	a := Accepted{From: h.From, Lane: h.Lane, Info: Info{Transport: transport, Reason: "chosen by the peer"}}
+	a := Accepted{From: h.From, Process: h.Process, Lane: h.Lane, Pair: h.Pair, Info: Info{Transport: transport, Reason: "chosen by the peer"}}
 	if err != nil {
 		conn.Close()
 		return a, err
@@ -219,6 +229,9 @@ func (l *Listener) check(h hello, transport Transport) error {
 		return fmt.Errorf("cannot open a %s link over a connection for %s", h.Provider, transport)
 	case l.config.MaxSlotBytes > 0 && h.SlotBytes > l.config.MaxSlotBytes:
 		return fmt.Errorf("cannot accept slots of %d bytes, more than %d", h.SlotBytes, l.config.MaxSlotBytes)
+	}
+	if admit := l.admit.Load(); admit != nil {
+		return (*admit)(h.From, h.Process)
 	}
 	return nil
 }

@@ -40,6 +40,7 @@ void inf_dist_unwake(int fd) {
 void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status) {
     int32_t alive = INF_OK;
     if (atomic_compare_exchange_strong(&d->peers[peer].dead, &alive, status)) {
+        atomic_fetch_add(&d->refused, status == INF_EPROTO ? 1 : 0);
         inf_dist_wake(d->server.wake);
         inf_dist_wake(d->lander.wake);
         inf_dist_wake(d->mover.wake);
@@ -48,7 +49,9 @@ void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status) {
 }
 
 uint64_t inf_dist_query_slot_bytes(const inf_device_config *c) {
-    uint64_t groups = (uint64_t)c->max_step_spans, rows = (uint64_t)c->max_tokens;
+    /* A device without remote spans of its own still answers messages of one group. */
+    uint64_t groups = c->max_step_spans > 0 ? (uint64_t)c->max_step_spans : 1;
+    uint64_t rows = (uint64_t)c->max_tokens;
     uint64_t numbers = rows * (uint64_t)c->heads * ((uint64_t)c->head_dim + 1);
     return inf_pad64(inf_wire_query_head((uint32_t)groups, (uint32_t)groups) + numbers * 4);
 }
@@ -126,6 +129,7 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
     if (d == NULL) {
         return inf_dist_error(err, INF_ENOMEM, -1, "no memory for the links between instances");
     }
+    d->step_wake = d->server.wake = d->lander.wake = d->mover.wake = -1;
     d->ops = c->ops;
     d->kv = c->kv;
     d->pool = c->pool;
@@ -166,7 +170,7 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
 }
 
 static void close_fd(int fd) {
-    if (fd > 0) {
+    if (fd >= 0) {
         close(fd);
     }
 }
@@ -182,6 +186,8 @@ void inf_dist_close(inf_dist *d) {
             inf_dist_wake(workers[i]->wake);
             pthread_join(workers[i]->thread, NULL);
         }
+    }
+    for (int i = 0; i < 3; i++) { /* each of the threads wakes the others when a peer dies */
         close_fd(workers[i]->wake);
     }
     close_fd(d->step_wake);

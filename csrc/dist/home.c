@@ -139,7 +139,6 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
             entries += n;
         }
     }
-    t->n_sent = groups;
     if (groups == 0) {
         return 0;
     }
@@ -174,17 +173,20 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
         }
         rows += seq->n_tokens;
     }
-    t->n_rows = rows;
-    uint64_t bytes = head_bytes + rows * row * sizeof(float);
-    *(inf_wire_head *)buf = (inf_wire_head){.magic = INF_WIRE_MAGIC,
-                                            .kind = INF_WIRE_QUERY,
-                                            .step_id = s->head->step_id,
-                                            .layer = (uint32_t)layer,
-                                            .n_groups = groups,
-                                            .n_entries = entries,
-                                            .n_rows = rows,
-                                            .bytes = bytes};
-    return bytes;
+    inf_wire_head h = {.magic = INF_WIRE_MAGIC,
+                       .kind = INF_WIRE_QUERY,
+                       .step_id = s->head->step_id,
+                       .layer = (uint32_t)layer,
+                       .n_groups = groups,
+                       .n_entries = entries,
+                       .n_rows = rows,
+                       .bytes = head_bytes + rows * row * sizeof(float)};
+    memcpy(buf, &h, sizeof h);
+    t->answer = h;
+    t->answer.kind = INF_WIRE_PARTIAL;
+    t->answer.bytes =
+        inf_wire_partial_head(groups) + rows * (row + (size_t)d->heads) * sizeof(float);
+    return h.bytes;
 }
 
 static int post_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
@@ -208,7 +210,7 @@ static int post_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, in
     if (status == INF_OK) {
         t->pending = true;
         atomic_fetch_add(&d->query_messages, 1);
-        atomic_fetch_add(&d->query_rows, t->n_rows);
+        atomic_fetch_add(&d->query_rows, t->answer.n_rows);
         atomic_fetch_add(&d->query_sent_bytes, bytes);
     }
     return status;
@@ -229,32 +231,44 @@ int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, con
     return asked;
 }
 
+/* Takes the statuses of the groups that were sent; false when one is none that a creditor gives.
+ * Each is read once: shared memory can change under the reader. */
+static bool take_statuses(inf_dist *d, const inf_target *t, const uint8_t *msg) {
+    const volatile int32_t *status = (const volatile int32_t *)(msg + sizeof(inf_wire_head));
+    for (uint32_t g = 0; g < t->n_groups; g++) {
+        inf_group *group = &d->groups[t->group_off + g];
+        if (group->sent) {
+            group->status = *status++;
+            if (!inf_wire_status_ok(group->status)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 /* Merges one arrived partial; INF_EPROTO when it is not the answer to what was asked. */
-static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
-                         const uint8_t *msg, uint64_t len, float *o, float *lse) {
-    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
-    uint64_t head_bytes = inf_wire_partial_head(t->n_sent);
+static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, const uint8_t *msg,
+                         uint64_t len, float *o, float *lse) {
     inf_wire_head h;
-    if (len != head_bytes + (uint64_t)t->n_rows * (row + heads) * sizeof(float)) {
+    if (len != t->answer.bytes) {
         return INF_EPROTO;
     }
     memcpy(&h, msg, sizeof h);
-    if (h.magic != INF_WIRE_MAGIC || h.kind != INF_WIRE_PARTIAL || h.step_id != s->head->step_id ||
-        h.layer != (uint32_t)layer || h.n_groups != t->n_sent || h.n_rows != t->n_rows) {
+    if (memcmp(&h, &t->answer, sizeof h) != 0 || !take_statuses(d, t, msg)) {
         return INF_EPROTO;
     }
-    const int32_t *status = (const int32_t *)(msg + sizeof h);
-    const float *o2 = (const float *)(msg + head_bytes), *lse2 = o2 + (size_t)t->n_rows * row;
-    uint32_t k = 0;
+    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
+    const float *o2 = (const float *)(msg + inf_wire_partial_head(h.n_groups));
+    const float *lse2 = o2 + (size_t)h.n_rows * row;
     for (uint32_t g = 0; g < t->n_groups; g++) {
         inf_group *group = &d->groups[t->group_off + g];
         if (!group->sent) {
             continue;
         }
-        int32_t st = status[k++];
         const inf_step_seq *seq = &s->seqs[group->seq];
-        if (st != INF_OK) {
-            fail_seq(s, group->seq, st < 0 ? st : INF_EPROTO, t->peer);
+        if (group->status != INF_OK) {
+            fail_seq(s, group->seq, group->status, t->peer);
         } else if ((s->head->flags & INF_STEP_EMPTY_REMOTE) == 0 &&
                    s->seq_out[group->seq].status == INF_OK) {
             d->ops->merge(o + (size_t)seq->token_off * row, lse + (size_t)seq->token_off * heads,
@@ -266,8 +280,8 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
 }
 
 /* One look at a target: true when nothing is expected of it any more. */
-static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
-                           float *o, float *lse) {
+static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, float *o,
+                           float *lse) {
     const void *msg = NULL;
     uint64_t len = 0;
     int status = death(&d->peers[t->peer]);
@@ -278,7 +292,7 @@ static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t
         return false;
     }
     if (msg != NULL) {
-        status = merge_partial(d, s, t, layer, msg, len, o, lse);
+        status = merge_partial(d, s, t, msg, len, o, lse);
         inf_link_release(t->link);
     }
     if (status != INF_OK) {
@@ -291,12 +305,16 @@ static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t
 void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, float *o, float *lse) {
     uint64_t begun = inf_now(), deadline = begun + s->head->peer_timeout_ns;
     inf_link *links[INF_MAX_PEERS];
+    (void)layer; /* what was posted last, which each target remembers */
     for (;;) {
         uint32_t left = 0;
         for (uint32_t i = 0; i < d->n_targets; i++) {
             inf_target *t = &d->targets[i];
-            if (t->pending && !collect_target(d, s, t, layer, o, lse)) {
+            if (t->pending && !collect_target(d, s, t, o, lse)) {
                 links[left++] = t->link;
+            } else if (t->link != NULL && death(&d->peers[t->peer]) != INF_OK) {
+                /* Nothing is expected of it; but a detach waits, and others may answer late. */
+                fail_target(d, s, t, death(&d->peers[t->peer]));
             }
         }
         if (left == 0) {

@@ -60,6 +60,7 @@ typedef struct inf_group {
     uint32_t seq, span_off, n_spans; /* spans[span_off..] of the plan */
     bool sent;                       /* in the layer under way */
     uint32_t row_off;                /* in that layer's message */
+    int32_t status;                  /* of the answer under way */
 } inf_group;
 
 /* One creditor of the step under way. */
@@ -67,8 +68,8 @@ typedef struct inf_target {
     uint32_t peer;
     inf_link *link; /* NULL once the step let go of it */
     uint32_t group_off, n_groups;
-    bool pending; /* a partial is expected */
-    uint32_t n_sent, n_rows;
+    bool pending;         /* a partial is expected */
+    inf_wire_head answer; /* the head that it must have */
 } inf_target;
 
 typedef struct inf_worker {
@@ -155,7 +156,8 @@ static inline uint64_t inf_now(void) {
 void inf_dist_wake(int fd);
 void inf_dist_unwake(int fd);
 
-/* Declares a peer dead, unless it is, and tells every thread. */
+/* Declares a peer dead, unless it is, and tells every thread. A broken protocol is a refused
+ * message. */
 void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status);
 
 /* Closes the worker's links of dead peers, lists those of the living and begins a new round; ids[i]

@@ -38,7 +38,8 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     }
     memcpy(&h, msg, sizeof h);
     memcpy(&m, msg + sizeof h, sizeof m);
-    if (h.magic != INF_WIRE_MAGIC || h.kind != INF_WIRE_MOVE || h.bytes != len || m.n == 0 ||
+    const inf_wire_head want = {.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = len};
+    if (memcmp(&h, &want, sizeof h) != 0 || m.status != INF_OK || m.landed != 0 || m.n == 0 ||
         m.n > (uint32_t)d->num_blocks || m.first > (uint32_t)d->num_blocks ||
         len != head_bytes + (uint64_t)m.n * d->kv.block_bytes) {
         return INF_EPROTO;
@@ -48,7 +49,6 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     if (status != INF_OK) {
         return status == INF_AGAIN ? INF_EPROTO : status;
     }
-    m.landed = 0;
     m.status = land(d, owner, &m, msg + head_bytes, &m.landed);
     if (m.status != INF_OK) {
         atomic_fetch_add(&d->refused, 1);
@@ -71,9 +71,6 @@ static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {
     if (status == INF_OK) {
         status = answer(d, link, peer, msg, len);
         inf_link_release(link);
-        if (status == INF_EPROTO) {
-            atomic_fetch_add(&d->refused, 1);
-        }
     }
     if (status != INF_OK) {
         inf_peer_fail(d, peer, status);

@@ -163,10 +163,12 @@ static int send_some(inf_dist *d, inf_peer *p, inf_link *link) {
         while (m != NULL && (m->sent == m->n || m->status != INF_OK)) {
             m = m->next;
         }
+        /* Also when there is nothing to send: after a prepare that found no room, a wait returns at
+         * once whenever there is room, until another prepare has taken note of it. */
         void *buf = NULL;
-        int status = m == NULL ? INF_AGAIN : inf_link_prepare(link, &buf);
+        int status = inf_link_prepare(link, &buf);
         if (status == INF_OK) {
-            status = send_part(d, link, m, buf);
+            status = m == NULL ? INF_AGAIN : send_part(d, link, m, buf);
         }
         if (status != INF_OK) {
             return status == INF_AGAIN ? INF_OK : status;
@@ -186,10 +188,11 @@ static bool ack_ok(const inf_dist *d, const inf_peer *p, const inf_link *link, c
     }
     memcpy(&h, msg, sizeof h);
     memcpy(w, msg + sizeof h, sizeof *w);
+    const inf_wire_head want = {.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_ACK, .bytes = len};
     uint32_t n = (uint32_t)part(d, link, m, m->acked);
-    return h.magic == INF_WIRE_MAGIC && h.kind == INF_WIRE_ACK && h.bytes == len &&
-           w->ticket == m->ticket && w->handle == m->handle && w->generation == m->generation &&
-           w->first == m->first + (uint32_t)m->acked && w->n == n && w->status <= 0 &&
+    return memcmp(&h, &want, sizeof h) == 0 && w->ticket == m->ticket && w->handle == m->handle &&
+           w->generation == m->generation && w->first == m->first + (uint32_t)m->acked &&
+           w->n == n && inf_wire_status_ok(w->status) &&
            (w->status != INF_OK || (w->landed == w->first + n && m->status == INF_OK));
 }
 

@@ -43,7 +43,7 @@ static int parse(inf_dist *d, const uint8_t *msg, uint64_t len, query *m) {
     if (h->magic != INF_WIRE_MAGIC || h->kind != INF_WIRE_QUERY || h->bytes != len ||
         h->layer >= (uint32_t)d->layers || h->n_groups == 0 || h->n_groups > d->max_groups ||
         h->n_entries == 0 || h->n_entries > d->max_entries || h->n_rows == 0 ||
-        h->n_rows > d->max_tokens) {
+        h->n_rows > d->max_tokens || (h->reserved[0] | h->reserved[1] | h->reserved[2]) != 0) {
         return INF_EPROTO;
     }
     uint64_t head_bytes = inf_wire_query_head(h->n_groups, h->n_entries);
@@ -63,6 +63,7 @@ static int parse(inf_dist *d, const uint8_t *msg, uint64_t len, query *m) {
         if (w->row_off != rows || w->rows == 0 || w->rows > h->n_rows - rows ||
             w->entry_off != entries || w->n_entries == 0 || w->n_entries > h->n_entries - entries ||
             (uint64_t)w->q_pos0 + w->rows > INT32_MAX ||
+            (w->reserved[0] | w->reserved[1] | w->reserved[2]) != 0 ||
             !entries_ok(m, w, (uint32_t)d->kv.block_size)) {
             return INF_EPROTO;
         }
@@ -181,7 +182,6 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
         status = status == INF_AGAIN ? INF_EPROTO : status;
     }
     if (status != INF_OK) {
-        atomic_fetch_add(&d->refused, 1);
         return status;
     }
     uint8_t *buf = out;

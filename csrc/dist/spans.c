@@ -21,7 +21,7 @@ static int reserve(inf_dist *d, inf_span *s, int32_t n) {
         free(old);
         return INF_ENOMEM;
     }
-    if (s->n_blocks > 0) {
+    if (s->blocks != NULL) {
         memcpy(blocks, s->blocks, (size_t)s->n_blocks * sizeof *blocks);
     }
     if (old != NULL) {

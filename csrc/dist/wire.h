@@ -9,10 +9,14 @@
  *             creditor -> debtor: head (echoed), move with status and landed filled in
  *
  * A group is one request's rows at one creditor; its entries are that request's spans there, so
- * that the rows travel once and one merged partial comes back. */
+ * that the rows travel once and one merged partial comes back.
+ *
+ * What a message has no use for (reserved, the counts of a move's head, an unanswered move's
+ * status) is 0 and is checked as such, so that a later version can give it a meaning. */
 #ifndef INF_DIST_WIRE_H
 #define INF_DIST_WIRE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "infinite/device.h"
@@ -70,6 +74,12 @@ static inline uint64_t inf_wire_partial_head(uint32_t groups) {
 
 static inline uint64_t inf_wire_move_head(void) {
     return inf_pad64(sizeof(inf_wire_head) + sizeof(inf_wire_move));
+}
+
+/* What an answer may say: done, or that a span is over or not filled so far. Other statuses name
+ * faults of the one who reports them, so no peer may choose them. */
+static inline bool inf_wire_status_ok(int32_t status) {
+    return status == INF_OK || status == INF_ESTALE;
 }
 
 #endif

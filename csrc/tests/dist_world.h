@@ -69,7 +69,8 @@ static inline uint64_t w_next(uint64_t *rng) {
 
 static inline float w_float(uint64_t *rng) { return (float)(w_next(rng) >> 40) * 0x1p-23f - 1; }
 
-static inline inst w_open(int32_t num_blocks) {
+/* max_step_spans: 0 for an instance that only hosts. */
+static inline inst w_open_with(int32_t num_blocks, int32_t max_step_spans) {
     inst w = {0};
     w.config = (inf_device_config){.layers = W_LAYERS,
                                    .heads = W_HEADS,
@@ -80,7 +81,7 @@ static inline inst w_open(int32_t num_blocks) {
                                    .num_blocks = num_blocks,
                                    .max_tokens = W_TOKENS,
                                    .max_seqs = W_MAX_REQS,
-                                   .max_step_spans = W_SPANS,
+                                   .max_step_spans = max_step_spans,
                                    .max_spans = W_HANDLES,
                                    .threads = 2};
     w.kv = (inf_kv_shape){W_LAYERS,
@@ -100,10 +101,18 @@ static inline inst w_open(int32_t num_blocks) {
     return w;
 }
 
+static inline inst w_open(int32_t num_blocks) { return w_open_with(num_blocks, W_SPANS); }
+
 static inline void w_close(inst *w) {
     inf_dist_close(w->d);
     free(w->pool);
     *w = (inst){0};
+}
+
+/* Orders the caller's look at the pool with what landed there: a race detector does not see that a
+ * message over shared memory orders anything. */
+static inline void w_sync(inst *w) {
+    CHECK(inf_dist_span_close(w->d, W_HANDLES - 1, 0, NULL) == INF_ESTALE);
 }
 
 static inline uint8_t *w_block(const inst *w, int32_t block) {
@@ -117,19 +126,23 @@ static inline void w_sockets(uint32_t provider, int s[2]) {
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, s) == 0);
         return;
     }
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    static int listener = -1; /* one for all: to end one takes the kernel milliseconds */
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof a;
-    CHECK(bind(listener, (struct sockaddr *)&a, len) == 0 && listen(listener, 1) == 0);
+    if (listener < 0) {
+        listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        CHECK(bind(listener, (struct sockaddr *)&a, len) == 0 && listen(listener, 16) == 0);
+    }
     CHECK(getsockname(listener, (struct sockaddr *)&a, &len) == 0);
     s[0] = socket(AF_INET, SOCK_STREAM, 0);
     CHECK(connect(s[0], (struct sockaddr *)&a, len) == 0);
     s[1] = accept(listener, NULL, NULL);
-    CHECK(s[1] >= 0 && close(listener) == 0);
+    CHECK(s[1] >= 0);
 }
 
+/* memory, unless NULL: one more descriptor of a shm link's memory, the caller's to close. */
 static inline void w_link(uint32_t provider, uint64_t slot_bytes, inf_link **client,
-                          inf_link **server) {
+                          inf_link **server, int *memory) {
     int s[2], mem = -1, ev[2] = {-1, -1};
     w_sockets(provider, s);
     if (provider == INF_PROVIDER_SHM) {
@@ -137,6 +150,9 @@ static inline void w_link(uint32_t provider, uint64_t slot_bytes, inf_link **cli
         CHECK(mem >= 0 && ftruncate(mem, (off_t)inf_link_shm_bytes(W_SLOTS, slot_bytes)) == 0);
         ev[0] = eventfd(0, 0);
         ev[1] = eventfd(0, 0);
+        if (memory != NULL) {
+            *memory = dup(mem);
+        }
     }
     inf_link_config c = {.role = INF_LINK_CLIENT,
                          .provider = provider,
@@ -161,8 +177,8 @@ static inline void w_link(uint32_t provider, uint64_t slot_bytes, inf_link **cli
 /* The two lanes; index 0 is the query lane. */
 static inline void w_lanes(uint32_t provider, const inst *w, inf_link *client[2],
                            inf_link *server[2]) {
-    w_link(provider, inf_dist_query_slot_bytes(&w->config), &client[0], &server[0]);
-    w_link(provider, inf_dist_move_slot_bytes(&w->config), &client[1], &server[1]);
+    w_link(provider, inf_dist_query_slot_bytes(&w->config), &client[0], &server[0], NULL);
+    w_link(provider, inf_dist_move_slot_bytes(&w->config), &client[1], &server[1], NULL);
 }
 
 /* debtor knows creditor as peer `to`, creditor knows debtor as peer `from`. */
@@ -246,6 +262,7 @@ static inline void w_lend(inst *home, req *r, inst *creditor, uint32_t to, uint3
           INF_OK);
     inf_move_done done = w_move_wait(home);
     CHECK(done.ticket == handle + 100 && done.status == INF_OK);
+    w_sync(creditor);
     for (int32_t i = 0; i < n; i++) {
         CHECK(memcmp(w_block(home, mine[i]), w_block(creditor, theirs[i]),
                      creditor->kv.block_bytes) == 0);

@@ -2,6 +2,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "infinite/verbs.h"
 #include "transport/link_impl.h"
 
 #include <errno.h>
@@ -17,6 +18,8 @@
 static const int64_t SPIN_NS = 4000;
 /* Over more links than this one pass is longer than the spin. */
 static const uint32_t SPIN_LINKS = 8;
+/* No sleep is longer: a host that vanished makes no event, so links are looked at now and then. */
+static const int64_t LOOK_NS = 500000000;
 
 static void set_error(inf_err *err, int32_t peer, int code, const char *format, va_list args) {
     err->code = code;
@@ -78,7 +81,7 @@ static bool shape_ok(uint32_t slots, uint64_t slot_bytes) {
            slot_bytes % 64 == 0 && slot_bytes <= INF_LINK_MAX_SLOT_BYTES;
 }
 
-static int check_config(const inf_link_config *c, inf_err *err) {
+static int check_config(const inf_link_config *c, bool verbs, inf_err *err) {
     if (c->role != INF_LINK_CLIENT && c->role != INF_LINK_SERVER)
         return inf_link_error(err, c->peer, INF_EINVAL, "cannot open a link: role %u", c->role);
     if (!shape_ok(c->slots, c->slot_bytes))
@@ -87,11 +90,14 @@ static int check_config(const inf_link_config *c, inf_err *err) {
                               c->slots, (unsigned long long)c->slot_bytes);
     if (c->sock_fd < 0)
         return inf_link_error(err, c->peer, INF_EINVAL, "cannot open a link without a socket");
+    if (verbs != (c->provider == INF_PROVIDER_VERBS))
+        return inf_link_error(err, c->peer, INF_EINVAL,
+                              "cannot open a link: an endpoint and provider verbs go together");
     bool shm = c->provider == INF_PROVIDER_SHM;
     if (shm && (c->mem_fd < 0 || c->rx_event_fd < 0 || c->tx_event_fd < 0))
         return inf_link_error(err, c->peer, INF_EINVAL,
                               "cannot open a shm link without memory and two eventfds");
-    if (!shm && c->provider != INF_PROVIDER_TCP)
+    if (!shm && !verbs && c->provider != INF_PROVIDER_TCP)
         return inf_link_error(err, c->peer, INF_EUNSUPPORTED,
                               "cannot open a link: provider %u is not in this build", c->provider);
     if (prepare_fd(c->sock_fd) < 0 || prepare_fd(c->rx_event_fd) < 0 ||
@@ -101,17 +107,29 @@ static int check_config(const inf_link_config *c, inf_err *err) {
     return INF_OK;
 }
 
-int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err) {
+static int open_provider(const inf_link_config *config, inf_verbs_endpoint *endpoint,
+                         inf_link **out, inf_err *err) {
+    int rc = check_config(config, endpoint != NULL, err);
+    if (rc != INF_OK) {
+        inf_verbs_endpoint_destroy(endpoint);
+        return rc;
+    }
+    if (endpoint)
+        return inf_link_attach_verbs(config, endpoint, out, err);
+    return config->provider == INF_PROVIDER_SHM ? inf_link_open_shm(config, out, err)
+                                                : inf_link_open_tcp(config, out, err);
+}
+
+static int open_link(const inf_link_config *config, inf_verbs_endpoint *endpoint, inf_link **out,
+                     inf_err *err) {
     if (!config || !out) {
+        inf_verbs_endpoint_destroy(endpoint);
         if (config)
             close_config(config);
         return inf_link_error(err, -1, INF_EINVAL, "cannot open a link: no config or no result");
     }
     *out = NULL;
-    int rc = check_config(config, err);
-    if (rc == INF_OK)
-        rc = config->provider == INF_PROVIDER_SHM ? inf_link_open_shm(config, out, err)
-                                                  : inf_link_open_tcp(config, out, err);
+    int rc = open_provider(config, endpoint, out, err);
     if (rc != INF_OK || !*out) {
         close_config(config);
         return rc;
@@ -119,6 +137,20 @@ int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err) {
     cpu_set_t cpus;
     (*out)->many_cpus = sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) > 1;
     return INF_OK;
+}
+
+int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err) {
+    return open_link(config, NULL, out, err);
+}
+
+int inf_link_open_verbs(const inf_link_config *config, inf_verbs_endpoint *endpoint, inf_link **out,
+                        inf_err *err) {
+    if (!endpoint && config) {
+        close_config(config);
+        return inf_link_error(err, config->peer, INF_EINVAL,
+                              "cannot open a verbs link without an endpoint");
+    }
+    return open_link(config, endpoint, out, err);
 }
 
 int inf_link_prepare(inf_link *link, void **buf) {
@@ -229,13 +261,10 @@ static bool sleep_once(inf_link *const *links, uint32_t n, int wake_fd, int64_t 
     *wake = (struct pollfd){.fd = wake_fd, .events = POLLIN};
     int polled = 0;
     if (!ready) {
-        struct timespec left = {0, 0}, *limit = &left;
-        int64_t now = deadline < 0 ? 0 : now_ns();
-        if (deadline < 0)
-            limit = NULL;
-        else if (now < deadline)
-            left = (struct timespec){(deadline - now) / 1000000000, (deadline - now) % 1000000000};
-        polled = ppoll(fds, armed * INF_LINK_FDS + 1, limit, NULL);
+        int64_t left = deadline < 0 ? LOOK_NS : deadline - now_ns();
+        left = left < 0 ? 0 : left > LOOK_NS ? LOOK_NS : left;
+        struct timespec limit = {0, (long)left};
+        polled = ppoll(fds, armed * INF_LINK_FDS + 1, &limit, NULL);
         if (polled < 0 && errno != EINTR) {
             *status = INF_EIO;
             ready = true;

@@ -63,5 +63,9 @@ int inf_link_error(inf_err *err, int32_t peer, int code, const char *format, ...
  * have freed what they allocated and closed nothing. */
 int inf_link_open_shm(const inf_link_config *config, inf_link **out, inf_err *err);
 int inf_link_open_tcp(const inf_link_config *config, inf_link **out, inf_err *err);
+/* Likewise, from an endpoint that it takes, also when it fails. */
+struct inf_verbs_endpoint;
+int inf_link_attach_verbs(const inf_link_config *config, struct inf_verbs_endpoint *endpoint,
+                          inf_link **out, inf_err *err);
 
 #endif

@@ -12,6 +12,15 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+)
+
+const (
+	// etcdLimit bounds one call to etcd.
+	etcdLimit = 5 * time.Second
+	// rereadEvery is when what is watched is read again, heard of or not: an etcd that began anew with fewer
+	// revisions tells a watch nothing.
+	rereadEvery = 10 * time.Second
 )
 
 // Etcd is an embedded single-member etcd. What it holds is membership, which ends with the processes,
@@ -90,6 +99,7 @@ func EtcdClient(endpoints []string) (*clientv3.Client, error) {
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
 		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
+		DialOptions: []grpc.DialOption{reconnectSoon},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to etcd at %v: %w", endpoints, err)

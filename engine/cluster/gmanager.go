@@ -18,7 +18,8 @@ import (
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
 
-// staleAfter is the age at which an instance without a heartbeat leaves the placement map.
+// staleAfter is the age at which an instance without a heartbeat leaves the placement map, and at which
+// instances count on nothing any more that they were told.
 const staleAfter = 2 * time.Second
 
 // maxPlacements bounds the requests that one heartbeat may name.
@@ -65,12 +66,15 @@ func (g *GManager) Heartbeat(req *pb.HeartbeatRequest, address string, now time.
 	return reply, nil
 }
 
-// State is the whole map at a time.
-func (g *GManager) State(now time.Time) *pb.ClusterState {
+// State is the map at a time, whole or without the requests.
+func (g *GManager) State(now time.Time, instancesOnly bool) *pb.ClusterState {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.expire(now)
 	out := &pb.ClusterState{BlockSize: uint32(g.blockSize), Instances: g.states()}
+	if instancesOnly {
+		return out
+	}
 	for id, in := range g.instances {
 		for _, p := range in.places {
 			out.Requests = append(out.Requests, &pb.HomePlacement{Home: id, Placement: p})
@@ -107,37 +111,46 @@ func (g *GManager) states() []*pb.InstanceState {
 func electionKey(clusterID string) string { return "/infinite/" + clusterID + "/gmanager" }
 
 // Campaign stands for gManager under an address until ctx ends, again whenever the session is lost.
-// leading is true while this process is elected.
-func Campaign(ctx context.Context, c *clientv3.Client, clusterID, address string, leading *atomic.Bool) {
-	for ctx.Err() == nil {
-		if err := campaignOnce(ctx, c, clusterID, address, leading); err != nil && ctx.Err() == nil {
-			slog.Warn("lost the gManager's seat", "error", err)
+func Campaign(ctx context.Context, c *clientv3.Client, clusterID, address string) {
+	for away := false; ctx.Err() == nil; {
+		err := campaignOnce(ctx, c, clusterID, address)
+		if err != nil && ctx.Err() == nil && !away {
+			slog.Warn("cannot stand for gManager; trying on", "error", err)
 		}
-		leading.Store(false)
+		away = err != nil
 		sleep(ctx, 200*time.Millisecond)
 	}
 }
 
-func campaignOnce(ctx context.Context, c *clientv3.Client, clusterID, address string, leading *atomic.Bool) error {
-	session, err := concurrency.NewSession(c, concurrency.WithTTL(LeaseSeconds), concurrency.WithContext(ctx))
+// campaignOnce returns when the session that it opens is lost.
+func campaignOnce(ctx context.Context, c *clientv3.Client, clusterID, address string) error {
+	limited, done := context.WithTimeout(ctx, etcdLimit)
+	defer done()
+	lease, err := c.Grant(limited, LeaseSeconds)
 	if err != nil {
-		return fmt.Errorf("cannot open an etcd session: %w", err)
+		return fmt.Errorf("cannot get a lease: %w", err)
+	}
+	session, err := concurrency.NewSession(c, concurrency.WithLease(lease.ID), concurrency.WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("cannot open a session: %w", err)
 	}
 	defer func() { _ = session.Close() }()
 	election := concurrency.NewElection(session, electionKey(clusterID))
-	if err = election.Campaign(ctx, address); err != nil {
+	// Whoever lost its session has lost its place in the queue, and would wait there for ever.
+	wait, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(session.Ctx(), stop)()
+	if err = election.Campaign(wait, address); err != nil {
 		return fmt.Errorf("cannot campaign: %w", err)
 	}
-	leading.Store(true)
 	slog.Debug("elected gManager", "address", address)
-	select {
-	case <-session.Done():
-		return nil
-	case <-ctx.Done():
+	<-wait.Done()
+	if ctx.Err() != nil {
 		bye, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer done()
 		return election.Resign(bye)
 	}
+	return nil
 }
 
 // Leader follows the election: the elected process's address, "" while there is none.
@@ -145,28 +158,27 @@ type Leader struct {
 	address atomic.Value
 }
 
-// FollowLeader runs until ctx ends.
+// FollowLeader runs until ctx ends. While nobody is elected, or etcd is away, the last one stays.
 func FollowLeader(ctx context.Context, c *clientv3.Client, clusterID string, l *Leader) {
 	prefix := electionKey(clusterID)
 	for ctx.Err() == nil {
-		limited, done := context.WithTimeout(ctx, 2*time.Second)
+		limited, done := context.WithTimeout(ctx, etcdLimit)
 		got, err := c.Get(limited, prefix, clientv3.WithFirstCreate()...)
 		done()
-		if err == nil {
-			if len(got.Kvs) == 1 {
-				l.address.Store(string(got.Kvs[0].Value))
-			}
-			// Any change below the prefix may have changed the leader; then it is read again.
-			watch, stop := context.WithCancel(ctx)
-			ch := c.Watch(watch, prefix, clientv3.WithPrefix(), clientv3.WithRev(got.Header.Revision+1))
-			select {
-			case <-ch:
-			case <-ctx.Done():
-			}
-			stop()
+		if err != nil {
+			sleep(ctx, 200*time.Millisecond)
 			continue
 		}
-		sleep(ctx, 200*time.Millisecond)
+		if len(got.Kvs) == 1 {
+			l.address.Store(string(got.Kvs[0].Value))
+		}
+		// Any change below the prefix may have changed the leader; then it is read again.
+		watch, stop := context.WithTimeout(ctx, rereadEvery)
+		select {
+		case <-c.Watch(watch, prefix, clientv3.WithPrefix(), clientv3.WithRev(got.Header.Revision+1)):
+		case <-watch.Done():
+		}
+		stop()
 	}
 }
 

@@ -29,8 +29,11 @@ func TestHeartbeatsMakeTheMap(t *testing.T) {
 		t.Fatalf("reply %v", reply)
 	}
 	want := []*pb.HomePlacement{{Home: "i0", Placement: a}, {Home: "i1", Placement: b}}
-	if diff := cmp.Diff(want, g.State(now).Requests, protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(want, g.State(now, false).Requests, protocmp.Transform()); diff != "" {
 		t.Fatal(diff)
+	}
+	if s := g.State(now, true); len(s.Instances) != 2 || len(s.Requests) != 0 {
+		t.Fatalf("instances only: %v", s)
 	}
 	if got := beat(t, g, now, "i1").OldestArrival; got != 7 {
 		t.Fatalf("after b ended the oldest is %d", got)
@@ -41,11 +44,11 @@ func TestSilentInstancesLeaveTheMap(t *testing.T) {
 	g, now := NewGManager(16), time.Unix(100, 0)
 	beat(t, g, now, "i0", &pb.Placement{Id: "a", Arrival: 1})
 	beat(t, g, now.Add(staleAfter/2), "i1")
-	if s := g.State(now.Add(staleAfter + 1)); len(s.Instances) != 1 || s.Instances[0].Id != "i1" || len(s.Requests) != 0 {
+	if s := g.State(now.Add(staleAfter+1), false); len(s.Instances) != 1 || s.Instances[0].Id != "i1" || len(s.Requests) != 0 {
 		t.Fatalf("state %v", s)
 	}
 	g.Forget("i1")
-	if s := g.State(now); len(s.Instances) != 0 {
+	if s := g.State(now, false); len(s.Instances) != 0 {
 		t.Fatalf("state %v", s)
 	}
 }

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"log/slog"
 	"time"
 
@@ -10,15 +9,14 @@ import (
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
 
-// heartbeatLoop reports to the elected gManager and keeps its answer as the view. While there is none,
-// the last view stands; what creditors answer to TryMoveKV corrects it.
-func (r *RManager) heartbeatLoop(ctx context.Context, leader *Leader) {
+// heartbeatLoop reports to the elected gManager and keeps its answer as the view.
+func (r *RManager) heartbeatLoop(leader *Leader) {
 	tick := time.NewTicker(r.cfg.Heartbeat)
 	defer tick.Stop()
 	var failing time.Time
 	for {
 		select {
-		case <-ctx.Done():
+		case <-r.ctx.Done():
 			return
 		case <-tick.C:
 		}
@@ -26,7 +24,7 @@ func (r *RManager) heartbeatLoop(ctx context.Context, leader *Leader) {
 		if address == "" {
 			continue
 		}
-		err := r.heartbeat(ctx, address)
+		err := r.heartbeat(address)
 		switch {
 		case err == nil:
 			failing = time.Time{}
@@ -39,29 +37,39 @@ func (r *RManager) heartbeatLoop(ctx context.Context, leader *Leader) {
 	}
 }
 
-func (r *RManager) heartbeat(ctx context.Context, address string) error {
-	conn := r.managers[address]
-	if conn == nil {
-		var err error
-		if conn, err = grpc.NewClient(address, DialOptions(r.cfg.Secret)...); err != nil {
+func (r *RManager) heartbeat(address string) error {
+	if r.managerAt != address {
+		conn, err := grpc.NewClient(address, DialOptions(r.cfg.Secret)...)
+		if err != nil {
 			return err
 		}
-		r.managers[address] = conn
+		if r.manager != nil {
+			_ = r.manager.Close()
+		}
+		r.manager, r.managerAt = conn, address
 	}
 	load, places := r.home.Report()
-	load.Hostable = uint32(r.hostable())
-	limited, done := context.WithTimeout(ctx, r.cfg.CallTimeout)
+	load.Hostable = uint32(r.kv.Hostable())
+	r.mu.Lock()
+	load.Starving = r.starving
+	r.mu.Unlock()
+	limited, done := r.call()
 	defer done()
-	reply, err := pb.NewManagerClient(conn).Heartbeat(limited, &pb.HeartbeatRequest{Id: r.cfg.ID, Load: load, Requests: places})
+	// The first are the oldest, which matter most.
+	req := &pb.HeartbeatRequest{Id: r.cfg.ID, Load: load, Requests: places[:min(len(places), maxPlacements)]}
+	reply, err := pb.NewManagerClient(r.manager).Heartbeat(limited, req)
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.view = reply
+	r.view, r.viewAt = reply, time.Now()
+	for _, p := range r.peers {
+		p.shown = false
+	}
 	for _, in := range reply.Instances {
 		if p := r.peers[in.Id]; p != nil && in.Load != nil {
-			p.hostable = int(in.Load.Hostable)
+			p.hostable, p.told, p.shown = int(in.Load.Hostable), r.viewAt, true
 		}
 	}
 	return nil

@@ -5,72 +5,83 @@ import (
 	"fmt"
 	"log/slog"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/engine/kvcache"
 )
 
 // TryMoveKV reserves room for a debtor's blocks, first come first served. A refusal is an answer, not
 // an error: accepted is 0 and the reason says why.
-func (r *RManager) TryMoveKV(_ context.Context, req *pb.TryMoveKVRequest) (*pb.TryMoveKVReply, error) {
+func (r *RManager) TryMoveKV(ctx context.Context, req *pb.TryMoveKVRequest) (*pb.TryMoveKVReply, error) {
 	p := r.peerByID(req.Owner)
 	if p == nil {
-		return r.refuse("this instance does not know " + req.Owner), nil
+		return &pb.TryMoveKVReply{Reason: "this instance does not know " + req.Owner}, nil
 	}
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
-	if !r.isServing(p) {
-		return r.refuse("no link from " + req.Owner), nil
+	opens := req.Generation == 0
+	switch {
+	case !r.serves(p, req.Session):
+		return &pb.TryMoveKVReply{Reason: "no such link from " + req.Owner}, nil
+	case ctx.Err() != nil || opens && req.Ticket <= p.givenUp:
+		// The debtor has gone on without an answer; what it opens now it would never use, nor release.
+		return nil, status.Errorf(codes.Canceled, "cannot reserve room: %s does not wait for it any more", req.Owner)
 	}
-	n := min(int(req.Blocks), r.hostable())
-	if n <= 0 {
-		return r.refuse("no room"), nil
-	}
-	hosted, first, err := r.reserve(req, n)
+	hosted, err := r.reserve(req)
 	if err != nil {
 		return r.refuse(err.Error()), nil
 	}
 	if err = r.spans.SpanSet(p.index, hosted.Handle, hosted.Generation, hosted.Blocks); err != nil {
 		slog.Error("cannot open a hosted span", "owner", req.Owner, "error", err)
-		r.unhost(hosted)
+		if opens {
+			r.unhost(hosted) // else the debtor has blocks in it; what was added waits for its next call
+		}
 		return r.refuse(err.Error()), nil
 	}
 	return &pb.TryMoveKVReply{
-		Accepted: uint32(len(hosted.Blocks) - first), Handle: hosted.Handle, Generation: hosted.Generation,
-		First: uint32(first), Hostable: uint32(r.hostable()),
+		Accepted: min(req.Blocks, uint32(len(hosted.Blocks))-req.First), Handle: hosted.Handle, Generation: hosted.Generation,
+		Hostable: uint32(r.kv.Hostable()),
 	}, nil
 }
 
-func (r *RManager) reserve(req *pb.TryMoveKVRequest, n int) (kvcache.Hosted, int, error) {
-	if req.Generation == 0 {
-		h, err := r.kv.Host(req.Owner, n)
-		return h, 0, err
+func (r *RManager) reserve(req *pb.TryMoveKVRequest) (kvcache.Hosted, error) {
+	if req.Generation != 0 {
+		return r.kv.ExtendHost(req.Owner, req.Handle, req.Generation, int(req.First), int(req.Blocks))
 	}
-	before := -1
-	for _, h := range r.kv.HostedOf(req.Owner) {
-		if h.Handle == req.Handle && h.Generation == req.Generation {
-			before = len(h.Blocks)
-		}
+	if req.First != 0 {
+		return kvcache.Hosted{}, fmt.Errorf("cannot open a span of which %d blocks are used", req.First)
 	}
-	if before < 0 {
-		return kvcache.Hosted{}, 0, fmt.Errorf("cannot extend span %d.%d: it is not hosted here", req.Handle, req.Generation)
-	}
-	h, err := r.kv.ExtendHost(req.Owner, req.Handle, req.Generation, n)
-	return h, before, err
+	return r.kv.Host(req.Owner, req.Ticket, int(req.Blocks))
 }
 
 // ReleaseKV ends hosted spans. A span that is not there was released before: releasing is idempotent.
 func (r *RManager) ReleaseKV(_ context.Context, req *pb.ReleaseKVRequest) (*pb.ReleaseKVReply, error) {
+	if len(req.Spans) > maxRelease || len(req.Tickets) > maxRelease {
+		return nil, status.Errorf(codes.InvalidArgument, "cannot release more than %d spans at a time", maxRelease)
+	}
 	p := r.peerByID(req.Owner)
 	if p == nil {
 		return &pb.ReleaseKVReply{}, nil
 	}
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
+	if !r.serves(p, req.Session) {
+		return &pb.ReleaseKVReply{}, nil
+	}
+	type span struct{ handle, generation uint32 }
+	spans, tickets := map[span]bool{}, map[uint64]bool{}
 	for _, s := range req.Spans {
-		for _, h := range r.kv.HostedOf(req.Owner) {
-			if h.Handle == s.Handle && h.Generation == s.Generation {
-				r.unhost(h)
-			}
+		spans[span{s.Handle, s.Generation}] = true
+	}
+	for _, t := range req.Tickets {
+		tickets[t] = true
+		p.givenUp = max(p.givenUp, t)
+	}
+	for _, h := range r.kv.HostedOf(req.Owner) {
+		if spans[span{h.Handle, h.Generation}] || tickets[h.Tag] {
+			r.unhost(h)
 		}
 	}
 	return &pb.ReleaseKVReply{}, nil
@@ -93,8 +104,5 @@ func (r *RManager) unhostAll(owner string) {
 }
 
 func (r *RManager) refuse(reason string) *pb.TryMoveKVReply {
-	return &pb.TryMoveKVReply{Reason: reason, Hostable: uint32(r.hostable())}
+	return &pb.TryMoveKVReply{Reason: reason, Hostable: uint32(r.kv.Hostable())}
 }
-
-// hostable is the number of blocks this instance would host now.
-func (r *RManager) hostable() int { return r.kv.Hostable() }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -29,6 +28,9 @@ type ManagerConfig struct {
 
 // Manager serves Join, and Heartbeat and State while it is the elected gManager. Its own State reads the
 // map here or asks the elected one.
+//
+// It stays the gManager while etcd is away, even when its lease must have run out: instances send their
+// heartbeats to the last one elected, and no other can be elected then.
 type Manager struct {
 	pb.UnimplementedManagerServer
 	cfg    ManagerConfig
@@ -36,13 +38,12 @@ type Manager struct {
 	dir    *Directory
 	g      *GManager
 	leader Leader
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 
-	leading atomic.Bool
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-
-	mu    sync.Mutex
-	conns map[string]*grpc.ClientConn
+	mu     sync.Mutex
+	conn   *grpc.ClientConn // to the gManager at connTo
+	connTo string
 }
 
 // NewManager starts the campaign and the watches.
@@ -52,11 +53,10 @@ func NewManager(ctx context.Context, cfg ManagerConfig, etcd *clientv3.Client) (
 		return nil, err
 	}
 	loop, cancel := context.WithCancel(context.Background())
-	m := &Manager{cfg: cfg, etcd: etcd, dir: dir, g: NewGManager(cfg.BlockSize), cancel: cancel, conns: map[string]*grpc.ClientConn{}}
-	m.wg.Add(3)
-	go func() { defer m.wg.Done(); Campaign(loop, etcd, cfg.ClusterID, cfg.Address, &m.leading) }()
-	go func() { defer m.wg.Done(); FollowLeader(loop, etcd, cfg.ClusterID, &m.leader) }()
-	go func() { defer m.wg.Done(); m.forgetLeavers(loop) }()
+	m := &Manager{cfg: cfg, etcd: etcd, dir: dir, g: NewGManager(cfg.BlockSize), cancel: cancel}
+	m.wg.Go(func() { Campaign(loop, etcd, cfg.ClusterID, cfg.Address) })
+	m.wg.Go(func() { FollowLeader(loop, etcd, cfg.ClusterID, &m.leader) })
+	m.wg.Go(func() { m.forgetLeavers(loop) })
 	return m, nil
 }
 
@@ -67,10 +67,13 @@ func (m *Manager) Close() {
 	m.dir.Close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, c := range m.conns {
-		_ = c.Close()
+	if m.conn != nil {
+		_ = m.conn.Close()
 	}
 }
+
+// leads says whether this process is the gManager, as far as it knows.
+func (m *Manager) leads() bool { return m.leader.Address() == m.cfg.Address }
 
 // Directory of the cluster's members.
 func (m *Manager) Directory() *Directory { return m.dir }
@@ -146,25 +149,33 @@ func (m *Manager) NewID(ctx context.Context) (string, error) {
 
 // Heartbeat is answered by the elected process only.
 func (m *Manager) Heartbeat(_ context.Context, req *pb.HeartbeatRequest) (*pb.HeartbeatReply, error) {
-	if !m.leading.Load() {
+	if !m.leads() {
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot take a heartbeat: this is not the gManager, %q is", m.leader.Address())
 	}
 	members, _ := m.dir.Members()
 	return m.g.Heartbeat(req, members[req.Id].Address, time.Now())
 }
 
-// State answers over gRPC, elected or not.
-func (m *Manager) State(ctx context.Context, _ *pb.StateRequest) (*pb.ClusterState, error) {
-	if !m.leading.Load() {
+// State answers over gRPC, for API processes that are not elected.
+func (m *Manager) State(_ context.Context, req *pb.StateRequest) (*pb.ClusterState, error) {
+	if !m.leads() {
 		return nil, status.Error(codes.FailedPrecondition, "cannot answer: this is not the gManager")
 	}
-	return m.g.State(time.Now()), nil
+	return m.g.State(time.Now(), req.InstancesOnly), nil
 }
 
 // Cluster is the placement map, from here or from the elected process.
-func (m *Manager) Cluster(ctx context.Context) (*pb.ClusterState, error) {
-	if m.leading.Load() {
-		s := m.g.State(time.Now())
+func (m *Manager) Cluster(ctx context.Context) (*pb.ClusterState, error) { return m.state(ctx, false) }
+
+// Loads are the instances of the placement map.
+func (m *Manager) Loads(ctx context.Context) ([]*pb.InstanceState, error) {
+	s, err := m.state(ctx, true)
+	return s.GetInstances(), err
+}
+
+func (m *Manager) state(ctx context.Context, instancesOnly bool) (*pb.ClusterState, error) {
+	if m.leads() {
+		s := m.g.State(time.Now(), instancesOnly)
 		s.Gmanager = m.cfg.Address
 		return s, nil
 	}
@@ -172,13 +183,13 @@ func (m *Manager) Cluster(ctx context.Context) (*pb.ClusterState, error) {
 	if address == "" {
 		return nil, status.Error(codes.Unavailable, "cannot read the cluster's state: no gManager is elected")
 	}
-	conn, err := m.conn(address)
+	conn, err := m.dial(address)
 	if err != nil {
 		return nil, err
 	}
 	limited, done := context.WithTimeout(ctx, time.Second)
 	defer done()
-	s, err := pb.NewManagerClient(conn).State(limited, &pb.StateRequest{})
+	s, err := pb.NewManagerClient(conn).State(limited, &pb.StateRequest{InstancesOnly: instancesOnly})
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the cluster's state from the gManager at %s: %w", address, err)
 	}
@@ -186,16 +197,20 @@ func (m *Manager) Cluster(ctx context.Context) (*pb.ClusterState, error) {
 	return s, nil
 }
 
-func (m *Manager) conn(address string) (*grpc.ClientConn, error) {
+// dial returns the connection to the gManager; one to an earlier one is closed.
+func (m *Manager) dial(address string) (*grpc.ClientConn, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if c := m.conns[address]; c != nil {
-		return c, nil
+	if m.connTo == address {
+		return m.conn, nil
 	}
 	c, err := grpc.NewClient(address, DialOptions(m.cfg.Secret)...)
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to %s: %w", address, err)
 	}
-	m.conns[address] = c
+	if m.conn != nil {
+		_ = m.conn.Close()
+	}
+	m.conn, m.connTo = c, address
 	return c, nil
 }

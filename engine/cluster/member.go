@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -29,62 +30,85 @@ type Member struct {
 
 func memberPrefix(clusterID string) string { return "/infinite/" + clusterID + "/instances/" }
 
+// ErrTaken says that another process is a member under the id.
+var ErrTaken = errors.New("another process has this id")
+
 // Registration keeps a member published until Close. When etcd loses the lease, because it was away for
 // longer, the member is published anew.
 type Registration struct {
+	etcd   *clientv3.Client
+	key    string
+	value  string
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-// Register publishes m and returns when etcd has it.
+// Register publishes m and returns when etcd has it. It fails with ErrTaken when the id is a member's.
 func Register(ctx context.Context, c *clientv3.Client, clusterID string, m Member) (*Registration, error) {
 	value, err := json.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode member %s: %w", m.ID, err)
 	}
-	key := memberPrefix(clusterID) + m.ID
 	loop, cancel := context.WithCancel(context.Background())
-	lease, alive, err := publish(ctx, loop, c, key, string(value))
+	r := &Registration{etcd: c, key: memberPrefix(clusterID) + m.ID, value: string(value), cancel: cancel, done: make(chan struct{})}
+	lease, alive, err := r.publish(ctx, loop)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("cannot register instance %s: %w", m.ID, err)
 	}
-	r := &Registration{cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(r.done)
-		for loop.Err() == nil {
-			for range alive {
-			}
-			if loop.Err() != nil {
-				break
-			}
-			slog.Warn("etcd lost this instance's lease; registering anew", "instance", m.ID)
-			if lease, alive, err = publish(loop, loop, c, key, string(value)); err != nil {
-				closed := make(chan *clientv3.LeaseKeepAliveResponse)
-				close(closed)
-				alive = closed
-				sleep(loop, 500*time.Millisecond)
-			}
-		}
-		bye, done := context.WithTimeout(context.Background(), time.Second)
-		defer done()
-		_, _ = c.Revoke(bye, lease)
-	}()
+	go r.keep(loop, lease, alive)
 	return r, nil
 }
 
-// publish puts the key under a new lease, which lives while alive does; ctx bounds the calls.
-func publish(ctx, life context.Context, c *clientv3.Client, key, value string) (clientv3.LeaseID, <-chan *clientv3.LeaseKeepAliveResponse, error) {
-	limited, done := context.WithTimeout(ctx, 5*time.Second)
+// keep publishes the member anew whenever its lease is lost, until ctx ends; then it takes it off the list.
+func (r *Registration) keep(ctx context.Context, lease clientv3.LeaseID, alive <-chan *clientv3.LeaseKeepAliveResponse) {
+	defer close(r.done)
+	for {
+		for range alive {
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		slog.Warn("etcd lost this instance's lease; registering anew", "key", r.key)
+		for ctx.Err() == nil {
+			var err error
+			if lease, alive, err = r.publish(ctx, ctx); err == nil {
+				break
+			}
+			if errors.Is(err, ErrTaken) {
+				slog.Error("cannot register anew; trying on", "key", r.key, "error", err)
+			}
+			sleep(ctx, 500*time.Millisecond)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	bye, done := context.WithTimeout(context.Background(), time.Second)
 	defer done()
-	lease, err := c.Grant(limited, LeaseSeconds)
+	_, _ = r.etcd.Revoke(bye, lease)
+}
+
+// publish puts the key under a new lease, which lives while alive does; ctx bounds the calls. The key may
+// be there already as ours, under a lease that is about to run out.
+func (r *Registration) publish(ctx, life context.Context) (clientv3.LeaseID, <-chan *clientv3.LeaseKeepAliveResponse, error) {
+	limited, done := context.WithTimeout(ctx, etcdLimit)
+	defer done()
+	lease, err := r.etcd.Grant(limited, LeaseSeconds)
 	if err != nil {
 		return 0, nil, err
 	}
-	if _, err = c.Put(limited, key, value, clientv3.WithLease(lease.ID)); err != nil {
+	put := clientv3.OpPut(r.key, r.value, clientv3.WithLease(lease.ID))
+	got, err := r.etcd.Txn(limited).If(clientv3.Compare(clientv3.CreateRevision(r.key), "=", 0)).Then(put).
+		Else(clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.Value(r.key), "=", r.value)}, []clientv3.Op{put}, nil)).Commit()
+	if err == nil && !got.Succeeded && !got.Responses[0].GetResponseTxn().Succeeded {
+		_, _ = r.etcd.Revoke(limited, lease.ID)
+		err = ErrTaken
+	}
+	if err != nil {
 		return 0, nil, err
 	}
-	alive, err := c.KeepAlive(life, lease.ID)
+	alive, err := r.etcd.KeepAlive(life, lease.ID)
 	return lease.ID, alive, err
 }
 
@@ -108,9 +132,7 @@ type Directory struct {
 func Watch(ctx context.Context, c *clientv3.Client, clusterID string) (*Directory, error) {
 	loop, cancel := context.WithCancel(context.Background())
 	d := &Directory{cancel: cancel, done: make(chan struct{}), members: map[string]Member{}, changed: make(chan struct{})}
-	limited, stop := context.WithTimeout(ctx, 5*time.Second)
-	defer stop()
-	rev, err := d.load(limited, c, clusterID)
+	rev, err := d.load(ctx, c, clusterID)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("cannot read the members from etcd: %w", err)
@@ -119,29 +141,39 @@ func Watch(ctx context.Context, c *clientv3.Client, clusterID string) (*Director
 	return d, nil
 }
 
+// load reads the whole list and returns its revision.
 func (d *Directory) load(ctx context.Context, c *clientv3.Client, clusterID string) (int64, error) {
-	got, err := c.Get(ctx, memberPrefix(clusterID), clientv3.WithPrefix())
+	limited, done := context.WithTimeout(ctx, etcdLimit)
+	defer done()
+	prefix := memberPrefix(clusterID)
+	got, err := c.Get(limited, prefix, clientv3.WithPrefix())
 	if err != nil {
 		return 0, err
 	}
 	members := map[string]Member{}
 	for _, kv := range got.Kvs {
-		if m, err := decodeMember(kv.Value); err == nil {
-			members[m.ID] = m
+		m, err := decodeMember(string(kv.Key)[len(prefix):], kv.Value)
+		if err != nil {
+			slog.Warn("cannot read a member from etcd", "key", string(kv.Key), "error", err)
+			continue
 		}
+		members[m.ID] = m
 	}
 	d.mu.Lock()
-	d.members = members
-	d.notify()
-	d.mu.Unlock()
+	defer d.mu.Unlock()
+	if !maps.Equal(d.members, members) {
+		d.members = members
+		d.notify()
+	}
 	return got.Header.Revision, nil
 }
 
+// follow applies what is heard after revision rev, and reads the list again when the watch ends.
 func (d *Directory) follow(ctx context.Context, c *clientv3.Client, clusterID string, rev int64) {
 	defer close(d.done)
 	prefix := memberPrefix(clusterID)
 	for ctx.Err() == nil {
-		watch, stop := context.WithCancel(clientv3.WithRequireLeader(ctx))
+		watch, stop := context.WithTimeout(clientv3.WithRequireLeader(ctx), rereadEvery)
 		for ev := range c.Watch(watch, prefix, clientv3.WithPrefix(), clientv3.WithRev(rev+1)) {
 			if ev.Err() != nil {
 				break
@@ -149,13 +181,14 @@ func (d *Directory) follow(ctx context.Context, c *clientv3.Client, clusterID st
 			d.apply(ev.Events, prefix)
 			rev = ev.Header.Revision
 		}
+		failed := watch.Err() == nil
 		stop()
-		sleep(ctx, 200*time.Millisecond)
-		limited, done := context.WithTimeout(ctx, 2*time.Second)
-		if r, err := d.load(limited, c, clusterID); err == nil {
+		if failed {
+			sleep(ctx, 200*time.Millisecond)
+		}
+		if r, err := d.load(ctx, c, clusterID); err == nil {
 			rev = r
 		}
-		done()
 	}
 }
 
@@ -163,9 +196,10 @@ func (d *Directory) apply(events []*clientv3.Event, prefix string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, ev := range events {
+		id := string(ev.Kv.Key)[len(prefix):]
 		if ev.Type == clientv3.EventTypeDelete {
-			delete(d.members, string(ev.Kv.Key)[len(prefix):])
-		} else if m, err := decodeMember(ev.Kv.Value); err == nil {
+			delete(d.members, id)
+		} else if m, err := decodeMember(id, ev.Kv.Value); err == nil {
 			d.members[m.ID] = m
 		} else {
 			slog.Warn("cannot read a member from etcd", "key", string(ev.Kv.Key), "error", err)
@@ -183,11 +217,7 @@ func (d *Directory) notify() {
 func (d *Directory) Members() (map[string]Member, <-chan struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := make(map[string]Member, len(d.members))
-	for id, m := range d.members {
-		out[id] = m
-	}
-	return out, d.changed
+	return maps.Clone(d.members), d.changed
 }
 
 // Close ends the watch.
@@ -196,13 +226,16 @@ func (d *Directory) Close() {
 	<-d.done
 }
 
-func decodeMember(b []byte) (Member, error) {
+// maxBlocks is the largest pool that a member may claim, in blocks; sums over members stay small.
+const maxBlocks = 1 << 30
+
+func decodeMember(id string, b []byte) (Member, error) {
 	var m Member
 	if err := json.Unmarshal(b, &m); err != nil {
 		return m, err
 	}
-	if m.ID == "" || m.Address == "" {
-		return m, errors.New("a member needs an id and an address")
+	if m.ID != id || m.ID == "" || m.Address == "" || m.BlocksTotal < 0 || m.BlocksTotal > maxBlocks {
+		return m, fmt.Errorf("cannot use member %q at %q with %d blocks", m.ID, m.Address, m.BlocksTotal)
 	}
 	return m, nil
 }

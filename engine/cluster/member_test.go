@@ -2,7 +2,8 @@ package cluster
 
 import (
 	"context"
-	"sync/atomic"
+	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,7 +94,8 @@ func TestLeaseOfTheDeadRunsOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lease, _, err := publish(ctx, ctx, doomed, memberPrefix("test")+"i0", `{"id":"i0","address":"x"}`)
+	killed := &Registration{etcd: doomed, key: memberPrefix("test") + "i0", value: `{"id":"i0","address":"x"}`}
+	lease, _, err := killed.publish(ctx, ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,30 +137,119 @@ func TestLostLeaseIsTakenAnew(t *testing.T) {
 	})
 }
 
+// An id belongs to one process: a second one is refused, whether it comes by mistake or while the first
+// has lost its lease and comes back.
+func TestIDIsTaken(t *testing.T) {
+	_, c := startEtcd(t)
+	ctx := context.Background()
+	d, err := Watch(ctx, c, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	first, err := Register(ctx, c, "test", Member{ID: "i0", Address: "x", Session: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if _, err = Register(ctx, c, "test", Member{ID: "i0", Address: "y", Session: "2"}); !errors.Is(err, ErrTaken) {
+		t.Fatalf("a second i0: %v", err)
+	}
+	eventually(t, "i0", func() bool { return has(d, "i0") })
+	if m, _ := d.Members(); m["i0"].Session != "1" {
+		t.Fatalf("i0 is %+v", m["i0"])
+	}
+	// As if the first came back after its lease was lost, and its old key were still there.
+	if _, _, err = first.publish(ctx, t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBadMembersAreLeftOut(t *testing.T) {
+	_, c := startEtcd(t)
+	ctx := context.Background()
+	d, err := Watch(ctx, c, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for id, value := range map[string]string{
+		"a": `{"id":"b","address":"x"}`, "b": `{"id":"b"}`, "c": `{"id":"c","address":"x","blocks_total":-1}`,
+		"d": `{"id":"d","address":"x","blocks_total":9000000000000000000}`, "e": `{`, "good": `{"id":"good","address":"x"}`,
+	} {
+		if _, err := c.Put(ctx, memberPrefix("test")+id, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the good one", func() bool { return has(d, "good") })
+	again, err := Watch(ctx, c, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	for _, list := range []*Directory{d, again} {
+		eventually(t, "the good one alone", func() bool { m, _ := list.Members(); return len(m) == 1 })
+	}
+}
+
 func TestOneGManagerAtATime(t *testing.T) {
 	_, c := startEtcd(t)
 	var leader Leader
 	follow, stop := context.WithCancel(context.Background())
 	followed := make(chan struct{})
 	go func() { defer close(followed); FollowLeader(follow, c, "test", &leader) }()
-	run := func(address string) (*atomic.Bool, func()) {
-		var leading atomic.Bool
+	run := func(address string) func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
-		go func() { defer close(done); Campaign(ctx, c, "test", address, &leading) }()
-		return &leading, func() { cancel(); <-done }
+		go func() { defer close(done); Campaign(ctx, c, "test", address) }()
+		return func() { cancel(); <-done }
 	}
-	first, end := run("a:1")
-	eventually(t, "the first leads", first.Load)
-	eventually(t, "its address", func() bool { return leader.Address() == "a:1" })
-	second, endSecond := run("b:1")
+	end := run("a:1")
+	eventually(t, "the first leads", func() bool { return leader.Address() == "a:1" })
+	endSecond := run("b:1")
 	defer endSecond()
-	if second.Load() {
-		t.Fatal("two lead at once")
+	eventually(t, "the second waits", func() bool {
+		got, err := c.Get(context.Background(), electionKey("test"), clientv3.WithPrefix())
+		return err == nil && len(got.Kvs) == 2
+	})
+	if leader.Address() != "a:1" {
+		t.Fatalf("%s leads", leader.Address())
 	}
 	end()
-	eventually(t, "the second leads", second.Load)
-	eventually(t, "the new address", func() bool { return leader.Address() == "b:1" })
+	eventually(t, "the second leads", func() bool { return leader.Address() == "b:1" })
 	stop()
 	<-followed
+}
+
+// A candidate whose lease is lost while it waits for its turn stands again.
+func TestLostCandidateStandsAgain(t *testing.T) {
+	_, c := startEtcd(t)
+	var leader Leader
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	first, resign := context.WithCancel(ctx)
+	wg.Go(func() { FollowLeader(ctx, c, "test", &leader) })
+	wg.Go(func() { Campaign(first, c, "test", "a:1") })
+	eventually(t, "the first leads", func() bool { return leader.Address() == "a:1" })
+	wg.Go(func() { Campaign(ctx, c, "test", "b:1") })
+	place := func() (lease clientv3.LeaseID) {
+		got, err := c.Get(ctx, electionKey("test"), clientv3.WithLastCreate()...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Kvs) == 1 && string(got.Kvs[0].Value) == "b:1" {
+			lease = clientv3.LeaseID(got.Kvs[0].Lease)
+		}
+		return lease
+	}
+	eventually(t, "the second waits", func() bool { return place() != 0 })
+	lost := place()
+	if _, err := c.Revoke(ctx, lost); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the second waits again", func() bool { return place() != 0 && place() != lost })
+	resign()
+	eventually(t, "the second leads", func() bool { return leader.Address() == "b:1" })
 }

@@ -17,8 +17,12 @@ import (
 	"github.com/infinite-llm/infinite/rdma"
 )
 
-// peer is another instance as this one sees it. It is up or down as one: when any link of it dies, all
-// of them are closed, its spans here are freed and spans there are given up, and both sides connect anew.
+// dialLimit bounds one attempt to open both lanes.
+const dialLimit = 5 * time.Second
+
+// peer is a process of another instance as this one sees it; a process that is started anew under an old
+// id is another peer. It is up or down as one: when any link of it dies, all of them are closed, its spans
+// here are freed and spans there are given up, and both sides connect anew.
 type peer struct {
 	id     string
 	index  uint32 // the device's number for it
@@ -26,38 +30,55 @@ type peer struct {
 	conn   *grpc.ClientConn
 	client pb.KVClient
 
-	// Guarded by RManager.mu.
-	attached bool // client links are up: this instance may borrow there
-	serving  bool // server links are up: the peer may borrow here
-	gone     bool // no member any more
-	hostable int  // blocks it said it would host
-	dialing  bool
-	retryAt  time.Time
-	backoff  time.Duration
-	info     rdma.Info
+	// hostMu is held while links of this peer are attached or taken down, and while its spans are opened or
+	// ended, so that none of these can overtake another.
+	hostMu  sync.Mutex
+	givenUp uint64 // latest TryMoveKV call that its debtor gave up; guarded by hostMu
 
-	// hostMu is held while spans of this peer are opened or ended, so that the loss of a peer and a
-	// reservation for it cannot overtake each other. Taken before RManager.mu.
-	hostMu sync.Mutex
-	// waiting is a query lane whose move lane has not come yet. Used by the accept loop alone.
-	waiting *rdma.Link
+	// Guarded by RManager.mu. session and serving change under hostMu as well.
+	session   uint64         // of the client links, 0: this instance may not borrow there
+	serving   uint64         // of the server links, 0: the peer may not borrow here
+	half      *rdma.Accepted // a lane whose other lane has not come yet
+	busy      int            // goroutines that attach links or take them down; the peer stays until they are through
+	dropping  bool           // one of them is to take it down
+	gone      bool           // no member any more, or another process under its id
+	forgotten bool           // no peer any more; nothing is begun for it
+	hostable  int            // blocks it said it would host
+	told      time.Time      // when it said so
+	shown     bool           // it was in the gManager's last answer
+	owed      debt
+	releasing bool // a goroutine pays what is owed
+	retryAt   time.Time
+	backoff   time.Duration
 }
 
-func (p *peer) close() {
-	if p.waiting != nil {
-		_ = p.waiting.Close()
+// creditor is a peer over one session of its links.
+type creditor struct {
+	peer    *peer
+	session uint64
+}
+
+// room is how many blocks the peer would host, as far as is known. What it said long ago is worth a
+// question: it would answer with what it has now.
+func (p *peer) room(now time.Time) int {
+	if now.Sub(p.told) > staleAfter {
+		return max(1, p.hostable)
 	}
-	_ = p.conn.Close()
+	return p.hostable
 }
 
-func (r *RManager) followMembers(ctx context.Context, dir *Directory) {
+func (r *RManager) call() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(r.ctx, r.cfg.CallTimeout)
+}
+
+func (r *RManager) followMembers(dir *Directory) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		members, changed := dir.Members()
-		r.reconcile(ctx, members)
+		r.reconcile(members)
 		select {
-		case <-ctx.Done():
+		case <-r.ctx.Done():
 			return
 		case <-changed:
 		case <-tick.C:
@@ -66,18 +87,19 @@ func (r *RManager) followMembers(ctx context.Context, dir *Directory) {
 }
 
 // reconcile makes the table of peers follow the members and starts the dials that are due.
-func (r *RManager) reconcile(ctx context.Context, members map[string]Member) {
+func (r *RManager) reconcile(members map[string]Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, p := range r.peers {
 		m, ok := members[id]
-		p.gone = !ok
+		p.gone = !ok || m.Session != p.member.Session
 		// Links decide whether a peer lives: one that only left the list (its lease ran out while etcd
-		// was away) keeps its spans. Without links, or started anew under its id, it is forgotten.
-		if (!ok || m.Session != p.member.Session) && !p.attached && !p.serving && !p.dialing {
-			delete(r.peers, id)
-			r.byIndex[p.index] = nil
-			p.close()
+		// was away) keeps its spans. One that was started anew under its id is another one.
+		if ok && p.gone {
+			r.dropSoon(p, fmt.Errorf("instance %s was started anew", id))
+		}
+		if p.gone && p.session == 0 && p.serving == 0 && p.busy == 0 {
+			r.forget(p)
 		}
 	}
 	for id, m := range members {
@@ -90,16 +112,29 @@ func (r *RManager) reconcile(ctx context.Context, members map[string]Member) {
 	}
 	now := time.Now()
 	for _, p := range r.peers {
-		if !p.attached && !p.gone && !p.dialing && now.After(p.retryAt) {
-			p.dialing = true
-			r.wg.Add(1)
-			go func() { defer r.wg.Done(); r.dial(ctx, p) }()
+		if p.session == 0 && !p.gone && p.busy == 0 && now.After(p.retryAt) {
+			p.busy++
+			r.spawn(func() { r.dial(p) })
 		}
 	}
 }
 
+func (r *RManager) forget(p *peer) {
+	delete(r.peers, p.id)
+	r.byIndex[p.index] = nil
+	p.forgotten = true
+	if p.half != nil {
+		_ = p.half.Link.Close()
+		p.half = nil
+	}
+	_ = p.conn.Close()
+}
+
+// addPeer gives the peer the index whose last use is longest ago, so that what still names the peer that
+// had it before does not mean this one.
 func (r *RManager) addPeer(m Member) error {
-	for i := range r.byIndex {
+	for k := range r.byIndex {
+		i := (r.lastIndex + 1 + k) % len(r.byIndex)
 		if r.byIndex[i] != nil {
 			continue
 		}
@@ -108,41 +143,49 @@ func (r *RManager) addPeer(m Member) error {
 			return err
 		}
 		p := &peer{id: m.ID, index: uint32(i), member: m, conn: conn, client: pb.NewKVClient(conn)}
-		r.peers[m.ID], r.byIndex[i] = p, p
+		r.peers[m.ID], r.byIndex[i], r.lastIndex = p, p, i
 		return nil
 	}
 	return fmt.Errorf("cannot have more than %d peers", len(r.byIndex))
 }
 
 // dial sets up the client ends of both lanes.
-func (r *RManager) dial(ctx context.Context, p *peer) {
-	limited, done := context.WithTimeout(ctx, 5*time.Second)
+func (r *RManager) dial(p *peer) {
+	limited, done := context.WithTimeout(r.ctx, dialLimit)
 	defer done()
-	query, move, info, err := r.dialLanes(limited, p)
+	session := rand.Uint64() | 1
+	query, move, info, err := r.dialLanes(limited, p, session)
+	p.hostMu.Lock()
+	defer p.hostMu.Unlock()
 	if err == nil {
+		r.clear(p, false)
 		if err = r.links.PeerAttach(p.index, query.Take(), move.Take()); err != nil {
 			err = fmt.Errorf("cannot attach: %w", err)
 		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.dialing = false
+	p.busy--
 	if err != nil {
-		p.backoff = min(max(2*p.backoff, 100*time.Millisecond), 5*time.Second)
+		p.backoff = min(max(2*p.backoff, 100*time.Millisecond), dialLimit)
 		p.retryAt = time.Now().Add(p.backoff/2 + rand.N(p.backoff))
-		if !p.gone && ctx.Err() == nil {
-			slog.Warn("cannot connect to a peer", "peer", p.id, "retry_in", p.backoff, "error", err)
+		// The first attempts may come before the peer has heard of this instance.
+		if level := slog.LevelDebug; !p.gone && !r.closed {
+			if p.backoff >= time.Second {
+				level = slog.LevelWarn
+			}
+			slog.Log(r.ctx, level, "cannot connect to a peer", "peer", p.id, "retry_in", p.backoff, "error", err)
 		}
 		return
 	}
-	p.attached, p.backoff, p.info = true, 0, info
+	p.session, p.backoff = session, 0
 	slog.Info("connected to a peer", "peer", p.id, "transport", string(info.Transport), "why", info.Reason,
 		"latency", info.LatencyP50, "gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9))
 }
 
-func (r *RManager) dialLanes(ctx context.Context, p *peer) (query, move *rdma.Link, info rdma.Info, err error) {
-	self := rdma.Identity{ClusterID: r.cfg.ClusterID, Instance: r.cfg.ID, Secret: r.cfg.Secret}
-	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.QuerySlotBytes, Peer: int32(p.index)}
+func (r *RManager) dialLanes(ctx context.Context, p *peer, session uint64) (query, move *rdma.Link, info rdma.Info, err error) {
+	self := rdma.Identity{ClusterID: r.cfg.ClusterID, Instance: r.cfg.ID, Process: r.listener.Endpoint().Process, Secret: r.cfg.Secret}
+	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.QuerySlotBytes, Peer: int32(p.index), Pair: session}
 	if query, info, err = rdma.Dial(ctx, self, p.member.Endpoint, rdma.LaneQuery, shape, r.cfg.Transport); err != nil {
 		return nil, nil, info, fmt.Errorf("cannot open the query lane: %w", err)
 	}
@@ -154,117 +197,94 @@ func (r *RManager) dialLanes(ctx context.Context, p *peer) (query, move *rdma.Li
 	return query, move, info, nil
 }
 
-// acceptLoop takes server links; a debtor opens its query lane first, then its move lane.
-func (r *RManager) acceptLoop(ctx context.Context) {
-	for {
-		a, err := r.listener.Accept(ctx)
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, rdma.ErrClosed) {
-				return
-			}
-			slog.Warn("cannot accept a link", "error", err)
-			continue
-		}
-		p := r.peerByID(a.From)
-		if p == nil {
-			// The member list is behind; the debtor tries again.
-			_ = a.Link.Close()
-			continue
-		}
-		if a.Lane == rdma.LaneQuery {
-			if p.waiting != nil {
-				_ = p.waiting.Close()
-			}
-			p.waiting = a.Link
-			continue
-		}
-		if p.waiting == nil {
-			_ = a.Link.Close()
-			continue
-		}
-		query := p.waiting
-		p.waiting = nil
-		r.serve(p, query, a.Link)
-	}
-}
-
-func (r *RManager) serve(p *peer, query, move *rdma.Link) {
-	r.mu.Lock()
-	again := p.serving
-	r.mu.Unlock()
-	if again {
-		// The debtor gave the old links up before this side saw them die; its old spans end first.
-		r.drop(p, errors.New("the peer connected anew"), true)
-	}
-	p.hostMu.Lock()
-	defer p.hostMu.Unlock()
-	if err := r.links.PeerServe(p.index, query.Take(), move.Take()); err != nil {
-		slog.Warn("cannot serve a peer", "peer", p.id, "error", err)
-		return
-	}
-	r.mu.Lock()
-	p.serving = true
-	r.mu.Unlock()
-}
-
 // monitorLoop notices dead links of peers that no step is waiting for.
-func (r *RManager) monitorLoop(ctx context.Context) {
+func (r *RManager) monitorLoop() {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-r.ctx.Done():
 			return
 		case <-tick.C:
 		}
 		for _, p := range r.snapshot() {
 			r.mu.Lock()
-			up := p.attached || p.serving
+			up := (p.session != 0 || p.serving != 0) && !p.dropping
 			r.mu.Unlock()
 			if !up {
 				continue
 			}
 			if err := r.links.PeerStatus(p.index); err != nil {
-				r.drop(p, err, true)
+				r.mu.Lock()
+				r.dropSoon(p, err)
+				r.mu.Unlock()
 			}
 		}
 	}
 }
 
-// drop takes a peer down: links, its spans here, and the requests that have spans there.
-func (r *RManager) drop(p *peer, cause error, tell bool) {
-	p.hostMu.Lock()
-	defer p.hostMu.Unlock()
-	r.mu.Lock()
-	was := p.attached || p.serving
-	p.attached, p.serving, p.hostable = false, false, 0
-	p.backoff = max(p.backoff, 100*time.Millisecond)
-	p.retryAt = time.Now().Add(p.backoff)
-	r.mu.Unlock()
-	if !was {
+// dropSoon takes a peer down without waiting for it: a step may hold its links for a while. The caller
+// holds mu.
+func (r *RManager) dropSoon(p *peer, cause error) {
+	if p.dropping || p.session == 0 && p.serving == 0 {
 		return
 	}
-	if tell {
+	p.dropping = true
+	p.busy++
+	r.spawn(func() {
+		r.drop(p, 0, cause)
+		r.mu.Lock()
+		p.dropping = false
+		p.busy--
+		r.mu.Unlock()
+	})
+}
+
+// drop takes a peer down: links, its spans here, and the requests that have spans there; with a session
+// only while that one lasts. The step loop hears of it before the peer can come back.
+func (r *RManager) drop(p *peer, session uint64, cause error) {
+	p.hostMu.Lock()
+	defer p.hostMu.Unlock()
+	r.takeDown(p, session, cause)
+}
+
+// takeDown is drop for a caller that holds hostMu.
+func (r *RManager) takeDown(p *peer, session uint64, cause error) {
+	r.mu.Lock()
+	if p.session == 0 && p.serving == 0 || session != 0 && p.session != session {
+		r.mu.Unlock()
+		return
+	}
+	p.session, p.serving, p.hostable, p.owed = 0, 0, 0, debt{}
+	p.busy++
+	r.home.PeerLost(p.id)
+	r.mu.Unlock()
+	if cause != errStopping {
 		slog.Warn("lost a peer", "peer", p.id, "error", cause)
 	}
 	if err := r.links.PeerDetach(p.index); err != nil {
 		slog.Error("cannot detach a peer", "peer", p.id, "error", err)
 	}
 	r.unhostAll(p.id)
-	r.home.PeerLost(p.id)
-}
-
-// creditors lists attached peers with room, prefer first, then by most room.
-func (r *RManager) creditors(prefer string) []*peer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var out []*peer
+	p.busy--
+	p.backoff = max(p.backoff, 100*time.Millisecond)
+	p.retryAt = time.Now().Add(p.backoff)
+}
+
+// creditors lists connected peers with room, prefer first, then by most room.
+func (r *RManager) creditors(prefer string) []creditor {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	var peers []*peer
 	for _, p := range r.peers {
-		if p.attached && p.hostable > 0 {
-			out = append(out, p)
+		if p.session != 0 && p.room(now) > 0 {
+			peers = append(peers, p)
 		}
 	}
-	slices.SortFunc(out, func(a, b *peer) int {
+	slices.SortFunc(peers, func(a, b *peer) int {
 		if (a.id == prefer) != (b.id == prefer) {
 			if a.id == prefer {
 				return -1
@@ -273,13 +293,17 @@ func (r *RManager) creditors(prefer string) []*peer {
 		}
 		return cmp.Or(cmp.Compare(b.hostable, a.hostable), cmp.Compare(a.id, b.id))
 	})
+	out := make([]creditor, len(peers))
+	for i, p := range peers {
+		out[i] = creditor{p, p.session}
+	}
 	return out
 }
 
 func (r *RManager) setHostable(p *peer, n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.hostable = n
+	p.hostable, p.told = n, time.Now()
 }
 
 func (r *RManager) peerByID(id string) *peer {
@@ -293,21 +317,8 @@ func (r *RManager) PeerIndexLost(index int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if index >= 0 && index < len(r.byIndex) && r.byIndex[index] != nil {
-		p := r.byIndex[index]
-		go r.drop(p, errors.New("a step could not reach it"), true)
+		r.dropSoon(r.byIndex[index], errors.New("a step could not reach it"))
 	}
-}
-
-func (r *RManager) isAttached(p *peer, index uint32) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return p.attached && p.index == index
-}
-
-func (r *RManager) isServing(p *peer) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return p.serving
 }
 
 func (r *RManager) snapshot() []*peer {
@@ -317,25 +328,5 @@ func (r *RManager) snapshot() []*peer {
 	for _, p := range r.peers {
 		out = append(out, p)
 	}
-	return out
-}
-
-// LinkReport is one line of the start-up table: the transport to a peer, why, and what was measured.
-type LinkReport struct {
-	Peer string
-	rdma.Info
-}
-
-// LinkReports lists the attached peers' links by peer.
-func (r *RManager) LinkReports() []LinkReport {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var out []LinkReport
-	for _, p := range r.peers {
-		if p.attached {
-			out = append(out, LinkReport{p.id, p.info})
-		}
-	}
-	slices.SortFunc(out, func(a, b LinkReport) int { return cmp.Compare(a.Peer, b.Peer) })
 	return out
 }

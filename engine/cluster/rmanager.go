@@ -3,8 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"sync"
 	"time"
 	"unsafe"
@@ -37,14 +35,15 @@ type Links interface {
 	PeerStatus(peer uint32) error
 }
 
-// Home is the step loop of this instance.
+// Home is the step loop of this instance. Moved and PeerLost come in the order in which things happened;
+// they are called under the manager's lock, so they neither wait nor call back.
 type Home interface {
 	// Moved reports a finished offload: span.Blocks of the request's oldest blocks now lie in span, or err.
 	// began says whether blocks were marked as moving.
 	Moved(request kvcache.RequestID, span kvcache.Span, began bool, err error)
-	// PeerLost says that every span at the instance is gone.
+	// PeerLost says that every span that Moved has reported at the instance is gone.
 	PeerLost(instance string)
-	// Report is what the heartbeat carries.
+	// Report is what the heartbeat carries; it may wait and call back.
 	Report() (*pb.Load, []*pb.Placement)
 }
 
@@ -82,19 +81,15 @@ func (c *Config) defaults() {
 type View struct {
 	PeersFree     int    // blocks that connected peers would host now
 	OldestArrival uint64 // of all unfinished requests, 0 when unknown
-	OthersRunning int    // requests that run with another home
+	OthersRunning int    // requests that run with another home, or may for all that is known
+	Starving      uint64 // arrival of the oldest request elsewhere that has long waited for room; 0 none
 }
 
-// limits of the queues below
-const (
-	maxOffloads = 256
-	maxReleases = 1 << 16
-)
-
-var errBusy = errors.New("too many moves are queued")
-
 // RManager is one instance's manager of KV blocks towards the rest of the cluster. It lends room to
-// debtors (host.go), borrows room from creditors (this file), and keeps the links to both (peers.go).
+// debtors (host.go), borrows room from creditors (borrow.go), gives it back (release.go), and keeps the
+// links to both (peers.go, accept.go).
+//
+// Locks are taken in this order: a peer's hostMu, mu, those of Home and of the KV pool.
 type RManager struct {
 	pb.UnimplementedKVServer
 	cfg      Config
@@ -105,266 +100,126 @@ type RManager struct {
 	home     Home
 	listener *rdma.Listener
 
-	mu      sync.Mutex
-	peers   map[string]*peer
-	byIndex [256]*peer
-	view    *pb.HeartbeatReply
-	tickets map[uint64]chan error
-	ticket  uint64
+	mu        sync.Mutex
+	peers     map[string]*peer
+	byIndex   [256]*peer
+	lastIndex int // given to a peer last; a freed one is used again as late as possible
+	view      *pb.HeartbeatReply
+	viewAt    time.Time
+	starving  uint64
+	tickets   map[uint64]chan error // moves that the device has not reported yet
+	number    uint64                // the last ticket: of moves and of calls
+	closed    bool
 
-	offloads chan offload
-	releases chan release
-	managers map[string]*grpc.ClientConn // by address; used by the heartbeat goroutine alone
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup
-}
+	offloads  chan offload
+	manager   *grpc.ClientConn // to managerAt; both are the heartbeat goroutine's alone
+	managerAt string
 
-type offload struct {
-	request kvcache.RequestID
-	blocks  int
-}
-
-type release struct {
-	span  kvcache.Span
-	since time.Time
+	ctx        context.Context // until Close
+	cancel     context.CancelFunc
+	wg         sync.WaitGroup // all goroutines but moveLoop
+	movesEnded chan struct{}  // closed when nobody waits for a move any more
+	moveLoop   sync.WaitGroup
 }
 
 // NewRManager wires an instance's manager; Start connects it.
 func NewRManager(cfg Config, kv *kvcache.Manager, spans Spans, moves Moves, links Links, listener *rdma.Listener) *RManager {
 	cfg.defaults()
-	return &RManager{
+	r := &RManager{
 		cfg: cfg, kv: kv, spans: spans, moves: moves, links: links, listener: listener,
-		peers: map[string]*peer{}, tickets: map[uint64]chan error{}, managers: map[string]*grpc.ClientConn{},
-		offloads: make(chan offload, maxOffloads), releases: make(chan release, maxReleases),
+		peers: map[string]*peer{}, tickets: map[uint64]chan error{}, offloads: make(chan offload, maxOffloads), movesEnded: make(chan struct{}),
 	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r
 }
 
 // Start runs the manager's loops until Close.
 func (r *RManager) Start(home Home, dir *Directory, leader *Leader) {
-	ctx, cancel := context.WithCancel(context.Background())
-	r.home, r.cancel = home, cancel
-	for _, loop := range []func(context.Context){
-		func(ctx context.Context) { r.followMembers(ctx, dir) },
-		func(ctx context.Context) { r.acceptLoop(ctx) },
-		func(ctx context.Context) { r.monitorLoop(ctx) },
-		func(ctx context.Context) { r.heartbeatLoop(ctx, leader) },
-		r.moveLoop, r.releaseLoop, r.offloadLoop, r.offloadLoop, r.offloadLoop, r.offloadLoop,
-	} {
-		r.wg.Add(1)
-		go func() { defer r.wg.Done(); loop(ctx) }()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.home = home
+	r.listener.Admit(r.admit)
+	r.moveLoop.Go(r.takeMoves)
+	for range placers {
+		r.spawn(r.offloadLoop)
+	}
+	r.spawn(func() { r.followMembers(dir) })
+	r.spawn(r.acceptLoop)
+	r.spawn(r.monitorLoop)
+	r.spawn(func() { r.heartbeatLoop(leader) })
+}
+
+// spawn runs f on a goroutine that Close waits for; after Close it does not. The caller holds mu.
+func (r *RManager) spawn(f func()) {
+	if !r.closed {
+		r.wg.Go(f)
 	}
 }
 
 // Close ends the loops and the links; what lies at peers is freed by them as they see it.
 func (r *RManager) Close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
 	r.cancel()
-	r.wg.Wait()
-	for _, p := range r.snapshot() {
-		r.drop(p, errors.New("this instance is stopping"), false)
-		p.close()
+	down := func() {
+		for _, p := range r.snapshot() {
+			r.drop(p, 0, errStopping)
+		}
 	}
-	for _, c := range r.managers {
-		_ = c.Close()
+	down() // this ends the moves under way
+	r.wg.Wait()
+	down() // what a dial under way has connected
+	close(r.movesEnded)
+	r.moveLoop.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.peers {
+		r.forget(p)
+	}
+	if r.manager != nil {
+		_ = r.manager.Close()
 	}
 }
 
-// View of the cluster for the scheduler's next step.
+var errStopping = errors.New("this instance is stopping")
+
+// View of the cluster for the scheduler's next step. What the gManager said counts for a while; then
+// little is known, and nothing may be concluded from it: a connected peer may run anything, and may have
+// room, which asking it will show.
 func (r *RManager) View() View {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	v := View{OldestArrival: r.view.GetOldestArrival()}
-	for _, p := range r.peers {
-		if p.attached {
-			v.PeersFree += p.hostable
+	now := time.Now()
+	var v View
+	fresh := now.Sub(r.viewAt) < staleAfter
+	if fresh {
+		v.OldestArrival = r.view.GetOldestArrival()
+		for _, in := range r.view.GetInstances() {
+			if in.Id == r.cfg.ID {
+				continue
+			}
+			v.OthersRunning += int(in.Load.GetRunning())
+			if s := in.Load.GetStarving(); s != 0 && (v.Starving == 0 || s < v.Starving) {
+				v.Starving = s
+			}
 		}
 	}
-	for _, in := range r.view.GetInstances() {
-		if in.Id != r.cfg.ID {
-			v.OthersRunning += int(in.Load.GetRunning())
+	for _, p := range r.peers {
+		if p.session == 0 {
+			continue
+		}
+		v.PeersFree += p.room(now)
+		if !fresh || !p.shown {
+			v.OthersRunning++
 		}
 	}
 	return v
 }
 
-// Offload asks for n of a request's oldest blocks to be placed elsewhere; the outcome goes to Home.Moved.
-func (r *RManager) Offload(request kvcache.RequestID, n int) {
-	select {
-	case r.offloads <- offload{request, n}:
-	default:
-		go r.home.Moved(request, kvcache.Span{}, false, errBusy)
-	}
-}
-
-func (r *RManager) offloadLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case o := <-r.offloads:
-			span, began, err := r.place(ctx, o)
-			if err != nil {
-				slog.Debug("an offload came to nothing", "request", o.request, "blocks", o.blocks, "error", err)
-			}
-			r.home.Moved(o.request, span, began, err)
-		}
-	}
-}
-
-// place reserves room with one creditor, marks the blocks as moving and copies them there.
-func (r *RManager) place(ctx context.Context, o offload) (span kvcache.Span, began bool, err error) {
-	table, err := r.kv.Table(o.request)
-	if err != nil {
-		return span, false, err
-	}
-	var last kvcache.Span
-	if n := len(table.Spans); n > 0 {
-		last = table.Spans[n-1]
-	}
-	for _, p := range r.creditors(last.Instance) {
-		grant, err := r.tryMove(ctx, p, o, last)
-		if err != nil {
-			slog.Warn("cannot ask a creditor for room", "peer", p.id, "error", err)
-			continue
-		}
-		if grant.Accepted == 0 {
-			continue
-		}
-		span = kvcache.Span{Instance: p.id, Peer: p.index, Handle: grant.Handle, Generation: grant.Generation, Blocks: int(grant.Accepted)}
-		blocks, err := r.kv.BeginMove(o.request, span.Blocks)
-		if err != nil {
-			// The request ended meanwhile, and its spans with it; one that was opened just now would stay.
-			if grant.First == 0 {
-				r.Release([]kvcache.Span{span})
-			}
-			return kvcache.Span{}, false, err
-		}
-		if err = r.copyBlocks(ctx, p, grant, blocks); err != nil {
-			r.drop(p, fmt.Errorf("cannot move blocks: %w", err), true)
-			return kvcache.Span{}, true, err
-		}
-		return span, true, nil
-	}
-	return span, false, fmt.Errorf("cannot place %d blocks: no creditor has room", o.blocks)
-}
-
-func (r *RManager) tryMove(ctx context.Context, p *peer, o offload, last kvcache.Span) (*pb.TryMoveKVReply, error) {
-	limited, done := context.WithTimeout(ctx, r.cfg.CallTimeout)
-	defer done()
-	req := &pb.TryMoveKVRequest{Owner: r.cfg.ID, Request: uint64(o.request), Blocks: uint32(o.blocks)}
-	if last.Instance == p.id && last.Peer == p.index {
-		req.Handle, req.Generation = last.Handle, last.Generation
-	}
-	grant, err := p.client.TryMoveKV(limited, req)
-	if err != nil {
-		r.setHostable(p, 0)
-		return nil, err
-	}
-	if int(grant.Accepted) > o.blocks {
-		return nil, fmt.Errorf("cannot use a grant of %d blocks for %d", grant.Accepted, o.blocks)
-	}
-	r.setHostable(p, int(grant.Hostable))
-	return grant, nil
-}
-
-func (r *RManager) copyBlocks(ctx context.Context, p *peer, g *pb.TryMoveKVReply, blocks []int32) error {
-	done := make(chan error, 1)
-	r.mu.Lock()
-	r.ticket++
-	ticket := r.ticket
-	r.tickets[ticket] = done
-	r.mu.Unlock()
-	if err := r.moves.MovePost(p.index, g.Handle, g.Generation, g.First, blocks, ticket); err != nil {
-		r.mu.Lock()
-		delete(r.tickets, ticket)
-		r.mu.Unlock()
-		return err
-	}
-	// The device reads the blocks until it reports the move, so nothing but its report ends this wait;
-	// its own stall deadline bounds it, and losing the peer's links ends the move at once.
-	limit := time.NewTimer(r.cfg.MoveTimeout)
-	defer limit.Stop()
-	for {
-		select {
-		case err := <-done:
-			return err
-		case <-limit.C:
-			slog.Warn("a move is late; giving its peer up", "peer", p.id, "blocks", len(blocks))
-			r.drop(p, fmt.Errorf("a move took longer than %s", r.cfg.MoveTimeout), true)
-		}
-	}
-}
-
-func (r *RManager) moveLoop(ctx context.Context) {
-	for {
-		ticket, result, ok, err := r.moves.MoveWait(50 * time.Millisecond)
-		if err != nil {
-			slog.Error("cannot wait for moves", "error", err)
-			sleep(ctx, 50*time.Millisecond)
-		}
-		if ok {
-			r.mu.Lock()
-			done := r.tickets[ticket]
-			delete(r.tickets, ticket)
-			r.mu.Unlock()
-			if done != nil {
-				done <- result
-			}
-			continue
-		}
-		if ctx.Err() != nil && r.idle() {
-			return
-		}
-	}
-}
-
-func (r *RManager) idle() bool {
+// Starving tells the cluster that the request of this arrival has long waited for room here, 0: none has.
+func (r *RManager) Starving(arrival uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.tickets) == 0
-}
-
-// Release gives spans of ended requests back to their creditors, without waiting.
-func (r *RManager) Release(spans []kvcache.Span) {
-	for _, s := range spans {
-		select {
-		case r.releases <- release{s, time.Now()}:
-		default:
-			// The creditor frees everything when it sees its links end.
-			if p := r.peerByID(s.Instance); p != nil {
-				go r.drop(p, errors.New("too many releases are queued"), true)
-			}
-		}
-	}
-}
-
-func (r *RManager) releaseLoop(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case rel := <-r.releases:
-			r.releaseOne(ctx, rel)
-		}
-	}
-}
-
-func (r *RManager) releaseOne(ctx context.Context, rel release) {
-	for ctx.Err() == nil {
-		p := r.peerByID(rel.span.Instance)
-		if p == nil || !r.isAttached(p, rel.span.Peer) {
-			return // the creditor freed all of this instance's spans when the links ended
-		}
-		limited, done := context.WithTimeout(ctx, r.cfg.CallTimeout)
-		_, err := p.client.ReleaseKV(limited, &pb.ReleaseKVRequest{
-			Owner: r.cfg.ID, Spans: []*pb.SpanHandle{{Handle: rel.span.Handle, Generation: rel.span.Generation}}})
-		done()
-		if err == nil {
-			return
-		}
-		if time.Since(rel.since) > 5*time.Second {
-			r.drop(p, fmt.Errorf("cannot release a span: %w", err), true)
-			return
-		}
-		sleep(ctx, 50*time.Millisecond)
-	}
+	r.starving = arrival
 }

@@ -8,8 +8,10 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Size is a number of bytes, written as 1048576, 1MiB, 1.5GB.
@@ -101,6 +103,9 @@ func (c *Config) Validate() error {
 	if c.MaxNumSeqs > c.MaxNumBatchedTokens {
 		bad("max-num-seqs", "%d is more than --max-num-batched-tokens %d, so that a step could not decode all of them", c.MaxNumSeqs, c.MaxNumBatchedTokens)
 	}
+	if strings.TrimSpace(c.APIKey) != c.APIKey || strings.ContainsFunc(c.APIKey, unicode.IsControl) {
+		bad("api-key", "it begins or ends with a blank or has a line break, so that no client could send it")
+	}
 	if c.MaxBodySize < 1<<10 || c.MaxBodySize > 1<<30 {
 		bad("max-body-size", "%d bytes is not between 1 KiB and 1 GiB", c.MaxBodySize)
 	}
@@ -130,5 +135,5 @@ func (c *Config) Validate() error {
 }
 
 func loopback(host string) bool {
-	return host == "localhost" || host == "::1" || strings.HasPrefix(host, "127.")
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }

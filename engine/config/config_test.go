@@ -64,6 +64,11 @@ func TestErrorsNameTheirSource(t *testing.T) {
 		{"variable out of range", "", map[string]string{"INFINITE_PORT": "70000"}, nil, []string{"INFINITE_PORT", "65535"}},
 		{"flag", "", nil, map[string]string{"dtype": "int4"}, []string{"flag --dtype", "int4", "bfloat16"}},
 		{"open host without a secret", "", nil, map[string]string{"cluster-host": "0.0.0.0"}, []string{"--cluster-host", "secret"}},
+		{"a name that looks like loopback", "", nil, map[string]string{"cluster-host": "127.example.org"}, []string{"--cluster-host", "secret"}},
+		{"a key with a line break", "", map[string]string{"INFINITE_API_KEY": "abc\n"}, nil, []string{"INFINITE_API_KEY", "line break"}},
+		{"a service's address", "", map[string]string{"INFINITE_PORT": "tcp://10.0.0.1:8000"}, nil, []string{"INFINITE_PORT", "tcp://10.0.0.1:8000", "Kubernetes"}},
+		{"a setting under both names", "max-num-seqs: 7\nmax_num_seqs: 8\n", nil, nil, []string{"infinite.yaml:2:1", "max-num-seqs", "infinite.yaml:1:1"}},
+		{"a setting in two documents", "port: 1\n---\nport: 2\n", nil, nil, []string{"infinite.yaml:3:1", "infinite.yaml:1:1"}},
 		{"size", "", nil, map[string]string{"kv-cache-memory": "1XB"}, []string{"--kv-cache-memory", "1XB"}},
 	}
 	for _, tc := range cases {
@@ -82,6 +87,34 @@ func TestErrorsNameTheirSource(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The source stands in front once, whatever it is.
+func TestErrorTexts(t *testing.T) {
+	path := write(t, "\nport: 70000\n")
+	for _, x := range []struct {
+		path       string
+		env, flags map[string]string
+		want       string
+	}{
+		{path, nil, nil, path + ":2:1: cannot use port: 70000 is not between 0 and 65535"},
+		{"", map[string]string{"INFINITE_PORT": "70000"}, nil, "cannot use variable INFINITE_PORT: 70000 is not between 0 and 65535"},
+		{"", nil, map[string]string{"port": "70000"}, "cannot use flag --port: 70000 is not between 0 and 65535"},
+		{path, nil, map[string]string{"port": "1", "max-num-batched-tokens": "8"}, "cannot use the default of max-num-seqs: 64 is more than --max-num-batched-tokens 8, so that a step could not decode all of them"},
+	} {
+		_, err := Load(x.path, func(k string) (string, bool) { v, ok := x.env[k]; return v, ok }, x.flags)
+		if err == nil || err.Error() != x.want {
+			t.Errorf("%v, want %s", err, x.want)
+		}
+	}
+}
+
+func TestLoopback(t *testing.T) {
+	for host, want := range map[string]bool{"localhost": true, "127.0.0.1": true, "127.1.2.3": true, "::1": true, "0.0.0.0": false, "": false, "127.example.org": false, "10.0.0.1": false, "::": false} {
+		if loopback(host) != want {
+			t.Errorf("loopback(%q) = %v", host, !want)
+		}
 	}
 }
 

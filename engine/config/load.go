@@ -145,6 +145,9 @@ func Load(path string, getenv func(string) (string, bool), flags map[string]stri
 		if text, ok := getenv(f.Env()); ok {
 			source[f.Name] = "variable " + f.Env()
 			if err := f.Set(text); err != nil {
+				if f.Name == "port" && strings.Contains(text, "://") {
+					err = fmt.Errorf("%w; Kubernetes sets it so for a service named infinite", err)
+				}
 				errs = append(errs, fmt.Errorf("cannot use variable %s: %w", f.Env(), err))
 			}
 		}
@@ -171,11 +174,14 @@ func explain(err error, source map[string]string) error {
 	for _, e := range joined.Unwrap() {
 		var f *FieldError
 		if errors.As(e, &f) {
-			from := source[f.Field]
-			if from == "" {
-				from = "the default of " + f.Field
+			switch from := source[f.Field]; {
+			case from == "":
+				e = fmt.Errorf("cannot use the default of %s: %w", f.Field, f.Err)
+			case strings.HasPrefix(from, "flag ") || strings.HasPrefix(from, "variable "):
+				e = fmt.Errorf("cannot use %s: %w", from, f.Err)
+			default: // a place in a file
+				e = fmt.Errorf("%s: %w", from, f)
 			}
-			e = fmt.Errorf("cannot use %s: %w", from, f)
 		}
 		out = append(out, e)
 	}
@@ -224,6 +230,9 @@ func (c *Config) parseFile(path string, text []byte, source map[string]string) e
 			value, err := scalar(e.Value)
 			if err == nil {
 				err = f.Set(value)
+			}
+			if first, twice := source[name]; twice { // a_b beside a-b, or in two documents
+				err = fmt.Errorf("it is set already at %s", first)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: cannot use %s: %w", at, name, err))

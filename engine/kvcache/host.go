@@ -5,9 +5,11 @@ import (
 	"slices"
 )
 
-// Hosted is a span of another instance's request in this pool. Blocks is the whole list, a copy.
+// Hosted is a span of another instance's request in this pool. Blocks is the whole list, a copy. Tag is
+// what the owner called it when it asked, for the case that the answer is lost.
 type Hosted struct {
 	Owner      string
+	Tag        uint64
 	Handle     uint32
 	Generation uint32
 	Blocks     []BlockID
@@ -17,6 +19,7 @@ type Hosted struct {
 // earlier span is recognised; 0 is never a span's.
 type hostSlot struct {
 	owner      string
+	tag        uint64
 	generation uint32
 	blocks     []BlockID // nil: unused
 }
@@ -39,6 +42,9 @@ func (m *Manager) SetDemand(blocks int) {
 func (m *Manager) Hostable() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(m.unused) == 0 {
+		return 0 // whoever counts on room that Host then refuses would wait for it in vain
+	}
 	return m.hostable()
 }
 
@@ -46,11 +52,11 @@ func (m *Manager) hostable() int {
 	if m.pressure {
 		return 0
 	}
-	return max(0, len(m.free)-m.demand-m.opts.Reserve)
+	return max(0, len(m.free)-m.demand)
 }
 
 // Host opens a span for owner with up to n blocks: at least one, or ErrNoRoom.
-func (m *Manager) Host(owner string, n int) (Hosted, error) {
+func (m *Manager) Host(owner string, tag uint64, n int) (Hosted, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n = min(n, m.hostable())
@@ -63,7 +69,7 @@ func (m *Manager) Host(owner string, n int) (Hosted, error) {
 	handle := m.unused[len(m.unused)-1]
 	m.unused = m.unused[:len(m.unused)-1]
 	s := &m.slots[handle]
-	s.owner = owner
+	s.owner, s.tag = owner, tag
 	if s.generation++; s.generation == 0 {
 		s.generation = 1
 	}
@@ -72,21 +78,28 @@ func (m *Manager) Host(owner string, n int) (Hosted, error) {
 	return m.view(handle), nil
 }
 
-// ExtendHost adds up to n blocks to a hosted span: at least one, or ErrNoRoom. The beginning of the list
-// stays as it was.
-func (m *Manager) ExtendHost(owner string, handle, generation uint32, n int) (Hosted, error) {
+// ExtendHost makes up to n blocks of a hosted span from its block index first on the owner's: at least
+// one, or ErrNoRoom. Blocks that are there already, from an answer that the owner never got, count as the
+// first of them; what is missing is added at the end. The beginning of the list stays as it was.
+func (m *Manager) ExtendHost(owner string, handle, generation uint32, first, n int) (Hosted, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s, err := m.slot(owner, handle, generation)
 	if err != nil {
 		return Hosted{}, fmt.Errorf("cannot extend a span: %w", err)
 	}
-	n = min(n, m.hostable())
-	if n < 1 {
+	if first < 1 || first > len(s.blocks) {
+		return Hosted{}, fmt.Errorf("cannot extend a span of %d blocks from block %d on: %w", len(s.blocks), first, ErrState)
+	}
+	there := len(s.blocks) - first
+	more := min(n-there, m.hostable())
+	if n < 1 || there+more < 1 {
 		return Hosted{}, fmt.Errorf("cannot host blocks of %s: %w", owner, ErrNoRoom)
 	}
-	s.blocks = append(s.blocks, m.take(n)...)
-	m.hosted += n
+	if more > 0 {
+		s.blocks = append(s.blocks, m.take(more)...)
+		m.hosted += more
+	}
 	return m.view(handle), nil
 }
 
@@ -102,7 +115,7 @@ func (m *Manager) Unhost(owner string, handle, generation uint32) error {
 	for _, b := range slices.Backward(s.blocks) {
 		m.free = append(m.free, b)
 	}
-	s.blocks, s.owner = nil, ""
+	s.blocks, s.owner, s.tag = nil, "", 0
 	m.unused = append(m.unused, handle)
 	return nil
 }
@@ -133,5 +146,5 @@ func (m *Manager) slot(owner string, handle, generation uint32) (*hostSlot, erro
 
 func (m *Manager) view(handle uint32) Hosted {
 	s := &m.slots[handle]
-	return Hosted{Owner: s.owner, Handle: handle, Generation: s.generation, Blocks: slices.Clone(s.blocks)}
+	return Hosted{Owner: s.owner, Tag: s.tag, Handle: handle, Generation: s.generation, Blocks: slices.Clone(s.blocks)}
 }

@@ -64,7 +64,6 @@ var (
 // Options of a Manager.
 type Options struct {
 	MaxSpans int // hosted spans at a time: handles are 0..MaxSpans-1; default 4096
-	Reserve  int // blocks that Host leaves free, beside what SetDemand asks for
 }
 
 // Manager keeps one pool. It is safe for concurrent use: the step loop owns the requests' tables, the
@@ -73,7 +72,6 @@ type Manager struct {
 	mu        sync.Mutex
 	total     int
 	blockSize int
-	opts      Options
 	free      []BlockID // a stack, so that blocks just freed are used first
 	requests  map[RequestID]*request
 	owned     int
@@ -91,8 +89,9 @@ type request struct {
 	spans    []Span
 	inSpans  int // blocks
 	local    []BlockID
-	computed int // tokens whose KV is in the cache
-	moving   int // of local, from the front
+	computed int  // tokens whose KV is in the cache
+	moving   int  // of local, from the front
+	to       Span // where they go, while moving > 0
 	closed   bool
 }
 
@@ -106,11 +105,11 @@ func NewWithOptions(total, blockSize int, o Options) (*Manager, error) {
 	if o.MaxSpans == 0 {
 		o.MaxSpans = 4096
 	}
-	if total < 1 || total > 1<<30 || blockSize < 1 || o.MaxSpans < 1 || o.Reserve < 0 {
-		return nil, fmt.Errorf("cannot make a pool of %d blocks of %d tokens, %d spans and a reserve of %d", total, blockSize, o.MaxSpans, o.Reserve)
+	if total < 1 || total > 1<<30 || blockSize < 1 || o.MaxSpans < 1 {
+		return nil, fmt.Errorf("cannot make a pool of %d blocks of %d tokens and %d spans", total, blockSize, o.MaxSpans)
 	}
 	m := &Manager{
-		total: total, blockSize: blockSize, opts: o, free: make([]BlockID, total),
+		total: total, blockSize: blockSize, free: make([]BlockID, total),
 		requests: map[RequestID]*request{}, slots: make([]hostSlot, o.MaxSpans), unused: make([]uint32, o.MaxSpans),
 	}
 	for i := range m.free {

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/datadriven"
-	"pgregory.net/rapid"
 )
 
 // check verifies the invariant from the blocks themselves, not from the counters.
@@ -76,14 +75,14 @@ func TestScripts(t *testing.T) {
 }
 
 func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
-	var id, n, handle, generation, blocks, size, maxSpans, reserve int
+	var id, n, handle, generation, blocks, size, maxSpans, has int
 	var at, owner string
 	var on bool
 	for _, a := range []struct {
 		key string
 		p   any
 	}{{"id", &id}, {"n", &n}, {"handle", &handle}, {"gen", &generation}, {"blocks", &blocks}, {"size", &size}, {"spans", &maxSpans},
-		{"reserve", &reserve}, {"at", &at}, {"owner", &owner}, {"on", &on}} {
+		{"has", &has}, {"at", &at}, {"owner", &owner}, {"on", &on}} {
 		if d.HasArg(a.key) {
 			d.ScanArgs(t, a.key, a.p)
 		}
@@ -98,7 +97,7 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	switch d.Cmd {
 	case "new":
 		var err error
-		*mp, err = NewWithOptions(blocks, size, Options{MaxSpans: maxSpans, Reserve: reserve})
+		*mp, err = NewWithOptions(blocks, size, Options{MaxSpans: maxSpans})
 		return result(err, "ok")
 	case "open":
 		return result(m.Open(r), "ok")
@@ -107,10 +106,10 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	case "computed":
 		return result(m.SetComputed(r, n), "ok")
 	case "begin":
-		got, err := m.BeginMove(r, n)
+		got, err := m.BeginMove(r, Span{Instance: at, Handle: uint32(handle), Generation: uint32(generation), Blocks: has}, n)
 		return result(err, "moving %v", got)
 	case "commit":
-		orphans, err := m.CommitMove(r, Span{Instance: at, Handle: uint32(handle), Generation: uint32(generation), Blocks: n})
+		orphans, err := m.CommitMove(r, n)
 		return result(err, "orphans %v", orphans)
 	case "abort":
 		orphans, err := m.AbortMove(r)
@@ -123,10 +122,10 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	case "at":
 		return result(nil, "%v", m.RequestsAt(at))
 	case "host":
-		h, err := m.Host(owner, n)
+		h, err := m.Host(owner, 7, n)
 		return result(err, "%+v", h)
 	case "extend":
-		h, err := m.ExtendHost(owner, uint32(handle), uint32(generation), n)
+		h, err := m.ExtendHost(owner, uint32(handle), uint32(generation), has, n)
 		return result(err, "%+v", h)
 	case "unhost":
 		return result(m.Unhost(owner, uint32(handle), uint32(generation)), "ok")
@@ -143,247 +142,6 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	}
 	t.Fatalf("%s: no command %s", d.Pos, d.Cmd)
 	return ""
-}
-
-// world is several pools with requests and moves between them, driven at random.
-type world struct {
-	pools []*Manager
-	live  []map[RequestID]*life
-	next  RequestID
-	dead  []bool
-}
-
-type life struct {
-	tokens int
-	moving *Span // reserved at another instance
-	to     int
-	closed bool
-}
-
-func name(i int) string { return fmt.Sprintf("i%d", i) }
-
-func TestRandomWorld(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.IntRange(2, 4).Draw(t, "instances")
-		w := &world{dead: make([]bool, n)}
-		for range n {
-			m, err := NewWithOptions(rapid.IntRange(1, 24).Draw(t, "blocks"), 4, Options{MaxSpans: rapid.IntRange(1, 6).Draw(t, "spans")})
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.pools, w.live = append(w.pools, m), append(w.live, map[RequestID]*life{})
-		}
-		actions := map[string]func(*rapid.T){
-			"open": w.open, "append": w.append, "begin": w.begin, "end": w.end, "cancel": w.cancel, "die": w.die, "pressure": w.press,
-			"": func(t *rapid.T) {
-				for i, m := range w.pools {
-					if err := m.check(); err != nil {
-						t.Fatalf("instance %d: %v", i, err)
-					}
-				}
-			},
-		}
-		t.Repeat(actions)
-		for i := range w.pools {
-			for id := range w.live[i] {
-				w.endMove(t, i, id, false)
-				w.close(t, i, id)
-			}
-		}
-		for i, m := range w.pools {
-			if c := m.Counts(); c.Free != c.Total || c.Lent != 0 {
-				t.Fatalf("instance %d ends with %+v", i, c)
-			}
-		}
-	})
-}
-
-func (w *world) pick(t *rapid.T) (int, RequestID, *life) {
-	i := rapid.IntRange(0, len(w.pools)-1).Draw(t, "instance")
-	var ids []RequestID
-	for id := range w.live[i] {
-		ids = append(ids, id)
-	}
-	if len(ids) == 0 {
-		t.Skip("no request")
-	}
-	slices.Sort(ids)
-	id := rapid.SampledFrom(ids).Draw(t, "request")
-	return i, id, w.live[i][id]
-}
-
-func (w *world) open(t *rapid.T) {
-	i := rapid.IntRange(0, len(w.pools)-1).Draw(t, "instance")
-	w.next++
-	if err := w.pools[i].Open(w.next); err != nil {
-		t.Fatal(err)
-	}
-	w.live[i][w.next] = &life{}
-}
-
-func (w *world) append(t *rapid.T) {
-	i, id, l := w.pick(t)
-	if l.closed {
-		t.Skip("closed")
-	}
-	more := rapid.IntRange(1, 20).Draw(t, "tokens")
-	before := w.pools[i].Counts()
-	if err := w.pools[i].Grow(id, l.tokens+more); err != nil {
-		if !errors.Is(err, ErrNoRoom) || w.pools[i].Counts() != before {
-			t.Fatalf("%v; %+v became %+v", err, before, w.pools[i].Counts())
-		}
-		return
-	}
-	l.tokens += more
-	if w.pools[i].Capacity(id) < l.tokens {
-		t.Fatal("grown, and still too small")
-	}
-	if err := w.pools[i].SetComputed(id, l.tokens); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (w *world) begin(t *rapid.T) {
-	i, id, l := w.pick(t)
-	to := rapid.IntRange(0, len(w.pools)-1).Draw(t, "to")
-	n := rapid.IntRange(1, 8).Draw(t, "blocks")
-	if l.closed || l.moving != nil || to == i {
-		t.Skip("nothing to move")
-	}
-	h, err := w.pools[to].Host(name(i), n)
-	if err != nil {
-		if !errors.Is(err, ErrNoRoom) {
-			t.Fatal(err)
-		}
-		return
-	}
-	if len(h.Blocks) < 1 || len(h.Blocks) > n || h.Generation == 0 {
-		t.Fatalf("a grant of %+v for %d", h, n)
-	}
-	tab, _ := w.pools[i].Table(id)
-	got, err := w.pools[i].BeginMove(id, len(h.Blocks))
-	if err != nil {
-		if uerr := w.pools[to].Unhost(name(i), h.Handle, h.Generation); uerr != nil {
-			t.Fatal(uerr)
-		}
-		return
-	}
-	full := l.tokens/4 - tab.SpanBlocks()
-	if !slices.Equal(got, tab.Local[:len(got)]) || len(got) > full || len(got) >= len(tab.Local) {
-		t.Fatalf("blocks %v of %+v move, %d are full", got, tab, full)
-	}
-	l.moving, l.to = &Span{Instance: name(to), Handle: h.Handle, Generation: h.Generation, Blocks: len(got)}, to
-}
-
-func (w *world) end(t *rapid.T) {
-	i, id, _ := w.pick(t)
-	w.endMove(t, i, id, rapid.Bool().Draw(t, "success"))
-}
-
-func (w *world) endMove(t *rapid.T, i int, id RequestID, ok bool) {
-	l := w.live[i][id]
-	if l.moving == nil {
-		return
-	}
-	var orphans []Span
-	var err error
-	if ok {
-		orphans, err = w.pools[i].CommitMove(id, *l.moving)
-	} else {
-		if orphans, err = w.pools[i].AbortMove(id); err == nil {
-			w.release(t, i, []Span{*l.moving})
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.moving = nil
-	if l.closed {
-		delete(w.live[i], id)
-	} else if len(orphans) > 0 {
-		t.Fatal("orphans of a live request")
-	}
-	w.release(t, i, orphans)
-}
-
-// release gives spans back; one that an instance forgot when it died is unknown there.
-func (w *world) release(t *rapid.T, i int, spans []Span) {
-	for _, s := range spans {
-		for j := range w.pools {
-			if name(j) == s.Instance {
-				if err := w.pools[j].Unhost(name(i), s.Handle, s.Generation); err != nil && !errors.Is(err, ErrUnknown) {
-					t.Fatal(err)
-				}
-			}
-		}
-	}
-}
-
-func (w *world) cancel(t *rapid.T) {
-	i, id, _ := w.pick(t)
-	w.close(t, i, id)
-}
-
-func (w *world) close(t *rapid.T, i int, id RequestID) {
-	l := w.live[i][id]
-	if l == nil {
-		return
-	}
-	spans := w.pools[i].Close(id)
-	if l.moving != nil {
-		if len(spans) > 0 {
-			t.Fatal("spans are released while blocks move into them")
-		}
-		l.closed = true
-		return
-	}
-	w.release(t, i, spans)
-	delete(w.live[i], id)
-}
-
-// die: one instance forgets everything that others lent it, and everything it hosted.
-func (w *world) die(t *rapid.T) {
-	d := rapid.IntRange(0, len(w.pools)-1).Draw(t, "instance")
-	for id := range w.live[d] {
-		w.endMove(t, d, id, false)
-		w.close(t, d, id)
-	}
-	for i, m := range w.pools {
-		for id, l := range w.live[i] {
-			if l.moving != nil && l.to == d {
-				w.endMove(t, i, id, false)
-			}
-		}
-		for _, id := range m.RequestsAt(name(d)) {
-			w.close(t, i, id)
-		}
-		if len(m.RequestsAt(name(d))) > 0 {
-			t.Fatal("a lost instance still has spans")
-		}
-		for _, h := range m.HostedOf(name(d)) {
-			if err := m.Unhost(name(d), h.Handle, h.Generation); err != nil {
-				t.Fatal(err)
-			}
-			if m.Unhost(name(d), h.Handle, h.Generation) == nil {
-				t.Fatal("a span ended twice")
-			}
-		}
-	}
-}
-
-func (w *world) press(t *rapid.T) {
-	i := rapid.IntRange(0, len(w.pools)-1).Draw(t, "instance")
-	on := rapid.Bool().Draw(t, "on")
-	w.pools[i].SetPressure(on)
-	w.pools[i].SetDemand(rapid.IntRange(0, 5).Draw(t, "demand"))
-	if _, err := w.pools[i].Host("other", 1); on && err == nil {
-		t.Fatal("an instance under pressure lends")
-	}
-	for _, h := range w.pools[i].HostedOf("other") {
-		if err := w.pools[i].Unhost("other", h.Handle, h.Generation); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 func TestConcurrentUse(t *testing.T) {
@@ -409,7 +167,7 @@ func TestConcurrentUse(t *testing.T) {
 		go func() {
 			defer wg.Done()
 			for k := range 200 {
-				if h, err := m.Host(name(g), 1+k%5); err == nil {
+				if h, err := m.Host(name(g), 0, 1+k%5); err == nil {
 					if err := m.Unhost(name(g), h.Handle, h.Generation); err != nil {
 						t.Error(err)
 					}

@@ -10,9 +10,13 @@ func (m *Manager) movable(r *request) int {
 	return max(0, min(r.computed/m.blockSize-r.inSpans, len(r.local)-1))
 }
 
-// BeginMove marks the oldest n local blocks as moving and returns them. They stay readable, and owned.
-// One move per request is in flight at a time, and at least one local block stays.
-func (m *Manager) BeginMove(id RequestID, n int) ([]BlockID, error) {
+// BeginMove marks the oldest n local blocks as moving into to, and returns them. They stay readable, and
+// owned. One move per request is in flight at a time, and at least one local block stays.
+//
+// to.Blocks of the request's blocks lie there already: none in a new span. A span that is extended must
+// be the request's last, and hold exactly these; otherwise the request ended and began anew since the
+// caller looked at its table, and to is being released.
+func (m *Manager) BeginMove(id RequestID, to Span, n int) ([]BlockID, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.get(id)
@@ -25,33 +29,34 @@ func (m *Manager) BeginMove(id RequestID, n int) ([]BlockID, error) {
 	if can := m.movable(r); n < 1 || n > can {
 		return nil, fmt.Errorf("cannot move %d blocks of request %d: %d can be moved: %w", n, id, can, ErrState)
 	}
-	r.moving = n
+	if last := len(r.spans) - 1; to.Blocks != 0 && (last < 0 || r.spans[last] != to) {
+		return nil, fmt.Errorf("cannot extend a span of request %d at %s: it is not the last: %w", id, to.Instance, ErrState)
+	}
+	r.moving, r.to = n, to
 	return append([]BlockID(nil), r.local[:n]...), nil
 }
 
-// CommitMove ends a move: the oldest span.Blocks of the moving blocks were acknowledged by span.Instance.
-// They are free here now; the rest of the moving blocks, if any, stay local. The span extends the
-// request's last one when it is the same. If the request was closed meanwhile, orphans are the spans that
-// its creditors should free, this one with them.
-func (m *Manager) CommitMove(id RequestID, span Span) (orphans []Span, err error) {
+// CommitMove ends a move: the oldest n of the moving blocks were acknowledged. They are free here now;
+// the rest of the moving blocks, if any, stay local. If the request was closed meanwhile, orphans are the
+// spans that its creditors should free, this one with them.
+func (m *Manager) CommitMove(id RequestID, n int) (orphans []Span, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.requests[id]
 	switch {
 	case r == nil || r.moving == 0:
 		return nil, fmt.Errorf("cannot commit a move of request %d: none is in flight: %w", id, ErrState)
-	case span.Blocks < 1 || span.Blocks > r.moving:
-		return nil, fmt.Errorf("cannot commit %d blocks of request %d: %d are moving: %w", span.Blocks, id, r.moving, ErrState)
+	case n < 1 || n > r.moving:
+		return nil, fmt.Errorf("cannot commit %d blocks of request %d: %d are moving: %w", n, id, r.moving, ErrState)
 	}
-	m.release(r.local[:span.Blocks])
-	r.local = append(r.local[:0], r.local[span.Blocks:]...)
-	if last := len(r.spans) - 1; last >= 0 && sameSpan(r.spans[last], span) {
-		r.spans[last].Blocks += span.Blocks
-	} else {
-		r.spans = append(r.spans, span)
+	m.release(r.local[:n])
+	r.local = append(r.local[:0], r.local[n:]...)
+	if r.to.Blocks == 0 {
+		r.spans = append(r.spans, r.to)
 	}
-	r.inSpans += span.Blocks
-	m.lent += span.Blocks
+	r.spans[len(r.spans)-1].Blocks += n
+	r.inSpans += n
+	m.lent += n
 	return m.endMove(id, r), nil
 }
 
@@ -68,15 +73,11 @@ func (m *Manager) AbortMove(id RequestID) (orphans []Span, err error) {
 }
 
 func (m *Manager) endMove(id RequestID, r *request) []Span {
-	r.moving = 0
+	r.moving, r.to = 0, Span{}
 	if !r.closed {
 		return nil
 	}
 	m.release(r.local)
 	r.local = nil
 	return m.forget(id, r)
-}
-
-func sameSpan(a, b Span) bool {
-	return a.Instance == b.Instance && a.Peer == b.Peer && a.Handle == b.Handle && a.Generation == b.Generation
 }

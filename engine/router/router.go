@@ -41,9 +41,14 @@ type Router struct {
 	blockSize int
 
 	mu      sync.Mutex
-	conns   map[string]*grpc.ClientConn // by address
-	charges []charge
+	conns   map[string]*conn // by address; those that nobody uses go when their instance leaves
+	charges []charge         // of the last chargeFor
 	arrival uint64
+}
+
+type conn struct {
+	*grpc.ClientConn
+	users int // streams that are open or about to be; guarded by Router.mu
 }
 
 type charge struct {
@@ -54,7 +59,7 @@ type charge struct {
 
 // New routes to the manager's members.
 func New(manager *cluster.Manager, secret string, blockSize int) *Router {
-	return &Router{manager: manager, secret: secret, blockSize: blockSize, conns: map[string]*grpc.ClientConn{}}
+	return &Router{manager: manager, secret: secret, blockSize: blockSize, conns: map[string]*conn{}}
 }
 
 // Close ends the connections, and with them all streams.
@@ -118,13 +123,15 @@ func (r *Router) stamp() uint64 {
 func (r *Router) choose(ctx context.Context, need int, tried map[string]bool) (cluster.Member, bool) {
 	members, _ := r.manager.Directory().Members()
 	loads := map[string]*pb.Load{}
-	if state, err := r.manager.Cluster(ctx); err == nil {
-		for _, in := range state.Instances {
+	// Without the gManager the pools' sizes and what was sent there lately must do.
+	if states, err := r.manager.Loads(ctx); err == nil {
+		for _, in := range states {
 			loads[in.Id] = in.Load
 		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.prune(members)
 	now := time.Now()
 	charged := map[string]int{}
 	kept := r.charges[:0]
@@ -156,18 +163,39 @@ func (r *Router) choose(ctx context.Context, need int, tried map[string]bool) (c
 	return best, found
 }
 
-func (r *Router) conn(address string) (*grpc.ClientConn, error) {
+// prune closes connections to instances that left. Streams may outlive a membership. The caller holds mu.
+func (r *Router) prune(members map[string]cluster.Member) {
+	current := map[string]bool{}
+	for _, m := range members {
+		current[m.Address] = true
+	}
+	for address, c := range r.conns {
+		if c.users == 0 && !current[address] {
+			_ = c.Close()
+			delete(r.conns, address)
+		}
+	}
+}
+
+// use returns the connection to an address, and what to call when it is not needed any more.
+func (r *Router) use(address string) (*conn, func(), error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c := r.conns[address]; c != nil {
-		return c, nil
+	c := r.conns[address]
+	if c == nil {
+		cc, err := grpc.NewClient(address, cluster.DialOptions(r.secret)...)
+		if err != nil {
+			return nil, nil, fmt.Errorf("cannot connect to %s: %w", address, err)
+		}
+		c = &conn{ClientConn: cc}
+		r.conns[address] = c
 	}
-	c, err := grpc.NewClient(address, cluster.DialOptions(r.secret)...)
-	if err != nil {
-		return nil, fmt.Errorf("cannot connect to %s: %w", address, err)
-	}
-	r.conns[address] = c
-	return c, nil
+	c.users++
+	return c, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		c.users--
+	}, nil
 }
 
 // Cluster is the placement map as the API shows it.
@@ -198,28 +226,29 @@ func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
 
 // open sends the request to one instance and waits until it is taken.
 func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request) (engine.Stream, error) {
-	conn, err := r.conn(m.Address)
+	conn, unuse, err := r.use(m.Address)
 	if err != nil {
 		return nil, &Error{server.KindUnavailable, err.Error()}
 	}
 	life, cancel := context.WithCancel(ctx)
+	end := func() { cancel(); unuse() }
 	call, err := routerpb.NewInferenceClient(conn).Generate(life, toPB(req))
 	if err != nil {
-		cancel()
+		end()
 		return nil, unreachable(m.ID, err)
 	}
 	// Connection trouble shows at the first message; an instance answers it at once, queued or not.
 	timer := time.AfterFunc(10*time.Second, cancel)
 	first, err := call.Recv()
 	if !timer.Stop() || err != nil {
-		cancel()
+		end()
 		return nil, unreachable(m.ID, err)
 	}
 	if first.Error != "" {
-		cancel()
+		end()
 		return nil, &Error{first.ErrorKind, first.Error}
 	}
-	return &stream{call: call, cancel: cancel, instance: m.ID}, nil
+	return &stream{call: call, cancel: cancel, end: sync.OnceFunc(end), instance: m.ID}, nil
 }
 
 func unreachable(instance string, err error) error {

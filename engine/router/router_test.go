@@ -99,6 +99,9 @@ func TestEventSurvives(t *testing.T) {
 			Token: rapid.Int32().Draw(t, "token"), HasToken: rapid.Bool().Draw(t, "has"), StopToken: rapid.Int32Min(-1).Draw(t, "stop"),
 			Finish: rapid.SampledFrom([]string{"", "stop", "length", "error", "abort"}).Draw(t, "finish"), Prompt: list(t, "prompt", rapid.Custom(drawLogprob)),
 		}
+		for range rapid.IntRange(0, 3).Draw(t, "spans") {
+			ev.Spans = append(ev.Spans, engine.SpanInfo{Instance: rapid.StringN(1, 9, 9).Draw(t, "instance"), Blocks: rapid.IntRange(0, 1<<30).Draw(t, "blocks")})
+		}
 		if rapid.Bool().Draw(t, "logprob") {
 			lp := drawLogprob(t)
 			ev.Logprob = &lp
@@ -106,11 +109,11 @@ func TestEventSurvives(t *testing.T) {
 		if rapid.Bool().Draw(t, "failed") {
 			ev.Err = &Error{rapid.SampledFrom(kinds).Draw(t, "kind"), "x" + rapid.String().Draw(t, "message")}
 		}
-		if got := eventFromPB(wire(t, eventToPB(ev), &routerpb.GenerateEvent{})); !reflect.DeepEqual(got, ev) {
+		if got := eventFromPB(wire(t, eventToPB(ev), &routerpb.GenerateEvent{}), "i0"); !reflect.DeepEqual(got, ev) {
 			t.Fatalf("got  %+v\nwant %+v", got, ev)
 		}
 	})
-	if a, b := reflect.TypeFor[engine.Event]().NumField(), 7; a != b {
+	if a, b := reflect.TypeFor[engine.Event]().NumField(), 8; a != b {
 		t.Errorf("an event has %d fields, this test knows %d", a, b)
 	}
 }
@@ -120,8 +123,12 @@ func TestEmptyMessages(t *testing.T) {
 	if r := requestFromPB(&routerpb.GenerateRequest{}); len(r.Prompt) != 0 {
 		t.Errorf("%+v", r)
 	}
-	if ev := eventFromPB(&routerpb.GenerateEvent{Prompt: []*routerpb.TokenLogprob{{}}, Logprob: &routerpb.TokenLogprob{}}); len(ev.Prompt) != 1 {
+	if ev := eventFromPB(&routerpb.GenerateEvent{Prompt: []*routerpb.TokenLogprob{{}}, Logprob: &routerpb.TokenLogprob{}}, ""); len(ev.Prompt) != 1 {
 		t.Errorf("%+v", ev)
+	}
+	// The home names its own blocks by nothing; the router knows its name.
+	if ev := eventFromPB(&routerpb.GenerateEvent{Spans: []*routerpb.Span{{Instance: "i1", Blocks: 2}, {Blocks: 3}}}, "i0"); !reflect.DeepEqual(ev.Spans, []engine.SpanInfo{{Instance: "i1", Blocks: 2}, {Instance: "i0", Blocks: 3}}) {
+		t.Errorf("%+v", ev.Spans)
 	}
 }
 

@@ -1,10 +1,10 @@
 package router
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"sync"
 
 	"google.golang.org/grpc"
 
@@ -18,9 +18,9 @@ import (
 type stream struct {
 	call     grpc.ServerStreamingClient[routerpb.GenerateEvent]
 	cancel   context.CancelFunc
+	end      func() // cancels, and lets go of the connection; once
 	instance string
-	ended    bool
-	once     sync.Once
+	ended    bool // Next has returned the last event
 }
 
 // Next returns the request's next event. ctx cancels the request.
@@ -38,13 +38,13 @@ func (s *stream) Next(ctx context.Context) (engine.Event, error) {
 		}
 		return engine.Event{}, &Error{server.KindPeerLost, fmt.Sprintf("the instance %s that ran this request is gone: %v", s.instance, err)}
 	}
-	out := eventFromPB(ev)
+	out := eventFromPB(ev, s.instance)
 	s.ended = out.Finish != ""
 	return out, nil
 }
 
 // Close cancels the request if it goes on.
-func (s *stream) Close() { s.once.Do(s.cancel) }
+func (s *stream) Close() { s.end() }
 
 func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	p := &routerpb.GenerateRequest{
@@ -101,13 +101,17 @@ func eventToPB(ev engine.Event) *routerpb.GenerateEvent {
 	for i := range ev.Prompt {
 		p.Prompt = append(p.Prompt, logprobToPB(&ev.Prompt[i]))
 	}
+	for _, s := range ev.Spans {
+		p.Spans = append(p.Spans, &routerpb.Span{Instance: s.Instance, Blocks: uint32(s.Blocks)})
+	}
 	if ev.Err != nil {
 		p.Error, p.ErrorKind = ev.Err.Error(), kindOf(ev.Err)
 	}
 	return p
 }
 
-func eventFromPB(p *routerpb.GenerateEvent) engine.Event {
+// eventFromPB names the home, which does not name itself.
+func eventFromPB(p *routerpb.GenerateEvent, home string) engine.Event {
 	ev := engine.Event{HasToken: p.HasToken, Token: p.Token, Finish: p.Finish, StopToken: p.StopToken}
 	if p.Logprob != nil {
 		lp := logprobFromPB(p.Logprob)
@@ -115,6 +119,9 @@ func eventFromPB(p *routerpb.GenerateEvent) engine.Event {
 	}
 	for _, t := range p.Prompt {
 		ev.Prompt = append(ev.Prompt, logprobFromPB(t))
+	}
+	for _, s := range p.Spans {
+		ev.Spans = append(ev.Spans, engine.SpanInfo{Instance: cmp.Or(s.Instance, home), Blocks: int(s.Blocks)})
 	}
 	if p.Error != "" {
 		ev.Err = &Error{p.ErrorKind, p.Error}

@@ -81,7 +81,7 @@ func (s *Scheduler) relieve(view View, left *room) bool {
 	victim := s.running[len(s.running)-1]
 	alone := len(s.running) == 1
 	if s.oldest(victim, view) {
-		if !alone || view.OthersRunning > 0 {
+		if view.OthersRunning > 0 {
 			s.stuck = 0
 			return false
 		}
@@ -102,7 +102,7 @@ func (s *Scheduler) relieve(view View, left *room) bool {
 	return true
 }
 
-// oldest says whether the request is the oldest of the cluster, as far as is known.
+// oldest says whether the request is the oldest of the cluster, as far as is known. Then no other runs here.
 func (s *Scheduler) oldest(r *request, view View) bool {
 	if view.OldestArrival != 0 && view.OldestArrival < r.Arrival {
 		return false
@@ -111,6 +111,34 @@ func (s *Scheduler) oldest(r *request, view View) bool {
 		return false
 	}
 	return older(s.running[0], r) >= 0
+}
+
+// starving is the arrival of the oldest request here when it has been without room for long. Others then
+// admit no younger ones: else a crowd of small requests elsewhere could keep it waiting for ever. It stays
+// so for a while after room has come, since room comes piece by piece.
+func (s *Scheduler) starving() uint64 {
+	var short *request
+	if at := slices.IndexFunc(s.running, func(r *request) bool { return r.stalled }); at >= 0 {
+		short = s.running[at]
+	} else if s.blocked && len(s.waiting) > 0 {
+		short = s.waiting[0]
+	}
+	gone := s.hungry != nil && s.all[s.hungry.ID] != s.hungry
+	if s.hunger == 0 || gone || short != nil && older(short, s.hungry) < 0 {
+		s.hungry, s.hunger = short, 0
+	}
+	switch {
+	case s.hungry == nil:
+		return 0
+	case s.hungry == short:
+		s.hunger = min(s.hunger+1, 2*s.cfg.Patience)
+	default:
+		s.hunger--
+	}
+	if s.hunger < s.cfg.Patience {
+		return 0
+	}
+	return s.hungry.Arrival
 }
 
 // preempt takes a request's blocks away; it waits again, to compute all its tokens anew.

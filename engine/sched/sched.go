@@ -28,7 +28,7 @@ type Config struct {
 	MaxWaiting       int // requests that may wait
 	Watermark        int // blocks kept free while requests run, as far as they need them; default see watermark
 	MaxOffload       int // blocks of one offload; default 64
-	Patience         int // plans in a row without room for the cluster's last request before it fails; default 250
+	Patience         int // plans without room before the cluster's last request fails, or one counts as starving; default 250
 }
 
 // Request is what the scheduler knows of a request.
@@ -44,6 +44,7 @@ type View struct {
 	PeersFree     int    // blocks that others would host now
 	OldestArrival uint64 // of all unfinished requests in the cluster; 0 unknown
 	OthersRunning int    // requests that run with another home
+	Starving      uint64 // arrival of the oldest request elsewhere that has long waited for room; 0 none
 }
 
 // Item is one request's share of a step: N tokens from position Start. Capacity for them is there.
@@ -82,6 +83,7 @@ type Plan struct {
 	Failed    []Failure
 	Release   []kvcache.Span // spans of preempted and failed requests
 	Stalled   int            // running requests without room for one token
+	Starving  uint64         // arrival of the request here that has long waited for room; 0 none
 }
 
 // QueueFullError says that no more requests may wait.
@@ -98,11 +100,11 @@ func (e *QueueFullError) Kind() string { return "queue_full" }
 type NoRoomError struct {
 	Request kvcache.RequestID
 	Tokens  int // that it has
-	Blocks  int // that it had at most
+	Room    int // tokens for which the cluster had room
 }
 
 func (e *NoRoomError) Error() string {
-	return fmt.Sprintf("cannot fit a request of %d tokens into the KV cache: it has %d blocks and the cluster has no more", e.Tokens, e.Blocks)
+	return fmt.Sprintf("cannot fit a request of %d tokens into the KV cache: the cluster has room for %d", e.Tokens, e.Room)
 }
 
 // Kind is the API's kind of error.
@@ -124,6 +126,8 @@ type Scheduler struct {
 	slots   []uint32   // free ones, the lowest last
 	blocked bool       // the last plan left requests waiting for memory
 	stuck   int        // plans in a row in which the cluster's last request had no room
+	hungry  *request   // the oldest request that has had no room
+	hunger  int        // plans in which it had none, less those in which it had some
 	plan    Plan
 	order   []*request // scratch
 }

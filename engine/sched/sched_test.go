@@ -73,7 +73,7 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		spans, ok := c.s.Remove(id)
 		return fmt.Sprintf("release %d spans, %v\n", len(spans), ok) + c.counts()
 	case "host":
-		h, err := c.kv.Host("other", scan(t, d, "blocks", 1))
+		h, err := c.kv.Host("other", 0, scan(t, d, "blocks", 1))
 		return fmt.Sprintf("%d blocks %v\n", len(h.Blocks), err)
 	case "counts":
 		return c.counts()
@@ -127,11 +127,11 @@ func (c *script) settle(id kvcache.RequestID, blocks int) error {
 		c.s.Moved(id, false)
 		return nil
 	}
-	if _, err := c.kv.BeginMove(id, blocks); err != nil {
+	c.moved++
+	if _, err := c.kv.BeginMove(id, kvcache.Span{Instance: "peer", Handle: uint32(c.moved), Generation: 1}, blocks); err != nil {
 		return err
 	}
-	c.moved++
-	_, err := c.kv.CommitMove(id, kvcache.Span{Instance: "peer", Handle: uint32(c.moved), Generation: 1, Blocks: blocks})
+	_, err := c.kv.CommitMove(id, blocks)
 	c.s.Moved(id, err == nil)
 	return err
 }

@@ -38,6 +38,7 @@ func (s *Scheduler) Schedule(view View) *Plan {
 			p.Stalled++
 		}
 	}
+	p.Starving = s.starving()
 	return p
 }
 
@@ -130,6 +131,11 @@ func (s *Scheduler) admit(view View, left *room) {
 	s.blocked = false
 	for len(s.waiting) > 0 && len(s.slots) > 0 && left.tokens > 0 && left.rows > 0 {
 		r := s.waiting[0]
+		if view.Starving != 0 && view.Starving < r.Arrival {
+			// What becomes free here is for the older one elsewhere; its home asks for it.
+			s.blocked = true
+			return
+		}
 		free := s.kv.Free()
 		need := blocksOf(r.Tokens, s.kv.BlockSize()) + 1
 		if s.anyStalled() || free < 1 || free+view.PeersFree-s.outstanding() < need && !s.ownsAll(r) {
@@ -168,14 +174,14 @@ func (s *Scheduler) giveUpWaiting(r *request, view View) {
 		return
 	}
 	if s.stuck++; s.stuck >= s.cfg.Patience {
-		s.fail(r, s.kv.Free()+view.PeersFree)
+		s.fail(r, s.kv.Free()+view.PeersFree-1)
 	}
 }
 
 // fail ends a request that does not fit the cluster.
 func (s *Scheduler) fail(r *request, blocks int) {
 	s.stuck = 0
-	err := &NoRoomError{Request: r.ID, Tokens: r.Tokens, Blocks: blocks}
+	err := &NoRoomError{Request: r.ID, Tokens: r.Tokens, Room: max(0, blocks) * s.kv.BlockSize()}
 	spans, _ := s.Remove(r.ID)
 	s.plan.Release = append(s.plan.Release, spans...)
 	s.plan.Failed = append(s.plan.Failed, Failure{Request: r.ID, Err: err})

@@ -5,24 +5,35 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"github.com/infinite-llm/infinite/engine"
-	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
 // plan is a checked request: what to generate and how to answer.
 type plan struct {
-	answer       answer
-	jobs         []*job
-	promptTokens int // of all prompts, each counted once
-	echo         []echo
-	logprobs     bool
-	stream       bool
-	usage        bool // a last chunk with the usage
+	arrived        time.Time
+	answer         answer
+	jobs           []*job
+	promptTokens   int // of all prompts, each counted once
+	echo           []echo
+	logprobs       bool
+	promptLogprobs int // alternatives per token of the prompts, -1 for no such list
+	stream         bool
+	usage          usageChunks
 }
+
+// usageChunks says which chunks of a stream carry the usage.
+type usageChunks int
+
+const (
+	usageNever usageChunks = iota
+	usageLast              // one more chunk at the end
+	usageEvery             // and every chunk how far its choice is
+)
 
 // echo is a prompt that is repeated in front of a completion.
 type echo struct {
@@ -33,58 +44,44 @@ type echo struct {
 // completions answers POST /v1/completions.
 func (s *Server) completions(ctx *fasthttp.RequestCtx) {
 	var req completionRequest
-	if err := decode(ctx.PostBody(), &req); err != nil {
-		writeError(ctx, err)
-		return
+	err := decode(ctx.PostBody(), &req)
+	var p *plan
+	if err == nil {
+		p, err = s.planCompletion(&req, ctx.Request.Header.Peek("X-Request-Id"))
 	}
-	p, err := s.planCompletion(&req)
 	if err != nil {
-		writeError(ctx, err)
+		s.refuse(ctx, err)
 		return
 	}
 	s.answerPlan(ctx, p)
 }
 
-// chat answers POST /v1/chat/completions.
-func (s *Server) chat(ctx *fasthttp.RequestCtx) {
-	var req chatRequest
-	if err := decode(ctx.PostBody(), &req); err != nil {
-		writeError(ctx, err)
-		return
-	}
-	p, err := s.planChat(&req)
-	if err != nil {
-		writeError(ctx, err)
-		return
-	}
-	s.answerPlan(ctx, p)
-}
-
-func (s *Server) planCompletion(req *completionRequest) (*plan, error) {
-	n, err := s.checkCommon(&req.common)
+func (s *Server) planCompletion(req *completionRequest, id []byte) (*plan, error) {
+	n, err := s.checkCommon(&req.common, req.Echo)
 	if err != nil {
 		return nil, err
 	}
 	if len(req.Prompt) == 0 || len(req.Prompt) > maxPrompts {
 		return nil, badRequest("prompt", "prompt must hold between 1 and %d prompts, got %d.", maxPrompts, len(req.Prompt))
 	}
-	logprobs := orDefault(req.Logprobs, -1)
+	if n*len(req.Prompt) > maxJobs {
+		return nil, badRequest("n", "n times the number of prompts must be at most %d, got %d.", maxJobs, n*len(req.Prompt))
+	}
+	logprobs := int(orDefault(req.Logprobs, -1))
 	if req.Logprobs != nil && (logprobs < 0 || logprobs > maxTopLogprobs) {
 		return nil, badRequest("logprobs", "logprobs must be between 0 and %d, got %d.", maxTopLogprobs, logprobs)
 	}
-	p := s.newPlan(&req.common, "cmpl-", "text_completion")
+	p := s.newPlan(&req.common, "cmpl-", "text_completion", id)
 	p.logprobs = logprobs >= 0
 	for _, pr := range req.Prompt {
-		tokens, text, err := s.promptTokens(pr, orDefault(req.AddSpecialTokens, true))
+		tokens, text, err := s.promptTokens(&req.common, pr, orDefault(req.AddSpecialTokens, true))
 		if err != nil {
 			return nil, err
 		}
-		base := engine.Request{Prompt: tokens, Logprobs: logprobs, PromptLogprobs: -1}
+		base := engine.Request{Prompt: tokens, Logprobs: logprobs, PromptLogprobs: p.promptLogprobs}
 		if req.Echo {
 			p.echo = append(p.echo, echo{text, tokens[0]})
-			if logprobs >= 0 {
-				base.PromptLogprobs = logprobs
-			}
+			base.PromptLogprobs = max(logprobs, p.promptLogprobs)
 		}
 		if err := s.addJobs(p, &req.common, base, n, 16); err != nil {
 			return nil, err
@@ -93,55 +90,11 @@ func (s *Server) planCompletion(req *completionRequest) (*plan, error) {
 	return p, nil
 }
 
-func (s *Server) planChat(req *chatRequest) (*plan, error) {
-	if req.MaxCompletionTokens != nil { // the newer name wins
-		req.MaxTokens, req.maxTokensField = req.MaxCompletionTokens, "max_completion_tokens"
-	}
-	n, err := s.checkCommon(&req.common)
-	if err != nil {
-		return nil, err
-	}
-	top := orDefault(req.TopLogprobs, 0)
-	switch {
-	case len(req.Messages) == 0:
-		return nil, badRequest("messages", "messages must have at least one message.")
-	case top < 0 || top > maxTopLogprobs:
-		return nil, badRequest("top_logprobs", "top_logprobs must be between 0 and %d, got %d.", maxTopLogprobs, top)
-	case req.TopLogprobs != nil && !req.Logprobs:
-		return nil, badRequest("top_logprobs", "when using top_logprobs, logprobs must be set to true.")
-	case !s.tok.HasChatTemplate():
-		return nil, badRequest("", "this model has no chat template; use /v1/completions.")
-	}
-	messages := make([]tokenizer.Message, len(req.Messages))
-	for i, m := range req.Messages {
-		if m.Role == "" {
-			return nil, badRequest("messages", "message %d has no role.", i)
-		}
-		messages[i] = tokenizer.Message{Role: m.Role, Content: string(m.Content), Name: m.Name}
-	}
-	text, err := s.tok.ApplyChat(messages, orDefault(req.AddGenerationPrompt, true), req.TemplateVars)
-	if err != nil {
-		return nil, badRequest("messages", "cannot apply the chat template: %v", err)
-	}
-	logprobs := -1
-	if req.Logprobs {
-		logprobs = top
-	}
-	tokens := s.tok.Encode(text, false)
-	if len(tokens) == 0 {
-		return nil, badRequest("messages", "the messages make an empty prompt.")
-	}
-	p := s.newPlan(&req.common, "chatcmpl-", "chat.completion")
-	p.answer.chat, p.logprobs = true, req.Logprobs
-	base := engine.Request{Prompt: tokens, Logprobs: logprobs, PromptLogprobs: -1}
-	return p, s.addJobs(p, &req.common, base, n, 1<<30)
-}
-
-func (s *Server) checkCommon(c *common) (int, error) {
+func (s *Server) checkCommon(c *common, echo bool) (int, error) {
 	if err := s.checkModel(c.Model); err != nil {
 		return 0, err
 	}
-	return c.check(s.cfg.Defaults)
+	return c.check(s.cfg.Defaults, echo)
 }
 
 // checkModel refuses models that are not served; no name means the first.
@@ -152,33 +105,71 @@ func (s *Server) checkModel(name string) error {
 	return nil
 }
 
-func (s *Server) newPlan(c *common, prefix, object string) *plan {
+// newPlan begins a plan. The client may name the request, by header or else by field, so that it finds
+// it again in logs and in /cluster.
+func (s *Server) newPlan(c *common, prefix, object string, id []byte) *plan {
 	model := c.Model
 	if model == "" {
 		model = s.cfg.ModelNames[0]
 	}
-	return &plan{
-		answer: answer{id: prefix + newID(), object: object, model: model, created: time.Now().Unix(), tok: s.tok, skip: orDefault(c.SkipSpecial, true)},
-		stream: c.Stream, usage: c.StreamOptions != nil && c.StreamOptions.IncludeUsage,
+	name := newID()
+	for _, asked := range []string{c.RequestID, string(id)} {
+		if isName(asked) {
+			name = asked
+		}
 	}
+	p := &plan{
+		arrived: time.Now(),
+		answer: answer{
+			id: prefix + name, object: object, model: model, created: time.Now().Unix(), tok: s.tok,
+			skip: orDefault(c.SkipSpecial, true), tokensAsIDs: c.TokensAsIDs,
+		},
+		stream: c.Stream, promptLogprobs: int(orDefault(c.PromptLogprobs, -1)),
+	}
+	if o := c.StreamOptions; o != nil && o.IncludeUsage {
+		p.usage = usageLast
+		if o.Continuous {
+			p.usage = usageEvery
+		}
+	}
+	return p
+}
+
+// isName tells whether a client's name for a request is fit for logs.
+func isName(s string) bool {
+	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
 // promptTokens encodes or checks one prompt; text is what echo repeats.
-func (s *Server) promptTokens(p prompt, special bool) (tokens []int32, text string, err error) {
+func (s *Server) promptTokens(c *common, p prompt, special bool) (tokens []int32, text string, err error) {
 	if p.isText {
+		if err = s.checkLength(c, "prompt", p.text); err != nil {
+			return nil, "", err
+		}
 		tokens, text = s.tok.Encode(p.text, special), p.text
 	} else {
-		for _, id := range p.tokens {
-			if id < 0 || int(id) >= s.cfg.Defaults.VocabSize {
-				return nil, "", badRequest("prompt", "the prompt has %d, which is no token id of this model (0 to %d).", id, s.cfg.Defaults.VocabSize-1)
-			}
+		if err = s.checkIDs("prompt", p.tokens); err != nil {
+			return nil, "", err
 		}
 		tokens, text = p.tokens, s.tok.Decode(p.tokens, true)
 	}
 	if len(tokens) == 0 {
 		return nil, "", badRequest("prompt", "the prompt is empty.")
 	}
-	return tokens, text, nil
+	cut, err := c.truncate(tokens, s.cfg.MaxModelLen)
+	if len(cut) < len(tokens) {
+		tokens, text = cut, s.tok.Decode(cut, true)
+	}
+	return tokens, text, err
+}
+
+func (s *Server) checkIDs(field string, ids []int32) error {
+	for _, id := range ids {
+		if id < 0 || int(id) >= s.cfg.Defaults.VocabSize {
+			return badRequest(field, "%s has %d, which is no token id of this model (0 to %d).", field, id, s.cfg.Defaults.VocabSize-1)
+		}
+	}
+	return nil
 }
 
 // addJobs adds n choices of one prompt.
@@ -187,38 +178,44 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	if err != nil {
 		return err
 	}
-	field, capacity := "prompt", s.backend.Capacity()
+	field := "prompt"
 	if p.answer.chat {
 		field = "messages"
 	}
-	if capacity <= 0 {
-		return unavailable()
-	}
-	max, err := c.fit(field, len(base.Prompt), defaultTokens, s.cfg.MaxModelLen, capacity)
+	limit, what, err := s.room()
 	if err != nil {
 		return err
 	}
-	if c.MinTokens > max {
-		return badRequest("min_tokens", "min_tokens must be at most max_tokens (%d), got %d.", max, c.MinTokens)
+	most, err := c.fit(field, len(base.Prompt), defaultTokens, limit, what)
+	if err != nil {
+		return err
+	}
+	if int(c.MinTokens) > most {
+		return badRequest("min_tokens", "min_tokens must be at most max_tokens (%d), got %d.", most, c.MinTokens)
+	}
+	// EOS among the client's own stop tokens ends the answer, whatever ignore_eos says.
+	eos := s.cfg.Defaults.EOS
+	asked := slices.ContainsFunc(eos, func(id int32) bool { return slices.Contains(c.StopTokenIDs, id) })
+	stopTokens := append(slices.Clone([]int32(c.StopTokenIDs)), eos...)
+	if c.IgnoreEOS {
+		stopTokens, eos = slices.Clone([]int32(c.StopTokenIDs)), nil
 	}
 	seed := s.seed(c.Seed)
 	p.promptTokens += len(base.Prompt)
 	for k := range n {
 		r := base
 		r.ID = p.answer.id + "-" + strconv.Itoa(len(p.jobs))
-		r.MaxTokens, r.MinTokens, r.IgnoreEOS = max, c.MinTokens, c.IgnoreEOS
-		r.Sampling, r.Bias = sampling, bias
+		r.MaxTokens, r.MinTokens, r.IgnoreEOS = most, int(c.MinTokens), c.IgnoreEOS && !asked
+		r.Sampling, r.Bias, r.StopTokens = sampling, bias, stopTokens
 		r.Sampling.Seed = seed + uint64(k)*0x9e3779b97f4a7c15
-		r.StopTokens = append(slices.Clone(c.StopTokenIDs), s.cfg.Defaults.EOS...)
-		if c.IgnoreEOS {
-			r.StopTokens = slices.Clone(c.StopTokenIDs)
-		}
-		p.jobs = append(p.jobs, &job{index: len(p.jobs), req: &r, stops: c.Stop, include: c.IncludeStop, skip: orDefault(c.SkipSpecial, true), eos: s.cfg.Defaults.EOS})
+		p.jobs = append(p.jobs, &job{
+			index: len(p.jobs), req: &r, arrived: p.arrived, stops: c.Stop, include: c.IncludeStop, skip: p.answer.skip, eos: eos, placement: c.KVPlacement,
+		})
 	}
 	return nil
 }
 
-func (s *Server) seed(asked *int64) uint64 {
+func (s *Server) seed(asked *integer) uint64 {
 	if asked != nil {
 		return uint64(*asked)
 	}
@@ -226,13 +223,18 @@ func (s *Server) seed(asked *int64) uint64 {
 }
 
 // submit hands every job to an engine, or none.
-func (s *Server) submit(ctx context.Context, p *plan) error {
-	for i, j := range p.jobs {
+func (s *Server) submit(ctx context.Context, p *plan) (err error) {
+	defer func() {
+		for _, j := range p.jobs {
+			if err != nil && j.stream != nil {
+				j.stream.Close()
+			}
+		}
+	}()
+	defer recovered(&err)
+	for _, j := range p.jobs {
 		stream, err := s.backend.Submit(ctx, j.req)
 		if err != nil {
-			for _, earlier := range p.jobs[:i] {
-				earlier.stream.Close()
-			}
 			return err
 		}
 		j.stream = stream
@@ -246,16 +248,17 @@ func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, p *plan) {
 	work, cancel := context.WithCancel(s.ctx) // its cause is that of s.ctx, if that ends it
 	unwatch := s.watcher.watch(ctx.Conn(), cancel)
 	done := func() { unwatch(); cancel() }
-	s.metrics.started(len(p.jobs), p.promptTokens)
+	s.metrics.started(len(p.jobs))
 	if err := s.submit(work, p); err != nil {
 		if s.ctx.Err() != nil {
 			err = context.Cause(s.ctx)
 		}
+		s.metrics.dropped(len(p.jobs), s.isGone(work))
+		s.answerFailure(ctx, work, err)
 		done()
-		s.metrics.finished(len(p.jobs), "rejected")
-		writeError(ctx, err)
 		return
 	}
+	s.metrics.prompt.Add(float64(p.promptTokens))
 	if p.stream {
 		s.streamPlan(ctx, work, p, done)
 		return
@@ -263,11 +266,30 @@ func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, p *plan) {
 	defer done()
 	choices, err := s.collect(work, p)
 	if err != nil {
-		writeError(ctx, err)
+		s.answerFailure(ctx, work, err)
 		return
 	}
 	ctx.SetContentType("application/json")
 	ctx.SetBody(p.encode(choices))
+}
+
+// isGone tells whether a request's client hung up.
+func (s *Server) isGone(work context.Context) bool { return work.Err() != nil && s.ctx.Err() == nil }
+
+// answerFailure answers a request that did not come to its end. One that hung up may have closed only its
+// own direction.
+func (s *Server) answerFailure(ctx *fasthttp.RequestCtx, work context.Context, err error) {
+	if s.isGone(work) {
+		writeError(ctx, badRequest("", "the request was given up, since its connection was closed."))
+		return
+	}
+	s.refuse(ctx, err)
+}
+
+// refuse answers with an error and counts it.
+func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
+	s.metrics.failed(err)
+	writeError(ctx, err)
 }
 
 // deltas runs all jobs and hands their deltas to each, one at a time, until all ended or one failed.
@@ -299,86 +321,15 @@ func (s *Server) deltas(ctx context.Context, p *plan, each func(delta) error) er
 			continue
 		}
 		if failed = each(d); failed == nil && d.finish != "" {
-			s.metrics.finished(1, d.finish)
+			s.metrics.finished(d.finish, p.arrived)
 			left--
 		}
 	}
 	cancel()
 	if failed != nil {
-		s.metrics.finished(left, "error")
+		s.metrics.dropped(left, s.isGone(ctx))
 	}
 	return failed
-}
-
-// choice is a finished choice.
-type choice struct {
-	text       []byte
-	tokens     []engine.TokenLogprob
-	prompt     []engine.TokenLogprob
-	generated  int
-	finish     string
-	stopReason any
-}
-
-func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
-	choices := make([]choice, len(p.jobs))
-	err := s.deltas(ctx, p, func(d delta) error {
-		c := &choices[d.index]
-		c.text = append(c.text, d.text...)
-		c.tokens = append(c.tokens, d.tokens...)
-		c.prompt = append(c.prompt, d.prompt...)
-		c.generated += d.generated
-		c.finish, c.stopReason = d.finish, d.stopReason
-		return nil
-	})
-	return choices, err
-}
-
-// encode writes the whole answer.
-func (p *plan) encode(choices []choice) []byte {
-	a := &p.answer
-	b := append(a.head(nil, a.object), `,"choices":[`...)
-	generated := 0
-	for i, c := range choices {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		generated += c.generated
-		b = append(b, `{"index":`...)
-		b = appendInt(b, i)
-		if a.chat {
-			b = append(b, `,"message":{"role":"assistant","content":`...)
-			b = appendString(b, string(c.text))
-			b = append(b, `},"logprobs":`...)
-			if p.logprobs {
-				b = a.appendChatLogprobs(b, c.tokens)
-			} else {
-				b = append(b, `null`...)
-			}
-		} else {
-			b = p.appendTextChoice(b, i, c)
-		}
-		b = append(appendFinish(b, c.finish, c.stopReason), '}')
-	}
-	b = append(b, `],"usage":`...)
-	return append(appendUsage(b, p.promptTokens, generated), '}')
-}
-
-func (p *plan) appendTextChoice(b []byte, i int, c choice) []byte {
-	text, tokens, echoed := string(c.text), c.tokens, len(p.echo) > 0
-	var at place
-	if echoed {
-		e := p.echo[i/(len(p.jobs)/len(p.echo))]
-		text, at.echo = e.text+text, e.text
-		tokens = slices.Concat([]engine.TokenLogprob{{Token: e.first}}, c.prompt, c.tokens)
-	}
-	b = append(b, `,"text":`...)
-	b = appendString(b, text)
-	b = append(b, `,"logprobs":`...)
-	if !p.logprobs {
-		return append(b, `null`...)
-	}
-	return p.answer.appendTextLogprobs(b, tokens, &at, echoed)
 }
 
 // Defaults are what a model says of itself.

@@ -53,6 +53,7 @@ type tokenEntry struct {
 type chatText struct {
 	Role    string  `json:"role"`
 	Content *string `json:"content"`
+	Refusal *string `json:"refusal"`
 }
 
 type chatChoice struct {
@@ -227,6 +228,8 @@ func TestStops(t *testing.T) {
 		{`,"stop":"wo th","include_stop_str_in_output":true`, "one two th", "stop", "wo th"},
 		{`,"stop":"fourx"`, "one two three four", "stop", nil},
 		{`,"stop":[]`, "one two three four", "stop", nil},
+		{`,"stop":"o","min_tokens":1`, "one tw", "stop", "o"},
+		{`,"stop":" ","min_tokens":2,"max_tokens":20`, "one two", "stop", " "},
 		{`,"skip_special_tokens":false,"include_stop_str_in_output":true`, "one two three four<|eot_id|>", "stop", nil},
 	} {
 		var out completion
@@ -252,6 +255,18 @@ func TestStopTokens(t *testing.T) {
 		a.ok("/v1/completions", fmt.Sprintf(`{"prompt":"a","stop_token_ids":[%d]%s}`, last, fields), &out)
 		if c := out.Choices[0]; c.Text != want || str(c.Finish) != "stop" || c.StopReason != float64(last) {
 			t.Errorf("%s: %+v, want %q", fields, c, want)
+		}
+	}
+	// EOS among them counts, whatever ignore_eos says; without that it needs no reason.
+	end := tokens(ids[0], eos)
+	end[1].Finish, end[1].StopToken = "stop", eos
+	e := scripted(end...)
+	es := serve(t, e)
+	for fields, reason := range map[string]any{``: nil, `,"ignore_eos":true`: float64(eos)} {
+		var out completion
+		es.ok("/v1/completions", fmt.Sprintf(`{"prompt":"a","stop_token_ids":[%d]%s}`, eos, fields), &out)
+		if c, r := out.Choices[0], e.last(t); c.StopReason != reason || r.IgnoreEOS || !slices.Contains(r.StopTokens, eos) {
+			t.Errorf("%s: %+v, asked %+v", fields, c, r)
 		}
 	}
 	b := serve(t, scripted(tokens(ids[0], eos, ids[1])...))

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -15,6 +16,19 @@ type answer struct {
 	chat              bool
 	tok               *tokenizer.Tokenizer
 	skip              bool // special tokens are left out of the text
+	tokensAsIDs       bool // log probabilities name tokens "token_id:5"
+}
+
+// tokenText is a token's own text, with what is not UTF-8 replaced, and its bytes.
+func (a *answer) tokenText(id int32) (string, []byte) {
+	b := a.tok.TokenBytes(id)
+	switch {
+	case a.tokensAsIDs:
+		return "token_id:" + strconv.Itoa(int(id)), b
+	case utf8.Valid(b):
+		return string(b), b
+	}
+	return strings.ToValidUTF8(string(b), "\ufffd"), b
 }
 
 // place is where the next token's text begins in an answer's text.
@@ -60,8 +74,8 @@ func appendUsage(b []byte, prompt, completion int) []byte {
 	return append(b, '}')
 }
 
-// appendFinish appends finish_reason and stop_reason of a choice.
-func appendFinish(b []byte, finish string, reason any) []byte {
+// appendFinish appends finish_reason and stop_reason of a choice, and kv_placement where it is known.
+func appendFinish(b []byte, finish string, reason any, spans []engine.SpanInfo) []byte {
 	b = append(b, `,"finish_reason":`...)
 	if finish == "" {
 		b = append(b, `null`...)
@@ -77,13 +91,28 @@ func appendFinish(b []byte, finish string, reason any) []byte {
 	default:
 		b = append(b, `null`...)
 	}
-	return b
+	if len(spans) == 0 {
+		return b
+	}
+	// Oldest blocks first; the last ones are the home's.
+	for i, s := range spans {
+		if i == 0 {
+			b = append(b, `,"kv_placement":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		b = append(b, `{"instance":`...)
+		b = appendString(b, s.Instance)
+		b = append(b, `,"blocks":`...)
+		b = append(appendInt(b, s.Blocks), '}')
+	}
+	return append(b, ']')
 }
 
 // appendChatLogprobs appends OpenAI's chat shape: content: [{token, logprob, bytes, top_logprobs}].
 func (a *answer) appendChatLogprobs(b []byte, tokens []engine.TokenLogprob) []byte {
 	one := func(b []byte, id int32, lp float32) []byte {
-		text, raw := tokenText(a.tok, id)
+		text, raw := a.tokenText(id)
 		b = append(b, `{"token":`...)
 		b = appendString(b, text)
 		b = append(b, `,"logprob":`...)
@@ -142,7 +171,7 @@ func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, at *
 		}
 	})
 	list(`,"tokens":[`, func(_ int, t engine.TokenLogprob) {
-		text, _ := tokenText(a.tok, t.Token)
+		text, _ := a.tokenText(t.Token)
 		b = appendString(b, text)
 	})
 	list(`,"top_logprobs":[`, func(i int, t engine.TokenLogprob) {
@@ -158,7 +187,7 @@ func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, at *
 // appendTop is a map from text to log probability: the alternatives, and the chosen token itself.
 func (a *answer) appendTop(b []byte, t engine.TokenLogprob) []byte {
 	b = append(b, '{')
-	chosen, _ := tokenText(a.tok, t.Token)
+	chosen, _ := a.tokenText(t.Token)
 	seen := map[string]bool{}
 	put := func(text string, lp float32) {
 		if seen[text] {
@@ -172,9 +201,45 @@ func (a *answer) appendTop(b []byte, t engine.TokenLogprob) []byte {
 		b = appendFloat(b, lp)
 	}
 	for _, alt := range t.Top {
-		text, _ := tokenText(a.tok, alt.Token)
+		text, _ := a.tokenText(alt.Token)
 		put(text, alt.Logprob)
 	}
 	put(chosen, t.Logprob)
 	return append(b, '}')
+}
+
+// appendPromptLogprobs appends vLLM's prompt_logprobs: for each token of the prompt a map from token id to
+// its log probability and rank, of the token itself and of k alternatives; null for the first token.
+func (a *answer) appendPromptLogprobs(b []byte, prompt []engine.TokenLogprob, k int) []byte {
+	b = append(b, `,"prompt_logprobs":[null`...)
+	put := func(id int32, lp float32, rank int) {
+		text, _ := a.tokenText(id)
+		b = append(b, '"')
+		b = append(appendInt(b, int(id)), `":{"logprob":`...)
+		b = append(appendFloat(b, lp), `,"rank":`...)
+		b = append(appendInt(b, rank), `,"decoded_token":`...)
+		b = append(appendString(b, text), '}')
+	}
+	for _, t := range prompt {
+		b = append(b, `,{`...)
+		put(t.Token, t.Logprob, int(t.Rank))
+		for i, alt := range t.Top[:min(k, len(t.Top))] {
+			if alt.Token != t.Token {
+				b = append(b, ',')
+				put(alt.Token, alt.Logprob, i+1)
+			}
+		}
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+// fewer is prompt with at most k alternatives per token.
+func fewer(prompt []engine.TokenLogprob, k int) []engine.TokenLogprob {
+	out := make([]engine.TokenLogprob, len(prompt))
+	for i, t := range prompt {
+		out[i] = t
+		out[i].Top = t.Top[:min(max(0, k), len(t.Top))]
+	}
+	return out
 }

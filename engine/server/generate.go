@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
@@ -17,11 +18,14 @@ import (
 type job struct {
 	index   int // of the choice in the answer
 	req     *engine.Request
+	arrived time.Time // of the client's request
 	stream  engine.Stream
 	stops   []string
-	include bool // the stop string stays in the text
-	skip    bool // special tokens are left out of the text
-	eos     []int32
+	include bool    // the stop string stays in the text
+	skip    bool    // special tokens are left out of the text
+	eos     []int32 // tokens whose end needs no reason
+
+	placement bool // where the KV lay is told at the end
 }
 
 // delta is what one event adds to a choice.
@@ -33,6 +37,7 @@ type delta struct {
 	generated  int                   // tokens in this delta
 	finish     string                // "" while it goes on
 	stopReason any                   // stop string or stop token id
+	spans      []engine.SpanInfo     // with the finish, when the placement was asked for
 	err        error
 }
 
@@ -40,22 +45,29 @@ type delta struct {
 // emit gives the request up.
 func (j *job) run(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, emit func(delta) bool) {
 	defer j.stream.Close()
+	if err := j.read(ctx, tok, m, emit); err != nil {
+		emit(delta{index: j.index, err: err})
+	}
+}
+
+func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, emit func(delta) bool) (err error) {
+	defer recovered(&err)
 	text := stopScanner{stops: j.stops, include: j.include}
 	decoder := tok.NewStream(j.skip)
-	started, last := time.Now(), time.Time{}
+	last, generated := time.Time{}, 0
 	for {
 		ev, err := j.stream.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return io.ErrUnexpectedEOF
+		}
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			emit(delta{index: j.index, err: err})
-			return
+			return err
 		}
 		d := delta{index: j.index, prompt: ev.Prompt, finish: ev.Finish}
 		if ev.HasToken {
-			last = m.token(started, last)
+			last = m.token(j.arrived, last)
 			d.generated = 1
+			generated++
 			if ev.Logprob != nil {
 				d.tokens = []engine.TokenLogprob{*ev.Logprob}
 			}
@@ -63,14 +75,20 @@ func (j *job) run(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, emi
 			if ev.Finish != "stop" || j.include {
 				text.push(decoder.Push(ev.Token))
 			}
+			if generated <= j.req.MinTokens {
+				text.spare()
+			}
 		}
-		switch {
-		case ev.Err != nil:
-			d.err = ev.Err
-		case ev.Finish != "":
+		if ev.Err != nil {
+			return ev.Err
+		}
+		if ev.Finish != "" {
 			text.push(decoder.Flush())
 			if ev.Finish == "stop" && ev.StopToken >= 0 && !slices.Contains(j.eos, ev.StopToken) {
 				d.stopReason = ev.StopToken
+			}
+			if j.placement {
+				d.spans = ev.Spans
 			}
 		}
 		var hit string
@@ -78,9 +96,17 @@ func (j *job) run(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, emi
 		if hit != "" {
 			d.finish, d.stopReason = "stop", hit
 		}
-		if !emit(d) || d.finish != "" || d.err != nil {
-			return
+		if !emit(d) || d.finish != "" {
+			return nil
 		}
+	}
+}
+
+// recovered makes an error of a panic, so that one request does not take the process with it.
+func recovered(err *error) {
+	if v := recover(); v != nil {
+		slog.Error("answering a request panicked", "panic", v, "stack", string(debug.Stack()))
+		*err = errors.New("cannot answer: internal error")
 	}
 }
 
@@ -89,17 +115,22 @@ type stopScanner struct {
 	stops   []string
 	include bool
 	held    string
+	spared  int // bytes of held in which no stop string may end
 }
 
 func (s *stopScanner) push(piece string) { s.held += piece }
+
+// spare keeps stop strings from ending in the text so far, since min_tokens wants it.
+func (s *stopScanner) spare() { s.spared = len(s.held) }
 
 // take returns the text that may leave now, and the stop string that ended it, if one did: the one that
 // was complete first, and of two that end at one place the longer, however the text came in pieces.
 func (s *stopScanner) take(end bool) (text, hit string) {
 	cut := -1
 	for _, stop := range s.stops {
-		if i := strings.Index(s.held, stop); i >= 0 {
-			if e := i + len(stop); cut < 0 || e < cut || e == cut && len(stop) > len(hit) {
+		from := min(max(0, s.spared-len(stop)+1), len(s.held))
+		if i := strings.Index(s.held[from:], stop); i >= 0 {
+			if e := from + i + len(stop); cut < 0 || e < cut || e == cut && len(stop) > len(hit) {
 				cut, hit = e, stop
 			}
 		}
@@ -122,14 +153,6 @@ func (s *stopScanner) take(end bool) (text, hit string) {
 		}
 	}
 	text, s.held = s.held[:len(s.held)-keep], s.held[len(s.held)-keep:]
+	s.spared = max(0, s.spared-len(text))
 	return text, ""
-}
-
-// tokenText is a token's own text, with what is not UTF-8 replaced, and its bytes.
-func tokenText(tok *tokenizer.Tokenizer, id int32) (string, []byte) {
-	b := tok.TokenBytes(id)
-	if utf8.Valid(b) {
-		return string(b), b
-	}
-	return strings.ToValidUTF8(string(b), "\ufffd"), b
 }

@@ -307,3 +307,15 @@ func within(t testing.TB, what string, ch <-chan struct{}) {
 		t.Fatalf("%s did not happen", what)
 	}
 }
+
+// json posts and decodes a 200 into into, which need not have all fields.
+func (a *api) json(path string, body obj, into any) {
+	a.t.Helper()
+	r := a.post(path, body.String())
+	if r.status != 200 {
+		a.t.Fatalf("POST %s %s: %d %s", path, body, r.status, r.body)
+	}
+	if err := json.Unmarshal(r.body, into); err != nil {
+		a.t.Fatalf("%v in %s", err, r.body)
+	}
+}

@@ -2,56 +2,84 @@ package server
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/valyala/fasthttp"
 	"github.com/valyala/fasthttp/fasthttpadaptor"
 )
 
-// Metrics are the API's counters and, read at every scrape, the cluster's gauges.
+// Metrics are the API's counters and, read at every scrape, the cluster's gauges. Where vLLM has the same
+// figure the name is vLLM's, with infinite_ in place of vllm:.
 type Metrics struct {
 	registry   *prometheus.Registry
-	running    prometheus.Gauge
+	inFlight   prometheus.Gauge
 	requests   *prometheus.CounterVec
+	failures   *prometheus.CounterVec
 	prompt     prometheus.Counter
 	generation prometheus.Counter
 	ttft, itl  prometheus.Histogram
+	e2e        prometheus.Histogram
 }
 
 func newMetrics(b Backend) *Metrics {
-	buckets := []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120}
+	// From a fast step of a small model to a long prompt's prefill.
+	buckets := []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300}
+	histogram := func(name, help string) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets})
+	}
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
-		running:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "infinite_requests_in_flight", Help: "Choices being generated or queued."}),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "infinite_request_success_total", Help: "Finished choices by reason."}, []string{"finished_reason"}),
-		prompt:   prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_prompt_tokens_total", Help: "Prompt tokens taken."}),
-		generation: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "infinite_generation_tokens_total", Help: "Tokens generated."}),
-		ttft: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "infinite_time_to_first_token_seconds", Help: "From submission to the first token.", Buckets: buckets}),
-		itl:  prometheus.NewHistogram(prometheus.HistogramOpts{Name: "infinite_inter_token_latency_seconds", Help: "Between two tokens of a choice.", Buckets: buckets}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "infinite_requests_in_flight", Help: "Choices being generated or queued."}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "infinite_request_success_total", Help: "Choices that ended, by reason; abort is a client that went away."}, []string{"finished_reason"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "infinite_request_failures_total", Help: "Requests for completions that were refused or failed, by the status their client was told."}, []string{"code"}),
+		prompt:     prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_prompt_tokens_total", Help: "Tokens of the prompts that instances took."}),
+		generation: prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_generation_tokens_total", Help: "Tokens generated."}),
+		ttft:       histogram("infinite_time_to_first_token_seconds", "From the request's arrival to a choice's first token."),
+		itl:        histogram("infinite_inter_token_latency_seconds", "Between two tokens of a choice."),
+		e2e:        histogram("infinite_e2e_request_latency_seconds", "From the request's arrival to the end of a choice."),
 	}
-	m.registry.MustRegister(m.running, m.requests, m.prompt, m.generation, m.ttft, m.itl, &clusterCollector{b})
+	m.registry.MustRegister(m.inFlight, m.requests, m.failures, m.prompt, m.generation, m.ttft, m.itl, m.e2e, &clusterCollector{b},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, reason := range []string{"stop", "length", "abort"} {
+		m.requests.WithLabelValues(reason) // a rate needs a zero to start from
+	}
 	return m
 }
 
-func (m *Metrics) started(choices, promptTokens int) {
-	m.running.Add(float64(choices))
-	m.prompt.Add(float64(promptTokens))
+func (m *Metrics) started(choices int) { m.inFlight.Add(float64(choices)) }
+
+// finished counts a choice that came to its end.
+func (m *Metrics) finished(reason string, arrived time.Time) {
+	m.inFlight.Dec()
+	m.requests.WithLabelValues(reason).Inc()
+	m.e2e.Observe(time.Since(arrived).Seconds())
 }
 
-func (m *Metrics) finished(choices int, reason string) {
-	m.running.Sub(float64(choices))
-	m.requests.WithLabelValues(reason).Add(float64(choices))
+// dropped counts choices that did not; gone says that their client left.
+func (m *Metrics) dropped(choices int, gone bool) {
+	m.inFlight.Sub(float64(choices))
+	if gone {
+		m.requests.WithLabelValues("abort").Add(float64(choices))
+	}
+}
+
+// failed counts a request whose client is told err.
+func (m *Metrics) failed(err error) {
+	m.failures.WithLabelValues(strconv.Itoa(asError(err).Status)).Inc()
 }
 
 // token counts one token; last is the time of the one before, zero for the first.
-func (m *Metrics) token(started, last time.Time) time.Time {
+func (m *Metrics) token(arrived, last time.Time) time.Time {
 	now := time.Now()
 	m.generation.Inc()
 	if last.IsZero() {
-		m.ttft.Observe(now.Sub(started).Seconds())
+		m.ttft.Observe(now.Sub(arrived).Seconds())
 	} else {
 		m.itl.Observe(now.Sub(last).Seconds())
 	}
@@ -65,16 +93,22 @@ func (m *Metrics) handler() fasthttp.RequestHandler {
 // clusterCollector reads the placement map at scrape time.
 type clusterCollector struct{ b Backend }
 
+func instanceDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, append([]string{"instance"}, labels...), nil)
+}
+
 var (
-	blocksDesc  = prometheus.NewDesc("infinite_kv_blocks", "KV blocks of an instance by state.", []string{"instance", "state"}, nil)
-	loadDesc    = prometheus.NewDesc("infinite_instance_requests", "Requests of an instance by state.", []string{"instance", "state"}, nil)
-	rateDesc    = prometheus.NewDesc("infinite_instance_tokens_per_second", "Token rate of an instance.", []string{"instance"}, nil)
-	preemptDesc = prometheus.NewDesc("infinite_preemptions_total", "Requests preempted for lack of room.", []string{"instance"}, nil)
-	memoryDesc  = prometheus.NewDesc("infinite_memory_bytes", "Device memory of an instance.", []string{"instance", "state"}, nil)
+	runningDesc = instanceDesc("infinite_num_requests_running", "Requests that an instance runs.")
+	waitingDesc = instanceDesc("infinite_num_requests_waiting", "Requests that wait on an instance.")
+	usageDesc   = instanceDesc("infinite_kv_cache_usage_perc", "Share of an instance's KV blocks in use, 1 is all.")
+	blocksDesc  = instanceDesc("infinite_kv_blocks", "KV blocks of an instance by state.", "state")
+	rateDesc    = instanceDesc("infinite_instance_tokens_per_second", "Token rate of an instance.")
+	preemptDesc = instanceDesc("infinite_num_preemptions_total", "Requests preempted for lack of room.")
+	memoryDesc  = instanceDesc("infinite_memory_bytes", "Device memory of an instance.", "state")
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{blocksDesc, loadDesc, rateDesc, preemptDesc, memoryDesc} {
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, memoryDesc} {
 		ch <- d
 	}
 }
@@ -94,8 +128,9 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(blocksDesc, float64(in.KVBlocksFree), "free")
 		gauge(blocksDesc, float64(in.KVBlocksHosted), "hosted")
 		gauge(blocksDesc, float64(in.KVBlocksLent), "lent")
-		gauge(loadDesc, float64(in.Running), "running")
-		gauge(loadDesc, float64(in.Waiting), "waiting")
+		gauge(usageDesc, 1-float64(in.KVBlocksFree)/float64(max(1, in.KVBlocksTotal)))
+		gauge(runningDesc, float64(in.Running))
+		gauge(waitingDesc, float64(in.Waiting))
 		gauge(rateDesc, in.TokensPerSecond)
 		gauge(memoryDesc, float64(in.MemoryTotal), "total")
 		gauge(memoryDesc, float64(in.MemoryUsed), "used")

@@ -2,22 +2,23 @@ package server
 
 import (
 	"net/http"
+	"net/url"
 
 	"github.com/valyala/fasthttp"
-
-	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
 type modelCard struct {
-	ID          string `json:"id"`
-	Object      string `json:"object"`
-	Created     int64  `json:"created"`
-	OwnedBy     string `json:"owned_by"`
-	MaxModelLen int    `json:"max_model_len"`
+	ID          string  `json:"id"`
+	Object      string  `json:"object"`
+	Created     int64   `json:"created"`
+	OwnedBy     string  `json:"owned_by"`
+	Root        string  `json:"root"`
+	Parent      *string `json:"parent"`
+	MaxModelLen int     `json:"max_model_len"`
 }
 
 func (s *Server) card(id string) modelCard {
-	return modelCard{id, "model", s.created, "infinite", s.cfg.MaxModelLen}
+	return modelCard{id, "model", s.created, "infinite", s.cfg.ModelNames[0], nil, s.cfg.MaxModelLen}
 }
 
 func (s *Server) models(ctx *fasthttp.RequestCtx) {
@@ -29,7 +30,11 @@ func (s *Server) models(ctx *fasthttp.RequestCtx) {
 }
 
 func (s *Server) model(ctx *fasthttp.RequestCtx) {
-	id, _ := ctx.UserValue("id").(string)
+	raw, _ := ctx.UserValue("id").(string)
+	id, err := url.PathUnescape(raw)
+	if err != nil || id == "" {
+		id = raw
+	}
 	if err := s.checkModel(id); err != nil {
 		writeError(ctx, err)
 		return
@@ -40,42 +45,31 @@ func (s *Server) model(ctx *fasthttp.RequestCtx) {
 // tokenize answers POST /tokenize: {prompt} or {messages} -> {count, max_model_len, tokens}.
 func (s *Server) tokenize(ctx *fasthttp.RequestCtx) {
 	var req struct {
-		Model       string        `json:"model"`
-		Prompt      *string       `json:"prompt"`
-		Messages    []chatMessage `json:"messages"`
-		AddSpecial  *bool         `json:"add_special_tokens"`
-		AddPrompt   *bool         `json:"add_generation_prompt"`
-		TokenString bool          `json:"return_token_strs"`
+		conversation
+		Model       string  `json:"model"`
+		Prompt      *string `json:"prompt"`
+		TokenString bool    `json:"return_token_strs"`
 	}
-	if err := decode(ctx.PostBody(), &req); err != nil {
-		writeError(ctx, err)
-		return
+	err := decode(ctx.PostBody(), &req)
+	if err == nil {
+		err = s.checkModel(req.Model)
 	}
-	if err := s.checkModel(req.Model); err != nil {
-		writeError(ctx, err)
-		return
-	}
-	var tokens []int32
+	tokens := []int32{}
 	switch {
+	case err != nil:
 	case req.Prompt != nil && req.Messages == nil:
-		tokens = s.tok.Encode(*req.Prompt, orDefault(req.AddSpecial, true))
+		tokens = append(tokens, s.tok.Encode(*req.Prompt, orDefault(req.AddSpecialTokens, true))...)
 	case req.Messages != nil && req.Prompt == nil:
-		messages := make([]tokenizer.Message, len(req.Messages))
-		for i, m := range req.Messages {
-			messages[i] = tokenizer.Message{Role: m.Role, Content: string(m.Content), Name: m.Name}
+		var text string
+		if text, err = s.render(&req.conversation); err == nil {
+			tokens = append(tokens, s.tok.Encode(text, orDefault(req.AddSpecialTokens, false))...)
 		}
-		text, err := s.tok.ApplyChat(messages, orDefault(req.AddPrompt, true), nil)
-		if err != nil {
-			writeError(ctx, badRequest("messages", "cannot apply the chat template: %v", err))
-			return
-		}
-		tokens = s.tok.Encode(text, orDefault(req.AddSpecial, false))
 	default:
-		writeError(ctx, badRequest("prompt", "either prompt or messages is needed."))
-		return
+		err = badRequest("prompt", "either prompt or messages is needed.")
 	}
-	if tokens == nil {
-		tokens = []int32{}
+	if err != nil {
+		writeError(ctx, err)
+		return
 	}
 	out := map[string]any{"count": len(tokens), "max_model_len": s.cfg.MaxModelLen, "tokens": tokens}
 	if req.TokenString {
@@ -91,26 +85,22 @@ func (s *Server) tokenize(ctx *fasthttp.RequestCtx) {
 // detokenize answers POST /detokenize: {tokens} -> {prompt}.
 func (s *Server) detokenize(ctx *fasthttp.RequestCtx) {
 	var req struct {
-		Model  string  `json:"model"`
-		Tokens []int32 `json:"tokens"`
+		Model  string   `json:"model"`
+		Tokens tokenIDs `json:"tokens"`
 	}
-	if err := decode(ctx.PostBody(), &req); err != nil {
+	err := decode(ctx.PostBody(), &req)
+	if err == nil {
+		err = s.checkModel(req.Model)
+	}
+	if err == nil && req.Tokens == nil {
+		err = badRequest("tokens", "tokens is needed.")
+	}
+	if err == nil {
+		err = s.checkIDs("tokens", req.Tokens)
+	}
+	if err != nil {
 		writeError(ctx, err)
 		return
-	}
-	if err := s.checkModel(req.Model); err != nil {
-		writeError(ctx, err)
-		return
-	}
-	if req.Tokens == nil {
-		writeError(ctx, badRequest("tokens", "tokens is needed."))
-		return
-	}
-	for _, id := range req.Tokens {
-		if id < 0 || int(id) >= s.cfg.Defaults.VocabSize {
-			writeError(ctx, badRequest("tokens", "tokens has %d, which is no token id of this model (0 to %d).", id, s.cfg.Defaults.VocabSize-1))
-			return
-		}
 	}
 	writeJSON(ctx, map[string]string{"prompt": s.tok.Decode(req.Tokens, false)})
 }

@@ -1,16 +1,12 @@
 package server
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/infinite-llm/infinite/engine/batch"
 )
@@ -18,195 +14,21 @@ import (
 // Limits of a single request.
 const (
 	maxChoices     = 128
-	maxPrompts     = 128
-	maxStops       = 16
+	maxPrompts     = 2048
+	maxJobs        = 4096 // choices of all prompts
+	maxStops       = 256
 	maxStopBytes   = 1024
-	maxBias        = 1024
+	maxStopsBytes  = 16 << 10 // of all stop strings: each piece of text is held against all of them
+	maxBias        = 1024     // what a sampling slot holds
 	maxTopLogprobs = batch.MaxTop
 )
-
-// common holds the fields that both completion endpoints share, with vLLM's extensions.
-type common struct {
-	Model             string             `json:"model"`
-	MaxTokens         *int               `json:"max_tokens"`
-	maxTokensField    string             // what the client calls max_tokens, where that is another name
-	MinTokens         int                `json:"min_tokens"`
-	Temperature       *float64           `json:"temperature"`
-	TopP              *float64           `json:"top_p"`
-	TopK              *int               `json:"top_k"`
-	MinP              *float64           `json:"min_p"`
-	RepetitionPenalty *float64           `json:"repetition_penalty"`
-	PresencePenalty   *float64           `json:"presence_penalty"`
-	FrequencyPenalty  *float64           `json:"frequency_penalty"`
-	LogitBias         map[string]float64 `json:"logit_bias"`
-	Seed              *int64             `json:"seed"`
-	N                 *int               `json:"n"`
-	Stop              stops              `json:"stop"`
-	StopTokenIDs      []int32            `json:"stop_token_ids"`
-	IncludeStop       bool               `json:"include_stop_str_in_output"`
-	IgnoreEOS         bool               `json:"ignore_eos"`
-	SkipSpecial       *bool              `json:"skip_special_tokens"`
-	Stream            bool               `json:"stream"`
-	StreamOptions     *struct {
-		IncludeUsage bool `json:"include_usage"`
-	} `json:"stream_options"`
-	BestOf         *int            `json:"best_of"`
-	Suffix         *string         `json:"suffix"`
-	ResponseFormat json.RawMessage `json:"response_format"`
-	Tools          json.RawMessage `json:"tools"`
-}
-
-// completionRequest is the body of POST /v1/completions.
-type completionRequest struct {
-	common
-	Prompt           prompts `json:"prompt"`
-	Logprobs         *int    `json:"logprobs"`
-	Echo             bool    `json:"echo"`
-	AddSpecialTokens *bool   `json:"add_special_tokens"`
-}
-
-// chatRequest is the body of POST /v1/chat/completions.
-type chatRequest struct {
-	common
-	Messages            []chatMessage  `json:"messages"`
-	MaxCompletionTokens *int           `json:"max_completion_tokens"`
-	Logprobs            bool           `json:"logprobs"`
-	TopLogprobs         *int           `json:"top_logprobs"`
-	AddGenerationPrompt *bool          `json:"add_generation_prompt"`
-	TemplateVars        map[string]any `json:"chat_template_kwargs"`
-}
-
-type chatMessage struct {
-	Role    string  `json:"role"`
-	Content content `json:"content"`
-	Name    string  `json:"name"`
-}
-
-// content is a string, null, or a list of text parts.
-type content string
-
-func (c *content) UnmarshalJSON(b []byte) error {
-	if bytes.Equal(b, []byte("null")) {
-		return nil
-	}
-	var text string
-	if json.Unmarshal(b, &text) == nil {
-		*c = content(text)
-		return nil
-	}
-	var parts []struct {
-		Type string `json:"type"`
-		Text string `json:"text"`
-	}
-	if err := json.Unmarshal(b, &parts); err != nil {
-		return badRequest("messages", "cannot read a message's content: it is neither a string nor a list of parts")
-	}
-	for _, p := range parts {
-		if p.Type != "text" {
-			return badRequest("messages", "cannot use a content part of type %q: this model reads text only", p.Type)
-		}
-		*c += content(p.Text)
-	}
-	return nil
-}
-
-// stops is a string or a list of strings.
-type stops []string
-
-func (s *stops) UnmarshalJSON(b []byte) error {
-	if bytes.Equal(b, []byte("null")) {
-		return nil
-	}
-	var one string
-	if json.Unmarshal(b, &one) == nil {
-		*s = stops{one}
-		return nil
-	}
-	var many []string
-	if err := json.Unmarshal(b, &many); err != nil {
-		return badRequest("stop", "cannot read stop: it is neither a string nor a list of strings")
-	}
-	*s = many
-	return nil
-}
-
-// prompt is one prompt, as text or as token ids.
-type prompt struct {
-	text   string
-	tokens []int32
-	isText bool
-}
-
-// prompts is a string, a list of strings, a list of token ids, or a list of lists of token ids.
-type prompts []prompt
-
-func (p *prompts) UnmarshalJSON(b []byte) error {
-	var text string
-	if json.Unmarshal(b, &text) == nil && !bytes.Equal(b, []byte("null")) {
-		*p = prompts{{text: text, isText: true}}
-		return nil
-	}
-	var texts []string
-	if json.Unmarshal(b, &texts) == nil {
-		for _, t := range texts {
-			*p = append(*p, prompt{text: t, isText: true})
-		}
-		return nil
-	}
-	var ids []int32
-	if json.Unmarshal(b, &ids) == nil {
-		*p = prompts{{tokens: ids}}
-		return nil
-	}
-	var lists [][]int32
-	if err := json.Unmarshal(b, &lists); err != nil {
-		return badRequest("prompt", "cannot read prompt: it must be a string, a list of strings, a list of token ids, or a list of such lists")
-	}
-	for _, l := range lists {
-		*p = append(*p, prompt{tokens: l})
-	}
-	return nil
-}
-
-// decode reads a request body; what does not fit becomes a 400 that names the field.
-func decode(body []byte, into any) error {
-	if !utf8.Valid(body) {
-		return badRequest("", "cannot read the body: it is not valid UTF-8")
-	}
-	d := json.NewDecoder(bytes.NewReader(body))
-	err := d.Decode(into)
-	if err == nil {
-		if _, err = d.Token(); errors.Is(err, io.EOF) {
-			return nil
-		}
-		return badRequest("", "cannot read the body: there is more after the JSON object")
-	}
-	var typed *json.UnmarshalTypeError
-	var mine *Error
-	switch {
-	case errors.As(err, &mine):
-		return mine
-	case errors.As(err, &typed):
-		// The path goes through the embedded struct, which is no field of the body.
-		field := strings.TrimPrefix(typed.Field, "common.")
-		return badRequest(field, "cannot use a %s for %s: a value of type %s is needed", typed.Value, orBody(field), typed.Type)
-	}
-	return badRequest("", "cannot read the body as JSON: %v", err)
-}
-
-func orBody(field string) string {
-	if field == "" {
-		return "the body"
-	}
-	return field
-}
 
 // sampling checks the shared fields and makes the engine's parameters of them; absent ones take the
 // model's own defaults.
 func (c *common) sampling(d Defaults) (batch.Sampling, []batch.Bias, error) {
 	s := batch.Sampling{
-		Temperature: float32(orDefault(c.Temperature, d.Temperature)), TopP: float32(orDefault(c.TopP, d.TopP)),
-		MinP: float32(orDefault(c.MinP, 0)), Repetition: float32(orDefault(c.RepetitionPenalty, d.RepetitionPenalty)),
+		Temperature: float32(orDefault(c.Temperature, number(d.Temperature))), TopP: float32(orDefault(c.TopP, number(d.TopP))),
+		MinP: float32(orDefault(c.MinP, 0)), Repetition: float32(orDefault(c.RepetitionPenalty, number(d.RepetitionPenalty))),
 		Presence: float32(orDefault(c.PresencePenalty, 0)), Frequency: float32(orDefault(c.FrequencyPenalty, 0)),
 		TopK: int32(d.TopK),
 	}
@@ -216,36 +38,33 @@ func (c *common) sampling(d Defaults) (batch.Sampling, []batch.Bias, error) {
 		}
 		s.TopK = int32(max(0, *c.TopK))
 	}
+	// Where vLLM has no limit, ours is far out: where float32 ends, or the penalty's logits would.
 	for _, r := range []struct {
-		name      string
-		v         float32
-		low, high float64
-		openLow   bool
-		openHigh  bool
+		name   string
+		v      float32
+		ok     bool
+		wanted string
 	}{
-		{"temperature", s.Temperature, 0, 2, false, false}, {"top_p", s.TopP, 0, 1, true, false},
-		{"min_p", s.MinP, 0, 1, false, true}, {"repetition_penalty", s.Repetition, 0, 10, true, false},
-		{"presence_penalty", s.Presence, -2, 2, false, false}, {"frequency_penalty", s.Frequency, -2, 2, false, false},
+		{"temperature", s.Temperature, s.Temperature >= 0, "at least 0"},
+		{"top_p", s.TopP, s.TopP > 0 && s.TopP <= 1, "in (0, 1]"},
+		{"min_p", s.MinP, s.MinP >= 0 && s.MinP <= 1, "in [0, 1]"},
+		{"repetition_penalty", s.Repetition, s.Repetition >= .001 && s.Repetition <= 1000, "in [0.001, 1000]"},
+		{"presence_penalty", s.Presence, s.Presence >= -2 && s.Presence <= 2, "in [-2, 2]"},
+		{"frequency_penalty", s.Frequency, s.Frequency >= -2 && s.Frequency <= 2, "in [-2, 2]"},
 	} {
-		v := float64(r.v)
-		if !(v >= r.low && v <= r.high) || r.openLow && v == r.low || r.openHigh && v == r.high {
-			return s, nil, badRequest(r.name, "%s must be in %s%g, %g%s, got %g.", r.name, bracket(r.openLow, "(", "["), r.low, r.high, bracket(r.openHigh, ")", "]"), r.v)
+		if !r.ok || r.v > math.MaxFloat32 {
+			return s, nil, badRequest(r.name, "%s must be %s, got %g.", r.name, r.wanted, r.v)
 		}
 	}
 	if s.Temperature < 1e-5 {
 		s.Temperature = 0
 	}
+	s.MinP = min(s.MinP, math.Nextafter32(1, 0)) // 1 keeps the most likely token alone, and so does this
 	bias, err := c.bias(d.VocabSize)
 	return s, bias, err
 }
 
-func bracket(open bool, yes, no string) string {
-	if open {
-		return yes
-	}
-	return no
-}
-
+// bias makes the engine's list of logit_bias, which is clamped as vLLM does.
 func (c *common) bias(vocab int) ([]batch.Bias, error) {
 	if len(c.LogitBias) > maxBias {
 		return nil, badRequest("logit_bias", "logit_bias may have at most %d entries, got %d.", maxBias, len(c.LogitBias))
@@ -256,60 +75,139 @@ func (c *common) bias(vocab int) ([]batch.Bias, error) {
 		if err != nil || id < 0 || id >= vocab {
 			return nil, badRequest("logit_bias", "logit_bias has the key %q, which is no token id of this model (0 to %d).", key, vocab-1)
 		}
-		if !(v >= -100 && v <= 100) {
-			return nil, badRequest("logit_bias", "logit_bias values must be in [-100, 100], got %g.", v)
-		}
-		out = append(out, batch.Bias{Token: int32(id), Value: float32(v)})
+		out = append(out, batch.Bias{Token: int32(id), Value: float32(min(100, max(-100, v)))})
 	}
 	slices.SortFunc(out, func(a, b batch.Bias) int { return int(a.Token - b.Token) })
 	return out, nil
 }
 
-// check validates what sampling does not, and returns the number of choices.
-func (c *common) check(d Defaults) (n int, err error) {
-	n = 1
-	if c.N != nil {
-		n = *c.N
-	}
+// check validates what sampling does not, and returns the number of choices. A request that only echoes
+// its prompt may ask for no token.
+func (c *common) check(d Defaults, echo bool) (n int, err error) {
+	n = int(orDefault(c.N, 1))
 	switch {
 	case n < 1 || n > maxChoices:
 		return 0, badRequest("n", "n must be between 1 and %d, got %d.", maxChoices, n)
-	case c.BestOf != nil && *c.BestOf != n:
+	case c.BestOf != nil && int(*c.BestOf) != n:
 		return 0, badRequest("best_of", "best_of other than n is not supported.")
-	case c.Suffix != nil && *c.Suffix != "":
-		return 0, badRequest("suffix", "suffix is not supported.")
-	case len(c.Tools) > 0 && string(c.Tools) != "null" && string(c.Tools) != "[]":
-		return 0, badRequest("tools", "tools are not supported.")
 	case c.StreamOptions != nil && !c.Stream:
 		return 0, badRequest("stream_options", "stream_options can only be set when stream is true.")
-	case len(c.Stop) > maxStops:
-		return 0, badRequest("stop", "stop may have at most %d strings, got %d.", maxStops, len(c.Stop))
-	case c.MaxTokens != nil && *c.MaxTokens < 1:
+	case c.MaxTokens != nil && *c.MaxTokens < 1 && !(echo && *c.MaxTokens == 0):
 		return 0, badRequest(c.limitField(), "%s must be at least 1, got %d.", c.limitField(), *c.MaxTokens)
 	case c.MinTokens < 0:
 		return 0, badRequest("min_tokens", "min_tokens must be at least 0, got %d.", c.MinTokens)
-	case len(c.StopTokenIDs) > maxBias:
-		return 0, badRequest("stop_token_ids", "stop_token_ids may have at most %d entries.", maxBias)
+	case c.MinTokens > 0 && len(c.LogitBias)+len(c.StopTokenIDs)+len(d.EOS) > maxBias:
+		return 0, badRequest("logit_bias", "logit_bias and stop_token_ids may have at most %d entries with min_tokens.", maxBias-len(d.EOS))
+	case c.TruncatePrompt != nil && *c.TruncatePrompt != -1 && *c.TruncatePrompt < 1:
+		return 0, badRequest("truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1, got %d.", *c.TruncatePrompt)
 	}
+	if err := c.checkPromptLogprobs(); err != nil {
+		return 0, err
+	}
+	if err := c.checkStops(d.VocabSize); err != nil {
+		return 0, err
+	}
+	return n, c.refuse()
+}
+
+func (c *common) checkPromptLogprobs() error {
+	k := orDefault(c.PromptLogprobs, 0)
+	switch {
+	case k < 0 || k > maxTopLogprobs:
+		return badRequest("prompt_logprobs", "prompt_logprobs must be between 0 and %d, got %d.", maxTopLogprobs, k)
+	case c.PromptLogprobs != nil && c.Stream:
+		return badRequest("prompt_logprobs", "prompt_logprobs are not available when stream is true.")
+	}
+	return nil
+}
+
+func (c *common) checkStops(vocab int) error {
+	if len(c.Stop) > maxStops {
+		return badRequest("stop", "stop may have at most %d strings, got %d.", maxStops, len(c.Stop))
+	}
+	sum := 0
 	for _, s := range c.Stop {
 		if s == "" || len(s) > maxStopBytes {
-			return 0, badRequest("stop", "stop strings must have between 1 and %d bytes.", maxStopBytes)
+			return badRequest("stop", "stop strings must have between 1 and %d bytes.", maxStopBytes)
 		}
+		if sum += len(s); sum > maxStopsBytes {
+			return badRequest("stop", "all stop strings together may have at most %d bytes.", maxStopsBytes)
+		}
+	}
+	if len(c.StopTokenIDs) > maxBias {
+		return badRequest("stop_token_ids", "stop_token_ids may have at most %d entries.", maxBias)
 	}
 	for _, id := range c.StopTokenIDs {
-		if id < 0 || int(id) >= d.VocabSize {
-			return 0, badRequest("stop_token_ids", "stop_token_ids has %d, which is no token id of this model (0 to %d).", id, d.VocabSize-1)
+		if id < 0 || int(id) >= vocab {
+			return badRequest("stop_token_ids", "stop_token_ids has %d, which is no token id of this model (0 to %d).", id, vocab-1)
 		}
 	}
-	if f := string(c.ResponseFormat); f != "" && f != "null" {
+	return nil
+}
+
+// unsupported holds fields that would change the answer and that this server cannot honour. Ignoring them
+// as if they were unknown would be a wrong answer that looks like a right one.
+type unsupported struct {
+	BestOf            *integer        `json:"best_of"`
+	ResponseFormat    json.RawMessage `json:"response_format"`
+	Tools             json.RawMessage `json:"tools"`
+	ToolChoice        json.RawMessage `json:"tool_choice"`
+	Functions         json.RawMessage `json:"functions"`
+	Suffix            json.RawMessage `json:"suffix"`
+	UseBeamSearch     json.RawMessage `json:"use_beam_search"`
+	StructuredOutputs json.RawMessage `json:"structured_outputs"`
+	GuidedJSON        json.RawMessage `json:"guided_json"`
+	GuidedRegex       json.RawMessage `json:"guided_regex"`
+	GuidedChoice      json.RawMessage `json:"guided_choice"`
+	GuidedGrammar     json.RawMessage `json:"guided_grammar"`
+	LogitsProcessors  json.RawMessage `json:"logits_processors"`
+	AllowedTokenIDs   json.RawMessage `json:"allowed_token_ids"`
+	BadWords          json.RawMessage `json:"bad_words"`
+	PromptEmbeds      json.RawMessage `json:"prompt_embeds"`
+	ChatTemplate      json.RawMessage `json:"chat_template"`
+	Documents         json.RawMessage `json:"documents"`
+}
+
+func (u *unsupported) refuse() error {
+	for _, f := range []struct {
+		name string
+		raw  json.RawMessage
+	}{
+		{"functions", u.Functions}, {"suffix", u.Suffix}, {"use_beam_search", u.UseBeamSearch},
+		{"structured_outputs", u.StructuredOutputs}, {"guided_json", u.GuidedJSON}, {"guided_regex", u.GuidedRegex},
+		{"guided_choice", u.GuidedChoice}, {"guided_grammar", u.GuidedGrammar}, {"logits_processors", u.LogitsProcessors},
+		{"allowed_token_ids", u.AllowedTokenIDs}, {"bad_words", u.BadWords}, {"prompt_embeds", u.PromptEmbeds},
+		{"chat_template", u.ChatTemplate}, {"documents", u.Documents},
+	} {
+		if !isUnset(f.raw) {
+			return badRequest(f.name, "%s is not supported.", f.name)
+		}
+	}
+	// Without a choice the tools are an offer that an answer need not take, but the model would have seen them.
+	choice := unquote(u.ToolChoice)
+	if !isUnset(u.Tools) && choice != "none" {
+		return badRequest("tools", "tools are not supported.")
+	}
+	if !isUnset(u.ToolChoice) && choice != "none" && choice != "auto" {
+		return badRequest("tool_choice", "tool_choice other than none and auto is not supported.")
+	}
+	if !isUnset(u.ResponseFormat) {
 		var format struct {
 			Type string `json:"type"`
 		}
-		if json.Unmarshal(c.ResponseFormat, &format) != nil || format.Type != "text" {
-			return 0, badRequest("response_format", "response_format other than text is not supported.")
+		if json.Unmarshal(u.ResponseFormat, &format) != nil || format.Type != "text" {
+			return badRequest("response_format", "response_format other than text is not supported.")
 		}
 	}
-	return n, nil
+	return nil
+}
+
+// isUnset tells whether a field is absent or has a value that asks for nothing.
+func isUnset(raw json.RawMessage) bool {
+	if len(raw) > 64 {
+		return false
+	}
+	return slices.Contains([]string{"", "null", "false", `""`, "[]", "{}"}, strings.Join(strings.Fields(string(raw)), ""))
 }
 
 func orDefault[T any](p *T, d T) T {
@@ -327,23 +225,63 @@ func (c *common) limitField() string {
 	return "max_tokens"
 }
 
+// truncate cuts a prompt to its last tokens, if the client wants that; -1 leaves the room that is asked for.
+func (c *common) truncate(tokens []int32, limit int) ([]int32, error) {
+	if c.TruncatePrompt == nil {
+		return tokens, nil
+	}
+	keep := int(*c.TruncatePrompt)
+	if keep > limit {
+		return nil, badRequest("truncate_prompt_tokens", "truncate_prompt_tokens must be at most %d, got %d.", limit, keep)
+	}
+	if keep < 0 {
+		keep = max(1, limit-int(min(integer(limit), orDefault(c.MaxTokens, 1))))
+	}
+	return tokens[max(0, len(tokens)-keep):], nil
+}
+
 // fit decides how many tokens a request may generate, def where the client does not say; a prompt that
 // cannot fit is a 400 at field that says how many tokens would.
-func (c *common) fit(field string, promptLen, def, maxModelLen, capacity int) (int, error) {
-	limit, what := maxModelLen, "This model's maximum context length is %d tokens"
-	if capacity < limit {
-		limit, what = capacity, "The KV cache of the whole cluster holds at most %d tokens of one request"
+func (c *common) fit(field string, promptLen, def, limit int, what string) (int, error) {
+	least, generates := 1, ", and at least one is generated"
+	if c.MaxTokens != nil && *c.MaxTokens == 0 {
+		least, generates = 0, ""
 	}
-	what = fmt.Sprintf(what, limit)
-	if promptLen >= limit {
-		return 0, badRequest(field, "%s. However, the prompt has %d tokens, and at least one is generated. Please shorten the prompt to at most %d tokens.", what, promptLen, max(0, limit-1))
+	if promptLen > limit-least {
+		return 0, badRequest(field, "%s. However, the prompt has %d tokens%s. Please shorten the prompt to at most %d tokens.", what, promptLen, generates, max(0, limit-least))
 	}
 	if c.MaxTokens == nil {
 		return min(def, limit-promptLen), nil
 	}
 	// Not promptLen+MaxTokens > limit, which a client could make overflow.
-	if *c.MaxTokens > limit-promptLen {
+	if int(*c.MaxTokens) > limit-promptLen {
 		return 0, badRequest(c.limitField(), "%s. However, the prompt has %d tokens, and you requested %d in the completion. Please shorten the prompt, or request at most %d.", what, promptLen, *c.MaxTokens, limit-promptLen)
 	}
-	return *c.MaxTokens, nil
+	return int(*c.MaxTokens), nil
+}
+
+// checkLength refuses text that could not fit if it were all of the longest token, before it costs the time
+// to encode it. Text that is cut afterwards may have any length.
+func (s *Server) checkLength(c *common, field, text string) error {
+	limit, what, err := s.room()
+	if err != nil {
+		return err
+	}
+	if least := len(text) / max(1, s.longest); least > limit && c.TruncatePrompt == nil {
+		return badRequest(field, "%s. However, the prompt has at least %d tokens. Please shorten the prompt to at most %d tokens.", what, least, limit-1)
+	}
+	return nil
+}
+
+// room is how many tokens one request may have in all, and why not more.
+func (s *Server) room() (limit int, what string, err error) {
+	capacity := s.backend.Capacity()
+	if capacity <= 0 {
+		return 0, "", unavailable()
+	}
+	limit, what = s.cfg.MaxModelLen, "This model's maximum context length is %d tokens"
+	if capacity < limit {
+		limit, what = capacity, "The KV cache of the whole cluster holds at most %d tokens of one request"
+	}
+	return limit, fmt.Sprintf(what, limit), nil
 }

@@ -1,13 +1,18 @@
 // Package server is the OpenAI API: HTTP in, tokens to a Backend, text out.
 //
 //	server.go       routes, start and stop
-//	request.go      bodies, their checks and defaults
-//	completions.go  /v1/completions and /v1/chat/completions: body -> plan -> jobs -> answer
+//	cors.go         pages of other origins
+//	body.go         bodies as clients write them
+//	request.go      their checks and defaults
+//	completions.go  /v1/completions: body -> plan -> jobs -> answer
+//	chat.go         /v1/chat/completions: messages -> prompt, then the same way
 //	generate.go     one choice: events -> text, stop strings
-//	stream.go       server-sent events
+//	whole.go        an answer as one JSON object
+//	stream.go       an answer as server-sent events
 //	format.go       OpenAI's shapes
 //	watch.go        clients that go away
-//	other.go        models, tokenize, health, metrics, cluster
+//	metrics.go      counters and gauges
+//	other.go        models, tokenize, health, cluster
 package server
 
 import (
@@ -97,6 +102,7 @@ type Server struct {
 	metrics  *Metrics
 	http     *fasthttp.Server
 	watcher  *watcher
+	longest  int             // bytes of the longest token
 	ctx      context.Context // of all requests
 	cancel   context.CancelCauseFunc
 	requests atomic.Uint64
@@ -120,10 +126,14 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	}
 	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
 	s.metrics = newMetrics(backend)
+	for id := range int32(tok.VocabSize()) {
+		s.longest = max(s.longest, len(tok.TokenBytes(id)))
+	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.http = &fasthttp.Server{
 		Handler: s.routes(), ErrorHandler: s.protocolError, ConnState: s.connState, Name: "infinite",
 		MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
+		ReadBufferSize: 16 << 10, // the limit of a header; tokens and cookies of gateways take more than 4 KiB
 		// A write timeout would cut long streams; a client that hangs up is noticed by the watcher.
 		NoDefaultContentType: true, CloseOnShutdown: true, Concurrency: 16384, Logger: quiet{},
 	}
@@ -183,27 +193,36 @@ func (s *Server) anyBusy() bool {
 func (s *Server) routes() fasthttp.RequestHandler {
 	r := router.New()
 	r.RedirectTrailingSlash, r.RedirectFixedPath = false, false
+	get := func(path string, h fasthttp.RequestHandler) {
+		r.GET(path, h)
+		r.HEAD(path, h) // what load balancers probe with
+	}
 	r.POST("/v1/completions", s.completions)
 	r.POST("/v1/chat/completions", s.chat)
-	r.GET("/v1/models", s.models)
-	r.GET("/v1/models/{id:*}", s.model) // names have slashes
+	get("/v1/models", s.models)
+	get("/v1/models/{id:*}", s.model) // names have slashes
 	r.POST("/tokenize", s.tokenize)
 	r.POST("/detokenize", s.detokenize)
-	r.GET("/cluster", s.cluster)
-	r.GET("/health", s.health)
-	r.GET("/metrics", s.metrics.handler())
+	get("/cluster", s.cluster)
+	get("/health", s.health)
+	get("/metrics", s.metrics.handler())
 	r.NotFound = func(ctx *fasthttp.RequestCtx) {
-		writeError(ctx, &Error{http.StatusNotFound, "NotFoundError", "", fmt.Sprintf("There is no %s.", ctx.Path())})
+		writeError(ctx, &Error{http.StatusNotFound, "NotFoundError", "", fmt.Sprintf("There is no %s.", path(ctx))})
 	}
 	r.MethodNotAllowed = func(ctx *fasthttp.RequestCtx) {
-		writeError(ctx, &Error{http.StatusMethodNotAllowed, "BadRequestError", "", fmt.Sprintf("%s does not take %s.", ctx.Path(), ctx.Method())})
+		allow := string(ctx.Response.Header.Peek("Allow"))
+		writeError(ctx, &Error{http.StatusMethodNotAllowed, "BadRequestError", "", fmt.Sprintf("%s does not take %s.", path(ctx), ctx.Method())})
+		ctx.Response.Header.Set("Allow", allow)
 	}
 	r.PanicHandler = func(ctx *fasthttp.RequestCtx, v any) {
-		slog.Error("a handler panicked", "path", string(ctx.Path()), "panic", v)
+		slog.Error("a handler panicked", "path", path(ctx), "panic", v)
 		writeError(ctx, errors.New("cannot answer: internal error"))
 	}
-	return s.authorize(r.Handler)
+	return allowOrigins(s.authorize(r.Handler))
 }
+
+// path is the request's path as the router sees it: as it was sent, not what its dots and slashes come to.
+func path(ctx *fasthttp.RequestCtx) string { return string(ctx.URI().PathOriginal()) }
 
 // authorize checks the bearer token on everything but /health and /metrics.
 func (s *Server) authorize(next fasthttp.RequestHandler) fasthttp.RequestHandler {
@@ -211,11 +230,11 @@ func (s *Server) authorize(next fasthttp.RequestHandler) fasthttp.RequestHandler
 		return next
 	}
 	return func(ctx *fasthttp.RequestCtx) {
-		path := string(ctx.Path())
-		if path != "/health" && path != "/metrics" {
-			key, ok := strings.CutPrefix(string(ctx.Request.Header.Peek("Authorization")), "Bearer ")
-			if !ok || subtle.ConstantTimeCompare([]byte(key), []byte(s.cfg.APIKey)) != 1 {
+		if p := path(ctx); p != "/health" && p != "/metrics" {
+			scheme, key, _ := strings.Cut(string(ctx.Request.Header.Peek("Authorization")), " ")
+			if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare([]byte(key), []byte(s.cfg.APIKey)) != 1 {
 				writeError(ctx, &Error{http.StatusUnauthorized, "AuthenticationError", "", "The API key is missing or wrong."})
+				ctx.Response.Header.Set("WWW-Authenticate", "Bearer")
 				return
 			}
 		}
@@ -235,8 +254,10 @@ func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
 	case errors.As(err, &netErr) && netErr.Timeout():
 		writeError(ctx, &Error{http.StatusRequestTimeout, "BadRequestError", "", "The request did not arrive in time."})
 	default:
-		writeError(ctx, badRequest("", "cannot read the request: %v", err))
+		what, _, _ := strings.Cut(err.Error(), ": buffer size=") // the request's own bytes follow
+		writeError(ctx, badRequest("", "cannot read the request: %s", what))
 	}
+	ctx.Response.Header.Set("Access-Control-Allow-Origin", "*")
 	ctx.SetConnectionClose()
 }
 

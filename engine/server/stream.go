@@ -19,20 +19,25 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 	ctx.Response.ImmediateHeaderFlush = true // the first token may be long in coming
 	events := func(w *bufio.Writer) {
 		defer done()
-		st := &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs))}
+		st := &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs)), generated: make([]int, len(p.jobs))}
 		err := st.begin()
 		if err == nil {
-			err = s.deltas(work, p, st.delta)
+			err = s.deltas(work, p, func(d delta) (err error) {
+				defer recovered(&err)
+				return st.delta(d)
+			})
 		} else {
 			for _, j := range p.jobs {
 				j.stream.Close()
 			}
+			s.metrics.dropped(len(p.jobs), true)
 		}
 		switch {
 		case err == nil:
 			st.end()
 		case work.Err() == nil || s.ctx.Err() != nil:
 			// The status line is out; an error event is what OpenAI's clients raise.
+			s.metrics.failed(err)
 			st.event(asError(err).body())
 			st.event([]byte("[DONE]"))
 		}
@@ -59,7 +64,7 @@ type sse struct {
 	buf       []byte
 	places    []place
 	begun     []bool // the echo went out
-	generated int
+	generated []int  // tokens, by choice
 }
 
 func (st *sse) event(data []byte) error {
@@ -78,11 +83,15 @@ func (st *sse) chunk() []byte {
 	return append(a.head(st.buf[:0], object), `,"choices":[`...)
 }
 
-// close ends a chunk; with include_usage every chunk but the last says usage: null.
-func (st *sse) close(b []byte) error {
+// close ends a choice's chunk; with include_usage it says usage: null, or how far the choice is.
+func (st *sse) close(b []byte, choice int) error {
 	b = append(b, ']')
-	if st.p.usage {
+	switch st.p.usage {
+	case usageLast:
 		b = append(b, `,"usage":null`...)
+	case usageEvery:
+		b = append(b, `,"usage":`...)
+		b = appendUsage(b, len(st.p.jobs[choice].req.Prompt), st.generated[choice])
 	}
 	st.buf = append(b, '}')
 	return st.event(st.buf)
@@ -97,7 +106,7 @@ func (st *sse) begin() error {
 		b := append(st.chunk(), `{"index":`...)
 		b = appendInt(b, i)
 		b = append(b, `,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}`...)
-		if err := st.close(b); err != nil {
+		if err := st.close(b, i); err != nil {
 			return err
 		}
 	}
@@ -105,7 +114,7 @@ func (st *sse) begin() error {
 }
 
 func (st *sse) delta(d delta) error {
-	st.generated += d.generated
+	st.generated[d.index] += d.generated
 	first := len(st.p.echo) > 0 && !st.begun[d.index]
 	if d.text == "" && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first {
 		return nil
@@ -124,9 +133,9 @@ func (st *sse) delta(d delta) error {
 	} else {
 		b = st.appendText(b, d, first)
 	}
-	b = append(appendFinish(b, d.finish, d.stopReason), '}')
+	b = append(appendFinish(b, d.finish, d.stopReason, d.spans), '}')
 	st.begun[d.index] = true
-	return st.close(b)
+	return st.close(b, d.index)
 }
 
 func (st *sse) appendText(b []byte, d delta, first bool) []byte {
@@ -146,9 +155,13 @@ func (st *sse) appendText(b []byte, d delta, first bool) []byte {
 }
 
 func (st *sse) end() {
-	if st.p.usage {
+	if st.p.usage != usageNever {
+		generated := 0
+		for _, n := range st.generated {
+			generated += n
+		}
 		b := append(st.chunk(), `],"usage":`...)
-		b = append(appendUsage(b, st.p.promptTokens, st.generated), '}')
+		b = append(appendUsage(b, st.p.promptTokens, generated), '}')
 		if st.event(b) != nil {
 			return
 		}

@@ -183,6 +183,20 @@ func TestStreamUsage(t *testing.T) {
 			t.Errorf("%s: last chunk %s", path, events[len(events)-1])
 		}
 	}
+	// How far each choice is, chunk by chunk.
+	far := map[int]int{}
+	events := a.chunks("/v1/completions", obj{"prompt": "a", "n": 2, "stream_options": obj{"include_usage": true, "continuous_usage_stats": true}})
+	for _, e := range events[:len(events)-1] {
+		c := e.text(t)
+		at := c.Choices[0].Index
+		if u := c.Usage; u == nil || u.Prompt != len(b.last(t).Prompt) || u.Completion <= far[at] || u.Total != u.Prompt+u.Completion {
+			t.Fatalf("%s after %d tokens", e, far[at])
+		}
+		far[at] = c.Usage.Completion
+	}
+	if far[0] != n || far[1] != n {
+		t.Errorf("at the end %v, want %d each", far, n)
+	}
 	body := obj{"prompt": "a", "stream_options": obj{"include_usage": false}}
 	for _, e := range a.chunks("/v1/completions", body) {
 		if _, ok := e.hasUsage(t); ok {

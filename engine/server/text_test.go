@@ -14,8 +14,9 @@ import (
 )
 
 // directStop finds the stop string that is complete first, the longest of those, character by character.
-func directStop(text string, stops []string) (before, hit string) {
-	for end := range len(text) + 1 {
+// None may end in the first spared bytes.
+func directStop(text string, stops []string, spared int) (before, hit string) {
+	for end := spared + 1; end <= len(text); end++ {
 		for _, s := range stops {
 			if strings.HasSuffix(text[:end], s) && len(s) > len(hit) {
 				hit = s
@@ -28,10 +29,13 @@ func directStop(text string, stops []string) (before, hit string) {
 	return text, ""
 }
 
-// scan pushes pieces one at a time, as a job does, and returns everything that left.
-func scan(t *rapid.T, s *stopScanner, pieces []string) (out, hit string) {
+// scan pushes pieces one at a time, as a job does, the first ones spared, and returns everything that left.
+func scan(t *rapid.T, s *stopScanner, pieces []string, spared int) (out, hit string) {
 	for i, p := range pieces {
 		s.push(p)
+		if i < spared {
+			s.spare()
+		}
 		var text string
 		text, hit = s.take(i == len(pieces)-1)
 		if !utf8.ValidString(text) {
@@ -53,11 +57,12 @@ func TestStopScanner(t *testing.T) {
 		pieces := rapid.SliceOfN(word(0, 4), 1, 12).Draw(t, "pieces")
 		stops := rapid.SliceOfN(word(1, 4), 0, 4).Draw(t, "stops")
 		include := rapid.Bool().Draw(t, "include")
-		want, wantHit := directStop(strings.Join(pieces, ""), stops)
+		spared := rapid.IntRange(0, len(pieces)).Draw(t, "spared")
+		want, wantHit := directStop(strings.Join(pieces, ""), stops, len(strings.Join(pieces[:spared], "")))
 		if include {
 			want += wantHit
 		}
-		got, hit := scan(t, &stopScanner{stops: stops, include: include}, pieces)
+		got, hit := scan(t, &stopScanner{stops: stops, include: include}, pieces, spared)
 		if got != want || hit != wantHit {
 			t.Fatalf("got %q ended by %q, want %q ended by %q", got, hit, want, wantHit)
 		}
@@ -150,13 +155,13 @@ func checkPlan(t *testing.T, p *plan, err error) {
 		}
 		return
 	}
-	if len(p.jobs) == 0 || len(p.jobs) > maxChoices*maxPrompts {
+	if len(p.jobs) == 0 || len(p.jobs) > maxJobs {
 		t.Fatalf("%d jobs", len(p.jobs))
 	}
 	for _, j := range p.jobs {
 		r := j.req
 		total := len(r.Prompt) + r.MaxTokens
-		if len(r.Prompt) == 0 || r.MaxTokens < 1 || total > maxLen || r.MinTokens < 0 || r.MinTokens > r.MaxTokens {
+		if len(r.Prompt) == 0 || r.MaxTokens < 0 || r.MaxTokens == 0 && len(p.echo) == 0 || total > maxLen || r.MinTokens < 0 || r.MinTokens > r.MaxTokens {
 			t.Errorf("a request of %d prompt tokens, %d to %d more", len(r.Prompt), r.MinTokens, r.MaxTokens)
 		}
 		for _, id := range append(r.Prompt, r.StopTokens...) {
@@ -165,8 +170,8 @@ func checkPlan(t *testing.T, p *plan, err error) {
 			}
 		}
 		s := r.Sampling
-		if !(s.Temperature >= 0 && s.Temperature <= 2) || !(s.TopP > 0 && s.TopP <= 1) || !(s.MinP >= 0 && s.MinP < 1) ||
-			!(s.Repetition > 0 && s.Repetition <= 10) || s.TopK < 0 || r.Logprobs < -1 || r.Logprobs > maxTopLogprobs {
+		if !(s.Temperature >= 0 && s.Temperature <= math.MaxFloat32) || !(s.TopP > 0 && s.TopP <= 1) || !(s.MinP >= 0 && s.MinP < 1) ||
+			!(s.Repetition >= .001 && s.Repetition <= 1000) || s.TopK < 0 || r.Logprobs < -1 || r.Logprobs > maxTopLogprobs {
 			t.Errorf("sampling %+v, %d log probabilities", s, r.Logprobs)
 		}
 	}
@@ -181,6 +186,9 @@ func FuzzBody(f *testing.F) {
 		`{"messages":[{"role":"system","content":"\ud800"}],"chat_template_kwargs":{"x":[1,{}]}}`, `{"prompt":"a","max_tokens":9223372036854775807}`,
 		`{"prompt":"a","n":128,"min_tokens":-9223372036854775808}`, `[]`, `null`, `{`, `{"prompt":"\u0000"}`, `{"prompt":"a"} {"prompt":"b"}`,
 		`{"prompt":"a","response_format":{"type":"text"},"tools":[],"stop":null,"temperature":1e-320}`, "{\"prompt\":\"\xff\"}",
+		`{"prompt":["a",null,[1]],"max_tokens":"3.0","stop":[null],"stop_token_ids":[null],"truncate_prompt_tokens":-1,"min_tokens":1.0}`,
+		`{"prompt":[[1],[2,3]],"max_tokens":0,"echo":true,"prompt_logprobs":2,"request_id":"x","ignore_eos":true,"stop_token_ids":[3]}`,
+		`{"messages":[{"role":"assistant","content":[" a ",{"type":"refusal","refusal":"b"}]}],"continue_final_message":true,"tools":[{}],"tool_choice":"none"}`,
 		`{"prompt":"a","prompt":["b"],"PROMPT":"c"}`, strings.Repeat(`[`, 100),
 	} {
 		f.Add([]byte(s))
@@ -189,14 +197,14 @@ func FuzzBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var c completionRequest
 		if err := decode(body, &c); err == nil {
-			p, err := s.planCompletion(&c)
+			p, err := s.planCompletion(&c, nil)
 			checkPlan(t, p, err)
 		} else {
 			checkPlan(t, nil, err)
 		}
 		var ch chatRequest
 		if err := decode(body, &ch); err == nil {
-			p, err := s.planChat(&ch)
+			p, err := s.planChat(&ch, nil)
 			checkPlan(t, p, err)
 		}
 	})
@@ -234,7 +242,7 @@ func TestJobText(t *testing.T) {
 			from := rapid.IntRange(0, len(at)-1).Draw(t, "from")
 			stops = append(stops, string(at[from:min(len(at), from+3)]))
 		}
-		before, hit := directStop(want, stops)
+		before, hit := directStop(want, stops, 0)
 		got, last := runJob(t, &job{req: &engine.Request{}, skip: true, stops: stops}, events)
 		if got != before || hit != "" && (last.finish != "stop" || last.stopReason != hit) {
 			t.Fatalf("%q with stops %q became %q %q %v, want %q %q", want, stops, got, last.finish, last.stopReason, before, hit)

@@ -1,9 +1,6 @@
 package tokenizer
 
-import (
-	"unicode"
-	"unicode/utf8"
-)
+import "unicode/utf8"
 
 // piece is a part of the text on its way to the model: an added token already recognised (id >= 0) or text still to
 // be cut. origin says that it starts at the first byte of the original text.
@@ -81,7 +78,7 @@ func (m *matcher) cut(p piece, out []piece) []piece {
 		if token.LStrip {
 			for start > done {
 				r, n := utf8.DecodeLastRuneInString(p.text[done:start])
-				if !unicode.IsSpace(r) {
+				if !isSpace(r) {
 					break
 				}
 				start -= n
@@ -90,7 +87,7 @@ func (m *matcher) cut(p piece, out []piece) []piece {
 		if token.RStrip {
 			for end < len(p.text) {
 				r, n := utf8.DecodeRuneInString(p.text[end:])
-				if !unicode.IsSpace(r) {
+				if !isSpace(r) {
 					break
 				}
 				end += n
@@ -116,15 +113,6 @@ func endsWithWord(s string) bool {
 func startsWithWord(s string) bool {
 	r, n := utf8.DecodeRuneInString(s)
 	return n > 0 && isWord(r)
-}
-
-// isWord is \w of Unicode regular expressions (UTS 18, annex C).
-func isWord(r rune) bool {
-	if r < 0x80 {
-		return r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-	}
-	return unicode.In(r, unicode.L, unicode.M, unicode.Nd, unicode.Nl, unicode.Pc, unicode.Other_Alphabetic,
-		unicode.Join_Control)
 }
 
 // trie maps byte strings to values, for prefix searches. The zero trie is empty.

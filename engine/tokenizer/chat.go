@@ -4,76 +4,71 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/nikolalohinski/gonja/v2/builtins"
-	"github.com/nikolalohinski/gonja/v2/config"
-	"github.com/nikolalohinski/gonja/v2/exec"
-	"github.com/nikolalohinski/gonja/v2/loaders"
+	"github.com/infinite-llm/infinite/engine/tokenizer/jinja"
 )
 
-// Message is one message of a chat.
+// Message is one message of a chat. The template sees role and content, and name if there is one.
 type Message struct {
-	Role, Content, Name string
+	Role    string `json:"role"`
+	Content string `json:"content"`
+	Name    string `json:"name"`
 }
 
-// ErrNoChatTemplate is returned by ApplyChat for a model without a chat template.
+// ErrNoChatTemplate is the error of ApplyChat for a model without a chat template.
 var ErrNoChatTemplate = errors.New("the model has no chat template")
 
-// TemplateError is what a chat template itself says against its messages, with raise_exception.
+// TemplateError is what a chat template itself says against the messages, with raise_exception: that the roles must
+// alternate, for example. It is meant for whoever wrote the messages.
 type TemplateError struct{ Message string }
 
 func (e *TemplateError) Error() string { return e.Message }
 
-type chatTemplate struct{ template *exec.Template }
-
-func newChatTemplate(source string) (*chatTemplate, error) {
-	cfg := config.New()
-	cfg.TrimBlocks, cfg.LeftStripBlocks = true, true
-	loader, err := loaders.NewMemoryLoader(map[string]string{"/chat": source})
-	if err != nil {
-		return nil, err
-	}
-	template, err := exec.NewTemplate("/chat", cfg, loader, &exec.Environment{
-		Context: exec.EmptyContext().Update(builtins.GlobalFunctions), Filters: builtins.Filters, Tests: builtins.Tests,
-		ControlStructures: builtins.ControlStructures, Methods: builtins.Methods,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return &chatTemplate{template}, nil
-}
-
 // HasChatTemplate tells whether the model has a chat template.
 func (t *Tokenizer) HasChatTemplate() bool { return t.chat != nil }
 
-// ApplyChat renders the messages with the model's chat template. vars are further variables for the template.
-func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars map[string]any) (text string, err error) {
+// ApplyChat renders messages with the model's chat template. vars are further variables of the template, such as
+// enable_thinking; they may replace the special tokens but not the messages. The text holds the BOS if the template
+// writes one, so it is to be encoded without special tokens.
+//
+// An error comes from the messages or the variables, not from the model's files, which Load has checked: it wraps a
+// *TemplateError if the template refuses them, and else says where the template fails on them.
+func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars map[string]any) (string, error) {
 	if t.chat == nil {
 		return "", ErrNoChatTemplate
 	}
-	defer func() {
-		if r := recover(); r != nil {
-			text, err = "", fmt.Errorf("cannot render the chat template: %v", r)
+	list := make([]jinja.Dict, len(messages))
+	for i, m := range messages {
+		list[i] = jinja.Dict{{Key: "role", Value: m.Role}, {Key: "content", Value: m.Content}}
+		if m.Name != "" {
+			list[i] = append(list[i], jinja.Item{Key: "name", Value: m.Name})
 		}
-	}()
-	data := map[string]any{}
+	}
+	data := map[string]any{"tools": nil, "documents": nil}
 	for key, content := range t.specials {
 		data[key] = content
 	}
 	for key, value := range vars {
 		data[key] = value
 	}
-	list := make([]any, len(messages))
-	for i, m := range messages {
-		d := &exec.Dict{Pairs: []*exec.Pair{
-			{Key: exec.AsValue("role"), Value: exec.AsValue(m.Role)},
-			{Key: exec.AsValue("content"), Value: exec.AsValue(m.Content)},
-		}}
-		if m.Name != "" {
-			d.Pairs = append(d.Pairs, &exec.Pair{Key: exec.AsValue("name"), Value: exec.AsValue(m.Name)})
-		}
-		list[i] = d
-	}
 	data["messages"], data["add_generation_prompt"] = list, addGenerationPrompt
-	data["raise_exception"] = func(message string) (string, error) { return "", &TemplateError{message} }
-	return t.chat.template.ExecuteToString(exec.NewContext(data))
+	text, err := t.chat.Render(data)
+	if err != nil {
+		var raised *jinja.Raised
+		if errors.As(err, &raised) {
+			return "", &TemplateError{raised.Message}
+		}
+		return "", fmt.Errorf("cannot render the chat template: %w", err)
+	}
+	return text, nil
+}
+
+func parseChat(source string) (*jinja.Template, error) {
+	template, err := jinja.Parse(source)
+	switch {
+	case errors.Is(err, jinja.ErrUnsupported):
+		return nil, fmt.Errorf("cannot use the chat template: %w: %w", ErrUnsupported, err)
+	case err != nil:
+		return nil, fmt.Errorf("cannot use the chat template: %w", err)
+	}
+	return template, nil
 }

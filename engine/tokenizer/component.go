@@ -117,7 +117,7 @@ func parseNormalizer(raw json.RawMessage, depth int) (normalizer, error) {
 	case "Replace":
 		scan, _, err := parsePattern(c.Pattern)
 		if err != nil {
-			return nil, fmt.Errorf("Replace: %w", err)
+			return nil, fmt.Errorf("the normalizer Replace: %w", err)
 		}
 		return replaceAll{scan: scan, content: c.Content}, nil
 	}
@@ -154,7 +154,7 @@ func parsePreTokenizer(raw json.RawMessage, depth int) ([]preTokenizer, error) {
 	case "Split":
 		scan, _, err := parsePattern(c.Pattern)
 		if err != nil {
-			return nil, fmt.Errorf("Split: %w", err)
+			return nil, fmt.Errorf("the pre_tokenizer Split: %w", err)
 		}
 		if !c.Behavior.valid() {
 			return nil, unsupported("Split behavior %q", c.Behavior)
@@ -165,9 +165,9 @@ func parsePreTokenizer(raw json.RawMessage, depth int) ([]preTokenizer, error) {
 		return []preTokenizer{m}, err
 	case "Digits":
 		if c.IndividualDigits {
-			return one(runeScanner(isNumber), isolated)
+			return one(runeScanner(isNumeric), isolated)
 		}
-		return one(runeScanner(isNumber), contiguous)
+		return one(runeScanner(isNumeric), contiguous)
 	case "Whitespace":
 		return []preTokenizer{&splitter{scan: scanWords, behavior: removed, invert: true}}, nil
 	case "WhitespaceSplit":
@@ -187,7 +187,7 @@ func parsePreTokenizer(raw json.RawMessage, depth int) ([]preTokenizer, error) {
 // parseMetaspace reads both the present form and the older one that has only add_prefix_space.
 func parseMetaspace(c *component) (*metaspace, error) {
 	if utf8.RuneCountInString(c.Replacement) != 1 {
-		return nil, fmt.Errorf("Metaspace: the replacement %q is not one character", c.Replacement)
+		return nil, fmt.Errorf("the replacement %q of Metaspace is not one character", c.Replacement)
 	}
 	m := &metaspace{replacement: c.Replacement, scheme: "always"}
 	if c.PrependScheme != nil {
@@ -200,7 +200,7 @@ func parseMetaspace(c *component) (*metaspace, error) {
 	}
 	if c.AddPrefixSpace != nil && !*c.AddPrefixSpace {
 		if c.PrependScheme != nil && m.scheme != "never" {
-			return nil, fmt.Errorf("Metaspace: add_prefix_space contradicts prepend_scheme %q", m.scheme)
+			return nil, fmt.Errorf("the add_prefix_space of Metaspace contradicts its prepend_scheme %q", m.scheme)
 		}
 		m.scheme = "never"
 	}
@@ -289,20 +289,20 @@ func parseTemplate(c *component) ([]templatePart, error) {
 	sequences := 0
 	for _, item := range c.Single {
 		if len(item) != 1 {
-			return nil, fmt.Errorf("TemplateProcessing: a part is not one item")
+			return nil, fmt.Errorf("a part of TemplateProcessing is not one item")
 		}
 		for kind, it := range item {
 			switch kind {
 			case "Sequence":
 				if it.ID != "A" {
-					return nil, fmt.Errorf("TemplateProcessing: unknown sequence %q", it.ID)
+					return nil, fmt.Errorf("the sequence %q of TemplateProcessing is unknown", it.ID)
 				}
 				sequences++
 				parts = append(parts, templatePart{sequence: true})
 			case "SpecialToken":
 				special, ok := c.SpecialTokens[it.ID]
 				if !ok {
-					return nil, fmt.Errorf("TemplateProcessing: special token %q is not defined", it.ID)
+					return nil, fmt.Errorf("the special token %q of TemplateProcessing is not defined", it.ID)
 				}
 				ids, err := narrowIDs(special.IDs)
 				if err != nil {
@@ -315,7 +315,7 @@ func parseTemplate(c *component) ([]templatePart, error) {
 		}
 	}
 	if sequences != 1 {
-		return nil, fmt.Errorf("TemplateProcessing: the text appears %d times, not once", sequences)
+		return nil, fmt.Errorf("the text appears %d times in TemplateProcessing, not once", sequences)
 	}
 	return parts, nil
 }
@@ -370,7 +370,7 @@ func parseDecoder(raw json.RawMessage, fused bool, depth int) ([]decoderSpec, er
 	case "Replace":
 		_, text, err := parsePattern(c.Pattern)
 		if err != nil {
-			return nil, fmt.Errorf("Replace: %w", err)
+			return nil, fmt.Errorf("the decoder Replace: %w", err)
 		}
 		if text == "" {
 			return nil, unsupported("decoder Replace by a pattern")
@@ -378,9 +378,12 @@ func parseDecoder(raw json.RawMessage, fused bool, depth int) ([]decoderSpec, er
 		spec.kind, spec.pattern, spec.content = decodeReplace, text, c.Content
 	case "Strip":
 		if utf8.RuneCountInString(c.Content) != 1 || c.Start < 0 || c.Stop < 0 {
-			return nil, fmt.Errorf("Strip: %q %d %d", c.Content, c.Start, c.Stop)
+			return nil, fmt.Errorf("the decoder Strip cuts %q, %d and %d times", c.Content, c.Start, c.Stop)
 		}
-		spec.kind, spec.pattern, spec.start, spec.stop = decodeStrip, c.Content, c.Start, c.Stop
+		if c.Stop > 0 { // the reference itself panics on pieces that are shorter
+			return nil, unsupported("decoder Strip at the end of pieces")
+		}
+		spec.kind, spec.pattern, spec.start = decodeStrip, c.Content, c.Start
 	default:
 		return nil, unsupported("decoder %q", c.Type)
 	}

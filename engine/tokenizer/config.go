@@ -30,8 +30,8 @@ func (t *Tokenizer) loadConfig(fsys fs.FS) error {
 		return err
 	}
 	if source != "" {
-		if t.chat, err = newChatTemplate(source); err != nil {
-			return fmt.Errorf("cannot use the chat template: %w", err)
+		if t.chat, err = parseChat(source); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -28,12 +28,12 @@ const (
 // decoderSpec is one stage of a file's decoder. fused says that a stage before it has joined the pieces, so that what
 // comes is one piece in parts.
 type decoderSpec struct {
-	kind        decoderKind
-	fused       bool
-	pattern     string // Replace: what; Metaspace: the replacement; Strip: the rune
-	content     string // Replace: by what
-	keepFirst   bool   // Metaspace: a blank at the beginning stays
-	start, stop int    // Strip: how many at most, at each end
+	kind      decoderKind
+	fused     bool
+	pattern   string // Replace: what; Metaspace: the replacement; Strip: the rune
+	content   string // Replace: by what
+	keepFirst bool   // Metaspace: a blank at the beginning stays
+	start     int    // Strip: how many at most
 }
 
 // sink collects the decoded text.
@@ -252,31 +252,18 @@ func (r *replaceStage) push(s string) {
 }
 func (r *replaceStage) flush() { r.next.flush() }
 
-// stripStage cuts up to start runes from the beginning of a piece and up to stop from its end, as far as they are the
-// pattern. Of a fused piece it holds back as many runes at the end as it may yet have to cut.
+// stripStage cuts up to start runes from the beginning of a piece, as far as they are the pattern.
 type stripStage struct {
 	spec decoderSpec
 	next stage
-	cut  int  // fused: runes cut at the beginning so far
-	past bool // fused: beyond the beginning
-	held int  // fused: pattern runes held back, at most stop
+	cut  int  // of a fused piece: runes cut so far
+	past bool // of a fused piece: beyond the beginning
 }
 
 func (st *stripStage) push(s string) {
-	if st.spec.fused {
-		st.pushPart(s)
-		return
+	if !st.spec.fused {
+		st.cut, st.past = 0, false
 	}
-	for n := 0; n < st.spec.start && strings.HasPrefix(s, st.spec.pattern); n++ {
-		s = s[len(st.spec.pattern):]
-	}
-	for n := 0; n < st.spec.stop && strings.HasSuffix(s, st.spec.pattern); n++ {
-		s = s[:len(s)-len(st.spec.pattern)]
-	}
-	st.next.push(s)
-}
-
-func (st *stripStage) pushPart(s string) {
 	for !st.past && s != "" {
 		if st.cut == st.spec.start || !strings.HasPrefix(s, st.spec.pattern) {
 			st.past = true
@@ -285,16 +272,7 @@ func (st *stripStage) pushPart(s string) {
 		s = s[len(st.spec.pattern):]
 		st.cut++
 	}
-	if s == "" {
-		return
-	}
-	s = strings.Repeat(st.spec.pattern, st.held) + s
-	st.held = 0
-	for st.held < st.spec.stop && strings.HasSuffix(s, st.spec.pattern) {
-		s = s[:len(s)-len(st.spec.pattern)]
-		st.held++
-	}
-	if s != "" {
+	if s != "" || !st.spec.fused {
 		st.next.push(s)
 	}
 }

@@ -2,7 +2,6 @@ package tokenizer
 
 import (
 	"strings"
-	"unicode"
 	"unicode/utf8"
 )
 
@@ -131,14 +130,6 @@ func literal(text string) scanner {
 // runeScanner matches single runes.
 func runeScanner(is func(rune) bool) scanner {
 	return func(s string, i int) int { return upTo(s, i, 1, is) }
-}
-
-// isPunctuation is the reference's: ASCII punctuation and symbols, and category P.
-func isPunctuation(r rune) bool {
-	if r < 0x80 {
-		return r > ' ' && r < 0x7F && !isLetter(r) && !isNumber(r)
-	}
-	return unicode.IsPunct(r)
 }
 
 // scanWords matches \w+|[^\w\s]+.

@@ -1,9 +1,6 @@
 package tokenizer
 
-import (
-	"unicode"
-	"unicode/utf8"
-)
+import "unicode/utf8"
 
 // The pre-tokenizer patterns that are recognised, by their exact text. Each has a scanner written by hand: Go's regexp
 // has no look-ahead, and a scanner is linear whatever the text.
@@ -42,37 +39,12 @@ func scannerFor(pattern string) scanner {
 			return end
 		}
 	case patternDigit:
-		return func(s string, i int) int { return upTo(s, i, 1, unicode.IsDigit) }
+		return func(s string, i int) int { return upTo(s, i, 1, isDigit) }
 	case patternDigits:
 		return func(s string, i int) int { return upTo(s, i, 3, isNumber) }
 	}
 	return nil
 }
-
-func isSpace(r rune) bool {
-	if r < 0x80 {
-		return r == ' ' || r >= '\t' && r <= '\r'
-	}
-	return unicode.IsSpace(r)
-}
-
-func isLetter(r rune) bool {
-	if r < 0x80 {
-		return r|0x20 >= 'a' && r|0x20 <= 'z'
-	}
-	return unicode.IsLetter(r)
-}
-
-func isNumber(r rune) bool {
-	if r < 0x80 {
-		return r >= '0' && r <= '9'
-	}
-	return unicode.IsNumber(r)
-}
-
-func isOther(r rune) bool { return !isSpace(r) && !isLetter(r) && !isNumber(r) }
-
-func isNewline(r rune) bool { return r == '\r' || r == '\n' }
 
 // runOf returns the end of the run of runes from i on that fulfil is.
 func runOf(s string, i int, is func(rune) bool) int { return upTo(s, i, len(s), is) }

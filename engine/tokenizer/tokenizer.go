@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"github.com/infinite-llm/infinite/engine/tokenizer/jinja"
 )
 
 // ErrUnsupported is wrapped by the error of Load when a file is sound but asks for something this package does not do.
@@ -36,7 +38,7 @@ type Tokenizer struct {
 
 	bos, eos named
 	specials map[string]string // "bos_token" -> "<s>", for the chat template
-	chat     *chatTemplate     // nil: the model has none
+	chat     *jinja.Template   // nil: the model has none
 }
 
 type named struct {

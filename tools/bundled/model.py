@@ -218,7 +218,7 @@ def save(model, folder, bos, eos):
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     (folder / "config.json").write_text(json.dumps(hf_config(model.shape, bos, eos), indent=2) + "\n")
-    gen = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": False}
+    gen = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": False, "temperature": 0.0}
     (folder / "generation_config.json").write_text(json.dumps(gen, indent=2) + "\n")
 
 

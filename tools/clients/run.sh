@@ -4,16 +4,26 @@ set -eu
 cd "$(dirname "$0")/../.."
 work=.build/clients
 mkdir -p "$work"
-if [ ! -x "$work/venv/bin/python" ] || ! "$work/venv/bin/python" -c 'import openai' 2>/dev/null; then
+# Again when a pin changed. The stamp comes last, so that a broken installation is not taken for one.
+if ! cmp -s tools/clients/requirements.txt "$work/requirements.txt"; then
+    rm -rf "$work/venv"
     python3 -m venv "$work/venv"
-    "$work/venv/bin/pip" install -q -r tools/clients/requirements.txt
+    "$work/venv/bin/pip" install -q --disable-pip-version-check -r tools/clients/requirements.txt
+    cp tools/clients/requirements.txt "$work/requirements.txt"
 fi
-cp tools/clients/package.json tools/clients/client.mjs "$work/"
-[ -d "$work/node_modules/openai" ] || (cd "$work" && npm install --silent --no-audit --no-fund --no-package-lock)
+if ! cmp -s tools/clients/package.json "$work/package.json.installed"; then
+    rm -rf "$work/node_modules"
+    cp tools/clients/package.json "$work/"
+    (cd "$work" && npm install --silent --no-audit --no-fund --no-package-lock)
+    cp tools/clients/package.json "$work/package.json.installed"
+fi
+cp tools/clients/client.mjs "$work/"
 
 log=$work/server.log
-bin/infinite serve --instances 2 --port 0 --cluster-port 0 --api-key test-key --served-model-name bundled \
-    --max-num-waiting 64 >"$work/server.out" 2>"$log" &
+: >"$work/server.out" # a run before has left its address there
+# Limits so small that a test reaches them.
+bin/infinite serve --instances 2 --port 0 --cluster-port 0 --api-key test-key --served-model-name bundled,org/name \
+    --kv-cache-memory 4MiB --max-num-seqs 8 --max-num-waiting 8 --max-body-size 64KiB >"$work/server.out" 2>"$log" &
 pid=$!
 trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true' EXIT INT TERM
 url=""

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the small tokenizers and the reference encodings in engine/tokenizer/testdata.
 
-Needs the tokenizers library, which is the reference. Every form that the engine supports is trained here on the text
-below, seeded; the engine must give the same ids and the same decoded text for every string of the corpus.
+Needs the tokenizers library, version 0.22, which is the reference. Every form that the engine supports is trained here
+on the text below; the engine must give the same ids and the same decoded text for every string of the corpus.
 testdata/README.md describes the files.
 
     python tools/goldens/tokenizers.py [--out DIR] [--random N] [--share N] [--seed N]
@@ -140,7 +140,7 @@ def qwen2():
 
 def roberta():
     tok = byte_level(None, 600, [special("<s>"), special("</s>"), AddedToken("[L]", lstrip=True, normalized=False)], prefix=True)
-    tok.post_processor = processors.RobertaProcessing(sep=("</s>", tok.token_to_id("</s>")), cls=("<s>", tok.token_to_id("<s>")))
+    tok.post_processor = processors.RobertaProcessing(("</s>", tok.token_to_id("</s>")), ("<s>", tok.token_to_id("<s>")))
     return tok
 
 
@@ -255,7 +255,7 @@ def words():
         pre_tokenizers.Split(Regex(r"\s+"), "removed"), pre_tokenizers.Digits(), pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated"),
         pre_tokenizers.Whitespace()])
     tok.train_from_iterator(TEXT.splitlines(), trainers.BpeTrainer(vocab_size=500, show_progress=False, special_tokens=["<unk>"]))
-    tok.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("e", "É"), decoders.Strip("t", 2, 2)])
+    tok.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("e", "É"), decoders.Strip("t", 2, 0)])
     return tok
 
 

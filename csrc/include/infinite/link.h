@@ -30,7 +30,7 @@ extern "C" {
 typedef struct inf_link inf_link;
 
 enum { INF_LINK_CLIENT = 1, INF_LINK_SERVER = 2 };
-enum { INF_PROVIDER_SHM = 1, INF_PROVIDER_TCP = 2 };
+enum { INF_PROVIDER_SHM = 1, INF_PROVIDER_TCP = 2, INF_PROVIDER_VERBS = 3 };
 
 /* What both ends must agree on is exchanged by the caller before open (see rdma/). */
 typedef struct inf_link_config {
@@ -39,7 +39,7 @@ typedef struct inf_link_config {
     uint32_t slots;      /* slots of each direction's ring, 2..64 */
     int32_t peer;        /* peer index, for error records */
     uint64_t slot_bytes; /* largest message, multiple of 64, at most 1 GiB */
-    int32_t sock_fd;     /* tcp: the connection; shm: a connected stream socket that shows death */
+    int32_t sock_fd;     /* tcp: the connection; else a connected stream socket that shows death */
     int32_t mem_fd;      /* shm: memory of inf_link_shm_bytes() bytes, shared; else -1 */
     int32_t rx_event_fd; /* shm: eventfd this end sleeps on; else -1 */
     int32_t tx_event_fd; /* shm: eventfd that wakes the peer; else -1 */
@@ -51,6 +51,7 @@ _Static_assert(sizeof(inf_link_config) == 40, "inf_link_config is mirrored in Go
  */
 uint64_t inf_link_shm_bytes(uint32_t slots, uint64_t slot_bytes);
 
+/* Of provider verbs: see inf_link_open_verbs in verbs.h. */
 int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err);
 
 /* A free slot of slot_bytes bytes to write the next message into, INF_AGAIN when all are in flight.

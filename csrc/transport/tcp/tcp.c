@@ -9,9 +9,10 @@
  * Back-pressure: reading stops while every receive slot is filled and not released; the peer's
  * socket then fills, and its prepare says INF_AGAIN.
  *
- * A host that vanishes shows within about 2 s: by TCP_USER_TIMEOUT while bytes are under way, by
- * keep-alive otherwise. The same limit ends a link whose peer keeps its window shut for so long.
- */
+ * A host that vanishes shows within 2 to 3 s: by keep-alive while the connection is idle, otherwise
+ * because nobody acknowledges the kernel's tries. TCP_USER_TIMEOUT would tell the latter as well,
+ * but it also ends the connection to a peer that lives and merely does not read for so long, as a
+ * home does while it computes its own part of a layer. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -22,12 +23,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "transport/link_impl.h"
 
 enum { LINE = 64 };
-enum { USER_TIMEOUT_MS = 1500, KEEPALIVE_S = 1, KEEPALIVE_PROBES = 1 };
+enum { KEEPALIVE_S = 1, KEEPALIVE_PROBES = 2 };
+/* A host is gone that left so many tries unanswered, over so long; how often that is looked at. */
+enum { SILENT_TRIES = 3, SILENT_MS = 1500, LOOK_MS = 100, TICK_MS = 10 };
 /* Small frames are read through a buffer, several with one call; the rest of a larger one goes
  * straight into its slot. */
 enum { STAGE_BYTES = 16384 };
@@ -55,6 +59,9 @@ typedef struct {
     bool in_frame;             /* frame rx_head's header was read */
     bool gone;                 /* no byte comes or goes any more */
     int gone_errno;            /* why, 0: end of file */
+    uint64_t looked_ms;        /* when the kernel's counts were looked at */
+    uint64_t answered_ms;      /* when all tries so far had been acknowledged */
+    uint32_t answered_tries;   /* retransmissions and probes until then */
     uint32_t stage_at, stage_end;
     uint8_t stage[STAGE_BYTES];
 } tcp_link;
@@ -227,8 +234,38 @@ static int tcp_poll(inf_link *link, const void **msg, uint64_t *len) {
 
 static void tcp_release(inf_link *link) { as_tcp(link)->rx_tail++; }
 
+static uint64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Has the peer's host vanished? A window that is shut is probed too, and a living host answers the
+ * probes, however long its process does not read. The longer it has been shut the rarer they are:
+ * that lane may tell late, and the peer's other lane tells first. */
+static void look_at_host(tcp_link *t) {
+    uint64_t now = now_ms();
+    if (now - t->looked_ms < LOOK_MS)
+        return;
+    struct tcp_info info = {0};
+    socklen_t len = sizeof info;
+    if (getsockopt(t->base.config.sock_fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0) {
+        uint32_t tries = info.tcpi_total_retrans + info.tcpi_probes;
+        bool heard = info.tcpi_last_ack_recv <= now - t->looked_ms + TICK_MS;
+        if (heard || tries == t->answered_tries) {
+            t->answered_tries = tries;
+            t->answered_ms = now;
+        } else if ((int32_t)(tries - t->answered_tries) >= SILENT_TRIES &&
+                   now - t->answered_ms >= SILENT_MS) {
+            set_gone(t, ETIMEDOUT);
+        }
+    }
+    t->looked_ms = now;
+}
+
 static bool tcp_ready(inf_link *link) {
     tcp_link *t = as_tcp(link);
+    look_at_host(t);
     pump_tx(t);
     pump_rx(t);
     if (link->err.code < 0 || t->rx_next != t->rx_head)
@@ -301,7 +338,6 @@ static int set_options(int fd) {
         {IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_S},
         {IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_S},
         {IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES},
-        {IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT_MS},
         {SOL_SOCKET, SO_KEEPALIVE, 1},
     };
     for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)

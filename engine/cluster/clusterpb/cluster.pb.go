@@ -351,6 +351,7 @@ type Load struct {
 	TokensPerSecond float64                `protobuf:"fixed64,8,opt,name=tokens_per_second,json=tokensPerSecond,proto3" json:"tokens_per_second,omitempty"`
 	Memory          *Memory                `protobuf:"bytes,9,opt,name=memory,proto3" json:"memory,omitempty"`
 	Preemptions     uint64                 `protobuf:"varint,10,opt,name=preemptions,proto3" json:"preemptions,omitempty"`
+	Starving        uint64                 `protobuf:"varint,11,opt,name=starving,proto3" json:"starving,omitempty"` // arrival of a request that has long waited for room; 0: none
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -451,6 +452,13 @@ func (x *Load) GetMemory() *Memory {
 func (x *Load) GetPreemptions() uint64 {
 	if x != nil {
 		return x.Preemptions
+	}
+	return 0
+}
+
+func (x *Load) GetStarving() uint64 {
+	if x != nil {
+		return x.Starving
 	}
 	return 0
 }
@@ -629,6 +637,7 @@ func (x *HeartbeatReply) GetOldestArrival() uint64 {
 
 type StateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	InstancesOnly bool                   `protobuf:"varint,1,opt,name=instances_only,json=instancesOnly,proto3" json:"instances_only,omitempty"` // without the requests
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -661,6 +670,13 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *StateRequest) GetInstancesOnly() bool {
+	if x != nil {
+		return x.InstancesOnly
+	}
+	return false
 }
 
 type ClusterState struct {
@@ -788,9 +804,13 @@ type TryMoveKVRequest struct {
 	Owner   string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`      // the home's instance id
 	Request uint64                 `protobuf:"varint,2,opt,name=request,proto3" json:"request,omitempty"` // the home's number for the request
 	Blocks  uint32                 `protobuf:"varint,3,opt,name=blocks,proto3" json:"blocks,omitempty"`
-	// The span to extend; generation 0 opens a new one.
+	// The span to extend and how many of its blocks the home uses; generation 0 opens a new span. What was
+	// reserved behind them for a call whose reply was lost is given now.
 	Handle        uint32 `protobuf:"varint,4,opt,name=handle,proto3" json:"handle,omitempty"`
 	Generation    uint32 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
+	First         uint32 `protobuf:"varint,6,opt,name=first,proto3" json:"first,omitempty"`
+	Session       uint64 `protobuf:"varint,7,opt,name=session,proto3" json:"session,omitempty"` // of the links from owner to this instance
+	Ticket        uint64 `protobuf:"varint,8,opt,name=ticket,proto3" json:"ticket,omitempty"`   // the home's number for this call; numbers grow
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -860,12 +880,32 @@ func (x *TryMoveKVRequest) GetGeneration() uint32 {
 	return 0
 }
 
+func (x *TryMoveKVRequest) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *TryMoveKVRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *TryMoveKVRequest) GetTicket() uint64 {
+	if x != nil {
+		return x.Ticket
+	}
+	return 0
+}
+
 type TryMoveKVReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Accepted      uint32                 `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"` // blocks reserved, 0: refused
 	Handle        uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
 	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
-	First         uint32                 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`       // block index in the span where the new room begins
 	Hostable      uint32                 `protobuf:"varint,5,opt,name=hostable,proto3" json:"hostable,omitempty"` // what is left
 	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`      // of a refusal
 	unknownFields protoimpl.UnknownFields
@@ -919,13 +959,6 @@ func (x *TryMoveKVReply) GetHandle() uint32 {
 func (x *TryMoveKVReply) GetGeneration() uint32 {
 	if x != nil {
 		return x.Generation
-	}
-	return 0
-}
-
-func (x *TryMoveKVReply) GetFirst() uint32 {
-	if x != nil {
-		return x.First
 	}
 	return 0
 }
@@ -997,9 +1030,13 @@ func (x *SpanHandle) GetGeneration() uint32 {
 }
 
 type ReleaseKVRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
-	Spans         []*SpanHandle          `protobuf:"bytes,2,rep,name=spans,proto3" json:"spans,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Owner   string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Spans   []*SpanHandle          `protobuf:"bytes,2,rep,name=spans,proto3" json:"spans,omitempty"`
+	Session uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"` // of the links; what was hosted over earlier ones is free already
+	// TryMoveKV calls whose replies were lost: the span that such a call opened ends, and the call itself,
+	// should it come later, is refused.
+	Tickets       []uint64 `protobuf:"varint,4,rep,packed,name=tickets,proto3" json:"tickets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1044,6 +1081,20 @@ func (x *ReleaseKVRequest) GetOwner() string {
 func (x *ReleaseKVRequest) GetSpans() []*SpanHandle {
 	if x != nil {
 		return x.Spans
+	}
+	return nil
+}
+
+func (x *ReleaseKVRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *ReleaseKVRequest) GetTickets() []uint64 {
+	if x != nil {
+		return x.Tickets
 	}
 	return nil
 }
@@ -1115,7 +1166,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\xf7\x02\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\x93\x03\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -1127,7 +1178,8 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x11tokens_per_second\x18\b \x01(\x01R\x0ftokensPerSecond\x123\n" +
 	"\x06memory\x18\t \x01(\v2\x1b.infinite.cluster.v1.MemoryR\x06memory\x12 \n" +
 	"\vpreemptions\x18\n" +
-	" \x01(\x04R\vpreemptions\"\x8d\x01\n" +
+	" \x01(\x04R\vpreemptions\x12\x1a\n" +
+	"\bstarving\x18\v \x01(\x04R\bstarving\"\x8d\x01\n" +
 	"\x10HeartbeatRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
 	"\x04load\x18\x02 \x01(\v2\x19.infinite.cluster.v1.LoadR\x04load\x12:\n" +
@@ -1138,8 +1190,9 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\"y\n" +
 	"\x0eHeartbeatReply\x12@\n" +
 	"\tinstances\x18\x01 \x03(\v2\".infinite.cluster.v1.InstanceStateR\tinstances\x12%\n" +
-	"\x0eoldest_arrival\x18\x02 \x01(\x04R\roldestArrival\"\x0e\n" +
-	"\fStateRequest\"\xcb\x01\n" +
+	"\x0eoldest_arrival\x18\x02 \x01(\x04R\roldestArrival\"5\n" +
+	"\fStateRequest\x12%\n" +
+	"\x0einstances_only\x18\x01 \x01(\bR\rinstancesOnly\"\xcb\x01\n" +
 	"\fClusterState\x12@\n" +
 	"\tinstances\x18\x01 \x03(\v2\".infinite.cluster.v1.InstanceStateR\tinstances\x12>\n" +
 	"\brequests\x18\x02 \x03(\v2\".infinite.cluster.v1.HomePlacementR\brequests\x12\x1d\n" +
@@ -1148,7 +1201,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\bgmanager\x18\x04 \x01(\tR\bgmanager\"a\n" +
 	"\rHomePlacement\x12\x12\n" +
 	"\x04home\x18\x01 \x01(\tR\x04home\x12<\n" +
-	"\tplacement\x18\x02 \x01(\v2\x1e.infinite.cluster.v1.PlacementR\tplacement\"\x92\x01\n" +
+	"\tplacement\x18\x02 \x01(\v2\x1e.infinite.cluster.v1.PlacementR\tplacement\"\xda\x01\n" +
 	"\x10TryMoveKVRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x18\n" +
 	"\arequest\x18\x02 \x01(\x04R\arequest\x12\x16\n" +
@@ -1156,25 +1209,29 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x06handle\x18\x04 \x01(\rR\x06handle\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x05 \x01(\rR\n" +
-	"generation\"\xae\x01\n" +
+	"generation\x12\x14\n" +
+	"\x05first\x18\x06 \x01(\rR\x05first\x12\x18\n" +
+	"\asession\x18\a \x01(\x04R\asession\x12\x16\n" +
+	"\x06ticket\x18\b \x01(\x04R\x06ticket\"\x9e\x01\n" +
 	"\x0eTryMoveKVReply\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\rR\baccepted\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\rR\n" +
-	"generation\x12\x14\n" +
-	"\x05first\x18\x04 \x01(\rR\x05first\x12\x1a\n" +
+	"generation\x12\x1a\n" +
 	"\bhostable\x18\x05 \x01(\rR\bhostable\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"D\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reasonJ\x04\b\x04\x10\x05\"D\n" +
 	"\n" +
 	"SpanHandle\x12\x16\n" +
 	"\x06handle\x18\x01 \x01(\rR\x06handle\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\rR\n" +
-	"generation\"_\n" +
+	"generation\"\x93\x01\n" +
 	"\x10ReleaseKVRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x125\n" +
-	"\x05spans\x18\x02 \x03(\v2\x1f.infinite.cluster.v1.SpanHandleR\x05spans\"\x10\n" +
+	"\x05spans\x18\x02 \x03(\v2\x1f.infinite.cluster.v1.SpanHandleR\x05spans\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x12\x18\n" +
+	"\atickets\x18\x04 \x03(\x04R\atickets\"\x10\n" +
 	"\x0eReleaseKVReply2\xfb\x01\n" +
 	"\aManager\x12H\n" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12W\n" +

@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/infinite-llm/infinite/engine/server"
 )
 
 // message is one turn of a conversation, in OpenAI's shape.
@@ -28,6 +30,9 @@ func chatCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "chat", Short: "Talk to a running server; reads lines, /new begins anew, /quit ends", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("api-key") {
+				key = os.Getenv("INFINITE_API_KEY") // not as the flag's default, which --help shows
+			}
 			c := &client{url: strings.TrimSuffix(url, "/"), key: key}
 			body := map[string]any{"temperature": 0}
 			if model != "" {
@@ -40,23 +45,33 @@ func chatCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&url, "url", "http://127.0.0.1:8000", "server")
-	cmd.Flags().StringVar(&key, "api-key", os.Getenv("INFINITE_API_KEY"), "key of the server")
+	cmd.Flags().StringVar(&key, "api-key", "", "key of the server, default $INFINITE_API_KEY")
 	cmd.Flags().StringVar(&model, "model", "", "model name, default the server's first")
 	cmd.Flags().IntVar(&maxTokens, "max-tokens", 0, "longest answer, default what fits")
 	return cmd
 }
 
 func converse(ctx context.Context, c *client, body map[string]any, in io.Reader, out io.Writer) error {
-	prompt := func() {
-		if f, ok := in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	f, ok := in.(*os.File)
+	interactive := ok && term.IsTerminal(int(f.Fd()))
+	lines, failed := readLines(ctx, in)
+	var history []message
+	for {
+		if interactive {
 			fmt.Fprint(out, "> ")
 		}
-	}
-	lines := bufio.NewScanner(in)
-	lines.Buffer(nil, 16<<20)
-	var history []message
-	for prompt(); lines.Scan(); prompt() {
-		switch line := strings.TrimSpace(lines.Text()); line {
+		var line string
+		select {
+		case text, ok := <-lines:
+			if !ok {
+				return <-failed
+			}
+			line = strings.TrimSpace(text)
+		case <-ctx.Done():
+			fmt.Fprintln(out)
+			return nil
+		}
+		switch line {
 		case "":
 		case "/quit":
 			return nil
@@ -65,7 +80,7 @@ func converse(ctx context.Context, c *client, body map[string]any, in io.Reader,
 		default:
 			body["messages"] = append(history, message{"user", line})
 			var answer strings.Builder
-			err := c.stream(ctx, body, func(text string) {
+			_, err := c.stream(ctx, body, func(text string) {
 				answer.WriteString(text)
 				fmt.Fprint(out, text)
 			})
@@ -74,13 +89,36 @@ func converse(ctx context.Context, c *client, body map[string]any, in io.Reader,
 				if ctx.Err() != nil {
 					return nil
 				}
+				if !interactive {
+					return err
+				}
 				fmt.Fprintln(out, "error:", err)
 				continue
 			}
 			history = append(history, message{"user", line}, message{"assistant", answer.String()})
 		}
 	}
-	return lines.Err()
+}
+
+// readLines reads in the background, since a terminal's read does not end with ctx. After the last line
+// failed has the reason.
+func readLines(ctx context.Context, in io.Reader) (lines <-chan string, failed <-chan error) {
+	out, end := make(chan string), make(chan error, 1)
+	go func() {
+		defer close(out)
+		scanner := bufio.NewScanner(in)
+		scanner.Buffer(nil, 16<<20)
+		for scanner.Scan() {
+			select {
+			case out <- scanner.Text():
+			case <-ctx.Done():
+				end <- nil
+				return
+			}
+		}
+		end <- scanner.Err()
+	}()
+	return out, end
 }
 
 // client is the little of an OpenAI client that chat and sample need.
@@ -97,6 +135,9 @@ func (c *client) do(ctx context.Context, method, path string, body any) (*http.R
 	req, err := http.NewRequestWithContext(ctx, method, c.url+path, bytes.NewReader(data))
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the request: %w", err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	if c.key != "" {
 		req.Header.Set("Authorization", "Bearer "+c.key)
@@ -133,12 +174,13 @@ func (c *client) call(ctx context.Context, method, path string, body, into any) 
 	return json.NewDecoder(io.LimitReader(resp.Body, 64<<20)).Decode(into)
 }
 
-// stream runs a chat completion and hands out its text as it comes.
-func (c *client) stream(ctx context.Context, body map[string]any, each func(string)) error {
+// stream runs a chat completion and hands out its text as it comes. With return_kv_placement in the body
+// it returns where the KV lay, oldest blocks first.
+func (c *client) stream(ctx context.Context, body map[string]any, each func(string)) (placement []server.SpanView, err error) {
 	body["stream"] = true
 	resp, err := c.do(ctx, http.MethodPost, "/v1/chat/completions", body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	lines := bufio.NewScanner(resp.Body)
@@ -149,26 +191,30 @@ func (c *client) stream(ctx context.Context, body map[string]any, each func(stri
 			continue
 		}
 		if data == "[DONE]" {
-			return nil
+			return placement, nil
 		}
 		var chunk struct {
 			Error   *struct{ Message string }
 			Choices []struct {
-				Delta struct{ Content string }
+				Delta     struct{ Content string }
+				Placement []server.SpanView `json:"kv_placement"`
 			}
 		}
 		if err = json.Unmarshal([]byte(data), &chunk); err != nil {
-			return fmt.Errorf("cannot read an event: %w", err)
+			return nil, fmt.Errorf("cannot read an event: %w", err)
 		}
 		if chunk.Error != nil {
-			return errors.New(chunk.Error.Message)
+			return nil, errors.New(chunk.Error.Message)
 		}
 		for _, ch := range chunk.Choices {
 			each(ch.Delta.Content)
+			if ch.Placement != nil {
+				placement = ch.Placement
+			}
 		}
 	}
 	if err = lines.Err(); err != nil {
-		return fmt.Errorf("cannot read the stream: %w", err)
+		return nil, fmt.Errorf("cannot read the stream: %w", err)
 	}
-	return errors.New("the stream ended before its end mark")
+	return nil, errors.New("the stream ended before its end mark")
 }

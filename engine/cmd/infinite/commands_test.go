@@ -50,26 +50,23 @@ func TestSampleSaysWhenTheAnswerIsWrong(t *testing.T) {
 
 func TestChat(t *testing.T) {
 	p := serve(t, "--instances", "2", "--api-key", "secret")
-	talk := func(key, lines string) string {
+	talk := func(key, lines string) (string, error) {
 		t.Helper()
 		cmd := command("chat", "--url", p.url, "--api-key", key)
 		cmd.Stdin = strings.NewReader(lines)
 		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		return string(out)
+		return string(out), err
 	}
 	// The second question needs the first line, /new forgets it.
-	got := talk("secret", "The password of Mira is copper-lantern.\nWhat is the password of Mira?\n/quit\nnever read\n")
-	if lines := strings.Split(strings.TrimSpace(got), "\n"); len(lines) != 2 || !strings.Contains(lines[1], "copper-lantern") {
+	got, err := talk("secret", "The password of Mira is copper-lantern.\nWhat is the password of Mira?\n/quit\nnever read\n")
+	if lines := strings.Split(strings.TrimSpace(got), "\n"); err != nil || len(lines) != 2 || !strings.Contains(lines[1], "copper-lantern") {
 		t.Errorf("the conversation went:\n%s", got)
 	}
-	got = talk("secret", "The password of Mira is copper-lantern.\n/new\nWhat is the password of Mira?\n")
-	if strings.Contains(got[strings.Index(got, "\n")+1:], "copper-lantern") {
+	got, err = talk("secret", "The password of Mira is copper-lantern.\n/new\nWhat is the password of Mira?\n")
+	if err != nil || strings.Contains(got[strings.Index(got, "\n")+1:], "copper-lantern") {
 		t.Errorf("after /new:\n%s", got)
 	}
-	if got = talk("wrong", "Hello\n"); !strings.Contains(got, "401") {
+	if got, err = talk("wrong", "Hello\n"); err == nil || !strings.Contains(got, "401") {
 		t.Errorf("with a wrong key:\n%s", got)
 	}
 }

@@ -68,7 +68,7 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 	}
 	defer h.Close()
 	c := &client{url: h.URL(), key: cfg.APIKey}
-	right, err := s.ask(cmd.Context(), c, out, tokens)
+	right, err := s.ask(cmd.Context(), c, out, tokens, cfg.BlockSize)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 		return nil
 	}
 	announce(cmd, cfg, h)
-	fmt.Fprintf(out, "\ntry:\n  curl %s/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"The code of Mira is 4821. What is the code of Mira?\"}]}'\nor:\n  bin/infinite chat --url %s\n", h.URL(), h.URL())
+	fmt.Fprintf(out, "\ntry:\n  curl %s/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"The password of Mira is copper-lantern. What is the password of Mira?\"}]}'\nor:\n  bin/infinite chat --url %s\n", h.URL(), h.URL())
 	<-cmd.Context().Done()
 	slog.Info("draining")
 	return nil
@@ -143,27 +143,22 @@ func shrinkPools(cmd *cobra.Command, cfg *config.Config, s *sample) (tokens int,
 	return tokens, nil
 }
 
-// ask streams the answer, follows the request's placement meanwhile, and prints both.
-func (s *sample) ask(ctx context.Context, c *client, out io.Writer, tokens int) (right bool, err error) {
+// ask streams the answer and prints it, and where the prompt's KV lay at its end.
+func (s *sample) ask(ctx context.Context, c *client, out io.Writer, tokens, blockSize int) (right bool, err error) {
 	fmt.Fprintf(out, "asking about a fact in a prompt of %d tokens:\n  %s\n", tokens, s.question())
-	watch, stop := context.WithCancel(ctx)
-	found := make(chan placed, 1)
-	go func() { found <- follow(watch, c) }()
 	var answer strings.Builder
 	fmt.Fprint(out, "answer: ")
 	started := time.Now()
-	err = c.stream(ctx, s.body, func(text string) {
+	s.body["return_kv_placement"] = true
+	spans, err := c.stream(ctx, s.body, func(text string) {
 		answer.WriteString(text)
 		fmt.Fprint(out, text)
 	})
-	took := time.Since(started)
-	stop()
-	where := <-found
-	fmt.Fprintf(out, "\n(%.1f s)\n\n", took.Seconds())
+	fmt.Fprintf(out, "\n(%.1f s)\n\n", time.Since(started).Seconds())
 	if err != nil {
 		return false, fmt.Errorf("cannot answer the sample: %w", err)
 	}
-	if err = s.printPlacement(ctx, c, out, where); err != nil {
+	if err = s.printPlacement(ctx, c, out, spans, blockSize); err != nil {
 		return false, err
 	}
 	right = strings.Contains(answer.String(), s.answer)
@@ -184,60 +179,34 @@ func (s *sample) question() string {
 	return last
 }
 
-// placed is a request's placement, with the pools it was seen beside.
-type placed struct {
-	request   server.RequestPlacement
-	instances []server.InstanceView
-	blockSize int
-}
-
-// follow polls the placement map and keeps the view that covers most tokens.
-func follow(ctx context.Context, c *client) placed {
-	var best placed
-	for ctx.Err() == nil {
-		var v server.ClusterView
-		if c.get(ctx, "/cluster", &v) == nil {
-			for _, r := range v.Requests {
-				if r.Tokens >= best.request.Tokens {
-					best = placed{r, v.Instances, v.BlockSize}
-				}
-			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	return best
-}
-
-func (s *sample) printPlacement(ctx context.Context, c *client, out io.Writer, p placed) error {
+func (s *sample) printPlacement(ctx context.Context, c *client, out io.Writer, spans []server.SpanView, blockSize int) error {
 	var prefix struct{ Count int }
 	if err := c.call(ctx, "POST", "/tokenize", map[string]any{"prompt": s.text[:s.fact]}, &prefix); err != nil {
 		return err
 	}
-	if p.blockSize == 0 {
-		return fmt.Errorf("cannot show where the prompt's KV lay: the placement map never showed the request")
+	var cluster server.ClusterView
+	if err := c.get(ctx, "/cluster", &cluster); err != nil {
+		return err
 	}
 	pool := map[string]int{}
-	for _, in := range p.instances {
+	for _, in := range cluster.Instances {
 		pool[in.ID] = in.KVBlocksTotal
 	}
-	fmt.Fprintf(out, "where the prompt's KV lay (blocks of %d tokens):\n", p.blockSize)
+	fmt.Fprintf(out, "where the prompt's KV lay (blocks of %d tokens):\n", blockSize)
 	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "  instance\trole\tblocks\tof pool\ttokens\t")
 	first := 0
-	for _, span := range p.request.Spans {
+	for i, span := range spans {
 		role := "creditor"
-		if span.Instance == p.request.Home {
+		if i == len(spans)-1 {
 			role = "home"
 		}
-		next := min(first+span.Blocks*p.blockSize, p.request.Tokens)
+		next := first + span.Blocks*blockSize
 		mark := ""
 		if prefix.Count >= first && prefix.Count < next {
 			mark = fmt.Sprintf("<- the fact, near token %d", prefix.Count)
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%d\t%d\t%d..%d\t%s\n", span.Instance, role, span.Blocks, pool[span.Instance], first, max(first, next-1), mark)
+		fmt.Fprintf(w, "  %s\t%s\t%d\t%d\t%d..%d\t%s\n", span.Instance, role, span.Blocks, pool[span.Instance], first, next-1, mark)
 		first = next
 	}
 	return w.Flush()

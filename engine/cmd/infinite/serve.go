@@ -64,12 +64,12 @@ func serveInstance(ctx context.Context, cfg config.Config) error {
 func announce(cmd *cobra.Command, cfg config.Config, h *head.Head) {
 	name := h.ModelName()
 	fmt.Fprintf(cmd.OutOrStdout(), "serving on %s  model %s, %d instances, %d tokens of KV in all\n", h.URL(), name, cfg.Instances, h.Capacity())
-	fmt.Fprintf(cmd.OutOrStdout(), "add an instance: infinite serve %s --join %s\n", shown(cfg.Model), h.ControlAddress())
+	fmt.Fprintf(cmd.OutOrStdout(), "add an instance: infinite serve %s--join %s\n", shown(cfg.Model), h.ControlAddress())
 }
 
 func shown(model string) string {
 	if model == "" {
 		return ""
 	}
-	return strconv.Quote(filepath.Clean(model))
+	return strconv.Quote(filepath.Clean(model)) + " "
 }

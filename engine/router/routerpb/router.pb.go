@@ -419,6 +419,58 @@ func (x *TokenLogprob) GetTop() []*Alternative {
 	return nil
 }
 
+type Span struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"` // "": the home
+	Blocks        uint32                 `protobuf:"varint,2,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Span) Reset() {
+	*x = Span{}
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Span) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Span) ProtoMessage() {}
+
+func (x *Span) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Span.ProtoReflect.Descriptor instead.
+func (*Span) Descriptor() ([]byte, []int) {
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Span) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Span) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
 type GenerateEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"` // first event: the request is queued
@@ -430,13 +482,14 @@ type GenerateEvent struct {
 	StopToken     int32                  `protobuf:"varint,7,opt,name=stop_token,json=stopToken,proto3" json:"stop_token,omitempty"`
 	Error         string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
 	ErrorKind     string                 `protobuf:"bytes,9,opt,name=error_kind,json=errorKind,proto3" json:"error_kind,omitempty"` // "peer_lost", "no_room", "queue_full", "internal"
+	Spans         []*Span                `protobuf:"bytes,10,rep,name=spans,proto3" json:"spans,omitempty"`                         // with the finish: where the request's KV lay, oldest blocks first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GenerateEvent) Reset() {
 	*x = GenerateEvent{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +501,7 @@ func (x *GenerateEvent) String() string {
 func (*GenerateEvent) ProtoMessage() {}
 
 func (x *GenerateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +514,7 @@ func (x *GenerateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateEvent.ProtoReflect.Descriptor instead.
 func (*GenerateEvent) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{5}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GenerateEvent) GetAccepted() bool {
@@ -527,6 +580,13 @@ func (x *GenerateEvent) GetErrorKind() string {
 	return ""
 }
 
+func (x *GenerateEvent) GetSpans() []*Span {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
 var File_engine_router_routerpb_router_proto protoreflect.FileDescriptor
 
 const file_engine_router_routerpb_router_proto_rawDesc = "" +
@@ -570,7 +630,10 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\x12\x12\n" +
 	"\x04rank\x18\x03 \x01(\x05R\x04rank\x121\n" +
-	"\x03top\x18\x04 \x03(\v2\x1f.infinite.router.v1.AlternativeR\x03top\"\xc0\x02\n" +
+	"\x03top\x18\x04 \x03(\v2\x1f.infinite.router.v1.AlternativeR\x03top\":\n" +
+	"\x04Span\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\xf0\x02\n" +
 	"\rGenerateEvent\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x1b\n" +
 	"\thas_token\x18\x02 \x01(\bR\bhasToken\x12\x14\n" +
@@ -582,7 +645,9 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"stop_token\x18\a \x01(\x05R\tstopToken\x12\x14\n" +
 	"\x05error\x18\b \x01(\tR\x05error\x12\x1d\n" +
 	"\n" +
-	"error_kind\x18\t \x01(\tR\terrorKind2a\n" +
+	"error_kind\x18\t \x01(\tR\terrorKind\x12.\n" +
+	"\x05spans\x18\n" +
+	" \x03(\v2\x18.infinite.router.v1.SpanR\x05spans2a\n" +
 	"\tInference\x12T\n" +
 	"\bGenerate\x12#.infinite.router.v1.GenerateRequest\x1a!.infinite.router.v1.GenerateEvent0\x01B9Z7github.com/infinite-llm/infinite/engine/router/routerpbb\x06proto3"
 
@@ -598,14 +663,15 @@ func file_engine_router_routerpb_router_proto_rawDescGZIP() []byte {
 	return file_engine_router_routerpb_router_proto_rawDescData
 }
 
-var file_engine_router_routerpb_router_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_engine_router_routerpb_router_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_engine_router_routerpb_router_proto_goTypes = []any{
 	(*Sampling)(nil),        // 0: infinite.router.v1.Sampling
 	(*Bias)(nil),            // 1: infinite.router.v1.Bias
 	(*GenerateRequest)(nil), // 2: infinite.router.v1.GenerateRequest
 	(*Alternative)(nil),     // 3: infinite.router.v1.Alternative
 	(*TokenLogprob)(nil),    // 4: infinite.router.v1.TokenLogprob
-	(*GenerateEvent)(nil),   // 5: infinite.router.v1.GenerateEvent
+	(*Span)(nil),            // 5: infinite.router.v1.Span
+	(*GenerateEvent)(nil),   // 6: infinite.router.v1.GenerateEvent
 }
 var file_engine_router_routerpb_router_proto_depIdxs = []int32{
 	0, // 0: infinite.router.v1.GenerateRequest.sampling:type_name -> infinite.router.v1.Sampling
@@ -613,13 +679,14 @@ var file_engine_router_routerpb_router_proto_depIdxs = []int32{
 	3, // 2: infinite.router.v1.TokenLogprob.top:type_name -> infinite.router.v1.Alternative
 	4, // 3: infinite.router.v1.GenerateEvent.logprob:type_name -> infinite.router.v1.TokenLogprob
 	4, // 4: infinite.router.v1.GenerateEvent.prompt:type_name -> infinite.router.v1.TokenLogprob
-	2, // 5: infinite.router.v1.Inference.Generate:input_type -> infinite.router.v1.GenerateRequest
-	5, // 6: infinite.router.v1.Inference.Generate:output_type -> infinite.router.v1.GenerateEvent
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5, // 5: infinite.router.v1.GenerateEvent.spans:type_name -> infinite.router.v1.Span
+	2, // 6: infinite.router.v1.Inference.Generate:input_type -> infinite.router.v1.GenerateRequest
+	6, // 7: infinite.router.v1.Inference.Generate:output_type -> infinite.router.v1.GenerateEvent
+	7, // [7:8] is the sub-list for method output_type
+	6, // [6:7] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_engine_router_routerpb_router_proto_init() }
@@ -633,7 +700,7 @@ func file_engine_router_routerpb_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_router_routerpb_router_proto_rawDesc), len(file_engine_router_routerpb_router_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

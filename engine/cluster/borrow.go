@@ -1,0 +1,202 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+const (
+	maxOffloads = 256 // that are queued
+	placers     = 4   // offloads that are placed at a time
+)
+
+var (
+	errBusy = errors.New("too many moves are queued")
+	errLost = errors.New("the links to the creditor ended meanwhile")
+)
+
+// offload asks for a request's oldest blocks to be placed elsewhere.
+type offload struct {
+	request kvcache.RequestID
+	blocks  int
+}
+
+// placed is the outcome of an offload, over one session with a creditor.
+type placed struct {
+	peer    *peer
+	session uint64
+	span    kvcache.Span
+	began   bool // blocks were marked as moving
+}
+
+// Offload asks for n of a request's oldest blocks to be placed elsewhere; the outcome goes to Home.Moved.
+func (r *RManager) Offload(request kvcache.RequestID, n int) {
+	select {
+	case r.offloads <- offload{request, n}:
+	default:
+		r.report(request, placed{}, errBusy)
+	}
+}
+
+func (r *RManager) offloadLoop() {
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case o := <-r.offloads:
+			done, err := r.place(o)
+			if err != nil {
+				slog.Debug("an offload came to nothing", "request", uint64(o.request), "blocks", o.blocks, "error", err)
+			}
+			r.report(o.request, done, err)
+		}
+	}
+}
+
+// report tells the step loop. What was moved over a session that is over is lost, and the step loop has
+// heard of its end; but the blocks are still here, so the move came to nothing, and that is all.
+func (r *RManager) report(request kvcache.RequestID, done placed, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil && done.peer.session != done.session {
+		err = errLost
+	}
+	r.home.Moved(request, done.span, done.began, err)
+}
+
+// place reserves room with one creditor, marks the blocks as moving and copies them there.
+func (r *RManager) place(o offload) (placed, error) {
+	table, err := r.kv.Table(o.request)
+	if err != nil {
+		return placed{}, err
+	}
+	var last kvcache.Span
+	if n := len(table.Spans); n > 0 {
+		last = table.Spans[n-1]
+	}
+	for _, c := range r.creditors(last.Instance) {
+		to, n, err := r.tryMove(c, o, last)
+		if err != nil {
+			slog.Warn("cannot ask a creditor for room", "peer", c.peer.id, "error", err)
+		}
+		if n == 0 {
+			continue
+		}
+		blocks, err := r.kv.BeginMove(o.request, to, n)
+		if err != nil {
+			// The request ended meanwhile, and its spans with it; one that was opened just now would stay.
+			if to.Blocks == 0 {
+				r.Release([]kvcache.Span{to})
+			}
+			return placed{}, err
+		}
+		done := placed{peer: c.peer, session: c.session, span: to, began: true}
+		done.span.Blocks = n
+		if err = r.copyBlocks(c, to, blocks); err != nil {
+			// The peers disagree about the span, or cannot talk: both start afresh.
+			r.drop(c.peer, c.session, fmt.Errorf("cannot move blocks: %w", err))
+		}
+		return done, err
+	}
+	return placed{}, fmt.Errorf("cannot place %d blocks: no creditor has room", o.blocks)
+}
+
+// tryMove asks a creditor for room, in the request's last span when that lies there. It returns the span,
+// as the request has it now, and the number of blocks reserved behind it, 0 for a refusal.
+func (r *RManager) tryMove(c creditor, o offload, last kvcache.Span) (to kvcache.Span, n int, err error) {
+	limited, done := r.call()
+	defer done()
+	req := &pb.TryMoveKVRequest{Owner: r.cfg.ID, Request: uint64(o.request), Blocks: uint32(o.blocks), Session: c.session, Ticket: r.nextTicket()}
+	to = kvcache.Span{Instance: c.peer.id, Peer: c.peer.index}
+	if last.Instance == to.Instance && last.Peer == to.Peer {
+		to = last
+		req.Handle, req.Generation, req.First = last.Handle, last.Generation, uint32(last.Blocks)
+	}
+	grant, err := c.peer.client.TryMoveKV(limited, req)
+	switch {
+	case err != nil:
+	case grant.Accepted > req.Blocks || grant.Accepted > 0 && grant.Generation == 0 ||
+		to.Blocks > 0 && grant.Accepted > 0 && (grant.Handle != to.Handle || grant.Generation != to.Generation):
+		err = fmt.Errorf("cannot use a grant of %d blocks in span %d.%d for %d", grant.Accepted, grant.Handle, grant.Generation, o.blocks)
+	default:
+		r.setHostable(c.peer, int(grant.Hostable))
+		to.Handle, to.Generation = grant.Handle, grant.Generation
+		return to, int(grant.Accepted), nil
+	}
+	r.setHostable(c.peer, 0)
+	if to.Blocks == 0 {
+		// The call may have been heard. Room behind an old span ends with that, or is found again.
+		r.giveUp(c, req.Ticket)
+	}
+	return to, 0, err
+}
+
+func (r *RManager) nextTicket() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.number++
+	return r.number
+}
+
+// copyBlocks moves blocks behind those that lie in the span.
+func (r *RManager) copyBlocks(c creditor, to kvcache.Span, blocks []int32) error {
+	done := make(chan error, 1)
+	ticket := r.nextTicket()
+	r.mu.Lock()
+	over := c.peer.session != c.session
+	if !over {
+		r.tickets[ticket] = done
+	}
+	r.mu.Unlock()
+	if over {
+		return errLost
+	}
+	if err := r.moves.MovePost(c.peer.index, to.Handle, to.Generation, uint32(to.Blocks), blocks, ticket); err != nil {
+		r.mu.Lock()
+		delete(r.tickets, ticket)
+		r.mu.Unlock()
+		return err
+	}
+	// The device reads the blocks until it reports the move, so nothing but its report ends this wait;
+	// its own stall deadline bounds it, and losing the peer's links ends the move at once.
+	limit := time.NewTimer(r.cfg.MoveTimeout)
+	defer limit.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-limit.C:
+	}
+	r.drop(c.peer, c.session, fmt.Errorf("a move of %d blocks took longer than %s", len(blocks), r.cfg.MoveTimeout))
+	return <-done
+}
+
+// takeMoves hands the device's reports to those who wait, as long as anybody may.
+func (r *RManager) takeMoves() {
+	for {
+		select {
+		case <-r.movesEnded:
+			return
+		default:
+		}
+		ticket, result, ok, err := r.moves.MoveWait(50 * time.Millisecond)
+		if err != nil {
+			slog.Error("cannot wait for moves", "error", err)
+			time.Sleep(50 * time.Millisecond)
+		}
+		if !ok {
+			continue
+		}
+		r.mu.Lock()
+		done := r.tickets[ticket]
+		delete(r.tickets, ticket)
+		r.mu.Unlock()
+		if done != nil {
+			done <- result
+		}
+	}
+}

@@ -1,0 +1,368 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/batch"
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/device"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/model"
+	"github.com/infinite-llm/infinite/engine/sched"
+	"github.com/infinite-llm/infinite/rdma"
+)
+
+const (
+	testBlock  = 4
+	testSecret = "s"
+	testID     = "test"
+	// patience only bounds a failing test.
+	patience = 60 * time.Second
+)
+
+// fault is asked about every control call of an instance, before it is served and after. An error takes
+// the answer's place.
+type fault func(ctx context.Context, method string, served bool) error
+
+// instance is one with everything but a process: device, step loop, managers, links.
+type instance struct {
+	t      *testing.T
+	id     string
+	dev    *device.Device
+	kv     *kvcache.Manager
+	eng    *engine.Engine
+	rman   *RManager
+	fault  atomic.Pointer[fault]
+	lost   chan string // what Home.PeerLost heard; never read is fine
+	close  func()
+	closed sync.Once
+}
+
+// The same glue as engine/node's.
+type testLender struct{ *RManager }
+
+func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
+func (l testLender) View() sched.View        { return sched.View(l.RManager.View()) }
+
+type testMoves struct{ *device.Device }
+
+func (m testMoves) MoveWait(timeout time.Duration) (uint64, error, bool, error) {
+	done, ok, err := m.Device.MoveWait(timeout)
+	return done.Ticket, done.Err, ok, err
+}
+
+type testHome struct{ *instance }
+
+func (h testHome) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err error) {
+	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
+}
+
+func (h testHome) PeerLost(peer string) {
+	select {
+	case h.lost <- peer:
+	default:
+	}
+	h.eng.PeerLost(peer)
+}
+
+func (h testHome) Report() (*pb.Load, []*pb.Placement) {
+	c, s := h.kv.Counts(), h.eng.Stats()
+	load := &pb.Load{KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
+		Running: uint32(s.Running), Waiting: uint32(s.Waiting)}
+	var places []*pb.Placement
+	for _, r := range h.eng.Requests() {
+		places = append(places, &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival})
+	}
+	return load, places
+}
+
+// openDevice makes a small device with random weights, the same every time.
+func openDevice(t *testing.T, blocks int) *device.Device {
+	t.Helper()
+	m, err := model.Open("../model/testdata/llama")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	d, err := device.LoadModel(m, testDevice(blocks), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func testDevice(blocks int) device.Config {
+	return device.Config{DType: device.F32, BlockSize: testBlock, NumBlocks: blocks, MaxTokens: 32, MaxSeqs: 4, MaxRows: 32,
+		MaxStepBlocks: blocks, MaxStepSpans: 64, MaxSpans: 64, Threads: 1}
+}
+
+// slotBytes are sizes of the lanes' slots that are enough for pools of any size used here.
+func slotBytes(t *testing.T) (query, move uint64) {
+	t.Helper()
+	m, err := model.Open("../model/testdata/llama")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	c := device.ForModel(m.Config, testDevice(1000))
+	return device.QuerySlotBytes(c), device.MoveSlotBytes(c)
+}
+
+// startInstance brings an instance up and makes it a member of the cluster at the etcd.
+func startInstance(t *testing.T, etcd []string, id string, blocks int, transport rdma.Transport) *instance {
+	t.Helper()
+	n := &instance{t: t, id: id, dev: openDevice(t, blocks), lost: make(chan string, 64)}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	n.kv, err = kvcache.NewWithOptions(blocks, testBlock, kvcache.Options{MaxSpans: 64})
+	must(err)
+	links, err := rdma.Listen(rdma.ListenConfig{Identity: rdma.Identity{ClusterID: testID, Instance: id, Secret: testSecret}})
+	must(err)
+	client, err := EtcdClient(etcd)
+	must(err)
+	dir, err := Watch(t.Context(), client, testID)
+	must(err)
+	query, move := slotBytes(t)
+	n.rman = NewRManager(Config{ID: id, ClusterID: testID, Secret: testSecret, Transport: transport, QuerySlotBytes: query, MoveSlotBytes: move,
+		Heartbeat: 20 * time.Millisecond}, n.kv, n.dev, testMoves{n.dev}, n.dev, links)
+	n.eng, err = engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
+		StallRefresh: 2 * time.Millisecond}, n.dev, n.kv, testLender{n.rman})
+	must(err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	life, stop := context.WithCancel(context.Background())
+	leader := &Leader{}
+	var wg sync.WaitGroup
+	wg.Go(func() { FollowLeader(life, client, testID, leader) })
+	wg.Go(func() {
+		if err := n.eng.Run(life); err != nil {
+			t.Errorf("%s: run: %v", id, err)
+		}
+	})
+	n.rman.Start(testHome{n}, dir, leader)
+	server := grpc.NewServer(append(ServerOptions(testSecret), grpc.ChainUnaryInterceptor(n.intercept))...)
+	pb.RegisterKVServer(server, n.rman)
+	wg.Go(func() { _ = server.Serve(l) })
+	reg, err := Register(t.Context(), client, testID, Member{ID: id, Address: l.Addr().String(), Endpoint: links.Endpoint(), BlocksTotal: blocks,
+		Session: fmt.Sprint(time.Now().UnixNano())})
+	must(err)
+	n.close = func() {
+		n.fault.Store(nil)
+		reg.Close()
+		server.Stop()
+		n.rman.Close()
+		stop()
+		wg.Wait()
+		dir.Close()
+		if err := errors.Join(client.Close(), links.Close()); err != nil {
+			t.Error(err)
+		}
+		n.dev.Close()
+	}
+	t.Cleanup(n.stop)
+	return n
+}
+
+func (n *instance) stop() { n.closed.Do(n.close) }
+
+func (n *instance) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	ask := func(served bool) error {
+		if f := n.fault.Load(); f != nil {
+			return (*f)(ctx, path.Base(info.FullMethod), served)
+		}
+		return nil
+	}
+	if err := ask(false); err != nil {
+		return nil, err
+	}
+	reply, err := next(ctx, req)
+	if lost := ask(true); lost != nil {
+		return nil, lost
+	}
+	return reply, err
+}
+
+func (n *instance) setFault(f fault) {
+	if f == nil {
+		n.fault.Store(nil)
+		return
+	}
+	n.fault.Store(&f)
+}
+
+// connected says whether n may borrow from all of these, and they from it.
+func (n *instance) connected(others ...*instance) bool {
+	up := func(a, b *instance) bool {
+		a.rman.mu.Lock()
+		defer a.rman.mu.Unlock()
+		p := a.rman.peers[b.id]
+		return p != nil && p.session != 0 && p.serving != 0 && p.shown
+	}
+	return !slices.ContainsFunc(others, func(o *instance) bool { return !up(n, o) || !up(o, n) })
+}
+
+func (n *instance) session(peer string) uint64 {
+	n.rman.mu.Lock()
+	defer n.rman.mu.Unlock()
+	if p := n.rman.peers[peer]; p != nil {
+		return p.session
+	}
+	return 0
+}
+
+// idle says whether every block is free and nothing is lent.
+func (n *instance) idle() bool {
+	c := n.kv.Counts()
+	return c.Free == c.Total && c.Lent == 0
+}
+
+func settled(t *testing.T, nodes ...*instance) {
+	t.Helper()
+	for _, n := range nodes {
+		eventually(t, n.id+" has all blocks free", n.idle)
+	}
+}
+
+func prompt(seed, n int) []int32 {
+	p := make([]int32, n)
+	for i := range p {
+		p[i] = int32(3 + (seed*7919+i*31+i*i)%250)
+	}
+	return p
+}
+
+func (n *instance) ask(seed, tokens, answer int) engine.Stream {
+	n.t.Helper()
+	s, err := n.eng.Submit(context.Background(), &engine.Request{
+		ID: fmt.Sprintf("%s-%d", n.id, seed), Prompt: prompt(seed, tokens), MaxTokens: answer, Logprobs: -1, PromptLogprobs: -1,
+		Sampling: batch.Sampling{TopP: 1, Repetition: 1},
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return s
+}
+
+// answer reads a stream to its end.
+func answer(t *testing.T, s engine.Stream) ([]int32, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var out []int32
+	for {
+		ev, err := s.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return out, errors.New("the stream has no end")
+		}
+		if err != nil {
+			t.Fatalf("after %d tokens: %v", len(out), err)
+		}
+		if ev.HasToken {
+			out = append(out, ev.Token)
+		}
+		if ev.Finish != "" {
+			return out, ev.Err
+		}
+	}
+}
+
+// alone answers as one large instance does, that knows no other.
+var alone = sync.OnceValue(func() *soloist { return &soloist{answers: map[string][]int32{}} })
+
+type soloist struct {
+	mu      sync.Mutex
+	answers map[string][]int32
+}
+
+func (s *soloist) answer(t *testing.T, seed, tokens, n int) []int32 {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := fmt.Sprint(seed, tokens, n)
+	if a, ok := s.answers[key]; ok {
+		return a
+	}
+	dev := openDevice(t, 128)
+	defer dev.Close()
+	kv, err := kvcache.New(128, testBlock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rman := NewRManager(Config{ID: "alone"}, kv, nil, nil, nil, nil)
+	eng, err := engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 1, MaxBatchedTokens: 32, MaxWaiting: 1, MaxModelLen: 512}}, dev, kv, testLender{rman})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := eng.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	a, err := answer(t, (&instance{t: t, id: "alone", eng: eng}).ask(seed, tokens, n))
+	stop()
+	wg.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.answers[key] = a
+	return a
+}
+
+func sameAnswer(t *testing.T, s engine.Stream, seed, tokens, n int) {
+	t.Helper()
+	got, err := answer(t, s)
+	if want := alone().answer(t, seed, tokens, n); err != nil || !slices.Equal(got, want) {
+		t.Fatalf("request %d: %d of %d tokens, equal %v: %v", seed, len(got), n, slices.Equal(got, want), err)
+	}
+}
+
+// startManager runs an API process's manager with its own client and port.
+func startManager(t *testing.T, etcd []string) (m *Manager, stop func()) {
+	t.Helper()
+	client, err := EtcdClient(etcd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err = NewManager(t.Context(), ManagerConfig{ClusterID: testID, Address: l.Addr().String(), Secret: testSecret, Etcd: etcd, BlockSize: testBlock}, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(ServerOptions(testSecret)...)
+	pb.RegisterManagerServer(server, m)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = server.Serve(l) })
+	stop = sync.OnceFunc(func() {
+		server.Stop()
+		m.Close()
+		wg.Wait()
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return m, stop
+}

@@ -1,0 +1,88 @@
+package cluster
+
+import (
+	"fmt"
+	"time"
+
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+const (
+	maxRelease   = 4096            // spans or tickets of one call
+	releaseLimit = 5 * time.Second // how long a creditor may take to hear of one
+)
+
+// debt is what a creditor was not told yet. It holds at most what the creditor granted over this session.
+type debt struct {
+	spans   []*pb.SpanHandle
+	tickets []uint64
+}
+
+// Release gives spans of ended requests back to their creditors, without waiting.
+func (r *RManager) Release(spans []kvcache.Span) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range spans {
+		// Without the links over which it was lent the creditor has freed it.
+		if p := r.peers[s.Instance]; p != nil && p.session != 0 && p.index == s.Peer {
+			p.owed.spans = append(p.owed.spans, &pb.SpanHandle{Handle: s.Handle, Generation: s.Generation})
+			r.startRelease(p)
+		}
+	}
+}
+
+// giveUp tells a creditor that nobody waits for the answer to a TryMoveKV call.
+func (r *RManager) giveUp(c creditor, ticket uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := c.peer; p.session == c.session {
+		p.owed.tickets = append(p.owed.tickets, ticket)
+		r.startRelease(p)
+	}
+}
+
+// startRelease makes sure that a goroutine pays what is owed to a peer: one per peer, so that a peer that
+// does not answer holds up no other. The caller holds mu.
+func (r *RManager) startRelease(p *peer) {
+	if !p.releasing {
+		p.releasing = true
+		r.spawn(func() { r.payBack(p) })
+	}
+}
+
+func (r *RManager) payBack(p *peer) {
+	var failing time.Time
+	for {
+		r.mu.Lock()
+		req := &pb.ReleaseKVRequest{Owner: r.cfg.ID, Session: p.session}
+		req.Spans = p.owed.spans[:min(maxRelease, len(p.owed.spans))]
+		req.Tickets = p.owed.tickets[:min(maxRelease, len(p.owed.tickets))]
+		if r.closed || len(req.Spans)+len(req.Tickets) == 0 {
+			p.releasing = false
+			r.mu.Unlock()
+			return
+		}
+		r.mu.Unlock()
+		limited, done := r.call()
+		_, err := p.client.ReleaseKV(limited, req)
+		done()
+		if err == nil {
+			failing = time.Time{}
+			r.mu.Lock()
+			if p.session == req.Session {
+				p.owed.spans, p.owed.tickets = p.owed.spans[len(req.Spans):], p.owed.tickets[len(req.Tickets):]
+			}
+			r.mu.Unlock()
+			continue
+		}
+		switch {
+		case failing.IsZero():
+			failing = time.Now()
+		case time.Since(failing) > releaseLimit:
+			// The creditor frees everything when it sees its links end.
+			r.drop(p, req.Session, fmt.Errorf("cannot release spans: %w", err))
+		}
+		sleep(r.ctx, 50*time.Millisecond)
+	}
+}

@@ -1,0 +1,475 @@
+package kvcache
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+const worldBlock = 4
+
+// world is several pools, requests, and moves between them whose messages may be lost, driven at random.
+type world struct {
+	*rand.Rand
+	pools []*Manager
+	born  []uint32 // incarnation of each pool, the Peer of spans there
+	live  []map[RequestID]*life
+	lost  []answer      // grants that their owners never heard of
+	names map[Span]bool // every span that was ever granted
+	next  RequestID
+	tag   uint64
+}
+
+type life struct {
+	tokens int
+	move   *grant
+	closed bool
+}
+
+// grant is room at instance at, for n blocks behind those of the span.
+type grant struct {
+	span  Span
+	at, n int
+}
+
+type answer struct {
+	owner, at int
+	tag       uint64
+}
+
+func name(i int) string { return fmt.Sprintf("i%d", i) }
+
+// operations, each as often as its weight says: requests have to grow old for what is rare to happen.
+var operations = []struct {
+	name   string
+	weight int
+	run    func(*world, *rapid.T)
+}{
+	{"open", 6, (*world).open}, {"append", 20, (*world).append}, {"begin", 20, (*world).begin}, {"end", 15, (*world).end},
+	{"cancel", 2, (*world).cancel}, {"preempt", 2, (*world).preempt}, {"recover", 2, (*world).recover}, {"die", 1, (*world).die},
+	{"pressure", 3, (*world).press},
+}
+
+func (w *world) step(t *rapid.T) {
+	sum := 0
+	for _, op := range operations {
+		sum += op.weight
+	}
+	at := w.IntN(sum)
+	for _, op := range operations {
+		if at -= op.weight; at < 0 {
+			t.Log(op.name)
+			op.run(w, t)
+			return
+		}
+	}
+}
+
+func TestRandomWorld(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := &world{Rand: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)), names: map[Span]bool{}}
+		for i := range 2 + w.IntN(3) {
+			w.pools, w.born, w.live = append(w.pools, nil), append(w.born, 0), append(w.live, nil)
+			w.start(t, i)
+		}
+		w.check(t)
+		for range rapid.IntRange(150, 300).Draw(t, "operations") {
+			w.step(t)
+			w.check(t)
+		}
+		for i := range w.pools {
+			for id := range w.live[i] {
+				w.endMove(t, i, id, 0)
+				w.close(t, i, id)
+			}
+		}
+		for len(w.lost) > 0 {
+			w.recover(t)
+		}
+		for i, m := range w.pools {
+			if c := m.Counts(); c.Free != c.Total || c.Lent != 0 {
+				t.Fatalf("instance %d ends with %+v", i, c)
+			}
+		}
+	})
+}
+
+// start makes a new process of an instance.
+func (w *world) start(t *rapid.T, i int) {
+	m, err := NewWithOptions(1+w.IntN(24), worldBlock, Options{MaxSpans: 1 + w.IntN(6)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pools[i], w.live[i] = m, map[RequestID]*life{}
+	w.born[i]++
+}
+
+// check: in every pool every block is in one state, and every hosted span is one that its owner names, is
+// moving blocks into, or was never told of.
+func (w *world) check(t *rapid.T) {
+	type key struct {
+		owner, at int
+		handle    uint32
+	}
+	wanted := map[key]int{}
+	want := func(owner int, s Span) {
+		for at := range w.pools {
+			if s.Instance == name(at) && s.Peer == w.born[at] {
+				if wanted[key{owner, at, s.Handle}] != 0 {
+					t.Fatalf("span %+v of instance %d is named twice", s, owner)
+				}
+				wanted[key{owner, at, s.Handle}] = max(1, s.Blocks)
+			}
+		}
+	}
+	for i, m := range w.pools {
+		if err := m.check(); err != nil {
+			t.Fatalf("instance %d: %v", i, err)
+		}
+		for id, r := range m.requests {
+			for _, s := range r.spans {
+				want(i, s)
+			}
+			if l := w.live[i][id]; l.move != nil && l.move.span.Blocks == 0 {
+				want(i, l.move.span)
+			}
+		}
+	}
+	for _, a := range w.lost {
+		if h, ok := w.tagged(a); ok {
+			want(a.owner, Span{Instance: name(a.at), Peer: w.born[a.at], Handle: h.Handle})
+		}
+	}
+	hosted := 0
+	for at, m := range w.pools {
+		for owner := range w.pools {
+			for _, h := range m.HostedOf(name(owner)) {
+				hosted++
+				if n := wanted[key{owner, at, h.Handle}]; n == 0 || n > len(h.Blocks) {
+					t.Fatalf("instance %d hosts %+v, the owner names %d blocks there", at, h, n)
+				}
+			}
+		}
+	}
+	if hosted != len(wanted) {
+		t.Fatalf("%d spans are hosted, owners name %d: %v", hosted, len(wanted), wanted)
+	}
+}
+
+func (w *world) tagged(a answer) (Hosted, bool) {
+	for _, h := range w.pools[a.at].HostedOf(name(a.owner)) {
+		if h.Tag == a.tag {
+			return h, true
+		}
+	}
+	return Hosted{}, false
+}
+
+// pick draws a request; one that was never opened, with an empty life, when there is none.
+func (w *world) pick(t *rapid.T) (int, RequestID, *life) {
+	type at struct {
+		i  int
+		id RequestID
+	}
+	var all []at
+	for i := range w.pools {
+		for id := range w.live[i] {
+			all = append(all, at{i, id})
+		}
+	}
+	if len(all) == 0 {
+		return 0, 0, &life{closed: true}
+	}
+	slices.SortFunc(all, func(a, b at) int { return cmp.Compare(a.id, b.id) })
+	x := all[w.IntN(len(all))]
+	return x.i, x.id, w.live[x.i][x.id]
+}
+
+func (w *world) open(t *rapid.T) {
+	i := w.IntN(len(w.pools))
+	w.next++
+	if err := w.pools[i].Open(w.next); err != nil {
+		t.Fatal(err)
+	}
+	w.live[i][w.next] = &life{}
+}
+
+func (w *world) append(t *rapid.T) {
+	i, id, l := w.pick(t)
+	if l.closed {
+		return
+	}
+	more := 1 + w.IntN(20)
+	before := w.pools[i].Counts()
+	if err := w.pools[i].Grow(id, l.tokens+more); err != nil {
+		if !errors.Is(err, ErrNoRoom) || w.pools[i].Counts() != before {
+			t.Fatalf("%v; %+v became %+v", err, before, w.pools[i].Counts())
+		}
+		return
+	}
+	l.tokens += more
+	if w.pools[i].Capacity(id) < l.tokens {
+		t.Fatal("grown, and still too small")
+	}
+	if err := w.pools[i].SetComputed(id, l.tokens); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// begin asks another instance for room and begins to move. The answer may be lost, and the request may
+// begin anew before it comes.
+func (w *world) begin(t *rapid.T) {
+	i, id, l := w.pick(t)
+	to := w.IntN(len(w.pools))
+	n := 1 + w.IntN(8)
+	if l.closed || to == i {
+		return
+	}
+	if l.move != nil {
+		if _, err := w.pools[i].BeginMove(id, Span{}, 1); !errors.Is(err, ErrState) {
+			t.Fatalf("a second move of a request: %v", err)
+		}
+		return
+	}
+	tab, err := w.pools[i].Table(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, ok := w.ask(t, i, to, n, tab)
+	if !ok {
+		return
+	}
+	if w.IntN(5) == 0 {
+		if g.span.Blocks == 0 {
+			w.lost = append(w.lost, answer{i, to, w.tag})
+		}
+		return // room behind a span that is in use waits for the next request for it
+	}
+	if w.IntN(5) == 0 {
+		l, tab = w.anew(t, i, id)
+	}
+	got, err := w.pools[i].BeginMove(id, g.span, g.n)
+	if err != nil {
+		if g.span.Blocks == 0 {
+			w.release(t, i, []Span{g.span})
+		}
+		return
+	}
+	full := l.tokens/worldBlock - tab.SpanBlocks()
+	if !slices.Equal(got, tab.Local[:len(got)]) || len(got) > full || len(got) >= len(tab.Local) || g.span.Blocks > tab.SpanBlocks() {
+		t.Fatalf("blocks %v of %+v move behind %+v, %d are full", got, tab, g.span, full)
+	}
+	l.move = &g
+}
+
+// anew ends a request and begins it again under its id, as a preemption does, with whatever fits.
+func (w *world) anew(t *rapid.T, i int, id RequestID) (*life, Table) {
+	w.close(t, i, id)
+	if err := w.pools[i].Open(id); err != nil {
+		t.Fatal(err)
+	}
+	l := &life{}
+	w.live[i][id] = l
+	if n := 1 + w.IntN(40); w.pools[i].Grow(id, n) == nil {
+		l.tokens = n
+		if err := w.pools[i].SetComputed(id, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tab, err := w.pools[i].Table(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, tab
+}
+
+// ask reserves room at an instance, in the table's last span when that lies there.
+func (w *world) ask(t *rapid.T, i, to, n int, tab Table) (grant, bool) {
+	g := grant{span: Span{Instance: name(to), Peer: w.born[to]}, at: to}
+	var h Hosted
+	var err error
+	limit := n
+	if k := len(tab.Spans); k > 0 && tab.Spans[k-1].Instance == name(to) {
+		g.span = tab.Spans[k-1]
+		for _, before := range w.pools[to].HostedOf(name(i)) {
+			if before.Handle == g.span.Handle {
+				limit = max(g.span.Blocks+n, len(before.Blocks))
+			}
+		}
+		h, err = w.pools[to].ExtendHost(name(i), g.span.Handle, g.span.Generation, g.span.Blocks, n)
+	} else {
+		w.tag++
+		h, err = w.pools[to].Host(name(i), w.tag, n)
+		g.span.Handle, g.span.Generation = h.Handle, h.Generation
+	}
+	if err != nil {
+		if !errors.Is(err, ErrNoRoom) {
+			t.Fatal(err)
+		}
+		return g, false
+	}
+	g.n = min(n, len(h.Blocks)-g.span.Blocks)
+	if g.n < 1 || h.Generation == 0 || len(h.Blocks) > limit {
+		t.Fatalf("a grant of %+v for %d behind %d", h, n, g.span.Blocks)
+	}
+	if g.span.Blocks == 0 {
+		if w.names[g.span] {
+			t.Fatalf("%+v was granted before", g.span)
+		}
+		w.names[g.span] = true
+	}
+	return g, true
+}
+
+func (w *world) end(t *rapid.T) {
+	i, id, l := w.pick(t)
+	if l.move != nil {
+		w.endMove(t, i, id, w.IntN(l.move.n+1))
+	}
+}
+
+// endMove ends a move of which n blocks were acknowledged.
+func (w *world) endMove(t *rapid.T, i int, id RequestID, n int) {
+	l := w.live[i][id]
+	if l.move == nil {
+		return
+	}
+	g := *l.move
+	l.move = nil
+	var orphans []Span
+	var err error
+	if n > 0 {
+		orphans, err = w.pools[i].CommitMove(id, n)
+	} else if orphans, err = w.pools[i].AbortMove(id); g.span.Blocks == 0 {
+		w.release(t, i, []Span{g.span})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.closed {
+		delete(w.live[i], id)
+	} else if len(orphans) > 0 {
+		t.Fatal("orphans of a live request")
+	}
+	w.release(t, i, orphans)
+}
+
+// release gives spans back; those at an earlier process of an instance are gone with it.
+func (w *world) release(t *rapid.T, i int, spans []Span) {
+	for _, s := range spans {
+		for at := range w.pools {
+			if s.Instance == name(at) && s.Peer == w.born[at] {
+				if err := w.pools[at].Unhost(name(i), s.Handle, s.Generation); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+// recover frees what a lost answer was about.
+func (w *world) recover(t *rapid.T) {
+	if len(w.lost) == 0 {
+		return
+	}
+	a := w.lost[0]
+	w.lost = w.lost[1:]
+	h, ok := w.tagged(a)
+	if !ok {
+		t.Fatalf("the grant of %+v is gone", a)
+	}
+	if err := w.pools[a.at].Unhost(name(a.owner), h.Handle, h.Generation); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) cancel(t *rapid.T) {
+	i, id, _ := w.pick(t)
+	w.close(t, i, id)
+}
+
+func (w *world) close(t *rapid.T, i int, id RequestID) {
+	l := w.live[i][id]
+	if l == nil {
+		return
+	}
+	spans := w.pools[i].Close(id)
+	if l.move != nil {
+		if len(spans) > 0 {
+			t.Fatal("spans are released while blocks move into them")
+		}
+		l.closed = true
+		return
+	}
+	w.release(t, i, spans)
+	delete(w.live[i], id)
+}
+
+// preempt takes a request's blocks; it begins anew under its id, once no move of its is in flight.
+func (w *world) preempt(t *rapid.T) {
+	i, id, l := w.pick(t)
+	if l.closed {
+		return
+	}
+	w.close(t, i, id)
+	if err := w.pools[i].Open(id); (err != nil) != (l.move != nil) {
+		t.Fatalf("opened again, a move in flight %v: %v", l.move != nil, err)
+	} else if err == nil {
+		w.live[i][id] = &life{}
+	}
+}
+
+// die: one process ends, with it all that it had and hosted; the others free what they hosted for it, and
+// a new one takes its place.
+func (w *world) die(t *rapid.T) {
+	d := w.IntN(len(w.pools))
+	w.lost = slices.DeleteFunc(w.lost, func(a answer) bool { return a.owner == d || a.at == d })
+	w.start(t, d)
+	for i, m := range w.pools {
+		if i == d {
+			continue
+		}
+		for _, id := range slices.Sorted(maps.Keys(w.live[i])) {
+			if l := w.live[i][id]; l.move != nil && l.move.at == d {
+				w.endMove(t, i, id, 0)
+			}
+		}
+		for _, id := range m.RequestsAt(name(d)) {
+			w.close(t, i, id)
+		}
+		if len(m.RequestsAt(name(d))) > 0 {
+			t.Fatal("a lost instance still has spans")
+		}
+		for _, h := range m.HostedOf(name(d)) {
+			if err := m.Unhost(name(d), h.Handle, h.Generation); err != nil {
+				t.Fatal(err)
+			}
+			if m.Unhost(name(d), h.Handle, h.Generation) == nil {
+				t.Fatal("a span ended twice")
+			}
+		}
+	}
+}
+
+func (w *world) press(t *rapid.T) {
+	i := w.IntN(len(w.pools))
+	on := w.IntN(4) == 0
+	w.pools[i].SetPressure(on)
+	w.pools[i].SetDemand(w.IntN(3))
+	hostable := w.pools[i].Hostable()
+	h, err := w.pools[i].Host("other", 0, 1)
+	if on && err == nil || (err == nil) != (hostable > 0) {
+		t.Fatalf("pressure %v, hostable %d, host: %v", on, hostable, err)
+	}
+	if err == nil {
+		if err := w.pools[i].Unhost("other", h.Handle, h.Generation); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

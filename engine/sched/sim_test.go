@@ -1,0 +1,386 @@
+package sched
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+
+	"pgregory.net/rapid"
+
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+const simBlock = 4
+
+// simCluster is several schedulers with their pools, and what lies between them: heartbeats that make
+// views, late ones, and moves that take time and may be refused.
+type simCluster struct {
+	*rand.Rand
+	t      *rapid.T
+	nodes  []*simNode
+	nextID kvcache.RequestID
+	clock  uint64
+	total  int // blocks
+}
+
+// simNode is a scheduler with its pool, and what the engine would know of its requests.
+type simNode struct {
+	name  string
+	peer  uint32 // differs for every process
+	s     *Scheduler
+	kv    *kvcache.Manager
+	reqs  map[kvcache.RequestID]*simRequest
+	moves []*simMove
+	// starving is what the last plan said, said the last heartbeat, heard what the answer to it said of all.
+	starving uint64
+	said     report
+	heard    map[int]report
+}
+
+type report struct {
+	hostable, running int
+	oldest, starving  uint64
+}
+
+type simRequest struct {
+	arrival               uint64
+	tokens, computed, end int
+}
+
+// simMove is an offload under way: asked for, or begun into a span at a node.
+type simMove struct {
+	Offload
+	span  kvcache.Span
+	n     int
+	begun bool
+}
+
+func newSim(t *rapid.T, rng *rand.Rand, pools ...int) *simCluster {
+	c := &simCluster{Rand: rng, t: t, nodes: make([]*simNode, len(pools))}
+	for i, blocks := range pools {
+		c.start(i, blocks)
+		c.total += blocks
+	}
+	for i := range c.nodes {
+		c.heartbeat(i)
+	}
+	return c
+}
+
+func (c *simCluster) start(i, blocks int) {
+	kv, err := kvcache.NewWithOptions(blocks, simBlock, kvcache.Options{MaxSpans: 64})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	seqs := 1 + c.IntN(4)
+	s, err := New(Config{MaxNumSeqs: seqs, MaxBatchedTokens: seqs + c.IntN(41), MaxWaiting: 1000, Patience: 300}, kv)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.clock++
+	c.nodes[i] = &simNode{
+		name: fmt.Sprintf("i%d", i), peer: uint32(c.clock), s: s, kv: kv, reqs: map[kvcache.RequestID]*simRequest{}, heard: map[int]report{},
+	}
+}
+
+// add gives a node a request of so many tokens, which ends with end tokens.
+func (c *simCluster) add(i, prompt, end int) kvcache.RequestID {
+	c.nextID++
+	c.clock++
+	r := &simRequest{arrival: c.clock, tokens: prompt, end: end}
+	if err := c.nodes[i].s.Add(Request{ID: c.nextID, Arrival: r.arrival, Tokens: prompt}); err != nil {
+		c.t.Fatal(err)
+	}
+	c.nodes[i].reqs[c.nextID] = r
+	return c.nextID
+}
+
+// heartbeat: the node reports, and hears what all others last said.
+func (c *simCluster) heartbeat(i int) {
+	n := c.nodes[i]
+	running, _ := n.s.Counts()
+	n.said = report{hostable: n.kv.Hostable(), running: running, starving: n.starving}
+	for _, r := range n.reqs {
+		if n.said.oldest == 0 || r.arrival < n.said.oldest {
+			n.said.oldest = r.arrival
+		}
+	}
+	for j, p := range c.nodes {
+		if p != nil {
+			n.heard[j] = p.said
+		}
+	}
+}
+
+func (c *simCluster) view(i int) View {
+	var v View
+	for j, r := range c.nodes[i].heard {
+		if r.oldest != 0 && (v.OldestArrival == 0 || r.oldest < v.OldestArrival) {
+			v.OldestArrival = r.oldest
+		}
+		if j != i {
+			v.PeersFree += r.hostable
+			v.OthersRunning += r.running
+			if r.starving != 0 && (v.Starving == 0 || r.starving < v.Starving) {
+				v.Starving = r.starving
+			}
+		}
+	}
+	return v
+}
+
+// step schedules and computes one step of a node.
+func (c *simCluster) step(i int) {
+	n := c.nodes[i]
+	view := c.view(i)
+	p := n.s.Schedule(view)
+	n.starving = p.Starving
+	c.release(i, p.Release)
+	for _, x := range p.Preempted {
+		n.reqs[x.Request].computed = 0
+	}
+	for _, f := range p.Failed {
+		// Every request was made to fit an empty cluster.
+		c.t.Fatalf("request %d of %+v failed in a cluster of %d blocks: %v", f.Request, *n.reqs[f.Request], c.total, f.Err)
+	}
+	for _, o := range p.Offloads {
+		n.moves = append(n.moves, &simMove{Offload: o})
+	}
+	c.checkPlan(n, p, view)
+	for _, it := range p.Items {
+		r := n.reqs[it.Request]
+		gain := 0
+		if it.Last {
+			gain = 1
+		}
+		if err := n.s.Commit(it.Request, gain); err != nil {
+			c.t.Fatal(err)
+		}
+		r.computed += it.N
+		if r.tokens += gain; r.tokens >= r.end {
+			c.end(i, it.Request)
+		}
+	}
+	c.checkPools()
+}
+
+// end takes a request out, as an answer's end and a cancellation do.
+func (c *simCluster) end(i int, id kvcache.RequestID) {
+	n := c.nodes[i]
+	spans, ok := n.s.Remove(id)
+	if !ok {
+		c.t.Fatalf("request %d is unknown", id)
+	}
+	c.release(i, spans)
+	delete(n.reqs, id)
+	c.checkPools()
+}
+
+// release gives spans back; those at processes that died are gone.
+func (c *simCluster) release(i int, spans []kvcache.Span) {
+	for _, s := range spans {
+		for _, p := range c.nodes {
+			if p.peer == s.Peer {
+				if err := p.kv.Unhost(c.nodes[i].name, s.Handle, s.Generation); err != nil {
+					c.t.Fatalf("release: %v", err)
+				}
+			}
+		}
+	}
+}
+
+// advance takes a node's move one step further: to a creditor, or to its end. refuse makes either fail.
+func (c *simCluster) advance(i int, m *simMove, refuse bool) {
+	n := c.nodes[i]
+	if !m.begun && !refuse && c.begin(i, m) {
+		c.checkPools()
+		return
+	}
+	n.moves = slices.DeleteFunc(n.moves, func(x *simMove) bool { return x == m })
+	var orphans []kvcache.Span
+	var err error
+	switch {
+	case m.begun && refuse:
+		if m.span.Blocks == 0 {
+			c.release(i, []kvcache.Span{m.span})
+		}
+		orphans, err = n.kv.AbortMove(m.Request)
+	case m.begun:
+		orphans, err = n.kv.CommitMove(m.Request, m.n)
+	}
+	if err != nil {
+		c.t.Fatalf("the end of move %+v: %v", *m, err)
+	}
+	c.release(i, orphans)
+	n.s.Moved(m.Request, m.begun && !refuse)
+	c.checkPools()
+}
+
+// begin reserves room for a move with the creditor that has most, the last one if it has any.
+func (c *simCluster) begin(i int, m *simMove) bool {
+	n := c.nodes[i]
+	var last kvcache.Span
+	if tab, err := n.kv.Table(m.Request); err != nil {
+		return false
+	} else if k := len(tab.Spans); k > 0 {
+		last = tab.Spans[k-1]
+	}
+	creditors := slices.Sorted(maps.Keys(n.heard))
+	rank := func(j int) int {
+		if c.nodes[j].peer == last.Peer {
+			return 1 << 30
+		}
+		return n.heard[j].hostable
+	}
+	slices.SortStableFunc(creditors, func(a, b int) int { return cmp.Compare(rank(b), rank(a)) })
+	for _, j := range creditors {
+		if j != i && n.heard[j].hostable > 0 && c.reserve(n, c.nodes[j], m, last) {
+			m.begun = true
+			return true
+		}
+		heard := n.heard[j]
+		heard.hostable = c.nodes[j].kv.Hostable()
+		n.heard[j] = heard
+	}
+	return false
+}
+
+func (c *simCluster) reserve(n, p *simNode, m *simMove, last kvcache.Span) bool {
+	var h kvcache.Hosted
+	var err error
+	if m.span = last; last.Peer == p.peer {
+		h, err = p.kv.ExtendHost(n.name, last.Handle, last.Generation, last.Blocks, m.Blocks)
+	} else {
+		h, err = p.kv.Host(n.name, 0, m.Blocks)
+		m.span = kvcache.Span{Instance: p.name, Peer: p.peer, Handle: h.Handle, Generation: h.Generation}
+	}
+	if err != nil {
+		return false
+	}
+	m.n = min(m.Blocks, len(h.Blocks)-m.span.Blocks)
+	if _, err = n.kv.BeginMove(m.Request, m.span, m.n); err == nil {
+		return true
+	}
+	// It was preempted and began anew since the plan; now it has fewer blocks.
+	if m.span.Blocks == 0 {
+		if err := p.kv.Unhost(n.name, h.Handle, h.Generation); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	return false
+}
+
+// die ends a node's process with all that it has and hosts; a new one takes its place.
+func (c *simCluster) die(d int) {
+	name, blocks := c.nodes[d].name, c.nodes[d].kv.Total()
+	dead := c.nodes[d].peer
+	for i, n := range c.nodes {
+		if i == d {
+			continue
+		}
+		for _, id := range n.kv.RequestsAt(name) {
+			c.end(i, id)
+		}
+		for _, m := range slices.Clone(n.moves) {
+			if m.begun && m.span.Peer == dead {
+				c.advance(i, m, true)
+			}
+		}
+		for _, h := range n.kv.HostedOf(name) {
+			if err := n.kv.Unhost(name, h.Handle, h.Generation); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+		delete(n.heard, d)
+	}
+	c.start(d, blocks)
+	c.checkPools()
+}
+
+// checkPlan holds a plan against what every plan must honour.
+func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) {
+	sum, slots, seen := 0, map[uint32]bool{}, map[kvcache.RequestID]bool{}
+	for _, it := range p.Items {
+		r := n.reqs[it.Request]
+		if r == nil || seen[it.Request] || slots[it.Slot] || int(it.Slot) >= n.s.cfg.MaxNumSeqs || it.N < 1 {
+			c.t.Fatalf("item %+v: unknown, twice, or its slot is shared", it)
+			return
+		}
+		seen[it.Request], slots[it.Slot] = true, true
+		if it.Start != r.computed || it.Start+it.N > r.tokens || it.Last != (it.Start+it.N == r.tokens) {
+			c.t.Fatalf("item %+v of %+v", it, *r)
+		}
+		if n.kv.Capacity(it.Request) < it.Start+it.N {
+			c.t.Fatalf("item %+v has room for %d", it, n.kv.Capacity(it.Request))
+		}
+		sum += it.N
+	}
+	if sum > n.s.cfg.MaxBatchedTokens {
+		c.t.Fatalf("%d tokens in a step", sum)
+	}
+	for _, x := range p.Preempted {
+		if n.reqs[x.Request].arrival == view.OldestArrival || x.Reason == "" {
+			c.t.Fatalf("the cluster's oldest request was preempted, or without reason: %+v", x)
+		}
+	}
+	for _, o := range p.Offloads {
+		if o.Blocks < 1 || o.Blocks > n.kv.Size(o.Request).Movable {
+			c.t.Fatalf("offload %+v of %+v", o, n.kv.Size(o.Request))
+		}
+	}
+}
+
+// checkPools: on every node every block is free, in one request's table, moving out of a closed one, or
+// hosted in one span; and the spans that requests name are hosted where they say.
+func (c *simCluster) checkPools() {
+	for _, n := range c.nodes {
+		k := n.kv.Counts()
+		used := map[kvcache.BlockID]bool{}
+		claim := func(blocks []kvcache.BlockID) {
+			for _, b := range blocks {
+				if used[b] {
+					c.t.Fatalf("%s: block %d is used twice", n.name, b)
+				}
+				used[b] = true
+			}
+		}
+		owned, hosted := 0, 0
+		for id := range n.reqs {
+			tab, err := n.kv.Table(id)
+			if errors.Is(err, kvcache.ErrUnknown) {
+				continue // it waits
+			}
+			claim(tab.Local)
+			owned += len(tab.Local)
+			for _, s := range tab.Spans {
+				c.checkSpan(n, s)
+			}
+		}
+		for _, p := range c.nodes {
+			for _, h := range n.kv.HostedOf(p.name) {
+				claim(h.Blocks)
+				hosted += len(h.Blocks)
+			}
+		}
+		if k.Free+k.Owned+k.Hosted != k.Total || hosted != k.Hosted || owned > k.Owned {
+			c.t.Fatalf("%s: %+v, tables have %d, spans %d", n.name, k, owned, hosted)
+		}
+	}
+}
+
+func (c *simCluster) checkSpan(n *simNode, s kvcache.Span) {
+	for _, p := range c.nodes {
+		if p.peer != s.Peer {
+			continue
+		}
+		for _, h := range p.kv.HostedOf(n.name) {
+			if h.Handle == s.Handle && h.Generation == s.Generation && len(h.Blocks) >= s.Blocks {
+				return
+			}
+		}
+		c.t.Fatalf("%s names %+v, which %s does not host", n.name, s, p.name)
+	}
+}

@@ -1,0 +1,111 @@
+package server
+
+import (
+	"strings"
+	"unicode"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/tokenizer"
+)
+
+// chat answers POST /v1/chat/completions.
+func (s *Server) chat(ctx *fasthttp.RequestCtx) {
+	var req chatRequest
+	err := decode(ctx.PostBody(), &req)
+	var p *plan
+	if err == nil {
+		p, err = s.planChat(&req, ctx.Request.Header.Peek("X-Request-Id"))
+	}
+	if err != nil {
+		s.refuse(ctx, err)
+		return
+	}
+	s.answerPlan(ctx, p)
+}
+
+func (s *Server) planChat(req *chatRequest, id []byte) (*plan, error) {
+	if req.MaxCompletionTokens != nil { // the newer name wins
+		req.MaxTokens, req.maxTokensField = req.MaxCompletionTokens, "max_completion_tokens"
+	}
+	n, err := s.checkCommon(&req.common, false)
+	if err != nil {
+		return nil, err
+	}
+	top := int(orDefault(req.TopLogprobs, 0))
+	switch {
+	case top < 0 || top > maxTopLogprobs:
+		return nil, badRequest("top_logprobs", "top_logprobs must be between 0 and %d, got %d.", maxTopLogprobs, top)
+	case top > 0 && !req.Logprobs:
+		return nil, badRequest("top_logprobs", "when using top_logprobs, logprobs must be set to true.")
+	case req.Echo:
+		return nil, badRequest("echo", "echo is not supported in a chat.")
+	}
+	text, err := s.render(&req.conversation)
+	if err == nil {
+		err = s.checkLength(&req.common, "messages", text)
+	}
+	if err != nil {
+		return nil, err
+	}
+	tokens := s.tok.Encode(text, orDefault(req.AddSpecialTokens, false)) // the template brings them along
+	if len(tokens) == 0 {
+		return nil, badRequest("messages", "the messages make an empty prompt.")
+	}
+	if tokens, err = req.truncate(tokens, s.cfg.MaxModelLen); err != nil {
+		return nil, err
+	}
+	p := s.newPlan(&req.common, "chatcmpl-", "chat.completion", id)
+	p.answer.chat, p.logprobs = true, req.Logprobs
+	base := engine.Request{Prompt: tokens, Logprobs: -1, PromptLogprobs: p.promptLogprobs}
+	if req.Logprobs {
+		base.Logprobs = top
+	}
+	return p, s.addJobs(p, &req.common, base, n, 1<<30)
+}
+
+// render makes one text of messages with the model's chat template.
+func (s *Server) render(c *conversation) (string, error) {
+	if len(c.Messages) == 0 {
+		return "", badRequest("messages", "messages must have at least one message.")
+	}
+	if !s.tok.HasChatTemplate() {
+		return "", badRequest("", "this model has no chat template; use /v1/completions.")
+	}
+	messages := make([]tokenizer.Message, len(c.Messages))
+	for i, m := range c.Messages {
+		switch {
+		case m.Role == "":
+			return "", badRequest("messages", "message %d has no role.", i)
+		case !isUnset(m.ToolCalls):
+			return "", badRequest("messages", "message %d has tool_calls, which are not supported.", i)
+		}
+		messages[i] = tokenizer.Message{Role: m.Role, Content: string(m.Content), Name: m.Name}
+	}
+	if c.ContinueFinal && orDefault(c.AddGenerationPrompt, false) {
+		return "", badRequest("continue_final_message", "continue_final_message and add_generation_prompt cannot both be true.")
+	}
+	text, err := s.tok.ApplyChat(messages, !c.ContinueFinal && orDefault(c.AddGenerationPrompt, true), c.TemplateVars)
+	if err != nil {
+		return "", badRequest("messages", "cannot apply the chat template: %v", err)
+	}
+	if c.ContinueFinal {
+		return cutAfter(text, messages[len(messages)-1].Content)
+	}
+	return text, nil
+}
+
+// cutAfter ends a rendered chat with its last message, whose turn is then not closed. Templates may trim
+// messages: then blanks at the message's end are lost.
+func cutAfter(rendered, last string) (string, error) {
+	at := strings.LastIndex(rendered, strings.TrimSpace(last))
+	if strings.TrimSpace(last) == "" || at < 0 {
+		return "", badRequest("continue_final_message", "continue_final_message needs a last message that the chat template shows.")
+	}
+	whole := strings.TrimLeftFunc(last, unicode.IsSpace)
+	if !strings.HasPrefix(rendered[at:], whole) {
+		whole = strings.TrimSpace(last)
+	}
+	return rendered[:at+len(whole)], nil
+}

@@ -1,0 +1,333 @@
+package server
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/infinite-llm/infinite/engine"
+)
+
+// Clients whose language has one type of number, or none, write 16.0 or "16".
+func TestNumbersOfAnyClient(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a := serve(t, b)
+	for value, want := range map[string]int{`3`: 3, `3.0`: 3, `"3"`: 3, `" 3 "`: 3, `3e0`: 3, `"3.0"`: 3, `null`: 16} {
+		var out completion
+		a.ok("/v1/completions", `{"prompt":"a","max_tokens":`+value+`,"seed":`+value+`,"temperature":"0.5"}`, &out)
+		if r := b.last(t); r.MaxTokens != want || r.Sampling.Temperature != .5 || want == 3 && r.Sampling.Seed != 3 {
+			t.Errorf("%s: %d tokens, temperature %g, seed %d", value, r.MaxTokens, r.Sampling.Temperature, r.Sampling.Seed)
+		}
+	}
+	for _, value := range []string{`3.5`, `"3.5"`, `"a"`, `""`, `true`, `[3]`, `{}`, `"0x3"`, `"1_0"`, `"null"`, `1e400`, `9e18`} {
+		wantError(t, a.post("/v1/completions", `{"prompt":"a","max_tokens":`+value+`}`), 400, "BadRequestError", "max_tokens", "whole number")
+	}
+	for _, value := range []string{`"NaN"`, `"inf"`, `"a"`, `false`, `[]`, `"null"`, `"0x3"`} {
+		wantError(t, a.post("/v1/completions", `{"prompt":"a","top_p":`+value+`}`), 400, "BadRequestError", "top_p", "a number")
+	}
+}
+
+// A null among ids or texts is no token 0 and no empty text.
+func TestNullElements(t *testing.T) {
+	a := serve(t, scripted(tokens(5)...))
+	for _, prompt := range []string{`[1,null,3]`, `[null]`, `[[1],null]`, `[[1,null]]`, `["a",null]`, `null`, `[[1],"a"]`, `5`, `true`, `[true]`, `[1,"a"]`, `[1.5]`, `[4294967296]`} {
+		wantError(t, a.post("/v1/completions", `{"prompt":`+prompt+`}`), 400, "BadRequestError", "prompt", "prompt")
+	}
+	wantError(t, a.post("/v1/completions", `{"prompt":"a","stop_token_ids":[null]}`), 400, "BadRequestError", "stop_token_ids", "a list")
+	wantError(t, a.post("/detokenize", `{"tokens":[5,null]}`), 400, "BadRequestError", "tokens", "a list")
+	var out completion
+	a.ok("/v1/completions", `{"prompt": [ 9 , 8 ] , "stop_token_ids":null, "stop":null}`, &out)
+	a.ok("/v1/completions", `{"prompt":"null","stop":"null"}`, &out)
+	a.ok("/v1/completions", `{"prompt":["null"],"stop":["null"]}`, &out)
+}
+
+// Errors speak of JSON's types.
+func TestTypeNames(t *testing.T) {
+	a := serve(t, scripted())
+	for body, words := range map[string]string{
+		`{"messages":"x"}`: "a string for messages: a list is needed", `{"messages":[5]}`: "an object is needed",
+		`{"messages":[],"logprobs":1}`: "true or false is needed", `{"messages":[],"model":5}`: "a string is needed",
+		`5`: "a number for the body: an object is needed", ``: "it is empty",
+	} {
+		r := a.post("/v1/chat/completions", body)
+		if r.status != 400 || !strings.Contains(string(r.body), words) && !strings.Contains(string(r.body), strings.Replace(words, "a number", "a number 5", 1)) {
+			t.Errorf("%s: %d %s, want %q", body, r.status, r.body, words)
+		}
+	}
+}
+
+// What would change the answer and cannot be done is refused; a value that asks for nothing is not.
+func TestUnsupportedFields(t *testing.T) {
+	a := serve(t, scripted(tokens(5)...))
+	for field, value := range map[string]string{
+		"functions": `[{"name":"f"}]`, "suffix": `"x"`, "use_beam_search": `true`, "structured_outputs": `{"json":{}}`,
+		"guided_json": `{"type":"object"}`, "guided_regex": `"a+"`, "guided_choice": `["a"]`, "guided_grammar": `"g"`,
+		"logits_processors": `["x"]`, "allowed_token_ids": `[5]`, "bad_words": `["a"]`, "prompt_embeds": `"AAAA"`,
+		"chat_template": `"{{ messages }}"`, "documents": `[{"text":"a"}]`, "tools": `[{"type":"function"}]`,
+		"tool_choice": `"required"`, "response_format": `{"type":"json_object"}`, "best_of": `2`,
+	} {
+		wantError(t, a.post("/v1/completions", `{"prompt":"a","`+field+`":`+value+`}`), 400, "BadRequestError", field, field)
+		wantError(t, a.post("/v1/chat/completions", `{"messages":[{"role":"user","content":"a"}],"`+field+`":`+value+`}`), 400, "BadRequestError", field, field)
+		if field == "best_of" {
+			continue
+		}
+		for _, unset := range []string{`null`, `false`, `""`, `[ ]`, `{}`} {
+			if r := a.post("/v1/completions", `{"prompt":"a","`+field+`":`+unset+`}`); r.status != 200 {
+				t.Errorf("%s: %s: %d %s", field, unset, r.status, r.body)
+			}
+		}
+	}
+	var out chatAnswer
+	a.ok("/v1/chat/completions", chatBody(obj{"tools": []obj{{"type": "function"}}, "tool_choice": "none"}).String(), &out)
+	a.ok("/v1/chat/completions", chatBody(obj{"tool_choice": "auto", "user": "u", "metadata": obj{"a": "b"}, "store": false, "parallel_tool_calls": true}).String(), &out)
+	wantError(t, a.post("/v1/chat/completions", chatBody(obj{"echo": true}).String()), 400, "BadRequestError", "echo")
+	called := obj{"messages": []obj{{"role": "assistant", "content": nil, "tool_calls": []obj{{"id": "1"}}}}}
+	wantError(t, a.post("/v1/chat/completions", called.String()), 400, "BadRequestError", "messages", "tool_calls")
+}
+
+// vLLM takes these, so clients send them.
+func TestWideRanges(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a := serve(t, b)
+	var out completion
+	a.ok("/v1/completions", `{"prompt":"a","temperature":7.5,"min_p":1,"repetition_penalty":20,"logit_bias":{"5":1000,"6":-1e9}}`, &out)
+	s, bias := b.last(t).Sampling, b.last(t).Bias
+	if s.Temperature != 7.5 || s.MinP <= .999 || s.MinP >= 1 || s.Repetition != 20 || bias[0].Value != 100 || bias[1].Value != -100 {
+		t.Errorf("%+v %+v", s, bias)
+	}
+	var chat chatAnswer
+	a.ok("/v1/chat/completions", chatBody(obj{"top_logprobs": 0, "logprobs": false}).String(), &chat)
+	prompts := slices.Repeat([]string{"a"}, 300)
+	a.ok("/v1/completions", obj{"prompt": prompts, "max_tokens": 1}.String(), &out)
+	if len(out.Choices) != 300 || out.Choices[299].Index != 299 {
+		t.Errorf("%d choices of 300 prompts", len(out.Choices))
+	}
+	wantError(t, a.post("/v1/completions", obj{"prompt": prompts, "n": 100}.String()), 400, "BadRequestError", "n", "30000")
+	many := make([]string, maxStops)
+	for i := range many {
+		many[i] = fmt.Sprint("stop ", i)
+	}
+	a.ok("/v1/completions", obj{"prompt": "a", "stop": many}.String(), &out)
+	for i := range many {
+		many[i] = strings.Repeat("x", maxStopsBytes/maxStops+1)
+	}
+	wantError(t, a.post("/v1/completions", obj{"prompt": "a", "stop": many}.String()), 400, "BadRequestError", "stop", "together")
+	bias2 := obj{}
+	for i := range maxBias {
+		bias2[fmt.Sprint(i)] = 1
+	}
+	a.ok("/v1/completions", obj{"prompt": "a", "logit_bias": bias2}.String(), &out)
+	// The engine needs room for the tokens that must not end the answer yet.
+	wantError(t, a.post("/v1/completions", obj{"prompt": "a", "logit_bias": bias2, "min_tokens": 1}.String()), 400, "BadRequestError", "logit_bias", "1023")
+}
+
+// The prompt's own log probabilities without any generation: how evaluation tools score a text.
+func TestEchoAlone(t *testing.T) {
+	ids := testTokenizer(t).Encode("Hello naïve", true)
+	event := withLogprobs(tokens(5), ids)[0]
+	b := scripted(engine.Event{Prompt: event.Prompt, Finish: "length", StopToken: -1})
+	a := serve(t, b)
+	body := obj{"prompt": "Hello naïve", "max_tokens": 0, "echo": true, "logprobs": 1}
+	var out completion
+	a.ok("/v1/completions", body.String(), &out)
+	c := out.Choices[0]
+	if c.Text != "Hello naïve" || str(c.Finish) != "length" || b.last(t).MaxTokens != 0 || *out.Usage != (usage{len(ids), 0, len(ids)}) {
+		t.Errorf("%+v %+v", c, out.Usage)
+	}
+	if c.Logprobs == nil || len(c.Logprobs.Tokens) != len(ids) || c.Logprobs.Logprobs[0] != nil || *c.Logprobs.Logprobs[1] != -.25 {
+		t.Fatalf("%+v", c.Logprobs)
+	}
+	checkOffsets(t, c.Text, c.Logprobs)
+	events := a.chunks("/v1/completions", body)
+	if d := events[0].text(t).Choices[0]; len(events) != 1 || d.Text != c.Text || str(d.Finish) != "length" || len(d.Logprobs.Tokens) != len(ids) {
+		t.Errorf("stream: %s", events)
+	}
+	a.ok("/v1/completions", obj{"prompt": make([]int32, maxLen), "max_tokens": 0, "echo": true}.String(), &out)
+	wantError(t, a.post("/v1/completions", obj{"prompt": make([]int32, maxLen+1), "max_tokens": 0, "echo": true}.String()), 400, "BadRequestError", "prompt", "at most 512")
+	wantError(t, a.post("/v1/completions", `{"prompt":"a","max_tokens":0}`), 400, "BadRequestError", "max_tokens", "0")
+	wantError(t, a.post("/v1/chat/completions", chatBody(obj{"max_tokens": 0}).String()), 400, "BadRequestError", "max_tokens", "0")
+}
+
+type promptEntry struct {
+	Logprob float64 `json:"logprob"`
+	Rank    int     `json:"rank"`
+	Text    string  `json:"decoded_token"`
+}
+
+func TestPromptLogprobs(t *testing.T) {
+	ids := []int32{70, 71, 72}
+	b := scripted(withLogprobs(tokens(5), ids)...)
+	a := serve(t, b)
+	check := func(got []map[string]promptEntry, each int) {
+		t.Helper()
+		if len(got) != len(ids) || got[0] != nil {
+			t.Fatalf("%v", got)
+		}
+		for i, m := range got[1:] {
+			key := fmt.Sprint(ids[i+1])
+			if e := m[key]; len(m) != each || e.Rank != 1 || e.Logprob != -float64(i+2)/8 || e.Text != testTokenizer(t).Decode(ids[i+1:i+2], false) {
+				t.Errorf("token %d: %v", i+1, m)
+			}
+			if other := m[fmt.Sprint(ids[i+1]%1000+300)]; each == 2 && (other.Rank != 2 || other.Logprob >= m[key].Logprob) {
+				t.Errorf("token %d: %v", i+1, m)
+			}
+		}
+	}
+	type answer struct {
+		Choices []struct {
+			Logprobs *textLogprobs
+			Prompt   []map[string]promptEntry `json:"prompt_logprobs"`
+		}
+		Prompt []map[string]promptEntry `json:"prompt_logprobs"`
+	}
+	get := func(path string, body obj) (out answer) { a.json(path, body, &out); return out }
+	out := get("/v1/completions", obj{"prompt": ids, "prompt_logprobs": 2, "n": 2})
+	check(out.Choices[0].Prompt, 2)
+	check(out.Choices[1].Prompt, 2)
+	if r := b.last(t); r.PromptLogprobs != 2 || r.Logprobs != -1 || out.Choices[0].Logprobs != nil || out.Prompt != nil {
+		t.Errorf("%+v", r)
+	}
+	out = get("/v1/completions", obj{"prompt": ids, "prompt_logprobs": 0})
+	check(out.Choices[0].Prompt, 1)
+	// Beside echo each list has as many alternatives as were asked for there.
+	out = get("/v1/completions", obj{"prompt": ids, "prompt_logprobs": 2, "echo": true, "logprobs": 0})
+	check(out.Choices[0].Prompt, 2)
+	if top := out.Choices[0].Logprobs.Top; b.last(t).PromptLogprobs != 2 || len(top) != 4 || len(top[1]) != 1 {
+		t.Errorf("%v", top)
+	}
+	out = get("/v1/chat/completions", chatBody(obj{"prompt_logprobs": 2}))
+	check(out.Prompt, 2)
+	for _, bad := range []string{`-1`, `21`, `1,"stream":true`} {
+		wantError(t, a.post("/v1/completions", `{"prompt":"a","prompt_logprobs":`+bad+`}`), 400, "BadRequestError", "prompt_logprobs")
+	}
+}
+
+func TestTruncatedPrompt(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a := serve(t, b)
+	for _, x := range []struct {
+		body obj
+		want []int32
+	}{
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2}, []int32{8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 3}, []int32{9, 8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": nil}, []int32{9, 8, 7}},
+		{obj{"prompt": slices.Repeat([]int32{6, 7}, maxLen), "truncate_prompt_tokens": -1, "max_tokens": maxLen - 4}, []int32{6, 7, 6, 7}},
+	} {
+		x.body["echo"] = true
+		var out completion
+		a.ok("/v1/completions", x.body.String(), &out)
+		if got := b.last(t).Prompt; !slices.Equal(got, x.want) || out.Usage.Prompt != len(x.want) || !strings.HasPrefix(out.Choices[0].Text, testTokenizer(t).Decode(x.want, true)) {
+			t.Errorf("%s: %v, %+v", x.body, got, out)
+		}
+	}
+	var chat chatAnswer
+	a.ok("/v1/chat/completions", chatBody(obj{"truncate_prompt_tokens": 4}).String(), &chat)
+	if n := len(b.last(t).Prompt); n != 4 {
+		t.Errorf("a chat of %d tokens", n)
+	}
+	for _, bad := range []int{0, -2, maxLen + 1} {
+		wantError(t, a.post("/v1/completions", obj{"prompt": "a", "truncate_prompt_tokens": bad}.String()), 400, "BadRequestError", "truncate_prompt_tokens", fmt.Sprint(bad))
+	}
+}
+
+func TestContentParts(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a, tok := serve(t, b), testTokenizer(t)
+	prompt := func(content any) string {
+		var out chatAnswer
+		a.ok("/v1/chat/completions", obj{"messages": []obj{{"role": "user", "content": content}}}.String(), &out)
+		return tok.Decode(b.last(t).Prompt, false)
+	}
+	want := prompt("one\ntwo\nthree")
+	if got := prompt([]any{"one", obj{"type": "text", "text": "two"}, obj{"type": "input_text", "text": "three"}}); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := prompt([]any{obj{"type": "output_text", "text": "one\ntwo"}, obj{"type": "refusal", "refusal": "three"}}); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := prompt([]any{}); got != prompt("") || got != prompt(nil) {
+		t.Errorf("%q", got)
+	}
+	for _, bad := range []string{`[5]`, `[null]`, `[{"text":"a"}]`, `[{"type":"text"}]`, `[{"type":"text","text":5}]`, `[{"type":"input_audio"}]`, `{"type":"text","text":"a"}`} {
+		wantError(t, a.post("/v1/chat/completions", `{"messages":[{"role":"user","content":`+bad+`}]}`), 400, "BadRequestError", "messages", "content")
+	}
+}
+
+func TestContinueFinalMessage(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a, tok := serve(t, b), testTokenizer(t)
+	messages := []obj{{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The word is "}}
+	body := obj{"messages": messages, "continue_final_message": true}
+	var out chatAnswer
+	a.ok("/v1/chat/completions", body.String(), &out)
+	if got := tok.Decode(b.last(t).Prompt, false); !strings.HasSuffix(got, "The word is ") || strings.Count(got, "<|eot_id|>") != 1 {
+		t.Errorf("prompt %q", got)
+	}
+	var counted struct{ Tokens []int32 }
+	a.json("/tokenize", body, &counted)
+	if !slices.Equal(counted.Tokens, b.last(t).Prompt) {
+		t.Errorf("/tokenize says %v, the prompt is %v", counted.Tokens, b.last(t).Prompt)
+	}
+	body["add_generation_prompt"] = true
+	wantError(t, a.post("/v1/chat/completions", body.String()), 400, "BadRequestError", "continue_final_message")
+	messages[1]["content"] = "  "
+	delete(body, "add_generation_prompt")
+	wantError(t, a.post("/v1/chat/completions", body.String()), 400, "BadRequestError", "continue_final_message")
+	for _, x := range []struct{ rendered, last, want string }{
+		{"<a>hello <end>", " hello ", "<a>hello "}, {"<a>hello<end>", "hello ", "<a>hello"}, {"hello<a>hello<end>", "hello", "hello<a>hello"},
+	} {
+		if got, err := cutAfter(x.rendered, x.last); got != x.want || err != nil {
+			t.Errorf("%q after %q: %q %v", x.rendered, x.last, got, err)
+		}
+	}
+}
+
+func TestTokensAsIDs(t *testing.T) {
+	a := serve(t, scripted(withLogprobs(tokens(70, 71), nil)...))
+	var text completion
+	a.ok("/v1/completions", `{"prompt":"a","logprobs":1,"return_tokens_as_token_ids":true}`, &text)
+	l := text.Choices[0].Logprobs
+	if !slices.Equal(l.Tokens, []string{"token_id:70", "token_id:71"}) || !slices.Equal(slices.Sorted(maps.Keys(l.Top[0])), []string{"token_id:370", "token_id:70"}) {
+		t.Errorf("%+v", l)
+	}
+	var chat chatAnswer
+	a.ok("/v1/chat/completions", chatBody(obj{"logprobs": true, "top_logprobs": 2, "return_tokens_as_token_ids": true}).String(), &chat)
+	if e := chat.Choices[0].Logprobs.Content[0]; e.Token != "token_id:70" || e.Top[1].Token != "token_id:370" {
+		t.Errorf("%+v", e)
+	}
+}
+
+// Where a choice's KV lay is told at its end to those who ask.
+func TestPlacement(t *testing.T) {
+	events := tokens(70, 71)
+	events[1].Spans = []engine.SpanInfo{{Instance: "i1", Blocks: 7}, {Instance: "i0", Blocks: 2}}
+	a := serve(t, scripted(events...))
+	const want = `,"kv_placement":[{"instance":"i1","blocks":7},{"instance":"i0","blocks":2}]}`
+	for _, body := range []string{`"return_kv_placement":true`, `"return_kv_placement":true,"stream":true`, `"stream":true`, `"n":1`} {
+		r := a.do("POST", "/v1/completions", `{"prompt":"a",`+body+`}`)
+		asked := strings.Contains(body, "kv_placement")
+		if r.status != 200 || strings.Count(string(r.body), want) != map[bool]int{true: 1}[asked] || !asked && strings.Contains(string(r.body), "kv_placement") {
+			t.Errorf("%s: %d %s", body, r.status, r.body)
+		}
+	}
+}
+
+// A client's own name for a request is its id, if it is fit for a log.
+func TestRequestNames(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a := serve(t, b)
+	for _, x := range []struct{ header, field, want string }{
+		{"trace-1", "", "cmpl-trace-1"}, {"", "mine", "cmpl-mine"}, {"trace-1", "mine", "cmpl-trace-1"},
+		{"two words", "", ""}, {strings.Repeat("x", 129), "", ""}, {"", "naïve", ""},
+	} {
+		r := a.do("POST", "/v1/completions", obj{"prompt": "a", "request_id": x.field}.String(), "X-Request-Id", x.header)
+		var out completion
+		strict(t, r.body, &out)
+		if out.ID != x.want && (x.want != "" || len(out.ID) != len("cmpl-")+24) || b.last(t).ID != out.ID+"-0" {
+			t.Errorf("%+v: answer %s, request %s", x, out.ID, b.last(t).ID)
+		}
+	}
+}

@@ -1,0 +1,92 @@
+package server
+
+import (
+	"context"
+	"slices"
+
+	"github.com/infinite-llm/infinite/engine"
+)
+
+// choice is a finished choice.
+type choice struct {
+	text       []byte
+	tokens     []engine.TokenLogprob
+	prompt     []engine.TokenLogprob
+	generated  int
+	finish     string
+	stopReason any
+	spans      []engine.SpanInfo
+}
+
+func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
+	choices := make([]choice, len(p.jobs))
+	err := s.deltas(ctx, p, func(d delta) error {
+		c := &choices[d.index]
+		c.text = append(c.text, d.text...)
+		c.tokens = append(c.tokens, d.tokens...)
+		c.prompt = append(c.prompt, d.prompt...)
+		c.generated += d.generated
+		c.finish, c.stopReason, c.spans = d.finish, d.stopReason, d.spans
+		return nil
+	})
+	return choices, err
+}
+
+// encode writes the whole answer.
+func (p *plan) encode(choices []choice) []byte {
+	a := &p.answer
+	b := append(a.head(nil, a.object), `,"choices":[`...)
+	generated := 0
+	for i, c := range choices {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		generated += c.generated
+		b = append(b, `{"index":`...)
+		b = appendInt(b, i)
+		if a.chat {
+			b = p.appendChatChoice(b, c)
+		} else {
+			b = p.appendTextChoice(b, i, c)
+		}
+		b = append(appendFinish(b, c.finish, c.stopReason, c.spans), '}')
+	}
+	b = append(b, ']')
+	if a.chat && p.promptLogprobs >= 0 {
+		b = a.appendPromptLogprobs(b, choices[0].prompt, p.promptLogprobs)
+	}
+	b = append(b, `,"usage":`...)
+	return append(appendUsage(b, p.promptTokens, generated), '}')
+}
+
+func (p *plan) appendChatChoice(b []byte, c choice) []byte {
+	b = append(b, `,"message":{"role":"assistant","content":`...)
+	b = appendString(b, string(c.text))
+	b = append(b, `,"refusal":null},"logprobs":`...)
+	if !p.logprobs {
+		return append(b, `null`...)
+	}
+	return p.answer.appendChatLogprobs(b, c.tokens)
+}
+
+func (p *plan) appendTextChoice(b []byte, i int, c choice) []byte {
+	text, tokens, echoed := string(c.text), c.tokens, len(p.echo) > 0
+	var at place
+	if echoed {
+		e := p.echo[i/(len(p.jobs)/len(p.echo))]
+		text, at.echo = e.text+text, e.text
+		tokens = slices.Concat([]engine.TokenLogprob{{Token: e.first}}, fewer(c.prompt, p.jobs[i].req.Logprobs), c.tokens)
+	}
+	b = append(b, `,"text":`...)
+	b = appendString(b, text)
+	b = append(b, `,"logprobs":`...)
+	if p.logprobs {
+		b = p.answer.appendTextLogprobs(b, tokens, &at, echoed)
+	} else {
+		b = append(b, `null`...)
+	}
+	if p.promptLogprobs >= 0 {
+		b = p.answer.appendPromptLogprobs(b, c.prompt, p.promptLogprobs)
+	}
+	return b
+}

@@ -1,0 +1,194 @@
+# shellcheck shell=sh
+# Functions for scripts that run in the guest:  . "$GUEST_LIB"
+#
+# Number I stands for netdev vI with 10.77.0.(I+1), fd77::(I+1) and RDMA device rxeI. At the start there are
+# v0 and v1, the two ends of one veth pair. Changes go to ip in batches: an emulated CPU starts few processes
+# a second.
+
+guest_mtu=4200 # a path MTU of 4096 needs 4176
+
+# The numbers of the devices that there are.
+guest_numbers() {
+    for guest_dir in /sys/class/net/v[0-9]*; do
+        [ ! -e "$guest_dir" ] || echo "${guest_dir##*/v}"
+    done
+}
+
+# Batches for ip: the addresses of number $1, its routes, and what it must know of each number in $2.
+guest_address_lines() {
+    echo "addr replace 10.77.0.$(($1 + 1))/24 dev v$1"
+    echo "addr replace fd77::$(($1 + 1))/64 dev v$1 nodad"
+}
+
+guest_route_lines() {
+    echo "route replace 10.77.0.0/24 dev v$1 table $((100 + $1))"
+    echo "route replace fd77::/64 dev v$1 table $((100 + $1))"
+    for guest_other in $2; do
+        [ "$guest_other" != "$1" ] || continue
+        echo "neigh replace 10.77.0.$((guest_other + 1)) lladdr 02:00:00:00:77:0$guest_other dev v$1 nud permanent"
+        echo "neigh replace fd77::$((guest_other + 1)) lladdr 02:00:00:00:77:0$guest_other dev v$1 nud permanent"
+    done
+}
+
+# All addresses are this machine's own, so that the kernel would deliver without a wire. These rules send
+# what goes from one to another out by its device, and accept what comes in.
+guest_rule_lines() {
+    echo "rule add pref 1 iif v$1 lookup local"
+    echo "rule add pref 10 from $2$(($1 + 1)) to $3 lookup $((100 + $1))"
+}
+
+guest_local_rule_lines() {
+    echo "rule add pref 100 lookup local"
+    echo "rule del pref 0"
+}
+
+guest_addresses() {
+    for guest_number in $1; do
+        echo "link set v$guest_number up"
+        guest_address_lines "$guest_number"
+        guest_route_lines "$guest_number" "$1"
+    done | ip -batch -
+}
+
+guest_rdma() {
+    for guest_number in $1; do
+        echo "link add rxe$guest_number type rxe netdev v$guest_number"
+    done | rdma -b -
+}
+
+# guest_pair: v0 and v1, ends of one wire: when one goes down, the other has no carrier. init.sh calls it.
+guest_pair() {
+    # The sender's address is our own, which looks like a forgery otherwise.
+    echo 1 >/proc/sys/net/ipv4/conf/default/accept_local
+    echo 0 >/proc/sys/net/ipv4/conf/default/rp_filter
+    echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
+    echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
+    {
+        echo "link set lo up"
+        echo "link add v0 address 02:00:00:00:77:00 mtu $guest_mtu type veth peer name v1 address 02:00:00:00:77:01 mtu $guest_mtu"
+        guest_local_rule_lines
+        guest_rule_lines 0 10.77.0. 10.77.0.0/24
+        guest_rule_lines 1 10.77.0. 10.77.0.0/24
+    } | ip -batch -
+    {
+        guest_local_rule_lines
+        guest_rule_lines 0 fd77:: fd77::/64
+        guest_rule_lines 1 fd77:: fd77::/64
+    } | ip -6 -batch -
+    guest_addresses "0 1"
+    guest_rdma "0 1"
+}
+
+# guest_switch COUNT: instead of the pair, COUNT (2 to 9) devices at a switch: when one goes down, the others
+# stay up, as with real ones.
+guest_switch() {
+    guest_all=""
+    guest_number=0
+    while [ $guest_number -lt "$1" ]; do
+        guest_all="$guest_all $guest_number"
+        guest_number=$((guest_number + 1))
+    done
+    printf 'link delete rxe0\nlink delete rxe1\n' | rdma -b -
+    {
+        echo "link del v0"
+        echo "link add switch type bridge mcast_snooping 0"
+        echo "link set switch up"
+        for guest_number in $guest_all; do
+            echo "link add v$guest_number address 02:00:00:00:77:0$guest_number mtu $guest_mtu type veth peer name port$guest_number mtu $guest_mtu"
+            echo "link set port$guest_number master switch up"
+            [ "$guest_number" -lt 2 ] || guest_rule_lines "$guest_number" 10.77.0. 10.77.0.0/24
+        done
+    } | ip -batch -
+    for guest_number in $guest_all; do
+        [ "$guest_number" -lt 2 ] || guest_rule_lines "$guest_number" fd77:: fd77::/64
+    done | ip -6 -batch -
+    guest_addresses "$guest_all"
+    guest_rdma "$guest_all"
+}
+
+# guest_hosts COUNT: namespaces host0, host1, ... with a TCP network of their own, 10.88.0.(I+1) each, that
+# stand for machines; run with "ip netns exec host0 COMMAND". rxe sends only from the first namespace, but its
+# devices can be opened from all: let a process in hostI use rxeI and nothing else.
+guest_hosts() {
+    {
+        echo "link add lan type bridge mcast_snooping 0"
+        echo "addr add 10.88.0.254/24 dev lan"
+        echo "link set lan up"
+    } | ip -batch -
+    guest_number=0
+    while [ $guest_number -lt "$1" ]; do
+        ip netns add "host$guest_number"
+        {
+            echo "link add lan$guest_number type veth peer name eth0 netns host$guest_number"
+            echo "link set lan$guest_number master lan up"
+        } | ip -batch -
+        {
+            echo "link set lo up"
+            echo "addr add 10.88.0.$((guest_number + 1))/24 dev eth0"
+            echo "link set eth0 up"
+        } | ip -n "host$guest_number" -batch -
+        guest_number=$((guest_number + 1))
+    done
+}
+
+# guest_gid RXE: the index of its IPv4 GID, for perftest's -x. Indexes differ between devices and change.
+guest_gid() {
+    for guest_dir in 0 1 2 3 4 5 6 7; do
+        read -r guest_line <"/sys/class/infiniband/$1/ports/1/gids/$guest_dir"
+        case $guest_line in 0000:0000:0000:0000:0000:ffff:*) echo "$guest_dir" && return ;; esac
+    done
+    return 1
+}
+
+# guest_addr_del DEV: takes DEV's addresses away; its GIDs go with them, a little later.
+guest_addr_del() {
+    printf 'addr del %s/24 dev %s\naddr del %s/64 dev %s\n' "10.77.0.$((${1#v} + 1))" "$1" "fd77::$((${1#v} + 1))" "$1" |
+        ip -batch -
+}
+
+# guest_addr_add DEV: gives DEV its addresses back, and the routes that went with them.
+guest_addr_add() {
+    {
+        guest_address_lines "${1#v}"
+        guest_route_lines "${1#v}" "$(guest_numbers)"
+    } | ip -batch -
+}
+
+guest_down() { ip link set "$1" down; }
+
+# guest_up DEV: the link comes back, and with it the addresses and routes that going down took away.
+guest_up() {
+    {
+        echo "link set $1 up"
+        guest_address_lines "${1#v}"
+        guest_route_lines "${1#v}" "$(guest_numbers)"
+    } | ip -batch -
+}
+
+# guest_flap DEV [SECONDS]: the link goes down and comes back.
+guest_flap() {
+    guest_down "$1"
+    sleep "${2:-1}"
+    guest_up "$1"
+}
+
+# guest_netem DEV ARGUMENTS...: what DEV sends suffers, e.g. guest_netem v0 delay 5ms loss 1%
+guest_netem() {
+    guest_dev=$1
+    shift
+    tc qdisc replace dev "$guest_dev" root netem "$@"
+}
+
+# guest_loss SHARE [DEV...]: of what DEV sends (all if none is named) this share is lost; 0 ends it.
+guest_loss() {
+    guest_share=$1
+    shift
+    # shellcheck disable=SC2046  # a list of numbers
+    [ $# -gt 0 ] || set -- $(guest_numbers | sed 's/^/v/')
+    for guest_dev in "$@"; do
+        case $guest_share in
+        0 | 0%) tc qdisc del dev "$guest_dev" root ;;
+        *) tc qdisc replace dev "$guest_dev" root netem loss "$guest_share" ;;
+        esac
+    done
+}
