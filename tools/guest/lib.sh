@@ -187,7 +187,7 @@ guest_loss() {
     [ $# -gt 0 ] || set -- $(guest_numbers | sed 's/^/v/')
     for guest_dev in "$@"; do
         case $guest_share in
-        0 | 0%) tc qdisc del dev "$guest_dev" root ;;
+        0 | 0%) tc qdisc del dev "$guest_dev" root 2>/dev/null || true ;; # there may be none
         *) tc qdisc replace dev "$guest_dev" root netem loss "$guest_share" ;;
         esac
     done

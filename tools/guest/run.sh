@@ -127,6 +127,7 @@ set -- -no-user-config -nodefaults -no-reboot -display none -nic none -accel "$a
 # The pipe's writing end is open as long as the guest lives, so that cat ends with it.
 cd "$job"
 mkfifo out
+: >console
 cat out &
 reader=$!
 setpriv --pdeathsig TERM timeout -k 2 "$limit" setpriv --pdeathsig KILL qemu-system-x86_64 "$@" </dev/null >qemu 2>&1 3>out &

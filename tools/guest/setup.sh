@@ -86,7 +86,7 @@ unpack_kernel() {
     say "downloading $parts"
     # shellcheck disable=SC2086  # a list
     (cd "$tree.part/deb" && apt-get download -q $parts) >"$base/apt.log" 2>&1 ||
-        { tail -n 5 "$base/apt.log" >&2; skip "cannot download $parts"; }
+        { rm -rf "$tree.part"; tail -n 5 "$base/apt.log" >&2; skip "cannot download $parts"; }
     for deb in "$tree.part/deb"/*.deb; do
         # The bulk of a kernel is drivers that a virtual machine has no use for.
         dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$tree.part" --exclude='*/drivers/gpu/*' \
