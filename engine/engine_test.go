@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/sched"
 )
 
@@ -267,6 +268,39 @@ func TestNoRoomInTheCluster(t *testing.T) {
 	c.settled()
 }
 
+// A request that waits for room for long makes the cluster keep room for it, until it has it.
+func TestStarvingIsTold(t *testing.T) {
+	cfg := small
+	cfg.Patience = 3
+	c := newSim(t, 1, 10, cfg)
+	n := c.nodes[0]
+	h, err := n.kv.Host("elsewhere", 1, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := submit(t, n, Request{ID: "a", Prompt: prompt(1, 60), MaxTokens: 40, Sampling: sampling(1), Arrival: 42})
+	told := func(want uint64) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			c.mu.Lock()
+			got := n.hungry
+			c.mu.Unlock()
+			if got == want {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("starving is %d, want %d", got, want)
+			}
+		}
+	}
+	told(42)
+	if err := n.kv.Unhost("elsewhere", h.Handle, h.Generation); err != nil {
+		t.Fatal(err)
+	}
+	checkAnswer(t, s, 1, prompt(1, 60), 40)
+	told(0)
+}
+
 func TestRefusedAndEndlessSteps(t *testing.T) {
 	c := newSim(t, 1, 10, small)
 	n := c.nodes[0]
@@ -295,5 +329,56 @@ func TestRefusedAndEndlessSteps(t *testing.T) {
 	}
 	if _, events := read(t, s); last(events).Finish != "error" {
 		t.Fatalf("%+v", events)
+	}
+	// The device may still write where the request's blocks were.
+	if other.kv.Hostable() != 0 {
+		t.Fatal("an instance without a working device lends blocks")
+	}
+}
+
+// A move counts before a loss when it was reported before it: what came after a peer was back is not lost
+// with what was there before.
+func TestMovesAndLossesInOrder(t *testing.T) {
+	for _, lostFirst := range []bool{true, false} {
+		c := newSim(t, 2, 20, small)
+		n := c.nodes[0]
+		e, err := New(Config{Sched: small}, n, n.kv, n) // its steps are taken here, one by one
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := e.Submit(t.Context(), &Request{ID: "a", Prompt: prompt(1, 60), MaxTokens: 9, Logprobs: -1, PromptLogprobs: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.takeInbox()
+		if plan := e.sched.Schedule(n.View()); !e.fill(plan) {
+			t.Fatalf("%+v", plan)
+		}
+		if err := e.step(); err != nil {
+			t.Fatal(err)
+		}
+		h, err := c.nodes[1].kv.Host("n0", 1, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		span := kvcache.Span{Instance: "n1", Peer: 1, Handle: h.Handle, Generation: h.Generation}
+		if _, err := n.kv.BeginMove(1, span, 2); err != nil {
+			t.Fatal(err)
+		}
+		span.Blocks = 2
+		if lostFirst {
+			e.PeerLost("n1")
+		}
+		e.Moved(MoveResult{Request: 1, Span: span, Began: true})
+		if !lostFirst {
+			e.PeerLost("n1")
+		}
+		e.takeInbox()
+		if alive := len(e.Requests()) == 1; alive != lostFirst {
+			t.Errorf("lost first %v, alive %v", lostFirst, alive)
+		}
+		s.Close()
+		e.takeInbox()
+		c.settled()
 	}
 }

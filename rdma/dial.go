@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 )
@@ -11,22 +12,34 @@ import (
 // dialLimit bounds one attempt to connect and shake hands.
 const dialLimit = 5 * time.Second
 
-// Dial opens the client end of a lane from local to remote and measures it. With Auto a shared memory
-// link that cannot be had is replaced by TCP. The error wraps ErrRefused if the peer said no, and
-// ErrUnsupported if want cannot be.
-func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape Shape, want Transport) (*Link, Info, error) {
+// Choice is what the dialer wants of a link.
+type Choice struct {
+	Transport Transport
+	Verbs     VerbsConfig
+}
+
+// Dial opens the client end of a lane from local to remote and measures it. With Auto a link that cannot
+// be had the best way is opened over TCP, and Info says what was wrong. The error wraps ErrRefused if the
+// peer said no, and ErrUnsupported if what is wanted cannot be.
+func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape Shape, want Choice) (*Link, Info, error) {
 	if shmBytes(shape.Slots, shape.SlotBytes) == 0 {
 		return nil, Info{}, fmt.Errorf("cannot open a link of %d slots of %d bytes", shape.Slots, shape.SlotBytes)
 	}
-	transport, reason, err := Select(Endpoint{Instance: local.Instance, Host: HostID()}, remote, want)
+	self := Endpoint{Instance: local.Instance, Host: HostID()}
+	if want.Transport != SHM && want.Transport != TCP {
+		self.Verbs, self.NoVerbs = describeVerbs(want.Verbs)
+	}
+	transport, reason, err := Select(self, remote, want.Transport)
 	if err != nil {
 		return nil, Info{}, err
 	}
+	d := dialer{local: local, remote: remote, lane: lane, shape: shape, verbs: want.Verbs}
 	info := Info{Transport: transport, Reason: reason}
-	link, err := dialOne(ctx, local, remote, lane, shape, &info)
-	if err != nil && transport == SHM && want != SHM && !errors.Is(err, ErrRefused) && ctx.Err() == nil {
-		info = Info{Transport: TCP, Reason: fmt.Sprintf("shm failed: %v", err)}
-		link, err = dialOne(ctx, local, remote, lane, shape, &info)
+	link, err := d.dial(ctx, &info)
+	auto := want.Transport == Auto || want.Transport == ""
+	if err != nil && auto && transport != TCP && !errors.Is(err, ErrRefused) && ctx.Err() == nil {
+		info = Info{Transport: TCP, Reason: fmt.Sprintf("%s failed: %v", transport, err), FellBack: true}
+		link, err = d.dial(ctx, &info)
 	}
 	if err != nil {
 		return nil, Info{}, fmt.Errorf("cannot open a %s link to %s: %w", info.Transport, remote.Instance, err)
@@ -34,20 +47,29 @@ func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape
 	return link, info, nil
 }
 
-func dialOne(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape Shape, info *Info) (*Link, error) {
+// dialer is one lane to be opened.
+type dialer struct {
+	local  Identity
+	remote Endpoint
+	lane   Lane
+	shape  Shape
+	verbs  VerbsConfig
+}
+
+func (d *dialer) dial(ctx context.Context, info *Info) (*Link, error) {
 	limited, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
-	network, address := "tcp", remote.TCPAddr
+	network, address := "tcp", d.remote.TCPAddr
 	if info.Transport == SHM {
-		network, address = "unix", remote.UnixPath
+		network, address = "unix", d.remote.UnixPath
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(limited, network, address)
+	var nd net.Dialer
+	conn, err := nd.DialContext(limited, network, address)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(limited, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	fds, err := callOver(conn, local, remote, lane, shape, info.Transport)
+	link, err := d.callOver(conn, info)
 	stop()
 	if err != nil {
 		conn.Close()
@@ -56,38 +78,90 @@ func dialOne(ctx context.Context, local Identity, remote Endpoint, lane Lane, sh
 		}
 		return nil, err
 	}
-	link, err := openLink(conn, info.Transport, true, shape, fds)
-	if err != nil {
-		return nil, err
-	}
-	if err := link.probe(ctx, shape.SlotBytes, info); err != nil {
+	if err := link.probe(ctx, d.shape.SlotBytes, info); err != nil {
 		link.Close()
 		return nil, err
 	}
 	return link, nil
 }
 
-// callOver shakes hands and, for shm, makes and passes the memory.
-func callOver(conn net.Conn, local Identity, remote Endpoint, lane Lane, shape Shape, transport Transport) (shmFDs, error) {
-	none := shmFDs{-1, -1, -1}
-	fds := none
-	unixConn, isUnix := conn.(*net.UnixConn)
-	if isUnix {
-		var err error
-		if fds, err = newSHM(shape.Slots, shape.SlotBytes); err != nil {
-			return none, err
-		}
+// callOver shakes hands and opens the link over conn.
+func (d *dialer) callOver(conn net.Conn, info *Info) (*Link, error) {
+	h := hello{
+		Version: helloVersion, Cluster: d.local.ClusterID, From: d.local.Instance, Process: d.local.Process, To: d.remote.Instance, Lane: d.lane,
+		Provider: info.Transport, Slots: d.shape.Slots, SlotBytes: d.shape.SlotBytes, Pair: d.shape.Pair, Nonce: newNonce(),
 	}
-	err := greet(conn, local.Secret, hello{
-		Version: helloVersion, Cluster: local.ClusterID, From: local.Instance, Process: local.Process, To: remote.Instance, Lane: lane,
-		Provider: transport, Slots: shape.Slots, SlotBytes: shape.SlotBytes, Pair: shape.Pair, Nonce: newNonce(),
-	})
-	if err == nil && isUnix {
-		err = sendSHM(unixConn, fds)
+	switch info.Transport {
+	case SHM:
+		return d.callSHM(conn, h)
+	case Verbs:
+		return d.callVerbs(conn, h, info)
+	}
+	if _, err := greet(conn, d.local.Secret, h); err != nil {
+		return nil, err
+	}
+	return openLink(conn, TCP, true, d.shape, noFDs)
+}
+
+// callSHM makes the memory of a shm link and passes it.
+func (d *dialer) callSHM(conn net.Conn, h hello) (*Link, error) {
+	fds, err := newSHM(d.shape.Slots, d.shape.SlotBytes)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = greet(conn, d.local.Secret, h); err == nil {
+		err = sendSHM(conn.(*net.UnixConn), fds)
 	}
 	if err != nil {
 		fds.close()
-		return none, err
+		return nil, err
 	}
-	return fds, nil
+	return openLink(conn, SHM, true, d.shape, fds)
+}
+
+// callVerbs exchanges queue pairs. Both ends can receive before either sends, and both can send before
+// either opens its link; the connection then only shows that the other lives.
+func (d *dialer) callVerbs(conn net.Conn, h hello, info *Info) (*Link, error) {
+	end, port, err := newVerbsEnd(d.verbs, localIP(conn), d.local.ClusterID, d.local.Instance, d.remote.Instance, d.shape)
+	if err != nil {
+		return nil, err
+	}
+	defer end.close()
+	info.Reason += "; " + port.describe()
+	h.Verbs = end.info()
+	r, err := greet(conn, d.local.Secret, h)
+	if err != nil {
+		return nil, err
+	}
+	for _, step := range []func() error{func() error { return end.receive(r.Verbs) }, end.send} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+		if err := inStep(conn); err != nil {
+			return nil, err
+		}
+	}
+	return openVerbsLink(conn, true, d.shape, end)
+}
+
+// inStep tells the other end that this one has taken a step, and waits for it to say the same.
+func inStep(conn net.Conn) error {
+	if _, err := conn.Write([]byte{1}); err != nil {
+		return fmt.Errorf("cannot set up the queue pair: %w", err)
+	}
+	var b [1]byte
+	if _, err := io.ReadFull(conn, b[:]); err != nil {
+		return fmt.Errorf("cannot set up the queue pair: the peer gave up: %w", err)
+	}
+	if b[0] != 1 {
+		return errors.New("cannot set up the queue pair: the peer broke the protocol")
+	}
+	return nil
+}
+
+func localIP(conn net.Conn) net.IP {
+	if a, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+		return a.IP
+	}
+	return nil
 }

@@ -11,9 +11,10 @@ import (
 type Transport string
 
 const (
-	Auto Transport = "auto" // the best that works
-	SHM  Transport = "shm"  // shared memory, within one host
-	TCP  Transport = "tcp"  // anything else
+	Auto  Transport = "auto"  // the best that works
+	SHM   Transport = "shm"   // shared memory, within one host
+	Verbs Transport = "verbs" // RDMA: InfiniBand, RoCE v2
+	TCP   Transport = "tcp"   // anything else
 )
 
 var (
@@ -32,6 +33,9 @@ type Endpoint struct {
 	Host     string `json:"host"`    // HostID of its process
 	TCPAddr  string `json:"tcp_addr"`
 	UnixPath string `json:"unix_path"` // abstract, "@..."
+
+	Verbs   string `json:"verbs,omitempty"`    // the RDMA ports on which it accepts links, in words
+	NoVerbs string `json:"no_verbs,omitempty"` // why there is none
 }
 
 // HostID tells whether two processes can share memory: the running kernel and the network namespace,
@@ -63,21 +67,41 @@ func Select(local, remote Endpoint, want Transport) (Transport, string, error) {
 	case localKernel == remoteKernel:
 		apart = "the peer is in another network namespace"
 	}
+	noVerbs := ""
+	switch {
+	case local.Verbs == "":
+		noVerbs = orElse(local.NoVerbs, "this instance has no RDMA port")
+	case remote.Verbs == "":
+		noVerbs = "at the peer: " + orElse(remote.NoVerbs, "it has no RDMA port")
+	}
 	switch want {
 	case SHM:
 		if !sameHost || remote.UnixPath == "" {
 			return "", "", fmt.Errorf("cannot use shm to %s, %s: %w", remote.Instance, apart, ErrUnsupported)
 		}
 		return SHM, "asked for", nil
+	case Verbs:
+		if noVerbs != "" {
+			return "", "", fmt.Errorf("cannot use verbs to %s, %s: %w", remote.Instance, noVerbs, ErrUnsupported)
+		}
+		return Verbs, "asked for", nil
 	case TCP:
 		return TCP, "asked for", nil
 	case Auto, "":
-		if sameHost && remote.UnixPath != "" {
+		switch {
+		case sameHost && remote.UnixPath != "":
 			return SHM, "same host", nil
+		case noVerbs == "":
+			return Verbs, apart + ", and both have an RDMA port", nil
 		}
-		return TCP, apart, nil
-	case "verbs":
-		return "", "", fmt.Errorf("cannot use verbs, which is not in this build: %w", ErrUnsupported)
+		return TCP, apart + "; " + noVerbs, nil
 	}
-	return "", "", fmt.Errorf("cannot use transport %q, which is not one of auto, shm, tcp: %w", want, ErrUnsupported)
+	return "", "", fmt.Errorf("cannot use transport %q, which is not one of auto, verbs, shm, tcp: %w", want, ErrUnsupported)
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
 }

@@ -62,10 +62,12 @@ type hello struct {
 	SlotBytes uint64    `json:"slot_bytes"`
 	Pair      uint64    `json:"pair"`
 	Nonce     []byte    `json:"nonce"`
+	Verbs     []byte    `json:"verbs,omitempty"` // of a verbs link: the dialer's queue pair
 }
 
 type reply struct {
 	Error string `json:"error,omitempty"`
+	Verbs []byte `json:"verbs,omitempty"` // the acceptor's
 }
 
 // parseHello reads a hello and checks what can be checked without knowing who listens.
@@ -83,10 +85,12 @@ func parseHello(raw []byte) (hello, error) {
 		return hello{}, errors.New("cannot accept a link from nobody")
 	case h.Lane != LaneQuery && h.Lane != LaneMove:
 		return hello{}, fmt.Errorf("cannot accept lane %q", h.Lane)
-	case h.Provider != SHM && h.Provider != TCP:
+	case h.Provider != SHM && h.Provider != TCP && h.Provider != Verbs:
 		return hello{}, fmt.Errorf("cannot accept provider %q", h.Provider)
 	case shmBytes(h.Slots, h.SlotBytes) == 0:
 		return hello{}, fmt.Errorf("cannot accept %d slots of %d bytes", h.Slots, h.SlotBytes)
+	case h.Provider == Verbs && len(h.Verbs) != verbsInfoSize || h.Provider != Verbs && h.Verbs != nil:
+		return hello{}, fmt.Errorf("cannot accept a queue pair of %d bytes", len(h.Verbs))
 	case len(h.Nonce) != nonceBytes:
 		return hello{}, fmt.Errorf("cannot accept a nonce of %d bytes", len(h.Nonce))
 	}
@@ -142,48 +146,48 @@ func readSigned(r io.Reader) (body, mac []byte, err error) {
 }
 
 // greet is the dialer's half of the handshake. An error that wraps ErrRefused came from the peer.
-func greet(rw io.ReadWriter, secret string, h hello) error {
+func greet(rw io.ReadWriter, secret string, h hello) (r reply, err error) {
 	start := make([]byte, len(magic)+nonceBytes)
 	if _, err := io.ReadFull(rw, start); err != nil {
-		return fmt.Errorf("cannot read the peer's greeting: %w", err)
+		return r, fmt.Errorf("cannot read the peer's greeting: %w", err)
 	}
 	if string(start[:len(magic)]) != magic {
-		return fmt.Errorf("cannot understand the peer: %w", ErrRefused)
+		return r, fmt.Errorf("cannot understand the peer: %w", ErrRefused)
 	}
 	nonce := start[len(magic):]
 	body, err := json.Marshal(h)
 	if err != nil {
-		return fmt.Errorf("cannot write the hello: %w", err)
+		return r, fmt.Errorf("cannot write the hello: %w", err)
 	}
 	if len(body) > maxHello {
-		return fmt.Errorf("cannot send a hello of %d bytes, more than %d", len(body), maxHello)
+		return r, fmt.Errorf("cannot send a hello of %d bytes, more than %d", len(body), maxHello)
 	}
 	if err := writeSigned(rw, body, helloCode(secret, nonce, body)); err != nil {
-		return fmt.Errorf("cannot send the hello: %w", err)
+		return r, fmt.Errorf("cannot send the hello: %w", err)
 	}
 	answer, mac, err := readSigned(rw)
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("cannot agree with the peer, does the cluster secret match? %w", ErrRefused)
+		return r, fmt.Errorf("cannot agree with the peer, does the cluster secret match? %w", ErrRefused)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot read the reply: %w", err)
+		return r, fmt.Errorf("cannot read the reply: %w", err)
 	}
 	if !hmac.Equal(mac, replyCode(secret, nonce, body, answer)) {
-		return fmt.Errorf("cannot trust the peer, %w: %w", errMAC, ErrRefused)
+		return r, fmt.Errorf("cannot trust the peer, %w: %w", errMAC, ErrRefused)
 	}
-	var r reply
 	if err := json.Unmarshal(answer, &r); err != nil {
-		return fmt.Errorf("cannot read the reply: %w", err)
+		return r, fmt.Errorf("cannot read the reply: %w", err)
 	}
 	if r.Error != "" {
-		return fmt.Errorf("%w: %s", ErrRefused, r.Error)
+		return r, fmt.Errorf("%w: %s", ErrRefused, r.Error)
 	}
-	return nil
+	return r, nil
 }
 
 // welcome is the acceptor's half. check decides on a hello whose sender has proved to know the secret;
-// its error goes to the dialer.
-func welcome(rw io.ReadWriter, secret string, check func(hello) error) (hello, error) {
+// its error, or
+// its own queue pair for a verbs link, goes to the dialer.
+func welcome(rw io.ReadWriter, secret string, check func(hello) (verbs []byte, err error)) (hello, error) {
 	nonce := newNonce()
 	if _, err := rw.Write(append([]byte(magic), nonce...)); err != nil {
 		return hello{}, fmt.Errorf("cannot greet: %w", err)
@@ -198,7 +202,7 @@ func welcome(rw io.ReadWriter, secret string, check func(hello) error) (hello, e
 	var r reply
 	h, refusal := parseHello(body)
 	if refusal == nil {
-		refusal = check(h)
+		r.Verbs, refusal = check(h)
 	}
 	if refusal != nil {
 		r.Error = refusal.Error()

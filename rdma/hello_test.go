@@ -12,30 +12,37 @@ import (
 )
 
 func TestSelect(t *testing.T) {
-	here := Endpoint{Instance: "a", Host: "k1/net:[1]", UnixPath: "@a"}
+	here := Endpoint{Instance: "a", Host: "k1/net:[1]", UnixPath: "@a", NoVerbs: "no RDMA here"}
 	namespace := Endpoint{Instance: "b", Host: "k1/net:[2]", UnixPath: "@b"}
 	away := Endpoint{Instance: "c", Host: "k2/net:[1]", UnixPath: "@c"}
+	with := func(e Endpoint) Endpoint { e.Verbs, e.NoVerbs = "a port", ""; return e }
 	cases := []struct {
-		name   string
-		remote Endpoint
-		want   Transport
-		got    Transport
-		reason string
+		name          string
+		local, remote Endpoint
+		want          Transport
+		got           Transport
+		reason        string
 	}{
-		{"same host", here, Auto, SHM, "same host"},
-		{"default", here, "", SHM, "same host"},
-		{"other host", away, Auto, TCP, "the peer is on another host"},
-		{"other namespace", namespace, Auto, TCP, "the peer is in another network namespace"},
-		{"unknown host", Endpoint{UnixPath: "@d"}, Auto, TCP, "the host of one side is unknown"},
-		{"no socket", Endpoint{Host: here.Host}, Auto, TCP, "the peer has no unix socket"},
-		{"asked for tcp", here, TCP, TCP, "asked for"},
-		{"asked for shm", here, SHM, SHM, "asked for"},
-		{"shm cannot be", away, SHM, "", ""},
-		{"verbs", here, "verbs", "", ""},
-		{"unknown", here, "pigeon", "", ""},
+		{"same host", here, here, Auto, SHM, "same host"},
+		{"same host with verbs", with(here), with(here), Auto, SHM, "same host"},
+		{"default", here, here, "", SHM, "same host"},
+		{"other host", here, away, Auto, TCP, "the peer is on another host; no RDMA here"},
+		{"other host with verbs", with(here), with(away), Auto, Verbs, "the peer is on another host, and both have an RDMA port"},
+		{"verbs here alone", with(here), away, Auto, TCP, "the peer is on another host; at the peer: it has no RDMA port"},
+		{"verbs there alone", here, with(away), Auto, TCP, "the peer is on another host; no RDMA here"},
+		{"other namespace", here, namespace, Auto, TCP, "the peer is in another network namespace; no RDMA here"},
+		{"unknown host", here, Endpoint{UnixPath: "@d"}, Auto, TCP, "the host of one side is unknown; no RDMA here"},
+		{"no socket", here, Endpoint{Host: here.Host}, Auto, TCP, "the peer has no unix socket; no RDMA here"},
+		{"asked for tcp", with(here), with(away), TCP, TCP, "asked for"},
+		{"asked for shm", here, here, SHM, SHM, "asked for"},
+		{"asked for verbs", with(here), with(here), Verbs, Verbs, "asked for"},
+		{"shm cannot be", here, away, SHM, "", ""},
+		{"verbs cannot be", here, with(away), Verbs, "", ""},
+		{"verbs cannot be there", with(here), away, Verbs, "", ""},
+		{"unknown", here, here, "pigeon", "", ""},
 	}
 	for _, c := range cases {
-		got, reason, err := Select(here, c.remote, c.want)
+		got, reason, err := Select(c.local, c.remote, c.want)
 		if got != c.got || reason != c.reason || (err != nil) != (c.got == "") {
 			t.Errorf("%s: got %q, %q, %v", c.name, got, reason, err)
 		}
@@ -61,7 +68,7 @@ func TestHandshakeRefusals(t *testing.T) {
 			l := listen(t)
 			identity, endpoint := client, l.Endpoint()
 			c.change(&identity, &endpoint)
-			_, _, err := Dial(testContext(t), identity, endpoint, LaneQuery, shape, want)
+			_, _, err := Dial(testContext(t), identity, endpoint, LaneQuery, shape, Choice{Transport: want})
 			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%s over %s: error is %v", name, want, err)
 			}
@@ -81,13 +88,13 @@ func TestAdmit(t *testing.T) {
 		return nil
 	})
 	for _, want := range []Transport{SHM, TCP} {
-		if _, _, err := Dial(testContext(t), client, l.Endpoint(), LaneQuery, shape, want); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "a is not wanted here") {
+		if _, _, err := Dial(testContext(t), client, l.Endpoint(), LaneQuery, shape, Choice{Transport: want}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "a is not wanted here") {
 			t.Errorf("%s: %v", want, err)
 		}
 	}
 	fresh := client
 	fresh.Process = "p2"
-	link, _, err := Dial(testContext(t), fresh, l.Endpoint(), LaneQuery, shape, Auto)
+	link, _, err := Dial(testContext(t), fresh, l.Endpoint(), LaneQuery, shape, Choice{Transport: Auto})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +120,7 @@ func TestImpostor(t *testing.T) {
 		}
 		done <- writeSigned(b, []byte("{}"), make([]byte, macBytes))
 	}()
-	err := greet(a, "secret", hello{Version: helloVersion, Nonce: newNonce()})
+	_, err := greet(a, "secret", hello{Version: helloVersion, Nonce: newNonce()})
 	if !errors.Is(err, errMAC) {
 		t.Errorf("error is %v", err)
 	}
@@ -167,7 +174,7 @@ func TestNoMemoryNoLink(t *testing.T) {
 	defer conn.Close()
 	h := hello{Version: helloVersion, Cluster: "c", From: "a", To: "b", Lane: LaneQuery, Provider: SHM,
 		Slots: 2, SlotBytes: 64, Nonce: newNonce()}
-	if err := greet(conn, "secret", h); err != nil {
+	if _, err := greet(conn, "secret", h); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Write([]byte{0}); err != nil {
@@ -190,7 +197,7 @@ func TestAcceptEnds(t *testing.T) {
 	}
 	endpoint := l.Endpoint()
 	// A link that nobody accepts is closed with the listener.
-	link, _, err := Dial(testContext(t), client, endpoint, LaneQuery, shape, TCP)
+	link, _, err := Dial(testContext(t), client, endpoint, LaneQuery, shape, Choice{Transport: TCP})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,14 +209,14 @@ func TestAcceptEnds(t *testing.T) {
 	if _, err := l.Accept(testContext(t)); !errors.Is(err, ErrClosed) {
 		t.Errorf("error is %v", err)
 	}
-	if _, _, err := Dial(testContext(t), client, endpoint, LaneQuery, shape, Auto); err == nil {
+	if _, _, err := Dial(testContext(t), client, endpoint, LaneQuery, shape, Choice{Transport: Auto}); err == nil {
 		t.Error("a closed listener accepted a link")
 	}
 }
 
 func TestDialRefusesWrongShapes(t *testing.T) {
 	for _, s := range []Shape{{}, {Slots: 1, SlotBytes: 64}, {Slots: 2, SlotBytes: 65}, {Slots: 2, SlotBytes: 1 << 31}} {
-		if _, _, err := Dial(testContext(t), client, Endpoint{}, LaneQuery, s, Auto); err == nil {
+		if _, _, err := Dial(testContext(t), client, Endpoint{}, LaneQuery, s, Choice{Transport: Auto}); err == nil {
 			t.Errorf("%+v was accepted", s)
 		}
 	}
@@ -251,7 +258,7 @@ func FuzzWelcome(f *testing.F) {
 			io.Reader
 			io.Writer
 		}{strings.NewReader(string(raw)), io.Discard}
-		if _, err := welcome(rw, "secret", func(hello) error { return nil }); err == nil {
+		if _, err := welcome(rw, "secret", func(hello) ([]byte, error) { return nil, nil }); err == nil {
 			t.Error("a caller without the secret was welcome")
 		}
 	})

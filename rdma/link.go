@@ -2,7 +2,7 @@ package rdma
 
 // #cgo CFLAGS: -I${SRCDIR}/../csrc/include
 // #cgo LDFLAGS: -linfinite -lm -lpthread
-// #include "infinite/link.h"
+// #include "infinite/verbs.h"
 //
 // static int wait_one(inf_link *link, int64_t timeout_ns) {
 //     return inf_link_wait((inf_link *const *)&link, 1, -1, timeout_ns);
@@ -80,6 +80,39 @@ func openLink(conn net.Conn, transport Transport, client bool, shape Shape, fds 
 	if C.inf_link_open(&config, &handle, &cerr) < 0 {
 		return nil, goError(&cerr)
 	}
+	return newLink(handle), nil
+}
+
+// openVerbsLink opens one end over a queue pair that is ready, which it takes. conn, which it closes in
+// every case, is what shows the peer's death.
+func openVerbsLink(conn net.Conn, client bool, shape Shape, end *verbsEnd) (*Link, error) {
+	defer conn.Close()
+	sock, err := dupFD(conn)
+	if err != nil {
+		return nil, fmt.Errorf("cannot take over the connection: %w", err)
+	}
+	config := C.inf_link_config{
+		role: C.INF_LINK_SERVER, provider: C.INF_PROVIDER_VERBS,
+		slots: C.uint32_t(shape.Slots), slot_bytes: C.uint64_t(shape.SlotBytes), peer: C.int32_t(shape.Peer),
+		sock_fd: C.int32_t(sock), mem_fd: -1, rx_event_fd: -1, tx_event_fd: -1,
+	}
+	if client {
+		config.role = C.INF_LINK_CLIENT
+	}
+	var (
+		handle *C.inf_link
+		cerr   C.inf_err
+	)
+	endpoint := end.handle
+	end.handle = nil
+	if C.inf_link_open_verbs(&config, endpoint, &handle, &cerr) < 0 {
+		return nil, goError(&cerr)
+	}
+	return newLink(handle), nil
+}
+
+// newLink wraps an open link and reports it when nobody closes it.
+func newLink(handle *C.inf_link) *Link {
 	openLinks.Add(1)
 	l := &Link{handle: handle}
 	l.cleanup = runtime.AddCleanup(l, func(handle *C.inf_link) {
@@ -87,7 +120,7 @@ func openLink(conn net.Conn, transport Transport, client bool, shape Shape, fds 
 		openLinks.Add(-1)
 		closeHandle(unsafe.Pointer(handle))
 	}, handle)
-	return l, nil
+	return l
 }
 
 func goError(e *C.inf_err) error {

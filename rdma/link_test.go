@@ -37,13 +37,36 @@ var (
 	client = Identity{ClusterID: "c", Instance: "a", Process: "p1", Secret: "secret"}
 )
 
+// transports are those that work here: on a host with an RDMA port, or in the guest with Soft-RoCE, verbs too.
+func transports() []Transport {
+	out := []Transport{SHM, TCP}
+	if ports, _ := describeVerbs(VerbsConfig{}); ports != "" {
+		out = append(out, Verbs)
+	}
+	return out
+}
+
+// devices are the ends of verbs links: two devices where there are two, so that packets cross a wire.
+func devices() (dialer, acceptor VerbsConfig) {
+	ports, _ := VerbsPorts(VerbsConfig{}, nil)
+	if len(ports) > 0 {
+		dialer.Devices, acceptor.Devices = []string{ports[len(ports)-1].Device}, []string{ports[0].Device}
+	}
+	return dialer, acceptor
+}
+
+func choice(want Transport) Choice {
+	dialer, _ := devices()
+	return Choice{Transport: want, Verbs: dialer}
+}
+
 func runChild(spec string) {
 	var remote Endpoint
 	transport, rest, _ := strings.Cut(spec, " ")
 	if err := json.Unmarshal([]byte(rest), &remote); err != nil {
 		panic(err)
 	}
-	link, _, err := Dial(context.Background(), client, remote, LaneQuery, shape, Transport(transport))
+	link, _, err := Dial(context.Background(), client, remote, LaneQuery, shape, choice(Transport(transport)))
 	if err != nil {
 		panic(err)
 	}
@@ -65,7 +88,8 @@ func testContext(t *testing.T) context.Context {
 func listen(t *testing.T) *Listener {
 	t.Helper()
 	before := OpenLinks()
-	l, err := Listen(ListenConfig{Identity: server})
+	_, acceptor := devices()
+	l, err := Listen(ListenConfig{Identity: server, Verbs: acceptor})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +104,7 @@ func listen(t *testing.T) *Listener {
 
 func connect(t *testing.T, l *Listener, lane Lane, want Transport) (*Link, Info, Accepted) {
 	t.Helper()
-	link, info, err := Dial(testContext(t), client, l.Endpoint(), lane, shape, want)
+	link, info, err := Dial(testContext(t), client, l.Endpoint(), lane, shape, choice(want))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +131,7 @@ func exchange(t *testing.T, from, to *Link, text string) {
 }
 
 func TestLinksExchangeMessages(t *testing.T) {
-	for _, want := range []Transport{SHM, TCP, Auto} {
+	for _, want := range append(transports(), Auto) {
 		t.Run(string(want), func(t *testing.T) {
 			l := listen(t)
 			c, info, a := connect(t, l, LaneMove, want)
@@ -133,7 +157,7 @@ func TestLinksExchangeMessages(t *testing.T) {
 }
 
 func TestCloseShowsAtThePeer(t *testing.T) {
-	for _, want := range []Transport{SHM, TCP} {
+	for _, want := range transports() {
 		l := listen(t)
 		c, _, a := connect(t, l, LaneQuery, want)
 		a.Link.Close()
@@ -153,7 +177,7 @@ func TestCloseShowsAtThePeer(t *testing.T) {
 
 // The kernel closes what a killed process had open; nothing else tells.
 func TestKilledProcessShows(t *testing.T) {
-	for _, want := range []Transport{SHM, TCP} {
+	for _, want := range transports() {
 		l := listen(t)
 		remote, _ := json.Marshal(l.Endpoint())
 		cmd := exec.Command(os.Args[0])
@@ -219,7 +243,7 @@ func TestForgottenLinkIsClosed(t *testing.T) {
 	l := listen(t)
 	before := OpenLinks()
 	func() {
-		link, _, err := Dial(testContext(t), client, l.Endpoint(), LaneQuery, shape, TCP)
+		link, _, err := Dial(testContext(t), client, l.Endpoint(), LaneQuery, shape, Choice{Transport: TCP})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,8 @@ const (
 	queueLimit    = 10 * time.Second
 )
 
+var errNotAdmitted = errors.New("cannot admit the caller")
+
 // ListenConfig says who listens, and where. Only Identity is needed.
 type ListenConfig struct {
 	Identity
@@ -28,6 +30,8 @@ type ListenConfig struct {
 	Advertise string
 	// MaxSlotBytes refuses links with larger slots. 0: the data plane's own limit, 1 GiB.
 	MaxSlotBytes uint64
+	// Verbs says which RDMA ports may be used.
+	Verbs VerbsConfig
 }
 
 // Accepted is the server end of a link that another instance opened.
@@ -89,7 +93,9 @@ func (l *Listener) Endpoint() Endpoint {
 	if _, port, err := net.SplitHostPort(address); err == nil && l.config.Advertise != "" {
 		address = net.JoinHostPort(l.config.Advertise, port)
 	}
-	return Endpoint{Instance: l.config.Instance, Process: l.config.Process, Host: HostID(), TCPAddr: address, UnixPath: l.unix.Addr().String()}
+	e := Endpoint{Instance: l.config.Instance, Process: l.config.Process, Host: HostID(), TCPAddr: address, UnixPath: l.unix.Addr().String()}
+	e.Verbs, e.NoVerbs = describeVerbs(l.config.Verbs)
+	return e
 }
 
 // Admit makes f decide on every caller that knows the secret. Its error goes to the caller, whose Dial then
@@ -169,8 +175,11 @@ func (l *Listener) serve(conn net.Conn) {
 		}
 	}
 	if err != nil {
-		if l.ctx.Err() == nil {
-			slog.Warn("cannot accept a link", "remote", conn.RemoteAddr().String(), "from", a.From, "error", err)
+		if level := slog.LevelWarn; l.ctx.Err() == nil {
+			if errors.Is(err, errNotAdmitted) {
+				level = slog.LevelDebug // whoever decides on admission says so where it matters
+			}
+			slog.Log(l.ctx, level, "cannot accept a link", "remote", conn.RemoteAddr().String(), "from", a.From, "error", err)
 		}
 		return
 	}
@@ -191,47 +200,74 @@ func (l *Listener) handshake(conn net.Conn) (Accepted, error) {
 	conn.SetDeadline(time.Now().Add(helloLimit))
 	stop := context.AfterFunc(l.ctx, func() { conn.Close() })
 	defer stop()
-	transport := TCP
 	unixConn, isUnix := conn.(*net.UnixConn)
-	if isUnix {
-		transport = SHM
+	var end *verbsEnd
+	defer func() { end.close() }()
+	h, err := welcome(conn, l.config.Secret, func(h hello) ([]byte, error) {
+		if err := l.check(h, isUnix); err != nil || h.Provider != Verbs {
+			return nil, err
+		}
+		var err error
+		shape := Shape{Slots: h.Slots, SlotBytes: h.SlotBytes, Peer: -1}
+		if end, _, err = newVerbsEnd(l.config.Verbs, localIP(conn), h.Cluster, h.To, h.From, shape); err != nil {
+			return nil, err
+		}
+		return end.info(), nil
+	})
+	a := Accepted{From: h.From, Process: h.Process, Lane: h.Lane, Pair: h.Pair, Info: Info{Transport: h.Provider, Reason: "chosen by the peer"}}
+	if err == nil {
+		a.Link, err = l.open(conn, unixConn, h, end)
 	}
-	h, err := welcome(conn, l.config.Secret, func(h hello) error { return l.check(h, transport) })
-	a := Accepted{From: h.From, Process: h.Process, Lane: h.Lane, Pair: h.Pair, Info: Info{Transport: transport, Reason: "chosen by the peer"}}
 	if err != nil {
 		conn.Close()
-		return a, err
 	}
-	fds := shmFDs{-1, -1, -1}
-	if isUnix {
-		if fds, err = receiveSHM(unixConn); err == nil {
-			if err = checkSHM(fds, h.Slots, h.SlotBytes); err != nil {
-				fds.close()
-			}
-		}
-		if err != nil {
-			conn.Close()
-			return a, err
-		}
-	}
-	a.Link, err = openLink(conn, transport, false, Shape{Slots: h.Slots, SlotBytes: h.SlotBytes, Peer: -1}, fds)
 	return a, err
 }
 
+// open makes the link that the caller and this end have agreed on.
+func (l *Listener) open(conn net.Conn, unixConn *net.UnixConn, h hello, end *verbsEnd) (*Link, error) {
+	shape := Shape{Slots: h.Slots, SlotBytes: h.SlotBytes, Peer: -1}
+	switch h.Provider {
+	case SHM:
+		fds, err := receiveSHM(unixConn)
+		if err != nil {
+			return nil, err
+		}
+		if err = checkSHM(fds, h.Slots, h.SlotBytes); err != nil {
+			fds.close()
+			return nil, err
+		}
+		return openLink(conn, SHM, false, shape, fds)
+	case Verbs:
+		for _, step := range []func() error{func() error { return end.receive(h.Verbs) }, end.send} {
+			if err := step(); err != nil {
+				return nil, err
+			}
+			if err := inStep(conn); err != nil {
+				return nil, err
+			}
+		}
+		return openVerbsLink(conn, false, shape, end)
+	}
+	return openLink(conn, TCP, false, shape, noFDs)
+}
+
 // check decides on a caller that knows the secret.
-func (l *Listener) check(h hello, transport Transport) error {
+func (l *Listener) check(h hello, isUnix bool) error {
 	switch {
 	case h.Cluster != l.config.ClusterID:
 		return fmt.Errorf("cannot accept a link of cluster %q, this is %q", h.Cluster, l.config.ClusterID)
 	case h.To != l.config.Instance:
 		return fmt.Errorf("cannot accept a link to %q, this is %q", h.To, l.config.Instance)
-	case h.Provider != transport:
-		return fmt.Errorf("cannot open a %s link over a connection for %s", h.Provider, transport)
+	case (h.Provider == SHM) != isUnix:
+		return fmt.Errorf("cannot open a %s link over this connection", h.Provider)
 	case l.config.MaxSlotBytes > 0 && h.SlotBytes > l.config.MaxSlotBytes:
 		return fmt.Errorf("cannot accept slots of %d bytes, more than %d", h.SlotBytes, l.config.MaxSlotBytes)
 	}
 	if admit := l.admit.Load(); admit != nil {
-		return (*admit)(h.From, h.Process)
+		if err := (*admit)(h.From, h.Process); err != nil {
+			return fmt.Errorf("%w: %w", errNotAdmitted, err)
+		}
 	}
 	return nil
 }

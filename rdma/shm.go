@@ -18,6 +18,8 @@ const (
 // eventfd the dialer sleeps on, then the acceptor's. -1 where not open.
 type shmFDs [shmFiles]int
 
+var noFDs = shmFDs{-1, -1, -1}
+
 func (f shmFDs) close() {
 	for _, fd := range f {
 		if fd >= 0 {

@@ -18,6 +18,18 @@ enum {
 
 #define INF_LINK_MAX_SLOT_BYTES (UINT64_C(1) << 30)
 
+/* Puts, where a provider has them. Arguments are checked as far as link.h says, not against the
+ * region.
+ */
+typedef struct inf_put_ops {
+    int (*use_region)(inf_link *link, inf_region *region);
+    int (*grant)(inf_link *link, uint64_t offset, uint64_t bytes, inf_grant *out);
+    int (*revoke)(inf_link *link, uint32_t id);
+    int (*put)(inf_link *link, const inf_put *puts, uint32_t n);
+    void (*limit)(inf_link *link, uint64_t bytes);
+    uint64_t (*pending)(inf_link *link);
+} inf_put_ops;
+
 /* Each function is called on a living link only, except close. A provider reports an error through
  * inf_link_fail and returns its code; link.c then answers every later call itself. */
 typedef struct inf_link_ops {
@@ -34,6 +46,7 @@ typedef struct inf_link_ops {
     void (*disarm)(inf_link *link, const struct pollfd fds[INF_LINK_FDS]);
     /* Frees the provider's memory, the link included. The descriptors are link.c's to close. */
     void (*close)(inf_link *link);
+    const inf_put_ops *puts; /* NULL: it has none */
 } inf_link_ops;
 
 /* The head of every provider's own structure. */

@@ -24,7 +24,7 @@ func (r *RManager) admit(from, process string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p := r.peers[from]; p == nil || p.member.Endpoint.Process != process {
-		return fmt.Errorf("cannot accept a link: %s does not know this process of %s", r.cfg.ID, from)
+		return fmt.Errorf("%s does not know this process of %s", r.cfg.ID, from)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 const (
 	maxOffloads = 256 // that are queued
 	placers     = 4   // offloads that are placed at a time
+	maxFailures = 10  // calls in a row without an answer before a creditor is given up, if they take deafAfter
 )
 
 var (
@@ -80,10 +81,7 @@ func (r *RManager) place(o offload) (placed, error) {
 		last = table.Spans[n-1]
 	}
 	for _, c := range r.creditors(last.Instance) {
-		to, n, err := r.tryMove(c, o, last)
-		if err != nil {
-			slog.Warn("cannot ask a creditor for room", "peer", c.peer.id, "error", err)
-		}
+		to, n := r.tryMove(c, o, last)
 		if n == 0 {
 			continue
 		}
@@ -108,7 +106,7 @@ func (r *RManager) place(o offload) (placed, error) {
 
 // tryMove asks a creditor for room, in the request's last span when that lies there. It returns the span,
 // as the request has it now, and the number of blocks reserved behind it, 0 for a refusal.
-func (r *RManager) tryMove(c creditor, o offload, last kvcache.Span) (to kvcache.Span, n int, err error) {
+func (r *RManager) tryMove(c creditor, o offload, last kvcache.Span) (to kvcache.Span, n int) {
 	limited, done := r.call()
 	defer done()
 	req := &pb.TryMoveKVRequest{Owner: r.cfg.ID, Request: uint64(o.request), Blocks: uint32(o.blocks), Session: c.session, Ticket: r.nextTicket()}
@@ -124,16 +122,39 @@ func (r *RManager) tryMove(c creditor, o offload, last kvcache.Span) (to kvcache
 		to.Blocks > 0 && grant.Accepted > 0 && (grant.Handle != to.Handle || grant.Generation != to.Generation):
 		err = fmt.Errorf("cannot use a grant of %d blocks in span %d.%d for %d", grant.Accepted, grant.Handle, grant.Generation, o.blocks)
 	default:
-		r.setHostable(c.peer, int(grant.Hostable))
+		r.answered(c.peer, int(grant.Hostable))
 		to.Handle, to.Generation = grant.Handle, grant.Generation
-		return to, int(grant.Accepted), nil
+		return to, int(grant.Accepted)
 	}
-	r.setHostable(c.peer, 0)
+	r.unanswered(c, err)
 	if to.Blocks == 0 {
 		// The call may have been heard. Room behind an old span ends with that, or is found again.
 		r.giveUp(c, req.Ticket)
 	}
-	return to, 0, err
+	return to, 0
+}
+
+func (r *RManager) answered(p *peer, hostable int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.hostable, p.told = hostable, time.Now()
+	p.failures = 0
+}
+
+// unanswered notes that a creditor gave no answer that could be used. It keeps the room that it said to
+// have, so that nobody is preempted for a moment's trouble; but one that never answers would be waited for
+// in vain, and is given up.
+func (r *RManager) unanswered(c creditor, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := c.peer
+	if p.failures++; p.failures == 1 {
+		p.failing = time.Now()
+		slog.Warn("cannot ask a creditor for room", "peer", p.id, "error", err)
+	}
+	if p.session == c.session && p.failures >= maxFailures && time.Since(p.failing) > deafAfter {
+		r.dropSoon(p, fmt.Errorf("it answers no calls: %w", err))
+	}
 }
 
 func (r *RManager) nextTicket() uint64 {

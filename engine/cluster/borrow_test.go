@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -165,4 +168,72 @@ func TestLinksEndAndComeBack(t *testing.T) {
 	}
 	sameAnswer(t, nodes[0].ask(1, 200, 60), 1, 200, 60)
 	settled(t, nodes...)
+}
+
+// Everything at once: more requests than the cluster holds, some cancelled, calls that fail before they are
+// served and after, links that end. Every answer is right or says that its instance is lost, and in the
+// end nothing is left anywhere.
+func TestStorm(t *testing.T) {
+	_, nodes := startCluster(t, rdma.SHM, 20, 24, 30)
+	kinds := [][3]int{{1, 10, 20}, {2, 60, 40}, {3, 130, 30}, {4, 200, 50}, {5, 90, 120}}
+	for _, k := range kinds {
+		alone().answer(t, k[0], k[1], k[2])
+	}
+	var calls atomic.Int64
+	for _, n := range nodes {
+		n.setFault(func(_ context.Context, _ string, served bool) error {
+			if k := calls.Add(1); k%7 == 0 || k%11 == 0 && served {
+				return status.Error(codes.Unavailable, "a fault")
+			}
+			return nil
+		})
+	}
+	done := make(chan struct{})
+	var wg, drops sync.WaitGroup
+	drops.Go(func() {
+		for k := 0; ; k++ {
+			select {
+			case <-done:
+				return
+			case <-time.After(300 * time.Millisecond):
+				a, b := nodes[k%3], nodes[(k+1+k%2)%3]
+				a.rman.drop(a.rman.peerByID(b.id), 0, errors.New("for a test"))
+			}
+		}
+	})
+	var right, lost, cancelled atomic.Int64
+	for i, n := range nodes {
+		for client := range 4 {
+			wg.Go(func() {
+				for round := range 6 {
+					k := kinds[(i+client+round)%len(kinds)]
+					s := n.ask(k[0], k[1], k[2])
+					if (client+round)%5 == 4 {
+						_, _ = s.Next(t.Context())
+						s.Close()
+						cancelled.Add(1)
+						continue
+					}
+					got, err := answer(t, s)
+					var gone *engine.PeerLostError
+					switch {
+					case err == nil && slices.Equal(got, alone().answer(t, k[0], k[1], k[2])):
+						right.Add(1)
+					case errors.As(err, &gone):
+						lost.Add(1)
+					default:
+						t.Errorf("%s: request %v ended with %d tokens: %v", n.id, k, len(got), err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	close(done)
+	drops.Wait()
+	settled(t, nodes...)
+	t.Logf("%d right, %d lost, %d cancelled", right.Load(), lost.Load(), cancelled.Load())
+	if right.Load() == 0 {
+		t.Error("no request came through")
+	}
 }

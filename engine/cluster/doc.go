@@ -2,12 +2,21 @@
 //
 //	etcd.go        the embedded etcd of a cluster that brings none
 //	member.go      who is there: one lease per instance, one watch per process
+//	manager.go     an API process's side: Join, and the placement map for the API
 //	gmanager.go    the placement map, made of heartbeats; one elected process answers for it
 //	heartbeat.go   an instance's side of the heartbeat
-//	rmanager.go    an instance's KV blocks towards others: borrowing room and moving blocks there
-//	host.go        the other side: reserving room for others' blocks, and giving it back
+//	rmanager.go    an instance's KV blocks towards others: its parts, what it knows of the cluster
+//	borrow.go      room with creditors: asking for it, moving blocks there
+//	release.go     giving room back
+//	host.go        the other side: reserving room for others' blocks, and freeing it
 //	peers.go       links to every other instance, their set-up, loss and return
+//	accept.go      the other side of the links
+//	auth.go        what every gRPC connection between processes has
 //
 // Nothing on the token path waits for etcd or for the gManager: steps, streams and existing spans go on
-// while either is away.
+// while either is away. Blocks are borrowed and given back meanwhile too: a gManager that cannot reach
+// etcd stays one, and without any, creditors say themselves what room they have.
+//
+// The links of two instances have a session, a number that the debtor draws for each pair of lanes. Calls
+// about spans carry it, so that one that is late, or is about links that are gone, means nothing.
 package cluster

@@ -88,6 +88,9 @@ func (e *Etcd) start(ctx context.Context, host string) error {
 	return err
 }
 
+// Err delivers what ends it while it should run; it is closed by Close.
+func (e *Etcd) Err() <-chan error { return e.server.Err() }
+
 // Close stops it. Close clients first: a server waits seconds for open ones.
 func (e *Etcd) Close() {
 	e.server.Close()

@@ -46,6 +46,7 @@ type instance struct {
 	eng    *engine.Engine
 	rman   *RManager
 	fault  atomic.Pointer[fault]
+	hold   atomic.Bool // steps do not end
 	lost   chan string // what Home.PeerLost heard; never read is fine
 	close  func()
 	closed sync.Once
@@ -56,6 +57,20 @@ type testLender struct{ *RManager }
 
 func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
 func (l testLender) View() sched.View        { return sched.View(l.RManager.View()) }
+
+// testSteps are a device's whose steps can be held up.
+type testSteps struct {
+	*device.Device
+	hold *atomic.Bool
+}
+
+func (d testSteps) Wait(timeout time.Duration) (bool, error) {
+	if d.hold.Load() {
+		time.Sleep(min(timeout, 5*time.Millisecond))
+		return false, nil
+	}
+	return d.Device.Wait(timeout)
+}
 
 type testMoves struct{ *device.Device }
 
@@ -141,10 +156,10 @@ func startInstance(t *testing.T, etcd []string, id string, blocks int, transport
 	dir, err := Watch(t.Context(), client, testID)
 	must(err)
 	query, move := slotBytes(t)
-	n.rman = NewRManager(Config{ID: id, ClusterID: testID, Secret: testSecret, Transport: transport, QuerySlotBytes: query, MoveSlotBytes: move,
+	n.rman = NewRManager(Config{ID: id, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
 		Heartbeat: 20 * time.Millisecond}, n.kv, n.dev, testMoves{n.dev}, n.dev, links)
 	n.eng, err = engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
-		StallRefresh: 2 * time.Millisecond}, n.dev, n.kv, testLender{n.rman})
+		StallRefresh: 2 * time.Millisecond}, testSteps{n.dev, &n.hold}, n.kv, testLender{n.rman})
 	must(err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
@@ -165,7 +180,8 @@ func startInstance(t *testing.T, etcd []string, id string, blocks int, transport
 		Session: fmt.Sprint(time.Now().UnixNano())})
 	must(err)
 	n.close = func() {
-		n.fault.Store(nil)
+		n.setFault(nil)
+		n.hold.Store(false)
 		reg.Close()
 		server.Stop()
 		n.rman.Close()

@@ -106,13 +106,21 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 	case req.BlockSize != 0 && int(req.BlockSize) != m.cfg.BlockSize:
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --block-size %d, this instance with %d", m.cfg.BlockSize, req.BlockSize)
 	}
+	members, _ := m.dir.Members()
+	for _, other := range members {
+		// Another API process may have brought it, over the same etcd.
+		if other.Fingerprint != req.Fingerprint {
+			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s serves another model (fingerprint %.12s, yours %.12s)",
+				other.ID, other.Fingerprint, req.Fingerprint)
+		}
+	}
 	id := req.Id
 	if id == "" {
 		var err error
 		if id, err = m.NewID(ctx); err != nil {
 			return nil, status.Errorf(codes.Unavailable, "cannot give out an id: %v", err)
 		}
-	} else if members, _ := m.dir.Members(); members[id].ID != "" {
+	} else if members[id].ID != "" {
 		return nil, status.Errorf(codes.AlreadyExists, "cannot join as %s: that instance is a member", id)
 	}
 	return &pb.JoinReply{Id: id, ClusterId: m.cfg.ClusterID, EtcdEndpoints: m.cfg.Etcd, BlockSize: uint32(m.cfg.BlockSize)}, nil

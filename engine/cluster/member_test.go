@@ -8,6 +8,10 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
 
 func startEtcd(t *testing.T) (*Etcd, *clientv3.Client) {
@@ -189,6 +193,57 @@ func TestBadMembersAreLeftOut(t *testing.T) {
 	defer again.Close()
 	for _, list := range []*Directory{d, again} {
 		eventually(t, "the good one alone", func() bool { m, _ := list.Members(); return len(m) == 1 })
+	}
+}
+
+func TestJoinIsChecked(t *testing.T) {
+	e, c := startEtcd(t)
+	ctx := context.Background()
+	m, err := NewManager(ctx, ManagerConfig{ClusterID: testID, Address: "a:1", Etcd: []string{e.Endpoint}, BlockSize: 4, Fingerprint: "f", DType: "float32"}, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	join := func(change func(*pb.JoinRequest)) (string, codes.Code) {
+		req := &pb.JoinRequest{Fingerprint: "f", Dtype: "float32", BlockSize: 4}
+		change(req)
+		reply, err := m.Join(ctx, req)
+		return reply.GetId(), status.Code(err)
+	}
+	for name, change := range map[string]func(*pb.JoinRequest){
+		"model":      func(r *pb.JoinRequest) { r.Fingerprint = "g" },
+		"dtype":      func(r *pb.JoinRequest) { r.Dtype = "bfloat16" },
+		"block size": func(r *pb.JoinRequest) { r.BlockSize = 1<<32 - 4 },
+	} {
+		if _, code := join(change); code != codes.FailedPrecondition {
+			t.Errorf("%s: %v", name, code)
+		}
+	}
+	register := func(id, fingerprint string) func() {
+		r, err := Register(ctx, c, testID, Member{ID: id, Address: "x", Fingerprint: fingerprint})
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, id, func() bool { return has(m.Directory(), id) })
+		return r.Close
+	}
+	any := func(*pb.JoinRequest) {}
+	if id, code := join(any); id != "i0" || code != codes.OK {
+		t.Errorf("the first: %s %v", id, code)
+	}
+	defer register("i1", "f")() // somebody chose it
+	if id, code := join(any); id != "i2" || code != codes.OK {
+		t.Errorf("the next that is free: %s %v", id, code)
+	}
+	if _, code := join(func(r *pb.JoinRequest) { r.Id = "i1" }); code != codes.AlreadyExists {
+		t.Errorf("one that is not: %v", code)
+	}
+	if id, code := join(func(r *pb.JoinRequest) { r.Id = "mine" }); id != "mine" || code != codes.OK {
+		t.Errorf("a chosen one: %s %v", id, code)
+	}
+	defer register("other", "g")()
+	if _, code := join(any); code != codes.FailedPrecondition {
+		t.Errorf("beside instances of another model: %v", code)
 	}
 }
 

@@ -46,6 +46,8 @@ type peer struct {
 	hostable  int            // blocks it said it would host
 	told      time.Time      // when it said so
 	shown     bool           // it was in the gManager's last answer
+	failures  int            // calls for room in a row without an answer, the first of them at failing
+	failing   time.Time
 	owed      debt
 	releasing bool // a goroutine pays what is owed
 	retryAt   time.Time
@@ -179,7 +181,11 @@ func (r *RManager) dial(p *peer) {
 		return
 	}
 	p.session, p.backoff = session, 0
-	slog.Info("connected to a peer", "peer", p.id, "transport", string(info.Transport), "why", info.Reason,
+	level := slog.LevelInfo
+	if info.FellBack {
+		level = slog.LevelWarn
+	}
+	slog.Log(context.Background(), level, "connected to a peer", "peer", p.id, "transport", string(info.Transport), "why", info.Reason,
 		"latency", info.LatencyP50, "gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9))
 }
 
@@ -255,7 +261,7 @@ func (r *RManager) takeDown(p *peer, session uint64, cause error) {
 		r.mu.Unlock()
 		return
 	}
-	p.session, p.serving, p.hostable, p.owed = 0, 0, 0, debt{}
+	p.session, p.serving, p.hostable, p.failures, p.owed = 0, 0, 0, 0, debt{}
 	p.busy++
 	r.home.PeerLost(p.id)
 	r.mu.Unlock()
@@ -298,12 +304,6 @@ func (r *RManager) creditors(prefer string) []creditor {
 		out[i] = creditor{p, p.session}
 	}
 	return out
-}
-
-func (r *RManager) setHostable(p *peer, n int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	p.hostable, p.told = n, time.Now()
 }
 
 func (r *RManager) peerByID(id string) *peer {

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	maxRelease   = 4096            // spans or tickets of one call
-	releaseLimit = 5 * time.Second // how long a creditor may take to hear of one
+	maxRelease = 4096            // spans or tickets of one call
+	deafAfter  = 5 * time.Second // how long a creditor may leave calls unanswered
 )
 
 // debt is what a creditor was not told yet. It holds at most what the creditor granted over this session.
@@ -79,7 +79,7 @@ func (r *RManager) payBack(p *peer) {
 		switch {
 		case failing.IsZero():
 			failing = time.Now()
-		case time.Since(failing) > releaseLimit:
+		case time.Since(failing) > deafAfter:
 			// The creditor frees everything when it sees its links end.
 			r.drop(p, req.Session, fmt.Errorf("cannot release spans: %w", err))
 		}

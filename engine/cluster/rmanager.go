@@ -52,7 +52,7 @@ type Config struct {
 	ID        string
 	ClusterID string
 	Secret    string
-	Transport rdma.Transport
+	Transport rdma.Choice
 	// Slot sizes of the two lanes, in bytes, and the slots of each direction.
 	QuerySlotBytes, MoveSlotBytes uint64
 	Slots                         int

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -37,17 +38,23 @@ type Config struct {
 	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
 	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c"`
 
-	Instances     int           `name:"instances" usage:"instances that this process starts"`
-	Join          string        `name:"join" usage:"host:port of a running cluster's control address, to add an instance to it"`
-	InstanceID    string        `name:"instance-id" usage:"id of the joining instance, default the next free one"`
-	ClusterHost   string        `name:"cluster-host" usage:"address of the control plane and of tcp links"`
-	ClusterPort   int           `name:"cluster-port" usage:"port of the control plane (for --join), 0 picks a free one"`
-	ClusterSecret string        `name:"cluster-secret" usage:"secret that all members know; needed when --cluster-host is not loopback" secret:"true"`
-	ClusterID     string        `name:"cluster-id" usage:"name under which this cluster lives in etcd"`
-	EtcdEndpoints []string      `name:"etcd-endpoints" usage:"URLs of an external etcd; empty embeds one"`
-	Transport     string        `name:"transport" usage:"auto, shm or tcp"`
-	PeerTimeout   time.Duration `name:"peer-timeout" usage:"longest wait for one partial result of a peer"`
-	DrainTimeout  time.Duration `name:"drain-timeout" usage:"longest wait for running requests after SIGTERM"`
+	Instances     int      `name:"instances" usage:"instances that this process starts"`
+	Join          string   `name:"join" usage:"host:port of a running cluster's control address, to add an instance to it"`
+	InstanceID    string   `name:"instance-id" usage:"id of the joining instance, default the next free one"`
+	ClusterHost   string   `name:"cluster-host" usage:"address of the control plane and of tcp links"`
+	ClusterPort   int      `name:"cluster-port" usage:"port of the control plane (for --join), 0 picks a free one"`
+	ClusterSecret string   `name:"cluster-secret" usage:"secret that all members know; needed when --cluster-host is not loopback" secret:"true"`
+	ClusterID     string   `name:"cluster-id" usage:"name under which this cluster lives in etcd"`
+	EtcdEndpoints []string `name:"etcd-endpoints" usage:"URLs of an external etcd; empty embeds one"`
+	Transport     string   `name:"transport" usage:"auto, verbs, shm or tcp"`
+
+	RDMADevice       []string `name:"rdma-device" usage:"RDMA devices that verbs links may use; empty is every one with an active port"`
+	RDMAGIDIndex     int      `name:"rdma-gid-index" usage:"index in the port's GID table; -1 chooses the GID by address"`
+	RDMATrafficClass int      `name:"rdma-traffic-class" usage:"traffic class of verbs links, 0 to 255"`
+	RDMAMTU          int      `name:"rdma-mtu" usage:"largest path MTU of verbs links: 256, 512, 1024, 2048 or 4096; 0 is the port's"`
+
+	PeerTimeout  time.Duration `name:"peer-timeout" usage:"longest wait for one partial result of a peer"`
+	DrainTimeout time.Duration `name:"drain-timeout" usage:"longest wait for running requests after SIGTERM"`
 
 	LogLevel string `name:"log-level" usage:"debug, info, warn or error"`
 }
@@ -58,7 +65,7 @@ func Default() Config {
 		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20,
 		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, KVCacheMemory: 256 << 20,
 		DType: "auto", ISA: "auto",
-		Instances: 1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto",
+		Instances: 1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
 		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, LogLevel: "info",
 	}
 }
@@ -114,7 +121,12 @@ func (c *Config) Validate() error {
 	}
 	oneOf("dtype", c.DType, "auto", "float32", "bfloat16")
 	oneOf("isa", c.ISA, "auto", "avx512", "avx2", "c")
-	oneOf("transport", c.Transport, "auto", "shm", "tcp")
+	oneOf("transport", c.Transport, "auto", "verbs", "shm", "tcp")
+	within("rdma-gid-index", c.RDMAGIDIndex, -1, 1<<16)
+	within("rdma-traffic-class", c.RDMATrafficClass, 0, 255)
+	if !slices.Contains([]int{0, 256, 512, 1024, 2048, 4096}, c.RDMAMTU) {
+		bad("rdma-mtu", "%d is none of 0, 256, 512, 1024, 2048, 4096", c.RDMAMTU)
+	}
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
 	if c.PeerTimeout < 10*time.Millisecond || c.PeerTimeout > 10*time.Minute {
 		bad("peer-timeout", "%s is not between 10 ms and 10 min", c.PeerTimeout)

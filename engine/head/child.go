@@ -1,6 +1,7 @@
 package head
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,7 +10,6 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/node"
@@ -96,10 +96,11 @@ func (c *child) terminate() {
 	_ = c.cmd.Process.Signal(syscall.SIGTERM)
 }
 
-func (c *child) wait(limit time.Duration) {
+// wait returns when the instance has ended; when ctx ends first it is killed.
+func (c *child) wait(ctx context.Context) {
 	select {
 	case <-c.done:
-	case <-time.After(limit):
+	case <-ctx.Done():
 		slog.Warn("an instance did not stop in time; killing it", "instance", c.id)
 		_ = c.cmd.Process.Kill()
 		<-c.done

@@ -28,6 +28,10 @@ import (
 // startLimit bounds the time in which all instances must have joined. Loading is what takes long.
 const startLimit = 10 * time.Minute
 
+// childLimit bounds the time in which all instances must have stopped, beyond that in which they finish
+// requests that came from other API processes.
+const childLimit = 5 * time.Second
+
 // Head is a running API process.
 type Head struct {
 	cfg      config.Config
@@ -101,6 +105,11 @@ func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err
 		if h.embedded, err = cluster.StartEtcd(ctx, h.cfg.ClusterHost); err != nil {
 			return err
 		}
+		go func() {
+			for err := range h.embedded.Err() {
+				h.fail(fmt.Errorf("cannot go on without etcd: %w", err))
+			}
+		}()
 		endpoints = []string{h.embedded.Endpoint}
 	}
 	if h.etcd, err = cluster.EtcdClient(endpoints); err != nil {
@@ -115,8 +124,20 @@ func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err
 	}
 	h.grpc = grpc.NewServer(cluster.ServerOptions(h.cfg.ClusterSecret)...)
 	pb.RegisterManagerServer(h.grpc, h.manager)
-	go func() { _ = h.grpc.Serve(h.control) }()
+	go func() {
+		if err := h.grpc.Serve(h.control); err != nil {
+			h.fail(fmt.Errorf("cannot serve the control plane: %w", err))
+		}
+	}()
 	return nil
+}
+
+// fail reports an error that the process cannot go on after; the first counts.
+func (h *Head) fail(err error) {
+	select {
+	case h.failed <- err:
+	default:
+	}
 }
 
 // waitForInstances returns when every started instance is a member.
@@ -137,14 +158,16 @@ func (h *Head) waitForInstances(ctx context.Context) error {
 		if up == len(h.children) {
 			return nil
 		}
+		for _, c := range h.children {
+			if err := c.ended(); err != nil {
+				return fmt.Errorf("cannot start instance %s: %w", c.id, err)
+			}
+		}
 		select {
 		case <-changed:
 		case <-time.After(100 * time.Millisecond):
-			for _, c := range h.children {
-				if err := c.ended(); err != nil {
-					return fmt.Errorf("cannot start instance %s: %w", c.id, err)
-				}
-			}
+		case err := <-h.failed:
+			return err
 		case <-limit.C:
 			return fmt.Errorf("cannot start: %d of %d instances joined within %s", up, len(h.children), startLimit)
 		case <-ctx.Done():
@@ -170,8 +193,10 @@ func (h *Head) Close() {
 	for _, c := range h.children {
 		c.terminate()
 	}
+	stopped, stop := context.WithTimeout(context.Background(), h.cfg.DrainTimeout+childLimit)
+	defer stop()
 	for _, c := range h.children {
-		c.wait(5 * time.Second)
+		c.wait(stopped)
 	}
 	if h.grpc != nil {
 		h.grpc.Stop()

@@ -32,21 +32,11 @@ type Span struct {
 	Blocks                   int
 }
 
-// Table says where a request's KV lies: Spans hold the oldest blocks, in order, then Local. The first
-// Moving local blocks are being copied to another instance; they are readable here until CommitMove.
+// Table says where a request's KV lies: Spans hold the oldest blocks, in order, then Local. Local blocks
+// that are being copied to another instance are readable here until CommitMove.
 type Table struct {
-	Spans  []Span
-	Local  []BlockID
-	Moving int
-}
-
-// SpanBlocks is the number of blocks that lie with other instances.
-func (t *Table) SpanBlocks() int {
-	n := 0
-	for i := range t.Spans {
-		n += t.Spans[i].Blocks
-	}
-	return n
+	Spans []Span
+	Local []BlockID
 }
 
 // Counts are the pool's blocks by state, and Lent: blocks of this instance's requests that lie with others.
@@ -235,13 +225,12 @@ func (m *Manager) AppendTable(id RequestID, t *Table) error {
 	}
 	t.Spans = append(t.Spans[:0], r.spans...)
 	t.Local = append(t.Local[:0], r.local...)
-	t.Moving = r.moving
 	return nil
 }
 
-// Size of a request's table: blocks with others, local blocks, those of them on the move, and those that
-// could be marked as moving now.
-type Size struct{ Spans, Local, Moving, Movable int }
+// Size of a request's table: blocks with others, local blocks, and those of them that could be marked as
+// moving now.
+type Size struct{ Spans, Local, Movable int }
 
 // Size returns the size of a request's table, zero for an unknown request.
 func (m *Manager) Size(id RequestID) Size {
@@ -251,7 +240,7 @@ func (m *Manager) Size(id RequestID) Size {
 	if err != nil {
 		return Size{}
 	}
-	return Size{Spans: r.inSpans, Local: len(r.local), Moving: r.moving, Movable: m.movable(r)}
+	return Size{Spans: r.inSpans, Local: len(r.local), Movable: m.movable(r)}
 }
 
 // Close ends a request: its local blocks are free, and spans lists what its creditors should free.

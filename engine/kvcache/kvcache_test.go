@@ -74,20 +74,29 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
-	var id, n, handle, generation, blocks, size, maxSpans, has int
-	var at, owner string
-	var on bool
+// command is one of a script's, with its arguments.
+type command struct {
+	id, n, handle, generation, blocks, size, maxSpans, has int
+	at, owner                                              string
+	on                                                     bool
+}
+
+func parseCommand(t *testing.T, d *datadriven.TestData) (c command) {
 	for _, a := range []struct {
 		key string
 		p   any
-	}{{"id", &id}, {"n", &n}, {"handle", &handle}, {"gen", &generation}, {"blocks", &blocks}, {"size", &size}, {"spans", &maxSpans},
-		{"has", &has}, {"at", &at}, {"owner", &owner}, {"on", &on}} {
+	}{{"id", &c.id}, {"n", &c.n}, {"handle", &c.handle}, {"gen", &c.generation}, {"blocks", &c.blocks}, {"size", &c.size},
+		{"spans", &c.maxSpans}, {"has", &c.has}, {"at", &c.at}, {"owner", &c.owner}, {"on", &c.on}} {
 		if d.HasArg(a.key) {
 			d.ScanArgs(t, a.key, a.p)
 		}
 	}
-	m, r := *mp, RequestID(id)
+	return c
+}
+
+func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
+	c := parseCommand(t, d)
+	m, r := *mp, RequestID(c.id)
 	result := func(err error, format string, args ...any) string {
 		if err != nil {
 			return err.Error() + "\n"
@@ -97,19 +106,19 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	switch d.Cmd {
 	case "new":
 		var err error
-		*mp, err = NewWithOptions(blocks, size, Options{MaxSpans: maxSpans})
+		*mp, err = NewWithOptions(c.blocks, c.size, Options{MaxSpans: c.maxSpans})
 		return result(err, "ok")
 	case "open":
 		return result(m.Open(r), "ok")
 	case "grow":
-		return result(m.Grow(r, n), "capacity %d", m.Capacity(r))
+		return result(m.Grow(r, c.n), "capacity %d", m.Capacity(r))
 	case "computed":
-		return result(m.SetComputed(r, n), "ok")
+		return result(m.SetComputed(r, c.n), "ok")
 	case "begin":
-		got, err := m.BeginMove(r, Span{Instance: at, Handle: uint32(handle), Generation: uint32(generation), Blocks: has}, n)
+		got, err := m.BeginMove(r, Span{Instance: c.at, Handle: uint32(c.handle), Generation: uint32(c.generation), Blocks: c.has}, c.n)
 		return result(err, "moving %v", got)
 	case "commit":
-		orphans, err := m.CommitMove(r, n)
+		orphans, err := m.CommitMove(r, c.n)
 		return result(err, "orphans %v", orphans)
 	case "abort":
 		orphans, err := m.AbortMove(r)
@@ -118,24 +127,28 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		return result(nil, "release %v", m.Close(r))
 	case "table":
 		tab, err := m.Table(r)
-		return result(err, "spans %v local %v moving %d", tab.Spans, tab.Local, tab.Moving)
+		moving := 0
+		if err == nil {
+			moving = m.requests[r].moving
+		}
+		return result(err, "spans %v local %v moving %d", tab.Spans, tab.Local, moving)
 	case "at":
-		return result(nil, "%v", m.RequestsAt(at))
+		return result(nil, "%v", m.RequestsAt(c.at))
 	case "host":
-		h, err := m.Host(owner, 7, n)
+		h, err := m.Host(c.owner, 7, c.n)
 		return result(err, "%+v", h)
 	case "extend":
-		h, err := m.ExtendHost(owner, uint32(handle), uint32(generation), has, n)
+		h, err := m.ExtendHost(c.owner, uint32(c.handle), uint32(c.generation), c.has, c.n)
 		return result(err, "%+v", h)
 	case "unhost":
-		return result(m.Unhost(owner, uint32(handle), uint32(generation)), "ok")
+		return result(m.Unhost(c.owner, uint32(c.handle), uint32(c.generation)), "ok")
 	case "hosted":
-		return result(nil, "%+v", m.HostedOf(owner))
+		return result(nil, "%+v", m.HostedOf(c.owner))
 	case "pressure":
-		m.SetPressure(on)
+		m.SetPressure(c.on)
 		return result(nil, "hostable %d", m.Hostable())
 	case "demand":
-		m.SetDemand(n)
+		m.SetDemand(c.n)
 		return result(nil, "hostable %d", m.Hostable())
 	case "counts":
 		return result(nil, "%+v", m.Counts())

@@ -79,6 +79,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	if n.links, err = rdma.Listen(rdma.ListenConfig{
 		Identity: rdma.Identity{ClusterID: hello.ClusterId, Instance: n.ID, Secret: cfg.ClusterSecret}, Host: cfg.ClusterHost,
+		Verbs: linkChoice(cfg).Verbs,
 	}); err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.rman = cluster.NewRManager(cluster.Config{
-		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: rdma.Transport(cfg.Transport),
+		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: linkChoice(cfg),
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
 	}, n.kv, n.dev, moves{n.dev}, n.dev, n.links)
 	if n.eng, err = engine.New(n.engineConfig(m), n.dev, n.kv, lender{n.rman}); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
+	"github.com/infinite-llm/infinite/rdma"
 )
 
 // OpenModel opens a model folder, or the bundled model for "".
@@ -86,6 +87,13 @@ func DeviceConfig(cfg config.Config, m *model.Config, dtype string) (device.Conf
 	d.NumBlocks = int(blocks)
 	d.MaxStepBlocks = d.NumBlocks
 	return d, nil
+}
+
+// linkChoice is what links to peers may be.
+func linkChoice(cfg config.Config) rdma.Choice {
+	return rdma.Choice{Transport: rdma.Transport(cfg.Transport), Verbs: rdma.VerbsConfig{
+		Devices: cfg.RDMADevice, GIDIndex: cfg.RDMAGIDIndex + 1, TrafficClass: cfg.RDMATrafficClass, MTU: cfg.RDMAMTU,
+	}}
 }
 
 // Threads resolves --threads: the CPUs divided among this machine's instances.

@@ -5,6 +5,7 @@ package router
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -118,8 +119,7 @@ func (r *Router) stamp() uint64 {
 	return r.arrival
 }
 
-// choose picks the member with most free blocks, less what was sent there since its last report; among
-// equals the one with fewer requests, then the lower id.
+// choose picks the member with most room, as the gManager knows it.
 func (r *Router) choose(ctx context.Context, need int, tried map[string]bool) (cluster.Member, bool) {
 	members, _ := r.manager.Directory().Members()
 	loads := map[string]*pb.Load{}
@@ -132,16 +132,17 @@ func (r *Router) choose(ctx context.Context, need int, tried map[string]bool) (c
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.prune(members)
-	now := time.Now()
+	return r.pick(members, loads, need, tried, time.Now())
+}
+
+// pick takes the member with most free blocks, less what was sent there since its last report; among
+// equals the one with fewer requests, then the lower id. It charges the request to it. The caller holds mu.
+func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Load, need int, tried map[string]bool, now time.Time) (cluster.Member, bool) {
+	r.charges = slices.DeleteFunc(r.charges, func(c charge) bool { return !now.Before(c.until) })
 	charged := map[string]int{}
-	kept := r.charges[:0]
 	for _, c := range r.charges {
-		if now.Before(c.until) {
-			kept = append(kept, c)
-			charged[c.instance] += c.blocks
-		}
+		charged[c.instance] += c.blocks
 	}
-	r.charges = kept
 	var best cluster.Member
 	found, bestRoom, bestBusy := false, 0, 0
 	for id, m := range members {
@@ -150,7 +151,7 @@ func (r *Router) choose(ctx context.Context, need int, tried map[string]bool) (c
 		}
 		room, busy := m.BlocksTotal, 0
 		if l := loads[id]; l != nil {
-			room, busy = int(l.KvBlocksFree)-int(l.KvBlocksLent), int(l.Running+l.Waiting)
+			room, busy = int(l.KvBlocksFree)-int(l.KvBlocksLent), int(l.Running)+int(l.Waiting)
 		}
 		room -= charged[id]
 		if !found || room > bestRoom || room == bestRoom && (busy < bestBusy || busy == bestBusy && id < best.ID) {

@@ -114,8 +114,9 @@ func (s *Scheduler) oldest(r *request, view View) bool {
 }
 
 // starving is the arrival of the oldest request here when it has been without room for long. Others then
-// admit no younger ones: else a crowd of small requests elsewhere could keep it waiting for ever. It stays
-// so for a while after room has come, since room comes piece by piece.
+// admit no younger ones: else a crowd of small requests elsewhere could keep it waiting for ever. One that
+// runs stays so for a while after room has come, since it comes piece by piece; one that waits is through
+// once it is admitted.
 func (s *Scheduler) starving() uint64 {
 	var short *request
 	if at := slices.IndexFunc(s.running, func(r *request) bool { return r.stalled }); at >= 0 {
@@ -131,7 +132,7 @@ func (s *Scheduler) starving() uint64 {
 	case s.hungry == nil:
 		return 0
 	case s.hungry == short:
-		s.hunger = min(s.hunger+1, 2*s.cfg.Patience)
+		s.hunger = min(s.hunger+1, s.cfg.Patience+s.cfg.Patience/10)
 	default:
 		s.hunger--
 	}

@@ -109,7 +109,7 @@ func (c *simCluster) busy() bool {
 func TestOldRequestsAreNotStarved(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
-		c := newSim(t, rng, 10+rng.IntN(20), 10+rng.IntN(20), 10+rng.IntN(20))
+		c := newSim(t, rng, 6+rng.IntN(12), 6+rng.IntN(12), 6+rng.IntN(12))
 		crowd := func() {
 			for i, n := range c.nodes {
 				for _, waiting := n.s.Counts(); waiting < 3; waiting++ {

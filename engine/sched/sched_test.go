@@ -86,6 +86,7 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 	c.plan = c.s.Schedule(View{
 		PeersFree: scan(t, d, "peers", 0), OldestArrival: scan(t, d, "oldest", uint64(0)), OthersRunning: scan(t, d, "others", 0),
+		Starving: scan(t, d, "starving", uint64(0)),
 	})
 	var b strings.Builder
 	for _, i := range c.plan.Items {
@@ -111,6 +112,9 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 	}
 	if c.plan.Stalled > 0 {
 		fmt.Fprintf(&b, "stalled %d\n", c.plan.Stalled)
+	}
+	if c.plan.Starving > 0 {
+		fmt.Fprintf(&b, "starving %d\n", c.plan.Starving)
 	}
 	if len(c.plan.Release) > 0 {
 		fmt.Fprintf(&b, "release %d spans\n", len(c.plan.Release))

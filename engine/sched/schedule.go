@@ -149,6 +149,9 @@ func (s *Scheduler) admit(view View, left *room) {
 			return
 		}
 		s.stuck = 0
+		if s.hungry == r {
+			s.hungry, s.hunger = nil, 0
+		}
 		s.waiting = slices.Delete(s.waiting, 0, 1)
 		r.slot = s.slots[len(s.slots)-1]
 		s.slots = s.slots[:len(s.slots)-1]

@@ -28,20 +28,20 @@ var adversaries = map[string]string{
 
 func repeatTo(s string, size int) string { return strings.Repeat(s, size/len(s)) }
 
-// TestEncodeIsLinear encodes half a megabyte of each, which takes hours where the time is quadratic.
+// TestEncodeIsLinear encodes a quarter of a megabyte of each, which takes minutes where the time is quadratic.
 func TestEncodeIsLinear(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a while")
 	}
-	for _, form := range forms(t) {
+	for _, form := range []string{"gpt2", "qwen2", "added", "llama2", "metaspace", "unigram_plain"} {
 		tok := load(t, form)
 		for name, s := range adversaries {
-			text := repeatTo(s, 1<<19)
+			text := repeatTo(s, 1<<18)
 			begin := time.Now()
 			ids := tok.Encode(text, true)
 			tok.Decode(ids, true)
 			if took := time.Since(begin); took > 20*time.Second {
-				t.Errorf("%s: half a megabyte of %s takes %v", form, name, took)
+				t.Errorf("%s: a quarter of a megabyte of %s takes %v", form, name, took)
 			}
 		}
 	}

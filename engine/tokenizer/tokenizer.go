@@ -6,6 +6,9 @@
 // that no model is ever served with almost the right tokens. The "truncation" and "padding" settings of a file are
 // ignored: a prompt is served whole or not at all.
 //
+// The chat template is parsed with the files, and one that uses what is not supported is refused too. Of Jinja2 that is
+// inheritance, inclusion, call blocks and a dozen filters; package jinja has the list.
+//
 // A Tokenizer does not change after Load and may be used by any number of goroutines.
 package tokenizer
 

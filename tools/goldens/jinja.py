@@ -266,6 +266,46 @@ FIXED = r"""
 {{ {'b': 1, 2: 3}|tojson(sort_keys=true) }}
 {{ 'nan'|float|tojson }}{{ ('inf'|float * -1)|tojson }}
 {{ s|tojson|safe }}|{{ s|safe }}
+{% set h = '<b>&"\''|safe %}{% set p = '<i>' %}{{ h }}|{{ h + p }}|{{ p + h }}|{{ h ~ p }}|{{ h + h }}|{{ [h] }}|
+> {{ h|length }}|{{ h == '<b>&"\'' }}|{{ h * 2 + p }}|{{ h[0] + p }}|{{ h[1:] + p }}|{{ h|upper + p }}|
+> {{ h|trim + p }}|{{ h|string + p }}|{{ h|title + p }}|{{ h|capitalize + p }}|{{ h|replace('b', p) + p }}|
+> {{ h|tojson + p }}|{{ h|reverse + p }}|{{ h|first + p }}|{{ h.strip('<') + p }}|{{ h.split('b')[0] + p }}|
+> {{ h.partition('b')[0] + p }}|{{ [h, p]|join + p }}|{{ h|default('') + p }}|{{ h|indent + p }}|
+> {{ h|center(9) + p }}|{{ h.startswith(p) }}|{{ p in h }}|{{ h in [p] }}|{{ {h: 1}[h] }}|{{ h is string }}|
+> {{ h is escaped }}|{{ p is escaped }}|{{ h.upper() + p }}|{{ h|list }}|{{ h < p }}|{{ h|lower|e }}|{{ p|e + p }}|
+> {{ p|escape }}|{{ h|forceescape }}|{{ 5|e + p }}|{{ none|safe + p }}|{{ h if h else p }}|{{ h|int }}|{{ '7'|e|int }}
+{{ ('<'|safe) + 1 }}
+{{ 1 + ('<'|safe) }}
+{{ ('<'|safe).nope is defined }}
+{% filter upper %}a{{ s }}{% set q = 1 %}{% endfilter %}{{ q is defined }}|{% filter trim|replace('b', 'c') %} abc
+{% filter nope %}{% endfilter %}
+{% filter %}{% endfilter %}
+{% for i in l %}{% filter trim %} {{ loop.index }}{{ i }} {% endfilter %}{% endfor %}
+{{ range(*[1, 4])|list }}|{{ dict(**{'a': 1}) }}|{{ dict(b=2, **{'a': 1}) }}|{{ 'a-b'.split(*['-']) }}|
+> {% macro f(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ f(*[1]) }}{{ f(*[1, 3]) }}{{ f(1, **{'b': 5}) }}{{ f(**{'a': 7}) }}|
+> {{ namespace(**d).a }}|{{ [1, 2]|join(*['-']) }}|{{ f(*(1,), b=3) }}|{{ f(*'xy') }}
+{{ range(*5)|list }}
+{{ dict(**5) }}
+{{ dict(a=1, **{'a': 2}) }}
+{{ dict(**{1: 2}) }}
+{{ f(**x, *y) }}
+{{ f(*x, y) }}
+{{ '{}-{}'.format(1, 'b') }}|{{ '{0}{1}{0}'.format('a', 'b') }}|{{ '{a}{b}'.format(a=1, b=none) }}|{{ '{{}}{}'.format(x) }}|
+> {{ 'é{}'.format('中') }}|{{ ''.format() }}|{{ '{}'.format([1, 'a']) }}|{{ '{a}{}'.format(1, a=2) }}|{{ '}}{{'.format() }}
+{{ '{}{0}'.format(1) }}
+{{ '{0}{}'.format(1) }}
+{{ '{}{}'.format(1) }}
+{{ '{a}'.format(1) }}
+{{ '{'.format(1) }}
+{{ '}'.format(1) }}
+{% if z %}{{ s|nope }}{{ s is nope }}{% endif %}{{ 'a' if flag else s|nope }}{{ s|nope if z else 'b' }}
+{% if flag %}{{ s|nope }}{% endif %}
+{% if flag %}{{ s is nope }}{% endif %}
+{% if z %}{% for i in l %}{{ s|nope }}{% endfor %}{% endif %}
+{% if z %}{% for i in l|nope %}{% endfor %}{% set a = s|nope %}{% endif %}ok
+{{ [s|nope if z else 1, s|nope] }}
+{% if s|nope %}{% endif %}
+{{ 'x' if s is nope else 'y' }}
 {{ n is odd }}|{{ n is even }}|{{ 9 is divisibleby 3 }}|{{ 9 is divisibleby(2) }}|{{ -3 is odd }}|
 > {{ 2.0 is even }}|{{ 3.0 is odd }}|{{ true is odd }}
 {{ s is odd }}
@@ -512,7 +552,7 @@ class Expressions:
             "dictsort", "select|list", "reject|list", "map('string')|list", "map('upper')|list",
             "map(attribute='a')|list", "selectattr('a')|list", "selectattr('role', 'equalto', 'user')|list",
             "select('string')|list", "reject('none')|list", "indent(1)", "batch(2)|list", "slice(2)|list",
-            "center(9)", f"replace('a', {sub()})", f"join({sub()})", f"default({sub()})", "trim('a')",
+            "center(9)", "safe", "e", "escape", f"replace('a', {sub()})", f"join({sub()})", f"default({sub()})", "trim('a')",
             "sort(reverse=true)", "attr('a')", "count", "reverse"])
 
     def test(self):

@@ -84,6 +84,75 @@ int inf_link_status(const inf_link *link, inf_err *err);
 /* Closes this end; the peer's next call says INF_EPEER. Safe on NULL. */
 void inf_link_close(inf_link *link);
 
+/* --- puts: bytes past the ring, where the provider can ---
+ *
+ * Large data moves without a copy on either side: the receiver grants stretches of its memory to
+ * its peer and tells it of them in a message; the peer puts bytes of its own memory straight there,
+ * and then sends a message that says so.
+ *
+ *   receiver: grant -> post (grants)                    poll (landed) -> revoke -> region_flush ->
+ * read sender:                poll (grants) -> put ... -> post (landed)
+ *
+ * Rules:
+ *  1. Both ends name the region, which they have registered before (inf_region_open in verbs.h),
+ * once, before the first grant or put, and close it after the link.
+ *  2. A message posted after a put arrives after its bytes. A put alone tells the receiver nothing.
+ *  3. The source of a put does not change while inf_link_put_pending counts it; on a dead link,
+ * until it is closed.
+ *  4. Granted memory is the peer's to write until inf_link_revoke has returned INF_OK, or the link
+ * is closed: before that nobody reads it, and it is not used for anything else. What is in it then
+ * is the peer's word, as in a message.
+ *  5. A put into what is not granted (any more) ends the link. So the receiver revokes once the
+ * sender has said that it is done or gives up, or it closes the link.
+ *  6. These calls belong to the thread that has that end of the link.
+ *
+ * On links that cannot they say INF_EUNSUPPORTED; such data travels in messages. */
+typedef struct inf_region inf_region;
+
+enum { INF_PUT_MAX = 64 }; /* stretches of one call */
+
+/* What the peer may write. It travels as it lies in memory, little-endian. */
+typedef struct inf_grant {
+    uint64_t address;
+    uint64_t bytes;
+    uint32_t key;
+    uint32_t id; /* for inf_link_revoke; of no meaning to the peer */
+} inf_grant;
+
+/* A stretch to put. */
+typedef struct inf_put {
+    uint64_t offset; /* in the region of this end */
+    uint64_t remote; /* within a grant of the peer */
+    uint32_t key;    /* the grant's */
+    uint32_t bytes;  /* 1..8 Mi */
+} inf_put;
+
+_Static_assert(sizeof(inf_grant) == 24 && sizeof(inf_put) == 24, "inf_grant is sent as it lies");
+
+/* Names the region. INF_OK on every link of its device whose ends can put; INF_EUNSUPPORTED, and
+ * nothing changes, where puts are not possible: the provider, the device, or the way in which the
+ * region is registered cannot do it. */
+int inf_link_use_region(inf_link *link, inf_region *region);
+
+/* Lets the peer write bytes at offset of the region. INF_AGAIN: ask again after a wait. INF_EFULL:
+ * too many grants. */
+int inf_link_grant(inf_link *link, uint64_t offset, uint64_t bytes, inf_grant *out);
+
+/* Ends a grant. INF_AGAIN until it is over: ask again, after a wait if need be. */
+int inf_link_revoke(inf_link *link, uint32_t id);
+
+/* Puts n stretches, all or none. INF_AGAIN when that is more than may be in flight now: ask again
+ * after a wait. Stretches that follow each other at the peer under one key travel as one. */
+int inf_link_put(inf_link *link, const inf_put *puts, uint32_t n);
+
+/* Bounds the bytes in flight, and so the share of the wire that puts take from messages: with a
+ * round trip of 10 us, 64 KiB are at most 52 Gbit/s. A larger single call goes when nothing else is
+ * in flight. May be changed at any time, as from step to idle. Default: 1 MiB. */
+int inf_link_put_limit(inf_link *link, uint64_t bytes);
+
+/* Bytes whose source must not change yet. */
+uint64_t inf_link_put_pending(inf_link *link);
+
 #ifdef __cplusplus
 }
 #endif

@@ -135,6 +135,63 @@ void inf_verbs_endpoint_destroy(inf_verbs_endpoint *endpoint); /* Safe on NULL. 
 int inf_link_open_verbs(const inf_link_config *config, inf_verbs_endpoint *endpoint, inf_link **out,
                         inf_err *err);
 
+/* --- regions: memory for puts ---
+ *
+ * A region is a stretch of memory, the KV pool, registered once per device and domain. Host memory
+ * is pinned by its address. GPU memory is registered in the first way that works:
+ *
+ *   dma-buf        the GPU driver exports the memory, the RDMA driver imports it
+ *   peer memory    a kernel module (nvidia-peermem) lets the RDMA core pin GPU addresses
+ *   bounce         neither: no puts. Data travels in messages, whose slots are pinned host memory;
+ *                  inf_region_load and inf_region_store copy between them and the GPU
+ *
+ * A GPU may still hold remote writes back from its own kernels when the message that tells of them
+ * has arrived: inf_region_flush comes before they are read. For host memory it does nothing. */
+enum { INF_MEMORY_HOST = 1, INF_MEMORY_DEVICE = 2 };
+enum { INF_WAY_HOST = 1, INF_WAY_DMABUF = 2, INF_WAY_PEERMEM = 3, INF_WAY_BOUNCE = 4 };
+
+/* What the backend of device memory does for a region; arg is handed to each. NULL: it cannot. They
+ * return 0, or an errno. */
+typedef struct inf_memory_ops {
+    void *arg;
+    /* A dma-buf in which [address, address + bytes) begins at *offset. The region closes *fd. */
+    int (*export_dmabuf)(void *arg, uint64_t address, uint64_t bytes, int *fd, uint64_t *offset);
+    /* 0 if the module is loaded. */
+    int (*has_peermem)(void *arg);
+    /* Makes remote writes to the stretch visible to the device. */
+    int (*flush)(void *arg, uint64_t address, uint64_t bytes);
+    int (*copy_out)(void *arg, void *host, uint64_t address, uint64_t bytes);
+    int (*copy_in)(void *arg, uint64_t address, const void *host, uint64_t bytes);
+    /* Makes host memory fast to copy from and to; undone by unpin. Both may be NULL. */
+    int (*pin)(void *arg, void *host, uint64_t bytes);
+    void (*unpin)(void *arg, void *host);
+} inf_memory_ops;
+
+typedef struct inf_memory {
+    uint64_t address;
+    uint64_t bytes;
+    uint32_t kind;             /* INF_MEMORY_* */
+    uint32_t without;          /* bits 1 << INF_WAY_*: ways not to try */
+    const inf_memory_ops *ops; /* for INF_MEMORY_DEVICE; outlives the region */
+} inf_memory;
+
+/* The memory stays where it is until inf_region_close. */
+int inf_region_open(inf_verbs_device *device, const inf_memory *memory, inf_region **out,
+                    inf_err *err);
+
+/* INF_WAY_*; why, if not NULL, gets what was tried before and why it was not taken. */
+uint32_t inf_region_way(const inf_region *region, const char **why);
+
+/* Both check the stretch against the region; INF_EINVAL, INF_EIO with the backend's error in err.
+ */
+int inf_region_flush(inf_region *region, uint64_t offset, uint64_t bytes, inf_err *err);
+int inf_region_load(inf_region *region, void *to, uint64_t offset, uint64_t bytes, inf_err *err);
+int inf_region_store(inf_region *region, uint64_t offset, const void *from, uint64_t bytes,
+                     inf_err *err);
+
+/* INF_EFULL, and nothing happens, while a link uses it. Safe on NULL. */
+int inf_region_close(inf_region *region);
+
 #ifdef __cplusplus
 }
 #endif

@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -158,15 +159,16 @@ static struct ibv_context *open_by_name(const inf_verbs_lib *lib, const char *na
     return ibv;
 }
 
-/* Opens the device. The registry is locked. */
-static int new_context(const inf_verbs_lib *lib, const char *name, inf_verbs_context **out,
-                       inf_err *err) {
+/* Opens the device. The registry is locked. NULL: err says why. */
+static inf_verbs_context *new_context(const inf_verbs_lib *lib, const char *name, inf_err *err) {
     inf_verbs_context *c = calloc(1, sizeof *c);
-    if (!c)
-        return inf_link_error(err, -1, INF_ENOMEM, "cannot open RDMA device %s: no memory", name);
+    if (!c) {
+        inf_link_error(err, -1, INF_ENOMEM, "cannot open RDMA device %s: no memory", name);
+        return NULL;
+    }
     pthread_mutex_init(&c->lock, NULL);
     c->lib = lib;
-    strcpy(c->name, name);
+    snprintf(c->name, sizeof c->name, "%s", name);
     c->stop_fd = eventfd(0, EFD_CLOEXEC);
     c->ibv = open_by_name(lib, name);
     int reason = c->ibv ? 0 : errno;
@@ -178,13 +180,13 @@ static int new_context(const inf_verbs_lib *lib, const char *name, inf_verbs_con
         reason = start_thread(c);
     if (reason != 0) {
         free_context(c);
-        return inf_link_error(err, -1, reason == ENODEV ? INF_EINVAL : INF_EIO,
-                              "cannot open RDMA device %s: %s", name, strerror(reason));
+        inf_link_error(err, -1, reason == ENODEV ? INF_EINVAL : INF_EIO,
+                       "cannot open RDMA device %s: %s", name, strerror(reason));
+        return NULL;
     }
     c->next = contexts;
     contexts = c;
-    *out = c;
-    return INF_OK;
+    return c;
 }
 
 /* The registry is locked. */
@@ -210,46 +212,42 @@ static bool is_fatal(inf_verbs_context *c) {
     return fatal;
 }
 
-static int new_device(inf_verbs_context *c, const char *domain, inf_verbs_device **out,
-                      inf_err *err) {
+static inf_verbs_device *new_device(inf_verbs_context *c, const char *domain, inf_err *err) {
     inf_verbs_device *d = calloc(1, sizeof *d);
-    if (!d)
-        return inf_link_error(err, -1, INF_ENOMEM, "cannot open RDMA device %s: no memory",
-                              c->name);
+    if (!d) {
+        inf_link_error(err, -1, INF_ENOMEM, "cannot open RDMA device %s: no memory", c->name);
+        return NULL;
+    }
     d->pd = c->lib->alloc_pd(c->ibv);
     if (!d->pd) {
-        int reason = errno;
+        inf_link_error(err, -1, INF_EIO, "cannot make a protection domain on %s: %s", c->name,
+                       strerror(errno));
         free(d);
-        return inf_link_error(err, -1, INF_EIO, "cannot make a protection domain on %s: %s",
-                              c->name, strerror(reason));
+        return NULL;
     }
     d->context = c;
-    strcpy(d->domain, domain);
+    snprintf(d->domain, sizeof d->domain, "%s", domain);
     c->devices++;
     d->next = devices;
     devices = d;
-    *out = d;
-    return INF_OK;
+    return d;
 }
 
-static int find_or_open(const inf_verbs_lib *lib, const char *name, const char *domain,
-                        inf_verbs_device **out, inf_err *err) {
+static inf_verbs_device *find_or_open(const inf_verbs_lib *lib, const char *name,
+                                      const char *domain, inf_err *err) {
     for (inf_verbs_device *d = devices; d; d = d->next)
         if (strcmp(d->context->name, name) == 0 && strcmp(d->domain, domain) == 0 &&
-            !is_fatal(d->context)) {
-            *out = d;
-            return INF_OK;
-        }
+            !is_fatal(d->context))
+            return d;
     inf_verbs_context *c = contexts;
     while (c && (strcmp(c->name, name) != 0 || is_fatal(c)))
         c = c->next;
-    int rc = c ? INF_OK : new_context(lib, name, &c, err);
-    if (rc != INF_OK)
-        return rc;
-    rc = new_device(c, domain, out, err);
-    if (rc != INF_OK)
+    if (!c)
+        c = new_context(lib, name, err);
+    inf_verbs_device *d = c ? new_device(c, domain, err) : NULL;
+    if (c && !d)
         put_context(c);
-    return rc;
+    return d;
 }
 
 int inf_verbs_device_open(const char *name, const char *domain, inf_verbs_device **out,
@@ -261,15 +259,18 @@ int inf_verbs_device_open(const char *name, const char *domain, inf_verbs_device
                               "longer than %d bytes",
                               INF_VERBS_NAME - 1);
     *out = NULL;
+    inf_err local = {.code = INF_EIO};
+    err = err ? err : &local; /* its code is the status */
     const inf_verbs_lib *lib = inf_verbs_lib_get(err);
     if (!lib)
         return INF_EUNSUPPORTED;
     pthread_mutex_lock(&registry);
-    int rc = find_or_open(lib, name, domain, out, err);
-    if (rc == INF_OK)
-        (*out)->users++;
+    inf_verbs_device *d = find_or_open(lib, name, domain, err);
+    if (d)
+        d->users++;
     pthread_mutex_unlock(&registry);
-    return rc;
+    *out = d;
+    return d ? INF_OK : err->code;
 }
 
 void inf_verbs_device_hold(inf_verbs_device *device) {

@@ -146,23 +146,31 @@ static int make_memory(inf_verbs_endpoint *ep, inf_err *err) {
     }
     ep->tx = map_pages(ep->tx_bytes);
     ep->rx = map_pages(ep->rx_bytes);
+    unsigned long long bytes = ep->tx_bytes + ep->rx_bytes;
     if (!ep->tx || !ep->rx)
-        return inf_link_error(err, ep->config.peer, INF_ENOMEM, "cannot map %llu bytes: %s",
-                              (unsigned long long)(ep->tx_bytes + ep->rx_bytes), strerror(errno));
+        return inf_link_error(err, ep->config.peer, INF_ENOMEM, "cannot map %llu bytes: %s", bytes,
+                              strerror(errno));
     int access = IBV_ACCESS_LOCAL_WRITE | (windows ? IBV_ACCESS_MW_BIND : IBV_ACCESS_REMOTE_WRITE);
     ep->tx_mr = ep->lib->reg_mr(ep->pd, ep->tx, ep->tx_bytes, IBV_ACCESS_LOCAL_WRITE);
     if (ep->tx_mr)
         ep->rx_mr = ep->lib->reg_mr(ep->pd, ep->rx, ep->rx_bytes, access);
     if (!ep->rx_mr)
-        return inf_verbs_registration_error(err, ep->config.peer, ep->tx_bytes + ep->rx_bytes,
-                                            errno);
+        return inf_verbs_registration_error(err, ep->config.peer, bytes, errno);
     ep->local.ring_key = ep->rx_mr->rkey; /* a window's key takes its place */
     ep->local.ring_address = (uint64_t)(uintptr_t)ep->rx;
     return INF_OK;
 }
 
+/* What events of the queues are known by: a number, where the library wants a pointer. */
+static void *cookie_of(const inf_verbs_endpoint *ep) {
+    void *pointer = NULL;
+    uintptr_t cookie = ep->cookie;
+    memcpy(&pointer, &cookie, sizeof pointer);
+    return pointer;
+}
+
 static struct ibv_qp *create_qp(inf_verbs_endpoint *ep, uint32_t max_inline) {
-    struct ibv_qp_init_attr attr = {.qp_context = (void *)(uintptr_t)ep->cookie,
+    struct ibv_qp_init_attr attr = {.qp_context = cookie_of(ep),
                                     .send_cq = ep->send_cq,
                                     .recv_cq = ep->recv_cq,
                                     .cap = {.max_send_wr = ep->q.send_depth,
@@ -178,7 +186,7 @@ static struct ibv_qp *create_qp(inf_verbs_endpoint *ep, uint32_t max_inline) {
 
 static int make_queues(inf_verbs_endpoint *ep, inf_err *err) {
     struct ibv_context *ibv = ep->device->context->ibv;
-    void *cookie = (void *)(uintptr_t)ep->cookie;
+    void *cookie = cookie_of(ep);
     int vector =
         ibv->num_comp_vectors > 0 ? (int)(ep->cookie % (uint32_t)ibv->num_comp_vectors) : 0;
     errno = 0;
@@ -278,6 +286,7 @@ void inf_verbs_endpoint_destroy(inf_verbs_endpoint *ep) {
         inf_verbs_unlist_endpoint(ep);
         inf_verbs_drain(ep);
     }
+    inf_verbs_puts_free(ep);
     if (ep->window)
         ibv_dealloc_mw(ep->window);
     if (ep->qp)

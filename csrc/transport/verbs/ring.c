@@ -245,7 +245,7 @@ static void verbs_release(inf_link *link) {
 
 static bool wants_send(const inf_verbs_link *v) {
     return (v->base.wants_room && v->tx_sent - v->ep->q.done.messages >= v->ep->tx_slots) ||
-           !inf_verbs_has_budget(v->ep, INF_WR_CREDIT, 1);
+           !inf_verbs_has_budget(v->ep, INF_WR_CREDIT, 1) || v->ep->puts.wants;
 }
 
 /* A sign of life: an empty write, which the peer's device acknowledges and nobody notices. */
@@ -291,7 +291,7 @@ static bool verbs_ready(inf_link *link) {
         inf_verbs_link_fail(v);
         return true;
     }
-    return link->wants_room && has_room(v);
+    return (link->wants_room && has_room(v)) || inf_verbs_puts_ready(v->ep);
 }
 
 static bool arm_queue(inf_verbs_link *v, struct ibv_cq *cq, bool *armed) {
@@ -356,6 +356,7 @@ static const inf_link_ops VERBS_OPS = {
     .arm = verbs_arm,
     .disarm = verbs_disarm,
     .close = verbs_close,
+    .puts = &INF_VERBS_PUT_OPS,
 };
 
 int inf_link_attach_verbs(const inf_link_config *config, inf_verbs_endpoint *ep, inf_link **out,

@@ -58,6 +58,38 @@ int inf_verbs_endpoint_to_rts(inf_verbs_endpoint *endpoint, inf_err *err) {
 
 void inf_verbs_endpoint_destroy(inf_verbs_endpoint *endpoint) { (void)endpoint; }
 
+int inf_region_open(inf_verbs_device *device, const inf_memory *memory, inf_region **out,
+                    inf_err *err) {
+    (void)device, (void)memory, (void)out;
+    return unsupported(err);
+}
+
+uint32_t inf_region_way(const inf_region *region, const char **why) {
+    (void)region, (void)why;
+    return 0;
+}
+
+int inf_region_flush(inf_region *region, uint64_t offset, uint64_t bytes, inf_err *err) {
+    (void)region, (void)offset, (void)bytes;
+    return unsupported(err);
+}
+
+int inf_region_load(inf_region *region, void *to, uint64_t offset, uint64_t bytes, inf_err *err) {
+    (void)region, (void)to, (void)offset, (void)bytes;
+    return unsupported(err);
+}
+
+int inf_region_store(inf_region *region, uint64_t offset, const void *from, uint64_t bytes,
+                     inf_err *err) {
+    (void)region, (void)offset, (void)from, (void)bytes;
+    return unsupported(err);
+}
+
+int inf_region_close(inf_region *region) {
+    (void)region;
+    return INF_EUNSUPPORTED;
+}
+
 int inf_link_attach_verbs(const inf_link_config *config, inf_verbs_endpoint *ep, inf_link **out,
                           inf_err *err) {
     (void)config, (void)ep, (void)out;

@@ -31,6 +31,7 @@ enum {
     INF_VERBS_SGES = 16,    /* pieces that one put gathers */
     INF_VERBS_PUTS = 64,    /* work requests for puts in flight */
     INF_VERBS_BINDS = 64,   /* likewise for binding and invalidating windows */
+    INF_VERBS_GRANTS = 1024,
 };
 
 /* A device of this process. */
@@ -57,6 +58,36 @@ struct inf_verbs_device {
     struct ibv_pd *pd;
     uint32_t users;
 };
+
+struct inf_region {
+    inf_verbs_device *device;
+    inf_memory memory;
+    uint32_t way; /* INF_WAY_* */
+    char why[200];
+    struct ibv_mr *mr; /* NULL: bounce */
+    uint64_t iova;     /* where the device finds the region's first byte */
+    _Atomic uint32_t links;
+};
+
+/* A memory window for grants. An id is its index and, in the upper half, its generation. */
+typedef struct inf_verbs_window {
+    struct ibv_mw *mw;
+    uint32_t key;
+    uint16_t generation;
+    uint8_t state;     /* WINDOW_* in put.c */
+    uint64_t ended_at; /* the send queue's count once its invalidation is complete */
+} inf_verbs_window;
+
+/* Puts and grants of an endpoint. */
+typedef struct inf_verbs_puts {
+    inf_region *region;
+    bool pinned; /* the rings, for a region of way bounce */
+    uint64_t limit;
+    inf_verbs_window *windows; /* [INF_VERBS_GRANTS], once there is a region */
+    uint32_t n_windows;        /* made so far */
+    bool wants;                /* a grant, a revocation or a put has to wait */
+    uint64_t wanted_at;        /* the send queue's count then: any progress is worth a try */
+} inf_verbs_puts;
 
 /* Work requests by what they are for: each kind has its share of the send queue. */
 enum {
@@ -124,6 +155,7 @@ struct inf_verbs_endpoint {
     uint32_t long_wrs;     /* work requests of the largest message */
     struct ibv_send_wr *wrs;
     struct ibv_sge *sges; /* [long_wrs] */
+    inf_verbs_puts puts;
 };
 
 /* --- device.c --- */
@@ -145,6 +177,13 @@ int inf_verbs_registration_error(inf_err *err, int32_t peer, uint64_t bytes, int
 /* --- connect.c --- */
 /* How long the device tries before it gives a peer up. */
 uint64_t inf_verbs_retry_ms(const inf_verbs_endpoint *ep);
+
+/* --- put.c --- */
+extern const inf_put_ops INF_VERBS_PUT_OPS;
+/* Can what found no room go on? */
+bool inf_verbs_puts_ready(const inf_verbs_endpoint *ep);
+/* Before the queue pair is destroyed. */
+void inf_verbs_puts_free(inf_verbs_endpoint *ep);
 
 /* --- queue.c --- */
 /* Kills the endpoint: records the reason, unless one is recorded already, sets the queue pair to

@@ -71,8 +71,8 @@ func references(t *testing.T) []*reference {
 	return out
 }
 
-// serve starts the model on n instances with pools of so many blocks each.
-func (r *reference) serve(t *testing.T, n, blocks int, args ...string) *process {
+// flags size an instance's pool to so many blocks.
+func (r *reference) flags(t *testing.T, blocks int) []string {
 	t.Helper()
 	m, err := model.Open(r.dir)
 	if err != nil {
@@ -85,8 +85,13 @@ func (r *reference) serve(t *testing.T, n, blocks int, args ...string) *process 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return serve(t, append([]string{r.dir, "--dtype", "float32", "--instances", fmt.Sprint(n), "--block-size", fmt.Sprint(exactBlock),
-		fmt.Sprintf("--kv-cache-memory=%d", uint64(blocks)*bytes)}, args...)...)
+	return []string{r.dir, "--dtype", "float32", "--block-size", fmt.Sprint(exactBlock), fmt.Sprintf("--kv-cache-memory=%d", uint64(blocks)*bytes)}
+}
+
+// serve starts the model on n instances with pools of so many blocks each.
+func (r *reference) serve(t *testing.T, n, blocks int, args ...string) *process {
+	t.Helper()
+	return serve(t, append(append(r.flags(t, blocks), "--instances", fmt.Sprint(n)), args...)...)
 }
 
 // request is greedy in the model's own distribution, whatever its generation_config.json says.

@@ -31,7 +31,7 @@ func run() int {
 		Use: "infinite", Short: "An LLM serving engine that pools the KV cache of all its instances",
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), versionCommand())
+	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer
 		if !errors.As(err, &wrong) {

@@ -57,13 +57,14 @@ func (p *parser) expression() (expr, error) {
 		return nil, err
 	}
 	defer p.leave()
+	unknown := len(p.unknown)
 	e, err := p.or()
 	if err != nil {
 		return nil, err
 	}
 	for p.skipName("if") {
 		defer func(soft bool) { p.soft = soft }(p.soft)
-		p.soft = true
+		p.soft, p.unknown = true, p.unknown[:unknown]
 		c := &conditional{then: e}
 		if c.cond, err = p.or(); err != nil {
 			return nil, err

@@ -14,6 +14,8 @@
 // comes from the caller is an integer, and the keys of the caller's maps come in order of the alphabet.
 //
 // A template reads nothing but its variables, and its work and memory are bounded.
+//
+// It is our own because the one well-kept library in Go renders 9 of the 14 templates of the tests otherwise than Jinja2.
 package jinja
 
 import (

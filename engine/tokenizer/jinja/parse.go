@@ -15,6 +15,8 @@ type parser struct {
 	operands int
 	// soft: under a condition of the innermost scope, where Jinja2 lets unknown filters and tests stand
 	soft bool
+	// unknown are the errors for those that may turn out to be under a condition yet
+	unknown []error
 }
 
 func (p *parser) peek() token { return p.tokens[p.pos] }
@@ -120,6 +122,9 @@ func (p *parser) block(ends ...string) (body []stmt, end string, err error) {
 				return nil, "", err
 			}
 			body = append(body, s)
+		}
+		if len(p.unknown) > 0 {
+			return nil, "", p.unknown[0]
 		}
 	}
 }

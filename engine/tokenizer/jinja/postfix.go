@@ -183,7 +183,7 @@ func (p *parser) filter(of expr) (expr, error) {
 			return nil, unsupported(t.line, "the filter %s", t.text)
 		}
 		if !p.soft {
-			return nil, syntax(t.line, "there is no filter %s", t.text)
+			p.unknown = append(p.unknown, syntax(t.line, "there is no filter %s", t.text))
 		}
 	}
 	if p.isOp("(") {
@@ -201,7 +201,7 @@ func (p *parser) test(of expr) (expr, error) {
 	}
 	t := &test{of: of, name: n.text, fn: tests[n.text]}
 	if t.fn == nil && !p.soft {
-		return nil, syntax(n.line, "there is no test %s", n.text)
+		p.unknown = append(p.unknown, syntax(n.line, "there is no test %s", n.text))
 	}
 	switch after := p.peek(); {
 	case p.isOp("("):

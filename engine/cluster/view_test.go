@@ -1,0 +1,82 @@
+package cluster
+
+import (
+	"testing"
+	"time"
+
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+func newView(t *testing.T, peers ...*peer) *RManager {
+	t.Helper()
+	kv, err := kvcache.New(8, testBlock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewRManager(Config{ID: "me"}, kv, nil, nil, nil, nil)
+	for _, p := range peers {
+		r.peers[p.id] = p
+	}
+	return r
+}
+
+func TestViewIsWhatIsKnown(t *testing.T) {
+	now := time.Now()
+	r := newView(t,
+		&peer{id: "a", session: 1, hostable: 5, told: now, shown: true},
+		&peer{id: "b", hostable: 7, told: now, shown: true}, // not connected
+		&peer{id: "c", session: 1, hostable: 3, told: now},  // the gManager has not heard of it
+	)
+	r.viewAt = now
+	r.view = &pb.HeartbeatReply{OldestArrival: 10, Instances: []*pb.InstanceState{
+		{Id: "me", Load: &pb.Load{Running: 100, Starving: 1}},
+		{Id: "a", Load: &pb.Load{Running: 2, Starving: 30}},
+		{Id: "b", Load: &pb.Load{Running: 1, Starving: 20}},
+		{Id: "d"},
+	}}
+	if got, want := r.View(), (View{PeersFree: 8, OldestArrival: 10, OthersRunning: 4, Starving: 20}); got != want {
+		t.Fatalf("%+v, want %+v", got, want)
+	}
+}
+
+// Without the gManager nobody concludes that no other request runs, or that there is no room: a creditor
+// that was full long ago is asked again.
+func TestOldViewSaysLittle(t *testing.T) {
+	long := time.Now().Add(-2 * staleAfter)
+	r := newView(t,
+		&peer{id: "a", session: 1, hostable: 0, told: long, shown: true},
+		&peer{id: "b", session: 1, hostable: 4, told: time.Now(), shown: true}, // its answer to a call
+		&peer{id: "c", hostable: 9, told: long},
+	)
+	r.viewAt = long
+	r.view = &pb.HeartbeatReply{OldestArrival: 10, Instances: []*pb.InstanceState{{Id: "a", Load: &pb.Load{Running: 0, Starving: 3}}}}
+	if got, want := r.View(), (View{PeersFree: 5, OthersRunning: 2}); got != want {
+		t.Fatalf("%+v, want %+v", got, want)
+	}
+	if c := r.creditors("a"); len(c) != 2 || c[0].peer.id != "a" {
+		t.Fatalf("creditors %+v", c)
+	}
+	if got := newView(t).View(); got != (View{}) {
+		t.Fatalf("alone: %+v", got)
+	}
+}
+
+// An index names the peer that has it for as long as possible, so that what is late does not mean another.
+func TestIndexesAreUsedAgainLate(t *testing.T) {
+	r := newView(t)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := map[uint32]bool{}
+	for range len(r.byIndex) {
+		if err := r.addPeer(Member{ID: "a", Address: "127.0.0.1:1"}); err != nil {
+			t.Fatal(err)
+		}
+		p := r.peers["a"]
+		if seen[p.index] {
+			t.Fatalf("index %d after %d others", p.index, len(seen))
+		}
+		seen[p.index] = true
+		r.forget(p)
+	}
+}

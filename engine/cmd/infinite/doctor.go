@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/infinite-llm/infinite/engine/cluster"
+	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/device"
+	"github.com/infinite-llm/infinite/engine/doctor"
+	"github.com/infinite-llm/infinite/engine/node"
+	"github.com/infinite-llm/infinite/rdma"
+)
+
+func doctorCommand() *cobra.Command {
+	var asJSON, strict bool
+	cmd := &cobra.Command{
+		Use: "doctor [MODEL]", Short: "Check this machine for serve with the same settings; says what is wrong, and the remedy",
+		Long: `Check this machine for serve with the same settings: one line for each thing, with ok, warning or error,
+what was found, and after an arrow the remedy. A warning costs speed or a feature, an error keeps serve from
+doing what it is told to. The exit status is 0 without errors, else 1.`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	load := bindFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one array of {check, subject, level, found, remedy}")
+	cmd.Flags().BoolVar(&strict, "strict", false, "warnings make the exit status 1, too")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return examine(cmd, thisMachine(load()), asJSON, strict)
+	}
+	return cmd
+}
+
+func examine(cmd *cobra.Command, m *doctor.Machine, asJSON, strict bool) error {
+	out := cmd.OutOrStdout()
+	colour := out == os.Stdout && term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == ""
+	results := []doctor.Result{} // not nil: an empty array, not null
+	var summary doctor.Summary
+	doctor.Run(cmd.Context(), m, doctor.Checks(), func(r doctor.Result) {
+		summary.Add(r)
+		if results = append(results, r); !asJSON {
+			fmt.Fprintln(out, r.Line(colour))
+		}
+	})
+	if asJSON {
+		e := json.NewEncoder(out)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		if err := e.Encode(results); err != nil {
+			return fmt.Errorf("cannot print the results: %w", err)
+		}
+	}
+	if err := cmd.Context().Err(); err != nil {
+		return fmt.Errorf("cannot finish the checks: %w", err)
+	}
+	return summary.Err(strict)
+}
+
+// thisMachine gives the checks what they need of the engine. With settings that cannot be used they get the defaults.
+func thisMachine(cfg config.Config, err error) *doctor.Machine {
+	m := doctor.This()
+	if m.ConfigErr = err; err == nil {
+		m.Config = cfg
+	}
+	m.Threads = node.Threads(m.Config)
+	m.Etcd = askEtcd
+	m.Ports = verbsPorts
+	m.RingBytes = func() (uint64, error) { return ringBytes(m.Config) }
+	return m
+}
+
+func askEtcd(ctx context.Context, endpoint string) error {
+	c, err := cluster.EtcdClient([]string{endpoint})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	_, err = c.Status(ctx, endpoint)
+	return err
+}
+
+func verbsPorts() ([]doctor.VerbsPort, error) {
+	found, err := rdma.VerbsPorts(rdma.VerbsConfig{}, nil)
+	ports := make([]doctor.VerbsPort, len(found))
+	for i, p := range found {
+		ports[i] = doctor.VerbsPort{Device: p.Device, Port: p.Port, MTU: p.MTU}
+	}
+	return ports, err
+}
+
+// ringBytes is the locked memory of the links to one peer: a query lane and a move lane in each direction. A
+// link has two slots to receive into, as the rManager asks for, and half as many again to send from.
+func ringBytes(cfg config.Config) (uint64, error) {
+	m, err := node.OpenModel(cfg.Model)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = m.Close() }()
+	dtype, err := node.DType(cfg.DType, m.Config.DType)
+	if err != nil {
+		return 0, err
+	}
+	shape, err := node.DeviceConfig(cfg, m.Config, dtype)
+	if err != nil {
+		return 0, err
+	}
+	const directions, slots = 2, 2 + 3
+	return directions * slots * (device.QuerySlotBytes(shape) + device.MoveSlotBytes(shape)), nil
+}

@@ -1,0 +1,179 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/infinite-llm/infinite/engine/model"
+	"github.com/infinite-llm/infinite/engine/tokenizer"
+)
+
+// checkSettings reports each setting that cannot be used.
+func checkSettings(_ context.Context, m *Machine) []Result {
+	const subject = "settings"
+	if m.ConfigErr == nil {
+		return []Result{ok("config", subject, "valid; --transport %s, --kv-cache-memory %s", m.Config.Transport, m.Config.KVCacheMemory)}
+	}
+	var results []Result
+	for line := range strings.Lines(m.ConfigErr.Error()) {
+		if line = strings.TrimSpace(line); line != "" {
+			const remedy = "correct it (infinite serve --help lists all settings) and run this again; the other lines assume the defaults"
+			results = append(results, failure("config", subject, remedy, "%s", line))
+		}
+	}
+	return results
+}
+
+func (m *Machine) modelName() string {
+	if m.Config.Model == "" {
+		return "the bundled model"
+	}
+	return filepath.Clean(m.Config.Model)
+}
+
+func (m *Machine) openModel() (*model.Model, error) {
+	if m.Config.Model == "" {
+		return model.OpenFS(model.Bundled())
+	}
+	return model.Open(m.Config.Model)
+}
+
+func checkModel(_ context.Context, m *Machine) Result {
+	const subject = "model"
+	if m.ConfigErr != nil {
+		return Result{}
+	}
+	opened, err := m.openModel()
+	if err != nil {
+		return failure("config", subject, "name a Hugging Face model folder with config.json and safetensors weights", "%s", oneLine(err))
+	}
+	defer func() { _ = opened.Close() }()
+	c := opened.Config
+	if limit := m.Config.MaxModelLen; limit > c.MaxPositions {
+		return warning("config", subject, fmt.Sprintf("use --max-model-len %d, or leave it out", c.MaxPositions),
+			"%s: %s is made for %d tokens, --max-model-len is %d", m.modelName(), c.Arch, c.MaxPositions, limit)
+	}
+	return ok("config", subject, "%s: %s, %s, %d tokens", m.modelName(), c.Arch, count(c.NumLayers, "layer"), c.MaxPositions)
+}
+
+func checkTokenizer(_ context.Context, m *Machine) Result {
+	const subject = "tokenizer"
+	if m.ConfigErr != nil {
+		return Result{}
+	}
+	var err error
+	if m.Config.Model == "" {
+		_, err = tokenizer.LoadFS(model.Bundled())
+	} else {
+		_, err = tokenizer.Load(m.Config.Model)
+	}
+	if err != nil {
+		return failure("config", subject, "put the model's own tokenizer.json and tokenizer_config.json into the folder", "%s", oneLine(err))
+	}
+	return ok("config", subject, "%s has one that can be used", m.modelName())
+}
+
+// weightBytes is what the weights take in an instance's memory, or somewhat more: kernels pad some of them.
+func weightBytes(opened *model.Model, flag string) (uint64, error) {
+	tensors, err := opened.Tensors()
+	if err != nil {
+		return 0, err
+	}
+	// As --dtype is resolved: matrices in bfloat16 where the checkpoint or the flag says so. Vectors are float32.
+	width := uint64(4)
+	if flag == "bfloat16" || flag == "auto" && opened.Config.DType == "bfloat16" {
+		width = 2
+	}
+	total := uint64(0)
+	for _, t := range tensors {
+		switch {
+		case t.Role == model.LMHead && opened.Config.TieEmbeddings:
+		case t.Rows > 1:
+			total += uint64(t.Rows) * uint64(t.Cols) * width
+		default:
+			total += uint64(t.Rows) * uint64(t.Cols) * 4
+		}
+	}
+	return total, nil
+}
+
+// checkNeed compares what the instances will take with what is there.
+func checkNeed(_ context.Context, m *Machine) Result {
+	const subject = "memory"
+	if m.ConfigErr != nil {
+		return Result{}
+	}
+	room, err := m.usable()
+	if err != nil {
+		return unknown("config", subject, err)
+	}
+	n, pool := uint64(m.instances()), uint64(m.Config.KVCacheMemory)
+	weights, weightText := uint64(0), "weights of unknown size"
+	if opened, err := m.openModel(); err == nil {
+		weights, err = weightBytes(opened, m.Config.DType)
+		if err == nil {
+			weightText = "weights of " + size(weights)
+		}
+		_ = opened.Close()
+	}
+	need := n * (weights + pool)
+	found := fmt.Sprintf("%s with %s and a pool of %s take %s or more; %s are free", count(int(n), "instance"), weightText, size(pool), size(need), size(room))
+	remedy := "use a smaller --kv-cache-memory"
+	if fit := room / (weights + pool); n > 1 && fit > 0 {
+		remedy = fmt.Sprintf("use --instances %d, or a smaller --kv-cache-memory", fit)
+	} else if weights > room/n {
+		remedy = "use a smaller model or a machine with more memory"
+	}
+	switch {
+	case need > room:
+		return failure("config", subject, remedy, "%s", found)
+	case need > room-room/10:
+		return warning("config", subject, remedy, "%s", found)
+	}
+	return ok("config", subject, "%s", found)
+}
+
+// checkEtcd asks every endpoint at once.
+func checkEtcd(ctx context.Context, m *Machine) []Result {
+	const subject = "etcd"
+	endpoints := m.Config.EtcdEndpoints
+	if m.ConfigErr != nil || m.Config.Join != "" || m.Etcd == nil { // who joins is told by the cluster
+		return nil
+	}
+	if len(endpoints) == 0 {
+		return []Result{ok("config", subject, "embedded (no --etcd-endpoints)")}
+	}
+	limited, done := context.WithTimeout(ctx, askLimit)
+	defer done()
+	results := make([]Result, len(endpoints))
+	var all sync.WaitGroup
+	for i, endpoint := range endpoints {
+		all.Go(func() {
+			if err := m.Etcd(limited, endpoint); err != nil {
+				remedy := fmt.Sprintf("start etcd there, or correct --etcd-endpoints (etcdctl --endpoints=%s endpoint health)", endpoint)
+				results[i] = failure("config", subject, remedy, "%s does not answer: %s", endpoint, oneLine(err))
+				return
+			}
+			results[i] = ok("config", subject, "%s answers", endpoint)
+		})
+	}
+	all.Wait()
+	return results
+}
+
+func checkJoin(ctx context.Context, m *Machine) Result {
+	const subject = "join"
+	if m.ConfigErr != nil || m.Config.Join == "" {
+		return Result{}
+	}
+	limited, done := context.WithTimeout(ctx, askLimit)
+	defer done()
+	if err := m.Network.Dial(limited, m.Config.Join); err != nil {
+		return failure("config", subject, "start the cluster, and give --join the address that it prints for that",
+			"cannot reach the cluster at %s: %s", m.Config.Join, oneLine(err))
+	}
+	return ok("config", subject, "something listens at %s", m.Config.Join)
+}

@@ -1,0 +1,135 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+)
+
+func TestSettings(t *testing.T) {
+	wrong := func(m *Machine) {
+		m.ConfigErr = errors.Join(errors.New("infinite.yaml:3:1: cannot use port"), errors.New("cannot use flag --isa"))
+	}
+	runTable(t, plain, checkSettings, []test{
+		{name: "valid", level: OK, found: "--transport auto, --kv-cache-memory 256MiB"},
+		{name: "wrong", alter: wrong, level: Error, found: "infinite.yaml:3:1", remedy: "correct it"},
+		{name: "wrong twice", alter: wrong, at: 1, level: Error, found: "--isa"},
+	})
+	// What depends on settings says nothing then.
+	Run(t.Context(), machine(plain, wrong), Checks(), func(r Result) {
+		if r.Check == "config" && r.Subject != "settings" || r.Subject == "port" || r.Subject == "cluster-host" {
+			t.Errorf("%s", r.Line(false))
+		}
+	})
+}
+
+func TestModel(t *testing.T) {
+	empty := t.TempDir()
+	folder := func(name string) func(m *Machine) { return func(m *Machine) { m.Config.Model = name } }
+	runTable(t, plain, one(checkModel), []test{
+		{name: "bundled", level: OK, found: "the bundled model: Llama"},
+		{name: "too long", alter: func(m *Machine) { m.Config.MaxModelLen = 1 << 20 }, level: Warning, found: "--max-model-len is 1048576", remedy: "--max-model-len 16384"},
+		{name: "no folder", alter: folder(empty + "/none"), level: Error, found: "cannot open model", remedy: "config.json"},
+		{name: "empty folder", alter: folder(empty), level: Error, found: "cannot open model"},
+	})
+	runTable(t, plain, one(checkTokenizer), []test{
+		{name: "bundled", level: OK, found: "the bundled model"},
+		{name: "empty folder", alter: folder(empty), level: Error, remedy: "tokenizer.json"},
+	})
+}
+
+func TestNeed(t *testing.T) {
+	free := func(kib string) tree {
+		return tree{"/proc/meminfo": "MemTotal: 99999999 kB\nMemAvailable: " + kib + " kB\n"}
+	}
+	instances := func(n int) func(m *Machine) { return func(m *Machine) { m.Config.Instances = n } }
+	runTable(t, plain, one(checkNeed), []test{
+		{name: "fits", level: OK, found: "1 instance with weights of 4.4 MiB and a pool of 256.0 MiB take 260.4 MiB or more; 8.0 GiB are free"},
+		{name: "barely", change: free("280000"), level: Warning, found: "273.4 MiB are free", remedy: "smaller --kv-cache-memory"},
+		{name: "does not fit", change: free("200000"), level: Error, remedy: "use a smaller --kv-cache-memory"},
+		{name: "too many", change: free("600000"), alter: instances(3), level: Error, found: "3 instances", remedy: "use --instances 2"},
+		{name: "weights alone do not fit", change: free("2000"), level: Error, remedy: "smaller model"},
+		{name: "limit of the group", change: tree{"/sys/fs/cgroup/user.slice/memory.max": "104857600"}, level: Error, found: "99.0 MiB are free"},
+		{name: "no model", alter: func(m *Machine) { m.Config.Model = "/nowhere" }, level: OK, found: "weights of unknown size"},
+		{name: "memory unknown", change: tree{"/proc/meminfo": ""}, level: Warning, found: "unknown: "},
+	})
+}
+
+// The weights are counted as the data plane keeps them.
+func TestWeightBytes(t *testing.T) {
+	opened, err := machine(plain, nil).openModel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	auto, err := weightBytes(opened, "auto")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wide, _ := weightBytes(opened, "float32")
+	narrow, _ := weightBytes(opened, "bfloat16")
+	if narrow >= wide || wide >= 2*narrow || auto != narrow && auto != wide {
+		t.Errorf("bfloat16 %d, float32 %d, auto %d", narrow, wide, auto)
+	}
+	opened.Close()
+	if _, err := weightBytes(opened, "auto"); err == nil {
+		t.Error("a closed model has weights")
+	}
+}
+
+func TestEtcd(t *testing.T) {
+	answers := func(dead ...string) func(m *Machine) {
+		return func(m *Machine) {
+			m.Config.EtcdEndpoints = []string{"http://a:2379", "http://b:2379"}
+			m.Etcd = func(ctx context.Context, endpoint string) error {
+				if limit, has := ctx.Deadline(); !has || time.Until(limit) > checkLimit {
+					return errors.New("no limit")
+				}
+				for _, d := range dead {
+					if d == endpoint {
+						return errors.New("connection refused")
+					}
+				}
+				return nil
+			}
+		}
+	}
+	runTable(t, plain, checkEtcd, []test{
+		{name: "embedded", level: OK, found: "embedded"},
+		{name: "answers", alter: answers(), at: 1, level: OK, found: "http://b:2379 answers"},
+		{name: "one is dead", alter: answers("http://b:2379"), level: OK, found: "http://a:2379 answers"},
+		{name: "the dead one", alter: answers("http://b:2379"), at: 1, level: Error, found: "http://b:2379 does not answer: connection refused", remedy: "etcdctl --endpoints=http://b:2379"},
+	})
+	if r := checkEtcd(t.Context(), machine(plain, func(m *Machine) { m.Config.Join = "h:1" })); r != nil {
+		t.Errorf("one that joins: %v", r)
+	}
+}
+
+func TestJoin(t *testing.T) {
+	runTable(t, plain, one(checkJoin), []test{
+		{name: "answers", alter: func(m *Machine) { m.Config.Join = "h:8001" }, level: OK, found: "something listens at h:8001"},
+		{name: "does not", alter: func(m *Machine) {
+			m.Config.Join, m.Network = "h:8001", &fakeNetwork{dial: errors.New("connection refused")}
+		}, level: Error, found: "connection refused", remedy: "--join"},
+	})
+	if r := one(checkJoin)(t.Context(), machine(plain, nil)); r != nil {
+		t.Errorf("without --join: %v", r)
+	}
+}
+
+// The real machine may be anything, but every line of it is whole, and soon there.
+func TestThisMachine(t *testing.T) {
+	m := This()
+	m.Config.Port, m.Config.ClusterPort = 0, 0
+	before := time.Now()
+	Run(t.Context(), m, Checks(), func(r Result) {
+		checkShape(t, r)
+		if testing.Verbose() {
+			t.Log(r.Line(false))
+		}
+	})
+	if took := time.Since(before); took > time.Minute {
+		t.Errorf("it took %s", took)
+	}
+}

@@ -1,0 +1,114 @@
+package engine
+
+import (
+	"errors"
+
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/sched"
+)
+
+// Offload, Release, View, PeerIndexLost: the lender.
+func (n *simNode) Offload(o sched.Offload) {
+	n.c.wg.Add(1)
+	go func() {
+		defer n.c.wg.Done()
+		n.eng.Moved(n.place(o))
+	}()
+}
+
+var errNoCreditor = errors.New("no creditor has room")
+
+func (n *simNode) place(o sched.Offload) MoveResult {
+	res := MoveResult{Request: o.Request}
+	t, err := n.kv.Table(o.Request)
+	if err != nil {
+		res.Err = err
+		return res
+	}
+	last := kvcache.Span{Peer: uint32(n.index)}
+	if len(t.Spans) > 0 {
+		last = t.Spans[len(t.Spans)-1]
+	}
+	for k := range n.c.nodes {
+		p := n.c.nodes[(int(last.Peer)+k)%len(n.c.nodes)]
+		if p == n {
+			continue
+		}
+		h, first, err := p.host(n.name(), last, o.Blocks)
+		if err != nil {
+			continue
+		}
+		to := kvcache.Span{Instance: p.name(), Peer: uint32(p.index), Handle: h.Handle, Generation: h.Generation, Blocks: first}
+		blocks, err := n.kv.BeginMove(o.Request, to, min(o.Blocks, len(h.Blocks)-first))
+		if err != nil {
+			if first == 0 {
+				_ = p.kv.Unhost(n.name(), h.Handle, h.Generation)
+			}
+			res.Err = err
+			return res
+		}
+		n.c.mu.Lock()
+		for i, b := range blocks {
+			copy(p.mem[int(h.Blocks[first+i])*blockSize:][:blockSize], n.mem[int(b)*blockSize:][:blockSize])
+		}
+		n.c.mu.Unlock()
+		res.Began = true
+		res.Span = to
+		res.Span.Blocks = len(blocks)
+		return res
+	}
+	res.Err = errNoCreditor
+	return res
+}
+
+func (n *simNode) host(owner string, last kvcache.Span, blocks int) (kvcache.Hosted, int, error) {
+	if last.Instance == n.name() {
+		h, err := n.kv.ExtendHost(owner, last.Handle, last.Generation, last.Blocks, blocks)
+		return h, last.Blocks, err
+	}
+	h, err := n.kv.Host(owner, 0, blocks)
+	return h, 0, err
+}
+
+func (n *simNode) Release(spans []kvcache.Span) {
+	for _, s := range spans {
+		if err := n.c.nodes[s.Peer].kv.Unhost(n.name(), s.Handle, s.Generation); err != nil && !n.c.nodes[s.Peer].dead {
+			n.c.t.Errorf("release: %v", err)
+		}
+	}
+}
+
+func (n *simNode) View() sched.View {
+	var v sched.View
+	for _, p := range n.c.nodes {
+		for _, r := range p.eng.Requests() {
+			if v.OldestArrival == 0 || r.Arrival < v.OldestArrival {
+				v.OldestArrival = r.Arrival
+			}
+		}
+		if p != n {
+			v.PeersFree += p.kv.Hostable()
+			v.OthersRunning += p.eng.Stats().Running
+		}
+	}
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	for _, p := range n.c.nodes {
+		if p != n && p.hungry != 0 && (v.Starving == 0 || p.hungry < v.Starving) {
+			v.Starving = p.hungry
+		}
+	}
+	return v
+}
+
+func (n *simNode) Starving(arrival uint64) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.hungry = arrival
+}
+
+func (n *simNode) PeerIndexLost(peer int) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.lost = append(n.lost, peer)
+}

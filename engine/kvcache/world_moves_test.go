@@ -1,0 +1,176 @@
+package kvcache
+
+import (
+	"errors"
+	"slices"
+
+	"pgregory.net/rapid"
+)
+
+// begin asks another instance for room and begins to move. The answer may be lost, and the request may
+// begin anew before it comes.
+func (w *world) begin(t *rapid.T) {
+	i, id, l := w.pick(t)
+	to := w.IntN(len(w.pools))
+	n := 1 + w.IntN(8)
+	if l.closed || to == i {
+		return
+	}
+	if l.move != nil {
+		if _, err := w.pools[i].BeginMove(id, Span{}, 1); !errors.Is(err, ErrState) {
+			t.Fatalf("a second move of a request: %v", err)
+		}
+		return
+	}
+	tab, err := w.pools[i].Table(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, ok := w.ask(t, i, to, n, tab)
+	if !ok {
+		return
+	}
+	if w.IntN(5) == 0 {
+		if g.span.Blocks == 0 {
+			w.lost = append(w.lost, answer{i, to, w.tag})
+		}
+		return // room behind a span that is in use waits for the next request for it
+	}
+	if w.IntN(5) == 0 {
+		l, tab = w.anew(t, i, id)
+	}
+	got, err := w.pools[i].BeginMove(id, g.span, g.n)
+	if err != nil {
+		if g.span.Blocks == 0 {
+			w.release(t, i, []Span{g.span})
+		}
+		return
+	}
+	before := w.pools[i].Size(id).Spans
+	full := l.tokens/worldBlock - before
+	if !slices.Equal(got, tab.Local[:len(got)]) || len(got) > full || len(got) >= len(tab.Local) || g.span.Blocks > before {
+		t.Fatalf("blocks %v of %+v move behind %+v, %d are full", got, tab, g.span, full)
+	}
+	l.move = &g
+}
+
+// anew ends a request and begins it again under its id, as a preemption does, with whatever fits.
+func (w *world) anew(t *rapid.T, i int, id RequestID) (*life, Table) {
+	w.close(t, i, id)
+	if err := w.pools[i].Open(id); err != nil {
+		t.Fatal(err)
+	}
+	l := &life{}
+	w.live[i][id] = l
+	if n := 1 + w.IntN(40); w.pools[i].Grow(id, n) == nil {
+		l.tokens = n
+		if err := w.pools[i].SetComputed(id, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tab, err := w.pools[i].Table(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, tab
+}
+
+// ask reserves room at an instance, in the table's last span when that lies there.
+func (w *world) ask(t *rapid.T, i, to, n int, tab Table) (grant, bool) {
+	g := grant{span: Span{Instance: name(to), Peer: w.born[to]}, at: to}
+	var h Hosted
+	var err error
+	limit := n
+	if k := len(tab.Spans); k > 0 && tab.Spans[k-1].Instance == name(to) {
+		g.span = tab.Spans[k-1]
+		for _, before := range w.pools[to].HostedOf(name(i)) {
+			if before.Handle == g.span.Handle {
+				limit = max(g.span.Blocks+n, len(before.Blocks))
+			}
+		}
+		h, err = w.pools[to].ExtendHost(name(i), g.span.Handle, g.span.Generation, g.span.Blocks, n)
+	} else {
+		w.tag++
+		h, err = w.pools[to].Host(name(i), w.tag, n)
+		g.span.Handle, g.span.Generation = h.Handle, h.Generation
+	}
+	if err != nil {
+		if !errors.Is(err, ErrNoRoom) {
+			t.Fatal(err)
+		}
+		return g, false
+	}
+	g.n = min(n, len(h.Blocks)-g.span.Blocks)
+	if g.n < 1 || h.Generation == 0 || len(h.Blocks) > limit {
+		t.Fatalf("a grant of %+v for %d behind %d", h, n, g.span.Blocks)
+	}
+	if g.span.Blocks == 0 {
+		if w.names[g.span] {
+			t.Fatalf("%+v was granted before", g.span)
+		}
+		w.names[g.span] = true
+	}
+	return g, true
+}
+
+func (w *world) end(t *rapid.T) {
+	i, id, l := w.pick(t)
+	if l.move != nil {
+		w.endMove(t, i, id, w.IntN(l.move.n+1))
+	}
+}
+
+// endMove ends a move of which n blocks were acknowledged.
+func (w *world) endMove(t *rapid.T, i int, id RequestID, n int) {
+	l := w.live[i][id]
+	if l.move == nil {
+		return
+	}
+	g := *l.move
+	l.move = nil
+	var orphans []Span
+	var err error
+	if n > 0 {
+		orphans, err = w.pools[i].CommitMove(id, n)
+	} else if orphans, err = w.pools[i].AbortMove(id); g.span.Blocks == 0 {
+		w.release(t, i, []Span{g.span})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.closed {
+		delete(w.live[i], id)
+	} else if len(orphans) > 0 {
+		t.Fatal("orphans of a live request")
+	}
+	w.release(t, i, orphans)
+}
+
+// release gives spans back; those at an earlier process of an instance are gone with it.
+func (w *world) release(t *rapid.T, i int, spans []Span) {
+	for _, s := range spans {
+		for at := range w.pools {
+			if s.Instance == name(at) && s.Peer == w.born[at] {
+				if err := w.pools[at].Unhost(name(i), s.Handle, s.Generation); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+// recover frees what a lost answer was about.
+func (w *world) recover(t *rapid.T) {
+	if len(w.lost) == 0 {
+		return
+	}
+	a := w.lost[0]
+	w.lost = w.lost[1:]
+	h, ok := w.tagged(a)
+	if !ok {
+		t.Fatalf("the grant of %+v is gone", a)
+	}
+	if err := w.pools[a.at].Unhost(name(a.owner), h.Handle, h.Generation); err != nil {
+		t.Fatal(err)
+	}
+}

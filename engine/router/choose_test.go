@@ -1,0 +1,113 @@
+package router
+
+import (
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/cluster"
+	"github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+)
+
+func TestMostRoomIsChosen(t *testing.T) {
+	now := time.Unix(100, 0)
+	members := map[string]cluster.Member{}
+	for _, id := range []string{"a", "b", "c"} {
+		members[id] = cluster.Member{ID: id, BlocksTotal: 100}
+	}
+	pick := func(r *Router, loads map[string]*clusterpb.Load, at time.Time, tried ...string) string {
+		not := map[string]bool{}
+		for _, id := range tried {
+			not[id] = true
+		}
+		m, ok := r.pick(members, loads, 30, not, at)
+		if ok != (m.ID != "") {
+			t.Fatalf("%+v %v", m, ok)
+		}
+		return m.ID
+	}
+	loads := map[string]*clusterpb.Load{
+		"a": {KvBlocksFree: 60, KvBlocksLent: 50}, "b": {KvBlocksFree: 50}, "c": {KvBlocksFree: 40, Running: 1},
+	}
+	r := New(nil, secret, 16)
+	var got []string
+	for range 4 {
+		got = append(got, pick(r, loads, now))
+	}
+	// b has 50, then 20; c has 40, then 10; a, which borrows, has 10 and nothing to do.
+	if want := []string{"b", "c", "b", "a"}; !slices.Equal(got, want) {
+		t.Errorf("chose %v, want %v", got, want)
+	}
+	if got := pick(r, loads, now, "a", "b", "c"); got != "" {
+		t.Errorf("chose %s, which was tried", got)
+	}
+	if got := pick(r, loads, now, "b"); got != "c" {
+		t.Errorf("chose %s", got)
+	}
+	if got := pick(r, loads, now.Add(chargeFor)); got != "b" || len(r.charges) != 1 {
+		t.Errorf("chose %s with %d charges, after a report must have come", got, len(r.charges))
+	}
+	// Nothing is known of any: by size, evenly.
+	got = nil
+	for range 3 {
+		got = append(got, pick(New(nil, secret, 16), nil, now), pick(r, nil, now.Add(2*chargeFor)))
+	}
+	if want := []string{"a", "a", "a", "b", "a", "c"}; !slices.Equal(got, want) {
+		t.Errorf("chose %v, want %v", got, want)
+	}
+}
+
+// A connection lives as long as its instance is a member, and as long as a stream uses it.
+func TestConnectionsOfLeavers(t *testing.T) {
+	st := newStream(engine.Event{Token: 1, HasToken: true})
+	r, m, _ := instance(t, takes(st))
+	s, err := r.open(timeout(t), m, &engine.Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	prune := func(members map[string]cluster.Member) int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.prune(members)
+		return len(r.conns)
+	}
+	if n := prune(nil); n != 1 {
+		t.Fatal("a connection in use was closed")
+	}
+	if ev, err := s.Next(timeout(t)); err != nil || ev.Token != 1 {
+		t.Fatalf("%+v %v", ev, err)
+	}
+	s.Close()
+	s.Close()
+	if n := prune(map[string]cluster.Member{m.ID: m}); n != 1 {
+		t.Fatal("a member's connection was closed")
+	}
+	if n := prune(nil); n != 0 {
+		t.Fatal("a leaver's connection was kept")
+	}
+}
+
+func TestStamps(t *testing.T) {
+	r := New(nil, secret, 16)
+	var mu sync.Mutex
+	seen := map[uint64]bool{}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			last := uint64(0)
+			for range 500 {
+				n := r.stamp()
+				mu.Lock()
+				if n <= last || seen[n] {
+					t.Errorf("%d after %d", n, last)
+				}
+				seen[n] = true
+				mu.Unlock()
+				last = n
+			}
+		})
+	}
+	wg.Wait()
+}
