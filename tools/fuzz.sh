@@ -6,6 +6,6 @@ time=${1:-30s}
 grep -rlE '^func Fuzz' --include='*_test.go' engine rdma | while read -r file; do
     grep -oE '^func Fuzz[A-Za-z0-9_]+' "$file" | sed 's/func //' | while read -r target; do
         echo "== ./$(dirname "$file") $target"
-        go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$(dirname "$file")"
+        go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 20x "./$(dirname "$file")"
     done
 done

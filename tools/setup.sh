@@ -9,7 +9,7 @@ command -v go >/dev/null 2>&1 || { echo "setup: cannot find go; install Go $(sed
 
 # command -> package
 need="cc:gcc cmake:cmake ninja:ninja-build"
-libs="libc6-dev"
+libs="libc6-dev libibverbs-dev"
 if [ "$mode" = test ]; then
     need="$need clang-format-14:clang-format-14 clang-tidy-14:clang-tidy-14 python3:python3 node:nodejs npm:npm curl:curl"
     libs="$libs python3-venv"

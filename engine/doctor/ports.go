@@ -22,7 +22,8 @@ func checkPorts(_ context.Context, m *Machine) []Result {
 	all, good := 0, 0
 	for _, d := range devices {
 		allowed := len(m.Config.RDMADevice) == 0 || slices.Contains(m.Config.RDMADevice, d.name)
-		for _, p := range d.ports {
+		for _, name := range d.ports {
+			p := m.rdmaPort(d.name, name)
 			results = append(results, m.port(p, mtus[d.name+"/"+p.name]))
 			all++
 			if allowed && p.usable() {

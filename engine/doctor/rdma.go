@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -21,7 +22,7 @@ type rdmaDevice struct {
 	firmware string
 	pci      *pciDevice // nil: software, such as Soft-RoCE
 	file     string     // /dev/infiniband/uverbs0
-	ports    []rdmaPort
+	ports    []string   // "1"
 }
 
 type rdmaPort struct {
@@ -59,26 +60,15 @@ func (m *Machine) rdmaDevices() ([]rdmaDevice, error) {
 				d.pci = &pci
 			}
 		}
-		ports, err := m.names(rdmaClass + name + "/ports")
-		if err != nil {
+		if d.ports, err = m.names(rdmaClass + name + "/ports"); err != nil {
 			return nil, err
 		}
-		slices.SortFunc(ports, func(a, b string) int { // by number
-			return cmpInts(len(a), len(b), strings.Compare(a, b))
+		slices.SortFunc(d.ports, func(a, b string) int { // by number
+			return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
 		})
-		for _, port := range ports {
-			d.ports = append(d.ports, m.rdmaPort(name, port))
-		}
 		devices[i] = d
 	}
 	return devices, nil
-}
-
-func cmpInts(a, b, otherwise int) int {
-	if a != b {
-		return a - b
-	}
-	return otherwise
 }
 
 // verbsFile is the file by which programs use a device.
@@ -93,6 +83,7 @@ func (m *Machine) verbsFile(device string) string {
 	return ""
 }
 
+// rdmaPort reads a port. Its table of GIDs has some hundred entries, a file each, most of them empty.
 func (m *Machine) rdmaPort(device, port string) rdmaPort {
 	folder := rdmaClass + device + "/ports/" + port
 	p := rdmaPort{device: device, name: port}

@@ -172,11 +172,11 @@ func TestOrder(t *testing.T) {
 		t.Fatalf("%+v, %v", devices, err)
 	}
 	for i, want := range []string{"1", "2", "10"} {
-		if got := devices[0].ports[i].name; got != want {
+		if got := devices[0].ports[i]; got != want {
 			t.Errorf("port %s, wanted %s", got, want)
 		}
 	}
-	gids := devices[0].ports[0].gids
+	gids := machine(t10, nil).rdmaPort("mlx5_0", "1").gids
 	if len(gids) != 5 || gids[4].index != 10 {
 		t.Errorf("%+v", gids)
 	}

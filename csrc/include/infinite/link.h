@@ -150,7 +150,8 @@ int inf_link_put(inf_link *link, const inf_put *puts, uint32_t n);
  * in flight. May be changed at any time, as from step to idle. Default: 1 MiB. */
 int inf_link_put_limit(inf_link *link, uint64_t bytes);
 
-/* Bytes whose source must not change yet. */
+/* Bytes whose source must not change yet. While there are any, a wait returns when they are fewer.
+ */
 uint64_t inf_link_put_pending(inf_link *link);
 
 #ifdef __cplusplus

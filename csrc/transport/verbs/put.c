@@ -238,6 +238,8 @@ static uint64_t pending(inf_link *link) {
     inf_verbs_endpoint *ep = endpoint(link);
     if (in_flight(ep) > 0 && inf_verbs_poll_send(ep) != INF_OK)
         fail(link);
+    else if (in_flight(ep) > 0)
+        wait_for_progress(ep); /* the caller may want to */
     return in_flight(ep);
 }
 
