@@ -321,9 +321,11 @@ static void test_refusals(void) {
 }
 
 /* A put beside the grant, into a revoked one, or by a link that it was not given to: the put's link
- * dies, the memory stays. */
+ * dies, the memory stays. Soft-RoCE checks a window's key and queue pair, but not its bounds (only
+ * those of the region below it), so there the first two cannot be tested. */
 static void test_beyond_the_grant(void) {
-    for (int kind = 0; kind < 4; kind++) {
+    bool bounds = strncmp(ports.name[1], "rxe", 3) != 0;
+    for (int kind = bounds ? 0 : 2; kind < 4; kind++) {
         world w, other;
         inf_err err;
         open_world(&w);
@@ -344,7 +346,7 @@ static void test_beyond_the_grant(void) {
         }
         CHECK(inf_link_put(by, &p, 1) == INF_OK);
         expect_death(by, INF_EPEER, &err);
-        if (kind == 0)
+        if (kind == 2)
             printf("  %s\n", err.message);
         for (uint64_t i = 0; i < BLOCK * BLOCKS; i++)
             CHECK(w.pool[1][i] == 1);

@@ -195,7 +195,7 @@ func TestStorm(t *testing.T) {
 			select {
 			case <-done:
 				return
-			case <-time.After(300 * time.Millisecond):
+			case <-time.After(700 * time.Millisecond):
 				a, b := nodes[k%3], nodes[(k+1+k%2)%3]
 				a.rman.drop(a.rman.peerByID(b.id), 0, errors.New("for a test"))
 			}
@@ -203,9 +203,9 @@ func TestStorm(t *testing.T) {
 	})
 	var right, lost, cancelled atomic.Int64
 	for i, n := range nodes {
-		for client := range 4 {
+		for client := range 3 {
 			wg.Go(func() {
-				for round := range 6 {
+				for round := range 5 {
 					k := kinds[(i+client+round)%len(kinds)]
 					s := n.ask(k[0], k[1], k[2])
 					if (client+round)%5 == 4 {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"google.golang.org/grpc"
@@ -115,6 +116,26 @@ func TestOldLinksEndFirst(t *testing.T) {
 	}
 }
 
+// Links that end as soon as they begin are tried less and less often; those that lived long, at once.
+func TestFlappingLinks(t *testing.T) {
+	r, p, _ := withPeer(t)
+	fall := func(lived time.Duration) time.Duration {
+		p.session, p.upSince = 5, time.Now().Add(-lived)
+		r.drop(p, 0, errors.New("for a test"))
+		return p.backoff
+	}
+	var got []time.Duration
+	for range 6 {
+		got = append(got, fall(0))
+	}
+	if want := []time.Duration{firstRetry, 2 * firstRetry, 4 * firstRetry, 8 * firstRetry, flapRetry, flapRetry}; !slices.Equal(got, want) {
+		t.Errorf("retried after %v, want %v", got, want)
+	}
+	if got := fall(2 * lastRetry); got != firstRetry {
+		t.Errorf("after a long life retried after %v", got)
+	}
+}
+
 // A move whose links ended before its outcome was told came to nothing: the step loop has heard of the loss
 // already, and would take the blocks for safe.
 func TestMovesOfAnEndedSession(t *testing.T) {
@@ -144,7 +165,7 @@ func TestAnotherProcessReplacesThePeer(t *testing.T) {
 		return r.peerByID("b") != p
 	})
 	wantEvents(t, rec, "lost b", "detach 3")
-	if now := r.peerByID("b"); now.index == p.index || now.member.Session != "2" || !p.forgotten {
+	if now := r.peerByID("b"); now.index == p.index || now.member.Session != "2" {
 		t.Errorf("the new one is %+v", now.member)
 	}
 }

@@ -17,8 +17,12 @@ import (
 	"github.com/infinite-llm/infinite/rdma"
 )
 
-// dialLimit bounds one attempt to open both lanes.
-const dialLimit = 5 * time.Second
+const (
+	dialLimit  = 5 * time.Second        // of one attempt to open both lanes
+	firstRetry = 100 * time.Millisecond // after a loss or a failed attempt; then doubled
+	lastRetry  = 5 * time.Second
+	flapRetry  = time.Second // longest for a peer that answers, but is lost again soon
+)
 
 // peer is a process of another instance as this one sees it; a process that is started anew under an old
 // id is another peer. It is up or down as one: when any link of it dies, all of them are closed, its spans
@@ -42,7 +46,6 @@ type peer struct {
 	busy      int            // goroutines that attach links or take them down; the peer stays until they are through
 	dropping  bool           // one of them is to take it down
 	gone      bool           // no member any more, or another process under its id
-	forgotten bool           // no peer any more; nothing is begun for it
 	hostable  int            // blocks it said it would host
 	told      time.Time      // when it said so
 	shown     bool           // it was in the gManager's last answer
@@ -50,6 +53,7 @@ type peer struct {
 	failing   time.Time
 	owed      debt
 	releasing bool // a goroutine pays what is owed
+	upSince   time.Time
 	retryAt   time.Time
 	backoff   time.Duration
 }
@@ -67,6 +71,12 @@ func (p *peer) room(now time.Time) int {
 		return max(1, p.hostable)
 	}
 	return p.hostable
+}
+
+// retry sets the time of the next dial, about after a while.
+func (p *peer) retry(after, limit time.Duration) {
+	p.backoff = min(max(after, firstRetry), limit)
+	p.retryAt = time.Now().Add(p.backoff/2 + rand.N(p.backoff))
 }
 
 func (r *RManager) call() (context.Context, context.CancelFunc) {
@@ -124,7 +134,6 @@ func (r *RManager) reconcile(members map[string]Member) {
 func (r *RManager) forget(p *peer) {
 	delete(r.peers, p.id)
 	r.byIndex[p.index] = nil
-	p.forgotten = true
 	if p.half != nil {
 		_ = p.half.Link.Close()
 		p.half = nil
@@ -169,8 +178,7 @@ func (r *RManager) dial(p *peer) {
 	defer r.mu.Unlock()
 	p.busy--
 	if err != nil {
-		p.backoff = min(max(2*p.backoff, 100*time.Millisecond), dialLimit)
-		p.retryAt = time.Now().Add(p.backoff/2 + rand.N(p.backoff))
+		p.retry(2*p.backoff, lastRetry)
 		// The first attempts may come before the peer has heard of this instance.
 		if level := slog.LevelDebug; !p.gone && !r.closed {
 			if p.backoff >= time.Second {
@@ -180,7 +188,7 @@ func (r *RManager) dial(p *peer) {
 		}
 		return
 	}
-	p.session, p.backoff = session, 0
+	p.session, p.upSince = session, time.Now()
 	level := slog.LevelInfo
 	if info.FellBack {
 		level = slog.LevelWarn
@@ -275,8 +283,10 @@ func (r *RManager) takeDown(p *peer, session uint64, cause error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.busy--
-	p.backoff = max(p.backoff, 100*time.Millisecond)
-	p.retryAt = time.Now().Add(p.backoff)
+	if time.Since(p.upSince) > lastRetry {
+		p.backoff = 0
+	}
+	p.retry(2*p.backoff, flapRetry)
 }
 
 // creditors lists connected peers with room, prefer first, then by most room.

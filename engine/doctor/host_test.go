@@ -154,6 +154,7 @@ func TestMemlock(t *testing.T) {
 		{name: "no device", level: OK, found: "8.0 MiB, less than a pool of 256.0 MiB and 16.0 MiB of rings per peer"},
 		{name: "device", change: device, level: Warning, found: "8.0 MiB, less than", remedy: "ulimit -l unlimited"},
 		{name: "verbs", alter: verbs, level: Error, remedy: "memlock=-1"},
+		{name: "verbs, rings fit", change: limitsFile("Max locked memory 67108864 67108864 bytes\n"), alter: verbs, level: Warning, found: "64.0 MiB, less than", remedy: "memlock=-1"},
 		{name: "capability", change: device.with(tree{"/proc/self/status": "CapEff:\t0000000000004000\n"}), alter: verbs, level: OK, found: "CAP_IPC_LOCK"},
 		{name: "enough", change: device.with(limitsFile("Max locked memory 1073741824 1073741824 bytes\n")), level: OK, found: "1.0 GiB; RDMA may lock"},
 		{name: "unlimited", change: device.with(limitsFile("Max locked memory unlimited unlimited bytes\n")), level: OK, found: "unlimited"},

@@ -61,24 +61,25 @@ func checkOpenFiles(_ context.Context, m *Machine) Result {
 }
 
 // checkMemlock looks at what an instance may lock: RDMA devices write only into locked memory, and each
-// process has the limit for itself.
+// process has the limit for itself. Rings are always locked, the pool where blocks are moved by RDMA.
 func checkMemlock(_ context.Context, m *Machine) Result {
 	const subject = "memlock"
 	soft, _, err := m.limits("Max locked memory")
 	if err != nil {
 		return unknown("memory", subject, err)
 	}
-	need, what := uint64(m.Config.KVCacheMemory), fmt.Sprintf("a pool of %s", size(uint64(m.Config.KVCacheMemory)))
+	pool, rings := uint64(m.Config.KVCacheMemory), uint64(0)
+	what := "a pool of " + size(pool)
 	if m.RingBytes != nil {
-		if rings, err := m.RingBytes(); err == nil {
-			need += rings
+		if n, err := m.RingBytes(); err == nil {
+			rings = n
 			what += fmt.Sprintf(" and %s of rings per peer", size(rings))
 		}
 	}
 	if soft == unlimited {
 		return ok("memory", subject, "unlimited")
 	}
-	if soft >= need {
+	if soft >= pool+rings {
 		return ok("memory", subject, "%s; RDMA may lock %s", size(soft), what)
 	}
 	found := fmt.Sprintf("%s, less than %s, which RDMA may lock", size(soft), what)
@@ -90,9 +91,9 @@ func checkMemlock(_ context.Context, m *Machine) Result {
 	const remedy = "ulimit -l unlimited (systemd: LimitMEMLOCK=infinity; docker: --ulimit memlock=-1)"
 	devices, err := m.rdmaNames()
 	switch {
-	case m.Config.Transport == "verbs":
+	case m.Config.Transport == "verbs" && soft < rings:
 		return failure("memory", subject, remedy, "%s", found)
-	case err != nil || len(devices) > 0:
+	case m.Config.Transport == "verbs" || err != nil || len(devices) > 0:
 		return warning("memory", subject, remedy, "%s", found)
 	}
 	return ok("memory", subject, "%s; not needed, this machine has no RDMA device", found)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const rdmaClass = "/sys/class/infiniband/"
@@ -34,6 +35,7 @@ type rdmaPort struct {
 	netdev       string
 	netMTU       int
 	gids         []gid
+	cut          bool // there may be more GIDs
 }
 
 type gid struct {
@@ -83,19 +85,38 @@ func (m *Machine) verbsFile(device string) string {
 	return ""
 }
 
-// rdmaPort reads a port. Its table of GIDs has some hundred entries, a file each, most of them empty.
-func (m *Machine) rdmaPort(device, port string) rdmaPort {
+// rdmaPort reads a port, its GIDs until a moment.
+func (m *Machine) rdmaPort(device, port string, until time.Time) rdmaPort {
 	folder := rdmaClass + device + "/ports/" + port
 	p := rdmaPort{device: device, name: port}
 	p.state, p.physical = m.afterColon(folder+"/state"), m.afterColon(folder+"/phys_state")
 	p.layer, _ = m.word(folder + "/link_layer")
 	p.rate, _ = m.word(folder + "/rate")
-	entries, _ := m.names(folder + "/gids")
-	for _, entry := range entries {
-		index, err := strconv.Atoi(entry)
-		if err != nil {
-			continue
+	m.readGIDs(folder, &p, until)
+	if p.netdev != "" && path.Base(p.netdev) == p.netdev {
+		if mtu, err := m.number("/sys/class/net/" + p.netdev + "/mtu"); err == nil && mtu < 1<<30 {
+			p.netMTU = int(mtu)
 		}
+	}
+	return p
+}
+
+// readGIDs reads a port's table in order. It has hundreds of entries, a file each, most of them empty; those in
+// use come first, mostly. Where files are slow, as in an emulated machine, it is not read to its end.
+func (m *Machine) readGIDs(folder string, p *rdmaPort, until time.Time) {
+	entries, _ := m.names(folder + "/gids")
+	var indexes []int
+	for _, entry := range entries {
+		if index, err := strconv.Atoi(entry); err == nil {
+			indexes = append(indexes, index)
+		}
+	}
+	slices.Sort(indexes)
+	for _, index := range indexes {
+		if p.cut = time.Now().After(until); p.cut {
+			return
+		}
+		entry := strconv.Itoa(index)
 		text, err := m.read(folder + "/gids/" + entry)
 		if err != nil {
 			continue // such as an entry without a network interface
@@ -110,13 +131,6 @@ func (m *Machine) rdmaPort(device, port string) rdmaPort {
 			p.netdev = netdev
 		}
 	}
-	slices.SortFunc(p.gids, func(a, b gid) int { return a.index - b.index })
-	if p.netdev != "" && path.Base(p.netdev) == p.netdev {
-		if mtu, err := m.number("/sys/class/net/" + p.netdev + "/mtu"); err == nil && mtu < 1<<30 {
-			p.netMTU = int(mtu)
-		}
-	}
-	return p
 }
 
 // afterColon reads "4: ACTIVE" as ACTIVE.

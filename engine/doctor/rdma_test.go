@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Ways to PCI devices of the box: a NIC and a GPU behind one switch, another of each at other places.
@@ -176,9 +177,34 @@ func TestOrder(t *testing.T) {
 			t.Errorf("port %s, wanted %s", got, want)
 		}
 	}
-	gids := machine(t10, nil).rdmaPort("mlx5_0", "1").gids
+	gids := machine(t10, nil).rdmaPort("mlx5_0", "1", time.Now().Add(time.Minute)).gids
 	if len(gids) != 5 || gids[4].index != 10 {
 		t.Errorf("%+v", gids)
+	}
+}
+
+// A table that is not read to its end proves nothing.
+func TestSlowTable(t *testing.T) {
+	m := machine(box, nil)
+	p := m.rdmaPort("mlx5_0", "1", time.Now().Add(-time.Second))
+	r := m.port(p, 4096)
+	if checkShape(t, r); !p.cut || p.usable() || r.Level != Warning || !strings.Contains(r.Found, "0 GIDs or more; its GIDs could not all be read in time") {
+		t.Errorf("%s", r.Line(false))
+	}
+	p = m.rdmaPort("mlx5_0", "1", time.Now().Add(time.Minute))
+	p.cut = true
+	if r = m.port(p, 0); r.Level != OK || !strings.Contains(r.Found, "4 GIDs or more (1 IB/RoCE v1, 3 RoCE v2), of which links take 3") {
+		t.Errorf("%s", r.Line(false))
+	}
+	m.Config.RDMAGIDIndex = 900 // may be there
+	if r = m.port(p, 0); r.Level != OK {
+		t.Errorf("%s", r.Line(false))
+	}
+	if r = m.usablePorts(0, 2, true); r.Level != Warning || !strings.Contains(r.Found, "0 of 2 ports can be used, as far as") {
+		t.Errorf("%s", r.Line(false))
+	}
+	if r = m.usablePorts(1, 2, true); r.Level != OK {
+		t.Errorf("%s", r.Line(false))
 	}
 }
 

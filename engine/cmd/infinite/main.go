@@ -3,6 +3,7 @@
 //	serve.go    infinite serve: an API and its instances, or with --join one more instance
 //	sample.go   infinite sample: what `make run` shows
 //	chat.go     infinite chat: talks to a running server
+//	doctor.go   infinite doctor: checks of this machine
 package main
 
 import (
