@@ -46,7 +46,8 @@ lint-go: lib
 
 lint-c: lib
 	@find csrc bench -name '*.[ch]' | xargs clang-format-14 --dry-run -Werror
-	@find csrc -name '*.c' -not -path '*/tests/*' | xargs -P $(JOBS) -n 4 clang-tidy-14 --quiet -p .build/cpu 2>/dev/null
+	@find csrc -name '*.c' -not -path '*/tests/*' -not -name stub.c | \
+	    xargs -P $(JOBS) -n 4 clang-tidy-14 --quiet -p .build/cpu 2>.build/clang-tidy.log || { cat .build/clang-tidy.log; exit 1; }
 
 ctest: lib
 	ctest --preset cpu -j $(JOBS)
@@ -63,6 +64,7 @@ tsan: setup
 
 gotest: build
 	$(GO) test -count=1 -timeout 20m ./...
+	$(GO) test -race -count=1 -timeout 20m ./engine ./engine/cluster ./engine/kvcache ./engine/router ./engine/sched ./engine/server
 
 # The official OpenAI clients against a running server.
 clients: build

@@ -32,8 +32,9 @@ func (e *Error) Kind() string { return e.kind }
 // chargeFor is how long a new request counts against its home before a heartbeat is sure to show it.
 const chargeFor = 500 * time.Millisecond
 
-// maxTries is how many instances are asked before a full queue is the answer.
-const maxTries = 3
+// maxUnreachable is how many instances may be out of reach before that is the answer. One whose queue is full is
+// passed over at no cost.
+const maxUnreachable = 3
 
 // Router implements server.Backend over the members of a cluster.
 type Router struct {
@@ -90,7 +91,7 @@ func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream
 	req.Arrival = r.stamp()
 	var last error
 	tried := map[string]bool{}
-	for range maxTries {
+	for unreachable := 0; unreachable < maxUnreachable; {
 		m, ok := r.choose(ctx, need, tried)
 		if !ok {
 			break
@@ -103,6 +104,9 @@ func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream
 		last = err
 		if ctx.Err() != nil {
 			break
+		}
+		if kindOf(err) != server.KindQueueFull {
+			unreachable++
 		}
 	}
 	if last == nil {

@@ -134,7 +134,8 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 		Handler: s.routes(), ErrorHandler: s.protocolError, ConnState: s.connState, Name: "infinite",
 		MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
 		ReadBufferSize: 16 << 10, // the limit of a header; tokens and cookies of gateways take more than 4 KiB
-		// A write timeout would cut long streams; a client that hangs up is noticed by the watcher.
+		// A write timeout would cut long streams; a client that does not read is noticed by stallConn, one that
+		// hangs up by the watcher.
 		NoDefaultContentType: true, CloseOnShutdown: true, Concurrency: 16384, Logger: quiet{},
 	}
 	return s, nil
@@ -143,7 +144,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 // Serve answers on l until Shutdown.
 func (s *Server) Serve(l net.Listener) {
 	s.listener = l
-	go func() { s.done <- s.http.Serve(l) }()
+	go func() { s.done <- s.http.Serve(stallListener{l, stallLimit}) }()
 }
 
 // Shutdown stops taking requests and waits for those that run, until ctx ends; then it cuts them.

@@ -37,7 +37,7 @@ func TestOneRequestFillsTheCluster(t *testing.T) {
 		instances int
 		transport string
 		share     float64 // of a pool's blocks that the request takes
-	}{{2, "shm", 1.95}, {2, "tcp", 1.95}, {8, "shm", 7.8}}
+	}{{2, "shm", 1.95}, {2, "tcp", 1.95}, {8, "shm", 7.8}, {8, "tcp", 7.8}}
 	single := serve(t, "--dtype", "float32", poolFlag(t, 8*pool))
 	for _, tc := range cases {
 		t.Run(fmt.Sprintf("%d instances over %s", tc.instances, tc.transport), func(t *testing.T) {

@@ -32,6 +32,7 @@ func run() int {
 		Use: "infinite", Short: "An LLM serving engine that pools the KV cache of all its instances",
 		SilenceUsage: true, SilenceErrors: true,
 	}
+	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer
