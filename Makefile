@@ -56,6 +56,7 @@ asan: setup
 	@cmake --preset asan >/dev/null
 	@cmake --build --preset asan -j $(JOBS)
 	ctest --preset asan
+	$(GO) test -asan -count=1 ./engine/device ./rdma
 
 tsan: setup
 	@cmake --preset tsan >/dev/null
