@@ -136,6 +136,34 @@ func TestFlappingLinks(t *testing.T) {
 	}
 }
 
+// What was seen of links that were replaced meanwhile does not end the new ones.
+func TestLateNewsOfOldLinks(t *testing.T) {
+	r, p, rec := withPeer(t)
+	p.session, p.serving = 5, 6
+	p.hostMu.Lock()
+	r.PeerIndexLost(3)
+	r.PeerIndexLost(3)
+	r.mu.Lock()
+	p.serving = 7
+	r.mu.Unlock()
+	p.hostMu.Unlock()
+	eventually(t, "the news is looked at", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return p.busy == 0 && !p.dropping
+	})
+	wantEvents(t, rec)
+	r.PeerIndexLost(3)
+	r.PeerIndexLost(200)
+	r.PeerIndexLost(-1)
+	eventually(t, "it is down", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return p.busy == 0 && p.session == 0
+	})
+	wantEvents(t, rec, "lost b", "detach 3")
+}
+
 // A move whose links ended before its outcome was told came to nothing: the step loop has heard of the loss
 // already, and would take the blocks for safe.
 func TestMovesOfAnEndedSession(t *testing.T) {

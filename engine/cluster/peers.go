@@ -245,12 +245,20 @@ func (r *RManager) dropSoon(p *peer, cause error) {
 	}
 	p.dropping = true
 	p.busy++
+	session, serving := p.session, p.serving
 	r.spawn(func() {
-		r.drop(p, 0, cause)
+		p.hostMu.Lock()
+		defer p.hostMu.Unlock()
 		r.mu.Lock()
+		same := p.session == session && p.serving == serving
+		r.mu.Unlock()
+		if same { // else others took it down before, or it is looked at again
+			r.takeDown(p, 0, cause)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		p.dropping = false
 		p.busy--
-		r.mu.Unlock()
 	})
 }
 

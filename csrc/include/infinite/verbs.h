@@ -106,6 +106,9 @@ int inf_verbs_ports(inf_verbs_port *out, uint32_t max, uint32_t *n, inf_err *err
 int inf_verbs_gids(const char *device, uint32_t port, inf_verbs_gid *out, uint32_t max, uint32_t *n,
                    inf_err *err);
 
+/* Memory that an endpoint of this shape locks, 0 if the shape is not allowed. */
+uint64_t inf_verbs_endpoint_bytes(uint32_t slots, uint64_t slot_bytes);
+
 /* Can this process lock so many bytes of memory? INF_ENOMEM and the remedy if not. */
 int inf_verbs_memlock(uint64_t bytes, inf_err *err);
 

@@ -145,7 +145,8 @@ static struct ibv_context *open_by_name(const inf_verbs_lib *lib, const char *na
     int n = 0;
     struct ibv_context *ibv = NULL;
     struct ibv_device **list = lib->get_device_list(&n);
-    errno = list ? ENODEV : errno;
+    if (list || errno == ENOSYS) /* a kernel without RDMA has no device of that name either */
+        errno = ENODEV;
     for (int i = 0; i < n && list; i++)
         if (strcmp(lib->get_device_name(list[i]), name) == 0) {
             errno = EIO; /* in case the driver sets nothing */

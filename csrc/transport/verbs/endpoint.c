@@ -41,6 +41,15 @@ static int sys_error(const inf_verbs_endpoint *ep, inf_err *err, const char *wha
                           "cannot make %s on %s: %s", what, device_name(ep), strerror(reason));
 }
 
+/* Staging slots: as many as the peer's ring has, and half as many again (ring.c says why). */
+static uint32_t staging(uint32_t slots) { return slots + (slots + 1) / 2; }
+
+uint64_t inf_verbs_endpoint_bytes(uint32_t slots, uint64_t slot_bytes) {
+    if (inf_link_shm_bytes(slots, slot_bytes) == 0)
+        return 0;
+    return (slots + staging(slots)) * (INF_VERBS_LINE + slot_bytes);
+}
+
 static int check_config(const inf_verbs_config *c, inf_err *err) {
     if (inf_link_shm_bytes(c->slots, c->slot_bytes) == 0)
         return inf_link_error(err, c->peer, INF_EINVAL,
@@ -93,7 +102,7 @@ static int plan_queues(inf_verbs_endpoint *ep, inf_err *err) {
     inf_verbs_queues *q = &ep->q;
     uint32_t slots = ep->config.slots;
     uint64_t bytes = ep->config.slot_bytes;
-    ep->tx_slots = slots + (slots + 1) / 2;
+    ep->tx_slots = staging(slots);
     ep->stride = INF_VERBS_LINE + bytes;
     ep->tx_bytes = ep->tx_slots * ep->stride;
     ep->rx_bytes = slots * ep->stride;

@@ -20,6 +20,11 @@ int inf_verbs_gids(const char *device, uint32_t port, inf_verbs_gid *out, uint32
     return unsupported(err);
 }
 
+uint64_t inf_verbs_endpoint_bytes(uint32_t slots, uint64_t slot_bytes) {
+    (void)slots, (void)slot_bytes;
+    return 0;
+}
+
 int inf_verbs_memlock(uint64_t bytes, inf_err *err) {
     (void)bytes;
     return unsupported(err);
