@@ -133,6 +133,22 @@ static void test_break(const char *name, char *command, const char *repair, bool
     fflush(stdout);
 }
 
+/* A close waits for its last word, but not for a peer that cannot hear it. */
+static void test_close_unheard(void) {
+    inf_link *l[2];
+    pair_links(&ports, (pair_shape){4, 4096, 0}, l, NULL);
+    exchange(l, 20, 4096);
+    shell("guest_loss 100%");
+    CHECK(try_send(l[0], 1, 4096) == INF_OK);
+    double begun = now_s();
+    inf_link_close(l[0]);
+    double took = now_s() - begun;
+    printf("  closed after %.2f s\n", took);
+    CHECK(took < 0.5);
+    inf_link_close(l[1]);
+    shell("guest_loss 0");
+}
+
 int main(void) {
     rdma_find_or_skip(&ports);
     if (!getenv("GUEST_LIB") || strcmp(ports.name[0], ports.name[1]) == 0) {
@@ -144,6 +160,8 @@ int main(void) {
     test_loss("loss 1%", 3000, 20000);
     test_loss("loss 5%", 500, 20000);
     test_loss("delay 2ms loss 0.5%", 300, 100000);
+    printf("close\n");
+    test_close_unheard();
     printf("breaks\n");
     for (int idle = 0; idle < 2; idle++) {
         test_break("our port down", "guest_down v0", "guest_up v0", idle);

@@ -5,14 +5,13 @@
  * length and its immediate. No copy, no wait; small ones travel in the work request itself.
  *
  * Credits. Of a sender's messages at most `slots` are not released by the receiver. Released counts
- * travel with messages the other way, or, when the peer can have none left and nothing else is
- * about to go, as an immediate of their own:
+ * travel with messages the other way, or as an immediate of their own:
  *
  *   - after a release, at the end of a poll that found nothing, and before sleep, if the peer has
- * used up what it was told, or half of its slots can be told;
- *   - never twice with the same count. So while a peer has not looked, at most `slots` messages and
- *     `slots` such credits come to it, then the last word: its receive queue has that depth, and is
- *     filled up before anything leaves that lets us send more.
+ *     used up all that it was told of, or half of its slots can be told;
+ *   - never twice with the same count. So while a receiver does not look, at most `slots` messages
+ *     and `slots` such credits come to it, then the last word: its receive queue has that depth,
+ *     and is filled up before anything leaves that lets the peer send more.
  *
  * A staging slot is free when its write is complete, which a lost acknowledgement can delay beyond
  * the peer's answer. There are half as many again as the peer has slots, so that an answer is
@@ -44,8 +43,10 @@ enum {
     PROBE_MS = 250,  /* of silence, before an empty write */
     STUCK_MS = 5000, /* that the device may keep a work request, plus all its retries */
 };
-/* A close waits so long for what was posted to be complete. */
-static const int64_t CLOSE_NS = 500000000;
+/* A close waits so long for what was posted to be complete: a lost packet may be sent again once.
+ * It looks at the socket now and then, and does not wait for a peer that is gone. */
+enum { CLOSE_SLICES = 20 };
+static const int64_t CLOSE_SLICE_NS = 5000000;
 
 static inf_verbs_link *as_verbs(inf_link *link) { return (inf_verbs_link *)link; }
 
@@ -332,12 +333,15 @@ static void verbs_disarm(inf_link *link, const struct pollfd fds[INF_LINK_FDS]) 
 
 /* What was posted leaves, and the peer is told that nothing follows. */
 static void say_last_word(inf_verbs_link *v) {
-    if (v->base.err.code != 0 || v->ep->err.code != 0 || v->last_word || look_at_socket(v) < 0 ||
-        v->gone)
+    if (v->base.err.code != 0 || take_arrivals(v) < 0 || v->ep->err.code != 0 || v->last_word ||
+        look_at_socket(v) < 0 || v->gone)
         return;
-    if (inf_verbs_poll_send(v->ep) == INF_OK && inf_verbs_has_budget(v->ep, INF_WR_OTHER, 1) &&
-        post_immediate(v, inf_imm_count(INF_IMM_LAST, v->tx_sent), INF_WR_OTHER, true) == INF_OK)
-        inf_verbs_flush(v->ep, CLOSE_NS);
+    if (inf_verbs_poll_send(v->ep) != INF_OK || !inf_verbs_has_budget(v->ep, INF_WR_OTHER, 1) ||
+        post_immediate(v, inf_imm_count(INF_IMM_LAST, v->tx_sent), INF_WR_OTHER, true) != INF_OK)
+        return;
+    for (int i = 0; i < CLOSE_SLICES && !v->gone; i++)
+        if (inf_verbs_flush(v->ep, CLOSE_SLICE_NS) != INF_AGAIN || look_at_socket(v) < 0)
+            return;
 }
 
 static void verbs_close(inf_link *link) {
