@@ -4,6 +4,10 @@
 
 #include <stdint.h>
 
+#if defined(__cplusplus) && !defined(_Static_assert)
+#define _Static_assert static_assert /* the CUDA files are C++ */
+#endif
+
 /* 0 is success, 1 is "in progress, ask again", below 0 is an error. */
 enum {
     INF_OK = 0,

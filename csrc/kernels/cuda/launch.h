@@ -1,0 +1,174 @@
+/* The CUDA kernels' launchers: a parameter struct and a stream each. They check shapes that a
+ * kernel relies on, enqueue, and return 0 or a cudaError_t; they neither allocate nor wait. All
+ * pointers are device memory unless a comment says host. Shapes are row-major.
+ *
+ * dtype is INF_DTYPE_F32, _F16 or _BF16. "act" is the device's format of activations that enter a
+ * matrix product; the residual stream and all sums are f32. LSE is base e. */
+#ifndef INF_CUDA_LAUNCH_H
+#define INF_CUDA_LAUNCH_H
+
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef void *inf_stream; /* a cudaStream_t */
+
+/* ---- rows.cu: everything that walks rows once; bound by memory ---- */
+
+/* x[r, :] = table[tokens[r], :] */
+typedef struct inf_cuda_embed {
+    const int32_t *tokens; /* [rows] */
+    const void *table;     /* [vocab, hidden] of dtype */
+    float *x;              /* [rows, hidden] */
+    int32_t dtype, rows, hidden;
+} inf_cuda_embed;
+int inf_cuda_embed_launch(const inf_cuda_embed *p, inf_stream stream);
+
+/* cos and sin of float(position * inv_freq), times scale; the product is rounded to f32 first, as
+ * the CPU's is (model/forward.c), and the functions are taken as if in double. */
+typedef struct inf_cuda_rope_table {
+    const uint32_t *position; /* [rows] */
+    const float *inv_freq;    /* [half] */
+    float *cos, *sin;         /* [rows, half] */
+    float scale;
+    int32_t rows, half;
+} inf_cuda_rope_table;
+int inf_cuda_rope_table_launch(const inf_cuda_rope_table *p, inf_stream stream);
+
+/* x += add (when not NULL); y = x / sqrt(mean(x^2) + eps) * weight (when weight is not NULL), the
+ * sum in f32, y rounded once. One read and one write of each buffer. */
+typedef struct inf_cuda_add_norm {
+    float *x;            /* [rows, n], in and out */
+    const void *add;     /* [rows, n] of add_dtype */
+    const float *weight; /* [n] */
+    void *y;             /* [rows, n] of y_dtype */
+    const int32_t
+        *pick; /* NULL, or [rows]: row r of y is made of row pick[r] of x (add must be NULL) */
+    int32_t add_dtype, y_dtype, rows, n;
+    float eps;
+} inf_cuda_add_norm;
+int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream);
+
+/* After the QKV product: per-head RMS norm of q and k (when the weights are there; formula as
+ * above, over head_dim), rotation of pairs (i, i + head_dim / 2) of q and k by cos and sin, q
+ * packed and k, v appended to the pool. Row r's token stands in block kv_block[r] at index
+ * kv_index[r]. */
+typedef struct inf_cuda_heads {
+    const void *qkv;              /* [rows, (heads + 2 kv_heads) * head_dim] of act: q | k | v */
+    const float *q_norm, *k_norm; /* [head_dim], or both NULL */
+    const float *cos, *sin;       /* [rows, head_dim / 2] */
+    void *q;                      /* [rows, heads, head_dim] of act */
+    uint8_t *pool;
+    inf_kv_shape kv;
+    const int32_t *kv_block, *kv_index; /* [rows] */
+    int32_t act, rows, heads, layer;
+    float eps;
+} inf_cuda_heads;
+int inf_cuda_heads_launch(const inf_cuda_heads *p, inf_stream stream);
+
+/* y = silu(gate) * up, gu = [rows, gate n | up n] */
+typedef struct inf_cuda_swiglu {
+    const void *gu; /* [rows, 2 n] of act */
+    void *y;        /* [rows, n] of act */
+    int32_t act, rows, n;
+} inf_cuda_swiglu;
+int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream);
+
+/* dst[i] = src[i], formats apart. */
+typedef struct inf_cuda_cast {
+    const void *src;
+    void *dst;
+    int32_t src_dtype, dst_dtype;
+    int64_t n;
+} inf_cuda_cast;
+int inf_cuda_cast_launch(const inf_cuda_cast *p, inf_stream stream);
+
+/* ---- attention: partials over segments of keys ---- */
+
+/* A segment: one run of keys that a run of query rows attends to. Query row r of it (0-based)
+ * stands at position q_pos0 + r and sees the keys at positions p with p <= q_pos0 + r and, when
+ * window > 0, p > q_pos0 + r - window. Key t of it lies in block blocks[block_off + t /
+ * block_size], at index t % block_size, and stands at position kv_pos0 + t. */
+typedef struct inf_cuda_segment {
+    uint32_t row0, rows; /* of q, o and lse */
+    uint32_t q_pos0, kv_pos0;
+    uint32_t n_tokens;
+    uint32_t block_off;
+} inf_cuda_segment;
+
+/* A piece of work: some rows of a segment against some of its keys, for one kv head and all query
+ * heads that share it (the grid's y). token0 is a multiple of 16. The result goes to row row0 + i
+ * of o and lse if part == INF_CUDA_WHOLE, else to row part + i of part_o and part_lse. A row that
+ * sees none of the keys gets the empty partial: o = 0, lse = -inf. */
+#define INF_CUDA_WHOLE 0xffffffffu
+typedef struct inf_cuda_work {
+    uint32_t segment;
+    uint32_t row0, rows; /* within the segment */
+    uint32_t token0, tokens;
+    uint32_t part;
+} inf_cuda_work;
+
+typedef struct inf_cuda_attn {
+    const void *q; /* [rows, heads, head_dim] of act */
+    const uint8_t *pool;
+    inf_kv_shape kv;
+    const int32_t *blocks;
+    const inf_cuda_segment *segments;
+    const inf_cuda_work *work;
+    const int32_t
+        *n_work;     /* device memory, so that a captured graph can be replayed with other work */
+    void *o;         /* [rows, heads, head_dim] of o_dtype, normalised */
+    float *lse;      /* [rows, heads], or NULL when nobody reads it */
+    float *part_o;   /* [parts, heads, head_dim] f32, normalised */
+    float *part_lse; /* [parts, heads] */
+    int32_t act, o_dtype, heads, layer;
+    int32_t window; /* 0: none */
+    float scale;
+    int32_t max_work; /* the grid's x is at most this; pieces beyond it are looped over */
+} inf_cuda_attn;
+
+/* Any head_dim and format; clarity before speed. The reference on the GPU, and the way for models
+ * that the others do not take. */
+int inf_cuda_attn_plain_launch(const inf_cuda_attn *p, inf_stream stream);
+
+/* Decode: every piece has rows * (heads / kv_heads) <= INF_CUDA_DECODE_ROWS query rows. bf16 and
+ * f16 (act and KV alike), head_dim 64 or 128, block_size a multiple of 16 (or 8). */
+enum { INF_CUDA_DECODE_ROWS = 16 };
+int inf_cuda_attn_decode_takes(
+    const inf_cuda_attn *p); /* host: 1 if the launcher takes this shape */
+int inf_cuda_attn_decode_launch(const inf_cuda_attn *p, inf_stream stream);
+
+/* Prefill: pieces of up to INF_CUDA_PREFILL_ROWS rows. Formats and shapes as decode. */
+enum { INF_CUDA_PREFILL_ROWS = 128 };
+int inf_cuda_attn_prefill_takes(const inf_cuda_attn *p);
+int inf_cuda_attn_prefill_launch(const inf_cuda_attn *p, inf_stream stream);
+
+/* Merges partials: row r of o and lse becomes the merge of rows list[off[r]] .. list[off[r + 1] -
+ * 1] of part_o and part_lse; an empty list leaves the row as it is. m = max lse_i; o = sum o_i
+ * e^(lse_i - m) / sum e^(lse_i - m); lse = m + ln sum. All empty: o = 0, lse = -inf. */
+typedef struct inf_cuda_combine {
+    void *o;    /* [rows, heads, head_dim] of o_dtype */
+    float *lse; /* [rows, heads] or NULL */
+    const float *part_o, *part_lse;
+    const uint32_t *off, *list; /* [rows + 1], [off[rows]] */
+    int32_t o_dtype, rows, heads, head_dim;
+} inf_cuda_combine;
+int inf_cuda_combine_launch(const inf_cuda_combine *p, inf_stream stream);
+
+/* Merges one more partial into rows row[i] of o and lse: row i of o2, lse2. */
+typedef struct inf_cuda_merge {
+    float *o, *lse;         /* [*, heads, head_dim], [*, heads] */
+    const float *o2, *lse2; /* [rows, heads, head_dim], [rows, heads] */
+    const uint32_t *row;    /* [rows]; NULL: row i */
+    int32_t rows, heads, head_dim;
+} inf_cuda_merge;
+int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
