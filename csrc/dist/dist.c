@@ -62,7 +62,7 @@ uint64_t inf_dist_move_slot_bytes(const inf_device_config *c) {
     return inf_pad64(inf_wire_move_head() + n * block);
 }
 
-uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_lane lane, inf_link **links,
+uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_link_of lane, inf_link **links,
                           uint32_t *ids) {
     uint32_t n = 0;
     pthread_mutex_lock(&d->lock);
@@ -83,28 +83,41 @@ uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_lane lane, inf_link **
 }
 
 static int alloc(inf_dist *d) {
-    size_t rows = (size_t)d->max_tokens * (size_t)d->heads;
     d->targets = calloc(INF_MAX_PEERS, sizeof *d->targets);
     d->groups = calloc(d->max_groups, sizeof *d->groups);
+    d->lengths = calloc(INF_MAX_PEERS, sizeof *d->lengths);
     d->spans = calloc(d->max_entries, sizeof *d->spans);
     d->span = calloc(d->max_spans, sizeof *d->span);
     d->wire_groups = calloc(d->max_groups, sizeof *d->wire_groups);
     d->wire_entries = calloc(d->max_entries, sizeof *d->wire_entries);
-    d->attn = calloc(d->max_groups, sizeof *d->attn);
+    d->attn = calloc(d->max_entries, sizeof *d->attn);
     d->statuses = calloc(d->max_groups, sizeof *d->statuses);
     d->lists = calloc(d->max_entries, sizeof *d->lists);
-    d->o2 = malloc(rows * (size_t)d->head_dim * sizeof(float));
-    d->lse2 = malloc(rows * sizeof(float));
     d->step_wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->server.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->lander.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->mover.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     bool ok = d->windows && d->targets && d->groups && d->spans && d->span && d->wire_groups &&
-              d->wire_entries && d->attn && d->statuses && d->lists && d->o2 && d->lse2;
+              d->wire_entries && d->attn && d->statuses && d->lists && d->lengths;
     return !ok ? INF_ENOMEM
            : d->step_wake < 0 || d->server.wake < 0 || d->lander.wake < 0 || d->mover.wake < 0
                ? INF_EIO
                : INF_OK;
+}
+
+int inf_dist_lane(inf_dist *d, int32_t kind, inf_lane **out) {
+    /* Queries come rotated, so a lane of this kind has no use for frequencies. */
+    inf_lane_config c = {.kind = kind,
+                         .device = &d->config,
+                         .kv = d->kv,
+                         .pool = d->pool,
+                         .windows = d->windows,
+                         .scale = d->scale,
+                         .threads = d->workers,
+                         .max_rows = (int32_t)d->max_tokens,
+                         .max_segments = (int32_t)d->max_entries,
+                         .max_blocks = d->num_blocks};
+    return d->ops->lane_open(d->backend, &c, out, NULL);
 }
 
 static int start(inf_dist *d) {
@@ -130,7 +143,9 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
         return inf_dist_error(err, INF_ENOMEM, -1, "no memory for the links between instances");
     }
     d->step_wake = d->server.wake = d->lander.wake = d->mover.wake = -1;
-    d->ops = c->ops;
+    d->backend = c->backend;
+    d->ops = c->backend->ops;
+    d->config = *dev;
     d->kv = c->kv;
     d->pool = c->pool;
     d->scale = c->scale;
@@ -160,6 +175,8 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
     pthread_cond_init(&d->done_cond, &mono);
     pthread_condattr_destroy(&mono);
     int status = alloc(d);
+    status = status != INF_OK ? status : inf_dist_lane(d, INF_LANE_COPY, &d->landing);
+    status = status != INF_OK ? status : inf_dist_lane(d, INF_LANE_COPY, &d->moving);
     status = status != INF_OK ? status : start(d);
     if (status != INF_OK) {
         inf_dist_close(d);
@@ -212,6 +229,11 @@ void inf_dist_close(inf_dist *d) {
         free(r->blocks);
         free(r);
     }
+    if (d->ops != NULL) {
+        d->ops->lane_close(d->answering);
+        d->ops->lane_close(d->landing);
+        d->ops->lane_close(d->moving);
+    }
     inf_pool_close(d->workers);
     pthread_mutex_destroy(&d->lock);
     pthread_cond_destroy(&d->changed);
@@ -229,8 +251,7 @@ void inf_dist_close(inf_dist *d) {
     free(d->attn);
     free(d->statuses);
     free(d->lists);
-    free(d->o2);
-    free(d->lse2);
+    free(d->lengths);
     free(d);
 }
 

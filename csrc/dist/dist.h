@@ -8,15 +8,15 @@
 #define INF_DIST_H
 
 #include "infinite/device.h"
-#include "kernels/kernels.h"
+#include "kernels/backend.h"
 
 typedef struct inf_dist inf_dist;
 
 typedef struct inf_dist_config {
-    const inf_ops *ops;
+    inf_backend *backend;
     const inf_device_config *device; /* read during open only */
     inf_kv_shape kv;
-    uint8_t *pool;          /* [num_blocks] blocks */
+    uint8_t *pool;          /* [num_blocks] blocks, the backend's memory */
     const int32_t *windows; /* [layers], copied */
     float scale;            /* of q.k */
 } inf_dist_config;
@@ -29,16 +29,14 @@ void inf_dist_close(inf_dist *dist);
  * from then on. Input was validated by the caller against the device's limits. */
 void inf_dist_begin(inf_dist *dist, const inf_step_buffers *step);
 
-/* Sends layer's queries: q [tokens, heads, head_dim], rows ldq floats apart. Returns the number of
+/* Sends layer's queries: q [tokens, heads, head_dim] in the step's lane. Returns the number of
  * creditors asked. Failures go to seq_out. */
-int32_t inf_dist_post(inf_dist *dist, const inf_step_buffers *step, int32_t layer, const float *q,
-                      int32_t ldq);
+int32_t inf_dist_post(inf_dist *dist, const inf_step_buffers *step, int32_t layer, inf_lane *lane,
+                      const void *q);
 
-/* Waits for layer's partials, at most peer_timeout_ns, and merges them into o [tokens, heads,
- * head_dim] and lse [tokens, heads]. A peer that fails or is late is dead from then on; its
- * requests' seq_out say so. */
-void inf_dist_collect(inf_dist *dist, const inf_step_buffers *step, int32_t layer, float *o,
-                      float *lse);
+/* Waits for layer's partials, at most peer_timeout_ns, and merges them into the lane's open
+ * partials. A peer that fails or is late is dead from then on; its requests' seq_out say so. */
+void inf_dist_collect(inf_dist *dist, const inf_step_buffers *step, int32_t layer, inf_lane *lane);
 
 /* Lets go of the peers' links. A detach waits for it, or for the next post or collect, so whoever
  * has begun a step comes to its end without waiting for a detach. */

@@ -121,9 +121,10 @@ static bool visible(const inf_step_seq *q, const inf_step_span *s, int32_t windo
            (uint64_t)s->pos0 + s->n_tokens + (uint32_t)window > (uint64_t)q->pos0 + 1;
 }
 
-/* Writes one target's message; returns its bytes, 0 when nothing is to be asked in this layer. */
+/* Writes one target's message, its queries by the next sync; returns its bytes, 0 when nothing is
+ * to be asked in this layer. */
 static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
-                            const float *q, int32_t ldq, uint8_t *buf) {
+                            inf_lane *lane, const void *q, uint8_t *buf) {
     uint32_t groups = 0, entries = 0, rows = 0;
     int32_t window = d->windows[layer];
     for (uint32_t g = 0; g < t->n_groups; g++) {
@@ -167,10 +168,7 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
         }
         wg++;
         group->row_off = rows;
-        for (uint32_t r = 0; r < seq->n_tokens; r++) {
-            memcpy(out + (size_t)(rows + r) * row, q + (size_t)(seq->token_off + r) * (size_t)ldq,
-                   row * sizeof(float));
-        }
+        d->ops->queries(lane, q, seq->token_off, (int32_t)seq->n_tokens, out + (size_t)rows * row);
         rows += seq->n_tokens;
     }
     inf_wire_head h = {.magic = INF_WIRE_MAGIC,
@@ -189,8 +187,8 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
     return h.bytes;
 }
 
-static int post_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
-                       const float *q, int32_t ldq) {
+static int prepare_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
+                          inf_lane *lane, const void *q, uint64_t *bytes) {
     void *buf = NULL;
     int status = death(&d->peers[t->peer]);
     if (status != INF_OK) {
@@ -202,11 +200,12 @@ static int post_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, in
          */
         return status == INF_AGAIN ? INF_EPROTO : status;
     }
-    uint64_t bytes = write_query(d, s, t, layer, q, ldq, buf);
-    if (bytes == 0) {
-        return INF_OK; /* the slot stays prepared for the next layer */
-    }
-    status = inf_link_post(t->link, bytes);
+    *bytes = write_query(d, s, t, layer, lane, q, buf); /* 0: prepared for the next layer */
+    return INF_OK;
+}
+
+static int post_target(inf_dist *d, inf_target *t, uint64_t bytes) {
+    int status = inf_link_post(t->link, bytes);
     if (status == INF_OK) {
         t->pending = true;
         atomic_fetch_add(&d->query_messages, 1);
@@ -216,13 +215,28 @@ static int post_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, in
     return status;
 }
 
-int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, const float *q,
-                      int32_t ldq) {
+int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf_lane *lane,
+                      const void *q) {
     int32_t asked = 0;
+    bool any = false;
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
+        d->lengths[i] = 0;
         t->pending = false;
-        int status = t->link != NULL ? post_target(d, s, t, layer, q, ldq) : INF_OK;
+        int status =
+            t->link != NULL ? prepare_target(d, s, t, layer, lane, q, &d->lengths[i]) : INF_OK;
+        if (status != INF_OK) {
+            fail_target(d, s, t, status);
+        }
+        any = any || d->lengths[i] > 0;
+    }
+    /* One wait for the queries of all; a lane that failed ends the step, but no peer. */
+    if (any && d->ops->sync(lane, NULL) != INF_OK) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < d->n_targets; i++) {
+        inf_target *t = &d->targets[i];
+        int status = d->lengths[i] > 0 ? post_target(d, t, d->lengths[i]) : INF_OK;
         if (status != INF_OK) {
             fail_target(d, s, t, status);
         }
@@ -249,7 +263,7 @@ static bool take_statuses(inf_dist *d, const inf_target *t, const uint8_t *msg) 
 
 /* Merges one arrived partial; INF_EPROTO when it is not the answer to what was asked. */
 static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, const uint8_t *msg,
-                         uint64_t len, float *o, float *lse) {
+                         uint64_t len, inf_lane *lane) {
     inf_wire_head h;
     if (len != t->answer.bytes) {
         return INF_EPROTO;
@@ -271,17 +285,15 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
             fail_seq(s, group->seq, group->status, t->peer);
         } else if ((s->head->flags & INF_STEP_EMPTY_REMOTE) == 0 &&
                    s->seq_out[group->seq].status == INF_OK) {
-            d->ops->merge(o + (size_t)seq->token_off * row, lse + (size_t)seq->token_off * heads,
-                          o2 + (size_t)group->row_off * row, lse2 + (size_t)group->row_off * heads,
-                          (int32_t)seq->n_tokens, d->heads, d->head_dim);
+            d->ops->merge(lane, seq->token_off, (int32_t)seq->n_tokens,
+                          o2 + (size_t)group->row_off * row, lse2 + (size_t)group->row_off * heads);
         }
     }
     return INF_OK;
 }
 
 /* One look at a target: true when nothing is expected of it any more. */
-static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, float *o,
-                           float *lse) {
+static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, inf_lane *lane) {
     const void *msg = NULL;
     uint64_t len = 0;
     int status = death(&d->peers[t->peer]);
@@ -292,7 +304,7 @@ static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t
         return false;
     }
     if (msg != NULL) {
-        status = merge_partial(d, s, t, msg, len, o, lse);
+        status = merge_partial(d, s, t, msg, len, lane);
         inf_link_release(t->link);
     }
     if (status != INF_OK) {
@@ -302,7 +314,7 @@ static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t
     return true;
 }
 
-void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, float *o, float *lse) {
+void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf_lane *lane) {
     uint64_t begun = inf_now(), deadline = begun + s->head->peer_timeout_ns;
     inf_link *links[INF_MAX_PEERS];
     (void)layer; /* what was posted last, which each target remembers */
@@ -310,7 +322,7 @@ void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, flo
         uint32_t left = 0;
         for (uint32_t i = 0; i < d->n_targets; i++) {
             inf_target *t = &d->targets[i];
-            if (t->pending && !collect_target(d, s, t, o, lse)) {
+            if (t->pending && !collect_target(d, s, t, lane)) {
                 links[left++] = t->link;
             } else if (t->link != NULL && death(&d->peers[t->peer]) != INF_OK) {
                 /* Nothing is expected of it; but a detach waits, and others may answer late. */

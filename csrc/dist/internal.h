@@ -95,9 +95,11 @@ typedef struct inf_retired {
 } inf_retired;
 
 struct inf_dist {
-    const inf_ops *ops;
+    inf_backend *backend;
+    const inf_backend_ops *ops;
     inf_kv_shape kv;
     uint8_t *pool;
+    inf_device_config config;
     int32_t *windows; /* [layers] */
     float scale;
     int32_t layers, heads, head_dim, num_blocks, threads;
@@ -115,6 +117,7 @@ struct inf_dist {
     inf_target *targets; /* [INF_MAX_PEERS] */
     uint32_t n_targets;
     inf_group *groups;    /* [max_groups] */
+    uint64_t *lengths;    /* [INF_MAX_PEERS] of the messages that wait for their queries, 0: none */
     inf_step_span *spans; /* [max_entries], by group */
 
     /* Hosted spans. */
@@ -125,13 +128,15 @@ struct inf_dist {
 
     /* The query server's scratch. */
     inf_pool *workers;
-    bool workers_tried;
+    bool answering_tried;
+    inf_lane *answering; /* opened by the first query; NULL: it could not be */
+    /* The threads' that copy blocks. */
+    inf_lane *landing, *moving;
     inf_wire_group *wire_groups;  /* [max_groups]: copies, checked where nobody can change them */
     inf_wire_entry *wire_entries; /* [max_entries] */
-    inf_attn *attn;               /* [max_groups] */
+    inf_attn *attn;               /* [max_entries] */
     int32_t *statuses;            /* [max_groups] */
     const int32_t **lists;        /* [max_entries]: block lists of the message's entries */
-    float *o2, *lse2;             /* [max_tokens, heads, head_dim], [max_tokens, heads] */
 
     /* Finished moves. */
     pthread_mutex_t done_lock;
@@ -162,8 +167,8 @@ void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status);
 
 /* Closes the worker's links of dead peers, lists those of the living and begins a new round; ids[i]
  * is links[i]'s peer. */
-typedef inf_link **(*inf_lane)(inf_peer *p);
-uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_lane lane, inf_link **links,
+typedef inf_link **(*inf_link_of)(inf_peer *p);
+uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_link_of lane, inf_link **links,
                           uint32_t *ids);
 
 /* Takes a span for reading or writing; the block list stays valid until inf_span_put. */
@@ -171,6 +176,9 @@ int inf_span_get(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generati
                  const int32_t **blocks, int32_t *n_blocks, uint32_t *landed);
 void inf_span_put(inf_dist *d, uint32_t handle);
 void inf_span_land(inf_dist *d, uint32_t handle, uint32_t landed);
+
+/* Opens one of dist's lanes. */
+int inf_dist_lane(inf_dist *d, int32_t kind, inf_lane **out);
 
 void *inf_serve_main(void *dist);
 void *inf_land_main(void *dist);

@@ -19,11 +19,16 @@ static int32_t land(inf_dist *d, uint32_t owner, const inf_wire_move *m, const u
         status = INF_ESTALE;
     } else {
         for (uint32_t i = 0; i < m->n; i++) {
-            memcpy(d->pool + (uint64_t)blocks[m->first + i] * d->kv.block_bytes,
-                   data + (uint64_t)i * d->kv.block_bytes, d->kv.block_bytes);
+            d->ops->copy_in(d->landing,
+                            d->pool + (uint64_t)blocks[m->first + i] * d->kv.block_bytes,
+                            data + (uint64_t)i * d->kv.block_bytes, d->kv.block_bytes);
         }
-        *landed = m->first + m->n;
-        inf_span_land(d, m->handle, *landed);
+        if (d->ops->sync(d->landing, NULL) == INF_OK) {
+            *landed = m->first + m->n;
+            inf_span_land(d, m->handle, *landed);
+        } else {
+            status = INF_EIO;
+        }
     }
     inf_span_put(d, m->handle);
     return status;
@@ -50,6 +55,9 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
         return status == INF_AGAIN ? INF_EPROTO : status;
     }
     m.status = land(d, owner, &m, msg + head_bytes, &m.landed);
+    if (m.status == INF_EIO) {
+        return INF_EIO; /* this device's own fault: the link ends, and with it all that was sent */
+    }
     if (m.status != INF_OK) {
         atomic_fetch_add(&d->refused, 1);
     }

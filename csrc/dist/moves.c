@@ -145,10 +145,12 @@ static int send_part(inf_dist *d, inf_link *link, inf_move *m, uint8_t *buf) {
     memcpy(buf + sizeof h, &w, sizeof w);
     uint8_t *at = buf + head_bytes;
     for (int32_t i = 0; i < n; i++, at += d->kv.block_bytes) {
-        memcpy(at, d->pool + (uint64_t)m->blocks[m->sent + i] * d->kv.block_bytes,
-               d->kv.block_bytes);
+        d->ops->copy_out(d->moving, at,
+                         d->pool + (uint64_t)m->blocks[m->sent + i] * d->kv.block_bytes,
+                         d->kv.block_bytes);
     }
-    int status = inf_link_post(link, bytes);
+    int status = d->ops->sync(d->moving, NULL);
+    status = status != INF_OK ? status : inf_link_post(link, bytes);
     if (status == INF_OK) {
         m->sent += n;
         atomic_fetch_add(&d->moved_blocks, (uint64_t)n);

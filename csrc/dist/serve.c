@@ -1,8 +1,7 @@
 /* The creditor's side of a step: a thread that answers queries over hosted spans.
  *
- * q is read from the request's slot and o is written into the reply's slot, so nothing is copied. A
- * message holds all of one debtor's rows of one layer: its groups run as one parallel batch, first
- * every group's first span, then the second ones into scratch, merged, and so on; most have one.
+ * q is read from the request's slot and o is written into the reply's slot: on the CPU nothing is
+ * copied. A message holds all of one debtor's rows of one layer, and runs as one batch.
  *
  * Nothing in a message is trusted. What is malformed ends the link; what is merely stale (a span
  * that was released, tokens that have not landed) is answered with a status for its group. */
@@ -123,40 +122,25 @@ static inf_attn attn_args(inf_dist *d, const query *m, const inf_wire_group *w, 
                       .lse = lse + (size_t)w->row_off * (size_t)d->heads};
 }
 
-static void compute(inf_dist *d, uint32_t owner, const query *m, float *o, float *lse) {
-    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
-    uint32_t most = 1;
+static int compute(inf_dist *d, uint32_t owner, const query *m, float *o, float *lse) {
+    int32_t n = 0;
     for (uint32_t g = 0; g < m->head.n_groups; g++) {
-        d->statuses[g] = take_spans(d, owner, m, &m->groups[g]);
+        const inf_wire_group *w = &m->groups[g];
+        d->statuses[g] = take_spans(d, owner, m, w);
         if (d->statuses[g] != INF_OK) {
             atomic_fetch_add(&d->refused, 1);
-        } else if (m->groups[g].n_entries > most) {
-            most = m->groups[g].n_entries;
+        }
+        for (uint32_t k = 0; d->statuses[g] == INF_OK && k < w->n_entries; k++) {
+            d->attn[n++] = attn_args(d, m, w, k, o, lse);
         }
     }
-    for (uint32_t k = 0; k < most; k++) {
-        int32_t n = 0;
-        for (uint32_t g = 0; g < m->head.n_groups; g++) {
-            if (d->statuses[g] == INF_OK && k < m->groups[g].n_entries) {
-                d->attn[n++] =
-                    attn_args(d, m, &m->groups[g], k, k == 0 ? o : d->o2, k == 0 ? lse : d->lse2);
-            }
-        }
-        d->ops->attention(d->workers, d->attn, n);
-        for (uint32_t g = 0; k > 0 && g < m->head.n_groups; g++) {
-            const inf_wire_group *w = &m->groups[g];
-            if (d->statuses[g] == INF_OK && k < w->n_entries) {
-                d->ops->merge(o + w->row_off * row, lse + w->row_off * heads,
-                              d->o2 + w->row_off * row, d->lse2 + w->row_off * heads,
-                              (int32_t)w->rows, d->heads, d->head_dim);
-            }
-        }
-    }
+    int status = d->ops->answer(d->answering, d->attn, n, NULL);
     for (uint32_t g = 0; g < m->head.n_groups; g++) {
         if (d->statuses[g] == INF_OK) {
             put_spans(d, m, &m->groups[g]);
         }
     }
+    return status;
 }
 
 /* The rows of refused groups carry nothing, rather than what the slot held before. */
@@ -168,6 +152,20 @@ static void clear_refused(inf_dist *d, const query *m, float *o, float *lse) {
             memset(o + w->row_off * row, 0, w->rows * row * sizeof(float));
             memset(lse + w->row_off * heads, 0, w->rows * heads * sizeof(float));
         }
+    }
+}
+
+/* Only a creditor needs it. Without threads of its own it still answers, on this one. */
+static void open_answering(inf_dist *d) {
+    if (d->answering_tried) {
+        return;
+    }
+    d->answering_tried = true;
+    if (inf_pool_open(d->threads, &d->workers) != INF_OK) {
+        d->workers = NULL;
+    }
+    if (inf_dist_lane(d, INF_LANE_ANSWER, &d->answering) != INF_OK) {
+        d->answering = NULL;
     }
 }
 
@@ -188,14 +186,11 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
     uint64_t head_bytes = inf_wire_partial_head(m.head.n_groups);
     float *o = (float *)(buf + head_bytes), *lse = o + m.head.n_rows * row;
-    if (!d->workers_tried) {
-        /* Only a creditor needs them; without its own threads it still answers, on this one. */
-        d->workers_tried = true;
-        if (inf_pool_open(d->threads, &d->workers) != INF_OK) {
-            d->workers = NULL;
-        }
+    open_answering(d);
+    status = d->answering != NULL ? compute(d, owner, &m, o, lse) : INF_ENOMEM;
+    if (status != INF_OK) {
+        return status;
     }
-    compute(d, owner, &m, o, lse);
     clear_refused(d, &m, o, lse);
     inf_wire_head h = m.head;
     h.kind = INF_WIRE_PARTIAL;

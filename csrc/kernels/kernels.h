@@ -99,7 +99,7 @@ typedef struct inf_ops {
 
     /* y = silu(gate) * up */
     void (*swiglu)(inf_pool *pool, const float *gate, const float *up, float *y, int32_t rows,
-                   int32_t n, int32_t ld);
+                   int32_t n, int32_t ldx, int32_t ldy);
 
     /* y += x, n numbers */
     void (*add)(float *y, const float *x, int64_t n);

@@ -50,6 +50,24 @@ static uint16_t float_to_bf16(float value) {
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/* Rounds to nearest, ties to even; beyond the largest number to infinity. */
+static uint16_t float_to_half(float value) {
+    uint32_t bits = to_bits(value);
+    uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+        return (uint16_t)(sign | 0x7e00u);
+    }
+    if (magnitude >= 0x477ff000u) { /* 65520, halfway to the next power of two */
+        return (uint16_t)(sign | 0x7c00u);
+    }
+    if (magnitude < 0x38800000u) { /* below 2^-14: a multiple of 2^-24, rounded by adding 0.5 */
+        float shifted = from_bits(magnitude) + 0.5f;
+        return (uint16_t)(sign | (to_bits(shifted) - to_bits(0.5f)));
+    }
+    uint32_t odd = (magnitude >> 13) & 1u;
+    return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+}
+
 static float load_number(const uint8_t *src, int32_t dtype) {
     if (dtype == INF_DTYPE_F32) {
         float value;
@@ -77,6 +95,7 @@ void inf_convert(void *dst, int32_t dst_dtype, const void *src, int32_t src_dtyp
     }
     uint16_t *to = dst;
     for (uint64_t i = 0; i < n; i++) {
-        to[i] = float_to_bf16(load_number(from + i * src_bytes, src_dtype));
+        float value = load_number(from + i * src_bytes, src_dtype);
+        to[i] = dst_dtype == INF_DTYPE_F16 ? float_to_half(value) : float_to_bf16(value);
     }
 }

@@ -12,70 +12,76 @@ enum { LOGIT_ROWS = 32 };
 
 struct inf_forward {
     inf_forward_config c;
+    const inf_backend_ops *ops;
+    inf_lane *lane;
     inf_device_config dims;
-    int32_t q_dim, kv_dim, qkv_dim;
-    float scale;
-    /* scratch, all of one allocation; T = max_tokens */
-    uint8_t *arena;
-    float *x;           /* [T, hidden] residual stream */
-    float *h;           /* [T, hidden] normed input, or a block's output before it is added to x */
-    float *qkv;         /* [T, qkv_dim] */
-    float *q;           /* [T, heads, head_dim] */
-    float *o;           /* [T, heads, head_dim] */
-    float *lse;         /* [T, heads] */
-    float *gu;          /* [T, 2 * intermediate] gate | up */
-    float *cos;         /* [T, head_dim / 2] */
-    float *sin;         /* [T, head_dim / 2] */
-    float *rows;        /* [LOGIT_ROWS, hidden] */
-    float *logits;      /* [LOGIT_ROWS, vocab] */
-    uint32_t *position; /* [T] of each token */
-    inf_attn *attn;     /* [max_seqs] */
+    int32_t q_dim, qkv_dim;
+    /* device memory; T = max_tokens */
+    float *x;      /* [T, hidden] residual stream */
+    void *h;       /* [T, hidden] normed input, or a block's output before it is added to x */
+    void *qkv;     /* [T, qkv_dim] */
+    void *q;       /* [T, heads, head_dim] */
+    void *o;       /* [T, heads, head_dim] */
+    void *gu;      /* [T, 2 * intermediate] gate | up */
+    void *act;     /* [T, intermediate] */
+    void *rows;    /* [LOGIT_ROWS, hidden] */
+    float *logits; /* [LOGIT_ROWS, vocab] */
+    /* host memory */
+    float *host_logits;           /* [LOGIT_ROWS, vocab] */
     inf_sample_scratch *samplers; /* [threads] */
     int32_t row_status[LOGIT_ROWS];
     const inf_step_buffers *step; /* during inf_forward_step */
     uint32_t first_row;           /* of the chunk of logits in work */
 };
 
-/* Hands out consecutive 64-byte aligned pieces; with a NULL base it only measures. */
-typedef struct arena {
-    uint8_t *base;
-    uint64_t used;
-} arena;
+float inf_attention_scale(int32_t head_dim) { return (float)(1.0 / sqrt((double)head_dim)); }
 
-static void *take(arena *a, uint64_t count, uint64_t size) {
-    uint64_t at = a->used;
-    a->used = (at + count * size + 63) & ~(uint64_t)63;
-    return a->base != NULL ? a->base + at : NULL;
-}
-
-static void lay_out(inf_forward *f, arena *a) {
+static int take_device_memory(inf_forward *f) {
     const inf_device_config *d = &f->dims;
     uint64_t tokens = (uint64_t)d->max_tokens, hidden = (uint64_t)d->hidden;
-    uint64_t threads = (uint64_t)inf_pool_threads(f->c.threads), vocab = (uint64_t)d->vocab;
-    f->x = take(a, tokens * hidden, sizeof(float));
-    f->h = take(a, tokens * hidden, sizeof(float));
-    f->qkv = take(a, tokens * (uint64_t)f->qkv_dim, sizeof(float));
-    f->q = take(a, tokens * (uint64_t)f->q_dim, sizeof(float));
-    f->o = take(a, tokens * (uint64_t)f->q_dim, sizeof(float));
-    f->lse = take(a, tokens * (uint64_t)d->heads, sizeof(float));
-    f->gu = take(a, tokens * 2 * (uint64_t)d->intermediate, sizeof(float));
-    f->cos = take(a, tokens * (uint64_t)d->head_dim / 2, sizeof(float));
-    f->sin = take(a, tokens * (uint64_t)d->head_dim / 2, sizeof(float));
-    f->rows = take(a, LOGIT_ROWS * hidden, sizeof(float));
-    f->logits = take(a, LOGIT_ROWS * vocab, sizeof(float));
-    f->position = take(a, tokens, sizeof(uint32_t));
-    f->attn = take(a, (uint64_t)d->max_seqs, sizeof(inf_attn));
-    f->samplers = take(a, threads, sizeof(inf_sample_scratch));
-    for (uint64_t i = 0; i < threads; i++) {
-        float *adjusted = take(a, vocab, sizeof(float));
-        inf_candidate *candidates = take(a, vocab, sizeof(inf_candidate));
-        if (a->base != NULL) {
-            f->samplers[i] = (inf_sample_scratch){adjusted, candidates};
+    uint64_t act = (uint64_t)f->c.backend->act_bytes, inner = (uint64_t)d->intermediate;
+    struct {
+        void **at;
+        uint64_t bytes;
+    } parts[] = {{(void **)&f->x, tokens * hidden * sizeof(float)},
+                 {&f->h, tokens * hidden * act},
+                 {&f->qkv, tokens * (uint64_t)f->qkv_dim * act},
+                 {&f->q, tokens * (uint64_t)f->q_dim * act},
+                 {&f->o, tokens * (uint64_t)f->q_dim * act},
+                 {&f->gu, tokens * 2 * inner * act},
+                 {&f->act, tokens * inner * act},
+                 {&f->rows, LOGIT_ROWS * hidden * act},
+                 {(void **)&f->logits, LOGIT_ROWS * (uint64_t)d->vocab * sizeof(float)}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        *parts[i].at = f->ops->alloc(f->c.backend, parts[i].bytes);
+        if (*parts[i].at == NULL) {
+            return INF_ENOMEM;
         }
     }
+    return INF_OK;
 }
 
-float inf_attention_scale(int32_t head_dim) { return (float)(1.0 / sqrt((double)head_dim)); }
+/* Scratch of the threads that sample, zeroed so that a step meets no page faults. */
+static int take_host_memory(inf_forward *f) {
+    size_t threads = (size_t)inf_pool_threads(f->c.threads), vocab = (size_t)f->dims.vocab;
+    f->samplers = calloc(threads, sizeof *f->samplers);
+    f->host_logits = malloc(LOGIT_ROWS * vocab * sizeof(float));
+    if (f->samplers == NULL || f->host_logits == NULL) {
+        return INF_ENOMEM;
+    }
+    memset(f->host_logits, 0, LOGIT_ROWS * vocab * sizeof(float));
+    for (size_t i = 0; i < threads; i++) {
+        inf_sample_scratch *s = &f->samplers[i];
+        s->adjusted = malloc(vocab * sizeof(float));
+        s->candidates = malloc(vocab * sizeof(inf_candidate));
+        if (s->adjusted == NULL || s->candidates == NULL) {
+            return INF_ENOMEM;
+        }
+        memset(s->adjusted, 0, vocab * sizeof(float));
+        memset(s->candidates, 0, vocab * sizeof(inf_candidate));
+    }
+    return INF_OK;
+}
 
 int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_err *err) {
     inf_forward *f = calloc(1, sizeof(*f));
@@ -83,170 +89,134 @@ int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_er
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the forward pass");
     }
     f->c = *config;
+    f->ops = config->backend->ops;
     f->dims = config->weights->config;
     f->q_dim = f->dims.heads * f->dims.head_dim;
-    f->kv_dim = f->dims.kv_heads * f->dims.head_dim;
-    f->qkv_dim = f->q_dim + 2 * f->kv_dim;
-    f->scale = inf_attention_scale(f->dims.head_dim);
-    arena a = {NULL, 0};
-    lay_out(f, &a);
-    void *memory = NULL;
-    if (posix_memalign(&memory, 64, a.used) != 0) {
-        free(f);
-        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate %llu bytes of step memory",
-                        (unsigned long long)a.used);
+    f->qkv_dim = f->q_dim + 2 * f->dims.kv_heads * f->dims.head_dim;
+    int status = take_device_memory(f);
+    status = status != INF_OK ? status : take_host_memory(f);
+    if (status != INF_OK) {
+        inf_forward_close(f);
+        return inf_fail(err, status, -1, -1, "cannot allocate the memory of a step of %d tokens",
+                        f->dims.max_tokens);
     }
-    /* Zeroed now, so that a step meets no page faults. */
-    memset(memory, 0, a.used);
-    f->arena = memory;
-    a = (arena){f->arena, 0};
-    lay_out(f, &a);
+    inf_lane_config lane = {.kind = INF_LANE_STEP,
+                            .device = &f->dims,
+                            .kv = config->kv,
+                            .pool = config->pool,
+                            .windows = config->windows,
+                            .inv_freq = config->inv_freq,
+                            .scale = inf_attention_scale(f->dims.head_dim),
+                            .threads = config->threads,
+                            .max_rows = f->dims.max_tokens,
+                            .max_segments = f->dims.max_seqs,
+                            .max_blocks = f->dims.max_step_blocks};
+    status = f->ops->lane_open(config->backend, &lane, &f->lane, err);
+    if (status != INF_OK) {
+        f->lane = NULL;
+        inf_forward_close(f);
+        return status;
+    }
     *out = f;
     return INF_OK;
 }
 
 void inf_forward_close(inf_forward *f) {
-    if (f != NULL) {
-        free(f->arena);
-        free(f);
-    }
-}
-
-/* Rows of the embedding table, widened to f32. */
-static void embed_token(void *arg, int32_t index, int32_t thread) {
-    inf_forward *f = arg;
-    (void)thread;
-    uint64_t hidden = (uint64_t)f->dims.hidden;
-    const uint8_t *table = f->c.weights->embed;
-    uint64_t row = (uint64_t)f->step->tokens[index] * hidden * inf_dtype_bytes(f->dims.dtype);
-    inf_convert(f->x + (uint64_t)index * hidden, INF_DTYPE_F32, table + row, f->dims.dtype, hidden);
-}
-
-/* cos and sin of position * inv_freq. The product is rounded to float as in Hugging Face's and
- * vLLM's tables, which models were trained with: at positions in the hundred thousands its rounding
- * is visible. The functions of it are taken in double. */
-static void rope_row(void *arg, int32_t index, int32_t thread) {
-    inf_forward *f = arg;
-    (void)thread;
-    int32_t half = f->dims.head_dim / 2;
-    float *cos_row = f->cos + (int64_t)index * half, *sin_row = f->sin + (int64_t)index * half;
-    for (int32_t i = 0; i < half; i++) {
-        double angle = (double)((float)f->position[index] * f->c.inv_freq[i]);
-        cos_row[i] = (float)(cos(angle) * (double)f->dims.rope_scale);
-        sin_row[i] = (float)(sin(angle) * (double)f->dims.rope_scale);
-    }
-}
-
-/* RMS norm of each head of [tokens, heads, head_dim] with ld floats between tokens. The operation
- * takes one stride, so the shorter of the two dimensions is walked here. */
-static void norm_heads(const inf_forward *f, float *x, const float *weight, int32_t tokens,
-                       int32_t heads, int32_t ld) {
-    const inf_ops *ops = f->c.weights->ops;
-    int32_t dim = f->dims.head_dim;
-    if (ld == heads * dim) {
-        ops->rms_norm(f->c.threads, x, weight, x, tokens * heads, dim, dim, dim, f->dims.rms_eps);
+    if (f == NULL) {
         return;
     }
-    for (int32_t t = 0; tokens <= heads && t < tokens; t++) {
-        float *row = x + (int64_t)t * ld;
-        ops->rms_norm(f->c.threads, row, weight, row, heads, dim, dim, dim, f->dims.rms_eps);
+    f->ops->lane_close(f->lane);
+    void *device[] = {f->x, f->h, f->qkv, f->q, f->o, f->gu, f->act, f->rows, f->logits};
+    for (size_t i = 0; i < sizeof device / sizeof *device; i++) {
+        f->ops->free(f->c.backend, device[i]);
     }
-    for (int32_t i = 0; tokens > heads && i < heads; i++) {
-        float *head = x + (int64_t)i * dim;
-        ops->rms_norm(f->c.threads, head, weight, head, tokens, dim, ld, ld, f->dims.rms_eps);
+    for (int32_t i = 0; f->samplers != NULL && i < inf_pool_threads(f->c.threads); i++) {
+        free(f->samplers[i].adjusted);
+        free(f->samplers[i].candidates);
     }
+    free(f->samplers);
+    free(f->host_logits);
+    free(f);
 }
 
-static void gemm(const inf_forward *f, const float *x, const void *w, const float *bias, float *y,
-                 int32_t rows, int32_t n, int32_t k, int32_t ldx, int32_t ldy) {
-    inf_gemm args = {x, w, bias, y, rows, n, k, ldx, ldy};
-    f->c.weights->ops->gemm(f->c.threads, f->dims.dtype, &args);
+static void product(inf_forward *f, const void *x, const void *w, const void *bias, void *y,
+                    int32_t n, int32_t k) {
+    inf_product p = {x, w, bias, y, (int32_t)f->step->head->n_tokens, n, k, 0};
+    f->ops->product(f->lane, &p);
 }
 
-/* Appends K and V of every request at its local tail. */
-static void append_kv(const inf_forward *f, int32_t layer) {
-    const inf_step_buffers *s = f->step;
-    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
-        const inf_step_seq *seq = &s->seqs[i];
-        const float *k = f->qkv + (int64_t)seq->token_off * f->qkv_dim + f->q_dim;
-        f->c.weights->ops->kv_append(f->c.pool, &f->c.kv, layer, s->blocks + seq->block_off,
-                                     seq->pos0 - seq->local_pos0, k, k + f->kv_dim,
-                                     (int32_t)seq->n_tokens, f->qkv_dim);
-    }
+/* From the normed input to the layer's rotated queries, its K and V in the pool. */
+static void project(inf_forward *f, int32_t layer) {
+    const inf_layer *l = &f->c.weights->layers[layer];
+    product(f, f->h, l->qkv, l->qkv_bias, f->qkv, f->qkv_dim, f->dims.hidden);
+    inf_heads heads = {f->qkv, l->q_norm, l->k_norm, f->q, layer};
+    f->ops->heads(f->lane, &heads);
 }
 
-/* Partials of every request over its local span, into o and lse. */
-static void attend_local(inf_forward *f, int32_t layer) {
-    const inf_step_buffers *s = f->step;
-    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
-        const inf_step_seq *seq = &s->seqs[i];
-        f->attn[i] = (inf_attn){
-            .q = f->q + (int64_t)seq->token_off * f->q_dim,
-            .rows = (int32_t)seq->n_tokens,
-            .heads = f->dims.heads,
-            .q_pos0 = seq->pos0,
-            .pool = f->c.pool,
-            .kv = &f->c.kv,
-            .layer = layer,
-            .blocks = s->blocks + seq->block_off,
-            .kv_pos0 = seq->local_pos0,
-            .n_tokens = seq->pos0 + seq->n_tokens - seq->local_pos0,
-            .window = f->c.windows[layer],
-            .scale = f->scale,
-            .o = f->o + (int64_t)seq->token_off * f->q_dim,
-            .lse = f->lse + (int64_t)seq->token_off * f->dims.heads,
-        };
-    }
-    f->c.weights->ops->attention(f->c.threads, f->attn, (int32_t)s->head->n_seqs);
-}
-
-/* x += o_proj(attention(norm(x))). Queries for remote spans leave before the local work starts and
- * their partials are collected after it, so that the two overlap. */
-static void attention_block(inf_forward *f, int32_t layer) {
+/* From attention's output to the next layer's normed input:
+ *   x += o_proj(o);  x += down(silu(gate(norm(x))) * up(norm(x))) */
+static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_weights *w = f->c.weights;
     const inf_layer *l = &w->layers[layer];
     const inf_device_config *d = &f->dims;
-    int32_t rows = (int32_t)f->step->head->n_tokens;
-    w->ops->rms_norm(f->c.threads, f->x, l->attn_norm, f->h, rows, d->hidden, d->hidden, d->hidden,
-                     d->rms_eps);
-    gemm(f, f->h, l->qkv, l->qkv_bias, f->qkv, rows, f->qkv_dim, d->hidden, d->hidden, f->qkv_dim);
-    for (int32_t r = 0; r < rows; r++) { /* attention reads q without gaps */
-        memcpy(f->q + (int64_t)r * f->q_dim, f->qkv + (int64_t)r * f->qkv_dim,
-               (size_t)f->q_dim * sizeof(float));
-    }
-    float *k = f->qkv + f->q_dim;
-    if (l->q_norm != NULL) {
-        norm_heads(f, f->q, l->q_norm, rows, d->heads, f->q_dim);
-        norm_heads(f, k, l->k_norm, rows, d->kv_heads, f->qkv_dim);
-    }
-    w->ops->rope(f->c.threads, f->q, f->cos, f->sin, rows, d->heads, d->head_dim, f->q_dim);
-    int32_t asked = 0;
-    if (f->step->head->n_spans > 0) {
-        asked = inf_dist_post(f->c.dist, f->step, layer, f->q, f->q_dim);
-    }
-    w->ops->rope(f->c.threads, k, f->cos, f->sin, rows, d->kv_heads, d->head_dim, f->qkv_dim);
-    append_kv(f, layer);
-    attend_local(f, layer);
-    if (asked > 0) {
-        inf_dist_collect(f->c.dist, f->step, layer, f->o, f->lse);
-    }
-    gemm(f, f->o, l->o, NULL, f->h, rows, d->hidden, f->q_dim, f->q_dim, d->hidden);
-    w->ops->add(f->x, f->h, (int64_t)rows * d->hidden);
+    product(f, f->o, l->o, NULL, f->h, d->hidden, f->q_dim);
+    f->ops->add_norm(f->lane, f->x, f->h, l->mlp_norm, f->h);
+    product(f, f->h, l->gate_up, NULL, f->gu, 2 * d->intermediate, d->hidden);
+    f->ops->swiglu(f->lane, f->gu, f->act);
+    product(f, f->act, l->down, NULL, f->h, d->hidden, d->intermediate);
+    const float *next = layer + 1 < d->layers ? w->layers[layer + 1].attn_norm : NULL;
+    f->ops->add_norm(f->lane, f->x, f->h, next, f->h);
 }
 
-/* x += down(silu(gate(norm(x))) * up(norm(x))) */
-static void mlp_block(inf_forward *f, int32_t layer) {
+static void start_layers(inf_forward *f) {
     const inf_weights *w = f->c.weights;
-    const inf_layer *l = &w->layers[layer];
-    const inf_device_config *d = &f->dims;
-    int32_t rows = (int32_t)f->step->head->n_tokens, both = 2 * d->intermediate;
-    w->ops->rms_norm(f->c.threads, f->x, l->mlp_norm, f->h, rows, d->hidden, d->hidden, d->hidden,
-                     d->rms_eps);
-    gemm(f, f->h, l->gate_up, NULL, f->gu, rows, both, d->hidden, d->hidden, both);
-    w->ops->swiglu(f->c.threads, f->gu, f->gu + d->intermediate, f->gu, rows, d->intermediate,
-                   both);
-    gemm(f, f->gu, l->down, NULL, f->h, rows, d->hidden, d->intermediate, both, d->hidden);
-    w->ops->add(f->x, f->h, (int64_t)rows * d->hidden);
+    f->ops->embed(f->lane, w->embed, f->x);
+    f->ops->add_norm(f->lane, f->x, NULL, w->layers[0].attn_norm, f->h);
+    project(f, 0);
+}
+
+/* All KV is here: one recording for the whole step. */
+static void local_layers(inf_forward *f) {
+    if (f->ops->record(f->lane, 0)) {
+        return;
+    }
+    start_layers(f);
+    for (int32_t layer = 0; layer < f->dims.layers; layer++) {
+        f->ops->attend(f->lane, layer, f->q, f->o, 0);
+        finish_layer(f, layer);
+        if (layer + 1 < f->dims.layers) {
+            project(f, layer + 1);
+        }
+    }
+    f->ops->recorded(f->lane);
+}
+
+/* Some KV is with others. Queries for remote spans leave before the local partials are computed,
+ * and the remote ones are collected after them, so that the two overlap. What lies between two
+ * exchanges is one recording. */
+static void shared_layers(inf_forward *f) {
+    if (!f->ops->record(f->lane, 1)) {
+        start_layers(f);
+        f->ops->recorded(f->lane);
+    }
+    for (int32_t layer = 0; layer < f->dims.layers; layer++) {
+        int32_t asked = inf_dist_post(f->c.dist, f->step, layer, f->lane, f->q);
+        if (!f->ops->record(f->lane, 2 + 2 * (uint32_t)layer)) {
+            f->ops->attend(f->lane, layer, f->q, f->o, 1);
+            f->ops->recorded(f->lane);
+        }
+        if (asked > 0) {
+            inf_dist_collect(f->c.dist, f->step, layer, f->lane);
+        }
+        if (!f->ops->record(f->lane, 3 + 2 * (uint32_t)layer)) {
+            f->ops->settle(f->lane, f->o);
+            finish_layer(f, layer);
+            if (layer + 1 < f->dims.layers) {
+                project(f, layer + 1);
+            }
+            f->ops->recorded(f->lane);
+        }
+    }
 }
 
 /* Samples or scores one row of the chunk. A validated step has at most one sampled row per request,
@@ -264,27 +234,30 @@ static void sample_task(void *arg, int32_t index, int32_t thread) {
         f->row_status[index] = INF_OK;
         return;
     }
-    f->row_status[index] = inf_sample_row(
-        f->c.slots[seq->slot], f->logits + (int64_t)index * f->dims.vocab, f->dims.vocab,
-        (uint64_t)f->position[row->token] + 1, row->target, row->n_top, &f->samplers[thread], out);
+    uint64_t position = (uint64_t)seq->pos0 + (row->token - seq->token_off) + 1;
+    f->row_status[index] =
+        inf_sample_row(f->c.slots[seq->slot], f->host_logits + (int64_t)index * f->dims.vocab,
+                       f->dims.vocab, position, row->target, row->n_top, &f->samplers[thread], out);
 }
 
 /* Final norm, LM head and sampling of the requested rows, a chunk at a time. */
-static void finish_rows(inf_forward *f) {
+static int finish_rows(inf_forward *f) {
     const inf_weights *w = f->c.weights;
     const inf_device_config *d = &f->dims;
     const inf_step_buffers *s = f->step;
-    for (uint32_t first = 0; first < s->head->n_rows; first += LOGIT_ROWS) {
+    int status = INF_OK;
+    for (uint32_t first = 0; first < s->head->n_rows && status == INF_OK; first += LOGIT_ROWS) {
         uint32_t left = s->head->n_rows - first;
         int32_t n = left < LOGIT_ROWS ? (int32_t)left : LOGIT_ROWS;
-        for (int32_t i = 0; i < n; i++) {
-            memcpy(f->rows + (int64_t)i * d->hidden,
-                   f->x + (int64_t)s->rows[first + (uint32_t)i].token * d->hidden,
-                   (size_t)d->hidden * sizeof(float));
+        f->ops->pick_norm(f->lane, f->x, first, n, w->final_norm, f->rows);
+        inf_product p = {f->rows, w->lm_head, NULL, f->logits, n, d->vocab, d->hidden, 1};
+        f->ops->product(f->lane, &p);
+        f->ops->copy_out(f->lane, f->host_logits, f->logits,
+                         (uint64_t)n * (uint64_t)d->vocab * sizeof(float));
+        status = f->ops->sync(f->lane, NULL);
+        if (status != INF_OK) {
+            return status;
         }
-        w->ops->rms_norm(f->c.threads, f->rows, w->final_norm, f->rows, n, d->hidden, d->hidden,
-                         d->hidden, d->rms_eps);
-        gemm(f, f->rows, w->lm_head, NULL, f->logits, n, d->vocab, d->hidden, d->hidden, d->vocab);
         f->first_row = first;
         inf_pool_run(f->c.threads, sample_task, f, n);
         for (int32_t i = 0; i < n; i++) {
@@ -294,25 +267,25 @@ static void finish_rows(inf_forward *f) {
             }
         }
     }
+    return f->ops->sync(f->lane, NULL);
 }
 
 void inf_forward_step(inf_forward *f, const inf_step_buffers *step) {
     f->step = step;
     for (uint32_t i = 0; i < step->head->n_seqs; i++) {
-        const inf_step_seq *seq = &step->seqs[i];
         step->seq_out[i] = (inf_seq_out){INF_OK, -1};
-        for (uint32_t t = 0; t < seq->n_tokens; t++) {
-            f->position[seq->token_off + t] = seq->pos0 + t;
-        }
     }
-    inf_dist_begin(f->c.dist, step);
-    inf_pool_run(f->c.threads, embed_token, f, (int32_t)step->head->n_tokens);
-    inf_pool_run(f->c.threads, rope_row, f, (int32_t)step->head->n_tokens);
-    for (int32_t layer = 0; layer < f->dims.layers; layer++) {
-        attention_block(f, layer);
-        mlp_block(f, layer);
+    f->ops->begin(f->lane, step);
+    if (step->head->n_spans > 0) {
+        inf_dist_begin(f->c.dist, step);
+        shared_layers(f);
+        inf_dist_end(f->c.dist);
+    } else {
+        local_layers(f);
     }
-    inf_dist_end(f->c.dist);
-    finish_rows(f);
+    int status = finish_rows(f);
+    for (uint32_t i = 0; status != INF_OK && i < step->head->n_seqs; i++) {
+        step->seq_out[i] = (inf_seq_out){status, -1};
+    }
     f->step = NULL;
 }

@@ -1,5 +1,5 @@
 /* One step of a decoder-only transformer (the Llama family: RMS norm, rotary positions,
- * grouped-query attention, SwiGLU), the order of the layers written once over inf_ops.
+ * grouped-query attention, SwiGLU), the order of the layers written once over inf_backend_ops.
  *
  * Formulas: Llama (arXiv 2302.13971), RoPE (2104.09864) with the half-split pairing of its Hugging
  * Face form, per-head q and k norm as in Qwen3 (2505.09388), DistAttention as in dist/dist.h. */
@@ -8,7 +8,7 @@
 
 #include "dist/dist.h"
 #include "infinite/device.h"
-#include "kernels/kernels.h"
+#include "kernels/backend.h"
 #include "model/sampling.h"
 #include "model/weights.h"
 
@@ -17,10 +17,11 @@ typedef struct inf_forward inf_forward;
 /* Everything is borrowed and outlives the inf_forward. */
 typedef struct inf_forward_config {
     const inf_weights *weights;
-    inf_pool *threads;
+    inf_backend *backend;
+    inf_pool *threads; /* of the step, for what is done on the CPU */
     inf_dist *dist;
     inf_kv_shape kv;
-    uint8_t *pool;          /* [num_blocks] KV blocks */
+    uint8_t *pool;          /* [num_blocks] KV blocks, the backend's memory */
     const float *inv_freq;  /* [head_dim / 2] */
     const int32_t *windows; /* [layers] */
     inf_slot *const *slots; /* [max_seqs] */
@@ -29,7 +30,8 @@ typedef struct inf_forward_config {
 /* Allocates all memory that a step of the config's limits needs. */
 int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_err *err);
 
-/* Computes a validated step: KV appended, row_out and seq_out filled. Allocates nothing. */
+/* Computes a validated step: KV appended, row_out and seq_out filled. Allocates nothing. When the
+ * device itself fails, every request's status says so. */
 void inf_forward_step(inf_forward *forward, const inf_step_buffers *step);
 
 void inf_forward_close(inf_forward *forward);

@@ -1,7 +1,7 @@
-/* Taking tensors in any order and packing them.
+/* Taking tensors in any order.
  *
  * Q, K and V are one matrix for one GEMM instead of three, and so are gate and up. Their pieces are
- * gathered row-major in a stage, which is packed and freed when its last piece has come; a loader
+ * gathered row-major in a stage, which becomes the matrix when its last piece has come; a loader
  * that goes layer by layer therefore holds one stage at a time. */
 #include "model/weights.h"
 
@@ -13,14 +13,14 @@
 
 static uint32_t layer_bit(int32_t role) { return 1u << (role - INF_ROLE_ATTN_NORM); }
 
-int inf_weights_open(const inf_device_config *config, const inf_ops *ops, inf_weights **out,
+int inf_weights_open(const inf_device_config *config, inf_backend *backend, inf_weights **out,
                      inf_err *err) {
     inf_weights *w = calloc(1, sizeof(*w));
     if (w == NULL) {
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the weights");
     }
     w->config = *config;
-    w->ops = ops;
+    w->backend = backend;
     w->layers = calloc((size_t)config->layers, sizeof(*w->layers));
     if (w->layers == NULL) {
         free(w);
@@ -30,22 +30,38 @@ int inf_weights_open(const inf_device_config *config, const inf_ops *ops, inf_we
     return INF_OK;
 }
 
+/* Vectors and the embedding are host memory until weights_complete. */
+static void drop(inf_weights *w, void *memory) {
+    if (w->complete) {
+        w->backend->ops->free(w->backend, memory);
+    } else {
+        free(memory);
+    }
+}
+
 void inf_weights_close(inf_weights *w) {
     if (w == NULL) {
         return;
     }
     for (int32_t i = 0; i < w->config.layers; i++) {
         inf_layer *l = &w->layers[i];
-        void *all[] = {l->attn_norm, l->mlp_norm, l->q_norm, l->k_norm,    l->qkv_bias,     l->qkv,
-                       l->o,         l->gate_up,  l->down,   l->qkv_stage, l->gate_up_stage};
-        for (size_t k = 0; k < sizeof(all) / sizeof(all[0]); k++) {
-            free(all[k]);
+        void *vectors[] = {l->attn_norm, l->mlp_norm, l->q_norm, l->k_norm, l->qkv_bias};
+        void *matrices[] = {l->qkv, l->o, l->gate_up, l->down};
+        for (size_t k = 0; k < sizeof vectors / sizeof *vectors; k++) {
+            drop(w, vectors[k]);
         }
+        for (size_t k = 0; k < sizeof matrices / sizeof *matrices; k++) {
+            w->backend->ops->free(w->backend, matrices[k]);
+        }
+        free(l->qkv_stage);
+        free(l->gate_up_stage);
     }
+    if (w->lm_head != w->embed) {
+        w->backend->ops->free(w->backend, w->lm_head);
+    }
+    drop(w, w->embed);
+    drop(w, w->final_norm);
     free(w->layers);
-    free(w->embed);
-    free(w->lm_head);
-    free(w->final_norm);
     free(w);
 }
 
@@ -68,7 +84,7 @@ static int take_vector(float **dst, int64_t total, int64_t at, const incoming *i
     return INF_OK;
 }
 
-/* A whole matrix, packed into *dst. */
+/* A whole matrix into *dst. */
 static int take_matrix(const inf_weights *w, void **dst, const incoming *in) {
     int32_t n = (int32_t)in->rows, k = (int32_t)in->cols;
     const void *src = in->data;
@@ -82,15 +98,12 @@ static int take_matrix(const inf_weights *w, void **dst, const incoming *in) {
         memcpy(copy, src, (uint64_t)n * (uint64_t)k * elem);
         src = copy;
     }
-    *dst = inf_pages_alloc(w->ops->packed_bytes(w->config.dtype, n, k));
-    if (*dst != NULL) {
-        w->ops->pack(w->config.dtype, src, in->dtype, n, k, *dst);
-    }
+    *dst = w->backend->ops->matrix(w->backend, w->config.dtype, src, in->dtype, n, k);
     free(copy);
     return *dst != NULL ? INF_OK : INF_ENOMEM;
 }
 
-/* Rows at.. of a matrix [total, cols] that comes in pieces; packs it when last. */
+/* Rows at.. of a matrix [total, cols] that comes in pieces; made when the last is there. */
 static int take_piece(const inf_weights *w, uint8_t **stage, void **dst, int64_t total, int64_t at,
                       int last, const incoming *in) {
     uint64_t row = (uint64_t)in->cols * inf_dtype_bytes(w->config.dtype);
@@ -168,15 +181,17 @@ static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
         return take_vector(&w->final_norm, in->cols, 0, in);
     case INF_ROLE_LM_HEAD:
         return take_matrix(w, &w->lm_head, in);
-    default: { /* the lookup table stays row-major; the tied head is a packed copy of it */
+    default: { /* the lookup table stays row-major; the tied head is a copy of it, if it must be one
+                */
         uint64_t n = (uint64_t)in->rows * (uint64_t)in->cols;
         w->embed = inf_pages_alloc(n * inf_dtype_bytes(w->config.dtype));
         if (w->embed == NULL) {
             return INF_ENOMEM;
         }
         inf_convert(w->embed, w->config.dtype, in->data, in->dtype, n);
-        return (w->config.model_flags & INF_MODEL_TIED) != 0 ? take_matrix(w, &w->lm_head, in)
-                                                             : INF_OK;
+        return (w->config.model_flags & INF_MODEL_TIED) != 0 && !w->backend->plain_matrix
+                   ? take_matrix(w, &w->lm_head, in)
+                   : INF_OK;
     }
     }
 }
@@ -201,7 +216,7 @@ static int take_layer(const inf_weights *w, inf_layer *l, int32_t role, const in
     case INF_ROLE_K_BIAS:
     case INF_ROLE_V_BIAS:
         at = role == INF_ROLE_Q_BIAS ? 0 : role == INF_ROLE_K_BIAS ? q : q + kv;
-        return take_vector(&l->qkv_bias, q + 2 * kv, at, in);
+        return take_vector((float **)&l->qkv_bias, q + 2 * kv, at, in);
     case INF_ROLE_Q:
     case INF_ROLE_K:
     case INF_ROLE_V:
@@ -254,7 +269,7 @@ int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t dtype,
     return INF_OK;
 }
 
-int inf_weights_complete(const inf_weights *w, inf_err *err) {
+static int all_came(const inf_weights *w, inf_err *err) {
     int64_t rows, cols;
     for (int32_t role = INF_ROLE_EMBED; role <= INF_ROLE_LM_HEAD; role++) {
         if (role_shape(&w->config, role, &rows, &cols) && (w->loaded & (1u << role)) == 0) {
@@ -271,4 +286,60 @@ int inf_weights_complete(const inf_weights *w, inf_err *err) {
         }
     }
     return INF_OK;
+}
+
+/* Hands a vector of n numbers to the device, in another format if need be. After a failure the
+ * others are freed, so that nothing stays behind in host memory. */
+static void give(inf_weights *w, void **vector, int64_t n, int32_t dtype, int *status) {
+    void *host = *vector;
+    *vector = NULL;
+    if (host == NULL || *status != INF_OK) {
+        free(host);
+        return;
+    }
+    uint64_t bytes = (uint64_t)n * inf_dtype_bytes(dtype);
+    if (dtype != INF_DTYPE_F32) {
+        void *narrow = inf_pages_alloc(bytes);
+        if (narrow != NULL) {
+            inf_convert(narrow, dtype, host, INF_DTYPE_F32, (uint64_t)n);
+        }
+        free(host);
+        host = narrow;
+    }
+    *vector = host != NULL ? w->backend->ops->adopt(w->backend, host, bytes) : NULL;
+    *status = *vector != NULL ? INF_OK : INF_ENOMEM;
+}
+
+int inf_weights_complete(inf_weights *w, inf_err *err) {
+    int status = all_came(w, err);
+    if (status != INF_OK) {
+        return status;
+    }
+    const inf_device_config *c = &w->config;
+    int64_t qkv = (int64_t)(c->heads + 2 * c->kv_heads) * c->head_dim;
+    give(w, (void **)&w->final_norm, c->hidden, INF_DTYPE_F32, &status);
+    for (int32_t i = 0; i < c->layers; i++) {
+        inf_layer *l = &w->layers[i];
+        give(w, (void **)&l->attn_norm, c->hidden, INF_DTYPE_F32, &status);
+        give(w, (void **)&l->mlp_norm, c->hidden, INF_DTYPE_F32, &status);
+        give(w, (void **)&l->q_norm, c->head_dim, INF_DTYPE_F32, &status);
+        give(w, (void **)&l->k_norm, c->head_dim, INF_DTYPE_F32, &status);
+        give(w, &l->qkv_bias, qkv, w->backend->act, &status);
+    }
+    void *host = w->embed;
+    w->embed = NULL;
+    if (status == INF_OK) {
+        uint64_t bytes = (uint64_t)c->vocab * (uint64_t)c->hidden * inf_dtype_bytes(c->dtype);
+        w->embed = w->backend->ops->adopt(w->backend, host, bytes);
+        status = w->embed != NULL ? INF_OK : INF_ENOMEM;
+    } else {
+        free(host);
+    }
+    if ((c->model_flags & INF_MODEL_TIED) != 0 && w->backend->plain_matrix) {
+        w->lm_head = w->embed;
+    }
+    w->complete = 1;
+    return status == INF_OK
+               ? INF_OK
+               : inf_fail(err, status, -1, -1, "the device has no room for the weights");
 }

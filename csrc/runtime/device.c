@@ -1,10 +1,8 @@
 /* Opening, loading, starting and closing a device, and its sampling slots. */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "runtime/fail.h"
-#include "runtime/pages.h"
 #include "runtime/runtime.h"
 
 static int in_range(int64_t value, int64_t low, int64_t high) {
@@ -27,8 +25,9 @@ static int check_config(const inf_device_config *c, inf_err *err) {
         !(c->rope_scale > 0 && c->rope_scale < 1e6f)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "model_flags, rms_eps or rope_scale out of range");
     }
-    if (c->dtype != INF_DTYPE_F32 && c->dtype != INF_DTYPE_BF16) {
-        return inf_fail(err, INF_EINVAL, -1, -1, "dtype must be F32 or BF16");
+    if (c->dtype != INF_DTYPE_F32 && c->dtype != INF_DTYPE_BF16 &&
+        !(c->dtype == INF_DTYPE_F16 && c->gpu > 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "dtype must be F32, BF16 or, on a GPU, F16");
     }
     if (!in_range(c->block_size, 1, 1024) || !in_range(c->num_blocks, 1, 1 << 30)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "block_size or num_blocks out of range");
@@ -38,8 +37,9 @@ static int check_config(const inf_device_config *c, inf_err *err) {
         !in_range(c->max_step_spans, 0, 1 << 24) || !in_range(c->max_spans, 0, 1 << 24)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "a limit of the step or of spans is out of range");
     }
-    if (!in_range(c->threads, 1, 1024) || !in_range(c->isa, 0, 3)) {
-        return inf_fail(err, INF_EINVAL, -1, -1, "threads must be 1 to 1024 and isa 0 to 3");
+    if (!in_range(c->threads, 1, 1024) || !in_range(c->isa, 0, 3) || !in_range(c->gpu, 0, 1024)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "threads must be 1 to 1024, isa 0 to 3, gpu 0 to 1024");
     }
     return INF_OK;
 }
@@ -71,6 +71,16 @@ static int open_locks(inf_device *d) {
     return INF_OK;
 }
 
+static int open_backend(const inf_device_config *config, inf_backend **out, inf_err *err) {
+    if (config->gpu > 0) {
+        return inf_backend_cuda(config->gpu - 1, config, out, err);
+    }
+    *out = inf_backend_cpu(config->isa);
+    return *out != NULL ? INF_OK
+                        : inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                                   "this CPU or build lacks instruction set %d", config->isa);
+}
+
 int inf_device_open(const inf_device_config *config, const float *inv_freq, const int32_t *windows,
                     inf_device **out, inf_err *err) {
     if (config == NULL || inv_freq == NULL || windows == NULL || out == NULL) {
@@ -86,24 +96,25 @@ int inf_device_open(const inf_device_config *config, const float *inv_freq, cons
             return inf_fail(err, INF_EINVAL, -1, i, "the window of layer %d is negative", i);
         }
     }
-    const inf_ops *ops = inf_ops_cpu(config->isa);
-    if (ops == NULL) {
-        return inf_fail(err, INF_EUNSUPPORTED, -1, -1, "this CPU or build lacks instruction set %d",
-                        config->isa);
+    inf_backend *backend = NULL;
+    status = open_backend(config, &backend, err);
+    if (status != INF_OK) {
+        return status;
     }
     inf_device *d = calloc(1, sizeof(*d));
     if (d == NULL || open_locks(d) != INF_OK) {
         free(d);
+        backend->ops->close(backend);
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the device");
     }
     d->config = *config;
-    d->ops = ops;
+    d->backend = backend;
     d->inv_freq = copy_of(inv_freq, (size_t)config->head_dim / 2 * sizeof(float));
     d->windows = copy_of(windows, (size_t)config->layers * sizeof(int32_t));
     if (d->inv_freq == NULL || d->windows == NULL) {
         status = inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the device");
     } else {
-        status = inf_weights_open(config, ops, &d->weights, err);
+        status = inf_weights_open(config, backend, &d->weights, err);
     }
     if (status != INF_OK) {
         inf_device_close(d);
@@ -151,17 +162,11 @@ static int open_pool(inf_device *d, inf_err *err) {
                         c->num_blocks, (unsigned long long)block);
     }
     d->pool_bytes = block * (uint64_t)c->num_blocks;
-    /* Mapped rather than allocated: pages cost memory when a block is first written, and are zero.
-     */
-    void *memory =
-        mmap(NULL, d->pool_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
-        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot map %llu bytes for the KV pool",
-                        (unsigned long long)d->pool_bytes);
-    }
-    inf_pages_large(memory, d->pool_bytes);
-    d->pool = memory;
-    return INF_OK;
+    d->pool = d->backend->ops->alloc_pool(d->backend, d->pool_bytes);
+    return d->pool != NULL ? INF_OK
+                           : inf_fail(err, INF_ENOMEM, -1, -1,
+                                      "the device has no room for %llu bytes of KV blocks",
+                                      (unsigned long long)d->pool_bytes);
 }
 
 /* One allocation for the step buffers and the marks that validate them. */
@@ -223,13 +228,13 @@ static int open_parts(inf_device *d, inf_err *err) {
         return status;
     }
     float scale = inf_attention_scale(d->config.head_dim);
-    inf_dist_config dist = {d->ops, &d->config, d->kv, d->pool, d->windows, scale};
+    inf_dist_config dist = {d->backend, &d->config, d->kv, d->pool, d->windows, scale};
     status = inf_dist_open(&dist, &d->dist, err);
     if (status != INF_OK) {
         d->dist = NULL;
         return status;
     }
-    inf_forward_config forward = {d->weights, d->threads,  d->dist,    d->kv,
+    inf_forward_config forward = {d->weights, d->backend,  d->threads, d->dist, d->kv,
                                   d->pool,    d->inv_freq, d->windows, d->slots};
     status = inf_forward_open(&forward, &d->forward, err);
     return status != INF_OK ? status : inf_step_thread_start(d, err);
@@ -252,10 +257,8 @@ static void close_parts(inf_device *d) {
     d->slots = NULL;
     free(d->step_memory);
     d->step_memory = NULL;
-    if (d->pool != NULL) {
-        (void)munmap(d->pool, d->pool_bytes);
-        d->pool = NULL;
-    }
+    d->backend->ops->free_pool(d->backend, d->pool, d->pool_bytes);
+    d->pool = NULL;
 }
 
 int inf_device_ready(inf_device *d, inf_err *err) {
@@ -279,6 +282,7 @@ void inf_device_close(inf_device *d) {
     }
     close_parts(d);
     inf_weights_close(d->weights);
+    d->backend->ops->close(d->backend);
     free(d->inv_freq);
     free(d->windows);
     (void)pthread_mutex_destroy(&d->mutex);
@@ -286,7 +290,7 @@ void inf_device_close(inf_device *d) {
     free(d);
 }
 
-const char *inf_device_isa(const inf_device *d) { return d->ops->name; }
+const char *inf_device_isa(const inf_device *d) { return d->backend->name; }
 
 int inf_device_buffers(inf_device *d, inf_step_buffers *out, inf_err *err) {
     if (d == NULL || !d->ready || out == NULL) {

@@ -7,7 +7,7 @@
 
 #include "dist/dist.h"
 #include "infinite/device.h"
-#include "kernels/kernels.h"
+#include "kernels/backend.h"
 #include "model/forward.h"
 #include "model/sampling.h"
 #include "model/weights.h"
@@ -19,13 +19,13 @@ struct inf_device {
     inf_device_config config;
     float *inv_freq;
     int32_t *windows;
-    const inf_ops *ops;
+    inf_backend *backend;
     inf_weights *weights;
     int ready;
 
     inf_pool *threads;
     inf_kv_shape kv;
-    uint8_t *pool; /* [num_blocks] blocks, mapped */
+    uint8_t *pool; /* [num_blocks] blocks, the backend's memory */
     uint64_t pool_bytes;
     inf_dist *dist;
     inf_forward *forward;

@@ -56,6 +56,7 @@ typedef struct {
     inf_device_config config;
     inf_kv_shape kv;
     const inf_ops *ops;
+    inf_backend *backend;
     int32_t next_block;
     uint32_t next_handle;
 } inst;
@@ -70,6 +71,38 @@ static inline uint64_t w_next(uint64_t *rng) {
 static inline float w_float(uint64_t *rng) { return (float)(w_next(rng) >> 40) * 0x1p-23f - 1; }
 
 /* max_step_spans: 0 for an instance that only hosts. */
+/* The CPU's backend, but that partials are merged into the test's own memory: the lane is a step's.
+ */
+typedef struct {
+    float *o, *lse;
+} w_lane;
+
+static inline void w_merge(inf_lane *lane, uint32_t row0, int32_t rows, const float *o2,
+                           const float *lse2) {
+    const w_lane *l = (const w_lane *)(const void *)lane;
+    inf_ops_cpu(0)->merge(l->o + (size_t)row0 * W_ROW, l->lse + (size_t)row0 * W_HEADS, o2, lse2,
+                          rows, W_HEADS, W_DIM);
+}
+
+static inline void w_queries(inf_lane *lane, const void *q, uint32_t row0, int32_t rows,
+                             float *host) {
+    (void)lane;
+    memcpy(host, (const float *)q + (size_t)row0 * W_ROW, (size_t)rows * W_ROW * sizeof(float));
+}
+
+static inline inf_backend *w_backend(void) {
+    static inf_backend_ops ops;
+    inf_backend *b = inf_backend_cpu(0);
+    CHECK(b != NULL);
+    if (ops.close == NULL) {
+        ops = *b->ops;
+        ops.merge = w_merge;
+        ops.queries = w_queries;
+    }
+    b->ops = &ops;
+    return b;
+}
+
 static inline inst w_open_with(int32_t num_blocks, int32_t max_step_spans) {
     inst w = {0};
     w.config = (inf_device_config){.layers = W_LAYERS,
@@ -91,11 +124,12 @@ static inline inst w_open_with(int32_t num_blocks, int32_t max_step_spans) {
                           INF_DTYPE_F32,
                           sizeof(float),
                           (uint64_t)W_LAYERS * 2 * W_KV_HEADS * W_BLOCK * W_DIM * sizeof(float)};
+    w.backend = w_backend();
     w.ops = inf_ops_cpu(0);
     w.pool = malloc((size_t)num_blocks * w.kv.block_bytes);
     CHECK(w.ops != NULL && w.pool != NULL);
     memset(w.pool, 0xa5, (size_t)num_blocks * w.kv.block_bytes);
-    inf_dist_config c = {w.ops, &w.config, w.kv, w.pool, W_WINDOWS, W_SCALE};
+    inf_dist_config c = {w.backend, &w.config, w.kv, w.pool, W_WINDOWS, W_SCALE};
     inf_err err;
     CHECK(inf_dist_open(&c, &w.d, &err) == INF_OK);
     return w;
@@ -105,6 +139,7 @@ static inline inst w_open(int32_t num_blocks) { return w_open_with(num_blocks, W
 
 static inline void w_close(inst *w) {
     inf_dist_close(w->d);
+    w->backend->ops->close(w->backend);
     free(w->pool);
     *w = (inst){0};
 }
@@ -288,7 +323,13 @@ typedef struct {
     inf_seq_out seq_out[W_MAX_REQS];
     float q[W_TOKENS * W_ROW], o[W_TOKENS * W_ROW], lse[W_TOKENS * W_HEADS];
     float local[W_TOKENS * W_ROW]; /* o before the partials came */
+    w_lane lane;
 } step;
+
+static inline inf_lane *w_step_lane(step *s) {
+    s->lane = (w_lane){s->o, s->lse};
+    return (inf_lane *)(void *)&s->lane;
+}
 
 static inline void w_begin(inst *home, step *s, req *const *reqs, uint32_t n, uint64_t id) {
     s->head = (inf_step_head){.step_id = id, .peer_timeout_ns = (uint64_t)W_LONG_NS, .n_seqs = n};
@@ -317,7 +358,7 @@ static inline int32_t w_post(inst *home, step *s, int32_t layer, uint64_t *rng) 
     for (uint32_t i = 0; i < s->head.n_tokens * W_ROW; i++) {
         s->q[i] = 2 * w_float(rng);
     }
-    return inf_dist_post(home->d, &s->b, layer, s->q, W_ROW);
+    return inf_dist_post(home->d, &s->b, layer, w_step_lane(s), s->q);
 }
 
 static inline void w_attend(inst *home, step *s, req *const *reqs, int32_t layer) {
@@ -348,7 +389,7 @@ static inline int32_t w_layer(inst *home, step *s, req *const *reqs, int32_t lay
     int32_t asked = w_post(home, s, layer, rng);
     w_attend(home, s, reqs, layer);
     if (asked > 0) {
-        inf_dist_collect(home->d, &s->b, layer, s->o, s->lse);
+        inf_dist_collect(home->d, &s->b, layer, w_step_lane(s));
     }
     return asked;
 }

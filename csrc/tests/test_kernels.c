@@ -198,26 +198,26 @@ static void test_rope(const inf_ops *ops, inf_pool *pool) {
 static void test_swiglu(const inf_ops *ops, inf_pool *pool) {
     for (EACH(r, some_rows))
         for (EACH(w, some_widths)) {
-            int32_t rows = some_rows[r], n = some_widths[w], ld = 2 * n + 1;
-            float *gate = numbers((size_t)rows * ld), *y = poisoned((size_t)rows * ld);
+            int32_t rows = some_rows[r], n = some_widths[w], ld = 2 * n + 1, ldy = n + 3;
+            float *gate = numbers((size_t)rows * ld), *y = poisoned((size_t)rows * ldy);
             for (int32_t i = 0; i < rows * ld; i++)
                 gate[i] *= i % 3 ? 5.0f : 100.0f;
-            ops->swiglu(pool, gate, gate + n, y, rows, n, ld);
+            ops->swiglu(pool, gate, gate + n, y, rows, n, ld, ldy);
             for (int32_t i = 0; i < rows; i++)
-                for (int32_t j = 0; j < ld; j++) {
+                for (int32_t j = 0; j < ldy; j++) {
                     double g = gate[i * ld + j],
                            want = g / (1 + exp(-g)) * gate[i * ld + (j + n) % ld];
                     if (j >= n)
-                        CHECK(isnan(y[i * ld + j]), "%s: wrote beyond n", ops->name);
+                        CHECK(isnan(y[i * ldy + j]), "%s: wrote beyond n", ops->name);
                     else
-                        CHECK(fabs(y[i * ld + j] - want) <= 4e-7 * fabs(want) + 1e-34,
-                              "%s: gate %g: %g, want %g", ops->name, g, y[i * ld + j], want);
+                        CHECK(fabs(y[i * ldy + j] - want) <= 4e-7 * fabs(want) + 1e-34,
+                              "%s: gate %g: %g, want %g", ops->name, g, y[i * ldy + j], want);
                 }
             free(gate);
             free(y);
         }
     float gate[4] = {-200.0f, 200.0f, 0.0f, NAN}, up[4] = {1, 1, 1, 1}, y[4];
-    ops->swiglu(NULL, gate, up, y, 1, 4, 4);
+    ops->swiglu(NULL, gate, up, y, 1, 4, 4, 4);
     CHECK(y[0] == 0 && y[1] == 200 && y[2] == 0 && isnan(y[3]), "%s: extremes %g %g %g %g",
           ops->name, y[0], y[1], y[2], y[3]);
 }

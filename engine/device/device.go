@@ -39,7 +39,7 @@ type Config struct {
 	RMSEps          float32 //
 	RopeScale       float32 // multiplies cos and sin; 0 is 1
 
-	DType     int // of weights and KV: F32 or BF16; sums are always F32
+	DType     int // of weights and KV: F32, BF16 or, on a GPU, F16; sums are always F32
 	BlockSize int // tokens
 	NumBlocks int // of the KV pool
 
@@ -48,6 +48,7 @@ type Config struct {
 	MaxSpans                    int // spans hosted for others
 	Threads                     int // of a step; the same again for others' partials
 	ISA                         int // 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512
+	GPU                         int // 0: the CPU; n: CUDA device n - 1
 }
 
 // c is the C form. A number that C's int32 cannot hold becomes -1, which C refuses.
@@ -76,7 +77,7 @@ func (c Config) c() C.inf_device_config {
 		dtype: n(c.DType), block_size: n(c.BlockSize), num_blocks: n(c.NumBlocks),
 		max_tokens: n(c.MaxTokens), max_seqs: n(c.MaxSeqs), max_rows: n(c.MaxRows),
 		max_step_blocks: n(c.MaxStepBlocks), max_step_spans: n(c.MaxStepSpans), max_spans: n(c.MaxSpans),
-		threads: n(c.Threads), isa: n(c.ISA),
+		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU),
 	}
 }
 
@@ -205,7 +206,7 @@ func (d *Device) Ready() error {
 // Config returns what the device was opened with.
 func (d *Device) Config() Config { return d.config }
 
-// ISA names the instruction set in use: "avx512", "avx2" or "c"; "" when closed.
+// ISA names what computes: "avx512", "avx2", "c" or "cuda"; "" when closed.
 func (d *Device) ISA() string {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

@@ -68,7 +68,7 @@ typedef struct inf_device_config {
     float rms_eps;
     float rope_scale; /* multiplies cos and sin */
     /* numbers */
-    int32_t dtype; /* of weights and KV: INF_DTYPE_F32 or INF_DTYPE_BF16; sums are always f32 */
+    int32_t dtype; /* of weights and KV: F32, BF16 or, on a GPU, F16; sums are always f32 */
     /* the pool */
     int32_t block_size, num_blocks;
     /* limits of one step; the step buffers have these sizes */
@@ -78,7 +78,7 @@ typedef struct inf_device_config {
     int32_t max_spans; /* hosted spans: handles are 0..max_spans-1 */
     int32_t threads;   /* of the step's pool; the same again, lazily, for partials of others */
     int32_t isa;       /* 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512 */
-    int32_t reserved;
+    int32_t gpu;       /* 0: the CPU; n: CUDA device n - 1 of those that the process sees */
 } inf_device_config;
 
 _Static_assert(sizeof(inf_device_config) == 88, "inf_device_config is mirrored in Go");
@@ -102,7 +102,7 @@ void inf_device_close(inf_device *device);
  * In memory a block is [layer, k|v, kv_head, block_size, head_dim]. */
 uint64_t inf_device_block_bytes(const inf_device_config *config);
 
-/* Name of the instruction set in use: "avx512", "avx2" or "c". Static storage. */
+/* What computes: "avx512", "avx2", "c" or "cuda". Static storage. */
 const char *inf_device_isa(const inf_device *device);
 
 /* ---- the step ---- */

@@ -212,12 +212,12 @@ static void ref_merge(float *o, float *lse, const float *o2, const float *lse2, 
 }
 
 static void ref_swiglu(inf_pool *pool, const float *gate, const float *up, float *y, int32_t rows,
-                       int32_t n, int32_t ld) {
+                       int32_t n, int32_t ldx, int32_t ldy) {
     (void)pool;
     for (int32_t r = 0; r < rows; r++)
         for (int32_t i = 0; i < n; i++) {
-            size_t at = (size_t)r * ld + i;
-            y[at] = gate[at] / (1.0f + expf(-gate[at])) * up[at];
+            size_t at = (size_t)r * ldx + i;
+            y[(size_t)r * ldy + i] = gate[at] / (1.0f + expf(-gate[at])) * up[at];
         }
 }
 

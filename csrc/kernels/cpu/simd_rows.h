@@ -106,14 +106,14 @@ static void swiglu_task(void *arg, int32_t index, int32_t thread) {
             int32_t n = job->n - i;
             vec gate = load_upto(job->x + at + i, n), up = load_upto(job->w + at + i, n);
             vec silu = v_div(gate, v_add(one, v_exp(v_sub(v_zero(), gate))));
-            store_upto(job->y + at + i, v_mul(silu, up), n);
+            store_upto(job->y + (size_t)r * job->ldy + i, v_mul(silu, up), n);
         }
     }
 }
 
 static void simd_swiglu(inf_pool *pool, const float *gate, const float *up, float *y, int32_t rows,
-                        int32_t n, int32_t ld) {
-    rows_job job = {.x = gate, .w = up, .y = y, .rows = rows, .n = n, .ldx = ld};
+                        int32_t n, int32_t ldx, int32_t ldy) {
+    rows_job job = {.x = gate, .w = up, .y = y, .rows = rows, .n = n, .ldx = ldx, .ldy = ldy};
     rows_run(pool, swiglu_task, &job, n);
 }
 

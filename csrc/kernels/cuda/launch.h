@@ -43,7 +43,7 @@ int inf_cuda_rope_table_launch(const inf_cuda_rope_table *p, inf_stream stream);
  * sum in f32, y rounded once. One read and one write of each buffer. */
 typedef struct inf_cuda_add_norm {
     float *x;            /* [rows, n], in and out */
-    const void *add;     /* [rows, n] of add_dtype */
+    const void *add;     /* [rows, n] of add_dtype; may be y itself */
     const float *weight; /* [n] */
     void *y;             /* [rows, n] of y_dtype */
     const int32_t

@@ -1,0 +1,156 @@
+/* What a device does for the forward pass (model/) and for DistAttention (dist/): where memory
+ * lies, and the operations of a step in the order of a lane. The order of the layers is written
+ * once, in model/forward.c, over this table; kernels/cpu fills it from inf_ops, kernels/cuda from
+ * its launchers.
+ *
+ * A lane is an order of work: on the CPU a team of threads, and what is asked is done on return; on
+ * a GPU a stream, and it is done after sync. One thread uses a lane at a time; lanes run beside
+ * each other. The step has one, the thread that answers other instances' queries one, each thread
+ * that moves blocks one.
+ *
+ * Memory: "device" pointers come from alloc, matrix or adopt and are only handed back; "host"
+ * memory is ordinary. Activations are `act` (an INF_DTYPE_*); the residual stream, partials and
+ * logits are f32.
+ *
+ * Failure: operations return nothing. The first fault of a lane stays with it, what follows may do
+ * nothing, and sync says so. */
+#ifndef INF_BACKEND_H
+#define INF_BACKEND_H
+
+#include "infinite/device.h"
+#include "kernels/kernels.h"
+
+typedef struct inf_backend inf_backend;
+typedef struct inf_backend_ops inf_backend_ops;
+typedef struct inf_lane inf_lane;
+
+struct inf_backend {
+    const inf_backend_ops *ops;
+    const char *name; /* "avx512", "cuda", ... */
+    int32_t act;
+    int32_t act_bytes;
+    /* 1: a matrix is the row-major [n, k] that came, so that the embedding can serve as the LM head
+     */
+    int32_t plain_matrix;
+    int32_t reserved;
+};
+
+/* What a lane is used for: the functions below say which they belong to; copies and sync are for
+ * all. */
+enum { INF_LANE_STEP = 1, INF_LANE_ANSWER = 2, INF_LANE_COPY = 3 };
+
+typedef struct inf_lane_config {
+    int32_t kind;
+    const inf_device_config *device; /* read during open only, as are the arrays */
+    inf_kv_shape kv;
+    uint8_t *pool;          /* device; [num_blocks] blocks */
+    const int32_t *windows; /* [layers] */
+    const float *inv_freq;  /* [head_dim / 2] */
+    float scale;            /* of q.k */
+    inf_pool *threads;      /* CPU: the lane's team, borrowed; NULL: the caller alone */
+    int32_t max_rows;       /* query rows of one attend or answer */
+    int32_t max_segments;   /* segments (spans) of one attend or answer */
+    int32_t max_blocks;     /* entries of their block lists together */
+} inf_lane_config;
+
+/* y[rows, n] = x[rows, k] w^T (+ bias). x of act; y of act, or f32 when y_f32. */
+typedef struct inf_product {
+    const void *x;
+    const void *w; /* of inf_backend_ops.matrix, [n, k] */
+    const void *bias;
+    void *y;
+    int32_t rows, n, k;
+    int32_t y_f32;
+} inf_product;
+
+/* A layer's tensors for heads. */
+typedef struct inf_heads {
+    const void *qkv;              /* [rows, (heads + 2 kv_heads) * head_dim] of act */
+    const float *q_norm, *k_norm; /* [head_dim] each, or NULL */
+    void *q;                      /* [rows, heads, head_dim] of act, out */
+    int32_t layer;
+} inf_heads;
+
+struct inf_backend_ops {
+    void (*close)(inf_backend *);
+
+    /* ---- memory, from any thread ---- */
+    void *(*alloc)(inf_backend *, uint64_t bytes); /* zeroed; NULL: there is none */
+    void (*free)(inf_backend *, void *device);     /* safe on NULL */
+    /* Pages of the pool may cost memory only when they are first written. */
+    void *(*alloc_pool)(inf_backend *, uint64_t bytes);
+    void (*free_pool)(inf_backend *, void *device, uint64_t bytes);
+    /* A [n, k] matrix for product, from row-major host data in src_dtype; NULL: no memory. */
+    void *(*matrix)(inf_backend *, int32_t dtype, const void *host, int32_t src_dtype, int32_t n,
+                    int32_t k);
+    /* Takes a malloc'ed host buffer and gives it back as device memory (the same one, where host
+     * memory is device memory); NULL: no memory, and the buffer is freed. */
+    void *(*adopt)(inf_backend *, void *host, uint64_t bytes);
+
+    /* ---- lanes ---- */
+    int (*lane_open)(inf_backend *, const inf_lane_config *config, inf_lane **out, inf_err *err);
+    void (*lane_close)(inf_lane *); /* safe on NULL */
+    /* Waits until all that was asked is done. */
+    int (*sync)(inf_lane *, inf_err *err);
+    /* Copies; host memory is not touched by the caller before sync. */
+    void (*copy_out)(inf_lane *, void *host, const void *device, uint64_t bytes);
+    void (*copy_in)(inf_lane *, void *device, const void *host, uint64_t bytes);
+
+    /* ---- the step, on the step's lane ---- */
+
+    /* Takes the step's input: tokens, positions, tables. The step is validated, and stays as it is
+     * until the lane was synchronised. Rows are the step's tokens from here on. */
+    void (*begin)(inf_lane *, const inf_step_buffers *step);
+    /* Work between record and recorded depends on nothing but what begin took, the number of rows
+     * and the key. 1: it was done from a recording, and the caller leaves it out. 0: the caller
+     * asks for it. */
+    int (*record)(inf_lane *, uint32_t key);
+    void (*recorded)(inf_lane *);
+
+    /* x[r, :] = table[token r, :] */
+    void (*embed)(inf_lane *, const void *table, float *x);
+    /* x += add (NULL: nothing); y = rms_norm(x) * weight (weight NULL: nothing). x [rows, hidden].
+     */
+    void (*add_norm)(inf_lane *, float *x, const void *add, const float *weight, void *y);
+    /* y[i, :] = rms_norm(x[row of output row first + i, :]) * weight for n output rows. */
+    void (*pick_norm)(inf_lane *, const float *x, uint32_t first, int32_t n, const float *weight,
+                      void *y);
+    void (*product)(inf_lane *, const inf_product *p);
+    /* q and k norms, rotation, q packed, k and v appended to the pool. */
+    void (*heads)(inf_lane *, const inf_heads *p);
+    /* Local partials of all rows. Not open: o is final. Open: o is settled after merges, by settle.
+     */
+    void (*attend)(inf_lane *, int32_t layer, const void *q, void *o, int32_t open);
+    /* Merges a partial of others, host o2 [rows, heads, head_dim] and lse2 [rows, heads], into rows
+     * row0..; the host memory is the caller's again on return. */
+    void (*merge)(inf_lane *, uint32_t row0, int32_t rows, const float *o2, const float *lse2);
+    void (*settle)(inf_lane *, void *o);
+    /* gu = [rows, gate | up], y [rows, intermediate] */
+    void (*swiglu)(inf_lane *, const void *gu, void *y);
+    /* Rows of q as f32 into host memory; there after sync. */
+    void (*queries)(inf_lane *, const void *q, uint32_t row0, int32_t rows, float *host);
+
+    /* ---- answering others, on a lane of its own ---- */
+
+    /* Partials of host q into host o and lse, one inf_attn per span. Those that follow each other
+     * with the same o are spans of the same rows, and merged. Done on return; the status is the
+     * lane's. */
+    int (*answer)(inf_lane *, const inf_attn *args, int32_t n, inf_err *err);
+};
+
+/* isa as in inf_device_config; NULL when the CPU or the build lacks it. */
+inf_backend *inf_backend_cpu(int32_t isa);
+
+/* A GPU by its number among those that the process sees. The library (libinfinite_cuda.so) is
+ * looked for at INFINITE_CUDA_LIBRARY, beside the program, and where the linker looks.
+ * INF_EUNSUPPORTED and why if there is none, or no such device. */
+int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backend **out,
+                     inf_err *err);
+
+/* What the library exports. config_bytes is the size that the caller knows; another one is refused.
+ */
+#define INF_CUDA_OPEN "inf_cuda_backend_open_1"
+typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
+                                uint64_t config_bytes, inf_backend **out, inf_err *err);
+
+#endif

@@ -1,0 +1,411 @@
+/* The CPU as a backend: inf_ops over a lane's team of threads. Host memory is device memory,
+ * everything is done on return, and act is f32, so that a partial that waits for merges is the
+ * output itself. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/cpu.h"
+#include "model/weights.h"
+#include "runtime/fail.h"
+#include "runtime/pages.h"
+
+typedef struct cpu_backend {
+    inf_backend base;
+    const inf_ops *ops;
+} cpu_backend;
+
+struct inf_lane {
+    cpu_backend *backend;
+    const inf_ops *ops;
+    inf_pool *threads;
+    inf_device_config dims;
+    inf_kv_shape kv;
+    uint8_t *pool;
+    int32_t *windows; /* [layers] */
+    float *inv_freq;  /* [head_dim / 2] */
+    float scale;
+    int32_t q_dim, kv_dim, qkv_dim;
+
+    float *cos, *sin; /* [max_rows, head_dim / 2] */
+    inf_attn *attn;   /* [max_segments] */
+    float *o2, *lse2; /* answer: [max_rows, heads, head_dim], [max_rows, heads] */
+    float *lse;       /* attend: [max_rows, heads] */
+    float *o;         /* attend's output, for merge */
+    const inf_step_buffers *step;
+    const void *table; /* embed's, during it */
+    float *x;
+};
+
+/* ---- memory ---- */
+
+static void cpu_close(inf_backend *b) { free(b); }
+
+static void *cpu_alloc(inf_backend *b, uint64_t bytes) {
+    (void)b;
+    void *memory = inf_pages_alloc(bytes);
+    /* Zeroed now, so that a step meets no page faults. */
+    return memory != NULL ? memset(memory, 0, bytes) : NULL;
+}
+
+static void cpu_free(inf_backend *b, void *device) {
+    (void)b;
+    free(device);
+}
+
+static void *cpu_alloc_pool(inf_backend *b, uint64_t bytes) {
+    (void)b;
+    /* Mapped rather than allocated: pages cost memory when a block is first written, and are zero.
+     */
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return NULL;
+    }
+    inf_pages_large(memory, bytes);
+    return memory;
+}
+
+static void cpu_free_pool(inf_backend *b, void *device, uint64_t bytes) {
+    (void)b;
+    if (device != NULL) {
+        (void)munmap(device, bytes);
+    }
+}
+
+static void *cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype,
+                        int32_t n, int32_t k) {
+    const inf_ops *ops = ((cpu_backend *)b)->ops;
+    void *packed = inf_pages_alloc(ops->packed_bytes(dtype, n, k));
+    if (packed != NULL) {
+        ops->pack(dtype, host, src_dtype, n, k, packed);
+    }
+    return packed;
+}
+
+static void *cpu_adopt(inf_backend *b, void *host, uint64_t bytes) {
+    (void)b;
+    (void)bytes;
+    return host;
+}
+
+/* ---- lanes ---- */
+
+static void *copy_of(const void *src, size_t bytes) {
+    void *copy = malloc(bytes);
+    return copy != NULL ? memcpy(copy, src, bytes) : NULL;
+}
+
+static void cpu_lane_close(inf_lane *l) {
+    if (l == NULL) {
+        return;
+    }
+    void *all[] = {l->windows, l->inv_freq, l->cos, l->sin, l->attn, l->o2, l->lse2, l->lse};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        free(all[i]);
+    }
+    free(l);
+}
+
+/* Memory that the lane's kind of work needs; 0 where one piece could not be had. */
+static int take_memory(inf_lane *l, const inf_lane_config *c) {
+    const inf_device_config *d = c->device;
+    size_t rows = (size_t)c->max_rows, heads = rows * (size_t)d->heads;
+    size_t half = (size_t)d->head_dim / 2;
+    if (c->kind == INF_LANE_COPY) {
+        return 1;
+    }
+    l->attn = calloc((size_t)c->max_segments, sizeof *l->attn);
+    if (c->kind == INF_LANE_STEP) {
+        l->windows = copy_of(c->windows, (size_t)d->layers * sizeof *l->windows);
+        l->inv_freq = copy_of(c->inv_freq, half * sizeof *l->inv_freq);
+        l->cos = cpu_alloc(NULL, rows * half * sizeof(float));
+        l->sin = cpu_alloc(NULL, rows * half * sizeof(float));
+        l->lse = cpu_alloc(NULL, heads * sizeof(float));
+        return l->attn && l->windows && l->inv_freq && l->cos && l->sin && l->lse;
+    }
+    l->o2 = cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
+    l->lse2 = cpu_alloc(NULL, heads * sizeof(float));
+    return l->attn && l->o2 && l->lse2;
+}
+
+static int cpu_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
+    inf_lane *l = calloc(1, sizeof *l);
+    *out = NULL;
+    if (l == NULL) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane");
+    }
+    const inf_device_config *d = c->device;
+    l->backend = (cpu_backend *)b;
+    l->ops = l->backend->ops;
+    l->threads = c->threads;
+    l->dims = *d;
+    l->kv = c->kv;
+    l->pool = c->pool;
+    l->scale = c->scale;
+    l->q_dim = d->heads * d->head_dim;
+    l->kv_dim = d->kv_heads * d->head_dim;
+    l->qkv_dim = l->q_dim + 2 * l->kv_dim;
+    if (!take_memory(l, c)) {
+        cpu_lane_close(l);
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane for %d rows", c->max_rows);
+    }
+    *out = l;
+    return INF_OK;
+}
+
+static int cpu_sync(inf_lane *l, inf_err *err) {
+    (void)l;
+    (void)err;
+    return INF_OK;
+}
+
+static void cpu_copy(inf_lane *l, void *to, const void *from, uint64_t bytes) {
+    (void)l;
+    memcpy(to, from, bytes);
+}
+
+/* ---- the step ---- */
+
+/* cos and sin of position * inv_freq. The product is rounded to float as in Hugging Face's and
+ * vLLM's tables, which models were trained with: at positions in the hundred thousands its rounding
+ * is visible. The functions of it are taken in double. */
+static void rope_row(const inf_lane *l, uint32_t row, uint32_t position) {
+    int32_t half = l->dims.head_dim / 2;
+    float *cos_row = l->cos + (int64_t)row * half, *sin_row = l->sin + (int64_t)row * half;
+    for (int32_t i = 0; i < half; i++) {
+        double angle = (double)((float)position * l->inv_freq[i]);
+        cos_row[i] = (float)(cos(angle) * (double)l->dims.rope_scale);
+        sin_row[i] = (float)(sin(angle) * (double)l->dims.rope_scale);
+    }
+}
+
+static void rope_seq(void *arg, int32_t index, int32_t thread) {
+    const inf_lane *l = arg;
+    (void)thread;
+    const inf_step_seq *seq = &l->step->seqs[index];
+    for (uint32_t t = 0; t < seq->n_tokens; t++) {
+        rope_row(l, seq->token_off + t, seq->pos0 + t);
+    }
+}
+
+static void cpu_begin(inf_lane *l, const inf_step_buffers *step) {
+    l->step = step;
+    inf_pool_run(l->threads, rope_seq, l, (int32_t)step->head->n_seqs);
+}
+
+static int cpu_record(inf_lane *l, uint32_t key) {
+    (void)l;
+    (void)key;
+    return 0;
+}
+
+static void cpu_recorded(inf_lane *l) { (void)l; }
+
+/* Rows of the embedding table, widened to f32. */
+static void embed_token(void *arg, int32_t index, int32_t thread) {
+    const inf_lane *l = arg;
+    (void)thread;
+    uint64_t hidden = (uint64_t)l->dims.hidden;
+    uint64_t row = (uint64_t)l->step->tokens[index] * hidden * inf_dtype_bytes(l->dims.dtype);
+    inf_convert(l->x + (uint64_t)index * hidden, INF_DTYPE_F32, (const uint8_t *)l->table + row,
+                l->dims.dtype, hidden);
+}
+
+static int32_t step_rows(const inf_lane *l) { return (int32_t)l->step->head->n_tokens; }
+
+static void cpu_embed(inf_lane *l, const void *table, float *x) {
+    l->table = table;
+    l->x = x;
+    inf_pool_run(l->threads, embed_token, l, step_rows(l));
+}
+
+static void cpu_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
+    int32_t rows = step_rows(l), n = l->dims.hidden;
+    if (add != NULL) {
+        l->ops->add(x, add, (int64_t)rows * n);
+    }
+    if (weight != NULL) {
+        l->ops->rms_norm(l->threads, x, weight, y, rows, n, n, n, l->dims.rms_eps);
+    }
+}
+
+static void cpu_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
+                          const float *weight, void *y) {
+    int32_t hidden = l->dims.hidden;
+    for (int32_t i = 0; i < n; i++) {
+        memcpy((float *)y + (int64_t)i * hidden,
+               x + (int64_t)l->step->rows[first + (uint32_t)i].token * hidden,
+               (size_t)hidden * sizeof(float));
+    }
+    l->ops->rms_norm(l->threads, y, weight, y, n, hidden, hidden, hidden, l->dims.rms_eps);
+}
+
+static void cpu_product(inf_lane *l, const inf_product *p) {
+    inf_gemm args = {p->x, p->w, p->bias, p->y, p->rows, p->n, p->k, p->k, p->n};
+    l->ops->gemm(l->threads, l->dims.dtype, &args);
+}
+
+/* RMS norm of each head of [rows, heads, head_dim] with ld floats between rows. The operation takes
+ * one stride, so the shorter of the two dimensions is walked here. */
+static void norm_heads(const inf_lane *l, float *x, const float *weight, int32_t rows,
+                       int32_t heads, int32_t ld) {
+    int32_t dim = l->dims.head_dim;
+    if (ld == heads * dim) {
+        l->ops->rms_norm(l->threads, x, weight, x, rows * heads, dim, dim, dim, l->dims.rms_eps);
+        return;
+    }
+    for (int32_t r = 0; rows <= heads && r < rows; r++) {
+        float *row = x + (int64_t)r * ld;
+        l->ops->rms_norm(l->threads, row, weight, row, heads, dim, dim, dim, l->dims.rms_eps);
+    }
+    for (int32_t i = 0; rows > heads && i < heads; i++) {
+        float *head = x + (int64_t)i * dim;
+        l->ops->rms_norm(l->threads, head, weight, head, rows, dim, ld, ld, l->dims.rms_eps);
+    }
+}
+
+static void cpu_heads(inf_lane *l, const inf_heads *p) {
+    const inf_step_buffers *s = l->step;
+    const inf_device_config *d = &l->dims;
+    int32_t rows = step_rows(l);
+    /* k is rotated where it lies: nobody reads the product after this. */
+    float *qkv = (float *)p->qkv, *q = p->q, *k = qkv + l->q_dim;
+    for (int32_t r = 0; r < rows; r++) { /* attention reads q without gaps */
+        memcpy(q + (int64_t)r * l->q_dim, qkv + (int64_t)r * l->qkv_dim,
+               (size_t)l->q_dim * sizeof(float));
+    }
+    if (p->q_norm != NULL) {
+        norm_heads(l, q, p->q_norm, rows, d->heads, l->q_dim);
+        norm_heads(l, k, p->k_norm, rows, d->kv_heads, l->qkv_dim);
+    }
+    l->ops->rope(l->threads, q, l->cos, l->sin, rows, d->heads, d->head_dim, l->q_dim);
+    l->ops->rope(l->threads, k, l->cos, l->sin, rows, d->kv_heads, d->head_dim, l->qkv_dim);
+    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
+        const inf_step_seq *seq = &s->seqs[i];
+        const float *seq_k = k + (int64_t)seq->token_off * l->qkv_dim;
+        l->ops->kv_append(l->pool, &l->kv, p->layer, s->blocks + seq->block_off,
+                          seq->pos0 - seq->local_pos0, seq_k, seq_k + l->kv_dim,
+                          (int32_t)seq->n_tokens, l->qkv_dim);
+    }
+}
+
+static void cpu_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32_t open) {
+    const inf_step_buffers *s = l->step;
+    (void)open;
+    l->o = o;
+    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
+        const inf_step_seq *seq = &s->seqs[i];
+        l->attn[i] = (inf_attn){
+            .q = (const float *)q + (int64_t)seq->token_off * l->q_dim,
+            .rows = (int32_t)seq->n_tokens,
+            .heads = l->dims.heads,
+            .q_pos0 = seq->pos0,
+            .pool = l->pool,
+            .kv = &l->kv,
+            .layer = layer,
+            .blocks = s->blocks + seq->block_off,
+            .kv_pos0 = seq->local_pos0,
+            .n_tokens = seq->pos0 + seq->n_tokens - seq->local_pos0,
+            .window = l->windows[layer],
+            .scale = l->scale,
+            .o = (float *)o + (int64_t)seq->token_off * l->q_dim,
+            .lse = l->lse + (int64_t)seq->token_off * l->dims.heads,
+        };
+    }
+    l->ops->attention(l->threads, l->attn, (int32_t)s->head->n_seqs);
+}
+
+static void cpu_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
+                      const float *lse2) {
+    l->ops->merge(l->o + (size_t)row0 * (size_t)l->q_dim, l->lse + row0 * (size_t)l->dims.heads, o2,
+                  lse2, rows, l->dims.heads, l->dims.head_dim);
+}
+
+static void cpu_settle(inf_lane *l, void *o) {
+    (void)l;
+    (void)o;
+}
+
+static void cpu_swiglu(inf_lane *l, const void *gu, void *y) {
+    int32_t n = l->dims.intermediate;
+    l->ops->swiglu(l->threads, gu, (const float *)gu + n, y, step_rows(l), n, 2 * n, n);
+}
+
+static void cpu_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host) {
+    memcpy(host, (const float *)q + (size_t)row0 * (size_t)l->q_dim,
+           (size_t)rows * (size_t)l->q_dim * sizeof(float));
+}
+
+/* ---- answering ---- */
+
+/* Every run's first span goes straight to its place; then the second ones go into scratch and are
+ * merged, and so on: the spans of a round run as one parallel batch, and most runs have one. */
+static int cpu_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) {
+    (void)err;
+    for (int32_t round = 0, left = n; left > 0; round++) {
+        int32_t count = 0, in_run = 0;
+        left = 0;
+        for (int32_t i = 0; i < n; i++) {
+            in_run = i > 0 && args[i].o == args[i - 1].o ? in_run + 1 : 0;
+            left += in_run > round;
+            if (in_run == round) {
+                inf_attn a = args[i];
+                if (round > 0) {
+                    a.o = l->o2 + (a.o - args[0].o);
+                    a.lse = l->lse2 + (a.lse - args[0].lse);
+                }
+                l->attn[count++] = a;
+            }
+        }
+        l->ops->attention(l->threads, l->attn, count);
+        for (int32_t i = 0; round > 0 && i < count; i++) {
+            const inf_attn *a = &l->attn[i];
+            l->ops->merge(args[0].o + (a->o - l->o2), args[0].lse + (a->lse - l->lse2), a->o,
+                          a->lse, a->rows, a->heads, l->dims.head_dim);
+        }
+    }
+    return INF_OK;
+}
+
+static const inf_backend_ops cpu_ops = {
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .alloc_pool = cpu_alloc_pool,
+    .free_pool = cpu_free_pool,
+    .matrix = cpu_matrix,
+    .adopt = cpu_adopt,
+    .lane_open = cpu_lane_open,
+    .lane_close = cpu_lane_close,
+    .sync = cpu_sync,
+    .copy_out = cpu_copy,
+    .copy_in = cpu_copy,
+    .begin = cpu_begin,
+    .record = cpu_record,
+    .recorded = cpu_recorded,
+    .embed = cpu_embed,
+    .add_norm = cpu_add_norm,
+    .pick_norm = cpu_pick_norm,
+    .product = cpu_product,
+    .heads = cpu_heads,
+    .attend = cpu_attend,
+    .merge = cpu_merge,
+    .settle = cpu_settle,
+    .swiglu = cpu_swiglu,
+    .queries = cpu_queries,
+    .answer = cpu_answer,
+};
+
+inf_backend *inf_backend_cpu(int32_t isa) {
+    const inf_ops *ops = inf_ops_cpu(isa);
+    cpu_backend *b = ops != NULL ? calloc(1, sizeof *b) : NULL;
+    if (b == NULL) {
+        return NULL;
+    }
+    b->ops = ops;
+    b->base = (inf_backend){
+        .ops = &cpu_ops, .name = ops->name, .act = INF_DTYPE_F32, .act_bytes = sizeof(float)};
+    return &b->base;
+}
