@@ -24,9 +24,10 @@
 #ifndef INF_EMU
 /* Enqueues kernel(args) with `shared` bytes of dynamic shared memory; evaluates to a cudaError_t.
  * More than 48 KiB must have been allowed by INF_ALLOW_SHARED before. */
+/* clang-format off */
 #define INF_LAUNCH(kernel, grid, block, shared, stream, args)                                      \
-    ((kernel) < < < (grid), (block), (shared), (cudaStream_t)(stream) >>> (args),                  \
-     cudaPeekAtLastError())
+    ((kernel)<<<(grid), (block), (shared), (cudaStream_t)(stream)>>>(args), cudaPeekAtLastError())
+/* clang-format on */
 #define INF_ALLOW_SHARED(kernel, bytes)                                                            \
     cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))
 /* Declares the block's dynamic shared memory, 128-byte aligned. One name per file. */
