@@ -124,6 +124,8 @@ struct inf_backend_ops {
     /* Merges a partial of others, host o2 [rows, heads, head_dim] and lse2 [rows, heads], into rows
      * row0..; the host memory is the caller's again on return. */
     void (*merge)(inf_lane *, uint32_t row0, int32_t rows, const float *o2, const float *lse2);
+    /* After the last merge of a layer. */
+    void (*merged)(inf_lane *);
     void (*settle)(inf_lane *, void *o);
     /* gu = [rows, gate | up], y [rows, intermediate] */
     void (*swiglu)(inf_lane *, const void *gu, void *y);

@@ -323,6 +323,8 @@ static void cpu_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
                   lse2, rows, l->dims.heads, l->dims.head_dim);
 }
 
+static void cpu_merged(inf_lane *l) { (void)l; }
+
 static void cpu_settle(inf_lane *l, void *o) {
     (void)l;
     (void)o;
@@ -392,6 +394,7 @@ static const inf_backend_ops cpu_ops = {
     .heads = cpu_heads,
     .attend = cpu_attend,
     .merge = cpu_merge,
+    .merged = cpu_merged,
     .settle = cpu_settle,
     .swiglu = cpu_swiglu,
     .queries = cpu_queries,

@@ -1,0 +1,140 @@
+/* Answering another instance's queries: partials of its rows over the spans that lie here.
+ *
+ * The spans of a message are segments of one plan, so all requests of the message, and all spans of each, run
+ * in the same launches; the merge of a row's parts is that of its spans too. Queries come in through pinned
+ * memory and are narrowed on the way; partials go back the same way.
+ *
+ * Memory bounds a batch: max_rows rows over all of its segments, and max_blocks entries of block lists. A
+ * message with more is answered in several batches, and a request whose spans are cut that way is merged. */
+#include <string.h>
+
+#include "kernels/cuda/lane.h"
+
+/* What of a message goes into one batch. */
+struct answer_batch {
+    int32_t first, n; /* args */
+    int32_t rows;     /* of q: the requests' rows, once each */
+    int32_t continued; /* 1: the first request's spans began in the batch before */
+};
+
+/* As many args from first on as fit. */
+static answer_batch next_batch(const inf_lane *l, const inf_attn *args, int32_t n, int32_t first) {
+    answer_batch b = {first, 0, 0, first > 0 && args[first].o == args[first - 1].o};
+    int64_t segment_rows = 0, blocks = 0;
+    for (int32_t i = first; i < n && b.n < l->max_segments; i++) {
+        int64_t size = l->kv.block_size;
+        int64_t more = ((int64_t)args[i].n_tokens + size - 1) / size;
+        if (segment_rows + args[i].rows > l->max_rows || blocks + more > l->max_blocks) {
+            break;
+        }
+        segment_rows += args[i].rows;
+        blocks += more;
+        b.rows += i == first || args[i].o != args[i - 1].o ? args[i].rows : 0;
+        b.n++;
+    }
+    return b;
+}
+
+/* Queries into pinned memory; segments and block lists into the inbox. */
+static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+    uint32_t row0 = 0, rows = 0, block = 0;
+    inbox_begin(l);
+    for (int32_t i = 0; i < b->n; i++) {
+        const inf_attn *a = &args[b->first + i];
+        if (i == 0 || a->o != a[-1].o) {
+            row0 = rows;
+            rows += (uint32_t)a->rows;
+            memcpy(l->staging + (uint64_t)row0 * (uint64_t)l->q_dim, a->q,
+                   (uint64_t)a->rows * (uint64_t)l->q_dim * sizeof(float));
+        }
+        l->host_segments[i] = {row0, (uint32_t)a->rows, a->q_pos0, a->kv_pos0, a->n_tokens, block};
+        block += (a->n_tokens + (uint32_t)l->kv.block_size - 1) / (uint32_t)l->kv.block_size;
+    }
+    uint64_t bytes = (uint64_t)b->n * sizeof(inf_cuda_segment);
+    uint32_t *segments = inbox_put(l, l->segments, bytes);
+    uint32_t *blocks = inbox_put(l, l->blocks, (uint64_t)block * sizeof(int32_t));
+    if (segments == NULL || blocks == NULL) {
+        return;
+    }
+    memcpy(segments, l->host_segments, bytes);
+    for (int32_t i = 0; i < b->n; i++) {
+        const inf_attn *a = &args[b->first + i];
+        uint32_t count = (a->n_tokens + (uint32_t)l->kv.block_size - 1) / (uint32_t)l->kv.block_size;
+        memcpy(blocks + l->host_segments[i].block_off, a->blocks, count * sizeof(int32_t));
+    }
+}
+
+/* The batch's partials into o32 and lse; a request that goes on from the batch before is merged with what
+ * was computed there, which run_batch left in o2 and lse2. */
+static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+    class_lists *c = &l->classes[l->class_of[args[0].layer]];
+    uint64_t rows = (uint64_t)b->rows, q = rows * (uint64_t)l->q_dim;
+    const void *queries = l->q;
+    lane_plan(l, c, b->n, b->rows);
+    inbox_send(l);
+    inf_cuda_cast cast = {l->staging, l->q, INF_DTYPE_F32, l->act, (int64_t)q};
+    lane_ok(l, inf_cuda_cast_launch(&cast, l->stream), "queries");
+    lane_attend(l, c, args[0].layer, queries, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
+    if (b->continued) {
+        inf_cuda_merge m = {l->o32,  l->lse, l->o2, l->lse2, NULL, args[b->first].rows,
+                            l->dims.heads, l->dims.head_dim};
+        lane_ok(l, inf_cuda_merge_launch(&m, l->stream), "merge");
+    }
+}
+
+/* The last request of the batch goes on in the next one: keeps its partial. */
+static void keep_last(inf_lane *l, const answer_batch *b, int32_t rows) {
+    uint64_t at = (uint64_t)(b->rows - rows), heads = (uint64_t)l->dims.heads;
+    uint64_t row = (uint64_t)l->q_dim;
+    lane_ok(l, cudaMemcpyAsync(l->o2, l->o32 + at * row, (uint64_t)rows * row * sizeof(float),
+                               cudaMemcpyDeviceToDevice, l->stream), "a copy");
+    lane_ok(l, cudaMemcpyAsync(l->lse2, l->lse + at * heads,
+                               (uint64_t)rows * heads * sizeof(float), cudaMemcpyDeviceToDevice,
+                               l->stream), "a copy");
+}
+
+/* Partials to where the message wants them. Where a request goes on they are overwritten by the next batch. */
+static void give_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+    uint64_t heads = (uint64_t)l->dims.heads, at = 0;
+    for (int32_t i = 0; i < b->n; i++) {
+        const inf_attn *a = &args[b->first + i];
+        if (i == 0 || a->o != a[-1].o) {
+            uint64_t rows = (uint64_t)a->rows;
+            memcpy(a->o, l->staging + at * (uint64_t)l->q_dim,
+                   rows * (uint64_t)l->q_dim * sizeof(float));
+            memcpy(a->lse, l->staging_lse + at * heads, rows * heads * sizeof(float));
+            at += rows;
+        }
+    }
+}
+
+int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) {
+    lane_enter(l);
+    for (int32_t first = 0; first < n;) {
+        answer_batch b = next_batch(l, args, n, first);
+        if (b.n == 0) {
+            return inf_fail(err, INF_EINVAL, -1, args[first].layer,
+                            "a span of %d rows and %u tokens exceeds what the lane holds",
+                            args[first].rows, args[first].n_tokens);
+        }
+        put_batch(l, args, &b);
+        run_batch(l, args, &b);
+        int32_t last = first + b.n - 1;
+        if (last + 1 < n && args[last + 1].o == args[last].o) {
+            keep_last(l, &b, args[last].rows);
+        }
+        uint64_t rows = (uint64_t)b.rows;
+        lane_ok(l, cudaMemcpyAsync(l->staging, l->o32, rows * (uint64_t)l->q_dim * sizeof(float),
+                                   cudaMemcpyDeviceToHost, l->stream), "a copy");
+        lane_ok(l, cudaMemcpyAsync(l->staging_lse, l->lse,
+                                   rows * (uint64_t)l->dims.heads * sizeof(float),
+                                   cudaMemcpyDeviceToHost, l->stream), "a copy");
+        int status = lane_sync(l, err);
+        if (status != INF_OK) {
+            return status;
+        }
+        give_batch(l, args, &b);
+        first += b.n;
+    }
+    return INF_OK;
+}

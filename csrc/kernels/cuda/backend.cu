@@ -1,0 +1,138 @@
+/* The CUDA backend: devices and memory. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/lane.h"
+#include "model/weights.h"
+
+static bool enter(inf_backend *b) {
+    return cudaSetDevice(((cuda_backend *)b)->ordinal) == cudaSuccess;
+}
+
+static void backend_close(inf_backend *b) { free(b); }
+
+static void *backend_alloc(inf_backend *b, uint64_t bytes) {
+    void *memory = NULL;
+    bytes = bytes > 0 ? bytes : 1;
+    if (!enter(b) || cudaMalloc(&memory, bytes) != cudaSuccess) {
+        (void)cudaGetLastError(); /* out of memory is an answer, not a fault that stays */
+        return NULL;
+    }
+    if (cudaMemset(memory, 0, bytes) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
+        (void)cudaFree(memory);
+        return NULL;
+    }
+    return memory;
+}
+
+static void backend_free(inf_backend *b, void *device) {
+    if (device != NULL && enter(b)) {
+        (void)cudaFree(device);
+    }
+}
+
+static void backend_free_pool(inf_backend *b, void *device, uint64_t bytes) {
+    (void)bytes;
+    backend_free(b, device);
+}
+
+/* Device memory with a copy of host memory; NULL: none. */
+static void *upload(inf_backend *b, const void *host, uint64_t bytes) {
+    void *memory = NULL;
+    if (!enter(b) || cudaMalloc(&memory, bytes > 0 ? bytes : 1) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return NULL;
+    }
+    if (cudaMemcpy(memory, host, bytes, cudaMemcpyHostToDevice) != cudaSuccess) {
+        (void)cudaFree(memory);
+        return NULL;
+    }
+    return memory;
+}
+
+static void *backend_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype,
+                            int32_t n, int32_t k) {
+    uint64_t count = (uint64_t)n * (uint64_t)k, bytes = count * inf_dtype_bytes(dtype);
+    if (dtype == src_dtype) {
+        return upload(b, host, bytes);
+    }
+    void *converted = malloc(bytes);
+    if (converted == NULL) {
+        return NULL;
+    }
+    inf_convert(converted, dtype, host, src_dtype, count);
+    void *memory = upload(b, converted, bytes);
+    free(converted);
+    return memory;
+}
+
+static void *backend_adopt(inf_backend *b, void *host, uint64_t bytes) {
+    void *memory = upload(b, host, bytes);
+    free(host);
+    return memory;
+}
+
+/* Says no with the reason, when the driver or the device will not do. */
+static int check_device(int32_t ordinal, cudaDeviceProp *props, inf_err *err) {
+    int count = 0;
+    cudaError_t status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1, "cannot use a GPU: %s",
+                        cudaGetErrorString(status));
+    }
+    if (ordinal < 0 || ordinal >= count) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1, "there is no CUDA device %d: this process sees %d",
+                        ordinal, count);
+    }
+    status = cudaSetDevice(ordinal);
+    status = status != cudaSuccess ? status : cudaGetDeviceProperties(props, ordinal);
+    if (status != cudaSuccess) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1, "cannot use CUDA device %d: %s", ordinal,
+                        cudaGetErrorString(status));
+    }
+    if (props->major < 8) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                        "CUDA device %d (%s) has compute capability %d.%d; 8.0 is needed", ordinal,
+                        props->name, props->major, props->minor);
+    }
+    return INF_OK;
+}
+
+extern "C" __attribute__((visibility("default"))) int
+inf_cuda_backend_open_1(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
+                        inf_backend **out, inf_err *err) {
+    static inf_backend_ops ops;
+    cudaDeviceProp props;
+    *out = NULL;
+    if (config_bytes != sizeof *config) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                        "libinfinite_cuda.so is of another version of Infinite");
+    }
+    int status = check_device(ordinal, &props, err);
+    if (status != INF_OK) {
+        return status;
+    }
+    cuda_backend *b = (cuda_backend *)calloc(1, sizeof *b);
+    if (b == NULL) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the CUDA backend");
+    }
+    if (ops.close == NULL) { /* the same values whoever writes them */
+        ops.alloc = ops.alloc_pool = backend_alloc;
+        ops.free = backend_free;
+        ops.free_pool = backend_free_pool;
+        ops.matrix = backend_matrix;
+        ops.adopt = backend_adopt;
+        inf_cuda_step_table(&ops);
+        ops.close = backend_close;
+    }
+    b->base.ops = &ops;
+    b->base.name = "cuda";
+    b->base.act = config->dtype;
+    b->base.act_bytes = config->dtype == INF_DTYPE_F32 ? 4 : 2;
+    b->base.plain_matrix = 1;
+    b->ordinal = ordinal;
+    b->sms = props.multiProcessorCount;
+    b->config = *config;
+    *out = &b->base;
+    return INF_OK;
+}

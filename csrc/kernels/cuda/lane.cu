@@ -1,0 +1,377 @@
+/* Lanes: their memory, the inbox, and attention by a plan.
+ *
+ * A step's input is a few arrays of words. They are written into pinned memory, and one kernel copies them
+ * to fixed places on the device, reading over the bus: one launch where copies would be a dozen. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/lane.h"
+
+bool lane_ok(inf_lane *l, int status, const char *at) {
+    if (status != 0 && l->fault == 0) {
+        l->fault = status;
+        l->fault_at = at;
+    }
+    return l->fault == 0;
+}
+
+void lane_enter(inf_lane *l) {
+    lane_ok(l, cudaSetDevice(l->backend->ordinal), "cudaSetDevice");
+}
+
+int lane_sync(inf_lane *l, inf_err *err) {
+    lane_ok(l, cudaStreamSynchronize(l->stream), "cudaStreamSynchronize");
+    if (l->fault == 0) {
+        return INF_OK;
+    }
+    return inf_fail(err, INF_EIO, -1, -1, "the GPU failed in %s: %s (%d)", l->fault_at,
+                    l->fault > 0 ? cudaGetErrorString((cudaError_t)l->fault) : "cuBLAS",
+                    l->fault > 0 ? l->fault : -l->fault);
+}
+
+/* ---- the inbox ---- */
+
+struct inbox_args {
+    const uint32_t *inbox;
+    inbox_section sections[MAX_SECTIONS];
+};
+
+/* Block (x, y): a share of section y's words. */
+__global__ void inbox_kernel(const __grid_constant__ inbox_args a) {
+    const inbox_section s = a.sections[blockIdx.y];
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < s.words;
+         i += gridDim.x * blockDim.x) {
+        s.to[i] = a.inbox[s.from + i];
+    }
+}
+
+void inbox_begin(inf_lane *l) {
+    l->inbox_used = 0;
+    l->n_sections = 0;
+}
+
+uint32_t *inbox_put(inf_lane *l, void *to, uint64_t bytes) {
+    uint64_t words = (bytes + 3) / 4;
+    if (l->n_sections == MAX_SECTIONS || words > l->inbox_words - l->inbox_used) {
+        lane_ok(l, (int)cudaErrorInvalidValue, "the inbox");
+        return NULL;
+    }
+    uint32_t from = (uint32_t)l->inbox_used;
+    l->inbox_used += (words + 31) & ~(uint64_t)31;
+    if (l->inbox_used > l->inbox_words) {
+        l->inbox_used = l->inbox_words;
+    }
+    if (words > 0) {
+        l->sections[l->n_sections++] = {(uint32_t *)to, from, (uint32_t)words};
+    }
+    return l->inbox + from;
+}
+
+void inbox_send(inf_lane *l) {
+    if (l->n_sections == 0 || l->fault != 0) {
+        return;
+    }
+    inbox_args a;
+    uint32_t most = 1;
+    a.inbox = l->inbox;
+    memcpy(a.sections, l->sections, sizeof l->sections);
+    for (int32_t i = 0; i < l->n_sections; i++) {
+        most = l->sections[i].words > most ? l->sections[i].words : most;
+    }
+    uint32_t blocks = (most + 1023) / 1024;
+    dim3 grid(blocks < 32 ? blocks : 32, (uint32_t)l->n_sections);
+    lane_ok(l, INF_LAUNCH(inbox_kernel, grid, dim3(256), 0, l->stream, a), "the inbox");
+}
+
+/* ---- attention ---- */
+
+void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows) {
+    inf_cuda_plan_shape shape = l->shape;
+    inf_cuda_plan_lists lists = {};
+    shape.window = c->window;
+    lists.decode = l->plan_decode;
+    lists.prefill = l->plan_prefill;
+    lists.off = l->plan_off;
+    lists.list = l->plan_list;
+    int status = inf_cuda_plan(&shape, l->host_segments, n_segments, rows, &l->sizes, &lists);
+    if (!lane_ok(l, status == INF_OK ? 0 : (int)cudaErrorInvalidValue, "the plan of attention")) {
+        return;
+    }
+    c->n_decode = lists.n_decode;
+    c->n_prefill = lists.n_prefill;
+    c->n_parts = lists.n_parts;
+    struct {
+        void *to;
+        const void *from;
+        uint64_t bytes;
+    } parts[] = {{c->decode, lists.decode, (uint64_t)lists.n_decode * sizeof(inf_cuda_work)},
+                 {c->prefill, lists.prefill, (uint64_t)lists.n_prefill * sizeof(inf_cuda_work)},
+                 {c->off, lists.off, ((uint64_t)rows + 1) * sizeof(uint32_t)},
+                 {c->list, lists.list, (uint64_t)lists.n_parts * sizeof(uint32_t)}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        uint32_t *words = inbox_put(l, parts[i].to, parts[i].bytes);
+        if (words != NULL && parts[i].bytes > 0) {
+            memcpy(words, parts[i].from, parts[i].bytes);
+        }
+    }
+    uint32_t *counts = inbox_put(l, c->counts, 2 * sizeof(int32_t));
+    if (counts != NULL) {
+        counts[0] = (uint32_t)lists.n_decode;
+        counts[1] = (uint32_t)lists.n_prefill;
+    }
+}
+
+void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q, void *o,
+                 int32_t o_dtype, float *lse, int32_t rows, bool whole) {
+    inf_cuda_attn a = {};
+    a.q = q;
+    a.pool = l->pool;
+    a.kv = l->kv;
+    a.blocks = l->blocks;
+    a.segments = l->segments;
+    a.o = o;
+    a.lse = lse;
+    a.part_o = l->part_o;
+    a.part_lse = l->part_lse;
+    a.act = l->act;
+    a.o_dtype = o_dtype;
+    a.heads = l->dims.heads;
+    a.layer = layer;
+    a.window = c->window;
+    a.scale = l->scale;
+    if (c->n_decode > 0 || whole) {
+        a.work = c->decode;
+        a.n_work = c->counts;
+        a.max_work = whole ? l->sizes.decode : c->n_decode;
+        int status = inf_cuda_attn_decode_takes(&a) ? inf_cuda_attn_decode_launch(&a, l->stream)
+                                                    : inf_cuda_attn_plain_launch(&a, l->stream);
+        lane_ok(l, status, "decode attention");
+    }
+    if (c->n_prefill > 0) {
+        a.work = c->prefill;
+        a.n_work = c->counts + 1;
+        a.max_work = c->n_prefill;
+        int status = inf_cuda_attn_prefill_takes(&a) ? inf_cuda_attn_prefill_launch(&a, l->stream)
+                                                     : inf_cuda_attn_plain_launch(&a, l->stream);
+        lane_ok(l, status, "prefill attention");
+    }
+    if (c->n_parts > 0 || whole) {
+        inf_cuda_combine m = {o,      lse,  l->part_o, l->part_lse,   c->off,
+                              c->list, o_dtype, rows,      l->dims.heads, l->dims.head_dim};
+        lane_ok(l, inf_cuda_combine_launch(&m, l->stream), "the merge of partials");
+    }
+}
+
+/* ---- opening and closing ---- */
+
+/* Memory of a lane: on the device zeroed, so that what a kernel leaves out is no garbage. */
+template <typename T> static bool take(inf_lane *l, T **out, uint64_t count) {
+    void *memory = NULL;
+    uint64_t bytes = (count > 0 ? count : 1) * sizeof(T);
+    if (l->n_device == 256 || cudaMalloc(&memory, bytes) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return false;
+    }
+    l->device[l->n_device++] = memory;
+    *out = (T *)memory;
+    return cudaMemset(memory, 0, bytes) == cudaSuccess;
+}
+
+template <typename T> static bool pin(T **out, uint64_t count) {
+    void *memory = NULL;
+    if (cudaHostAlloc(&memory, (count > 0 ? count : 1) * sizeof(T),
+                      cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return false;
+    }
+    *out = (T *)memory;
+    return true;
+}
+
+template <typename T> static bool keep(T **out, uint64_t count) {
+    *out = (T *)calloc(count > 0 ? count : 1, sizeof(T));
+    return *out != NULL;
+}
+
+/* Sorts the layers into classes by their windows; 0 when there are too many. */
+static bool classify(inf_lane *l, const int32_t *windows) {
+    if (!keep(&l->class_of, (uint64_t)l->dims.layers)) {
+        return false;
+    }
+    for (int32_t i = 0; i < l->dims.layers; i++) {
+        int32_t c = 0;
+        while (c < l->n_classes && l->classes[c].window != windows[i]) {
+            c++;
+        }
+        if (c == MAX_CLASSES) {
+            return false;
+        }
+        if (c == l->n_classes) {
+            l->classes[l->n_classes++].window = windows[i];
+        }
+        l->class_of[i] = c;
+    }
+    return true;
+}
+
+/* A step's rows are each in one segment. In an answer every span is a segment, and those of a request name
+ * the same rows: its batches are bounded so that no more than this many rows are named twice. */
+static bool size_plans(inf_lane *l) {
+    inf_cuda_plan_limits limits = {l->max_segments, l->max_rows, l->max_rows, 0};
+    if (l->kind == INF_LANE_ANSWER) {
+        limits.segment_rows = limits.shared_rows = l->max_rows;
+    }
+    l->shape.heads = l->dims.heads;
+    l->shape.kv_heads = l->dims.kv_heads;
+    l->shape.sms = l->backend->sms;
+    for (int32_t i = 0; i < l->n_classes; i++) {
+        inf_cuda_plan_sizes sizes;
+        l->shape.window = l->classes[i].window;
+        if (inf_cuda_plan_capacity(&l->shape, &limits, &sizes) != INF_OK) {
+            return false;
+        }
+        l->sizes.decode = sizes.decode > l->sizes.decode ? sizes.decode : l->sizes.decode;
+        l->sizes.prefill = sizes.prefill > l->sizes.prefill ? sizes.prefill : l->sizes.prefill;
+        l->sizes.parts = sizes.parts > l->sizes.parts ? sizes.parts : l->sizes.parts;
+        l->sizes.rows = sizes.rows > l->sizes.rows ? sizes.rows : l->sizes.rows;
+    }
+    return true;
+}
+
+static bool take_plans(inf_lane *l) {
+    uint64_t decode = (uint64_t)l->sizes.decode, prefill = (uint64_t)l->sizes.prefill;
+    uint64_t off = (uint64_t)l->sizes.rows + 1, parts = (uint64_t)l->sizes.parts;
+    uint64_t heads = (uint64_t)l->dims.heads;
+    int32_t classes = l->kind == INF_LANE_ANSWER ? 1 : l->n_classes;
+    for (int32_t i = 0; i < l->n_classes; i++) {
+        class_lists *c = &l->classes[i];
+        if (i >= classes) { /* an answer is of one layer, so its classes share memory */
+            int32_t window = c->window;
+            *c = l->classes[0];
+            c->window = window;
+        } else if (!take(l, &c->decode, decode) || !take(l, &c->prefill, prefill) ||
+                   !take(l, &c->off, off) || !take(l, &c->list, parts) ||
+                   !take(l, &c->counts, 2)) {
+            return false;
+        }
+    }
+    uint64_t words = (decode + prefill) * sizeof(inf_cuda_work) / 4 + off + parts + 2 + 5 * 32;
+    uint64_t rows = 5 * (uint64_t)l->max_rows + (uint64_t)l->dims.max_rows;
+    uint64_t segments = (uint64_t)l->max_segments * sizeof(inf_cuda_segment) / 4;
+    l->inbox_words =
+        rows + segments + (uint64_t)l->max_blocks + (uint64_t)classes * words + 8 * 32;
+    return l->inbox_words <= UINT32_MAX && pin(&l->inbox, l->inbox_words) &&
+           keep(&l->plan_decode, decode) && keep(&l->plan_prefill, prefill) &&
+           keep(&l->plan_off, off) && keep(&l->plan_list, parts) &&
+           keep(&l->host_segments, (uint64_t)l->max_segments) &&
+           take(l, &l->segments, (uint64_t)l->max_segments) &&
+           take(l, &l->blocks, (uint64_t)l->max_blocks) &&
+           take(l, &l->part_o, parts * (uint64_t)l->q_dim) && take(l, &l->part_lse, parts * heads);
+}
+
+static bool take_memory(inf_lane *l, const inf_lane_config *c) {
+    uint64_t rows = (uint64_t)l->max_rows, heads = (uint64_t)l->dims.heads;
+    uint64_t half = (uint64_t)l->dims.head_dim / 2, q = rows * (uint64_t)l->q_dim;
+    if (l->kind == INF_LANE_COPY) {
+        return true;
+    }
+    if (!classify(l, c->windows) || !size_plans(l) || !take_plans(l) || !take(l, &l->o32, q) ||
+        !take(l, &l->lse, rows * heads) || !pin(&l->staging, q) ||
+        !pin(&l->staging_lse, rows * heads) || !pin(&l->staging_row, rows)) {
+        return false;
+    }
+    if (l->kind == INF_LANE_ANSWER) {
+        return take(l, &l->o2, q) && take(l, &l->lse2, rows * heads) &&
+               take(l, (uint8_t **)&l->q, q * (uint64_t)l->act_bytes);
+    }
+    l->keys = 2 + 2 * l->dims.layers;
+    l->max_wait = 4 * l->max_segments + 64;
+    uint64_t recordings = (uint64_t)RECORD_ROWS * (uint64_t)l->keys;
+    if (!take(l, &l->tokens, rows) || !take(l, &l->position, rows) ||
+        !take(l, &l->kv_block, rows) || !take(l, &l->kv_index, rows) ||
+        !take(l, &l->pick, (uint64_t)l->dims.max_rows) || !take(l, &l->inv_freq, half) ||
+        !take(l, &l->cos, rows * half) || !take(l, &l->sin, rows * half) ||
+        !keep(&l->wait, (uint64_t)l->max_wait) || !keep(&l->row_mark, rows) ||
+        !keep(&l->recordings, recordings)) {
+        return false;
+    }
+    return cudaMemcpy(l->inv_freq, c->inv_freq, half * sizeof(float), cudaMemcpyHostToDevice) ==
+           cudaSuccess;
+}
+
+void inf_cuda_lane_close(inf_lane *l) {
+    if (l == NULL) {
+        return;
+    }
+    (void)cudaSetDevice(l->backend->ordinal);
+    if (l->stream != NULL) {
+        (void)cudaStreamSynchronize(l->stream);
+    }
+    for (int32_t i = 0; l->recordings != NULL && i < RECORD_ROWS * l->keys; i++) {
+        if (l->recordings[i].exec != NULL) {
+            (void)cudaGraphExecDestroy(l->recordings[i].exec);
+        }
+    }
+    inf_cuda_products_close(l->products);
+    for (int32_t i = 0; i < l->n_device; i++) {
+        (void)cudaFree(l->device[i]);
+    }
+    void *pinned[] = {l->inbox, l->staging, l->staging_lse, l->staging_row};
+    for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++) {
+        if (pinned[i] != NULL) {
+            (void)cudaFreeHost(pinned[i]);
+        }
+    }
+    void *kept[] = {l->class_of,      l->plan_decode, l->plan_prefill, l->plan_off, l->plan_list,
+                    l->host_segments, l->wait,        l->row_mark,     l->recordings, l->device};
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        free(kept[i]);
+    }
+    if (l->stream != NULL) {
+        (void)cudaStreamDestroy(l->stream);
+    }
+    free(l);
+}
+
+int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
+    cuda_backend *backend = (cuda_backend *)b;
+    const inf_device_config *d = c->device;
+    *out = NULL;
+    inf_lane *l = (inf_lane *)calloc(1, sizeof *l);
+    if (l == NULL || !keep(&l->device, 256)) {
+        free(l);
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane");
+    }
+    l->backend = backend;
+    l->kind = c->kind;
+    l->dims = *d;
+    l->kv = c->kv;
+    l->pool = c->pool;
+    l->scale = c->scale;
+    l->q_dim = d->heads * d->head_dim;
+    l->qkv_dim = l->q_dim + 2 * d->kv_heads * d->head_dim;
+    l->act = b->act;
+    l->act_bytes = b->act_bytes;
+    l->max_rows = c->max_rows;
+    l->max_segments = c->max_segments;
+    l->max_blocks = c->max_blocks;
+    int low = 0, high = 0, status = INF_OK;
+    (void)cudaDeviceGetStreamPriorityRange(&low, &high);
+    /* Others' steps wait for answers, and this instance's step for others' answers. */
+    int priority = c->kind == INF_LANE_ANSWER ? high : low;
+    if (cudaSetDevice(backend->ordinal) != cudaSuccess ||
+        cudaStreamCreateWithPriority(&l->stream, cudaStreamNonBlocking, priority) != cudaSuccess ||
+        !take_memory(l, c)) {
+        status = inf_fail(err, INF_ENOMEM, -1, -1,
+                          "cannot allocate a lane of %d rows and %d blocks on the GPU", c->max_rows,
+                          c->max_blocks);
+    } else if (c->kind == INF_LANE_STEP) {
+        status = inf_cuda_products_open(l->act, &l->products, err);
+    }
+    if (status != INF_OK) {
+        inf_cuda_lane_close(l);
+        return status;
+    }
+    *out = l;
+    return INF_OK;
+}

@@ -1,0 +1,137 @@
+/* The inside of the CUDA backend: what lane.cu, step.cu and answer.cu share.
+ *
+ * A lane is a stream, its scratch in device memory, and a piece of pinned host memory that both sides see:
+ * what a step's kernels need of its input (tokens, tables, plans) is written there and taken to fixed
+ * addresses by one kernel, so that a captured graph finds the next step's input where it found the last's. */
+#ifndef INF_CUDA_LANE_H
+#define INF_CUDA_LANE_H
+
+#include "kernels/backend.h"
+#include "kernels/cuda/plan.h"
+#include "kernels/cuda/prelude.cuh"
+#include "kernels/cuda/product.h"
+#include "runtime/fail.h"
+
+/* Layers with the same window are a class and share a plan. */
+enum { MAX_CLASSES = 8, MAX_SECTIONS = 8 + 5 * MAX_CLASSES };
+
+struct cuda_backend {
+    inf_backend base;
+    int32_t ordinal, sms;
+    inf_device_config config;
+};
+
+/* Words from the inbox to a fixed place. */
+struct inbox_section {
+    uint32_t *to;
+    uint32_t from, words; /* in the inbox */
+};
+
+/* A plan's arrays on the device; counts = {decode pieces, prefill pieces}. */
+struct class_lists {
+    int32_t window;
+    inf_cuda_work *decode, *prefill;
+    uint32_t *off, *list;
+    int32_t *counts;
+    /* of the step or answer under way */
+    int32_t n_decode, n_prefill;
+    uint32_t n_parts;
+};
+
+struct recording {
+    cudaGraphExec_t exec;
+    int32_t seen;
+};
+
+/* Rows of q to host memory, or partials from it, that wait for the next kernel. */
+struct pending_rows {
+    uint32_t row0;
+    int32_t rows;
+    float *host;
+};
+
+struct inf_lane {
+    cuda_backend *backend;
+    cudaStream_t stream;
+    int32_t kind;
+    int32_t fault; /* the first cudaError_t, or a negative cuBLAS status */
+    const char *fault_at;
+
+    inf_device_config dims;
+    inf_kv_shape kv;
+    uint8_t *pool;
+    float scale;
+    int32_t q_dim, qkv_dim, act, act_bytes;
+    int32_t max_rows, max_segments, max_blocks;
+    int32_t n_classes;
+    int32_t *class_of; /* host [layers] */
+    inf_cuda_plan_shape shape;
+    inf_cuda_plan_sizes sizes;
+    class_lists classes[MAX_CLASSES];
+    inf_cuda_products *products;
+
+    /* Pinned host memory. */
+    uint32_t *inbox;
+    uint64_t inbox_words, inbox_used;
+    inbox_section sections[MAX_SECTIONS];
+    int32_t n_sections;
+    inf_cuda_work *plan_decode, *plan_prefill; /* ordinary memory: where plans are made */
+    uint32_t *plan_off, *plan_list;
+    inf_cuda_segment *host_segments;
+    float *staging; /* pinned: queries out and partials in, [max_rows, q_dim], or answers */
+    float *staging_lse;
+    uint32_t *staging_row;
+
+    /* Device memory. */
+    void **device; /* everything that lane_close frees */
+    int32_t n_device;
+    int32_t *tokens, *kv_block, *kv_index, *pick, *blocks;
+    uint32_t *position;
+    inf_cuda_segment *segments;
+    float *inv_freq, *cos, *sin;
+    float *part_o, *part_lse;
+    float *o32, *lse; /* [max_rows, heads, head_dim], [max_rows, heads] */
+    float *o2, *lse2; /* answer: of a run of spans that goes on in a second batch */
+    void *q;          /* answer: [max_rows, heads, head_dim] of act */
+
+    /* The step under way. */
+    const inf_step_buffers *step;
+    int32_t rows, recordable;
+    float *partial;     /* where open partials are: o32, or the output itself when act is f32 */
+    const void *asked;  /* q of the pending queries */
+    pending_rows *wait; /* [max_segments * 4] */
+    int32_t n_wait, max_wait;
+    int32_t staged, merged; /* rows of partials in staging, and those of them that were merged */
+    uint32_t *row_mark;     /* [max_rows]: the round of merges that a row is in */
+    uint32_t round;
+    recording *recordings; /* [RECORD_ROWS, keys] */
+    int32_t keys;
+    recording *capturing;
+};
+
+enum { RECORD_ROWS = 64 };
+
+/* Notes the first fault; true when there is none so far. */
+bool lane_ok(inf_lane *l, int status, const char *at);
+
+/* The inbox: room for words that go to a fixed place; NULL (and a fault) when it is full. */
+void inbox_begin(inf_lane *l);
+uint32_t *inbox_put(inf_lane *l, void *to, uint64_t bytes);
+void inbox_send(inf_lane *l);
+
+/* Makes the plan of a class for host_segments and puts it into the inbox. */
+void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows);
+/* Attention by a class's plan, and the merge of its parts. lse NULL: nobody reads it. whole: also what the
+ * plan of this step has no use for, since a graph is recorded that later steps use. */
+void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q, void *o,
+                 int32_t o_dtype, float *lse, int32_t rows, bool whole);
+
+void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */
+int lane_sync(inf_lane *l, inf_err *err);
+
+void inf_cuda_step_table(inf_backend_ops *ops); /* fills in all that is not memory */
+int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err);
+int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *config, inf_lane **out, inf_err *err);
+void inf_cuda_lane_close(inf_lane *l);
+
+#endif

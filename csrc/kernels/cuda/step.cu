@@ -1,0 +1,320 @@
+/* The step on a lane: its input, the operations of the table, recordings, and what is exchanged with other
+ * instances.
+ *
+ * Recordings are CUDA graphs. Steps in which every request computes one token do the same launches every
+ * time, only on other words in the same places; so the second step with a number of rows is captured, and
+ * from the third on one launch does what hundreds did. The first runs as it is called, so that matrix
+ * products are timed outside of a capture. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/lane.h"
+
+/* ---- input ---- */
+
+/* Where each row's token stands, and where its K and V go. */
+static void put_rows(inf_lane *l, const inf_step_buffers *s) {
+    uint64_t bytes = (uint64_t)l->rows * sizeof(uint32_t);
+    uint32_t *tokens = inbox_put(l, l->tokens, bytes);
+    uint32_t *position = inbox_put(l, l->position, bytes);
+    uint32_t *block = inbox_put(l, l->kv_block, bytes);
+    uint32_t *index = inbox_put(l, l->kv_index, bytes);
+    if (tokens == NULL || position == NULL || block == NULL || index == NULL) {
+        return;
+    }
+    memcpy(tokens, s->tokens, bytes);
+    uint32_t size = (uint32_t)l->kv.block_size;
+    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
+        const inf_step_seq *seq = &s->seqs[i];
+        for (uint32_t t = 0; t < seq->n_tokens; t++) {
+            uint32_t row = seq->token_off + t, local = seq->pos0 + t - seq->local_pos0;
+            position[row] = seq->pos0 + t;
+            block[row] = (uint32_t)s->blocks[seq->block_off + local / size];
+            index[row] = local % size;
+        }
+    }
+}
+
+/* One segment per request: its local blocks. */
+static void put_segments(inf_lane *l, const inf_step_buffers *s) {
+    uint32_t n = s->head->n_seqs;
+    for (uint32_t i = 0; i < n; i++) {
+        const inf_step_seq *seq = &s->seqs[i];
+        l->host_segments[i] = {seq->token_off,  seq->n_tokens,
+                               seq->pos0,       seq->local_pos0,
+                               seq->pos0 + seq->n_tokens - seq->local_pos0, seq->block_off};
+    }
+    uint32_t *segments = inbox_put(l, l->segments, n * sizeof(inf_cuda_segment));
+    uint32_t *blocks = inbox_put(l, l->blocks, s->head->n_blocks * sizeof(int32_t));
+    uint32_t *pick = inbox_put(l, l->pick, s->head->n_rows * sizeof(int32_t));
+    if (segments == NULL || blocks == NULL || pick == NULL) {
+        return;
+    }
+    memcpy(segments, l->host_segments, n * sizeof(inf_cuda_segment));
+    memcpy(blocks, s->blocks, s->head->n_blocks * sizeof(int32_t));
+    for (uint32_t i = 0; i < s->head->n_rows; i++) {
+        pick[i] = s->rows[i].token;
+    }
+}
+
+static void step_begin(inf_lane *l, const inf_step_buffers *s) {
+    lane_enter(l);
+    l->step = s;
+    l->rows = (int32_t)s->head->n_tokens;
+    l->n_wait = 0;
+    l->staged = l->merged = 0;
+    inbox_begin(l);
+    put_rows(l, s);
+    put_segments(l, s);
+    l->recordable = l->rows == (int32_t)s->head->n_seqs && l->rows <= RECORD_ROWS &&
+                    getenv("INFINITE_CUDA_EAGER") == NULL;
+    for (int32_t i = 0; i < l->n_classes; i++) {
+        lane_plan(l, &l->classes[i], (int32_t)s->head->n_seqs, l->rows);
+        l->recordable = l->recordable && l->classes[i].n_prefill == 0;
+    }
+    inbox_send(l);
+    inf_cuda_rope_table table = {};
+    table.position = l->position;
+    table.inv_freq = l->inv_freq;
+    table.cos = l->cos;
+    table.sin = l->sin;
+    table.scale = l->dims.rope_scale;
+    table.rows = l->rows;
+    table.half = l->dims.head_dim / 2;
+    lane_ok(l, inf_cuda_rope_table_launch(&table, l->stream), "the table of rotations");
+}
+
+/* ---- recordings ---- */
+
+static int step_record(inf_lane *l, uint32_t key) {
+    l->capturing = NULL;
+    if (!l->recordable || l->fault != 0 || key >= (uint32_t)l->keys) {
+        return 0;
+    }
+    recording *r = &l->recordings[(int64_t)(l->rows - 1) * l->keys + key];
+    if (r->exec != NULL) {
+        lane_ok(l, cudaGraphLaunch(r->exec, l->stream), "a recorded step");
+        return 1;
+    }
+    if (r->seen++ == 1) {
+        int status = cudaStreamBeginCapture(l->stream, cudaStreamCaptureModeThreadLocal);
+        l->capturing = lane_ok(l, status, "the recording of a step") ? r : NULL;
+    }
+    return 0;
+}
+
+static void step_recorded(inf_lane *l) {
+    recording *r = l->capturing;
+    if (r == NULL) {
+        return;
+    }
+    l->capturing = NULL;
+    cudaGraph_t graph = NULL;
+    if (!lane_ok(l, cudaStreamEndCapture(l->stream, &graph), "the recording of a step")) {
+        return;
+    }
+    int status = cudaGraphInstantiateWithFlags(&r->exec, graph, 0);
+    (void)cudaGraphDestroy(graph);
+    if (lane_ok(l, status, "the recording of a step")) {
+        lane_ok(l, cudaGraphLaunch(r->exec, l->stream), "a recorded step");
+    }
+}
+
+/* ---- operations ---- */
+
+static void step_embed(inf_lane *l, const void *table, float *x) {
+    inf_cuda_embed p = {l->tokens, table, x, l->dims.dtype, l->rows, l->dims.hidden};
+    lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
+}
+
+static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
+    inf_cuda_add_norm p = {x,      add,     weight,         y,  NULL, l->act,
+                           l->act, l->rows, l->dims.hidden, l->dims.rms_eps};
+    lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
+}
+
+static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
+                           const float *weight, void *y) {
+    inf_cuda_add_norm p = {(float *)x, NULL, weight,         y,              l->pick + first,
+                           l->act,     l->act, n, l->dims.hidden, l->dims.rms_eps};
+    lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
+}
+
+static void step_product(inf_lane *l, const inf_product *p) {
+    lane_ok(l, l->fault == 0 ? inf_cuda_product(l->products, p, l->stream) : 0, "a product");
+}
+
+static void step_heads(inf_lane *l, const inf_heads *h) {
+    inf_cuda_heads p = {};
+    p.qkv = h->qkv;
+    p.q_norm = h->q_norm;
+    p.k_norm = h->k_norm;
+    p.cos = l->cos;
+    p.sin = l->sin;
+    p.q = h->q;
+    p.pool = l->pool;
+    p.kv = l->kv;
+    p.kv_block = l->kv_block;
+    p.kv_index = l->kv_index;
+    p.act = l->act;
+    p.rows = l->rows;
+    p.heads = l->dims.heads;
+    p.layer = h->layer;
+    p.eps = l->dims.rms_eps;
+    lane_ok(l, inf_cuda_heads_launch(&p, l->stream), "heads");
+}
+
+static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32_t open) {
+    const class_lists *c = &l->classes[l->class_of[layer]];
+    bool whole = l->capturing != NULL;
+    if (!open) {
+        lane_attend(l, c, layer, q, o, l->act, NULL, l->rows, whole);
+        return;
+    }
+    l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
+    lane_attend(l, c, layer, q, l->partial, INF_DTYPE_F32, l->lse, l->rows, whole);
+}
+
+static void step_swiglu(inf_lane *l, const void *gu, void *y) {
+    inf_cuda_swiglu p = {gu, y, l->act, l->rows, l->dims.intermediate};
+    lane_ok(l, inf_cuda_swiglu_launch(&p, l->stream), "swiglu");
+}
+
+/* ---- exchange ---- */
+
+/* Rows are noted, and leave together with the next sync: one launch writes them, widened, into pinned memory
+ * over the bus, at their own index, however many messages name them. */
+static void step_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host) {
+    if (l->n_wait == l->max_wait) {
+        lane_ok(l, (int)cudaErrorInvalidValue, "queries");
+        return;
+    }
+    l->asked = q;
+    l->wait[l->n_wait++] = {row0, rows, host};
+}
+
+static int step_sync(inf_lane *l, inf_err *err) {
+    lane_enter(l);
+    if (l->n_wait > 0) {
+        uint32_t first = UINT32_MAX, end = 0;
+        for (int32_t i = 0; i < l->n_wait; i++) {
+            uint32_t last = l->wait[i].row0 + (uint32_t)l->wait[i].rows;
+            first = l->wait[i].row0 < first ? l->wait[i].row0 : first;
+            end = last > end ? last : end;
+        }
+        uint64_t at = (uint64_t)first * (uint64_t)l->q_dim;
+        inf_cuda_cast p = {(const uint8_t *)l->asked + at * (uint64_t)l->act_bytes,
+                           l->staging + at, l->act, INF_DTYPE_F32,
+                           (int64_t)(end - first) * l->q_dim};
+        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "queries");
+    }
+    int status = lane_sync(l, err);
+    for (int32_t i = 0; i < l->n_wait && status == INF_OK; i++) {
+        const pending_rows *w = &l->wait[i];
+        memcpy(w->host, l->staging + (uint64_t)w->row0 * (uint64_t)l->q_dim,
+               (uint64_t)w->rows * (uint64_t)l->q_dim * sizeof(float));
+    }
+    l->n_wait = 0;
+    l->staged = l->merged = 0;
+    return status;
+}
+
+/* Merges what is staged and not merged yet. */
+static void merge_staged(inf_lane *l) {
+    int32_t n = l->staged - l->merged;
+    if (n == 0) {
+        return;
+    }
+    uint64_t heads = (uint64_t)l->dims.heads;
+    inf_cuda_merge p = {l->partial,
+                        l->lse,
+                        l->staging + (uint64_t)l->merged * (uint64_t)l->q_dim,
+                        l->staging_lse + (uint64_t)l->merged * heads,
+                        l->staging_row + l->merged,
+                        n,
+                        l->dims.heads,
+                        l->dims.head_dim};
+    lane_ok(l, inf_cuda_merge_launch(&p, l->stream), "merge");
+    l->merged = l->staged;
+    l->round++;
+}
+
+/* Partials wait in pinned memory for one launch that merges all, unless one more is for the same rows. */
+static void step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
+                       const float *lse2) {
+    uint64_t heads = (uint64_t)l->dims.heads, row = (uint64_t)l->q_dim;
+    for (int32_t r = 0; r < rows; r++) {
+        if (l->row_mark[row0 + (uint32_t)r] == l->round + 1) {
+            merge_staged(l);
+            break;
+        }
+    }
+    for (int32_t done = 0; done < rows;) {
+        if (l->staged == l->max_rows) {
+            merge_staged(l);
+            lane_ok(l, cudaStreamSynchronize(l->stream), "merge");
+            l->staged = l->merged = 0;
+        }
+        int32_t room = l->max_rows - l->staged, left = rows - done;
+        int32_t n = room < left ? room : left;
+        memcpy(l->staging + (uint64_t)l->staged * row, o2 + (uint64_t)done * row,
+               (uint64_t)n * row * sizeof(float));
+        memcpy(l->staging_lse + (uint64_t)l->staged * heads, lse2 + (uint64_t)done * heads,
+               (uint64_t)n * heads * sizeof(float));
+        for (int32_t r = 0; r < n; r++) {
+            uint32_t at = row0 + (uint32_t)(done + r);
+            l->staging_row[l->staged + r] = at;
+            l->row_mark[at] = l->round + 1;
+        }
+        l->staged += n;
+        done += n;
+    }
+}
+
+static void step_settle(inf_lane *l, void *o) {
+    if (l->act != INF_DTYPE_F32) {
+        inf_cuda_cast p = {l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim};
+        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "settle");
+    }
+}
+
+static void step_merged(inf_lane *l) {
+    if (l->fault == 0) {
+        merge_staged(l);
+    }
+}
+
+/* ---- copies, on any lane ---- */
+
+static void copy_out(inf_lane *l, void *host, const void *device, uint64_t bytes) {
+    lane_enter(l);
+    lane_ok(l, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, l->stream), "a copy");
+}
+
+static void copy_in(inf_lane *l, void *device, const void *host, uint64_t bytes) {
+    lane_enter(l);
+    lane_ok(l, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, l->stream), "a copy");
+}
+
+void inf_cuda_step_table(inf_backend_ops *ops) {
+    ops->lane_open = inf_cuda_lane_open;
+    ops->lane_close = inf_cuda_lane_close;
+    ops->sync = step_sync;
+    ops->copy_out = copy_out;
+    ops->copy_in = copy_in;
+    ops->begin = step_begin;
+    ops->record = step_record;
+    ops->recorded = step_recorded;
+    ops->embed = step_embed;
+    ops->add_norm = step_add_norm;
+    ops->pick_norm = step_pick_norm;
+    ops->product = step_product;
+    ops->heads = step_heads;
+    ops->attend = step_attend;
+    ops->merge = step_merge;
+    ops->merged = step_merged;
+    ops->settle = step_settle;
+    ops->swiglu = step_swiglu;
+    ops->queries = step_queries;
+    ops->answer = inf_cuda_answer;
+}
