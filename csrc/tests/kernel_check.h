@@ -49,7 +49,7 @@ static void *get_bytes(size_t n) {
 }
 
 static float *numbers(size_t n) {
-    float *p = get_bytes(n * sizeof *p);
+    float *p = (float *)get_bytes(n * sizeof *p);
     for (size_t i = 0; i < n; i++)
         p[i] = number();
     return p;
@@ -57,7 +57,7 @@ static float *numbers(size_t n) {
 
 /* Outputs start as NaN, so that what a kernel forgets to write shows. */
 static float *poisoned(size_t n) {
-    float *p = get_bytes(n * sizeof *p);
+    float *p = (float *)get_bytes(n * sizeof *p);
     for (size_t i = 0; i < n; i++)
         p[i] = NAN;
     return p;

@@ -142,7 +142,7 @@ static __device__ void plain_row(const inf_cuda_attn &p, const inf_cuda_segment 
                            left < 32 ? (int)left : 32);
     }
     __syncwarp(); /* q is read to the end before the next row's overwrites it */
-    float l = warp_sum(state.l), inverse = l > 0.0f ? 1.0f / l : 0.0f;
+    float l = warp_sum(state.l), inverse = l != 0.0f ? 1.0f / l : 0.0f;
     out_place out = place_of(p, s, w, row, head);
     for (int i = 0; i < PLAIN_DIMS; i++) {
         int d = dim_of<VEC>(lane, i);
@@ -151,7 +151,7 @@ static __device__ void plain_row(const inf_cuda_attn &p, const inf_cuda_segment 
         }
     }
     if (lane == 0 && out.lse != NULL) {
-        out.lse[out.at] = l > 0.0f ? state.m + logf(l) : -INFINITY;
+        out.lse[out.at] = l != 0.0f ? state.m + logf(l) : -INFINITY;
     }
 }
 

@@ -59,6 +59,12 @@ static __device__ __forceinline__ float f16_to_float(uint16_t h) {
     return f;
 }
 static __device__ __forceinline__ float bits_to_float(uint32_t u) { return __uint_as_float(u); }
+/* 2^x to about 2^-22; 0 for results below the normal numbers. */
+static __device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 /* 16 bytes from global to shared memory, past the registers; with valid false the 16 bytes become
  * zeros and global memory is not read. Both pointers are 16-byte aligned. */
