@@ -127,8 +127,9 @@ struct inf_backend_ops {
     /* After the last merge of a layer. */
     void (*merged)(inf_lane *);
     void (*settle)(inf_lane *, void *o);
-    /* gu = [rows, gate | up], y [rows, intermediate] */
-    void (*swiglu)(inf_lane *, const void *gu, void *y);
+    /* The product's outputs are gate | up; y [rows, intermediate] = silu(gate) * up. p->y is room
+     * for the product, of which nobody else takes note. */
+    void (*gated)(inf_lane *, const inf_product *p, void *y);
     /* Rows of q as f32 into host memory; there after sync. */
     void (*queries)(inf_lane *, const void *q, uint32_t row0, int32_t rows, float *host);
 

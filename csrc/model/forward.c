@@ -161,8 +161,10 @@ static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_device_config *d = &f->dims;
     product(f, f->o, l->o, NULL, f->h, d->hidden, f->q_dim);
     f->ops->add_norm(f->lane, f->x, f->h, l->mlp_norm, f->h);
-    product(f, f->h, l->gate_up, NULL, f->gu, 2 * d->intermediate, d->hidden);
-    f->ops->swiglu(f->lane, f->gu, f->act);
+    inf_product gate_up = {
+        f->h,      l->gate_up, NULL, f->gu, (int32_t)f->step->head->n_tokens, 2 * d->intermediate,
+        d->hidden, 0};
+    f->ops->gated(f->lane, &gate_up, f->act);
     product(f, f->act, l->down, NULL, f->h, d->hidden, d->intermediate);
     const float *next = layer + 1 < d->layers ? w->layers[layer + 1].attn_norm : NULL;
     f->ops->add_norm(f->lane, f->x, f->h, next, f->h);

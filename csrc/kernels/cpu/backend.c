@@ -330,9 +330,11 @@ static void cpu_settle(inf_lane *l, void *o) {
     (void)o;
 }
 
-static void cpu_swiglu(inf_lane *l, const void *gu, void *y) {
-    int32_t n = l->dims.intermediate;
-    l->ops->swiglu(l->threads, gu, (const float *)gu + n, y, step_rows(l), n, 2 * n, n);
+static void cpu_gated(inf_lane *l, const inf_product *p, void *y) {
+    int32_t n = p->n / 2;
+    const float *gate = p->y;
+    cpu_product(l, p);
+    l->ops->swiglu(l->threads, gate, gate + n, y, p->rows, n, 2 * n, n);
 }
 
 static void cpu_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host) {
@@ -396,7 +398,7 @@ static const inf_backend_ops cpu_ops = {
     .merge = cpu_merge,
     .merged = cpu_merged,
     .settle = cpu_settle,
-    .swiglu = cpu_swiglu,
+    .gated = cpu_gated,
     .queries = cpu_queries,
     .answer = cpu_answer,
 };

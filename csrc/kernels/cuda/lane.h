@@ -1,8 +1,9 @@
 /* The inside of the CUDA backend: what lane.cu, step.cu and answer.cu share.
  *
- * A lane is a stream, its scratch in device memory, and a piece of pinned host memory that both sides see:
- * what a step's kernels need of its input (tokens, tables, plans) is written there and taken to fixed
- * addresses by one kernel, so that a captured graph finds the next step's input where it found the last's. */
+ * A lane is a stream, its scratch in device memory, and a piece of pinned host memory that both
+ * sides see: what a step's kernels need of its input (tokens, tables, plans) is written there and
+ * taken to fixed addresses by one kernel, so that a captured graph finds the next step's input
+ * where it found the last's. */
 #ifndef INF_CUDA_LANE_H
 #define INF_CUDA_LANE_H
 
@@ -10,6 +11,7 @@
 #include "kernels/cuda/plan.h"
 #include "kernels/cuda/prelude.cuh"
 #include "kernels/cuda/product.h"
+#include "kernels/cuda/product_small.h"
 #include "runtime/fail.h"
 
 /* Layers with the same window are a class and share a plan. */
@@ -18,6 +20,7 @@ enum { MAX_CLASSES = 8, MAX_SECTIONS = 8 + 5 * MAX_CLASSES };
 struct cuda_backend {
     inf_backend base;
     int32_t ordinal, sms;
+    int32_t record, small, early; /* what may be left out, to find what is at fault: backend.cu */
     inf_device_config config;
 };
 
@@ -121,8 +124,8 @@ void inbox_send(inf_lane *l);
 
 /* Makes the plan of a class for host_segments and puts it into the inbox. */
 void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows);
-/* Attention by a class's plan, and the merge of its parts. lse NULL: nobody reads it. whole: also what the
- * plan of this step has no use for, since a graph is recorded that later steps use. */
+/* Attention by a class's plan, and the merge of its parts. lse NULL: nobody reads it. whole: also
+ * what the plan of this step has no use for, since a graph is recorded that later steps use. */
 void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q, void *o,
                  int32_t o_dtype, float *lse, int32_t rows, bool whole);
 

@@ -1,6 +1,7 @@
-/* The part of cuBLASLt's C interface that is used here (NVIDIA, "cuBLAS library", chapter cuBLASLt). The
- * library is loaded at run time and declared here, so that a build needs neither its half a gigabyte nor
- * one version of it: names and numbers below are the same from CUDA 11.8 to 13. */
+/* The part of cuBLASLt's C interface that is used here (NVIDIA, "cuBLAS library", chapter
+ * cuBLASLt). The library is loaded at run time and declared here, so that a build needs neither its
+ * half a gigabyte nor one version of it: names and numbers below are the same from CUDA 11.8 to 13.
+ */
 #ifndef INF_CUDA_LT_H
 #define INF_CUDA_LT_H
 

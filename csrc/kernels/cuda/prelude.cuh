@@ -28,6 +28,26 @@
 #define INF_LAUNCH(kernel, grid, block, shared, stream, args)                                      \
     ((kernel)<<<(grid), (block), (shared), (cudaStream_t)(stream)>>>(args), cudaPeekAtLastError())
 /* clang-format on */
+/* The same, but the kernel may start before its predecessor in the stream has ended (sm_90, programmatic
+ * dependent launch): it must call after_predecessor before it touches what that one writes or reads. With
+ * early false it is an ordinary launch. */
+#define INF_LAUNCH_EARLY(early, kernel, grid, block, shared, stream, args)                         \
+    launch_early((early), (kernel), (grid), (block), (shared), (cudaStream_t)(stream), (args))
+template <typename Args>
+static inline cudaError_t launch_early(bool early, void (*kernel)(Args), dim3 grid, dim3 block,
+                                       size_t shared, cudaStream_t stream, const Args &args) {
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = early ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, args);
+}
 #define INF_ALLOW_SHARED(kernel, bytes)                                                            \
     cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))
 /* Declares the block's dynamic shared memory, 128-byte aligned. One name per file. */
@@ -64,6 +84,26 @@ static __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+/* 16 bytes that are read once: they do not stay in L1. Only of memory that no kernel under way writes. */
+static __device__ __forceinline__ uint4 load_once(const void *p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+/* Lets the kernel behind this one start where it can; waits for the one before. */
+static __device__ __forceinline__ void start_successor() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void after_predecessor() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 /* 16 bytes from global to shared memory, past the registers; with valid false the 16 bytes become

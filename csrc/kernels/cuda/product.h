@@ -11,13 +11,13 @@ extern "C" {
 
 typedef struct inf_cuda_products inf_cuda_products;
 
-/* INF_EUNSUPPORTED and why when cuBLASLt cannot be loaded; INF_ENOMEM. act is the format of x, w and bias,
- * and of y unless it is to be f32. */
+/* INF_EUNSUPPORTED and why when cuBLASLt cannot be loaded; INF_ENOMEM. act is the format of x, w
+ * and bias, and of y unless it is to be f32. */
 int inf_cuda_products_open(int32_t act, inf_cuda_products **out, inf_err *err);
 void inf_cuda_products_close(inf_cuda_products *products);
 
-/* Enqueues; 0, a cudaError_t, or -(cublasStatus_t). The first product of a shape with few rows times the
- * algorithms that there are for it, unless the stream is being captured. */
+/* Enqueues; 0, a cudaError_t, or -(cublasStatus_t). The first product of a shape with few rows
+ * times the algorithms that there are for it, unless the stream is being captured. */
 int inf_cuda_product(inf_cuda_products *products, const inf_product *p, inf_stream stream);
 
 #ifdef __cplusplus

@@ -1,10 +1,10 @@
-/* The step on a lane: its input, the operations of the table, recordings, and what is exchanged with other
- * instances.
+/* The step on a lane: its input, the operations of the table, recordings, and what is exchanged
+ * with other instances.
  *
- * Recordings are CUDA graphs. Steps in which every request computes one token do the same launches every
- * time, only on other words in the same places; so the second step with a number of rows is captured, and
- * from the third on one launch does what hundreds did. The first runs as it is called, so that matrix
- * products are timed outside of a capture. */
+ * Recordings are CUDA graphs. Steps in which every request computes one token do the same launches
+ * every time, only on other words in the same places; so the second step with a number of rows is
+ * captured, and from the third on one launch does what hundreds did. The first runs as it is
+ * called, so that matrix products are timed outside of a capture. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,9 +40,12 @@ static void put_segments(inf_lane *l, const inf_step_buffers *s) {
     uint32_t n = s->head->n_seqs;
     for (uint32_t i = 0; i < n; i++) {
         const inf_step_seq *seq = &s->seqs[i];
-        l->host_segments[i] = {seq->token_off,  seq->n_tokens,
-                               seq->pos0,       seq->local_pos0,
-                               seq->pos0 + seq->n_tokens - seq->local_pos0, seq->block_off};
+        l->host_segments[i] = {seq->token_off,
+                               seq->n_tokens,
+                               seq->pos0,
+                               seq->local_pos0,
+                               seq->pos0 + seq->n_tokens - seq->local_pos0,
+                               seq->block_off};
     }
     uint32_t *segments = inbox_put(l, l->segments, n * sizeof(inf_cuda_segment));
     uint32_t *blocks = inbox_put(l, l->blocks, s->head->n_blocks * sizeof(int32_t));
@@ -66,8 +69,8 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
     inbox_begin(l);
     put_rows(l, s);
     put_segments(l, s);
-    l->recordable = l->rows == (int32_t)s->head->n_seqs && l->rows <= RECORD_ROWS &&
-                    getenv("INFINITE_CUDA_EAGER") == NULL;
+    l->recordable =
+        l->rows == (int32_t)s->head->n_seqs && l->rows <= RECORD_ROWS && l->backend->record;
     for (int32_t i = 0; i < l->n_classes; i++) {
         lane_plan(l, &l->classes[i], (int32_t)s->head->n_seqs, l->rows);
         l->recordable = l->recordable && l->classes[i].n_prefill == 0;
@@ -128,20 +131,32 @@ static void step_embed(inf_lane *l, const void *table, float *x) {
 }
 
 static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
-    inf_cuda_add_norm p = {x,      add,     weight,         y,  NULL, l->act,
-                           l->act, l->rows, l->dims.hidden, l->dims.rms_eps};
+    inf_cuda_add_norm p = {
+        x, add, weight, y, NULL, l->act, l->act, l->rows, l->dims.hidden, l->dims.rms_eps};
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
 }
 
 static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
                            const float *weight, void *y) {
-    inf_cuda_add_norm p = {(float *)x, NULL, weight,         y,              l->pick + first,
-                           l->act,     l->act, n, l->dims.hidden, l->dims.rms_eps};
+    inf_cuda_add_norm p = {(float *)x,      NULL,           weight, y,
+                           l->pick + first, l->act,         l->act, n,
+                           l->dims.hidden,  l->dims.rms_eps};
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
 }
 
+/* Few rows are done by the kernel for them, more by the library. */
+static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void *y) {
+    inf_cuda_small s = {
+        p->x,     p->w, p->bias,          y, l->act, p->rows, gate ? p->n / 2 : p->n, p->k,
+        p->y_f32, gate, l->backend->early};
+    return l->backend->small && inf_cuda_small_takes(&s) &&
+           lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a small product");
+}
+
 static void step_product(inf_lane *l, const inf_product *p) {
-    lane_ok(l, l->fault == 0 ? inf_cuda_product(l->products, p, l->stream) : 0, "a product");
+    if (l->fault == 0 && !small_product(l, p, 0, p->y)) {
+        lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product");
+    }
 }
 
 static void step_heads(inf_lane *l, const inf_heads *h) {
@@ -175,15 +190,19 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     lane_attend(l, c, layer, q, l->partial, INF_DTYPE_F32, l->lse, l->rows, whole);
 }
 
-static void step_swiglu(inf_lane *l, const void *gu, void *y) {
-    inf_cuda_swiglu p = {gu, y, l->act, l->rows, l->dims.intermediate};
-    lane_ok(l, inf_cuda_swiglu_launch(&p, l->stream), "swiglu");
+static void step_gated(inf_lane *l, const inf_product *p, void *y) {
+    if (l->fault != 0 || small_product(l, p, 1, y)) {
+        return;
+    }
+    step_product(l, p);
+    inf_cuda_swiglu s = {p->y, y, l->act, p->rows, p->n / 2};
+    lane_ok(l, inf_cuda_swiglu_launch(&s, l->stream), "swiglu");
 }
 
 /* ---- exchange ---- */
 
-/* Rows are noted, and leave together with the next sync: one launch writes them, widened, into pinned memory
- * over the bus, at their own index, however many messages name them. */
+/* Rows are noted, and leave together with the next sync: one launch writes them, widened, into
+ * pinned memory over the bus, at their own index, however many messages name them. */
 static void step_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host) {
     if (l->n_wait == l->max_wait) {
         lane_ok(l, (int)cudaErrorInvalidValue, "queries");
@@ -203,9 +222,8 @@ static int step_sync(inf_lane *l, inf_err *err) {
             end = last > end ? last : end;
         }
         uint64_t at = (uint64_t)first * (uint64_t)l->q_dim;
-        inf_cuda_cast p = {(const uint8_t *)l->asked + at * (uint64_t)l->act_bytes,
-                           l->staging + at, l->act, INF_DTYPE_F32,
-                           (int64_t)(end - first) * l->q_dim};
+        inf_cuda_cast p = {(const uint8_t *)l->asked + at * (uint64_t)l->act_bytes, l->staging + at,
+                           l->act, INF_DTYPE_F32, (int64_t)(end - first) * l->q_dim};
         lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "queries");
     }
     int status = lane_sync(l, err);
@@ -239,7 +257,8 @@ static void merge_staged(inf_lane *l) {
     l->round++;
 }
 
-/* Partials wait in pinned memory for one launch that merges all, unless one more is for the same rows. */
+/* Partials wait in pinned memory for one launch that merges all, unless one more is for the same
+ * rows. */
 static void step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
                        const float *lse2) {
     uint64_t heads = (uint64_t)l->dims.heads, row = (uint64_t)l->q_dim;
@@ -314,7 +333,7 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->merge = step_merge;
     ops->merged = step_merged;
     ops->settle = step_settle;
-    ops->swiglu = step_swiglu;
+    ops->gated = step_gated;
     ops->queries = step_queries;
     ops->answer = inf_cuda_answer;
 }

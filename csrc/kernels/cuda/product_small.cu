@@ -1,0 +1,162 @@
+/* Matrix products of a few rows: y[rows, n] = x[rows, k] w[n, k]^T, rows <= 8.
+ *
+ *   flops  2 rows n k, bytes 2 n k: with 8 rows 8 flops a byte. Only the weights' bytes matter:
+ * each is read once, in whole 128-byte lines, with as many reads under way as there are registers
+ * for.
+ *
+ * The tensor cores multiply m16n8k16: the weights of 16 outputs are A, the rows of x are B's 8
+ * columns. Which k is where in A and B does not matter as long as it is the same in both, so a
+ * thread takes 16 consecutive numbers of k where the instruction has four pairs, and both operands
+ * come from global memory in 16-byte loads that are fragments as they are; no shared memory and no
+ * shuffles. Per 64 numbers of k, thread (g, q) = (lane / 4, lane % 4) loads k = 16 q .. 16 q + 15
+ * of weight rows g and g + 8, and of x row g.
+ *
+ * A block makes 16 outputs; its 8 warps take the 64-wide pieces of k in turn, so that the block
+ * reads 1 KiB of each weight row at a time, and add their sums through shared memory at the end.
+ *
+ * A weight row is read before the kernel in front has ended (programmatic dependent launch): only x
+ * depends on that one. So the stream of weights does not stop between the products of a step.
+ *
+ * With `gate` the weights are [2 n, k], gate rows first, and y = silu(gate) * up (Shazeer 2020): a
+ * block then makes 16 of each and the 2 n wide intermediate never goes to memory. */
+#include "kernels/cuda/prelude.cuh"
+#include "kernels/cuda/product_small.h"
+
+enum { WARPS = 8, PIECE = 64, OUTPUTS = 16, MAX_ROWS = INF_CUDA_SMALL_ROWS };
+
+/* One thread's share of a piece: 16 numbers of two weight rows. */
+struct weights {
+    uint4 low[2], high[2]; /* row g: first and second 8 numbers; row g + 8 */
+};
+
+static __device__ __forceinline__ void load_weights(weights &w, const uint16_t *row, size_t k) {
+    w.low[0] = load_once(row);
+    w.low[1] = load_once(row + 8);
+    w.high[0] = load_once(row + 8 * k);
+    w.high[1] = load_once(row + 8 * k + 8);
+}
+
+template <typename T>
+static __device__ __forceinline__ void mma(float d[4], const uint32_t a[4], const uint32_t b[2]);
+template <>
+__device__ __forceinline__ void mma<bf16>(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+    mma_bf16(d, a, b);
+}
+template <>
+__device__ __forceinline__ void mma<f16>(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+    mma_f16(d, a, b);
+}
+
+/* 16 numbers of k: four steps of the instruction's 16, since 4 threads hold 16 each. */
+template <typename T>
+static __device__ __forceinline__ void multiply(float d[4], const weights &w, const uint4 x[2]) {
+    for (int i = 0; i < 2; i++) {
+        const uint32_t a0[4] = {w.low[i].x, w.high[i].x, w.low[i].y, w.high[i].y};
+        const uint32_t a1[4] = {w.low[i].z, w.high[i].z, w.low[i].w, w.high[i].w};
+        const uint32_t b0[2] = {x[i].x, x[i].y}, b1[2] = {x[i].z, x[i].w};
+        mma<T>(d, a0, b0);
+        mma<T>(d, a1, b1);
+    }
+}
+
+static __device__ __forceinline__ void load_x(uint4 x[2], const uint16_t *row, bool valid) {
+    const uint4 zero = {0, 0, 0, 0};
+    x[0] = valid ? *(const uint4 *)row : zero;
+    x[1] = valid ? *(const uint4 *)(row + 8) : zero;
+}
+
+/* T: of x, w and, unless y_f32, y. HALVES: 1, or 2 for gate and up. DEPTH: pieces whose weights are
+ * under way per warp. */
+template <typename T, int HALVES, int DEPTH>
+__global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_small a) {
+    __shared__ float sums[HALVES][WARPS][OUTPUTS * MAX_ROWS];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+    const int first = blockIdx.x * OUTPUTS, pieces = a.k / PIECE;
+    const size_t k = (size_t)a.k;
+    const uint16_t *w = (const uint16_t *)a.w + (size_t)(first + g) * k + 16 * q;
+    const uint16_t *x = (const uint16_t *)a.x + (size_t)g * k + 16 * q;
+    const size_t half = (size_t)a.n * k;
+    weights ring[DEPTH][HALVES];
+    float d[HALVES][4] = {};
+    start_successor();
+    int next = warp;
+#pragma unroll
+    for (int s = 0; s < DEPTH; s++, next += WARPS) {
+        for (int h = 0; h < HALVES; h++) {
+            if (next < pieces) {
+                load_weights(ring[s][h], w + h * half + (size_t)next * PIECE, k);
+            }
+        }
+    }
+    after_predecessor();
+    for (int base = warp; base < pieces; base += DEPTH * WARPS) {
+#pragma unroll
+        for (int s = 0; s < DEPTH; s++, next += WARPS) {
+            const int piece = base + s * WARPS;
+            if (piece < pieces) {
+                uint4 xs[2];
+                load_x(xs, x + (size_t)piece * PIECE, g < a.rows);
+                for (int h = 0; h < HALVES; h++) {
+                    multiply<T>(d[h], ring[s][h], xs);
+                    if (next < pieces) {
+                        load_weights(ring[s][h], w + h * half + (size_t)next * PIECE, k);
+                    }
+                }
+            }
+        }
+    }
+    /* d: outputs g and g + 8, rows 2 q and 2 q + 1 */
+    for (int h = 0; h < HALVES; h++) {
+        float *to = sums[h][warp];
+        to[(2 * q) * OUTPUTS + g] = d[h][0];
+        to[(2 * q + 1) * OUTPUTS + g] = d[h][1];
+        to[(2 * q) * OUTPUTS + g + 8] = d[h][2];
+        to[(2 * q + 1) * OUTPUTS + g + 8] = d[h][3];
+    }
+    __syncthreads();
+    const int i = (int)threadIdx.x, row = i / OUTPUTS, output = first + i % OUTPUTS;
+    if (i >= OUTPUTS * a.rows) {
+        return;
+    }
+    float sum[HALVES];
+    for (int h = 0; h < HALVES; h++) {
+        sum[h] = 0;
+        for (int v = 0; v < WARPS; v++) {
+            sum[h] += sums[h][v][i];
+        }
+    }
+    float y = sum[0];
+    if (HALVES == 2) {
+        y = sum[0] / (1.0f + expf(-sum[0])) * sum[HALVES - 1];
+    } else if (a.bias != NULL) {
+        y += load1((const T *)a.bias + output);
+    }
+    const size_t at = (size_t)row * (size_t)a.n + (size_t)output;
+    if (a.y_f32) {
+        ((float *)a.y)[at] = y;
+    } else {
+        store1((T *)a.y + at, y);
+    }
+}
+
+int inf_cuda_small_takes(const inf_cuda_small *p) {
+    return (p->act == INF_DTYPE_BF16 || p->act == INF_DTYPE_F16) && p->rows >= 1 &&
+           p->rows <= MAX_ROWS && p->n % OUTPUTS == 0 && p->k % PIECE == 0 && p->k > 0 &&
+           ((uintptr_t)p->w % 16) == 0 && ((uintptr_t)p->x % 16) == 0;
+}
+
+int inf_cuda_small_launch(const inf_cuda_small *p, inf_stream stream) {
+    if (!inf_cuda_small_takes(p) || (p->gate && (p->bias != NULL || p->y_f32))) {
+        return (int)cudaErrorInvalidValue;
+    }
+    const dim3 grid((unsigned)(p->n / OUTPUTS)), block(WARPS * 32);
+    const bool early = p->early != 0;
+    if (p->act == INF_DTYPE_BF16) {
+        return p->gate
+                   ? INF_LAUNCH_EARLY(early, (small_kernel<bf16, 2, 2>), grid, block, 0, stream, *p)
+                   : INF_LAUNCH_EARLY(early, (small_kernel<bf16, 1, 4>), grid, block, 0, stream,
+                                      *p);
+    }
+    return p->gate ? INF_LAUNCH_EARLY(early, (small_kernel<f16, 2, 2>), grid, block, 0, stream, *p)
+                   : INF_LAUNCH_EARLY(early, (small_kernel<f16, 1, 4>), grid, block, 0, stream, *p);
+}

@@ -1,0 +1,31 @@
+/* Products of a few rows, see product_small.cu. */
+#ifndef INF_CUDA_PRODUCT_SMALL_H
+#define INF_CUDA_PRODUCT_SMALL_H
+
+#include "kernels/cuda/launch.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { INF_CUDA_SMALL_ROWS = 8 };
+
+typedef struct inf_cuda_small {
+    const void *x;    /* [rows, k] of act */
+    const void *w;    /* [n, k] of act; gate: [2 n, k], gate rows first */
+    const void *bias; /* [n] of act, or NULL */
+    void *y;          /* [rows, n] of act, or f32 */
+    int32_t act, rows, n, k;
+    int32_t y_f32;
+    int32_t gate;  /* 1: y = silu(gate) * up; neither bias nor y_f32 then */
+    int32_t early; /* 1: may start before the kernel in front has ended; sm_90 */
+} inf_cuda_small;
+
+/* bf16 and f16, at most INF_CUDA_SMALL_ROWS rows, n a multiple of 16, k of 64. */
+int inf_cuda_small_takes(const inf_cuda_small *p);
+int inf_cuda_small_launch(const inf_cuda_small *p, inf_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
