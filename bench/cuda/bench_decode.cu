@@ -1,0 +1,384 @@
+/* Decode attention's speed on this GPU, one layer of Llama-3-8B's shape: 32 query heads, 8 kv
+ * heads, head_dim 128, bf16, blocks of 16 tokens, block tables in random order.
+ *
+ * The pool is laid out as a model's is, all layers of a block together, and successive calls take
+ * successive layers: so the cache holds nothing of what a call reads, and pages are touched as in a
+ * real step. Calls are captured in a graph, as the step's are, and timed by events around replays.
+ * "both" is decode and combine, what a layer costs; the share is of the copy bandwidth (bytes read
+ * plus bytes written, best of several sizes). Output: a table, and JSON lines that begin with {. */
+#include <algorithm>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <vector>
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/attention_decode.h"
+#include "kernels/cuda/plan.h"
+
+enum { HEADS = 32, KV_HEADS = 8, DIM = 128, BLOCK = 16, LAYERS = 32, MOST_CALLS = 32 };
+enum { LAYER_BYTES = 2 * KV_HEADS * BLOCK * DIM * 2 }; /* of a block */
+enum { MOST_BATCH = 64, MOST_PARTS = 1 << 15, MOST_WORK = 1 << 14 };
+
+#define CUDA(call)                                                                                 \
+    do {                                                                                           \
+        int error_ = (int)(call);                                                                  \
+        if (error_ != 0) {                                                                         \
+            printf("%s:%d: %s: error %d, %s\n", __FILE__, __LINE__, #call, error_,                 \
+                   cudaGetErrorString((cudaError_t)error_));                                       \
+            exit(2);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+static cudaStream_t stream;
+static double copy_bandwidth, read_bandwidth;
+
+static uint64_t random_state = 1;
+static uint64_t next_random() { /* splitmix64 */
+    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+/* ---- what the memory can do ---- */
+
+/* Numbers in (-2, 2), any 16 bits apart. */
+static __global__ void fill_kernel(uint4 *p, size_t n) {
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    for (; i < n; i += (size_t)gridDim.x * blockDim.x) {
+        uint32_t x[4];
+        for (int k = 0; k < 4; k++) {
+            uint32_t h = (uint32_t)(i * 4 + (size_t)k) * 2654435761u;
+            h = (h ^ h >> 15) * 2246822519u;
+            h ^= h >> 13;
+            x[k] = (h & 0x80ff80ffu) | 0x3f003f00u;
+        }
+        p[i] = make_uint4(x[0], x[1], x[2], x[3]);
+    }
+}
+
+static __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out) {
+    uint32_t sum = 0;
+    size_t step = (size_t)gridDim.x * blockDim.x, i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    for (; i + 3 * step < n; i += 4 * step) {
+        uint4 a = p[i], b = p[i + step], c = p[i + 2 * step], d = p[i + 3 * step];
+        sum ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^
+               d.z ^ d.w;
+    }
+    if (sum == 0x12345678u) {
+        *out = sum;
+    }
+}
+
+template <class F> static double seconds_of(int times, F f) {
+    cudaEvent_t from, upto;
+    CUDA(cudaEventCreate(&from));
+    CUDA(cudaEventCreate(&upto));
+    f();
+    CUDA(cudaEventRecord(from, stream));
+    for (int i = 0; i < times; i++) {
+        f();
+    }
+    CUDA(cudaEventRecord(upto, stream));
+    CUDA(cudaEventSynchronize(upto));
+    float ms = 0;
+    CUDA(cudaEventElapsedTime(&ms, from, upto));
+    CUDA(cudaEventDestroy(from));
+    CUDA(cudaEventDestroy(upto));
+    return 1e-3 * ms / times;
+}
+
+static void measure_memory(uint8_t *pool, size_t bytes, int sms) {
+    for (size_t size = (size_t)256 << 20; size <= (size_t)4 << 30 && 2 * size <= bytes; size *= 2) {
+        double s = seconds_of(10, [&] {
+            CUDA(cudaMemcpyAsync(pool + bytes / 2, pool, size, cudaMemcpyDeviceToDevice, stream));
+        });
+        copy_bandwidth = std::max(copy_bandwidth, 2.0 * (double)size / s);
+        double r = seconds_of(10, [&] {
+            read_kernel<<<sms * 8, 256, 0, stream>>>((const uint4 *)pool, size / 16,
+                                                     (uint32_t *)(pool + bytes - 16));
+        });
+        read_bandwidth = std::max(read_bandwidth, (double)size / r);
+        printf("memory, %5zu MiB: copy %.0f GB/s, read %.0f GB/s\n", size >> 20,
+               2e-9 * (double)size / s, 1e-9 * (double)size / r);
+    }
+    printf("{\"bench\":\"memory\",\"copy_gbs\":%.1f,\"read_gbs\":%.1f}\n", 1e-9 * copy_bandwidth,
+           1e-9 * read_bandwidth);
+}
+
+/* ---- a case: a batch of one-token rows ---- */
+
+struct bench_case {
+    char name[32];
+    std::vector<uint32_t> contexts;
+    double kv_bytes; /* that one call reads */
+};
+
+struct device_state {
+    int sms;
+    uint8_t *pool;
+    size_t pool_bytes;
+    void *q, *o;
+    float *lse, *part_o, *part_lse;
+    int32_t *blocks;
+    inf_cuda_segment *segments;
+    inf_cuda_work *work;
+    int32_t *n_work;
+    uint32_t *off, *list;
+};
+
+static bench_case uniform_case(int batch, uint32_t context) {
+    bench_case c;
+    snprintf(c.name, sizeof c.name, "%d x %uK", batch, context >> 10);
+    c.contexts.assign((size_t)batch, context);
+    return c;
+}
+
+static uint64_t blocks_of(const bench_case &c) {
+    uint64_t n = 0;
+    for (uint32_t t : c.contexts) {
+        n += (t + BLOCK - 1) / BLOCK;
+    }
+    return n;
+}
+
+/* Uploads segments and a random block table; returns the arguments but for the plan's. */
+static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
+    uint64_t needed = blocks_of(c);
+    size_t layers = std::min<size_t>(LAYERS, d.pool_bytes / (needed * LAYER_BYTES));
+    std::vector<int32_t> order(d.pool_bytes / (layers * LAYER_BYTES));
+    for (size_t i = 0; i < order.size(); i++) {
+        size_t j = next_random() % (i + 1);
+        order[i] = order[j];
+        order[j] = (int32_t)i;
+    }
+    CUDA(cudaMemcpy(d.blocks, order.data(), needed * 4, cudaMemcpyHostToDevice));
+    std::vector<inf_cuda_segment> segments;
+    uint32_t block_off = 0;
+    c.kv_bytes = 0;
+    for (uint32_t t : c.contexts) {
+        segments.push_back({(uint32_t)segments.size(), 1, t - 1, 0, t, block_off});
+        block_off += (t + BLOCK - 1) / BLOCK;
+        c.kv_bytes += (double)t * KV_HEADS * DIM * 2 * 2;
+    }
+    CUDA(cudaMemcpy(d.segments, segments.data(), segments.size() * sizeof segments[0],
+                    cudaMemcpyHostToDevice));
+    inf_cuda_attn a = {};
+    a.q = d.q, a.pool = d.pool, a.blocks = d.blocks, a.segments = d.segments;
+    a.kv = {(int32_t)layers, KV_HEADS, BLOCK, DIM, INF_DTYPE_BF16, 2, layers * LAYER_BYTES};
+    a.work = d.work, a.n_work = d.n_work, a.o = d.o, a.lse = d.lse;
+    a.part_o = d.part_o, a.part_lse = d.part_lse;
+    a.act = INF_DTYPE_BF16, a.o_dtype = INF_DTYPE_BF16, a.heads = HEADS;
+    a.scale = 0.08838834764831845f;
+    return a;
+}
+
+struct planned {
+    int32_t pieces, parts;
+    uint32_t biggest;
+};
+
+/* Plans with `resident` blocks per SM, and chunk tokens per piece unless 0; uploads. */
+static planned set_plan(const device_state &d, const bench_case &c, int resident, int chunk) {
+    static inf_cuda_work decode[MOST_WORK], prefill[MOST_WORK];
+    static uint32_t off[MOST_BATCH + 1], list[MOST_PARTS];
+    inf_cuda_plan_shape shape = {};
+    shape.heads = HEADS, shape.kv_heads = KV_HEADS, shape.sms = d.sms;
+    shape.decode_resident = resident, shape.decode_chunk = chunk;
+    inf_cuda_plan_sizes sizes = {MOST_WORK, MOST_WORK, MOST_PARTS, MOST_BATCH};
+    inf_cuda_plan_lists lists = {decode, prefill, off, list, 0, 0, 0};
+    std::vector<inf_cuda_segment> segments;
+    for (uint32_t t : c.contexts) {
+        segments.push_back({(uint32_t)segments.size(), 1, t - 1, 0, t, 0});
+    }
+    int32_t n = (int32_t)segments.size();
+    if (inf_cuda_plan(&shape, segments.data(), n, n, &sizes, &lists) != 0) {
+        return {0, 0, 0};
+    }
+    CUDA(cudaMemcpy(d.work, decode, (size_t)lists.n_decode * sizeof decode[0],
+                    cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(d.n_work, &lists.n_decode, 4, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(d.off, off, ((size_t)n + 1) * 4, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(d.list, list, (size_t)lists.n_parts * 4, cudaMemcpyHostToDevice));
+    return {lists.n_decode, (int32_t)lists.n_parts, decode[0].tokens};
+}
+
+/* Seconds of one call in a replayed graph of some, so many that the graph takes milliseconds. */
+static double time_calls(const device_state &d, inf_cuda_attn a, int variant, int32_t parts,
+                         int32_t rows, double bytes, bool combine) {
+    int calls = (int)std::min<double>(MOST_CALLS, std::max(2.0, 0.01 * 2.5e12 / bytes));
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    for (int i = 0; i < calls; i++) {
+        a.layer = i % a.kv.layers;
+        CUDA(inf_cuda_decode_variant_launch(&a, variant, stream));
+        if (combine && parts > 0) {
+            inf_cuda_combine c = {};
+            c.o = d.o, c.lse = d.lse, c.part_o = d.part_o, c.part_lse = d.part_lse;
+            c.off = d.off, c.list = d.list;
+            c.o_dtype = a.o_dtype, c.rows = rows, c.heads = HEADS, c.head_dim = DIM;
+            CUDA(inf_cuda_combine_launch(&c, stream));
+        }
+    }
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    double once = seconds_of(1, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
+    int times = (int)std::min(20.0, std::max(2.0, 0.02 / once));
+    double s = seconds_of(times, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
+    CUDA(cudaGraphExecDestroy(exec));
+    CUDA(cudaGraphDestroy(graph));
+    return s / calls;
+}
+
+struct timing {
+    double both, alone;
+    planned plan;
+};
+
+static timing time_case(const device_state &d, const bench_case &c, inf_cuda_attn a, int variant,
+                        int resident, int chunk) {
+    timing t = {};
+    t.plan = set_plan(d, c, resident, chunk);
+    if (t.plan.pieces == 0) {
+        return t;
+    }
+    a.max_work = t.plan.pieces;
+    int32_t rows = (int32_t)c.contexts.size();
+    t.both = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, true);
+    t.alone = t.both;
+    if (t.plan.parts > 0 && chunk == 0) {
+        t.alone = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, false);
+    }
+    return t;
+}
+
+static void print_timing(const char *what, const bench_case &c, const inf_cuda_attn &a,
+                         const inf_cuda_decode_variant &v, int chunk, const timing &t) {
+    double speed = c.kv_bytes / t.both;
+    printf(
+        "%-7s %-12s %-32s %4d pieces to %7u: both %9.2f us, decode %9.2f us, %5.0f GB/s, %5.1f %% "
+        "of copy\n",
+        what, c.name, v.name, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone,
+        1e-9 * speed, 100 * speed / copy_bandwidth);
+    printf("{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"layers\":%d,\"variant\":\"%s\","
+           "\"chunk\":%d,\"pieces\":%d,\"biggest\":%u,\"both_us\":%.3f,\"decode_us\":%.3f,"
+           "\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
+           what, c.name, a.kv.layers, v.name, chunk, t.plan.pieces, t.plan.biggest, 1e6 * t.both,
+           1e6 * t.alone, 1e-9 * speed, speed / copy_bandwidth);
+}
+
+/* Every variant with the plan's own cut, then the best one with forced chunks. */
+static void run_case(const device_state &d, bench_case c) {
+    if (blocks_of(c) * LAYER_BYTES > d.pool_bytes) {
+        printf("case    %-12s does not fit\n", c.name);
+        return;
+    }
+    inf_cuda_attn a = set_case(d, c);
+    inf_cuda_decode_variant best = {};
+    int best_index = -1;
+    double best_time = 1e9;
+    for (int v = 0; v < inf_cuda_decode_variants(); v++) {
+        inf_cuda_decode_variant about;
+        CUDA(inf_cuda_decode_variant_of(&a, v, &about));
+        if (about.resident == 0) {
+            continue;
+        }
+        timing t = time_case(d, c, a, v, about.resident, 0);
+        print_timing("variant", c, a, about, 0, t);
+        if (t.both < best_time) {
+            best_time = t.both, best_index = v, best = about;
+        }
+    }
+    if (best_index < 0) {
+        return;
+    }
+    uint32_t longest = *std::max_element(c.contexts.begin(), c.contexts.end());
+    for (uint32_t pieces = 1; pieces <= 512; pieces *= 2) {
+        uint32_t chunk = (longest / pieces + 63) / 64 * 64;
+        timing t = time_case(d, c, a, best_index, best.resident, (int)chunk);
+        if (t.plan.pieces > 0 && chunk >= 64) {
+            print_timing("chunk", c, a, best, (int)chunk, t);
+        }
+        if (chunk <= 64) {
+            break;
+        }
+    }
+}
+
+/* What a launch costs that has nothing or little to do: the floor under short contexts, and what a
+ * graph pays whose grid is made for more pieces than there are. */
+static void measure_floor(const device_state &d) {
+    bench_case c = uniform_case(1, 1024);
+    inf_cuda_attn a = set_case(d, c);
+    for (int v = 0; v < inf_cuda_decode_variants(); v++) {
+        inf_cuda_decode_variant about;
+        CUDA(inf_cuda_decode_variant_of(&a, v, &about));
+        if (about.resident == 0) {
+            continue;
+        }
+        static const int grids[] = {1, 16, 64, 256, 1024};
+        printf("floor   %-32s", about.name);
+        for (int g : grids) {
+            set_plan(d, c, about.resident, 1024);
+            a.max_work = g;
+            double one = time_calls(d, a, v, 0, 1, 4e6, false);
+            int32_t none = 0;
+            CUDA(cudaMemcpy(d.n_work, &none, 4, cudaMemcpyHostToDevice));
+            double empty = time_calls(d, a, v, 0, 1, 4e6, false);
+            printf("  grid %d: %.2f us, empty %.2f", g, 1e6 * one, 1e6 * empty);
+        }
+        printf("\n");
+    }
+}
+
+static device_state open_device() {
+    device_state d = {};
+    size_t unused, total;
+    CUDA(cudaDeviceGetAttribute(&d.sms, cudaDevAttrMultiProcessorCount, 0));
+    CUDA(cudaStreamCreate(&stream));
+    CUDA(cudaMemGetInfo(&unused, &total));
+    d.pool_bytes = (unused - ((size_t)3 << 30)) / LAYER_BYTES * LAYER_BYTES;
+    CUDA(cudaMalloc((void **)&d.pool, d.pool_bytes));
+    CUDA(cudaMalloc(&d.q, MOST_BATCH * HEADS * DIM * 2));
+    CUDA(cudaMalloc(&d.o, MOST_BATCH * HEADS * DIM * 2));
+    CUDA(cudaMalloc((void **)&d.lse, MOST_BATCH * HEADS * 4));
+    CUDA(cudaMalloc((void **)&d.part_o, (size_t)MOST_PARTS * HEADS * DIM * 4));
+    CUDA(cudaMalloc((void **)&d.part_lse, (size_t)MOST_PARTS * HEADS * 4));
+    CUDA(cudaMalloc((void **)&d.blocks, d.pool_bytes / LAYER_BYTES * 4));
+    CUDA(cudaMalloc((void **)&d.segments, MOST_BATCH * sizeof(inf_cuda_segment)));
+    CUDA(cudaMalloc((void **)&d.work, MOST_WORK * sizeof(inf_cuda_work)));
+    CUDA(cudaMalloc((void **)&d.n_work, 4));
+    CUDA(cudaMalloc((void **)&d.off, (MOST_BATCH + 1) * 4));
+    CUDA(cudaMalloc((void **)&d.list, MOST_PARTS * 4));
+    fill_kernel<<<d.sms * 8, 256, 0, stream>>>((uint4 *)d.pool, d.pool_bytes / 16);
+    fill_kernel<<<d.sms, 256, 0, stream>>>((uint4 *)d.q, MOST_BATCH * HEADS * DIM * 2 / 16);
+    CUDA(cudaStreamSynchronize(stream));
+    cudaDeviceProp about;
+    CUDA(cudaGetDeviceProperties(&about, 0));
+    printf("%s, %d SMs, pool of %.1f GiB\n", about.name, d.sms,
+           (double)d.pool_bytes / (double)(1 << 30));
+    return d;
+}
+
+int main() {
+    device_state d = open_device();
+    measure_memory(d.pool, d.pool_bytes, d.sms);
+    measure_floor(d);
+    static const int batches[] = {1, 8, 64};
+    static const uint32_t contexts[] = {1 << 10, 1 << 13, 1 << 15, 1 << 17, 1 << 20};
+    for (int batch : batches) {
+        for (uint32_t context : contexts) {
+            run_case(d, uniform_case(batch, context));
+        }
+    }
+    bench_case mixed = uniform_case(32, 1024); /* very different lengths */
+    snprintf(mixed.name, sizeof mixed.name, "32 mixed");
+    for (size_t i = 0; i < mixed.contexts.size(); i++) {
+        mixed.contexts[i] = i == 5 ? 1u << 18 : 700u + (uint32_t)(next_random() % 15000);
+    }
+    run_case(d, mixed);
+    return 0;
+}
