@@ -243,7 +243,7 @@ static void sample_task(void *arg, int32_t index, int32_t thread) {
 }
 
 /* Final norm, LM head and sampling of the requested rows, a chunk at a time. */
-static int finish_rows(inf_forward *f) {
+static int finish_rows(inf_forward *f, inf_err *err) {
     const inf_weights *w = f->c.weights;
     const inf_device_config *d = &f->dims;
     const inf_step_buffers *s = f->step;
@@ -256,7 +256,7 @@ static int finish_rows(inf_forward *f) {
         f->ops->product(f->lane, &p);
         f->ops->copy_out(f->lane, f->host_logits, f->logits,
                          (uint64_t)n * (uint64_t)d->vocab * sizeof(float));
-        status = f->ops->sync(f->lane, NULL);
+        status = f->ops->sync(f->lane, err);
         if (status != INF_OK) {
             return status;
         }
@@ -269,10 +269,10 @@ static int finish_rows(inf_forward *f) {
             }
         }
     }
-    return f->ops->sync(f->lane, NULL);
+    return f->ops->sync(f->lane, err);
 }
 
-void inf_forward_step(inf_forward *f, const inf_step_buffers *step) {
+int inf_forward_step(inf_forward *f, const inf_step_buffers *step, inf_err *err) {
     f->step = step;
     for (uint32_t i = 0; i < step->head->n_seqs; i++) {
         step->seq_out[i] = (inf_seq_out){INF_OK, -1};
@@ -285,9 +285,7 @@ void inf_forward_step(inf_forward *f, const inf_step_buffers *step) {
     } else {
         local_layers(f);
     }
-    int status = finish_rows(f);
-    for (uint32_t i = 0; status != INF_OK && i < step->head->n_seqs; i++) {
-        step->seq_out[i] = (inf_seq_out){status, -1};
-    }
+    int status = finish_rows(f, err);
     f->step = NULL;
+    return status;
 }

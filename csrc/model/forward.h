@@ -30,9 +30,10 @@ typedef struct inf_forward_config {
 /* Allocates all memory that a step of the config's limits needs. */
 int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_err *err);
 
-/* Computes a validated step: KV appended, row_out and seq_out filled. Allocates nothing. When the
- * device itself fails, every request's status says so. */
-void inf_forward_step(inf_forward *forward, const inf_step_buffers *step);
+/* Computes a validated step: KV appended, row_out and seq_out filled. Allocates nothing. INF_EIO
+ * when the device itself failed: nothing of the step counts, and nothing that comes after will
+ * work. */
+int inf_forward_step(inf_forward *forward, const inf_step_buffers *step, inf_err *err);
 
 void inf_forward_close(inf_forward *forward);
 

@@ -36,13 +36,14 @@ struct inf_device {
     uint32_t *block_marks;
     uint8_t *slot_marks; /* [max_seqs], 1 while the slot is in the step in flight */
 
-    /* Guarded by mutex: state, quit, slots, slot_marks, weights while loading. */
+    /* Guarded by mutex: state, fault, quit, slots, slot_marks, weights while loading. */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     pthread_t thread;
     int thread_started;
     int quit;
     inf_step_state state;
+    inf_err fault;    /* of the device itself: code 0 while it works */
     inf_slot **slots; /* [max_seqs] */
 
     atomic_uint_least64_t steps, tokens, step_ns;

@@ -24,7 +24,8 @@ static void *step_main(void *arg) {
         }
         pthread_mutex_unlock(&d->mutex);
         uint64_t start = now_ns();
-        inf_forward_step(d->forward, &d->step);
+        inf_err err = {0};
+        int status = inf_forward_step(d->forward, &d->step, &err);
         atomic_fetch_add(&d->step_ns, now_ns() - start);
         atomic_fetch_add(&d->steps, 1);
         atomic_fetch_add(&d->tokens, d->step.head->n_tokens);
@@ -33,6 +34,10 @@ static void *step_main(void *arg) {
             d->slot_marks[d->step.seqs[i].slot] = 0;
         }
         d->state = INF_STEP_DONE;
+        if (status != INF_OK) {
+            err.code = status;
+            d->fault = err;
+        }
         pthread_cond_broadcast(&d->changed);
     }
     pthread_mutex_unlock(&d->mutex);
@@ -105,6 +110,10 @@ int inf_device_wait(inf_device *d, int64_t timeout_ns, inf_err *err) {
     }
     if (d->state == INF_STEP_DONE) {
         d->state = INF_STEP_IDLE;
+        status = d->fault.code;
+        if (status != INF_OK && err != NULL) {
+            *err = d->fault;
+        }
     } else if (d->state == INF_STEP_RUNNING) {
         status = INF_AGAIN;
     } else {

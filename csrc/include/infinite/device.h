@@ -194,7 +194,8 @@ int inf_device_buffers(inf_device *device, inf_step_buffers *out, inf_err *err);
 int inf_device_submit(inf_device *device, inf_err *err);
 
 /* Waits for the step. INF_OK: the outputs are there; single requests may have failed (seq_out).
- * INF_AGAIN: timeout_ns passed and the step goes on. */
+ * INF_AGAIN: timeout_ns passed and the step goes on. INF_EIO: the device itself failed; nothing of
+ * the step counts, and the device can only be closed. */
 int inf_device_wait(inf_device *device, int64_t timeout_ns, inf_err *err);
 
 /* ---- sampling slots ---- */
