@@ -37,8 +37,6 @@
 #include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/decode.cuh"
 
-INF_SHARED(decode_shared);
-
 /* What a piece is for all threads of the block. */
 struct decode_piece {
     inf_cuda_work work;
@@ -224,9 +222,9 @@ static __device__ __forceinline__ void store4(void *p, int32_t dtype, size_t i, 
 
 /* Merges the warps' results and writes the piece's. */
 template <class C>
-static __device__ __forceinline__ void write_piece(const inf_cuda_attn &p, const decode_piece &x) {
+static __device__ __forceinline__ void write_piece(const inf_cuda_attn &p, const decode_piece &x,
+                                                   const float *results) {
     constexpr int quads = C::dim / 4;
-    const float *results = (const float *)decode_shared;
     for (int at = (int)threadIdx.x; at < x.n_rows * quads; at += C::warps * 32) {
         int i = at / quads, d = at % quads * 4;
         float top = -INFINITY, sum = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -282,10 +280,12 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
         return; /* never launched, see runnable() */
     }
 #endif
+    INF_SHARED(shared);
+    uint8_t *rings = shared;
     int warp = (int)(threadIdx.x / 32);
     decode_ring ring;
-    ring.stages = decode_shared + warp * C::ring;
-    ring.bars = (uint64_t *)(decode_shared + C::warps * C::ring) + warp * C::stages;
+    ring.stages = rings + warp * C::ring;
+    ring.bars = (uint64_t *)(rings + C::warps * C::ring) + warp * C::stages;
     ring.slot = 0, ring.parity = 0;
 #if INF_HAS_BULK
     if (C::bulk) {
@@ -305,7 +305,7 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
         attend_piece(p, x, ring, rows);
         put_results(rows, x.n_rows, (float *)ring.stages);
         __syncthreads();
-        write_piece<C>(p, x);
+        write_piece<C>(p, x, (const float *)rings);
 #if INF_HAS_BULK
         if (C::bulk) {
             bulk_fence();

@@ -11,7 +11,7 @@
 #include "tests/kernel_check.h"
 
 #ifdef INF_EMU
-enum { ROUNDS = 30, MOST_TOKENS = 400, MOST_ROWS = 40, MOST_REQUESTS = 4 };
+enum { ROUNDS = 8, MOST_TOKENS = 400, MOST_ROWS = 40, MOST_REQUESTS = 4 };
 #else
 enum { ROUNDS = 200, MOST_TOKENS = 6000, MOST_ROWS = 300, MOST_REQUESTS = 12 };
 #endif
