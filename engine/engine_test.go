@@ -108,10 +108,12 @@ func TestOversubscribedCluster(t *testing.T) {
 // Requests that outgrow the room they were admitted with are preempted, and end with the same answer.
 func TestPreemptedAnswersAreTheSame(t *testing.T) {
 	c := newSim(t, 1, 20, small)
+	release := c.nodes[0].hold(true) // until all of them are there
 	var streams []Stream
 	for i := range 6 {
 		streams = append(streams, submit(t, c.nodes[0], Request{ID: fmt.Sprint(i), Prompt: prompt(i, 20), MaxTokens: 150, Sampling: sampling(uint64(i))}))
 	}
+	release()
 	for i, s := range streams {
 		checkAnswer(t, s, uint64(i), prompt(i, 20), 150)
 	}
@@ -166,6 +168,7 @@ func TestPeerLost(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			c := newSim(t, 2, 20, small)
 			n := c.nodes[0]
+			release := n.hold(false) // in the middle of its answer
 			long := submit(t, n, Request{ID: "long", Prompt: prompt(1, 400), MaxTokens: 200, Sampling: sampling(1)})
 			if ev, err := long.Next(t.Context()); err != nil || !ev.HasToken {
 				t.Fatal(ev, err)
@@ -176,6 +179,7 @@ func TestPeerLost(t *testing.T) {
 			if how == "told" {
 				n.eng.PeerLost("n1")
 			}
+			release()
 			_, events := read(t, long)
 			var lost *PeerLostError
 			if !errors.As(last(events).Err, &lost) || lost.Instance != "n1" || lost.Request != "long" || last(events).Finish != "error" {
@@ -196,12 +200,9 @@ func TestPeerLost(t *testing.T) {
 func TestCancelInEveryState(t *testing.T) {
 	c := newSim(t, 1, 40, sched.Config{MaxNumSeqs: 1, MaxBatchedTokens: 32, MaxWaiting: 2})
 	n := c.nodes[0]
-	gate := make(chan struct{})
-	c.mu.Lock()
-	n.gate = gate
-	c.mu.Unlock()
+	release := n.hold(true)
 	running := submit(t, n, Request{ID: "running", Prompt: prompt(1, 100), MaxTokens: 300, Sampling: sampling(1)})
-	gate <- struct{}{} // it is in a step, and now in the next
+	n.gate <- struct{}{} // it is in a step, and now in the next
 	waiting := submit(t, n, Request{ID: "waiting", Prompt: prompt(2, 10), MaxTokens: 5, Sampling: sampling(2)})
 	third := submit(t, n, Request{ID: "third", Prompt: prompt(3, 10), MaxTokens: 5, Sampling: sampling(3)})
 	var full *sched.QueueFullError
@@ -211,10 +212,7 @@ func TestCancelInEveryState(t *testing.T) {
 	waiting.Close()
 	running.Close()
 	running.Close()
-	c.mu.Lock()
-	n.gate = nil
-	c.mu.Unlock()
-	close(gate)
+	release()
 	checkAnswer(t, third, 3, prompt(3, 10), 5)
 	if _, events := read(t, running); len(events) != 0 {
 		t.Errorf("a closed stream has %+v", events)
@@ -228,8 +226,17 @@ func TestCancelInEveryState(t *testing.T) {
 func TestDrain(t *testing.T) {
 	c := newSim(t, 1, 40, small)
 	n := c.nodes[0]
+	release := n.hold(true)
 	s := submit(t, n, Request{ID: "a", Prompt: prompt(1, 100), MaxTokens: 50, Sampling: sampling(1)})
-	if err := n.eng.Drain(t.Context()); err != nil {
+	drained := make(chan error, 1)
+	go func() { drained <- n.eng.Drain(t.Context()) }()
+	eventually(t, "it drains", func() bool {
+		n.eng.mu.Lock()
+		defer n.eng.mu.Unlock()
+		return n.eng.draining
+	})
+	release()
+	if err := <-drained; err != nil {
 		t.Fatal(err)
 	}
 	checkAnswer(t, s, 1, prompt(1, 100), 50)
@@ -241,13 +248,22 @@ func TestDrain(t *testing.T) {
 func TestDrainCutsShort(t *testing.T) {
 	c := newSim(t, 1, 40, small)
 	n := c.nodes[0]
+	release := n.hold(true)
 	s := submit(t, n, Request{ID: "a", Prompt: prompt(1, 600), MaxTokens: 1 << 20, Sampling: sampling(1)})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := n.eng.Drain(ctx); !errors.Is(err, context.Canceled) {
+	drained := make(chan error, 1)
+	go func() { drained <- n.eng.Drain(ctx) }()
+	eventually(t, "the abort is asked for", func() bool {
+		n.eng.mu.Lock()
+		defer n.eng.mu.Unlock()
+		return n.eng.inbox.abort
+	})
+	release()
+	if err := <-drained; !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
 	}
-	if _, events := read(t, s); len(events) == 0 || last(events).Finish != "abort" && last(events).Finish != "error" {
+	if _, events := read(t, s); len(events) != 1 || last(events).Finish != "abort" {
 		t.Fatalf("%+v", events)
 	}
 	c.settled()
@@ -281,17 +297,11 @@ func TestStarvingIsTold(t *testing.T) {
 	s := submit(t, n, Request{ID: "a", Prompt: prompt(1, 60), MaxTokens: 40, Sampling: sampling(1), Arrival: 42})
 	told := func(want uint64) {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		eventually(t, fmt.Sprintf("starving is %d", want), func() bool {
 			c.mu.Lock()
-			got := n.hungry
-			c.mu.Unlock()
-			if got == want {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatalf("starving is %d, want %d", got, want)
-			}
-		}
+			defer c.mu.Unlock()
+			return n.hungry == want
+		})
 	}
 	told(42)
 	if err := n.kv.Unhost("elsewhere", h.Handle, h.Generation); err != nil {

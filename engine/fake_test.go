@@ -19,6 +19,7 @@ import (
 const (
 	fakeVocab = 1000
 	blockSize = 16
+	patience  = 5 * time.Minute // only bounds a failing test
 )
 
 // next is the simulated model: the next token depends on every token before it, and on the seed.
@@ -73,6 +74,7 @@ type simNode struct {
 	slots  map[uint32]*simSlot
 	dead   bool          // its links answer no query any more
 	gate   chan struct{} // when set, a step waits for it
+	prompt bool          // steps with prompt tokens pass the gate, so that a request halts after its first token
 	lost   []int
 	refuse error
 	opens  int
@@ -119,6 +121,11 @@ func newSim(t *testing.T, n, blocks int, cfg sched.Config) *simCluster {
 
 func (c *simCluster) close() {
 	c.stop()
+	c.mu.Lock()
+	for _, n := range c.nodes {
+		n.gate = nil // a test that failed has not released it
+	}
+	c.mu.Unlock()
 	c.ran.Wait()
 	c.wg.Wait()
 }
@@ -137,6 +144,9 @@ func (n *simNode) OpenSlot(slot uint32, s batch.Sampling, tokens []int32, nPromp
 func (n *simNode) Wait(timeout time.Duration) (bool, error) {
 	n.c.mu.Lock()
 	gate := n.gate
+	if n.prompt && slices.ContainsFunc(n.st.Seqs[:n.st.Head.NSeqs], func(q batch.Seq) bool { return q.NTokens > 1 }) {
+		gate = nil
+	}
 	n.c.mu.Unlock()
 	if gate == nil {
 		return true, nil
@@ -257,26 +267,49 @@ func (n *simNode) answer(i uint32, q *batch.Seq, history []int32) {
 	}
 }
 
-// settled waits until no move is in flight, and then checks that every pool is empty.
+// hold makes steps wait until release is called: those that only decode, or all.
+func (n *simNode) hold(all bool) (release func()) {
+	gate := make(chan struct{})
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.gate, n.prompt = gate, !all
+	return func() {
+		n.c.mu.Lock()
+		defer n.c.mu.Unlock()
+		n.gate = nil
+		close(gate)
+	}
+}
+
+// eventually polls until cond holds, which must last, or it may be over before it is looked at.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never saw: %s", what)
+		}
+	}
+}
+
+// settled waits until no move is in flight and every pool is empty.
 func (c *simCluster) settled() {
 	c.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for {
+	dirty := ""
+	defer func() {
+		if dirty != "" {
+			c.t.Logf("blocks are left: %s", dirty)
+		}
+	}()
+	eventually(c.t, "every pool is empty", func() bool {
 		c.wg.Wait()
-		dirty := ""
+		dirty = ""
 		for _, n := range c.nodes {
 			if k := n.kv.Counts(); k.Free != k.Total || k.Lent != 0 {
 				dirty = fmt.Sprintf("%s: %+v", n.name(), k)
 			}
 		}
-		if dirty == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			c.t.Fatalf("blocks are left: %s", dirty)
-		}
-		time.Sleep(time.Millisecond)
-	}
+		return dirty == ""
+	})
 }
 
 func submit(t *testing.T, n *simNode, r Request) Stream {
@@ -297,7 +330,7 @@ func submit(t *testing.T, n *simNode, r Request) Stream {
 // read collects a stream's tokens and its last event.
 func read(t *testing.T, s Stream) (tokens []int32, events []Event) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
 		ev, err := s.Next(ctx)

@@ -76,10 +76,11 @@ func TestLostAnswers(t *testing.T) {
 // A creditor that does not take spans back holds up no other, and is asked again until it does.
 func TestSlowCreditorHoldsUpNobody(t *testing.T) {
 	_, nodes := startCluster(t, rdma.SHM, 20, 20, 20)
-	var refused atomic.Int64
+	var refused atomic.Pointer[time.Time] // first
 	slow := func(ctx context.Context, method string, served bool) error {
 		if method == "ReleaseKV" && !served {
-			refused.Add(1)
+			now := time.Now()
+			refused.CompareAndSwap(nil, &now)
 			<-ctx.Done() // as long as the caller waits
 			return ctx.Err()
 		}
@@ -87,13 +88,14 @@ func TestSlowCreditorHoldsUpNobody(t *testing.T) {
 	}
 	nodes[1].setFault(slow)
 	sameAnswer(t, nodes[0].ask(1, 160, 60), 1, 160, 60)
-	eventually(t, "the other creditor is free", func() bool { return nodes[2].idle() && refused.Load() > 0 })
+	eventually(t, "the other creditor is free", func() bool { return nodes[2].idle() && refused.Load() != nil })
 	if nodes[1].idle() {
 		t.Fatal("the slow creditor took no part")
 	}
 	nodes[1].setFault(nil)
+	deaf := time.Since(*refused.Load())
 	settled(t, nodes...)
-	if len(nodes[0].lost) != 0 {
+	if len(nodes[0].lost) != 0 && deaf < deafAfter {
 		t.Error("a peer was given up")
 	}
 }
@@ -117,7 +119,7 @@ func TestDeafCreditorIsGivenUp(t *testing.T) {
 // A process that is started anew under an old id is a new peer: both sides borrow from each other again.
 func TestRestartUnderTheSameID(t *testing.T) {
 	etcd, nodes := startCluster(t, rdma.TCP, 20, 60)
-	s := nodes[0].ask(1, 200, 200)
+	s := nodes[0].ask(1, 200, 200) // more than there is room for, so that it does not end before it is lost
 	if ev, err := s.Next(t.Context()); err != nil || !ev.HasToken {
 		t.Fatal(ev, err)
 	}
@@ -140,7 +142,7 @@ func TestRestartUnderTheSameID(t *testing.T) {
 func TestLinksEndAndComeBack(t *testing.T) {
 	_, nodes := startCluster(t, rdma.SHM, 20, 40, 40)
 	for round := range 3 {
-		s := nodes[0].ask(1, 130, 300)
+		s := nodes[0].ask(1, 130, 300) // more than there is room for, so that it does not end before it is lost
 		if ev, err := s.Next(t.Context()); err != nil || !ev.HasToken {
 			t.Fatal(ev, err)
 		}
@@ -188,16 +190,19 @@ func TestStorm(t *testing.T) {
 			return nil
 		})
 	}
-	done := make(chan struct{})
+	// Links end after every few answers, not every so often: some answers come between, however long they take.
+	ended := make(chan struct{}, 3*3*5)
 	var wg, drops sync.WaitGroup
 	drops.Go(func() {
-		for k := 0; ; k++ {
-			select {
-			case <-done:
-				return
-			case <-time.After(700 * time.Millisecond):
-				a, b := nodes[k%3], nodes[(k+1+k%2)%3]
-				a.rman.drop(a.rman.peerByID(b.id), 0, errors.New("for a test"))
+		n := 0
+		for range ended {
+			if n++; n%4 != 0 {
+				continue
+			}
+			k := n / 4
+			a, b := nodes[k%3], nodes[(k+1+k%2)%3]
+			if p := a.rman.peerByID(b.id); p != nil {
+				a.rman.drop(p, 0, errors.New("for a test"))
 			}
 		}
 	})
@@ -212,6 +217,7 @@ func TestStorm(t *testing.T) {
 						_, _ = s.Next(t.Context())
 						s.Close()
 						cancelled.Add(1)
+						ended <- struct{}{}
 						continue
 					}
 					got, err := answer(t, s)
@@ -224,12 +230,13 @@ func TestStorm(t *testing.T) {
 					default:
 						t.Errorf("%s: request %v ended with %d tokens: %v", n.id, k, len(got), err)
 					}
+					ended <- struct{}{}
 				}
 			})
 		}
 	}
 	wg.Wait()
-	close(done)
+	close(ended)
 	drops.Wait()
 	settled(t, nodes...)
 	t.Logf("%d right, %d lost, %d cancelled", right.Load(), lost.Load(), cancelled.Load())

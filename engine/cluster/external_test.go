@@ -97,9 +97,12 @@ func TestEtcdGoesAwayAndComesBack(t *testing.T) {
 		}, func() { w.lead(e.Endpoint) })
 	})
 	t.Run("restarted", func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		e, err := StartEtcd(ctx, "127.0.0.1")
+		limited := func() context.Context {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			t.Cleanup(cancel)
+			return ctx
+		}
+		e, err := StartEtcd(limited(), "127.0.0.1")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +113,7 @@ func TestEtcdGoesAwayAndComesBack(t *testing.T) {
 			e.server.Close()
 			time.Sleep((LeaseSeconds + 1) * time.Second) // clients give their leases up
 		}, func() {
-			if err := e.start(ctx, "127.0.0.1"); err != nil { // with its data, at another port
+			if err := e.start(limited(), "127.0.0.1"); err != nil { // with its data, at another port
 				t.Fatal(err)
 			}
 			w.lead(e.Endpoint)
@@ -123,11 +126,11 @@ func withoutEtcd(t *testing.T, etcd []string, away, back func()) {
 	a := startInstance(t, etcd, "a", 20, rdma.SHM)
 	b := startInstance(t, etcd, "b", 60, rdma.TCP)
 	eventually(t, "connected", func() bool { return a.connected(b) })
+	a.hold.Store(true) // it will be in the middle of its answer
 	running := a.ask(1, 200, 100)
 	if ev, err := running.Next(t.Context()); err != nil || !ev.HasToken {
 		t.Fatal(ev, err)
 	}
-	a.hold.Store(true) // it is in the middle of its answer
 	away()
 	a.hold.Store(false)
 	rest, err := answer(t, running)
@@ -166,8 +169,6 @@ func withoutEtcd(t *testing.T, etcd []string, away, back func()) {
 func TestGManagerChanges(t *testing.T) {
 	e, _ := startEtcd(t)
 	etcd := []string{e.Endpoint}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
 	w := newWire(t, e.Endpoint)
 	doomed, kill := startManager(t, w.endpoint())
 	eventually(t, "the first leads", doomed.leads)
@@ -175,15 +176,15 @@ func TestGManagerChanges(t *testing.T) {
 	a := startInstance(t, etcd, "a", 20, rdma.SHM)
 	b := startInstance(t, etcd, "b", 60, rdma.SHM)
 	eventually(t, "connected", func() bool { return a.connected(b) })
+	a.hold.Store(true)
 	s := a.ask(1, 200, 60)
 	if ev, err := s.Next(t.Context()); err != nil || !ev.HasToken {
 		t.Fatal(ev, err)
 	}
-	a.hold.Store(true)
 	knows := func(m *Manager) func() bool {
 		return func() bool {
-			c, err := m.Cluster(ctx)
-			loads, lerr := m.Loads(ctx)
+			c, err := m.Cluster(t.Context())
+			loads, lerr := m.Loads(t.Context())
 			return err == nil && lerr == nil && len(c.Instances) == 2 && len(loads) == 2 &&
 				len(c.Requests) == 1 && c.Requests[0].Home == "a" && c.Requests[0].Placement.Id == "a-1"
 		}

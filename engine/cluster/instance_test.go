@@ -30,7 +30,7 @@ const (
 	testSecret = "s"
 	testID     = "test"
 	// patience only bounds a failing test.
-	patience = 60 * time.Second
+	patience = 5 * time.Minute
 )
 
 // fault is asked about every control call of an instance, before it is served and after. An error takes
@@ -46,7 +46,7 @@ type instance struct {
 	eng    *engine.Engine
 	rman   *RManager
 	fault  atomic.Pointer[fault]
-	hold   atomic.Bool // steps do not end
+	hold   atomic.Bool // steps that only decode do not end
 	lost   chan string // what Home.PeerLost heard; never read is fine
 	close  func()
 	closed sync.Once
@@ -58,18 +58,24 @@ type testLender struct{ *RManager }
 func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
 func (l testLender) View() sched.View        { return sched.View(l.RManager.View()) }
 
-// testSteps are a device's whose steps can be held up.
+// testSteps are a device's whose steps can be held up: a request that is asked while they are gets its first
+// token, and is in the middle of its answer until they go on.
 type testSteps struct {
 	*device.Device
 	hold *atomic.Bool
 }
 
 func (d testSteps) Wait(timeout time.Duration) (bool, error) {
-	if d.hold.Load() {
+	if d.hold.Load() && d.decodes() {
 		time.Sleep(min(timeout, 5*time.Millisecond))
 		return false, nil
 	}
 	return d.Device.Wait(timeout)
+}
+
+func (d testSteps) decodes() bool {
+	st := d.Step()
+	return !slices.ContainsFunc(st.Seqs[:st.Head.NSeqs], func(q batch.Seq) bool { return q.NTokens > 1 })
 }
 
 type testMoves struct{ *device.Device }
@@ -159,7 +165,7 @@ func startInstance(t *testing.T, etcd []string, id string, blocks int, transport
 	n.rman = NewRManager(Config{ID: id, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
 		Heartbeat: 20 * time.Millisecond}, n.kv, n.dev, testMoves{n.dev}, n.dev, links)
 	n.eng, err = engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
-		StallRefresh: 2 * time.Millisecond}, testSteps{n.dev, &n.hold}, n.kv, testLender{n.rman})
+		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}, testSteps{n.dev, &n.hold}, n.kv, testLender{n.rman})
 	must(err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)

@@ -16,7 +16,7 @@ import (
 
 func startEtcd(t *testing.T) (*Etcd, *clientv3.Client) {
 	t.Helper()
-	ctx, done := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, done := context.WithTimeout(context.Background(), patience)
 	defer done()
 	e, err := StartEtcd(ctx, "127.0.0.1")
 	if err != nil {
@@ -35,10 +35,10 @@ func startEtcd(t *testing.T) (*Etcd, *clientv3.Client) {
 	return e, c
 }
 
-// eventually polls until cond holds; its limit only bounds a failing test.
+// eventually polls until cond holds, which must last, or it may be over before it is looked at.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if cond() {
 			return
 		}

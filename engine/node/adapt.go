@@ -22,6 +22,9 @@ const stepTimeout = 10 * time.Minute
 // control of exactness.
 var StepFlags uint32
 
+// StepDevice makes the device of the step loop. Only tests set it, before Start, to hold steps up.
+var StepDevice = func(d *device.Device) engine.Device { return d }
+
 func (n *Node) engineConfig(m *model.Model) engine.Config {
 	limit := m.Config.MaxPositions
 	if n.cfg.MaxModelLen > 0 {

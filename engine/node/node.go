@@ -93,7 +93,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: linkChoice(cfg),
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
 	}, n.kv, n.dev, moves{n.dev}, n.dev, n.links)
-	if n.eng, err = engine.New(n.engineConfig(m), n.dev, n.kv, lender{n.rman}); err != nil {
+	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
 		return nil, err
 	}
 	return n, n.serve(ctx, hello, m.Fingerprint, shape.NumBlocks)

@@ -33,7 +33,7 @@ const (
 	eos       = int32(3) // of the bundled model
 	vocab     = 2048
 	maxLen    = 512
-	patience  = 20 * time.Second // far beyond what anything here takes
+	patience  = 2 * time.Minute // far beyond what anything here takes
 )
 
 var loadTokenizer = sync.OnceValues(func() (*tokenizer.Tokenizer, error) { return tokenizer.LoadFS(bundled.FS) })

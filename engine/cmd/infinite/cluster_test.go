@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -84,7 +86,7 @@ func TestCrowdIsServedInTurn(t *testing.T) {
 	p.eventually("all blocks free", idle)
 }
 
-// SIGKILL of a creditor in mid-decode: its debtor's request ends with an error within 2 s, others go on.
+// SIGKILL of a creditor in mid-decode: its debtor's request ends with an error soon, others go on.
 func TestCreditorIsKilled(t *testing.T) {
 	for _, transport := range []string{"shm", "tcp"} {
 		t.Run(transport, func(t *testing.T) { creditorIsKilled(t, transport) })
@@ -93,54 +95,51 @@ func TestCreditorIsKilled(t *testing.T) {
 
 func creditorIsKilled(t *testing.T, transport string) {
 	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
+	h := holdSteps(t, 1)
+	defer h.release()
 	p := serve(t, "--dtype", "float32", "--instances", "3", "--transport", transport, poolFlag(t, 120))
-	type result struct {
-		answer
-		err error
-		at  time.Time
-	}
-	long, short := make(chan result, 1), make(chan result, 1)
-	ask := func(ch chan result, req map[string]any) {
-		a, err := p.post(context.Background(), "/v1/completions", req)
-		ch <- result{a, err, time.Now()}
-	}
-	go ask(long, body(prompt(2200, 1), 1500))
+	long := p.stream(body(prompt(2200, 1), 3500))
+	long.next()
 	var creditor, home string
 	p.eventually("spans at a creditor, in decode", func(v server.ClusterView) bool {
 		for _, r := range v.Requests {
-			if r.Tokens > 2205 && len(r.Spans) > 1 {
+			if r.Tokens > 2200 && len(r.Spans) > 1 {
 				creditor, home = r.Spans[0].Instance, r.Home
 			}
 		}
-		return creditor != ""
+		// What the creditor tells itself leads the second request away from it.
+		return len(v.Instances) == 3 && slices.ContainsFunc(v.Instances, func(in server.InstanceView) bool {
+			return in.ID == creditor && in.KVBlocksHosted > 0
+		})
 	})
-	go ask(short, body(prompt(100, 2), 1500))
+	short := p.stream(body(prompt(100, 2), 1500))
+	short.next()
 	p.eventually("the second request runs away from the creditor", func(v server.ClusterView) bool {
-		for _, r := range v.Requests {
-			if r.Home != creditor && r.Home != home && r.Tokens > 100 {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(v.Requests, func(r server.RequestPlacement) bool { return r.Home != creditor && r.Home != home && r.Tokens > 100 })
 	})
+	pid := p.pid(creditor)
+	h.release()
+	for range 20 { // of thousands
+		long.next()
+		short.next()
+	}
 	killed := time.Now()
-	if err := syscall.Kill(p.pid(creditor), syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	got := <-long
-	if got.err != nil || got.status != http.StatusInternalServerError || !strings.Contains(got.message, creditor) {
-		t.Fatalf("the debtor's request got %d %q %v", got.status, got.message, got.err)
+	got := long.rest()
+	took := time.Since(killed)
+	if got.status != http.StatusInternalServerError || !strings.Contains(got.message, creditor) {
+		t.Fatalf("the debtor's request got %d %q", got.status, got.message)
 	}
-	if d := got.at.Sub(killed); d > 2*time.Second {
-		t.Errorf("the error took %s", d)
-	}
-	other := <-short
-	if other.err != nil {
-		t.Fatal(other.err)
-	}
-	sameAnswer(t, single.complete(body(prompt(100, 2), 1500)), other.answer)
+	sameAnswer(t, single.complete(body(prompt(100, 2), 1500)), short.rest())
 	// What is left of the cluster serves on.
-	sameAnswer(t, single.complete(body(prompt(50, 3), 10)), p.complete(body(prompt(50, 3), 10)))
+	want, asked := single.complete(body(prompt(50, 3), 10)), time.Now()
+	sameAnswer(t, want, p.complete(body(prompt(50, 3), 10)))
+	// Two seconds, unless this machine is so slow that a few tokens take a tenth of that.
+	if limit := max(2*time.Second, 20*time.Since(asked)); took > limit {
+		t.Errorf("the error took %s, more than %s", took, limit)
+	}
 	p.eventually("all blocks free", idle)
 }
 
@@ -157,6 +156,7 @@ func TestJoin(t *testing.T) {
 	if err := joined.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = joined.Process.Kill() }) // does nothing after Wait
 	p.eventually("two instances", func(v server.ClusterView) bool { return len(v.Instances) == 2 })
 	sameAnswer(t, single.complete(req), p.complete(req))
 	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
@@ -173,63 +173,77 @@ func TestJoin(t *testing.T) {
 
 // A client that goes away frees its request: in decode, in prefill and in the queue.
 func TestClientsThatLeave(t *testing.T) {
-	p := serve(t, "--instances", "2", "--max-num-seqs", "2", poolFlag(t, 300), "--dtype", "float32")
-	ctx, leave := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			if _, err := p.post(ctx, "/v1/completions", body(prompt(1500, i), 2000)); err == nil {
-				t.Error("an answer came before the client left")
+	for _, decode := range []bool{false, true} {
+		t.Run(fmt.Sprintf("in decode %v", decode), func(t *testing.T) {
+			h := holdSteps(t, 0)
+			defer h.release()
+			p := serve(t, "--instances", "2", "--max-num-seqs", "2", poolFlag(t, 300), "--dtype", "float32")
+			ctx, leave := context.WithCancel(context.Background())
+			defer leave()
+			var wg sync.WaitGroup
+			for i := range 8 {
+				wg.Go(func() {
+					if _, err := p.post(ctx, "/v1/completions", body(prompt(1500, i), 2000)); err == nil {
+						t.Error("an answer came before the client left")
+					}
+				})
 			}
-		}()
+			p.eventually("all are taken, and some run", func(v server.ClusterView) bool {
+				return len(v.Requests) == 8 && slices.ContainsFunc(v.Instances, func(in server.InstanceView) bool { return in.Running > 0 })
+			})
+			if decode {
+				h.from(1)
+				p.eventually("some decode and some wait", func(v server.ClusterView) bool {
+					return slices.ContainsFunc(v.Requests, func(r server.RequestPlacement) bool { return r.Tokens > 1500 }) &&
+						slices.ContainsFunc(v.Instances, func(in server.InstanceView) bool { return in.Waiting > 0 })
+				})
+			}
+			leave()
+			wg.Wait()
+			h.release()
+			p.eventually("all blocks free", idle)
+		})
 	}
-	p.eventually("some run and some wait", func(v server.ClusterView) bool {
-		running, waiting := 0, 0
-		for _, in := range v.Instances {
-			running, waiting = running+in.Running, waiting+in.Waiting
-		}
-		return running > 0 && waiting > 0
-	})
-	leave()
-	wg.Wait()
-	p.eventually("all blocks free", idle)
 }
 
 func TestQueueLimit(t *testing.T) {
+	defer holdSteps(t, 0).release()
 	p := serve(t, "--max-num-seqs", "1", "--max-num-waiting", "1", poolFlag(t, 300), "--dtype", "float32")
 	ctx, leave := context.WithCancel(context.Background())
-	defer leave()
 	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer leave()
 	for i := range 2 {
-		wg.Add(1)
-		go func() { defer wg.Done(); _, _ = p.post(ctx, "/v1/completions", body(prompt(100, i), 4600)) }()
-		p.eventually("request taken", func(v server.ClusterView) bool {
-			return len(v.Instances) == 1 && v.Instances[0].Running+v.Instances[0].Waiting == i+1
+		wg.Go(func() { _, _ = p.post(ctx, "/v1/completions", body(prompt(100, i), 4600)) })
+		p.eventually("the request is taken, and the first one runs", func(v server.ClusterView) bool {
+			return len(v.Requests) == i+1 && v.Instances[0].Running == 1
 		})
 	}
 	if got := p.complete(body(prompt(10, 9), 1)); got.status != http.StatusTooManyRequests {
 		t.Fatalf("status %d: %s", got.status, got.message)
 	}
-	leave()
-	wg.Wait()
 }
 
 // SIGTERM lets running requests finish and exits 0.
 func TestDrain(t *testing.T) {
-	p := serve(t, "--instances", "2", poolFlag(t, 100), "--dtype", "float32")
-	done := make(chan answer, 1)
-	go func() {
-		a, _ := p.post(context.Background(), "/v1/completions", body(prompt(200, 1), 300))
-		done <- a
-	}()
-	p.eventually("the request runs", func(v server.ClusterView) bool { return len(v.Requests) == 1 && v.Requests[0].Tokens > 200 })
+	h := holdSteps(t, 1)
+	defer h.release()
+	p := serve(t, "--instances", "2", poolFlag(t, 100), "--dtype", "float32", "--drain-timeout", "10m")
+	s := p.stream(body(prompt(200, 1), 300))
+	s.next()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-done; got.status != 200 || got.usage.Completion != 300 {
-		t.Fatalf("the running request got %d with %d tokens: %s", got.status, got.usage.Completion, got.message)
+	poll(t, "no new connections are taken", func() bool {
+		c, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	})
+	h.release()
+	if got := s.rest(); got.status != 200 || got.usage.Completion != 300 || len(got.tokens) != 300 {
+		t.Fatalf("the running request got %d with %d tokens: %s", got.status, len(got.tokens), got.message)
 	}
 	<-p.ended
 	if code := p.cmd.ProcessState.ExitCode(); code != 0 {

@@ -19,7 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/node"
 	"github.com/infinite-llm/infinite/engine/server"
 )
@@ -30,12 +32,17 @@ const (
 	childEnv = "INFINITE_TEST_MAIN"
 	// emptyRemoteEnv makes instances take every remote partial for the empty span.
 	emptyRemoteEnv = "INFINITE_TEST_EMPTY_REMOTE"
+	// patience only bounds a failing test.
+	patience = 3 * time.Minute
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
 		if os.Getenv(emptyRemoteEnv) != "" {
 			node.StepFlags = batch.FlagEmptyRemote
+		}
+		if file := os.Getenv(holdEnv); file != "" {
+			node.StepDevice = func(d *device.Device) engine.Device { return heldDevice{d, file} }
 		}
 		os.Exit(run())
 	}
@@ -71,7 +78,8 @@ func command(args ...string) *exec.Cmd {
 		panic(err)
 	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), childEnv+"=1")
+	// On a slow machine a peer may take long without being lost.
+	cmd.Env = append(os.Environ(), childEnv+"=1", "INFINITE_PEER_TIMEOUT=2m")
 	return cmd
 }
 
@@ -105,7 +113,7 @@ func serve(t *testing.T, args ...string) *process {
 		_ = p.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-p.ended:
-		case <-time.After(60 * time.Second):
+		case <-time.After(patience):
 			_ = p.cmd.Process.Kill()
 			<-p.ended
 			t.Error("the server did not stop on SIGTERM")
@@ -120,29 +128,50 @@ func serve(t *testing.T, args ...string) *process {
 	return p
 }
 
+// poll waits until cond holds. What it waits for must last, or it may be over before it is looked at.
+func poll(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never saw: %s", what)
+		}
+	}
+}
+
+// logged waits until the log has a match, since lines come later than what they tell of, and returns its groups.
+func (p *process) logged(pattern string) (match []string) {
+	p.t.Helper()
+	re := regexp.MustCompile(pattern)
+	poll(p.t, "in the log: "+pattern, func() bool {
+		match = re.FindStringSubmatch(p.logs())
+		return match != nil
+	})
+	return match
+}
+
 // pid of an instance, from the log.
 func (p *process) pid(instance string) int {
 	p.t.Helper()
-	m := regexp.MustCompile(`instance=` + instance + ` pid=(\d+)`).FindStringSubmatch(p.logs())
-	if m == nil {
-		p.t.Fatalf("no pid of %s in the log", instance)
-	}
-	n, _ := strconv.Atoi(m[1])
+	n, _ := strconv.Atoi(p.logged(`instance=` + instance + ` pid=(\d+)`)[1])
 	return n
 }
 
-// eventually waits until the placement map is such. While a gManager is elected there is no map.
+// eventually waits until the placement map is such, which must last as with poll. While a gManager is elected
+// there is no map.
 func (p *process) eventually(what string, cond func(v server.ClusterView) bool) {
 	p.t.Helper()
 	var v server.ClusterView
 	var err error
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		v = server.ClusterView{}
-		if err = (&client{url: p.url}).get(context.Background(), "/cluster", &v); err == nil && cond(v) {
-			return
+	defer func() {
+		if p.t.Failed() {
+			p.t.Logf("cluster %+v, %v", v, err)
 		}
-	}
-	p.t.Fatalf("never saw: %s; cluster %+v, %v", what, v, err)
+	}()
+	poll(p.t, what, func() bool {
+		v = server.ClusterView{}
+		err = (&client{url: p.url}).get(context.Background(), "/cluster", &v)
+		return err == nil && cond(v)
+	})
 }
 
 // idle is true when no block is in use anywhere.
@@ -152,7 +181,7 @@ func idle(v server.ClusterView) bool {
 			return false
 		}
 	}
-	return len(v.Requests) == 0
+	return len(v.Requests) == 0 && len(v.Instances) > 0
 }
 
 // answer of /v1/completions.
@@ -169,19 +198,13 @@ type answer struct {
 	}
 }
 
-func (p *process) post(ctx context.Context, path string, body map[string]any) (answer, error) {
-	data, _ := json.Marshal(body)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url+path, bytes.NewReader(data))
-	if err != nil {
-		return answer{}, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return answer{}, err
-	}
-	defer resp.Body.Close()
+// add reads a JSON answer, or the next event of one.
+func (a *answer) add(data []byte) error {
 	var got struct {
-		Error   struct{ Message string }
+		Error struct {
+			Message string
+			Code    int
+		}
 		Choices []struct {
 			Text     string
 			Finish   string `json:"finish_reason"`
@@ -195,16 +218,88 @@ func (p *process) post(ctx context.Context, path string, body map[string]any) (a
 			Completion int `json:"completion_tokens"`
 		}
 	}
-	if err = json.NewDecoder(resp.Body).Decode(&got); err != nil {
-		return answer{}, err
+	if err := json.Unmarshal(data, &got); err != nil {
+		return fmt.Errorf("%w in %s", err, data)
 	}
-	a := answer{status: resp.StatusCode, message: got.Error.Message}
+	if got.Error.Message != "" {
+		a.status, a.message = got.Error.Code, got.Error.Message
+	}
 	a.usage = got.Usage
 	if len(got.Choices) > 0 {
 		c := got.Choices[0]
-		a.text, a.finish, a.tokens, a.lps = c.Text, c.Finish, c.Logprobs.Tokens, c.Logprobs.Lps
+		a.text, a.finish = a.text+c.Text, c.Finish
+		a.tokens, a.lps = append(a.tokens, c.Logprobs.Tokens...), append(a.lps, c.Logprobs.Lps...)
 	}
-	return a, nil
+	return nil
+}
+
+func (p *process) send(ctx context.Context, path string, body map[string]any) (*http.Response, error) {
+	data, _ := json.Marshal(body)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url+path, bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	return http.DefaultClient.Do(req)
+}
+
+func (p *process) post(ctx context.Context, path string, body map[string]any) (answer, error) {
+	resp, err := p.send(ctx, path, body)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	a := answer{status: resp.StatusCode}
+	data, err := io.ReadAll(resp.Body)
+	if err == nil {
+		err = a.add(data)
+	}
+	return a, err
+}
+
+// stream is an answer that comes in events, one a token.
+type stream struct {
+	t      *testing.T
+	body   *bufio.Reader
+	answer answer // as far as it was read
+}
+
+func (p *process) stream(body map[string]any) *stream {
+	p.t.Helper()
+	body["stream"], body["stream_options"] = true, map[string]any{"include_usage": true}
+	resp, err := p.send(context.Background(), "/v1/completions", body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = resp.Body.Close() })
+	return &stream{p.t, bufio.NewReader(resp.Body), answer{status: resp.StatusCode}}
+}
+
+// next waits for the next event; false is the end, [DONE].
+func (s *stream) next() bool {
+	s.t.Helper()
+	line, err := s.body.ReadString('\n')
+	data, ok := strings.CutPrefix(line, "data: ")
+	if err == nil {
+		_, err = s.body.Discard(1) // the blank line
+	}
+	if data == "[DONE]\n" {
+		return false
+	}
+	if err == nil {
+		err = s.answer.add([]byte(data))
+	}
+	if err != nil || !ok {
+		s.t.Fatalf("after %d tokens: %q, %v", len(s.answer.tokens), line, err)
+	}
+	return true
+}
+
+// rest reads on to the end.
+func (s *stream) rest() answer {
+	s.t.Helper()
+	for s.next() {
+	}
+	return s.answer
 }
 
 func (p *process) complete(body map[string]any) answer {

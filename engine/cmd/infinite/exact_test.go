@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -133,9 +132,7 @@ func TestExactness(t *testing.T) {
 					t.Run(fmt.Sprintf("%d over %s", n, transport), func(t *testing.T) {
 						p := r.serve(t, n, exactBlocks/n, "--transport", transport)
 						sameAnswer(t, local, p.complete(r.request(len(local.tokens))))
-						if logs := p.logs(); !strings.Contains(logs, "transport="+transport) {
-							t.Errorf("no link over %s in the log", transport)
-						}
+						p.logged("transport=" + transport)
 						p.eventually("all blocks free", idle)
 					})
 				}

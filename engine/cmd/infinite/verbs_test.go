@@ -27,7 +27,8 @@ func verbsCluster(t *testing.T, r *reference, blocks int) (p *process, joined ma
 		t.Skipf("%d RDMA ports are usable, three are needed: %v", len(ports), err)
 	}
 	args := func(i int, more ...string) []string {
-		return append(more, "--transport", "verbs", "--rdma-device", ports[i].Device)
+		// Over verbs a peer's silence may be all that tells of its end.
+		return append(more, "--transport", "verbs", "--rdma-device", ports[i].Device, "--peer-timeout", "10s")
 	}
 	p = r.serve(t, 1, blocks, args(0)...)
 	joined = map[string]*exec.Cmd{}
@@ -85,6 +86,8 @@ func TestVerbsExactness(t *testing.T) {
 // SIGKILL of a creditor over verbs: an error that names it, soon, and what is left serves on.
 func TestVerbsCreditorIsKilled(t *testing.T) {
 	r := references(t)[0]
+	h := holdSteps(t, 2*exactTokens/3) // more than an instance holds
+	defer h.release()
 	p, joined := verbsCluster(t, r, exactBlocks/3)
 	type result struct {
 		answer
@@ -110,6 +113,7 @@ func TestVerbsCreditorIsKilled(t *testing.T) {
 	if err := joined[creditor].Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	h.release()
 	got := <-done
 	if got.status != http.StatusInternalServerError || !strings.Contains(got.message, creditor) {
 		t.Fatalf("the debtor's request got %d %q", got.status, got.message)
