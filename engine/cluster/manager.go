@@ -24,6 +24,8 @@ type ManagerConfig struct {
 	BlockSize   int
 	Fingerprint string
 	DType       string
+	// Limits of a step, which bound the messages between instances.
+	MaxNumBatchedTokens, MaxNumSeqs int
 }
 
 // Manager serves Join, and Heartbeat and State while it is the elected gManager. Its own State reads the
@@ -96,7 +98,7 @@ func (m *Manager) forgetLeavers(ctx context.Context) {
 	}
 }
 
-// Join checks that the newcomer serves the same model and gives it an id that nobody has.
+// Join checks that the newcomer serves the same model by the same settings and gives it an id that nobody has.
 func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply, error) {
 	switch {
 	case req.Fingerprint != m.cfg.Fingerprint:
@@ -105,6 +107,14 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --dtype %s, this instance with %s", m.cfg.DType, req.Dtype)
 	case req.BlockSize != 0 && int(req.BlockSize) != m.cfg.BlockSize:
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --block-size %d, this instance with %d", m.cfg.BlockSize, req.BlockSize)
+	}
+	for _, limit := range []struct {
+		flag          string
+		yours, theirs int
+	}{{"max-num-batched-tokens", int(req.MaxNumBatchedTokens), m.cfg.MaxNumBatchedTokens}, {"max-num-seqs", int(req.MaxNumSeqs), m.cfg.MaxNumSeqs}} {
+		if limit.yours != 0 && limit.yours != limit.theirs {
+			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --%s %d, this instance with %d", limit.flag, limit.theirs, limit.yours)
+		}
 	}
 	members, _ := m.dir.Members()
 	for _, other := range members {

@@ -199,7 +199,8 @@ func TestBadMembersAreLeftOut(t *testing.T) {
 func TestJoinIsChecked(t *testing.T) {
 	e, c := startEtcd(t)
 	ctx := context.Background()
-	m, err := NewManager(ctx, ManagerConfig{ClusterID: testID, Address: "a:1", Etcd: []string{e.Endpoint}, BlockSize: 4, Fingerprint: "f", DType: "float32"}, c)
+	m, err := NewManager(ctx, ManagerConfig{ClusterID: testID, Address: "a:1", Etcd: []string{e.Endpoint}, BlockSize: 4, Fingerprint: "f", DType: "float32",
+		MaxNumBatchedTokens: 512, MaxNumSeqs: 64}, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,6 +215,8 @@ func TestJoinIsChecked(t *testing.T) {
 		"model":      func(r *pb.JoinRequest) { r.Fingerprint = "g" },
 		"dtype":      func(r *pb.JoinRequest) { r.Dtype = "bfloat16" },
 		"block size": func(r *pb.JoinRequest) { r.BlockSize = 1<<32 - 4 },
+		"tokens":     func(r *pb.JoinRequest) { r.MaxNumBatchedTokens = 256 },
+		"requests":   func(r *pb.JoinRequest) { r.MaxNumSeqs = 1<<32 - 64 },
 	} {
 		if _, code := join(change); code != codes.FailedPrecondition {
 			t.Errorf("%s: %v", name, code)
@@ -227,7 +230,7 @@ func TestJoinIsChecked(t *testing.T) {
 		eventually(t, id, func() bool { return has(m.Directory(), id) })
 		return r.Close
 	}
-	any := func(*pb.JoinRequest) {}
+	any := func(r *pb.JoinRequest) { r.MaxNumBatchedTokens, r.MaxNumSeqs = 512, 64 }
 	if id, code := join(any); id != "i0" || code != codes.OK {
 		t.Errorf("the first: %s %v", id, code)
 	}

@@ -180,7 +180,9 @@ func join(ctx context.Context, cfg config.Config, fingerprint, dtype string) (*p
 	limited, done := context.WithTimeout(ctx, 10*time.Second)
 	defer done()
 	reply, err := pb.NewManagerClient(conn).Join(limited, &pb.JoinRequest{
-		Fingerprint: fingerprint, Dtype: dtype, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID}, grpc.WaitForReady(true))
+		Fingerprint: fingerprint, Dtype: dtype, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
+		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs),
+	}, grpc.WaitForReady(true))
 	if err != nil {
 		return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
 	}

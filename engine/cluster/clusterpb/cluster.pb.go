@@ -24,13 +24,16 @@ const (
 )
 
 type JoinRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // of the model; all instances serve the same one
-	Dtype         string                 `protobuf:"bytes,2,opt,name=dtype,proto3" json:"dtype,omitempty"`
-	BlockSize     uint32                 `protobuf:"varint,3,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
-	Id            string                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"` // asked for; empty: the manager picks one
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Fingerprint string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // of the model; all instances serve the same one
+	Dtype       string                 `protobuf:"bytes,2,opt,name=dtype,proto3" json:"dtype,omitempty"`
+	BlockSize   uint32                 `protobuf:"varint,3,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
+	Id          string                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"` // asked for; empty: the manager picks one
+	// What the largest message of a link depends on, so the same for all; 0: not told.
+	MaxNumBatchedTokens uint32 `protobuf:"varint,5,opt,name=max_num_batched_tokens,json=maxNumBatchedTokens,proto3" json:"max_num_batched_tokens,omitempty"`
+	MaxNumSeqs          uint32 `protobuf:"varint,6,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *JoinRequest) Reset() {
@@ -89,6 +92,20 @@ func (x *JoinRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *JoinRequest) GetMaxNumBatchedTokens() uint32 {
+	if x != nil {
+		return x.MaxNumBatchedTokens
+	}
+	return 0
+}
+
+func (x *JoinRequest) GetMaxNumSeqs() uint32 {
+	if x != nil {
+		return x.MaxNumSeqs
+	}
+	return 0
 }
 
 type JoinReply struct {
@@ -1139,13 +1156,16 @@ var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
 
 const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
-	"&engine/cluster/clusterpb/cluster.proto\x12\x13infinite.cluster.v1\"t\n" +
+	"&engine/cluster/clusterpb/cluster.proto\x12\x13infinite.cluster.v1\"\xcb\x01\n" +
 	"\vJoinRequest\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x1d\n" +
 	"\n" +
 	"block_size\x18\x03 \x01(\rR\tblockSize\x12\x0e\n" +
-	"\x02id\x18\x04 \x01(\tR\x02id\"\x80\x01\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\x123\n" +
+	"\x16max_num_batched_tokens\x18\x05 \x01(\rR\x13maxNumBatchedTokens\x12 \n" +
+	"\fmax_num_seqs\x18\x06 \x01(\rR\n" +
+	"maxNumSeqs\"\x80\x01\n" +
 	"\tJoinReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +

@@ -171,6 +171,22 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// An instance that would run with other limits of a step is refused by the flag's name.
+func TestJoinWithOtherLimits(t *testing.T) {
+	p := serve(t)
+	for _, tc := range []struct{ flag, value, cluster string }{{"--max-num-batched-tokens", "256", "512"}, {"--max-num-seqs", "32", "64"}} {
+		cmd := command("serve", "--join", p.join, "--threads", "1", tc.flag, tc.value)
+		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }) // it was taken in
+		out, err := cmd.CombinedOutput()
+		kill.Stop()
+		message := fmt.Sprintf("cannot join: the cluster runs with %s %s, this instance with %s", tc.flag, tc.cluster, tc.value)
+		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), message) {
+			t.Errorf("%s: %v: %s", tc.flag, err, out)
+		}
+	}
+	p.eventually("one instance", func(v server.ClusterView) bool { return len(v.Instances) == 1 })
+}
+
 // A client that goes away frees its request: in decode, in prefill and in the queue.
 func TestClientsThatLeave(t *testing.T) {
 	for _, decode := range []bool{false, true} {
