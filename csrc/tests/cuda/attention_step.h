@@ -1,0 +1,245 @@
+/* Random steps for the tests of attention: segments, pool, block table and plan, and the double
+ * reference of a row of a piece. Before it is included, MOST_REQUESTS says how many requests a step
+ * has at most.
+ *
+ * What no kernel may read is NaN: unused blocks, tokens that no row sees. */
+#ifndef INF_ATTENTION_STEP_H
+#define INF_ATTENTION_STEP_H
+
+#include "kernels/cuda/plan.h"
+#include "kernels/cuda/prelude.cuh"
+#include "tests/cuda/guarded.h"
+
+enum { MOST_SEGMENTS = 64 };
+
+/* Towards zero: any number near f will do for an input. */
+static uint16_t to_f16(float f) {
+    double a = fabs((double)f);
+    int e = 0;
+    uint16_t sign = f < 0 ? 0x8000 : 0;
+    if (a < ldexp(1, -14)) {
+        return (uint16_t)(sign | (uint16_t)(a * ldexp(1, 24)));
+    }
+    double m = frexp(a, &e); /* a = m 2^e, m in [1/2, 1) */
+    return (uint16_t)(sign | (uint16_t)(e + 14) << 10 | ((uint16_t)(m * 2048) & 1023));
+}
+
+static void put(uint8_t *p, int32_t dtype, size_t i, float x) {
+    if (dtype == INF_DTYPE_F32) {
+        ((float *)p)[i] = x;
+    } else {
+        ((uint16_t *)p)[i] = dtype == INF_DTYPE_BF16 ? to_bf16(x) : to_f16(x);
+    }
+}
+
+/* ---- a step ---- */
+
+typedef struct step {
+    inf_cuda_attn args; /* pointers are the host's until `run` */
+    inf_cuda_plan_shape shape;
+    inf_cuda_segment segments[MOST_SEGMENTS];
+    int32_t n_segments, rows, n_blocks, pool_blocks;
+    uint8_t *q, *pool;
+    int32_t *blocks;
+    inf_cuda_plan_sizes sizes;
+    inf_cuda_plan_lists lists;
+} step;
+
+static uint64_t kv_at(const step *s, const inf_cuda_segment *g, uint32_t t, int32_t kv,
+                      int32_t head) {
+    const inf_kv_shape *k = &s->args.kv;
+    uint32_t block_size = (uint32_t)k->block_size;
+    int32_t block = s->blocks[g->block_off + t / block_size];
+    return (uint64_t)block * k->block_bytes +
+           inf_kv_offset(k, s->args.layer, kv, head, (int32_t)(t % block_size));
+}
+
+/* Requests with spans, as at a home and at a creditor: segments of one request share its rows. */
+static void random_segments(step *s, int32_t most_rows, int32_t most_tokens) {
+    int32_t requests = 1 + below(MOST_REQUESTS);
+    s->n_segments = s->rows = s->n_blocks = 0;
+    for (int32_t i = 0; i < requests; i++) {
+        uint32_t rows = (uint32_t)(1 + below(below(2) ? 4 : most_rows)), pos = 0;
+        int32_t first = s->n_segments, spans = below(3) == 0 ? 1 + below(2) : 0;
+        for (int32_t j = 0; j <= spans; j++) {
+            uint32_t n = (uint32_t)below(below(3) == 0 ? 40 : most_tokens);
+            n += j == spans ? rows : 0;
+            uint32_t blocks =
+                (n + (uint32_t)s->args.kv.block_size - 1) / (uint32_t)s->args.kv.block_size;
+            s->segments[s->n_segments++] = {(uint32_t)s->rows,    rows, 0, pos, n,
+                                            (uint32_t)s->n_blocks};
+            s->n_blocks += (int32_t)blocks;
+            pos += n;
+        }
+        /* Most rows are the last tokens; some stand in the middle, before all keys or far behind.
+         */
+        uint32_t q_pos0 = pos - rows;
+        if (below(6) == 0) {
+            q_pos0 = (uint32_t)below((int32_t)pos + 1);
+        } else if (below(6) == 0) {
+            q_pos0 = pos + (uint32_t)below(100);
+        }
+        for (int32_t j = first; j < s->n_segments; j++) {
+            s->segments[j].q_pos0 = q_pos0;
+        }
+        s->rows += (int32_t)rows + (below(4) == 0 ? 1 : 0);
+    }
+}
+
+/* Every block of the table is another one of the pool, in random order. Tokens of the segment that
+ * some row may see are numbers, all else is NaN. */
+static void fill_pool(step *s, float size) {
+    inf_kv_shape *k = &s->args.kv;
+    s->pool_blocks = s->n_blocks + 3;
+    s->blocks = (int32_t *)get_bytes((size_t)s->n_blocks * 4);
+    int32_t *order = (int32_t *)get_bytes((size_t)s->pool_blocks * 4);
+    for (int32_t i = 0; i < s->pool_blocks; i++) {
+        int32_t j = below(i + 1);
+        order[i] = order[j];
+        order[j] = i;
+    }
+    memcpy(s->blocks, order, (size_t)s->n_blocks * 4);
+    free(order);
+    s->pool = (uint8_t *)get_bytes((size_t)s->pool_blocks * k->block_bytes);
+    memset(s->pool, UNWRITTEN, (size_t)s->pool_blocks * k->block_bytes);
+    for (int32_t i = 0; i < s->n_segments; i++) {
+        const inf_cuda_segment *g = &s->segments[i];
+        for (uint32_t t = 0; t < g->n_tokens; t++) {
+            int64_t pos = (int64_t)g->kv_pos0 + t;
+            if (pos > (int64_t)g->q_pos0 + g->rows - 1 ||
+                (s->args.window > 0 && pos <= (int64_t)g->q_pos0 - s->args.window)) {
+                continue;
+            }
+            for (int32_t c = 0; c < 2 * k->kv_heads; c++) {
+                uint8_t *to = s->pool + kv_at(s, g, t, c % 2, c / 2);
+                for (int32_t d = 0; d < k->head_dim; d++) {
+                    put(to, k->dtype, (size_t)d, size * number());
+                }
+            }
+        }
+    }
+}
+
+/* Blocks that a window has passed over are given away: nobody may look them up any more. */
+static void forget_passed_blocks(step *s) {
+    for (int32_t i = 0; i < s->n_segments && s->args.window > 0; i++) {
+        const inf_cuda_segment *g = &s->segments[i];
+        int64_t first = (int64_t)g->q_pos0 - g->kv_pos0 - s->args.window + 1;
+        for (uint32_t b = 0; b * (uint32_t)s->args.kv.block_size < g->n_tokens; b++) {
+            if ((int64_t)(b + 1) * s->args.kv.block_size <= first) {
+                s->blocks[g->block_off + b] = INT32_MIN;
+            }
+        }
+    }
+}
+
+static void make_plan(step *s) {
+    s->sizes = {1 << 14, 1 << 14, 1 << 18, s->rows};
+    s->lists.decode = (inf_cuda_work *)get_bytes((size_t)s->sizes.decode * sizeof(inf_cuda_work));
+    s->lists.prefill = (inf_cuda_work *)get_bytes((size_t)s->sizes.prefill * sizeof(inf_cuda_work));
+    s->lists.off = (uint32_t *)get_bytes(((size_t)s->sizes.rows + 1) * 4);
+    s->lists.list = (uint32_t *)get_bytes((size_t)s->sizes.parts * 4);
+    int status =
+        inf_cuda_plan(&s->shape, s->segments, s->n_segments, s->rows, &s->sizes, &s->lists);
+    CHECK(status == 0, "plan: %d", status);
+}
+
+static void drop_step(step *s) {
+    free(s->q);
+    free(s->pool);
+    free(s->blocks);
+    free(s->lists.decode);
+    free(s->lists.prefill);
+    free(s->lists.off);
+    free(s->lists.list);
+}
+
+typedef struct form {
+    int32_t act, kv, out, head_dim, heads, kv_heads, block_size, window;
+} form;
+
+static void make_step(step *s, const form *f, int32_t most_rows, int32_t most_tokens) {
+    memset(s, 0, sizeof *s);
+    inf_kv_shape *k = &s->args.kv;
+    *k = {.layers = 1 + below(3),
+          .kv_heads = f->kv_heads,
+          .block_size = f->block_size,
+          .head_dim = f->head_dim,
+          .dtype = f->kv,
+          .elem = (int32_t)format_size(f->kv),
+          .block_bytes = 0};
+    k->block_bytes = (uint64_t)k->layers * 2 * (uint64_t)k->kv_heads * (uint64_t)k->block_size *
+                     (uint64_t)k->head_dim * (uint64_t)k->elem;
+    s->args.act = f->act, s->args.o_dtype = f->out, s->args.heads = f->heads;
+    s->args.layer = below(k->layers), s->args.window = f->window;
+    s->args.scale = 1.0f / sqrtf((float)f->head_dim);
+    s->shape = {.heads = f->heads,
+                .kv_heads = f->kv_heads,
+                .window = f->window,
+                .sms = 1 + below(8),
+                .decode_resident = 0,
+                .prefill_resident = 0,
+                .prefill_blocks = 0,
+                .decode_chunk = below(2) ? 64 * (1 + below(4)) : 0,
+                .prefill_chunk = below(2) ? 128 * (1 + below(2)) : 0};
+    random_segments(s, most_rows, most_tokens);
+    /* Small scores are an average of the values, big ones a choice of few. */
+    float size = below(2) ? 1.0f : 4.0f;
+    fill_pool(s, size);
+    size_t n = (size_t)s->rows * (size_t)f->heads * (size_t)f->head_dim;
+    s->q = (uint8_t *)get_bytes(n * format_size(f->act));
+    for (size_t i = 0; i < n; i++) {
+        put(s->q, f->act, i, size * number());
+    }
+    make_plan(s);
+    forget_passed_blocks(s);
+}
+
+/* ---- the reference: one (row, head) of a piece ---- */
+
+static double reference(const step *s, const inf_cuda_work *w, uint32_t row, int32_t head,
+                        double *o) {
+    const inf_cuda_segment *g = &s->segments[w->segment];
+    const inf_kv_shape *k = &s->args.kv;
+    int32_t dim = k->head_dim, kv_head = head / (s->args.heads / k->kv_heads);
+    static double scores[1 << 17];
+    size_t q =
+        ((size_t)(g->row0 + w->row0 + row) * (size_t)s->args.heads + (size_t)head) * (size_t)dim;
+    int64_t pos = (int64_t)g->q_pos0 + w->row0 + row;
+    double m = -INFINITY, l = 0;
+    for (uint32_t t = 0; t < w->tokens; t++) {
+        int64_t key = (int64_t)g->kv_pos0 + w->token0 + t;
+        scores[t] = -INFINITY;
+        if (key > pos || (s->args.window > 0 && key <= pos - s->args.window)) {
+            continue;
+        }
+        const uint8_t *from = s->pool + kv_at(s, g, w->token0 + t, 0, kv_head);
+        double dot = 0;
+        for (int32_t d = 0; d < dim; d++) {
+            dot += (double)number_at(s->q, s->args.act, q + (size_t)d) *
+                   number_at(from, k->dtype, (size_t)d);
+        }
+        scores[t] = dot * s->args.scale;
+        m = scores[t] > m ? scores[t] : m;
+    }
+    for (int32_t d = 0; d < dim; d++) {
+        o[d] = 0;
+    }
+    for (uint32_t t = 0; t < w->tokens; t++) {
+        if (scores[t] == -INFINITY) {
+            continue;
+        }
+        const uint8_t *from = s->pool + kv_at(s, g, w->token0 + t, 1, kv_head);
+        double p = exp(scores[t] - m);
+        l += p;
+        for (int32_t d = 0; d < dim; d++) {
+            o[d] += p * number_at(from, k->dtype, (size_t)d);
+        }
+    }
+    for (int32_t d = 0; d < dim && l > 0; d++) {
+        o[d] /= l;
+    }
+    return l > 0 ? m + log(l) : -INFINITY;
+}
+
+#endif
