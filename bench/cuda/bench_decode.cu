@@ -5,7 +5,8 @@
  * successive layers: so the cache holds nothing of what a call reads, and pages are touched as in a
  * real step. Calls are captured in a graph, as the step's are, and timed by events around replays.
  * "both" is decode and combine, what a layer costs; the share is of the copy bandwidth (bytes read
- * plus bytes written, best of several sizes). Output: a table, and JSON lines that begin with {. */
+ * plus bytes written, best of several sizes). Output: a table, and JSON lines, into the file of
+ * argv[1] when there is one. */
 #include <algorithm>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,7 @@ enum { MOST_BATCH = 64, MOST_PARTS = 1 << 15, MOST_WORK = 1 << 14 };
 
 static cudaStream_t stream;
 static double copy_bandwidth, read_bandwidth;
+static FILE *json;
 
 static uint64_t random_state = 1;
 static uint64_t next_random() { /* splitmix64 */
@@ -104,8 +106,8 @@ static void measure_memory(uint8_t *pool, size_t bytes, int sms) {
         printf("memory, %5zu MiB: copy %.0f GB/s, read %.0f GB/s\n", size >> 20,
                2e-9 * (double)size / s, 1e-9 * (double)size / r);
     }
-    printf("{\"bench\":\"memory\",\"copy_gbs\":%.1f,\"read_gbs\":%.1f}\n", 1e-9 * copy_bandwidth,
-           1e-9 * read_bandwidth);
+    fprintf(json, "{\"bench\":\"memory\",\"copy_gbs\":%.1f,\"read_gbs\":%.1f}\n",
+            1e-9 * copy_bandwidth, 1e-9 * read_bandwidth);
 }
 
 /* ---- a case: a batch of one-token rows ---- */
@@ -113,7 +115,8 @@ static void measure_memory(uint8_t *pool, size_t bytes, int sms) {
 struct bench_case {
     char name[32];
     std::vector<uint32_t> contexts;
-    double kv_bytes; /* that one call reads */
+    double kv_bytes;    /* that one call reads */
+    size_t most_layers; /* in the pool */
 };
 
 struct device_state {
@@ -133,6 +136,7 @@ static bench_case uniform_case(int batch, uint32_t context) {
     bench_case c;
     snprintf(c.name, sizeof c.name, "%d x %uK", batch, context >> 10);
     c.contexts.assign((size_t)batch, context);
+    c.most_layers = LAYERS;
     return c;
 }
 
@@ -147,7 +151,7 @@ static uint64_t blocks_of(const bench_case &c) {
 /* Uploads segments and a random block table; returns the arguments but for the plan's. */
 static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
     uint64_t needed = blocks_of(c);
-    size_t layers = std::min<size_t>(LAYERS, d.pool_bytes / (needed * LAYER_BYTES));
+    size_t layers = std::min<size_t>(c.most_layers, d.pool_bytes / (needed * LAYER_BYTES));
     std::vector<int32_t> order(d.pool_bytes / (layers * LAYER_BYTES));
     for (size_t i = 0; i < order.size(); i++) {
         size_t j = next_random() % (i + 1);
@@ -238,39 +242,44 @@ struct timing {
     planned plan;
 };
 
+/* grid: at most so many pieces at a time, 0 for all: the hardware deals them out. */
 static timing time_case(const device_state &d, const bench_case &c, inf_cuda_attn a, int variant,
-                        int resident, int chunk) {
+                        int resident, int chunk, int grid) {
     timing t = {};
     t.plan = set_plan(d, c, resident, chunk);
     if (t.plan.pieces == 0) {
         return t;
     }
-    a.max_work = t.plan.pieces;
+    a.max_work = grid > 0 ? grid : t.plan.pieces;
     int32_t rows = (int32_t)c.contexts.size();
     t.both = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, true);
     t.alone = t.both;
-    if (t.plan.parts > 0 && chunk == 0) {
+    if (t.plan.parts > 0 && chunk == 0 && grid == 0) {
         t.alone = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, false);
     }
     return t;
 }
 
 static void print_timing(const char *what, const bench_case &c, const inf_cuda_attn &a,
-                         const inf_cuda_decode_variant &v, int chunk, const timing &t) {
+                         const inf_cuda_decode_variant &v, int chunk, int grid, const timing &t) {
     double speed = c.kv_bytes / t.both;
+    fflush(stdout);
     printf(
         "%-7s %-12s %-32s %4d pieces to %7u: both %9.2f us, decode %9.2f us, %5.0f GB/s, %5.1f %% "
         "of copy\n",
         what, c.name, v.name, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone,
         1e-9 * speed, 100 * speed / copy_bandwidth);
-    printf("{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"layers\":%d,\"variant\":\"%s\","
-           "\"chunk\":%d,\"pieces\":%d,\"biggest\":%u,\"both_us\":%.3f,\"decode_us\":%.3f,"
-           "\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
-           what, c.name, a.kv.layers, v.name, chunk, t.plan.pieces, t.plan.biggest, 1e6 * t.both,
-           1e6 * t.alone, 1e-9 * speed, speed / copy_bandwidth);
+    fprintf(
+        json,
+        "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"layers\":%d,\"variant\":\"%s\","
+        "\"chunk\":%d,\"grid\":%d,\"pieces\":%d,\"biggest\":%u,\"both_us\":%.3f,\"decode_us\":%.3f,"
+        "\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
+        what, c.name, a.kv.layers, v.name, chunk, grid, t.plan.pieces, t.plan.biggest, 1e6 * t.both,
+        1e6 * t.alone, 1e-9 * speed, speed / copy_bandwidth);
 }
 
-/* Every variant with the plan's own cut, then the best one with forced chunks. */
+/* Every variant with the plan's own cut, then the best one with grids of whole waves, as recorded
+ * launches have, and with forced chunks. */
 static void run_case(const device_state &d, bench_case c) {
     if (blocks_of(c) * LAYER_BYTES > d.pool_bytes) {
         printf("case    %-12s does not fit\n", c.name);
@@ -286,8 +295,8 @@ static void run_case(const device_state &d, bench_case c) {
         if (about.resident == 0) {
             continue;
         }
-        timing t = time_case(d, c, a, v, about.resident, 0);
-        print_timing("variant", c, a, about, 0, t);
+        timing t = time_case(d, c, a, v, about.resident, 0, 0);
+        print_timing("variant", c, a, about, 0, 0, t);
         if (t.both < best_time) {
             best_time = t.both, best_index = v, best = about;
         }
@@ -295,12 +304,17 @@ static void run_case(const device_state &d, bench_case c) {
     if (best_index < 0) {
         return;
     }
+    int slots = (d.sms * best.resident + KV_HEADS - 1) / KV_HEADS;
+    for (int waves : {1, 2, 4, 10}) {
+        timing t = time_case(d, c, a, best_index, best.resident, 0, waves * slots);
+        print_timing("grid", c, a, best, 0, waves * slots, t);
+    }
     uint32_t longest = *std::max_element(c.contexts.begin(), c.contexts.end());
     for (uint32_t pieces = 1; pieces <= 512; pieces *= 2) {
         uint32_t chunk = (longest / pieces + 63) / 64 * 64;
-        timing t = time_case(d, c, a, best_index, best.resident, (int)chunk);
+        timing t = time_case(d, c, a, best_index, best.resident, (int)chunk, 0);
         if (t.plan.pieces > 0 && chunk >= 64) {
-            print_timing("chunk", c, a, best, (int)chunk, t);
+            print_timing("chunk", c, a, best, (int)chunk, 0, t);
         }
         if (chunk <= 64) {
             break;
@@ -363,7 +377,12 @@ static device_state open_device() {
     return d;
 }
 
-int main() {
+int main(int argc, char **argv) {
+    json = argc > 1 ? fopen(argv[1], "w") : stdout;
+    if (json == NULL) {
+        printf("cannot write %s\n", argv[1]);
+        return 2;
+    }
     device_state d = open_device();
     measure_memory(d.pool, d.pool_bytes, d.sms);
     measure_floor(d);
@@ -380,5 +399,9 @@ int main() {
         mixed.contexts[i] = i == 5 ? 1u << 18 : 700u + (uint32_t)(next_random() % 15000);
     }
     run_case(d, mixed);
-    return 0;
+    bench_case dense = uniform_case(8, 1 << 15); /* the same reads from fewer pages */
+    snprintf(dense.name, sizeof dense.name, "8 x 32K dense");
+    dense.most_layers = 2;
+    run_case(d, dense);
+    return json != stdout && fclose(json) != 0 ? 2 : 0;
 }
