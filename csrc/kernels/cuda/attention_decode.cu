@@ -63,6 +63,8 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
         __syncwarp(); /* the barriers are this warp's alone */
     }
 #endif
+    after_predecessor();
+    start_successor();
     /* Pieces go from big to small: every other round of the grid is dealt in reverse, so that who
      * had the biggest of one round has the smallest of the next. */
     int32_t n_work = *p.n_work, n = (int32_t)gridDim.y, y = (int32_t)blockIdx.y;
@@ -108,8 +110,8 @@ template <class C> static int launch_cut(const inf_cuda_attn *p, bool bounded, i
     dim3 grid((unsigned)p->kv.kv_heads, (unsigned)(p->max_work < most ? p->max_work : most));
     int error = (int)INF_ALLOW_SHARED(attn_decode_kernel<C>, C::shared);
     return error != 0 ? error
-                      : (int)INF_LAUNCH(attn_decode_kernel<C>, grid, dim3(C::warps * 32), C::shared,
-                                        stream, *p);
+                      : (int)INF_LAUNCH_EARLY(p->early != 0, attn_decode_kernel<C>, grid,
+                                              dim3(C::warps * 32), C::shared, stream, *p);
 }
 
 /* Registers and thread blocks per SM on the current device; a kernel for bulk copies whose code was
