@@ -1,0 +1,307 @@
+/* rows.cu against double: every format, rows whose length the fast kernels take and others, buffers
+ * on and off the 16-byte boundary. */
+#include "kernels/cuda/launch.h"
+#include "tests/cuda/guarded.h"
+
+#ifdef INF_EMU
+enum { ROUNDS = 2, SOME_ROWS = 5, BIG_ROWS = 9 };
+#else
+enum { ROUNDS = 6, SOME_ROWS = 40, BIG_ROWS = 3000 };
+#endif
+
+/* One in three is off the boundary by one number of the format. */
+static size_t some_shift(int32_t dtype) { return below(3) == 0 ? format_size(dtype) : 0; }
+
+static void check_embed(int32_t dtype, int32_t rows, int32_t hidden) {
+    const int32_t vocab = 50;
+    std::vector<uint8_t> table = random_numbers((size_t)vocab * hidden, dtype);
+    std::vector<int32_t> tokens(rows);
+    for (int32_t &t : tokens) {
+        t = below(vocab);
+    }
+    guarded in = guard_copy(table, some_shift(dtype)), ids = guard_copy(tokens);
+    guarded x = guard((size_t)rows * hidden * 4, some_shift(INF_DTYPE_F32));
+    inf_cuda_embed p = {ids.as<int32_t>(), in.p(), x.as<float>(), dtype, rows, hidden};
+    CHECK(inf_cuda_embed_launch(&p, NULL) == 0, "launch");
+    std::vector<uint8_t> got = take(x);
+    size_t wrong = 0;
+    for (size_t i = 0; i < (size_t)rows * hidden; i++) {
+        size_t from = (size_t)tokens[i / hidden] * hidden + i % hidden;
+        wrong += number_at(got, INF_DTYPE_F32, i) != number_at(table, dtype, from);
+    }
+    CHECK(wrong == 0, "%s, %d rows of %d: %zu numbers differ", format_name(dtype), rows, hidden,
+          wrong);
+    take(in);
+    take(ids);
+}
+
+static void test_embed() {
+    static const int32_t hiddens[] = {8, 4096, 1000, 1032, 37, 1};
+    for (int32_t dtype : FORMATS) {
+        for (int32_t hidden : hiddens) {
+            check_embed(dtype, 1, hidden);
+            check_embed(dtype, 1 + below(SOME_ROWS), hidden);
+        }
+        check_embed(dtype, BIG_ROWS, 264);
+    }
+    printf("embed\n");
+}
+
+static void check_rope_table(int32_t rows, int32_t half, double theta, uint32_t most) {
+    std::vector<uint32_t> position(rows);
+    std::vector<float> inv_freq(half);
+    for (uint32_t &at : position) {
+        at = (uint32_t)(next_u64() % most);
+    }
+    position[0] = most - 1;
+    position[rows - 1] = 0;
+    for (int32_t i = 0; i < half; i++) {
+        inv_freq[i] = (float)pow(theta, -(double)i / half);
+    }
+    float scale = below(2) ? 1.0f : 1.3f;
+    size_t n = (size_t)rows * half;
+    guarded at = guard_copy(position), freq = guard_copy(inv_freq);
+    guarded c = guard(n * 4), s = guard(n * 4);
+    inf_cuda_rope_table p = {
+        at.as<uint32_t>(), freq.as<float>(), c.as<float>(), s.as<float>(), scale, rows, half};
+    CHECK(inf_cuda_rope_table_launch(&p, NULL) == 0, "launch");
+    std::vector<uint8_t> got_c = take(c), got_s = take(s);
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        double angle = (double)((float)position[i / half] * inv_freq[i % half]);
+        double dc = fabs(number_at(got_c, INF_DTYPE_F32, i) - cos(angle) * (double)scale);
+        double ds = fabs(number_at(got_s, INF_DTYPE_F32, i) - sin(angle) * (double)scale);
+        worst = !(dc <= worst) ? dc : worst;
+        worst = !(ds <= worst) ? ds : worst;
+    }
+    CHECK(worst <= 1e-7 * (double)scale, "%d rows of %d, positions below %u: off by %g", rows, half,
+          most, worst);
+    take(at);
+    take(freq);
+}
+
+static void test_rope_table() {
+    static const uint32_t most[] = {1, 4096, 1000000, 131072, 4294967295u};
+    static const int32_t halves_[] = {64, 32, 48, 1, 128, 200};
+    for (uint32_t m : most) {
+        for (int32_t half : halves_) {
+            check_rope_table(1 + below(SOME_ROWS), half, below(2) ? 1e4 : 1e6, m);
+        }
+    }
+    check_rope_table(BIG_ROWS, 64, 5e5, 200000);
+    printf("rope_table\n");
+}
+
+/* add: its format, or 0 for none. */
+struct norm_case {
+    int32_t add, y, rows, n;
+    bool weight, in_place, pick, shift;
+};
+
+static void check_add_norm(const norm_case &c) {
+    int32_t x_rows = c.pick ? c.rows + 3 : c.rows;
+    size_t n = (size_t)c.n, count = (size_t)c.rows * n;
+    std::vector<uint8_t> x = random_numbers((size_t)x_rows * n, INF_DTYPE_F32), weight, add;
+    weight = random_numbers(n, INF_DTYPE_F32);
+    add = c.add ? random_numbers(count, c.add) : add;
+    std::vector<int32_t> pick(c.rows);
+    for (int32_t &r : pick) {
+        r = below(x_rows);
+    }
+    size_t shift = c.shift ? 4 : 0;
+    guarded gx = guard_copy(x, shift), gw = guard_copy(weight), ga = guard_copy(add);
+    guarded gp = guard_copy(pick), gy = guard(count * format_size(c.y));
+    inf_cuda_add_norm p = {gx.as<float>(),
+                           c.add ? ga.p() : NULL,
+                           c.weight ? gw.as<float>() : NULL,
+                           c.in_place ? ga.p() : gy.p(),
+                           c.pick ? gp.as<int32_t>() : NULL,
+                           c.add,
+                           c.y,
+                           c.rows,
+                           c.n,
+                           1e-5f};
+    CHECK(inf_cuda_add_norm_launch(&p, NULL) == 0, "launch");
+    std::vector<uint8_t> got_x = take(gx), got_a = take(ga), got_y = take(gy);
+    const std::vector<uint8_t> &y = c.in_place ? got_a : got_y;
+    size_t wrong_x = 0, wrong_y = 0, changed = 0;
+    std::vector<double> sum(n);
+    for (int32_t r = 0; r < c.rows; r++) {
+        size_t from = c.pick ? (size_t)pick[r] * n : (size_t)r * n, to = (size_t)r * n;
+        double squares = 0;
+        for (size_t i = 0; i < n; i++) {
+            float v = (float)number_at(x, INF_DTYPE_F32, from + i);
+            v += c.add ? (float)number_at(add, c.add, to + i) : 0.0f;
+            wrong_x += number_at(got_x, INF_DTYPE_F32, from + i) != (double)v;
+            sum[i] = (double)v;
+            squares += sum[i] * sum[i];
+        }
+        double inverse = 1.0 / sqrt(squares / (double)n + 1e-5);
+        for (size_t i = 0; i < n && c.weight; i++) {
+            double want = sum[i] * inverse * number_at(weight, INF_DTYPE_F32, i);
+            wrong_y += !rounded_once(number_at(y, c.y, to + i), want, c.y, 1e-6, 0);
+        }
+    }
+    for (size_t i = 0; i < got_y.size(); i++) {
+        changed += (c.in_place || !c.weight) && got_y[i] != UNWRITTEN;
+    }
+    CHECK(wrong_x + wrong_y + changed == 0,
+          "add %s, y %s, %d rows of %d, weight %d, in place %d, pick %d, shift %d: %zu of x, %zu "
+          "of y are wrong, %zu were not to be written",
+          c.add ? format_name(c.add) : "none", format_name(c.y), c.rows, c.n, c.weight, c.in_place,
+          c.pick, c.shift, wrong_x, wrong_y, changed);
+    take(gw);
+    take(gp);
+}
+
+static void test_add_norm() {
+    static const int32_t lengths[] = {8, 256, 1024, 3584, 4096, 8192, 8200, 16384, 16392, 100, 1};
+    static const int32_t adds[] = {0, INF_DTYPE_F32, INF_DTYPE_F16, INF_DTYPE_BF16};
+    for (int32_t n : lengths) {
+        for (int32_t add : adds) {
+            for (int32_t y : FORMATS) {
+                int32_t rows = below(2) ? 1 : 1 + below(SOME_ROWS);
+                check_add_norm({add, y, rows, n, true, add == y && below(2) == 0,
+                                add == 0 && below(2) == 0, below(4) == 0});
+            }
+            check_add_norm({add, INF_DTYPE_BF16, 2, n, false, false, false, below(2) == 0});
+        }
+    }
+    check_add_norm({INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 512, true, true, false, false});
+    inf_cuda_add_norm bad = {(float *)16,   (void *)32,     (float *)48, (void *)32, NULL,
+                             INF_DTYPE_F32, INF_DTYPE_BF16, 1,           8,          1e-5f};
+    CHECK(inf_cuda_add_norm_launch(&bad, NULL) != 0, "in place across formats was taken");
+    bad.y = (void *)64;
+    bad.pick = (int32_t *)80;
+    CHECK(inf_cuda_add_norm_launch(&bad, NULL) != 0, "add with pick was taken");
+    printf("add_norm\n");
+}
+
+static void check_swiglu(int32_t act, int32_t rows, int32_t n) {
+    std::vector<uint8_t> gu = random_numbers((size_t)rows * 2 * n, act);
+    if (act == INF_DTYPE_F32) { /* wider: 1 + e^-gate over its whole range */
+        for (size_t i = 0; i < (size_t)rows * 2 * n; i++) {
+            float f = number() * (below(4) == 0 ? 120.0f : 8.0f);
+            memcpy(&gu[4 * i], &f, sizeof f);
+        }
+    }
+    guarded in = guard_copy(gu, some_shift(act));
+    guarded y = guard((size_t)rows * n * format_size(act), some_shift(act));
+    inf_cuda_swiglu p = {in.p(), y.p(), act, rows, n};
+    CHECK(inf_cuda_swiglu_launch(&p, NULL) == 0, "launch");
+    std::vector<uint8_t> got = take(y);
+    size_t wrong = 0;
+    for (size_t i = 0; i < (size_t)rows * n; i++) {
+        size_t at = i / n * 2 * n + i % n;
+        double gate = number_at(gu, act, at), up = number_at(gu, act, at + n);
+        double want = gate / (1.0 + exp(-gate)) * up;
+        /* above e^88 the f32 exponential overflows and the result is 0 */
+        wrong += !rounded_once(number_at(got, act, i), want, act, 2e-6, 1e-34);
+    }
+    CHECK(wrong == 0, "%s, %d rows of %d: %zu numbers are wrong", format_name(act), rows, n, wrong);
+    take(in);
+}
+
+static void test_swiglu() {
+    static const int32_t lengths[] = {8, 14336, 1000, 2056, 77, 1};
+    for (int32_t act : FORMATS) {
+        for (int32_t n : lengths) {
+            check_swiglu(act, 1, n);
+            check_swiglu(act, 1 + below(SOME_ROWS), n);
+        }
+        check_swiglu(act, BIG_ROWS, 136);
+    }
+    printf("swiglu\n");
+}
+
+/* Whether h is the number of a 16-bit format nearest to f, ties to even. */
+static bool is_nearest(uint16_t h, float f, int32_t dtype) {
+    double got = number_of(h, dtype), want = (double)f;
+    if (isnan(f)) {
+        return isnan(got);
+    }
+    if (isinf(f)) {
+        return got == want;
+    }
+    uint16_t top = dtype == INF_DTYPE_F16 ? 0x7bff : 0x7f7f; /* the largest finite number */
+    double most = number_of(top, dtype), next = number_of((uint16_t)(top - 1), dtype);
+    if (fabs(want) >= most + (most - next) / 2) {
+        return isinf(got) && (got > 0) == (want > 0);
+    }
+    if (isinf(got) || isnan(got) || (signbit(f) != 0) != (h >> 15 != 0)) {
+        return false;
+    }
+    double error = fabs(got - want);
+    for (int step = -1; step <= 1; step += 2) {
+        uint16_t size = h & 0x7fff;
+        if ((size == 0 && step < 0) || (size == top && step > 0)) {
+            continue;
+        }
+        double other = fabs(number_of((uint16_t)(h + step), dtype) - want);
+        if (other < error || (other == error && (h & 1) != 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Any bits, with every exponent; and halves between 16-bit numbers. */
+static float any_float() {
+    uint32_t bits = (uint32_t)next_u64();
+    int32_t kind = below(4);
+    bits = kind == 0 ? (bits & 0xffff0000u) | 0x8000u : bits;
+    bits = kind == 1 ? (bits & 0x807fffffu) | (uint32_t)(100 + below(45)) << 23 : bits;
+    bits = kind == 2 ? (bits & 0x807fe000u) | 0x1000u | (uint32_t)(100 + below(45)) << 23 : bits;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static void check_cast(int32_t from, int32_t to, size_t n) {
+    std::vector<uint8_t> src(n * format_size(from));
+    for (size_t i = 0; i < n; i++) {
+        float f = any_float();
+        uint16_t h = (uint16_t)next_u64();
+        memcpy(&src[i * format_size(from)], from == INF_DTYPE_F32 ? (void *)&f : (void *)&h,
+               format_size(from));
+    }
+    guarded in = guard_copy(src, some_shift(from));
+    guarded out = guard(n * format_size(to), some_shift(to));
+    inf_cuda_cast p = {in.p(), out.p(), from, to, (int64_t)n};
+    CHECK(inf_cuda_cast_launch(&p, NULL) == 0, "launch");
+    std::vector<uint8_t> got = take(out);
+    size_t wrong = 0;
+    for (size_t i = 0; i < n; i++) {
+        double want = number_at(src, from, i), have = number_at(got, to, i);
+        uint16_t h;
+        memcpy(&h, &got[i * format_size(to)], sizeof h);
+        bool same = isnan(want) ? isnan(have) : have == want && signbit(have) == signbit(want);
+        wrong += to == INF_DTYPE_F32 ? !same : !is_nearest(h, (float)want, to);
+    }
+    CHECK(wrong == 0, "%s to %s, %zu: %zu numbers are wrong", format_name(from), format_name(to), n,
+          wrong);
+    take(in);
+}
+
+static void test_cast() {
+    for (int32_t from : FORMATS) {
+        for (int32_t to : FORMATS) {
+            for (size_t n : {(size_t)1, (size_t)7, (size_t)8, (size_t)1024, (size_t)20011}) {
+                check_cast(from, to, n);
+            }
+        }
+    }
+    printf("cast\n");
+}
+
+int main(int argc, char **argv) {
+    start(argc, argv);
+    for (int32_t i = 0; i < ROUNDS; i++) {
+        test_embed();
+        test_rope_table();
+        test_add_norm();
+        test_swiglu();
+        test_cast();
+    }
+    return report("test_rows");
+}
