@@ -56,6 +56,7 @@ static inline void tiny_shape(tiny_model *m, int32_t role, int64_t rows, int64_t
 
 static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
     tiny_model m = {.rng = flags + 1};
+    const char *gpu = getenv("INFINITE_TEST_GPU"); /* as in inf_device_config */
     m.config = (inf_device_config){.layers = TINY_LAYERS,
                                    .hidden = 48,
                                    .intermediate = 80,
@@ -75,7 +76,8 @@ static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
                                    .max_step_blocks = 64,
                                    .max_step_spans = 8,
                                    .max_spans = 8,
-                                   .threads = 2};
+                                   .threads = 2,
+                                   .gpu = gpu != NULL ? atoi(gpu) : 0};
     m.windows[1] = TINY_WINDOW;
     for (int i = 0; i < 8; i++) {
         m.inv_freq[i] = (float)pow(10000.0, -i / 8.0);

@@ -3,7 +3,9 @@
 #include <string.h>
 
 #include "kernels/cuda/lane.h"
+extern "C" {
 #include "model/weights.h"
+}
 
 static bool enter(inf_backend *b) {
     return cudaSetDevice(((cuda_backend *)b)->ordinal) == cudaSuccess;

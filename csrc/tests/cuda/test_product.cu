@@ -1,0 +1,113 @@
+/* Products of a few rows against double, at ragged sizes; on a GPU the library's products too. */
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/product_small.h"
+#include "tests/cuda/cuda_check.h"
+
+struct sizes {
+    int32_t rows, n, k;
+};
+
+/* y by the kernel under test, and the largest error against double, relative to the sum of
+ * magnitudes. */
+struct outcome {
+    double worst;
+    int32_t unwritten, beyond;
+};
+
+enum { PLAIN, GATED, F32_OUT, WITH_BIAS, KINDS };
+
+static double value(const std::vector<uint16_t> &v, size_t at, int32_t dtype) {
+    return number_of(v[at], dtype);
+}
+
+static double dot(const std::vector<uint16_t> &x, const std::vector<uint16_t> &w, size_t row,
+                  size_t out, int32_t k, int32_t dtype, double *magnitude) {
+    double sum = 0;
+    for (int32_t i = 0; i < k; i++) {
+        double term = value(x, row * (size_t)k + (size_t)i, dtype) *
+                      value(w, out * (size_t)k + (size_t)i, dtype);
+        sum += term;
+        *magnitude += fabs(term);
+    }
+    return sum;
+}
+
+typedef int (*launcher)(const inf_cuda_small *p);
+
+static int by_small(const inf_cuda_small *p) { return inf_cuda_small_launch(p, NULL); }
+
+static inf_cuda_products *library;
+
+static int by_library(const inf_cuda_small *p) {
+    inf_product q = {p->x, p->w, p->bias, p->y, p->rows, p->n, p->k, p->y_f32};
+    return inf_cuda_product(library, &q, NULL);
+}
+
+static void check(launcher launch, const sizes &s, int32_t dtype, int kind) {
+    const bool gate = kind == GATED, f32 = kind == F32_OUT, biased = kind == WITH_BIAS;
+    const size_t outs = (size_t)s.n * (gate ? 2 : 1), guard = 64;
+    std::vector<uint16_t> x = halves((size_t)s.rows * (size_t)s.k, dtype);
+    std::vector<uint16_t> w = halves(outs * (size_t)s.k, dtype), bias = halves((size_t)s.n, dtype);
+    const size_t count = (size_t)s.rows * (size_t)s.n, elem = f32 ? 4 : 2;
+    std::vector<uint8_t> y((count + guard) * elem, 0xff); /* NaN in every format */
+    inf_cuda_small p = {
+        on_gpu(x), on_gpu(w), biased ? on_gpu(bias) : NULL, on_gpu(y), dtype, s.rows, s.n, s.k, f32,
+        gate,      0};
+    int status = launch(&p);
+    CHECK(status == 0, "rows %d n %d k %d kind %d: status %d", s.rows, s.n, s.k, kind, status);
+    from_gpu(y, p.y);
+    for (size_t i = 0; i < count; i++) {
+        size_t row = i / (size_t)s.n, out = i % (size_t)s.n;
+        double magnitude = 0, want = dot(x, w, row, out, s.k, dtype, &magnitude);
+        if (gate) {
+            double up = dot(x, w, row, out + (size_t)s.n, s.k, dtype, &magnitude);
+            want = want / (1 + exp(-want)) * up;
+        }
+        want += biased ? value(bias, out, dtype) : 0;
+        double got = f32 ? (double)((float *)(void *)y.data())[i]
+                         : number_of(((uint16_t *)(void *)y.data())[i], dtype);
+        double allowed = 1e-5 * magnitude + (f32 ? 0 : 0.008 * fabs(want)) + 1e-6;
+        CHECK(fabs(got - want) <= allowed, "rows %d n %d k %d kind %d [%zu, %zu]: %g, want %g",
+              s.rows, s.n, s.k, kind, row, out, got, want);
+    }
+    for (size_t i = count * elem; i < y.size(); i++) {
+        CHECK(y[i] == 0xff, "rows %d n %d k %d kind %d: wrote beyond", s.rows, s.n, s.k, kind);
+    }
+    free_gpu();
+}
+
+int main(int argc, char **argv) {
+    start(argc, argv);
+    static const sizes some[] = {{1, 16, 64},  {2, 32, 128},  {3, 48, 576}, {5, 16, 2112},
+                                 {7, 80, 512}, {8, 64, 1024}, {4, 16, 4160}};
+    for (const sizes &s : some) {
+        for (int kind = PLAIN; kind < KINDS; kind++) {
+            check(by_small, s, INF_DTYPE_BF16, kind);
+            check(by_small, s, INF_DTYPE_F16, kind);
+        }
+    }
+    inf_cuda_small p = {NULL, NULL, NULL, NULL, INF_DTYPE_BF16, 1, 16, 64, 0, 0, 0};
+    CHECK(inf_cuda_small_takes(&p) == 1, "a good shape");
+    p.rows = 9;
+    CHECK(inf_cuda_small_takes(&p) == 0 && inf_cuda_small_launch(&p, NULL) != 0, "9 rows");
+    p.rows = 8;
+    p.k = 96;
+    CHECK(inf_cuda_small_takes(&p) == 0 && inf_cuda_small_launch(&p, NULL) != 0, "k of 96");
+    for (int32_t dtype : {INF_DTYPE_BF16, INF_DTYPE_F16}) {
+        inf_err err;
+        if (inf_cuda_products_open(dtype, &library, &err) != INF_OK) {
+            CHECK(0, "%s", err.message);
+            continue;
+        }
+        static const sizes more[] = {{1, 16, 64}, {9, 48, 96}, {33, 128, 160}, {70, 64, 64}};
+        for (const sizes &s : more) {
+            check(by_library, s, dtype, PLAIN);
+            check(by_library, s, dtype, F32_OUT);
+            check(by_library, s, dtype, WITH_BIAS);
+        }
+        inf_cuda_products_close(library);
+    }
+    return report("test_product");
+}
