@@ -6,6 +6,9 @@
 #ifndef INF_ATTENTION_STEP_H
 #define INF_ATTENTION_STEP_H
 
+#include <thread>
+#include <vector>
+
 #include "kernels/cuda/plan.h"
 #include "kernels/cuda/prelude.cuh"
 #include "tests/cuda/guarded.h"
@@ -195,51 +198,111 @@ static void make_step(step *s, const form *f, int32_t most_rows, int32_t most_to
     forget_passed_blocks(s);
 }
 
-/* ---- the reference: one (row, head) of a piece ---- */
+/* ---- the reference ---- */
 
-static double reference(const step *s, const inf_cuda_work *w, uint32_t row, int32_t head,
-                        double *o) {
+/* What one (row, head) of a piece should be. */
+struct wanted {
+    const inf_cuda_work *work;
+    uint32_t row;
+    int32_t head;
+    double lse, o[256];
+};
+
+/* All numbers of a 16-bit format. */
+static const float *numbers_of(int32_t dtype) {
+    static float table[2][1 << 16];
+    static int filled = 0;
+    for (int32_t i = 0; i < 1 << 16 && !filled; i++) {
+        table[0][i] = (float)number_of((uint16_t)i, INF_DTYPE_F16);
+        table[1][i] = from_bf16((uint16_t)i);
+    }
+    filled = 1;
+    return table[dtype == INF_DTYPE_BF16];
+}
+
+/* n numbers of a format from the i-th on. */
+static void read_numbers(float *to, const uint8_t *from, int32_t dtype, size_t i, int32_t n) {
+    if (dtype == INF_DTYPE_F32) {
+        memcpy(to, from + 4 * i, (size_t)n * 4);
+        return;
+    }
+    const float *table = numbers_of(dtype);
+    for (int32_t d = 0; d < n; d++) {
+        to[d] = table[((const uint16_t *)from)[i + (size_t)d]];
+    }
+}
+
+static void compute(const step *s, wanted *x) {
+    const inf_cuda_work *w = x->work;
     const inf_cuda_segment *g = &s->segments[w->segment];
     const inf_kv_shape *k = &s->args.kv;
-    int32_t dim = k->head_dim, kv_head = head / (s->args.heads / k->kv_heads);
-    static double scores[1 << 17];
-    size_t q =
-        ((size_t)(g->row0 + w->row0 + row) * (size_t)s->args.heads + (size_t)head) * (size_t)dim;
-    int64_t pos = (int64_t)g->q_pos0 + w->row0 + row;
+    int32_t dim = k->head_dim, kv_head = x->head / (s->args.heads / k->kv_heads);
+    size_t row = (size_t)g->row0 + w->row0 + x->row;
+    int64_t pos = (int64_t)g->q_pos0 + w->row0 + x->row;
+    float q[256], kv[256];
     double m = -INFINITY, l = 0;
+    std::vector<double> scores(w->tokens, -INFINITY);
+    read_numbers(q, s->q, s->args.act,
+                 (row * (size_t)s->args.heads + (size_t)x->head) * (size_t)dim, dim);
     for (uint32_t t = 0; t < w->tokens; t++) {
         int64_t key = (int64_t)g->kv_pos0 + w->token0 + t;
-        scores[t] = -INFINITY;
         if (key > pos || (s->args.window > 0 && key <= pos - s->args.window)) {
             continue;
         }
-        const uint8_t *from = s->pool + kv_at(s, g, w->token0 + t, 0, kv_head);
+        read_numbers(kv, s->pool + kv_at(s, g, w->token0 + t, 0, kv_head), k->dtype, 0, dim);
         double dot = 0;
         for (int32_t d = 0; d < dim; d++) {
-            dot += (double)number_at(s->q, s->args.act, q + (size_t)d) *
-                   number_at(from, k->dtype, (size_t)d);
+            dot += (double)q[d] * kv[d];
         }
         scores[t] = dot * s->args.scale;
         m = scores[t] > m ? scores[t] : m;
     }
-    for (int32_t d = 0; d < dim; d++) {
-        o[d] = 0;
-    }
+    memset(x->o, 0, sizeof x->o);
     for (uint32_t t = 0; t < w->tokens; t++) {
         if (scores[t] == -INFINITY) {
             continue;
         }
-        const uint8_t *from = s->pool + kv_at(s, g, w->token0 + t, 1, kv_head);
+        read_numbers(kv, s->pool + kv_at(s, g, w->token0 + t, 1, kv_head), k->dtype, 0, dim);
         double p = exp(scores[t] - m);
         l += p;
         for (int32_t d = 0; d < dim; d++) {
-            o[d] += p * number_at(from, k->dtype, (size_t)d);
+            x->o[d] += p * kv[d];
         }
     }
     for (int32_t d = 0; d < dim && l > 0; d++) {
-        o[d] /= l;
+        x->o[d] /= l;
     }
-    return l > 0 ? m + log(l) : -INFINITY;
+    x->lse = l > 0 ? m + log(l) : -INFINITY;
+}
+
+/* Every (row, head) of the pieces, by all of the machine's threads where there is a GPU to test. */
+static std::vector<wanted> reference(const step *s, const inf_cuda_work *work, int32_t n) {
+    std::vector<wanted> all;
+    for (int32_t i = 0; i < n; i++) {
+        for (uint32_t r = 0; r < work[i].rows; r++) {
+            for (int32_t h = 0; h < s->args.heads; h++) {
+                all.push_back({&work[i], r, h, 0, {}});
+            }
+        }
+    }
+    (void)numbers_of(INF_DTYPE_BF16);
+#ifdef INF_EMU
+    size_t n_threads = 1;
+#else
+    size_t n_threads = std::thread::hardware_concurrency() + 1;
+#endif
+    std::vector<std::thread> threads;
+    for (size_t t = 0; t < n_threads; t++) {
+        threads.emplace_back([&all, s, t, n_threads] {
+            for (size_t i = t; i < all.size(); i += n_threads) {
+                compute(s, &all[i]);
+            }
+        });
+    }
+    for (std::thread &t : threads) {
+        t.join();
+    }
+    return all;
 }
 
 #endif
