@@ -29,10 +29,10 @@ struct inf_backend {
     const char *name; /* "avx512", "cuda", ... */
     int32_t act;
     int32_t act_bytes;
+    int32_t logit_rows; /* rows of logits that are worth computing at once */
     /* 1: a matrix is the row-major [n, k] that came, so that the embedding can serve as the LM head
      */
     int32_t plain_matrix;
-    int32_t reserved;
 };
 
 /* What a lane is used for: the functions below say which they belong to; copies and sync are for
@@ -132,6 +132,16 @@ struct inf_backend_ops {
     void (*gated)(inf_lane *, const inf_product *p, void *y);
     /* Rows of q as f32 into host memory; there after sync. */
     void (*queries)(inf_lane *, const void *q, uint32_t row0, int32_t rows, float *host);
+
+    /* Sampling on the device. Both NULL: it has none, and logits are sampled on the CPU. slot_open
+     * takes what inf_device_slot_open does, checked, for a slot that is in no step; from any
+     * thread. sample fills out[i] and status[i] for output rows first.. of the step, there after
+     * sync. */
+    int (*slot_open)(inf_lane *, uint32_t slot, const inf_sampling *sampling, const int32_t *tokens,
+                     int64_t n_tokens, int64_t n_prompt, const int32_t *bias_ids, const float *bias,
+                     int32_t n_bias, inf_err *err);
+    void (*sample)(inf_lane *, const float *logits, uint32_t first, int32_t n, inf_row_out *out,
+                   int32_t *status);
 
     /* ---- answering others, on a lane of its own ---- */
 

@@ -6,9 +6,9 @@
 
 #include "runtime/fail.h"
 
-/* Rows of logits computed at once: memory is LOGIT_ROWS * vocab floats however many rows a step
+/* Rows of logits computed at once: memory is so many times vocab floats however many rows a step
  * asks. */
-enum { LOGIT_ROWS = 32 };
+enum { MOST_LOGIT_ROWS = 128 };
 
 struct inf_forward {
     inf_forward_config c;
@@ -24,12 +24,13 @@ struct inf_forward {
     void *o;       /* [T, heads, head_dim] */
     void *gu;      /* [T, 2 * intermediate] gate | up */
     void *act;     /* [T, intermediate] */
-    void *rows;    /* [LOGIT_ROWS, hidden] */
-    float *logits; /* [LOGIT_ROWS, vocab] */
-    /* host memory */
-    float *host_logits;           /* [LOGIT_ROWS, vocab] */
+    void *rows;    /* [logit_rows, hidden] */
+    float *logits; /* [logit_rows, vocab] */
+    uint32_t logit_rows;
+    /* host memory, where sampling is done on the CPU */
+    float *host_logits;           /* [logit_rows, vocab] */
     inf_sample_scratch *samplers; /* [threads] */
-    int32_t row_status[LOGIT_ROWS];
+    int32_t row_status[MOST_LOGIT_ROWS];
     const inf_step_buffers *step; /* during inf_forward_step */
     uint32_t first_row;           /* of the chunk of logits in work */
 };
@@ -50,8 +51,8 @@ static int take_device_memory(inf_forward *f) {
                  {&f->o, tokens * (uint64_t)f->q_dim * act},
                  {&f->gu, tokens * 2 * inner * act},
                  {&f->act, tokens * inner * act},
-                 {&f->rows, LOGIT_ROWS * hidden * act},
-                 {(void **)&f->logits, LOGIT_ROWS * (uint64_t)d->vocab * sizeof(float)}};
+                 {&f->rows, f->logit_rows * hidden * act},
+                 {(void **)&f->logits, f->logit_rows * (uint64_t)d->vocab * sizeof(float)}};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         *parts[i].at = f->ops->alloc(f->c.backend, parts[i].bytes);
         if (*parts[i].at == NULL) {
@@ -63,13 +64,16 @@ static int take_device_memory(inf_forward *f) {
 
 /* Scratch of the threads that sample, zeroed so that a step meets no page faults. */
 static int take_host_memory(inf_forward *f) {
+    if (f->ops->sample != NULL) {
+        return INF_OK;
+    }
     size_t threads = (size_t)inf_pool_threads(f->c.threads), vocab = (size_t)f->dims.vocab;
     f->samplers = calloc(threads, sizeof *f->samplers);
-    f->host_logits = malloc(LOGIT_ROWS * vocab * sizeof(float));
+    f->host_logits = malloc(f->logit_rows * vocab * sizeof(float));
     if (f->samplers == NULL || f->host_logits == NULL) {
         return INF_ENOMEM;
     }
-    memset(f->host_logits, 0, LOGIT_ROWS * vocab * sizeof(float));
+    memset(f->host_logits, 0, f->logit_rows * vocab * sizeof(float));
     for (size_t i = 0; i < threads; i++) {
         inf_sample_scratch *s = &f->samplers[i];
         s->adjusted = malloc(vocab * sizeof(float));
@@ -93,6 +97,8 @@ int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_er
     f->dims = config->weights->config;
     f->q_dim = f->dims.heads * f->dims.head_dim;
     f->qkv_dim = f->q_dim + 2 * f->dims.kv_heads * f->dims.head_dim;
+    int32_t rows = config->backend->logit_rows, most = f->dims.max_rows;
+    f->logit_rows = (uint32_t)(most < rows ? most : rows);
     int status = take_device_memory(f);
     status = status != INF_OK ? status : take_host_memory(f);
     if (status != INF_OK) {
@@ -230,10 +236,8 @@ static void sample_task(void *arg, int32_t index, int32_t thread) {
     const inf_step_row *row = &s->rows[r];
     const inf_step_seq *seq = &s->seqs[row->seq];
     inf_row_out *out = &s->row_out[r];
+    f->row_status[index] = INF_OK;
     if (s->seq_out[row->seq].status != INF_OK) {
-        memset(out, 0, sizeof(*out));
-        out->token = -1;
-        f->row_status[index] = INF_OK;
         return;
     }
     uint64_t position = (uint64_t)seq->pos0 + (row->token - seq->token_off) + 1;
@@ -242,31 +246,49 @@ static void sample_task(void *arg, int32_t index, int32_t thread) {
                        f->dims.vocab, position, row->target, row->n_top, &f->samplers[thread], out);
 }
 
+/* Samples the chunk's n rows: on the device, or on the CPU from its logits. */
+static int sample_chunk(inf_forward *f, uint32_t first, int32_t n, inf_err *err) {
+    const inf_step_buffers *s = f->step;
+    if (f->ops->sample != NULL) {
+        f->ops->sample(f->lane, f->logits, first, n, s->row_out + first, f->row_status);
+    } else {
+        f->ops->copy_out(f->lane, f->host_logits, f->logits,
+                         (uint64_t)n * (uint64_t)f->dims.vocab * sizeof(float));
+    }
+    int status = f->ops->sync(f->lane, err);
+    if (status != INF_OK) {
+        return status;
+    }
+    if (f->ops->sample == NULL) {
+        f->first_row = first;
+        inf_pool_run(f->c.threads, sample_task, f, n);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        inf_seq_out *out = &s->seq_out[s->rows[first + (uint32_t)i].seq];
+        if (out->status != INF_OK) { /* its queries were not answered: the row is void */
+            memset(&s->row_out[first + (uint32_t)i], 0, sizeof *s->row_out);
+            s->row_out[first + (uint32_t)i].token = -1;
+        } else if (f->row_status[i] != INF_OK) {
+            out->status = f->row_status[i];
+        }
+    }
+    return INF_OK;
+}
+
 /* Final norm, LM head and sampling of the requested rows, a chunk at a time. */
 static int finish_rows(inf_forward *f, inf_err *err) {
     const inf_weights *w = f->c.weights;
     const inf_device_config *d = &f->dims;
-    const inf_step_buffers *s = f->step;
-    int status = INF_OK;
-    for (uint32_t first = 0; first < s->head->n_rows && status == INF_OK; first += LOGIT_ROWS) {
-        uint32_t left = s->head->n_rows - first;
-        int32_t n = left < LOGIT_ROWS ? (int32_t)left : LOGIT_ROWS;
+    uint32_t rows = f->step->head->n_rows;
+    for (uint32_t first = 0; first < rows; first += f->logit_rows) {
+        uint32_t left = rows - first;
+        int32_t n = (int32_t)(left < f->logit_rows ? left : f->logit_rows);
         f->ops->pick_norm(f->lane, f->x, first, n, w->final_norm, f->rows);
         inf_product p = {f->rows, w->lm_head, NULL, f->logits, n, d->vocab, d->hidden, 1};
         f->ops->product(f->lane, &p);
-        f->ops->copy_out(f->lane, f->host_logits, f->logits,
-                         (uint64_t)n * (uint64_t)d->vocab * sizeof(float));
-        status = f->ops->sync(f->lane, err);
+        int status = sample_chunk(f, first, n, err);
         if (status != INF_OK) {
             return status;
-        }
-        f->first_row = first;
-        inf_pool_run(f->c.threads, sample_task, f, n);
-        for (int32_t i = 0; i < n; i++) {
-            inf_seq_out *out = &s->seq_out[s->rows[first + (uint32_t)i].seq];
-            if (f->row_status[i] != INF_OK && out->status == INF_OK) {
-                out->status = f->row_status[i];
-            }
         }
     }
     return f->ops->sync(f->lane, err);
@@ -288,4 +310,13 @@ int inf_forward_step(inf_forward *f, const inf_step_buffers *step, inf_err *err)
     int status = finish_rows(f, err);
     f->step = NULL;
     return status;
+}
+
+int inf_forward_slot_open(inf_forward *f, uint32_t slot, const inf_sampling *sampling,
+                          const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
+                          const int32_t *bias_ids, const float *bias, int32_t n_bias,
+                          inf_err *err) {
+    return f->ops->slot_open == NULL ? INF_OK
+                                     : f->ops->slot_open(f->lane, slot, sampling, tokens, n_tokens,
+                                                         n_prompt, bias_ids, bias, n_bias, err);
 }

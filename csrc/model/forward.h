@@ -35,6 +35,11 @@ int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_er
  * work. */
 int inf_forward_step(inf_forward *forward, const inf_step_buffers *step, inf_err *err);
 
+/* What the device itself must know of a slot; the arguments are checked, the slot is in no step. */
+int inf_forward_slot_open(inf_forward *forward, uint32_t slot, const inf_sampling *sampling,
+                          const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
+                          const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err);
+
 void inf_forward_close(inf_forward *forward);
 
 /* The factor of q.k: 1 / sqrt(head_dim). Home and creditors must use the same one. */

@@ -315,8 +315,12 @@ int inf_device_slot_open(inf_device *d, uint32_t slot, const inf_sampling *sampl
     pthread_mutex_lock(&d->mutex);
     inf_slot *old = fresh; /* freed below: the new one, if the slot cannot be replaced now */
     if (d->slot_marks[slot] == 0) {
-        old = d->slots[slot];
-        d->slots[slot] = fresh;
+        status = inf_forward_slot_open(d->forward, slot, sampling, tokens, n_tokens, n_prompt,
+                                       bias_ids, bias, n_bias, err);
+        if (status == INF_OK) {
+            old = d->slots[slot];
+            d->slots[slot] = fresh;
+        }
     } else {
         status = inf_fail(err, INF_EINVAL, -1, -1, "slot %u is in the step in flight", slot);
     }

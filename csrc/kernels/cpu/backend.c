@@ -410,7 +410,10 @@ inf_backend *inf_backend_cpu(int32_t isa) {
         return NULL;
     }
     b->ops = ops;
-    b->base = (inf_backend){
-        .ops = &cpu_ops, .name = ops->name, .act = INF_DTYPE_F32, .act_bytes = sizeof(float)};
+    b->base = (inf_backend){.ops = &cpu_ops,
+                            .name = ops->name,
+                            .act = INF_DTYPE_F32,
+                            .act_bytes = sizeof(float),
+                            .logit_rows = 32};
     return &b->base;
 }

@@ -1,19 +1,20 @@
 /* Answering another instance's queries: partials of its rows over the spans that lie here.
  *
- * The spans of a message are segments of one plan, so all requests of the message, and all spans of each, run
- * in the same launches; the merge of a row's parts is that of its spans too. Queries come in through pinned
- * memory and are narrowed on the way; partials go back the same way.
+ * The spans of a message are segments of one plan, so all requests of the message, and all spans of
+ * each, run in the same launches; the merge of a row's parts is that of its spans too. Queries come
+ * in through pinned memory and are narrowed on the way; partials go back the same way.
  *
- * Memory bounds a batch: max_rows rows over all of its segments, and max_blocks entries of block lists. A
- * message with more is answered in several batches, and a request whose spans are cut that way is merged. */
+ * Memory bounds a batch: max_rows rows over all of its segments, and max_blocks entries of block
+ * lists. A message with more is answered in several batches, and a request whose spans are cut that
+ * way is merged. */
 #include <string.h>
 
 #include "kernels/cuda/lane.h"
 
 /* What of a message goes into one batch. */
 struct answer_batch {
-    int32_t first, n; /* args */
-    int32_t rows;     /* of q: the requests' rows, once each */
+    int32_t first, n;  /* args */
+    int32_t rows;      /* of q: the requests' rows, once each */
     int32_t continued; /* 1: the first request's spans began in the batch before */
 };
 
@@ -59,25 +60,33 @@ static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
     memcpy(segments, l->host_segments, bytes);
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
-        uint32_t count = (a->n_tokens + (uint32_t)l->kv.block_size - 1) / (uint32_t)l->kv.block_size;
+        uint32_t count =
+            (a->n_tokens + (uint32_t)l->kv.block_size - 1) / (uint32_t)l->kv.block_size;
         memcpy(blocks + l->host_segments[i].block_off, a->blocks, count * sizeof(int32_t));
     }
 }
 
-/* The batch's partials into o32 and lse; a request that goes on from the batch before is merged with what
- * was computed there, which run_batch left in o2 and lse2. */
+/* The batch's partials into o32 and lse; a request that goes on from the batch before is merged
+ * with what was computed there, which run_batch left in o2 and lse2. */
 static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
     class_lists *c = &l->classes[l->class_of[args[0].layer]];
     uint64_t rows = (uint64_t)b->rows, q = rows * (uint64_t)l->q_dim;
     const void *queries = l->q;
     lane_plan(l, c, b->n, b->rows);
     inbox_send(l);
-    inf_cuda_cast cast = {l->staging, l->q, INF_DTYPE_F32, l->act, (int64_t)q};
+    inf_cuda_cast cast = {l->staging, l->q, INF_DTYPE_F32, l->act, (int64_t)q, l->backend->early};
     lane_ok(l, inf_cuda_cast_launch(&cast, l->stream), "queries");
     lane_attend(l, c, args[0].layer, queries, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
     if (b->continued) {
-        inf_cuda_merge m = {l->o32,  l->lse, l->o2, l->lse2, NULL, args[b->first].rows,
-                            l->dims.heads, l->dims.head_dim};
+        inf_cuda_merge m = {l->o32,
+                            l->lse,
+                            l->o2,
+                            l->lse2,
+                            NULL,
+                            args[b->first].rows,
+                            l->dims.heads,
+                            l->dims.head_dim,
+                            l->backend->early};
         lane_ok(l, inf_cuda_merge_launch(&m, l->stream), "merge");
     }
 }
@@ -86,14 +95,18 @@ static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
 static void keep_last(inf_lane *l, const answer_batch *b, int32_t rows) {
     uint64_t at = (uint64_t)(b->rows - rows), heads = (uint64_t)l->dims.heads;
     uint64_t row = (uint64_t)l->q_dim;
-    lane_ok(l, cudaMemcpyAsync(l->o2, l->o32 + at * row, (uint64_t)rows * row * sizeof(float),
-                               cudaMemcpyDeviceToDevice, l->stream), "a copy");
-    lane_ok(l, cudaMemcpyAsync(l->lse2, l->lse + at * heads,
-                               (uint64_t)rows * heads * sizeof(float), cudaMemcpyDeviceToDevice,
-                               l->stream), "a copy");
+    lane_ok(l,
+            cudaMemcpyAsync(l->o2, l->o32 + at * row, (uint64_t)rows * row * sizeof(float),
+                            cudaMemcpyDeviceToDevice, l->stream),
+            "a copy");
+    lane_ok(l,
+            cudaMemcpyAsync(l->lse2, l->lse + at * heads, (uint64_t)rows * heads * sizeof(float),
+                            cudaMemcpyDeviceToDevice, l->stream),
+            "a copy");
 }
 
-/* Partials to where the message wants them. Where a request goes on they are overwritten by the next batch. */
+/* Partials to where the message wants them. Where a request goes on they are overwritten by the
+ * next batch. */
 static void give_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
     uint64_t heads = (uint64_t)l->dims.heads, at = 0;
     for (int32_t i = 0; i < b->n; i++) {
@@ -124,11 +137,15 @@ int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) 
             keep_last(l, &b, args[last].rows);
         }
         uint64_t rows = (uint64_t)b.rows;
-        lane_ok(l, cudaMemcpyAsync(l->staging, l->o32, rows * (uint64_t)l->q_dim * sizeof(float),
-                                   cudaMemcpyDeviceToHost, l->stream), "a copy");
-        lane_ok(l, cudaMemcpyAsync(l->staging_lse, l->lse,
-                                   rows * (uint64_t)l->dims.heads * sizeof(float),
-                                   cudaMemcpyDeviceToHost, l->stream), "a copy");
+        lane_ok(l,
+                cudaMemcpyAsync(l->staging, l->o32, rows * (uint64_t)l->q_dim * sizeof(float),
+                                cudaMemcpyDeviceToHost, l->stream),
+                "a copy");
+        lane_ok(l,
+                cudaMemcpyAsync(l->staging_lse, l->lse,
+                                rows * (uint64_t)l->dims.heads * sizeof(float),
+                                cudaMemcpyDeviceToHost, l->stream),
+                "a copy");
         int status = lane_sync(l, err);
         if (status != INF_OK) {
             return status;

@@ -132,6 +132,7 @@ inf_cuda_backend_open_1(int32_t ordinal, const inf_device_config *config, uint64
     b->base.act = config->dtype;
     b->base.act_bytes = config->dtype == INF_DTYPE_F32 ? 4 : 2;
     b->base.plain_matrix = 1;
+    b->base.logit_rows = LOGIT_ROWS;
     b->ordinal = ordinal;
     b->sms = props.multiProcessorCount;
     /* INFINITE_CUDA_WITHOUT names parts to do without, for those who look for a fault or measure.

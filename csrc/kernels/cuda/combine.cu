@@ -161,9 +161,10 @@ static int combine_launch(const inf_cuda_combine *p, int64_t items, inf_stream s
     if (blocks > INT32_MAX) {
         return (int)cudaErrorInvalidValue;
     }
-    return (int)(share
-                     ? INF_LAUNCH((combine_kernel<VEC, COMBINE_WARPS>), grid, block, 0, stream, *p)
-                     : INF_LAUNCH((combine_kernel<VEC, 1>), grid, block, 0, stream, *p));
+    return (int)(share ? INF_LAUNCH_EARLY(p->early != 0, (combine_kernel<VEC, COMBINE_WARPS>), grid,
+                                          block, 0, stream, *p)
+                       : INF_LAUNCH_EARLY(p->early != 0, (combine_kernel<VEC, 1>), grid, block, 0,
+                                          stream, *p));
 }
 
 int inf_cuda_combine_launch(const inf_cuda_combine *p, inf_stream stream) {
@@ -232,7 +233,8 @@ int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream) {
         return 0;
     }
     dim3 grid((unsigned)blocks), block(MERGE_THREADS);
-    return (int)(p->head_dim % 4 == 0 && aligned_16(p->o, p->o2)
-                     ? INF_LAUNCH((merge_kernel<4>), grid, block, 0, stream, *p)
-                     : INF_LAUNCH((merge_kernel<1>), grid, block, 0, stream, *p));
+    return (
+        int)(p->head_dim % 4 == 0 && aligned_16(p->o, p->o2)
+                 ? INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<4>), grid, block, 0, stream, *p)
+                 : INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<1>), grid, block, 0, stream, *p));
 }

@@ -179,7 +179,9 @@ int inf_cuda_heads_launch(const inf_cuda_heads *p, inf_stream stream) {
     dim3 grid((unsigned)((threads + HEAD_THREADS - 1) / HEAD_THREADS)), block(HEAD_THREADS);
     return with_type(p->act, [&](auto number) {
         using T = decltype(number);
-        return (int)(fast ? INF_LAUNCH((heads_kernel<T>), grid, block, 0, stream, *p)
-                          : INF_LAUNCH((heads_any_kernel<T>), grid, block, 0, stream, *p));
+        return (int)(fast ? INF_LAUNCH_EARLY(p->early != 0, (heads_kernel<T>), grid, block, 0,
+                                             stream, *p)
+                          : INF_LAUNCH_EARLY(p->early != 0, (heads_any_kernel<T>), grid, block, 0,
+                                             stream, *p));
     });
 }

@@ -1,7 +1,8 @@
 /* Lanes: their memory, the inbox, and attention by a plan.
  *
- * A step's input is a few arrays of words. They are written into pinned memory, and one kernel copies them
- * to fixed places on the device, reading over the bus: one launch where copies would be a dozen. */
+ * A step's input is a few arrays of words. They are written into pinned memory, and one kernel
+ * copies them to fixed places on the device, reading over the bus: one launch where copies would be
+ * a dozen. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,9 +16,7 @@ bool lane_ok(inf_lane *l, int status, const char *at) {
     return l->fault == 0;
 }
 
-void lane_enter(inf_lane *l) {
-    lane_ok(l, cudaSetDevice(l->backend->ordinal), "cudaSetDevice");
-}
+void lane_enter(inf_lane *l) { lane_ok(l, cudaSetDevice(l->backend->ordinal), "cudaSetDevice"); }
 
 int lane_sync(inf_lane *l, inf_err *err) {
     lane_ok(l, cudaStreamSynchronize(l->stream), "cudaStreamSynchronize");
@@ -139,6 +138,7 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
     a.layer = layer;
     a.window = c->window;
     a.scale = l->scale;
+    a.early = l->backend->early;
     if (c->n_decode > 0 || whole) {
         a.work = c->decode;
         a.n_work = c->counts;
@@ -156,46 +156,49 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
         lane_ok(l, status, "prefill attention");
     }
     if (c->n_parts > 0 || whole) {
-        inf_cuda_combine m = {o,      lse,  l->part_o, l->part_lse,   c->off,
-                              c->list, o_dtype, rows,      l->dims.heads, l->dims.head_dim};
+        inf_cuda_combine m = {
+            o,       lse,  l->part_o,     l->part_lse,      c->off,           c->list,
+            o_dtype, rows, l->dims.heads, l->dims.head_dim, l->backend->early};
         lane_ok(l, inf_cuda_combine_launch(&m, l->stream), "the merge of partials");
     }
 }
 
 /* ---- opening and closing ---- */
 
-/* Memory of a lane: on the device zeroed, so that what a kernel leaves out is no garbage. */
-template <typename T> static bool take(inf_lane *l, T **out, uint64_t count) {
+bool lane_take(inf_lane *l, void **out, uint64_t bytes) {
     void *memory = NULL;
-    uint64_t bytes = (count > 0 ? count : 1) * sizeof(T);
-    if (l->n_device == 256 || cudaMalloc(&memory, bytes) != cudaSuccess) {
+    bytes = bytes > 0 ? bytes : 1;
+    if (l->n_taken == 128 || cudaMalloc(&memory, bytes) != cudaSuccess) {
         (void)cudaGetLastError();
         return false;
     }
-    l->device[l->n_device++] = memory;
-    *out = (T *)memory;
+    l->taken[l->n_taken++] = *out = memory;
     return cudaMemset(memory, 0, bytes) == cudaSuccess;
 }
 
-template <typename T> static bool pin(T **out, uint64_t count) {
+bool lane_pin(inf_lane *l, void **out, uint64_t bytes) {
     void *memory = NULL;
-    if (cudaHostAlloc(&memory, (count > 0 ? count : 1) * sizeof(T),
+    if (l->n_pinned == 16 ||
+        cudaHostAlloc(&memory, bytes > 0 ? bytes : 1,
                       cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess) {
         (void)cudaGetLastError();
         return false;
     }
-    *out = (T *)memory;
+    l->pinned[l->n_pinned++] = *out = memory;
     return true;
 }
 
-template <typename T> static bool keep(T **out, uint64_t count) {
-    *out = (T *)calloc(count > 0 ? count : 1, sizeof(T));
-    return *out != NULL;
+bool lane_keep(inf_lane *l, void **out, uint64_t bytes) {
+    void *memory = l->n_kept < 32 ? calloc(1, bytes > 0 ? bytes : 1) : NULL;
+    if (memory != NULL) {
+        l->kept[l->n_kept++] = *out = memory;
+    }
+    return memory != NULL;
 }
 
 /* Sorts the layers into classes by their windows; 0 when there are too many. */
 static bool classify(inf_lane *l, const int32_t *windows) {
-    if (!keep(&l->class_of, (uint64_t)l->dims.layers)) {
+    if (!keep(l, &l->class_of, (uint64_t)l->dims.layers)) {
         return false;
     }
     for (int32_t i = 0; i < l->dims.layers; i++) {
@@ -214,8 +217,9 @@ static bool classify(inf_lane *l, const int32_t *windows) {
     return true;
 }
 
-/* A step's rows are each in one segment. In an answer every span is a segment, and those of a request name
- * the same rows: its batches are bounded so that no more than this many rows are named twice. */
+/* A step's rows are each in one segment. In an answer every span is a segment, and those of a
+ * request name the same rows: its batches are bounded so that no more than this many rows are named
+ * twice. */
 static bool size_plans(inf_lane *l) {
     inf_cuda_plan_limits limits = {l->max_segments, l->max_rows, l->max_rows, 0};
     if (l->kind == INF_LANE_ANSWER) {
@@ -250,20 +254,18 @@ static bool take_plans(inf_lane *l) {
             *c = l->classes[0];
             c->window = window;
         } else if (!take(l, &c->decode, decode) || !take(l, &c->prefill, prefill) ||
-                   !take(l, &c->off, off) || !take(l, &c->list, parts) ||
-                   !take(l, &c->counts, 2)) {
+                   !take(l, &c->off, off) || !take(l, &c->list, parts) || !take(l, &c->counts, 2)) {
             return false;
         }
     }
     uint64_t words = (decode + prefill) * sizeof(inf_cuda_work) / 4 + off + parts + 2 + 5 * 32;
     uint64_t rows = 5 * (uint64_t)l->max_rows + (uint64_t)l->dims.max_rows;
     uint64_t segments = (uint64_t)l->max_segments * sizeof(inf_cuda_segment) / 4;
-    l->inbox_words =
-        rows + segments + (uint64_t)l->max_blocks + (uint64_t)classes * words + 8 * 32;
-    return l->inbox_words <= UINT32_MAX && pin(&l->inbox, l->inbox_words) &&
-           keep(&l->plan_decode, decode) && keep(&l->plan_prefill, prefill) &&
-           keep(&l->plan_off, off) && keep(&l->plan_list, parts) &&
-           keep(&l->host_segments, (uint64_t)l->max_segments) &&
+    l->inbox_words = rows + segments + (uint64_t)l->max_blocks + (uint64_t)classes * words + 8 * 32;
+    return l->inbox_words <= UINT32_MAX && pin(l, &l->inbox, l->inbox_words) &&
+           keep(l, &l->plan_decode, decode) && keep(l, &l->plan_prefill, prefill) &&
+           keep(l, &l->plan_off, off) && keep(l, &l->plan_list, parts) &&
+           keep(l, &l->host_segments, (uint64_t)l->max_segments) &&
            take(l, &l->segments, (uint64_t)l->max_segments) &&
            take(l, &l->blocks, (uint64_t)l->max_blocks) &&
            take(l, &l->part_o, parts * (uint64_t)l->q_dim) && take(l, &l->part_lse, parts * heads);
@@ -276,8 +278,8 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         return true;
     }
     if (!classify(l, c->windows) || !size_plans(l) || !take_plans(l) || !take(l, &l->o32, q) ||
-        !take(l, &l->lse, rows * heads) || !pin(&l->staging, q) ||
-        !pin(&l->staging_lse, rows * heads) || !pin(&l->staging_row, rows)) {
+        !take(l, &l->lse, rows * heads) || !pin(l, &l->staging, q) ||
+        !pin(l, &l->staging_lse, rows * heads) || !pin(l, &l->staging_row, rows)) {
         return false;
     }
     if (l->kind == INF_LANE_ANSWER) {
@@ -291,8 +293,8 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         !take(l, &l->kv_block, rows) || !take(l, &l->kv_index, rows) ||
         !take(l, &l->pick, (uint64_t)l->dims.max_rows) || !take(l, &l->inv_freq, half) ||
         !take(l, &l->cos, rows * half) || !take(l, &l->sin, rows * half) ||
-        !keep(&l->wait, (uint64_t)l->max_wait) || !keep(&l->row_mark, rows) ||
-        !keep(&l->recordings, recordings)) {
+        !keep(l, &l->wait, (uint64_t)l->max_wait) || !keep(l, &l->row_mark, rows) ||
+        !keep(l, &l->recordings, recordings) || !draw_memory(l)) {
         return false;
     }
     return cudaMemcpy(l->inv_freq, c->inv_freq, half * sizeof(float), cudaMemcpyHostToDevice) ==
@@ -313,19 +315,15 @@ void inf_cuda_lane_close(inf_lane *l) {
         }
     }
     inf_cuda_products_close(l->products);
-    for (int32_t i = 0; i < l->n_device; i++) {
-        (void)cudaFree(l->device[i]);
+    draw_close(l);
+    for (int32_t i = 0; i < l->n_taken; i++) {
+        (void)cudaFree(l->taken[i]);
     }
-    void *pinned[] = {l->inbox, l->staging, l->staging_lse, l->staging_row};
-    for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++) {
-        if (pinned[i] != NULL) {
-            (void)cudaFreeHost(pinned[i]);
-        }
+    for (int32_t i = 0; i < l->n_pinned; i++) {
+        (void)cudaFreeHost(l->pinned[i]);
     }
-    void *kept[] = {l->class_of,      l->plan_decode, l->plan_prefill, l->plan_off, l->plan_list,
-                    l->host_segments, l->wait,        l->row_mark,     l->recordings, l->device};
-    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
-        free(kept[i]);
+    for (int32_t i = 0; i < l->n_kept; i++) {
+        free(l->kept[i]);
     }
     if (l->stream != NULL) {
         (void)cudaStreamDestroy(l->stream);
@@ -338,8 +336,7 @@ int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out,
     const inf_device_config *d = c->device;
     *out = NULL;
     inf_lane *l = (inf_lane *)calloc(1, sizeof *l);
-    if (l == NULL || !keep(&l->device, 256)) {
-        free(l);
+    if (l == NULL) {
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane");
     }
     l->backend = backend;

@@ -12,10 +12,11 @@
 #include "kernels/cuda/prelude.cuh"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/product_small.h"
+#include "kernels/cuda/sampling.h"
 #include "runtime/fail.h"
 
 /* Layers with the same window are a class and share a plan. */
-enum { MAX_CLASSES = 8, MAX_SECTIONS = 8 + 5 * MAX_CLASSES };
+enum { MAX_CLASSES = 8, MAX_SECTIONS = 12 + 5 * MAX_CLASSES };
 
 struct cuda_backend {
     inf_backend base;
@@ -39,6 +40,15 @@ struct class_lists {
     /* of the step or answer under way */
     int32_t n_decode, n_prefill;
     uint32_t n_parts;
+};
+
+/* What a slot's sampling is: its parameters, and its bias with each token once. */
+struct lane_slot {
+    inf_sampling sampling;
+    int32_t counted; /* 1: a penalty is on, and the slot's row of counts is in use */
+    int32_t n_bias;
+    int32_t *bias_ids;
+    float *bias;
 };
 
 struct recording {
@@ -85,10 +95,23 @@ struct inf_lane {
     float *staging_lse;
     uint32_t *staging_row;
 
+    void *taken[128], *pinned[16], *kept[32]; /* everything that lane_close frees */
+    int32_t n_taken, n_pinned, n_kept;
     /* Device memory. */
-    void **device; /* everything that lane_close frees */
-    int32_t n_device;
     int32_t *tokens, *kv_block, *kv_index, *pick, *blocks;
+    /* Sampling: rows and biases on the device, results in pinned memory. */
+    lane_slot *slots; /* [max_seqs] */
+    inf_cuda_sample_row *sample_rows;
+    int32_t *bias_ids;
+    float *bias;
+    uint32_t *counts; /* [max_seqs, vocab], NULL until a slot has a penalty */
+    void *sample_scratch;
+    inf_row_out *sampled;    /* [logit_rows] */
+    int32_t *sampled_status; /* [logit_rows] */
+    uint32_t sample_needs;   /* of the step's rows */
+    inf_row_out *sampled_to; /* where they are wanted, NULL: nothing waits */
+    int32_t *sampled_status_to;
+    int32_t n_sampled;
     uint32_t *position;
     inf_cuda_segment *segments;
     float *inv_freq, *cos, *sin;
@@ -112,7 +135,34 @@ struct inf_lane {
     recording *capturing;
 };
 
-enum { RECORD_ROWS = 64 };
+enum { RECORD_ROWS = 64, LOGIT_ROWS = 128 };
+
+/* Memory of a lane, freed with it: device memory, zeroed; pinned host memory; ordinary memory,
+ * zeroed. */
+bool lane_take(inf_lane *l, void **out, uint64_t bytes);
+bool lane_pin(inf_lane *l, void **out, uint64_t bytes);
+bool lane_keep(inf_lane *l, void **out, uint64_t bytes);
+template <typename T> static bool take(inf_lane *l, T **out, uint64_t count) {
+    return lane_take(l, (void **)out, count * sizeof(T));
+}
+template <typename T> static bool pin(inf_lane *l, T **out, uint64_t count) {
+    return lane_pin(l, (void **)out, count * sizeof(T));
+}
+template <typename T> static bool keep(inf_lane *l, T **out, uint64_t count) {
+    return lane_keep(l, (void **)out, count * sizeof(T));
+}
+
+/* draw.cu: sampling. */
+bool draw_memory(inf_lane *l);
+void draw_close(inf_lane *l);
+void draw_begin(inf_lane *l, const inf_step_buffers *step);
+void draw_synced(inf_lane *l);
+uint64_t draw_inbox_words(const inf_lane *l);
+int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
+                       const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
+                       const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err);
+void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, inf_row_out *out,
+                   int32_t *status);
 
 /* Notes the first fault; true when there is none so far. */
 bool lane_ok(inf_lane *l, int status, const char *at);

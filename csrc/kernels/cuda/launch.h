@@ -2,6 +2,9 @@
  * kernel relies on, enqueue, and return 0 or a cudaError_t; they neither allocate nor wait. All
  * pointers are device memory unless a comment says host. Shapes are row-major.
  *
+ * early: 1 lets the kernel start before the one in front of it in the stream has ended (sm_90); it
+ * waits by itself before it touches what that one writes.
+ *
  * dtype is INF_DTYPE_F32, _F16 or _BF16. "act" is the device's format of activations that enter a
  * matrix product; the residual stream and all sums are f32. LSE is base e. */
 #ifndef INF_CUDA_LAUNCH_H
@@ -25,6 +28,7 @@ typedef struct inf_cuda_embed {
     const void *table;     /* [vocab, hidden] of dtype */
     float *x;              /* [rows, hidden] */
     int32_t dtype, rows, hidden;
+    int32_t early;
 } inf_cuda_embed;
 int inf_cuda_embed_launch(const inf_cuda_embed *p, inf_stream stream);
 
@@ -36,6 +40,7 @@ typedef struct inf_cuda_rope_table {
     float *cos, *sin;         /* [rows, half] */
     float scale;
     int32_t rows, half;
+    int32_t early;
 } inf_cuda_rope_table;
 int inf_cuda_rope_table_launch(const inf_cuda_rope_table *p, inf_stream stream);
 
@@ -50,6 +55,7 @@ typedef struct inf_cuda_add_norm {
         *pick; /* NULL, or [rows]: row r of y is made of row pick[r] of x (add must be NULL) */
     int32_t add_dtype, y_dtype, rows, n;
     float eps;
+    int32_t early;
 } inf_cuda_add_norm;
 int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream);
 
@@ -67,6 +73,7 @@ typedef struct inf_cuda_heads {
     const int32_t *kv_block, *kv_index; /* [rows] */
     int32_t act, rows, heads, layer;
     float eps;
+    int32_t early;
 } inf_cuda_heads;
 int inf_cuda_heads_launch(const inf_cuda_heads *p, inf_stream stream);
 
@@ -75,6 +82,7 @@ typedef struct inf_cuda_swiglu {
     const void *gu; /* [rows, 2 n] of act */
     void *y;        /* [rows, n] of act */
     int32_t act, rows, n;
+    int32_t early;
 } inf_cuda_swiglu;
 int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream);
 
@@ -84,6 +92,7 @@ typedef struct inf_cuda_cast {
     void *dst;
     int32_t src_dtype, dst_dtype;
     int64_t n;
+    int32_t early;
 } inf_cuda_cast;
 int inf_cuda_cast_launch(const inf_cuda_cast *p, inf_stream stream);
 
@@ -157,6 +166,7 @@ typedef struct inf_cuda_combine {
     const float *part_o, *part_lse;
     const uint32_t *off, *list; /* [rows + 1], [off[rows]] */
     int32_t o_dtype, rows, heads, head_dim;
+    int32_t early;
 } inf_cuda_combine;
 int inf_cuda_combine_launch(const inf_cuda_combine *p, inf_stream stream);
 
@@ -166,6 +176,7 @@ typedef struct inf_cuda_merge {
     const float *o2, *lse2; /* [rows, heads, head_dim], [rows, heads] */
     const uint32_t *row;    /* [rows]; NULL: row i */
     int32_t rows, heads, head_dim;
+    int32_t early;
 } inf_cuda_merge;
 int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream);
 

@@ -78,8 +78,10 @@ int inf_cuda_embed_launch(const inf_cuda_embed *p, inf_stream stream) {
     dim3 grid(blocks), block(WALK_THREADS);
     return with_type(p->dtype, [&](auto number) {
         using T = decltype(number);
-        return (int)(fast ? INF_LAUNCH((embed_kernel<T, VECTOR>), grid, block, 0, stream, *p)
-                          : INF_LAUNCH((embed_kernel<T, 1>), grid, block, 0, stream, *p));
+        return (int)(fast ? INF_LAUNCH_EARLY(p->early != 0, (embed_kernel<T, VECTOR>), grid, block,
+                                             0, stream, *p)
+                          : INF_LAUNCH_EARLY(p->early != 0, (embed_kernel<T, 1>), grid, block, 0,
+                                             stream, *p));
     });
 }
 
@@ -108,7 +110,8 @@ int inf_cuda_rope_table_launch(const inf_cuda_rope_table *p, inf_stream stream) 
     if (p->rows == 0 || blocks == 0) {
         return p->rows == 0 ? 0 : (int)cudaErrorInvalidValue;
     }
-    return (int)INF_LAUNCH(rope_table_kernel, dim3(blocks), dim3(WALK_THREADS), 0, stream, *p);
+    return (int)INF_LAUNCH_EARLY(p->early != 0, rope_table_kernel, dim3(blocks), dim3(WALK_THREADS),
+                                 0, stream, *p);
 }
 
 /* ---- add_norm ---- */
@@ -237,11 +240,14 @@ template <int RUNS> static int add_norm_held(const inf_cuda_add_norm *p, inf_str
     int threads = (p->n / VECTOR + RUNS - 1) / RUNS;
     dim3 grid((unsigned)p->rows), block((unsigned)((threads + 31) / 32 * 32));
     if (p->add == NULL) {
-        return (int)INF_LAUNCH((add_norm_kernel<0, RUNS>), grid, block, 0, stream, *p);
+        return (int)INF_LAUNCH_EARLY(p->early != 0, (add_norm_kernel<0, RUNS>), grid, block, 0,
+                                     stream, *p);
     }
     return (int)(p->add_dtype == INF_DTYPE_F32
-                     ? INF_LAUNCH((add_norm_kernel<4, RUNS>), grid, block, 0, stream, *p)
-                     : INF_LAUNCH((add_norm_kernel<2, RUNS>), grid, block, 0, stream, *p));
+                     ? INF_LAUNCH_EARLY(p->early != 0, (add_norm_kernel<4, RUNS>), grid, block, 0,
+                                        stream, *p)
+                     : INF_LAUNCH_EARLY(p->early != 0, (add_norm_kernel<2, RUNS>), grid, block, 0,
+                                        stream, *p));
 }
 
 int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream) {
@@ -258,8 +264,8 @@ int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream) {
     if (p->n % VECTOR == 0 && p->n <= MAX_HELD && aligned_16(p->x, p->add, p->weight, p->y)) {
         return p->n <= MAX_HELD / 2 ? add_norm_held<1>(p, stream) : add_norm_held<2>(p, stream);
     }
-    return (int)INF_LAUNCH(add_norm_any_kernel, dim3((unsigned)p->rows), dim3(NORM_ANY_THREADS), 0,
-                           stream, *p);
+    return (int)INF_LAUNCH_EARLY(p->early != 0, add_norm_any_kernel, dim3((unsigned)p->rows),
+                                 dim3(NORM_ANY_THREADS), 0, stream, *p);
 }
 
 /* ---- swiglu ---- */
@@ -294,8 +300,10 @@ int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream) {
     dim3 grid(blocks), block(WALK_THREADS);
     return with_type(p->act, [&](auto number) {
         using T = decltype(number);
-        return (int)(fast ? INF_LAUNCH((swiglu_kernel<T, VECTOR>), grid, block, 0, stream, *p)
-                          : INF_LAUNCH((swiglu_kernel<T, 1>), grid, block, 0, stream, *p));
+        return (int)(fast ? INF_LAUNCH_EARLY(p->early != 0, (swiglu_kernel<T, VECTOR>), grid, block,
+                                             0, stream, *p)
+                          : INF_LAUNCH_EARLY(p->early != 0, (swiglu_kernel<T, 1>), grid, block, 0,
+                                             stream, *p));
     });
 }
 
@@ -333,7 +341,9 @@ int inf_cuda_cast_launch(const inf_cuda_cast *p, inf_stream stream) {
     dim3 grid((unsigned)(blocks < INT32_MAX ? blocks : INT32_MAX)), block(WALK_THREADS);
     return with_type(p->src_dtype, [&](auto number) {
         using T = decltype(number);
-        return (int)(fast ? INF_LAUNCH((cast_kernel<T, VECTOR>), grid, block, 0, stream, *p)
-                          : INF_LAUNCH((cast_kernel<T, 1>), grid, block, 0, stream, *p));
+        return (int)(fast ? INF_LAUNCH_EARLY(p->early != 0, (cast_kernel<T, VECTOR>), grid, block,
+                                             0, stream, *p)
+                          : INF_LAUNCH_EARLY(p->early != 0, (cast_kernel<T, 1>), grid, block, 0,
+                                             stream, *p));
     });
 }

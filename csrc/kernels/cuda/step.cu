@@ -69,6 +69,7 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
     inbox_begin(l);
     put_rows(l, s);
     put_segments(l, s);
+    draw_begin(l, s);
     l->recordable =
         l->rows == (int32_t)s->head->n_seqs && l->rows <= RECORD_ROWS && l->backend->record;
     for (int32_t i = 0; i < l->n_classes; i++) {
@@ -84,6 +85,7 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
     table.scale = l->dims.rope_scale;
     table.rows = l->rows;
     table.half = l->dims.head_dim / 2;
+    table.early = l->backend->early;
     lane_ok(l, inf_cuda_rope_table_launch(&table, l->stream), "the table of rotations");
 }
 
@@ -126,21 +128,34 @@ static void step_recorded(inf_lane *l) {
 /* ---- operations ---- */
 
 static void step_embed(inf_lane *l, const void *table, float *x) {
-    inf_cuda_embed p = {l->tokens, table, x, l->dims.dtype, l->rows, l->dims.hidden};
+    inf_cuda_embed p = {l->tokens,        table, x, l->dims.dtype, l->rows, l->dims.hidden,
+                        l->backend->early};
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
 }
 
 static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
-    inf_cuda_add_norm p = {
-        x, add, weight, y, NULL, l->act, l->act, l->rows, l->dims.hidden, l->dims.rms_eps};
+    inf_cuda_add_norm p = {x,
+                           add,
+                           weight,
+                           y,
+                           NULL,
+                           l->act,
+                           l->act,
+                           l->rows,
+                           l->dims.hidden,
+                           l->dims.rms_eps,
+                           l->backend->early};
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
 }
 
 static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
                            const float *weight, void *y) {
-    inf_cuda_add_norm p = {(float *)x,      NULL,           weight, y,
-                           l->pick + first, l->act,         l->act, n,
-                           l->dims.hidden,  l->dims.rms_eps};
+    inf_cuda_add_norm p = {(float *)x,       NULL,
+                           weight,           y,
+                           l->pick + first,  l->act,
+                           l->act,           n,
+                           l->dims.hidden,   l->dims.rms_eps,
+                           l->backend->early};
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
 }
 
@@ -176,6 +191,7 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
     p.heads = l->dims.heads;
     p.layer = h->layer;
     p.eps = l->dims.rms_eps;
+    p.early = l->backend->early;
     lane_ok(l, inf_cuda_heads_launch(&p, l->stream), "heads");
 }
 
@@ -195,7 +211,7 @@ static void step_gated(inf_lane *l, const inf_product *p, void *y) {
         return;
     }
     step_product(l, p);
-    inf_cuda_swiglu s = {p->y, y, l->act, p->rows, p->n / 2};
+    inf_cuda_swiglu s = {p->y, y, l->act, p->rows, p->n / 2, l->backend->early};
     lane_ok(l, inf_cuda_swiglu_launch(&s, l->stream), "swiglu");
 }
 
@@ -222,8 +238,12 @@ static int step_sync(inf_lane *l, inf_err *err) {
             end = last > end ? last : end;
         }
         uint64_t at = (uint64_t)first * (uint64_t)l->q_dim;
-        inf_cuda_cast p = {(const uint8_t *)l->asked + at * (uint64_t)l->act_bytes, l->staging + at,
-                           l->act, INF_DTYPE_F32, (int64_t)(end - first) * l->q_dim};
+        inf_cuda_cast p = {(const uint8_t *)l->asked + at * (uint64_t)l->act_bytes,
+                           l->staging + at,
+                           l->act,
+                           INF_DTYPE_F32,
+                           (int64_t)(end - first) * l->q_dim,
+                           l->backend->early};
         lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "queries");
     }
     int status = lane_sync(l, err);
@@ -231,6 +251,9 @@ static int step_sync(inf_lane *l, inf_err *err) {
         const pending_rows *w = &l->wait[i];
         memcpy(w->host, l->staging + (uint64_t)w->row0 * (uint64_t)l->q_dim,
                (uint64_t)w->rows * (uint64_t)l->q_dim * sizeof(float));
+    }
+    if (status == INF_OK) {
+        draw_synced(l);
     }
     l->n_wait = 0;
     l->staged = l->merged = 0;
@@ -251,7 +274,8 @@ static void merge_staged(inf_lane *l) {
                         l->staging_row + l->merged,
                         n,
                         l->dims.heads,
-                        l->dims.head_dim};
+                        l->dims.head_dim,
+                        l->backend->early};
     lane_ok(l, inf_cuda_merge_launch(&p, l->stream), "merge");
     l->merged = l->staged;
     l->round++;
@@ -292,7 +316,8 @@ static void step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2
 
 static void step_settle(inf_lane *l, void *o) {
     if (l->act != INF_DTYPE_F32) {
-        inf_cuda_cast p = {l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim};
+        inf_cuda_cast p = {l->o32,           o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim,
+                           l->backend->early};
         lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "settle");
     }
 }
@@ -335,5 +360,7 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->settle = step_settle;
     ops->gated = step_gated;
     ops->queries = step_queries;
+    ops->slot_open = inf_cuda_slot_open;
+    ops->sample = inf_cuda_draw;
     ops->answer = inf_cuda_answer;
 }

@@ -1,0 +1,217 @@
+/* Sampling on a lane: what slots hold, the step's rows, and what comes back. The kernels are
+ * sampling.cu's.
+ *
+ * A slot's parameters stay in host memory and go with each step's input; its row of counts, which
+ * penalties need, is on the device, and the kernel that draws a token counts it. Counts are made
+ * when the slot is opened, on a stream of its own, since the slot is in no step then. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/lane.h"
+
+enum { ALL_NEEDS = 15 };
+
+static uint64_t most_rows(const inf_lane *l) {
+    return (uint64_t)(l->dims.max_rows < LOGIT_ROWS ? l->dims.max_rows : LOGIT_ROWS);
+}
+
+/* At most one row of a request is drawn in a step, so as many biases as slots. */
+static uint64_t most_bias(const inf_lane *l) { return (uint64_t)l->dims.max_seqs * INF_MAX_BIAS; }
+
+uint64_t draw_inbox_words(const inf_lane *l) {
+    return l->kind != INF_LANE_STEP ? 0
+                                    : (uint64_t)l->dims.max_rows * sizeof(inf_cuda_sample_row) / 4 +
+                                          2 * most_bias(l) + 4 * 32;
+}
+
+bool draw_memory(inf_lane *l) {
+    uint64_t rows = most_rows(l);
+    uint64_t scratch = inf_cuda_sample_scratch((int32_t)rows, l->dims.vocab, ALL_NEEDS);
+    return keep(l, &l->slots, (uint64_t)l->dims.max_seqs) &&
+           take(l, &l->sample_rows, (uint64_t)l->dims.max_rows) &&
+           take(l, &l->bias_ids, most_bias(l)) && take(l, &l->bias, most_bias(l)) &&
+           take(l, (uint8_t **)&l->sample_scratch, scratch) && pin(l, &l->sampled, rows) &&
+           pin(l, &l->sampled_status, rows);
+}
+
+void draw_close(inf_lane *l) {
+    for (int32_t i = 0; l->slots != NULL && i < l->dims.max_seqs; i++) {
+        free(l->slots[i].bias_ids);
+        free(l->slots[i].bias);
+    }
+    if (l->counts != NULL) {
+        (void)cudaFree(l->counts);
+    }
+}
+
+/* ---- slots ---- */
+
+/* The bias with each token once: entries of one token add up. */
+static bool take_bias(lane_slot *s, const int32_t *ids, const float *bias, int32_t n) {
+    if (n == 0) {
+        return true;
+    }
+    s->bias_ids = (int32_t *)malloc((size_t)n * sizeof *s->bias_ids);
+    s->bias = (float *)malloc((size_t)n * sizeof *s->bias);
+    if (s->bias_ids == NULL || s->bias == NULL) {
+        return false;
+    }
+    for (int32_t i = 0; i < n; i++) {
+        int32_t k = 0;
+        while (k < s->n_bias && s->bias_ids[k] != ids[i]) {
+            k++;
+        }
+        if (k == s->n_bias) {
+            s->bias_ids[s->n_bias] = ids[i];
+            s->bias[s->n_bias++] = 0;
+        }
+        s->bias[k] += bias[i];
+    }
+    return true;
+}
+
+/* The slot's row of counts, by a copy of the text that lives until it was read. */
+static cudaError_t make_counts(inf_lane *l, uint32_t slot, const int32_t *tokens, int64_t n,
+                               int64_t n_prompt) {
+    uint64_t rows = (uint64_t)l->dims.max_seqs * (uint64_t)l->dims.vocab * sizeof(uint32_t);
+    void *text = NULL;
+    cudaStream_t stream = NULL;
+    cudaError_t status = cudaSuccess;
+    if (l->counts == NULL) {
+        status = cudaMalloc((void **)&l->counts, rows);
+    }
+    if (status == cudaSuccess) {
+        status = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    }
+    if (status == cudaSuccess && n > 0) {
+        status = cudaMalloc(&text, (uint64_t)n * sizeof *tokens);
+    }
+    if (status == cudaSuccess && n > 0) {
+        status = cudaMemcpyAsync(text, tokens, (uint64_t)n * sizeof *tokens, cudaMemcpyHostToDevice,
+                                 stream);
+    }
+    if (status == cudaSuccess) {
+        inf_cuda_counts p = {l->counts, (int32_t *)text, (int32_t)slot, l->dims.vocab, n, n_prompt};
+        status = (cudaError_t)inf_cuda_counts_launch(&p, stream);
+    }
+    if (status == cudaSuccess) {
+        status = cudaStreamSynchronize(stream);
+    }
+    (void)cudaFree(text);
+    if (stream != NULL) {
+        (void)cudaStreamDestroy(stream);
+    }
+    return status;
+}
+
+int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
+                       const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
+                       const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err) {
+    lane_slot fresh = {}, *s = &l->slots[slot];
+    fresh.sampling = *sampling;
+    fresh.counted =
+        sampling->repetition != 1 || sampling->presence != 0 || sampling->frequency != 0;
+    cudaError_t status = cudaSetDevice(l->backend->ordinal);
+    if (status == cudaSuccess && fresh.counted) {
+        status = make_counts(l, slot, tokens, n_tokens, n_prompt);
+    }
+    if (status != cudaSuccess) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot open slot %u on the GPU: %s", slot,
+                        cudaGetErrorString(status));
+    }
+    if (!take_bias(&fresh, bias_ids, bias, n_bias)) {
+        free(fresh.bias_ids);
+        free(fresh.bias);
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the logit bias");
+    }
+    free(s->bias_ids);
+    free(s->bias);
+    *s = fresh;
+    return INF_OK;
+}
+
+/* ---- the step ---- */
+
+static inf_cuda_sample_row row_of(const inf_lane *l, const inf_step_buffers *s,
+                                  const inf_step_row *row) {
+    const inf_step_seq *seq = &s->seqs[row->seq];
+    const lane_slot *slot = &l->slots[seq->slot];
+    const inf_sampling *p = &slot->sampling;
+    inf_cuda_sample_row r = {};
+    r.seed = p->seed;
+    r.position = (uint64_t)seq->pos0 + (row->token - seq->token_off) + 1;
+    r.target = row->target < 0 ? INF_CUDA_SAMPLE_DRAW : row->target;
+    r.n_top = row->n_top;
+    r.temperature = p->temperature;
+    r.top_p = p->top_p;
+    r.min_p = p->min_p;
+    r.repetition = p->repetition;
+    r.presence = p->presence;
+    r.frequency = p->frequency;
+    r.top_k = p->top_k;
+    r.slot = slot->counted ? (int32_t)seq->slot : -1;
+    return r;
+}
+
+void draw_begin(inf_lane *l, const inf_step_buffers *s) {
+    uint32_t n = s->head->n_rows, biases = 0;
+    l->sample_needs = 0;
+    l->sampled_to = NULL;
+    inf_cuda_sample_row *rows =
+        (inf_cuda_sample_row *)(void *)inbox_put(l, l->sample_rows, n * sizeof *rows);
+    if (rows == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const lane_slot *slot = &l->slots[s->seqs[s->rows[i].seq].slot];
+        rows[i] = row_of(l, s, &s->rows[i]);
+        if (s->rows[i].target < 0) {
+            rows[i].bias_off = biases;
+            rows[i].n_bias = (uint32_t)slot->n_bias;
+            biases += rows[i].n_bias;
+        }
+        l->sample_needs |= inf_cuda_sample_needs(&rows[i], l->dims.vocab);
+    }
+    if (biases == 0) {
+        return;
+    }
+    uint32_t *ids = inbox_put(l, l->bias_ids, biases * sizeof(int32_t));
+    uint32_t *bias = inbox_put(l, l->bias, biases * sizeof(float));
+    for (uint32_t i = 0; ids != NULL && bias != NULL && i < n; i++) {
+        const lane_slot *slot = &l->slots[s->seqs[s->rows[i].seq].slot];
+        if (s->rows[i].target < 0 && slot->n_bias > 0) {
+            uint64_t bytes = (uint64_t)slot->n_bias * 4;
+            memcpy(ids + rows[i].bias_off, slot->bias_ids, bytes);
+            memcpy(bias + rows[i].bias_off, slot->bias, bytes);
+        }
+    }
+}
+
+void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, inf_row_out *out,
+                   int32_t *status) {
+    inf_cuda_sample p = {};
+    p.logits = logits;
+    p.row = l->sample_rows + first;
+    p.bias_ids = l->bias_ids;
+    p.bias = l->bias;
+    p.counts = l->counts;
+    p.out = l->sampled;
+    p.status = l->sampled_status;
+    p.scratch = l->sample_scratch;
+    p.rows = n;
+    p.vocab = l->dims.vocab;
+    p.needs = l->sample_needs;
+    p.early = l->backend->early;
+    lane_ok(l, inf_cuda_sample_launch(&p, l->stream), "sampling");
+    l->sampled_to = out;
+    l->sampled_status_to = status;
+    l->n_sampled = n;
+}
+
+void draw_synced(inf_lane *l) {
+    if (l->sampled_to != NULL) {
+        memcpy(l->sampled_to, l->sampled, (size_t)l->n_sampled * sizeof *l->sampled);
+        memcpy(l->sampled_status_to, l->sampled_status, (size_t)l->n_sampled * sizeof(int32_t));
+        l->sampled_to = NULL;
+    }
+}
