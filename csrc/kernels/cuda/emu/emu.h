@@ -1,0 +1,30 @@
+/* CUDA on one CPU thread: what kernels and launchers find instead of nvcc's headers when INF_EMU is
+ * defined.
+ *
+ * A kernel is an ordinary function. A launch runs it for the blocks of the grid one after another;
+ * the threads of a block are fibers, each with a stack of its own, that give way to each other only
+ * where they wait: at barriers, and where the lanes of a warp exchange something. Which one runs
+ * next is drawn by a seeded generator, so that code which lacks a barrier gives other results.
+ *
+ *   types.h       words of the language: qualifiers, vectors, dim3
+ *   block.h       threads, warps and blocks; barriers and meetings of lanes
+ *   intrinsics.h  functions that device code calls
+ *   machine.h     the wrappers of prelude.cuh around single machine instructions
+ *   runtime.h     the runtime's C interface: memory, streams, events, graphs; launches
+ *
+ * Environment: INF_EMU_SEED (a number, 1 by default) chooses the order of threads, INF_EMU_DEVICES
+ * the number of devices. What a kernel must not do ends the process with a message that names the
+ * kernel, the block and the threads.
+ *
+ * Not here: several blocks at a time (a block that waits for another one never ends), timing, and
+ * what the memory model would allow beyond one order of whole accesses. */
+#ifndef INF_EMU_H
+#define INF_EMU_H
+
+#include "kernels/cuda/emu/block.h"
+#include "kernels/cuda/emu/intrinsics.h"
+#include "kernels/cuda/emu/machine.h"
+#include "kernels/cuda/emu/runtime.h"
+#include "kernels/cuda/emu/types.h"
+
+#endif

@@ -1,0 +1,18 @@
+/* Fibers: stacks between which one OS thread switches by hand. A fiber is born once, keeps its
+ * stack, and is used again; all belong to the OS thread that made them. */
+#ifndef INF_EMU_FIBER_H
+#define INF_EMU_FIBER_H
+
+#include <stddef.h>
+
+struct emu_fiber;
+
+/* The fiber runs entry() when it is first switched to; entry never returns. */
+emu_fiber *emu_fiber_new(void (*entry)());
+void emu_fiber_free(emu_fiber *f);
+/* A fiber for the OS thread's own stack. */
+emu_fiber *emu_fiber_of_thread();
+/* Leaves `from`, which is running, and goes on in `to`. */
+void emu_fiber_switch(emu_fiber *from, emu_fiber *to);
+
+#endif
