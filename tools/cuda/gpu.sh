@@ -80,7 +80,7 @@ export LD_LIBRARY_PATH=$cudalib:$(python3 -c 'import nvidia, os; print(":".join(
 if wants test; then
     for t in csrc/tests/cuda/test_*.cu; do
         n=$(basename "$t" .cu)
-        step "$n" 60 "$build/$n"
+        case " ${SKIP:-} " in *" $n "*) ;; *) step "$n" 60 "$build/$n" ;; esac
     done
     INFINITE_TEST_GPU=1 step test_step_gpu 60 "$build/test_step"
 fi
