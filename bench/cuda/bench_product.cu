@@ -1,0 +1,122 @@
+/* Products of a decode step at Llama-3-8B's shapes: the kernel for few rows and the library, as
+ * shares of the copy bandwidth. The weights of successive calls are different memory, so the cache
+ * holds nothing; calls are captured in a graph, 8 to a replay. Output: a table, and JSON lines. */
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <stdio.h>
+#include <stdlib.h>
+#include <vector>
+
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/product_small.h"
+
+#define CUDA(call)                                                                                 \
+    do {                                                                                           \
+        int error_ = (int)(call);                                                                  \
+        if (error_ != 0) {                                                                         \
+            printf("%s:%d: %s: error %d\n", __FILE__, __LINE__, #call, error_);                    \
+            exit(2);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+struct product_shape {
+    const char *name;
+    int32_t n, k, gate, f32;
+};
+
+static const product_shape shapes[] = {{"qkv", 6144, 4096, 0, 0},
+                                       {"o", 4096, 4096, 0, 0},
+                                       {"gate_up", 14336, 4096, 1, 0},
+                                       {"down", 4096, 14336, 0, 0},
+                                       {"head", 128256, 4096, 0, 1}};
+enum { CALLS = 8, REPLAYS = 11 };
+
+static void *noise(size_t bytes) {
+    std::vector<uint16_t> host(1 << 22);
+    uint64_t s = 88172645463325252u;
+    for (uint16_t &h : host) {
+        s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+        h = (uint16_t)((s & 0x807f) | (0x3c00 + (s >> 20 & 0x180)));
+    }
+    uint8_t *p = NULL;
+    CUDA(cudaMalloc((void **)&p, bytes));
+    for (size_t at = 0; at < bytes; at += host.size() * 2) {
+        CUDA(cudaMemcpy(p + at, host.data(), std::min(bytes - at, host.size() * 2),
+                        cudaMemcpyHostToDevice));
+    }
+    return p;
+}
+
+static inf_cuda_products *library;
+
+static int run(const product_shape &s, int32_t rows, bool small, const uint8_t *w, size_t call,
+               const void *x, void *y, cudaStream_t stream) {
+    size_t outs = (size_t)s.n * (s.gate ? 2 : 1), bytes = outs * (size_t)s.k * 2;
+    const void *weights = w + (call * bytes) % (((size_t)2 << 30) - bytes) / 256 * 256;
+    if (small) {
+        inf_cuda_small p = {x, weights, NULL, y, INF_DTYPE_BF16, rows, s.n, s.k, s.f32, s.gate, 1};
+        return inf_cuda_small_launch(&p, stream);
+    }
+    inf_product p = {x, weights, NULL, y, rows, (int32_t)outs, s.k, s.f32};
+    return inf_cuda_product(library, &p, stream);
+}
+
+static double time_one(const product_shape &s, int32_t rows, bool small, const uint8_t *w,
+                       const void *x, void *y, cudaStream_t stream) {
+    CUDA(run(s, rows, small, w, 0, x, y, stream));
+    CUDA(cudaStreamSynchronize(stream));
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (size_t i = 0; i < CALLS; i++) {
+        CUDA(run(s, rows, small, w, i, x, y, stream));
+    }
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiateWithFlags(&exec, graph, 0));
+    cudaEvent_t begin, end;
+    CUDA(cudaEventCreate(&begin));
+    CUDA(cudaEventCreate(&end));
+    std::vector<float> times;
+    for (int i = 0; i < REPLAYS; i++) {
+        float ms = 0;
+        CUDA(cudaEventRecord(begin, stream));
+        CUDA(cudaGraphLaunch(exec, stream));
+        CUDA(cudaEventRecord(end, stream));
+        CUDA(cudaEventSynchronize(end));
+        CUDA(cudaEventElapsedTime(&ms, begin, end));
+        times.push_back(ms / CALLS);
+    }
+    std::sort(times.begin(), times.end());
+    CUDA(cudaGraphExecDestroy(exec));
+    CUDA(cudaGraphDestroy(graph));
+    return times[REPLAYS / 2] * 1e-3;
+}
+
+int main() {
+    cudaStream_t stream;
+    inf_err err;
+    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    const uint8_t *w = (const uint8_t *)noise((size_t)2 << 30);
+    void *x = noise((size_t)128 * 14336 * 2), *y = noise((size_t)128 * 128256 * 4);
+    if (inf_cuda_products_open(INF_DTYPE_BF16, &library, &err) != INF_OK) {
+        printf("%s\n", err.message);
+        return 2;
+    }
+    static const int32_t rows_of[] = {1, 4, 8, 16, 64};
+    for (const product_shape &s : shapes) {
+        for (int32_t rows : rows_of) {
+            double bytes = (double)s.n * (s.gate ? 2 : 1) * s.k * 2;
+            for (int small = rows <= INF_CUDA_SMALL_ROWS ? 1 : 0; small >= 0; small--) {
+                double t = time_one(s, rows, small != 0, w, x, y, stream);
+                printf("%-8s rows %2d %-7s %8.2f us %7.0f GB/s\n", s.name, rows,
+                       small ? "small" : "library", t * 1e6, bytes / t * 1e-9);
+                printf(
+                    "{\"bench\":\"product\",\"shape\":\"%s\",\"rows\":%d,\"by\":\"%s\",\"us\":%.2f,"
+                    "\"gb_per_s\":%.1f}\n",
+                    s.name, rows, small ? "small" : "library", t * 1e6, bytes / t * 1e-9);
+            }
+        }
+    }
+    return 0;
+}
