@@ -18,7 +18,7 @@
 #include "kernels/cuda/emu/fiber.h"
 #include "kernels/cuda/emu/machine.h"
 
-__thread emu_thread *emu_self __attribute__((tls_model("initial-exec")));
+__thread emu_thread *emu_self;
 
 namespace {
 

@@ -59,7 +59,7 @@ struct emu_block {
 };
 
 /* The thread that is running; NULL on the host. Never moves to another OS thread. */
-extern __thread emu_thread *emu_self __attribute__((tls_model("initial-exec")));
+extern __thread emu_thread *emu_self;
 
 #define threadIdx (emu_self->index)
 #define blockIdx  (emu_self->block->index)
