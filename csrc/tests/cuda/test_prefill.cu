@@ -1,0 +1,367 @@
+/* Prefill attention, every variant that runs here, against a double reference: the pieces of plans
+ * over random segments (ragged rows, spans that share rows, windows, groups, block tables in random
+ * order), and pieces cut by hand. What no kernel may read is NaN: unused blocks, tokens that no row
+ * sees. What no kernel may write stays NaN: rows without a whole piece, guards. */
+#include "kernels/cuda/attention_prefill.h"
+
+#ifdef INF_EMU
+enum { ROUNDS = 12, MOST_TOKENS = 300, MOST_ROWS = 120, MOST_REQUESTS = 3, CHECKED = 1 << 20 };
+#else
+enum { ROUNDS = 40, MOST_TOKENS = 3000, MOST_ROWS = 400, MOST_REQUESTS = 8, CHECKED = 64 };
+#endif
+
+#include "tests/cuda/attention_step.h"
+
+static const int32_t BOTH_FORMATS[2] = {INF_DTYPE_BF16, INF_DTYPE_F16};
+
+/* Largest differences seen, and what is allowed: of the largest |o| of the row; absolute. */
+typedef struct tolerances {
+    double o, lse, seen_o, seen_lse;
+    int32_t pieces, rows;
+} tolerances;
+
+typedef struct outputs {
+    std::vector<uint8_t> o, lse, part_o, part_lse;
+} outputs;
+
+static int unwritten(const uint8_t *p, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (p[i] != UNWRITTEN) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* A piece's list with a reference of some of its rows. */
+typedef struct pieces {
+    std::vector<inf_cuda_work> work;
+    uint32_t parts;
+    std::vector<wanted> want;
+} pieces;
+
+static void compute_all(const step *s, std::vector<wanted> &all) {
+#ifdef INF_EMU
+    size_t n_threads = 1;
+#else
+    size_t n_threads = std::thread::hardware_concurrency() + 1;
+#endif
+    std::vector<std::thread> threads;
+    (void)numbers_of(INF_DTYPE_BF16);
+    for (size_t t = 0; t < n_threads; t++) {
+        threads.emplace_back([&all, s, t, n_threads] {
+            for (size_t i = t; i < all.size(); i += n_threads) {
+                compute(s, &all[i]);
+            }
+        });
+    }
+    for (std::thread &t : threads) {
+        t.join();
+    }
+}
+
+static void pick_rows(const step *s, pieces *p) {
+    size_t total = 0;
+    for (const inf_cuda_work &w : p->work) {
+        total += w.rows * (size_t)s->args.heads;
+    }
+    int32_t every = (int32_t)(total / CHECKED) + 1;
+    for (const inf_cuda_work &w : p->work) {
+        for (uint32_t r = 0; r < w.rows; r++) {
+            for (int32_t h = 0; h < s->args.heads; h++) {
+                if (below(every) == 0) {
+                    p->want.push_back({&w, r, h, 0, {}});
+                }
+            }
+        }
+    }
+    compute_all(s, p->want);
+}
+
+static void check_row(const step *s, const outputs *out, const wanted &want, tolerances *tol) {
+    const inf_cuda_work *w = want.work;
+    int32_t dim = s->args.kv.head_dim, worst_at = 0, whole = w->part == INF_CUDA_WHOLE;
+    double most = 0, worst = 0;
+    size_t r = whole ? s->segments[w->segment].row0 + w->row0 + want.row : w->part + want.row;
+    size_t i = r * (size_t)s->args.heads + (size_t)want.head;
+    const std::vector<uint8_t> &o = whole ? out->o : out->part_o;
+    int32_t dtype = whole ? s->args.o_dtype : (int32_t)INF_DTYPE_F32;
+    double lse = number_at(whole ? out->lse : out->part_lse, INF_DTYPE_F32, i);
+    for (int32_t d = 0; d < dim; d++) {
+        most = fabs(want.o[d]) > most ? fabs(want.o[d]) : most;
+        double off = fabs(number_at(o, dtype, i * (size_t)dim + (size_t)d) - want.o[d]);
+        if (!(off <= worst)) { /* NaN stays */
+            worst = off, worst_at = d;
+        }
+    }
+    double relative = most > 0 ? worst / most : worst;
+    double lse_off = want.lse == -INFINITY ? (lse == -INFINITY ? 0 : NAN) : fabs(lse - want.lse);
+    tol->seen_o = !(relative <= tol->seen_o) ? relative : tol->seen_o;
+    tol->seen_lse = !(lse_off <= tol->seen_lse) ? lse_off : tol->seen_lse;
+    tol->rows++;
+    const inf_cuda_segment *g = &s->segments[w->segment];
+    CHECK(relative <= tol->o && lse_off <= tol->lse,
+          "o[%d] off by %g of %g, lse %g, want %g: row %u of %u + %u, head %d of %d over %d, "
+          "tokens %u + %u, "
+          "part %d, segment q %u kv %u n %u, block_size %d, window %d",
+          worst_at, worst, most, lse, want.lse, want.row, w->row0, w->rows, want.head,
+          s->args.heads, s->args.kv.kv_heads, w->token0, w->tokens, (int)w->part, g->q_pos0,
+          g->kv_pos0, g->n_tokens, s->args.kv.block_size, s->args.window);
+}
+
+/* All rows are written whole and finite, and the picked ones compared. */
+static void check_outputs(const step *s, const outputs *out, const pieces &p, tolerances *tol) {
+    size_t dim = (size_t)s->args.kv.head_dim, heads = (size_t)s->args.heads;
+    std::vector<uint8_t> whole((size_t)s->rows, 0);
+    int32_t bad = 0;
+    for (const inf_cuda_work &w : p.work) {
+        for (uint32_t r = 0; r < w.rows; r++) {
+            int is_whole = w.part == INF_CUDA_WHOLE;
+            size_t at = is_whole ? s->segments[w.segment].row0 + w.row0 + r : w.part + r;
+            if (is_whole) {
+                whole[at] = 1;
+            }
+            for (size_t i = at * heads * dim; i < (at + 1) * heads * dim; i++) {
+                double x = is_whole ? number_at(out->o, s->args.o_dtype, i)
+                                    : number_at(out->part_o, INF_DTYPE_F32, i);
+                bad += !isfinite(x);
+            }
+        }
+    }
+    CHECK(bad == 0, "%d numbers are not finite", bad);
+    for (const wanted &x : p.want) {
+        check_row(s, out, x, tol);
+    }
+    size_t row_bytes = heads * dim * format_size(s->args.o_dtype);
+    for (int32_t r = 0; r < s->rows; r++) {
+        CHECK(whole[(size_t)r] || unwritten(&out->o[(size_t)r * row_bytes], row_bytes),
+              "row %d has no whole piece and was written", r);
+    }
+}
+
+/* Variant DEFAULT is the launcher that chooses one. */
+enum { DEFAULT = -1 };
+
+static int launch(const inf_cuda_attn *a, int variant) {
+    return variant == DEFAULT ? inf_cuda_attn_prefill_launch(a, NULL)
+                              : inf_cuda_prefill_variant_launch(a, variant, NULL);
+}
+
+/* Runs pieces through a kernel on fresh outputs and checks all of it. */
+static void run(const step *s, int variant, const pieces &p, tolerances *tol) {
+    const inf_kv_shape *k = &s->args.kv;
+    size_t heads = (size_t)s->args.heads, dim = (size_t)k->head_dim, rows = (size_t)s->rows;
+    guarded q = guard_copy(s->q, rows * heads * dim * format_size(s->args.act));
+    guarded pool = guard_copy(s->pool, (size_t)s->pool_blocks * k->block_bytes);
+    guarded blocks = guard_copy(s->blocks, (size_t)s->n_blocks * 4);
+    guarded segments = guard_copy(s->segments, (size_t)s->n_segments * sizeof s->segments[0]);
+    guarded o = guard(rows * heads * dim * format_size(s->args.o_dtype));
+    guarded lse = guard(rows * heads * 4);
+    guarded part_o = guard(p.parts * heads * dim * 4);
+    guarded part_lse = guard(p.parts * heads * 4);
+    guarded list = guard_copy(p.work);
+    int32_t n = (int32_t)p.work.size();
+    guarded n_work = guard_copy(&n, 4);
+    inf_cuda_attn a = s->args;
+    a.q = q.as<void>(), a.pool = pool.as<uint8_t>(), a.blocks = blocks.as<int32_t>();
+    a.segments = segments.as<inf_cuda_segment>(), a.work = list.as<inf_cuda_work>();
+    a.n_work = n_work.as<int32_t>(), a.o = o.as<void>(), a.lse = lse.as<float>();
+    a.part_o = part_o.as<float>(), a.part_lse = part_lse.as<float>();
+    /* fewer than pieces: each block takes several; more: some have none */
+    a.max_work = below(2) ? 1 + below(n + 1) : n + below(3);
+    int error = launch(&a, variant);
+    CHECK(error == 0, "launch: error %d", error);
+    for (const guarded &g : {list, n_work, q, pool, blocks, segments}) {
+        (void)take(g);
+    }
+    outputs out = {take(o), take(lse), take(part_o), take(part_lse)};
+    check_outputs(s, &out, p, tol);
+    tol->pieces += n;
+}
+
+/* Pieces of both of the plan's lists: those of decode are small pieces here. */
+static pieces planned(const step *s) {
+    pieces p;
+    p.work.assign(s->lists.prefill, s->lists.prefill + s->lists.n_prefill);
+    p.work.insert(p.work.end(), s->lists.decode, s->lists.decode + s->lists.n_decode);
+    p.parts = s->lists.n_parts;
+    pick_rows(s, &p);
+    return p;
+}
+
+/* Any rows of a segment against any of its keys, from a multiple of 16. Rows that see none, and
+ * pieces without keys, are among them. */
+static pieces by_hand(const step *s) {
+    pieces p;
+    p.parts = 0;
+    for (uint32_t i = 0; i < (uint32_t)s->n_segments; i++) {
+        const inf_cuda_segment *g = &s->segments[i];
+        uint32_t row0 = (uint32_t)below((int32_t)g->rows), most = g->rows - row0; /* at most 128 */
+        most = most > 128 ? 128 : most;
+        uint32_t rows = 1 + (uint32_t)below((int32_t)most);
+        int64_t first = (int64_t)g->q_pos0 + row0 - g->kv_pos0 - s->args.window + 1;
+        first = s->args.window > 0 && first > 0 ? first / 16 : 0;
+        uint32_t units = g->n_tokens / 16, token0 = (uint32_t)first;
+        token0 += units > token0 ? (uint32_t)below((int32_t)(units - token0)) : 0;
+        token0 = token0 > units ? 0 : token0 * 16;
+        uint32_t left = g->n_tokens - token0,
+                 tokens = left > 0 ? (uint32_t)below((int32_t)left + 1) : 0;
+        p.work.push_back({i, row0, rows, token0, tokens, p.parts});
+        p.parts += rows;
+    }
+    pick_rows(s, &p);
+    return p;
+}
+
+static const int32_t heads_of[][2] = {{4, 1}, {8, 2}, {2, 2}, {3, 1},
+                                      {8, 1}, {6, 2}, {7, 1}, {1, 1}};
+
+static int only = -2; /* a variant, if not all */
+
+enum { WAYS = INF_CUDA_PREFILL_VARIANTS + 1 }; /* DEFAULT and the variants */
+
+/* What a variant is; whether it is to be tested and runs here. */
+static bool about(const step *s, int variant, inf_cuda_prefill_variant *v) {
+    memset(v, 0, sizeof *v);
+    if (variant == DEFAULT) {
+        snprintf(v->name, sizeof v->name, "what the launcher takes");
+        v->resident = 1;
+    } else {
+        CHECK(inf_cuda_prefill_variant_of(&s->args, variant, v) == 0, "no variant %d", variant);
+    }
+    return v->resident > 0 && (only == -2 || only == variant);
+}
+
+static void print_way(const inf_cuda_prefill_variant &v, const tolerances &tol) {
+    printf("  %-24s (%d registers, %d bytes, %d spilled, %d per SM): %d pieces, %d rows compared, "
+           "o to %.1e, "
+           "lse to %.1e%s\n",
+           v.name, v.registers, v.shared, v.local, v.resident, tol.pieces, tol.rows, tol.seen_o,
+           tol.seen_lse,
+           v.resident == 0                                  ? ", cannot run here"
+           : tol.seen_o <= tol.o && tol.seen_lse <= tol.lse ? ""
+                                                            : " FAILED");
+    fflush(stdout);
+}
+
+static void test_random(int32_t act, int32_t head_dim) {
+    static const int32_t windows[] = {0, 0, 0, 1, 7, 33, 100, 1000};
+    static const int32_t blocks[] = {16, 32, 16, 64, 16, 8, 24};
+    tolerances tol[WAYS];
+    inf_cuda_prefill_variant v[WAYS];
+    for (int i = 0; i < WAYS; i++) {
+        tol[i] = {act == INF_DTYPE_BF16 ? 1e-2 : 2e-3, 1e-3, 0, 0, 0, 0};
+    }
+    for (int32_t i = 0; i < (brief() ? 2 : ROUNDS); i++) {
+        static step s;
+        int32_t h = below(8), out = below(2) ? act : (int32_t)INF_DTYPE_F32;
+        form f = {act,
+                  act,
+                  out,
+                  head_dim,
+                  heads_of[h][0],
+                  heads_of[h][1],
+                  blocks[below(7)],
+                  windows[below(8)]};
+#ifdef INF_EMU
+        int32_t most_rows = i == 0 ? 300 / f.heads : MOST_ROWS / f.heads + 1;
+#else
+        int32_t most_rows = MOST_ROWS;
+#endif
+        make_step(&s, &f, most_rows, MOST_TOKENS);
+        CHECK(inf_cuda_attn_prefill_takes(&s.args) == 1, "not taken");
+        pieces plan = planned(&s), hand = by_hand(&s);
+        for (int way = 0; way < WAYS; way++) {
+            if (about(&s, way - 1, &v[way])) {
+                run(&s, way - 1, plan, &tol[way]);
+                run(&s, way - 1, hand, &tol[way]);
+            }
+        }
+        drop_step(&s);
+    }
+    printf("%s, head_dim %d, random segments\n", format_name(act), head_dim);
+    for (int way = 0; way < WAYS; way++) {
+        print_way(v[way], tol[way]);
+    }
+}
+
+/* One prompt, its keys partly in front, in full pieces. */
+static void test_prompt(uint32_t rows, uint32_t before_it, int32_t head_dim, int32_t heads,
+                        int32_t kv_heads) {
+    static step s;
+    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, head_dim, heads, kv_heads, 16, 0};
+    make_step(&s, &f, 1, 1);
+    drop_step(&s);
+    uint32_t tokens = before_it + rows;
+    s.segments[0] = {0, rows, before_it, 0, tokens, 0};
+    s.n_segments = 1, s.rows = (int32_t)rows;
+    s.n_blocks = (int32_t)((tokens + 15) / 16);
+    fill_pool(&s, 1.0f);
+    size_t n = (size_t)rows * (size_t)heads * (size_t)head_dim;
+    s.q = (uint8_t *)get_bytes(n * 2);
+    for (size_t i = 0; i < n; i++) {
+        put(s.q, INF_DTYPE_BF16, i, 3.0f * number());
+    }
+    s.shape.decode_chunk = 0, s.shape.prefill_chunk = 1 << 20;
+    make_plan(&s);
+    pieces plan = planned(&s);
+    printf("prompt of %u rows behind %u, head_dim %d, heads %d / %d\n", rows, before_it, head_dim,
+           heads, kv_heads);
+    for (int way = 1; way < WAYS; way++) {
+        inf_cuda_prefill_variant v;
+        tolerances tol = {1e-2, 1e-3, 0, 0, 0, 0};
+        if (about(&s, way - 1, &v)) {
+            run(&s, way - 1, plan, &tol);
+        }
+        print_way(v, tol);
+    }
+    drop_step(&s);
+}
+
+static void test_refusals(void) {
+    static step s;
+    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
+    make_step(&s, &f, 1, 50);
+    inf_cuda_attn bad[9];
+    for (int i = 0; i < 9; i++) {
+        bad[i] = s.args;
+    }
+    bad[0].act = INF_DTYPE_F16;
+    bad[1].kv.head_dim = 96;
+    bad[2].kv.block_size = 12;
+    bad[3].scale = 0.0f;
+    bad[4].layer = bad[4].kv.layers;
+    bad[5].kv.kv_heads = 3;
+    bad[6].o_dtype = 7;
+    bad[7].window = -1;
+    bad[8].kv.block_bytes += 16;
+    for (int i = 0; i < 9; i++) {
+        CHECK(!inf_cuda_attn_prefill_takes(&bad[i]), "shape %d taken", i);
+        CHECK(inf_cuda_attn_prefill_launch(&bad[i], NULL) != 0, "shape %d launched", i);
+    }
+    CHECK(inf_cuda_prefill_variant_launch(&s.args, INF_CUDA_PREFILL_VARIANTS, NULL) != 0,
+          "one too many");
+    drop_step(&s);
+}
+
+int main(int argc, char **argv) {
+    start(argc, argv);
+    test_refusals();
+    only = argc > 2 ? atoi(argv[2]) : -2;
+    for (int32_t act : BOTH_FORMATS) {
+        test_random(act, 128);
+        test_random(act, 64);
+    }
+#ifdef INF_EMU
+    test_prompt(70, 50, 128, 4, 1);
+    test_prompt(200, 100, 64, 1, 1);
+#else
+    if (!brief()) {
+        test_prompt(1024, 0, 128, 32, 8);
+        test_prompt(2000, 3001, 128, 8, 1);
+        test_prompt(512, 20000, 128, 4, 4);
+        test_prompt(1000, 1000, 64, 8, 2);
+    }
+#endif
+    return report("prefill");
+}
