@@ -6,6 +6,7 @@
 
 #include "infinite/device.h"
 #include "kernels/backend.h"
+#include "kernels/convert.h"
 
 typedef struct inf_layer {
     float *attn_norm, *mlp_norm; /* [hidden] */
@@ -43,11 +44,5 @@ int inf_weights_load(inf_weights *weights, int32_t role, int32_t layer, int32_t 
 int inf_weights_complete(inf_weights *weights, inf_err *err);
 
 void inf_weights_close(inf_weights *weights);
-
-/* Bytes of one number, 0 for an unknown dtype. */
-uint64_t inf_dtype_bytes(int32_t dtype);
-
-/* dst[n] = src[n] in another dtype, rounded to nearest even. src need not be aligned. */
-void inf_convert(void *dst, int32_t dst_dtype, const void *src, int32_t src_dtype, uint64_t n);
 
 #endif

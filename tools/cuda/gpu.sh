@@ -3,14 +3,14 @@
 # call that needs nvcc, a C compiler and, for the comparison, PyTorch. No Go: its test binaries are taken from
 # CARRY, if set, built by `go test -c` elsewhere.
 #
-#   tools/cuda/gpu.sh OUT [part ...]     parts: test sanitize go decode prefill step pair torch
+#   tools/cuda/gpu.sh OUT [part ...]     parts: test sanitize go decode prefill product step pair profile torch
 #
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, results.json and table.md.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-parts=${*:-test sanitize go decode prefill step pair torch}
+parts=${*:-test sanitize go decode prefill product step pair torch}
 build=${BUILD:-$out/build}
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 jobs=$(nproc)
@@ -55,7 +55,7 @@ compile() {
 export -f compile
 objects() { for f in "$@"; do echo "$build/$(echo "$f" | tr '/.' '__').o"; done; }
 
-library="$(ls csrc/kernels/cuda/*.cu csrc/kernels/cuda/*.c csrc/model/convert.c)"
+library="$(ls csrc/kernels/cuda/*.cu csrc/kernels/cuda/*.c csrc/kernels/cpu/convert.c)"
 base="$(ls csrc/runtime/*.c csrc/model/*.c csrc/kernels/cpu/*.c csrc/dist/*.c csrc/transport/*.c csrc/transport/shm/*.c csrc/transport/tcp/*.c csrc/transport/verbs/stub.c)"
 tests="$(ls csrc/tests/cuda/test_*.cu) $(ls bench/cuda/*.cu)"
 if ! printf '%s\n' $library $base $tests | sort -u | xargs -P "$jobs" -I{} bash -c 'compile {}'; then
@@ -89,11 +89,18 @@ if wants go && [ -n "${CARRY:-}" ]; then
     (cd engine/cmd/infinite && INFINITE_TEST_DEVICE=cuda:0 step go_exactness 150 "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness}" -test.v -test.timeout 145s)
 fi
 if wants decode; then step bench_decode 60 "$build/bench_decode"; fi
+if wants product; then step bench_product 60 "$build/bench_product"; fi
 if wants prefill && [ -x "$build/bench_prefill" ]; then step bench_prefill 60 "$build/bench_prefill"; fi
 if wants step; then step bench_step 90 "$build/bench_step" 1 8b decode prefill; fi
 if wants pair; then
     BLOCKS=8500 step bench_pair 90 "$build/bench_step" 1 8b pair
     BLOCKS=8500 step bench_pair13 60 "$build/bench_step" 1 13b4 pair
+fi
+if wants profile && command -v ncu >/dev/null; then
+    # One layer's kernels of a decode step, each by itself.
+    INFINITE_CUDA_WITHOUT=graphs step profile 90 ncu --clock-control none --launch-skip 1500 --launch-count 24 \
+        --metrics gpu__time_duration.sum,dram__bytes_read.sum.per_second,launch__grid_size,launch__registers_per_thread \
+        "$build/bench_step" 1 8b decode
 fi
 if wants torch; then step torch 100 python3 bench/cuda/peers.py; fi
 if wants sanitize && command -v compute-sanitizer >/dev/null; then

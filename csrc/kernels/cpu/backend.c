@@ -8,7 +8,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu.h"
-#include "model/weights.h"
+#include "kernels/convert.h"
 #include "runtime/fail.h"
 #include "runtime/pages.h"
 

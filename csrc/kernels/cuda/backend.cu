@@ -3,9 +3,7 @@
 #include <string.h>
 
 #include "kernels/cuda/lane.h"
-extern "C" {
-#include "model/weights.h"
-}
+#include "kernels/convert.h"
 
 static bool enter(inf_backend *b) {
     return cudaSetDevice(((cuda_backend *)b)->ordinal) == cudaSuccess;

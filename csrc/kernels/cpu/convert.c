@@ -2,7 +2,8 @@
  * binary32). */
 #include <string.h>
 
-#include "model/weights.h"
+#include "infinite/device.h"
+#include "kernels/convert.h"
 
 uint64_t inf_dtype_bytes(int32_t dtype) {
     switch (dtype) {

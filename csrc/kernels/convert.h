@@ -1,0 +1,20 @@
+/* Number formats of weights and activations, as INF_DTYPE_*. */
+#ifndef INF_CONVERT_H
+#define INF_CONVERT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Bytes of one number, 0 for an unknown dtype. */
+uint64_t inf_dtype_bytes(int32_t dtype);
+
+/* dst[n] = src[n] in another dtype, rounded to nearest even. src need not be aligned. */
+void inf_convert(void *dst, int32_t dst_dtype, const void *src, int32_t src_dtype, uint64_t n);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
