@@ -1,0 +1,211 @@
+/* Prefill attention's speed on this GPU, one layer of Llama-3-8B's shape: 32 query heads, 8 kv
+ * heads, head_dim 128, bf16, blocks of 16 tokens, block tables in random order. Every variant on
+ * prompts of several lengths, and on a chunk at the end of a long context.
+ *
+ * Flops are those of visible (row, key) pairs: 4 head_dim per pair and query head. "whole" is
+ * pieces of 128 rows with all of their keys, "plan" the pieces of plan.c with the merge of their
+ * partials, as a step runs them. Output: a table, and JSON lines, into the file of argv[1] when
+ * there is one. */
+#include <algorithm>
+#include <stdio.h>
+#include <stdlib.h>
+#include <vector>
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/attention_prefill.h"
+#include "kernels/cuda/plan.h"
+
+enum { HEADS = 32, KV_HEADS = 8, DIM = 128, BLOCK = 16, LAYERS = 2 };
+enum { MOST_TOKENS = 1 << 17, MOST_ROWS = 1 << 15, MOST_PARTS = 1 << 15, MOST_WORK = 1 << 14 };
+
+#define CUDA(call)                                                                                 \
+    do {                                                                                           \
+        int error_ = (int)(call);                                                                  \
+        if (error_ != 0) {                                                                         \
+            printf("%s:%d: %s: error %d, %s\n", __FILE__, __LINE__, #call, error_,                 \
+                   cudaGetErrorString((cudaError_t)error_));                                       \
+            exit(2);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+static cudaStream_t stream;
+static FILE *json;
+static int sms;
+
+static uint64_t random_state = 1;
+static uint64_t next_random() { /* splitmix64 */
+    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+/* bf16 numbers in (-1, 1). */
+static __global__ void fill_kernel(uint16_t *p, size_t n, uint32_t salt) {
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    for (; i < n; i += (size_t)gridDim.x * blockDim.x) {
+        uint32_t h = ((uint32_t)i + salt) * 2654435761u;
+        h = (h ^ h >> 15) * 2246822519u;
+        h = (h ^ h >> 13) * 3266489917u;
+        h ^= h >> 16;
+        float x = (float)(int32_t)h * 4.6566e-10f;
+        p[i] = (uint16_t)(__float_as_uint(x) >> 16);
+    }
+}
+
+template <class F> static double seconds_of(int times, F f) {
+    cudaEvent_t from, upto;
+    CUDA(cudaEventCreate(&from));
+    CUDA(cudaEventCreate(&upto));
+    CUDA(cudaEventRecord(from, stream));
+    for (int i = 0; i < times; i++) {
+        f();
+    }
+    CUDA(cudaEventRecord(upto, stream));
+    CUDA(cudaEventSynchronize(upto));
+    float ms = 0;
+    CUDA(cudaEventElapsedTime(&ms, from, upto));
+    CUDA(cudaEventDestroy(from));
+    CUDA(cudaEventDestroy(upto));
+    return 1e-3 * ms / times;
+}
+
+struct buffers {
+    uint8_t *pool;
+    void *q, *o;
+    float *lse, *part_o, *part_lse;
+    int32_t *blocks, *n_work;
+    inf_cuda_segment *segment;
+    inf_cuda_work *work;
+    uint32_t *off, *list;
+};
+
+static buffers make_buffers() {
+    buffers b;
+    size_t block_bytes = (size_t)LAYERS * 2 * KV_HEADS * BLOCK * DIM * 2;
+    size_t pool = MOST_TOKENS / BLOCK * block_bytes, q = (size_t)MOST_ROWS * HEADS * DIM * 2;
+    CUDA(cudaMalloc((void **)&b.pool, pool));
+    CUDA(cudaMalloc(&b.q, q));
+    CUDA(cudaMalloc(&b.o, q));
+    CUDA(cudaMalloc((void **)&b.lse, (size_t)MOST_ROWS * HEADS * 4));
+    CUDA(cudaMalloc((void **)&b.part_o, (size_t)MOST_PARTS * HEADS * DIM * 4));
+    CUDA(cudaMalloc((void **)&b.part_lse, (size_t)MOST_PARTS * HEADS * 4));
+    CUDA(cudaMalloc((void **)&b.blocks, MOST_TOKENS / BLOCK * 4));
+    CUDA(cudaMalloc((void **)&b.n_work, 4));
+    CUDA(cudaMalloc((void **)&b.segment, sizeof(inf_cuda_segment)));
+    CUDA(cudaMalloc((void **)&b.work, MOST_WORK * sizeof(inf_cuda_work)));
+    CUDA(cudaMalloc((void **)&b.off, (MOST_ROWS + 1) * 4));
+    CUDA(cudaMalloc((void **)&b.list, (size_t)MOST_PARTS * 4));
+    fill_kernel<<<sms * 8, 256, 0, stream>>>((uint16_t *)b.pool, pool / 2, 12345);
+    fill_kernel<<<sms * 8, 256, 0, stream>>>((uint16_t *)b.q, q / 2, 777);
+    std::vector<int32_t> order(MOST_TOKENS / BLOCK);
+    for (size_t i = 0; i < order.size(); i++) {
+        size_t j = next_random() % (i + 1);
+        order[i] = order[j];
+        order[j] = (int32_t)i;
+    }
+    CUDA(cudaMemcpy(b.blocks, order.data(), order.size() * 4, cudaMemcpyHostToDevice));
+    CUDA(cudaStreamSynchronize(stream));
+    return b;
+}
+
+struct cut {
+    int32_t pieces;
+    uint32_t parts;
+};
+
+/* Pieces into the buffers: the plan's, or whole ones, the longest first. */
+static cut set_work(const buffers &b, const inf_cuda_segment &s, bool plan, int resident) {
+    static inf_cuda_work decode[MOST_WORK], prefill[MOST_WORK];
+    static uint32_t off[MOST_ROWS + 1], list[MOST_PARTS];
+    cut c = {0, 0};
+    if (plan) {
+        inf_cuda_plan_shape shape = {};
+        shape.heads = HEADS, shape.kv_heads = KV_HEADS, shape.sms = sms;
+        shape.prefill_resident = resident;
+        inf_cuda_plan_sizes sizes = {MOST_WORK, MOST_WORK, MOST_PARTS, MOST_ROWS};
+        inf_cuda_plan_lists lists = {decode, prefill, off, list, 0, 0, 0};
+        CUDA(inf_cuda_plan(&shape, &s, 1, (int32_t)s.rows, &sizes, &lists));
+        c = {lists.n_prefill, lists.n_parts};
+        CUDA(cudaMemcpy(b.off, off, (s.rows + 1) * 4, cudaMemcpyHostToDevice));
+        CUDA(cudaMemcpy(b.list, list, c.parts * 4, cudaMemcpyHostToDevice));
+    } else {
+        for (uint32_t row = s.rows / 128 * 128; row > 0; row -= 128) {
+            prefill[c.pieces++] = {0, row - 128, 128, 0, s.q_pos0 + row, INF_CUDA_WHOLE};
+        }
+    }
+    CUDA(cudaMemcpy(b.work, prefill, (size_t)c.pieces * sizeof prefill[0], cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(b.n_work, &c.pieces, 4, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(b.segment, &s, sizeof s, cudaMemcpyHostToDevice));
+    return c;
+}
+
+static void run_case(const buffers &b, uint32_t rows, uint32_t before, int variant, bool plan) {
+    inf_cuda_segment s = {0, rows, before, 0, before + rows, 0};
+    inf_cuda_attn a = {};
+    a.q = b.q, a.pool = b.pool, a.blocks = b.blocks, a.segments = b.segment, a.work = b.work;
+    a.kv = {LAYERS,
+            KV_HEADS,
+            BLOCK,
+            DIM,
+            INF_DTYPE_BF16,
+            2,
+            (uint64_t)LAYERS * 2 * KV_HEADS * BLOCK * DIM * 2};
+    a.n_work = b.n_work, a.o = b.o, a.part_o = b.part_o, a.part_lse = b.part_lse;
+    a.act = a.o_dtype = INF_DTYPE_BF16, a.heads = HEADS, a.layer = 1,
+    a.scale = 0.08838834764831845f;
+    inf_cuda_prefill_variant v;
+    CUDA(inf_cuda_prefill_variant_of(&a, variant, &v));
+    if (v.resident == 0) {
+        return;
+    }
+    cut c = set_work(b, s, plan, v.resident);
+    a.max_work = c.pieces;
+    auto call = [&] {
+        CUDA(inf_cuda_prefill_variant_launch(&a, variant, stream));
+        if (c.parts > 0) {
+            inf_cuda_combine m = {};
+            m.o = b.o, m.part_o = b.part_o, m.part_lse = b.part_lse, m.off = b.off, m.list = b.list;
+            m.o_dtype = a.o_dtype, m.rows = (int32_t)rows, m.heads = HEADS, m.head_dim = DIM;
+            CUDA(inf_cuda_combine_launch(&m, stream));
+        }
+    };
+    call();
+    double once = seconds_of(1, call);
+    double t = seconds_of((int)std::min(200.0, std::max(3.0, 0.05 / once)), call);
+    double pairs = (double)rows * before + 0.5 * rows * (rows + 1.0),
+           flops = 4.0 * DIM * HEADS * pairs;
+    printf("%6u rows behind %6u, %-24s %-5s %4d pieces, %5u parts: %9.1f us, %6.1f TFLOP/s\n", rows,
+           before, v.name, plan ? "plan" : "whole", c.pieces, c.parts, 1e6 * t, 1e-12 * flops / t);
+    fprintf(json,
+            "{\"bench\":\"prefill\",\"rows\":%u,\"before\":%u,\"variant\":\"%s\",\"cut\":\"%s\","
+            "\"pieces\":%d,"
+            "\"parts\":%u,\"us\":%.2f,\"tflops\":%.1f}\n",
+            rows, before, v.name, plan ? "plan" : "whole", c.pieces, c.parts, 1e6 * t,
+            1e-12 * flops / t);
+    fflush(stdout);
+}
+
+int main(int argc, char **argv) {
+    json = argc > 1 ? fopen(argv[1], "w") : stdout;
+    if (json == NULL) {
+        printf("cannot write %s\n", argv[1]);
+        return 2;
+    }
+    CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
+    CUDA(cudaStreamCreate(&stream));
+    buffers b = make_buffers();
+    for (uint32_t rows = 1024; rows <= MOST_ROWS;
+         rows = rows == 4096 ? 16384 : rows * (rows == 1024 ? 4 : 2)) {
+        for (int variant = 0; variant < INF_CUDA_PREFILL_VARIANTS; variant++) {
+            run_case(b, rows, 0, variant, false);
+            run_case(b, rows, 0, variant, true);
+        }
+    }
+    for (int variant = 0; variant < INF_CUDA_PREFILL_VARIANTS; variant++) {
+        run_case(b, 512, MOST_TOKENS - 512, variant, false);
+        run_case(b, 512, MOST_TOKENS - 512, variant, true);
+    }
+    return json != stdout && fclose(json) != 0 ? 2 : 0;
+}
