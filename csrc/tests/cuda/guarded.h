@@ -9,6 +9,9 @@
 enum { GUARD_BYTES = 1024, UNWRITTEN = 0xff };
 static const int32_t FORMATS[3] = {INF_DTYPE_F32, INF_DTYPE_F16, INF_DTYPE_BF16};
 
+/* Under a sanitizer everything takes many times as long; the environment says so. */
+static bool brief() { return getenv("SANITIZER") != NULL; }
+
 static const char *format_name(int32_t dtype) {
     return dtype == INF_DTYPE_F32 ? "f32" : dtype == INF_DTYPE_F16 ? "f16" : "bf16";
 }

@@ -296,7 +296,7 @@ static void test_cast() {
 
 int main(int argc, char **argv) {
     start(argc, argv);
-    for (int32_t i = 0; i < ROUNDS; i++) {
+    for (int32_t i = 0; i < (brief() ? 1 : ROUNDS); i++) {
         test_embed();
         test_rope_table();
         test_add_norm();
