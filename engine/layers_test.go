@@ -40,6 +40,10 @@ var layers = map[string]struct {
 // cgo is where import "C" may stand: at the two doors, so that all rules of the C boundary are kept there.
 var cgo = []string{"engine/device", "rdma"}
 
+// driver is where the CUDA driver's binding may be imported, and only by files that the tag cuda lets in: it
+// links the driver's library, which machines without a GPU lack.
+const driver, driverTag = "engine/device", "//go:build cuda\n"
+
 func TestGoLayers(t *testing.T) {
 	seen := map[string]bool{}
 	err := filepath.WalkDir("..", func(file string, d fs.DirEntry, err error) error {
@@ -60,6 +64,9 @@ func TestGoLayers(t *testing.T) {
 			if name == "C" && !slices.Contains(cgo, folder) {
 				t.Errorf("%s imports C: only %v may", file, cgo)
 			}
+			if strings.HasPrefix(name, "gorgonia.org/") && (folder != driver || !tagged(file)) {
+				t.Errorf("%s imports %s: only files of %s with the tag cuda may", file, name, driver)
+			}
 			ours, is := strings.CutPrefix(name, module)
 			if rule, held := layers[folder]; is && held && !slices.Contains(rule.allowed, ours) {
 				t.Errorf("%s imports %s: %s", file, ours, rule.why)
@@ -75,6 +82,11 @@ func TestGoLayers(t *testing.T) {
 			t.Errorf("a rule speaks of %s, which has no Go files", folder)
 		}
 	}
+}
+
+func tagged(file string) bool {
+	text, err := os.ReadFile(file)
+	return err == nil && strings.HasPrefix(string(text), driverTag)
 }
 
 // cLayers says which headers of ours the C folders may include, by their first part.

@@ -4,6 +4,7 @@
 //	model.go    a device from a model folder
 //	step.go     the step: submit, wait; sampling slots
 //	peers.go    hosted spans, moves, peers; counters
+//	gpu.go      GPUs and the library of their kernels; gpu_cuda.go asks the driver, with the tag cuda
 //	error.go    C's status as a Go error
 //	layout.go   the C layouts that package batch mirrors
 //	stamp.go    makes the package stale when the C library changes

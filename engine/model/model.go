@@ -107,6 +107,26 @@ func (m *Model) Tensors() ([]Tensor, error) {
 	return slices.Clone(m.tensors), nil
 }
 
+// WeightBytes is the memory that the weights take: matrices with numbers of so many bytes, vectors always in
+// float32, and a tied LM head not again.
+func (m *Model) WeightBytes(matrix int) (uint64, error) {
+	tensors, err := m.Tensors()
+	if err != nil {
+		return 0, err
+	}
+	total := uint64(0)
+	for _, t := range tensors {
+		switch n := uint64(t.Rows) * uint64(t.Cols); {
+		case t.Role == LMHead && m.Config.TieEmbeddings:
+		case t.Rows > 1:
+			total += n * uint64(matrix)
+		default:
+			total += n * 4
+		}
+	}
+	return total, nil
+}
+
 // Close releases the weights; the Data of every Tensor is invalid afterwards. A second Close does nothing.
 func (m *Model) Close() error {
 	if m.tensors == nil {
