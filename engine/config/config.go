@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -32,11 +33,14 @@ type Config struct {
 	MaxNumBatchedTokens int    `name:"max-num-batched-tokens" usage:"tokens of one step on an instance"`
 	MaxNumWaiting       int    `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
 	BlockSize           int    `name:"block-size" usage:"tokens of a KV block"`
-	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool"`
-	DType               string `name:"dtype" usage:"auto, float32 or bfloat16"`
+	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
+	DType               string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
 	Seed                uint64 `name:"seed" usage:"seed of requests that bring none"`
 	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
 	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c"`
+
+	Device               string  `name:"device" usage:"auto, cpu, cuda (the instances are dealt to the GPUs) or cuda:N (all on that one)"`
+	GPUMemoryUtilization float64 `name:"gpu-memory-utilization" usage:"share of each GPU's memory that this process's instances on it may take together"`
 
 	Instances     int      `name:"instances" usage:"instances that this process starts"`
 	Join          string   `name:"join" usage:"host:port of a running cluster's control address, to add an instance to it"`
@@ -59,12 +63,15 @@ type Config struct {
 	LogLevel string `name:"log-level" usage:"debug, info, warn or error"`
 }
 
+// CPUPool is the memory of a KV pool on the CPU for which --kv-cache-memory says nothing.
+const CPUPool Size = 256 << 20
+
 // Default is the configuration without any source.
 func Default() Config {
 	return Config{
 		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20,
-		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, KVCacheMemory: 256 << 20,
-		DType: "auto", ISA: "auto",
+		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16,
+		DType: "auto", ISA: "auto", Device: "auto", GPUMemoryUtilization: 0.9,
 		Instances: 1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
 		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, LogLevel: "info",
 	}
@@ -116,10 +123,16 @@ func (c *Config) Validate() error {
 	if c.MaxBodySize < 1<<10 || c.MaxBodySize > 1<<30 {
 		bad("max-body-size", "%d bytes is not between 1 KiB and 1 GiB", c.MaxBodySize)
 	}
-	if c.KVCacheMemory < 1<<12 || c.KVCacheMemory > 1<<44 {
-		bad("kv-cache-memory", "%d bytes is not between 4 KiB and 16 TiB", c.KVCacheMemory)
+	if c.KVCacheMemory != 0 && (c.KVCacheMemory < 1<<12 || c.KVCacheMemory > 1<<44) {
+		bad("kv-cache-memory", "%d bytes is neither 0 nor between 4 KiB and 16 TiB", c.KVCacheMemory)
 	}
-	oneOf("dtype", c.DType, "auto", "float32", "bfloat16")
+	if _, _, err := ParseDevice(c.Device); err != nil {
+		bad("device", "%w", err)
+	}
+	if u := c.GPUMemoryUtilization; !(u > 0 && u <= 1) {
+		bad("gpu-memory-utilization", "%g is not above 0 and at most 1", u)
+	}
+	oneOf("dtype", c.DType, "auto", "float32", "bfloat16", "float16")
 	oneOf("isa", c.ISA, "auto", "avx512", "avx2", "c")
 	oneOf("transport", c.Transport, "auto", "verbs", "shm", "tcp")
 	within("rdma-gid-index", c.RDMAGIDIndex, -1, 1<<16)
@@ -144,6 +157,21 @@ func (c *Config) Validate() error {
 		bad("cluster-host", "%s is not loopback; that needs a --cluster-secret", c.ClusterHost)
 	}
 	return errors.Join(errs...)
+}
+
+// ParseDevice takes --device apart: its kind, and the number of the GPU that is named, -1 where none is.
+func ParseDevice(text string) (kind string, gpu int, err error) {
+	kind, number, named := strings.Cut(text, ":")
+	if !named && slices.Contains([]string{"auto", "cpu", "cuda"}, kind) {
+		return kind, -1, nil
+	}
+	if kind == "cuda" {
+		// What a number's spelling may be, and what the data plane takes.
+		if n, err := strconv.Atoi(number); err == nil && strconv.Itoa(n) == number && n >= 0 && n < 1024 {
+			return kind, n, nil
+		}
+	}
+	return "", -1, fmt.Errorf("%q is none of auto, cpu, cuda and cuda:N", text)
 }
 
 func loopback(host string) bool {

@@ -69,6 +69,10 @@ func TestErrorsNameTheirSource(t *testing.T) {
 		{"a service's address", "", map[string]string{"INFINITE_PORT": "tcp://10.0.0.1:8000"}, nil, []string{"INFINITE_PORT", "tcp://10.0.0.1:8000", "Kubernetes"}},
 		{"a setting under both names", "max-num-seqs: 7\nmax_num_seqs: 8\n", nil, nil, []string{"infinite.yaml:2:1", "max-num-seqs", "infinite.yaml:1:1"}},
 		{"a setting in two documents", "port: 1\n---\nport: 2\n", nil, nil, []string{"infinite.yaml:3:1", "infinite.yaml:1:1"}},
+		{"another device", "", nil, map[string]string{"device": "gpu"}, []string{"flag --device", `"gpu"`, "cuda:N"}},
+		{"utilization", "", nil, map[string]string{"gpu-memory-utilization": "90%"}, []string{"--gpu-memory-utilization", "90%", "0.9"}},
+		{"utilization above all", "gpu-memory-utilization: 1.5\n", nil, nil, []string{"infinite.yaml:1:1", "at most 1"}},
+		{"utilization that is no number", "", map[string]string{"INFINITE_GPU_MEMORY_UTILIZATION": "NaN"}, nil, []string{"INFINITE_GPU_MEMORY_UTILIZATION", "NaN"}},
 		{"size", "", nil, map[string]string{"kv-cache-memory": "1XB"}, []string{"--kv-cache-memory", "1XB"}},
 	}
 	for _, tc := range cases {
@@ -107,6 +111,37 @@ func TestErrorTexts(t *testing.T) {
 		if err == nil || err.Error() != x.want {
 			t.Errorf("%v, want %s", err, x.want)
 		}
+	}
+}
+
+func TestParseDevice(t *testing.T) {
+	for text, want := range map[string]int{"auto": -1, "cpu": -1, "cuda": -1, "cuda:0": 0, "cuda:17": 17, "cuda:1023": 1023} {
+		kind, gpu, err := ParseDevice(text)
+		if first, _, _ := strings.Cut(text, ":"); err != nil || kind != first || gpu != want {
+			t.Errorf("ParseDevice(%q) = %q, %d, %v", text, kind, gpu, err)
+		}
+	}
+	for _, text := range []string{"", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:01", "cuda:1024", "cuda:x", "cpu:0", "auto:0", "cuda:0:1", "CUDA"} {
+		if kind, gpu, err := ParseDevice(text); err == nil {
+			t.Errorf("ParseDevice(%q) = %q, %d", text, kind, gpu)
+		}
+	}
+}
+
+// An instance's settings go to its process as text, and must arrive as they were.
+func TestFieldsKeepTheirValues(t *testing.T) {
+	want := Default()
+	want.GPUMemoryUtilization, want.Device = 0.9/7, "cuda:3"
+	flags := map[string]string{}
+	for _, f := range Fields(&want) {
+		flags[f.Name] = f.String()
+	}
+	got, err := Load("", noEnv, flags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatal(diff)
 	}
 }
 

@@ -77,6 +77,12 @@ func (f Field) Set(text string) error {
 			return fmt.Errorf("%q is not a whole number from 0", text)
 		}
 		*p = n
+	case *float64:
+		var x float64
+		if x, err = strconv.ParseFloat(text, 64); err != nil {
+			return fmt.Errorf("%q is not a number such as 0.9", text)
+		}
+		*p = x
 	case *Size:
 		*p, err = ParseSize(text)
 	case *time.Duration:

@@ -15,7 +15,7 @@ import (
 func checkSettings(_ context.Context, m *Machine) []Result {
 	const subject = "settings"
 	if m.ConfigErr == nil {
-		return []Result{ok("config", subject, "valid; --transport %s, --kv-cache-memory %s", m.Config.Transport, m.Config.KVCacheMemory)}
+		return []Result{ok("config", subject, "valid; --transport %s, %s", m.Config.Transport, m.poolText())}
 	}
 	var results []Result
 	for line := range strings.Lines(m.ConfigErr.Error()) {
@@ -76,28 +76,14 @@ func checkTokenizer(_ context.Context, m *Machine) Result {
 	return ok("config", subject, "%s has one that can be used", m.modelName())
 }
 
-// weightBytes is what the weights take in an instance's memory, or somewhat more: kernels pad some of them.
+// weightBytes is what the weights take in the memory of an instance on the CPU, or somewhat more: kernels pad some of them.
 func weightBytes(opened *model.Model, flag string) (uint64, error) {
-	tensors, err := opened.Tensors()
-	if err != nil {
-		return 0, err
-	}
 	// As --dtype is resolved: matrices in bfloat16 where the checkpoint or the flag says so. Vectors are float32.
-	width := uint64(4)
+	width := 4
 	if flag == "bfloat16" || flag == "auto" && opened.Config.DType == "bfloat16" {
 		width = 2
 	}
-	total := uint64(0)
-	for _, t := range tensors {
-		switch {
-		case t.Role == model.LMHead && opened.Config.TieEmbeddings:
-		case t.Rows > 1:
-			total += uint64(t.Rows) * uint64(t.Cols) * width
-		default:
-			total += uint64(t.Rows) * uint64(t.Cols) * 4
-		}
-	}
-	return total, nil
+	return opened.WeightBytes(width)
 }
 
 // checkNeed compares what the instances will take with what is there.
@@ -106,11 +92,14 @@ func checkNeed(_ context.Context, m *Machine) Result {
 	if m.ConfigErr != nil {
 		return Result{}
 	}
+	if m.OnGPU {
+		return m.checkGPUNeed()
+	}
 	room, err := m.usable()
 	if err != nil {
 		return unknown("config", subject, err)
 	}
-	n, pool := uint64(m.instances()), uint64(m.Config.KVCacheMemory)
+	n, pool := uint64(m.instances()), m.pool()
 	weights, weightText := uint64(0), "weights of unknown size"
 	if opened, err := m.openModel(); err == nil {
 		weights, err = weightBytes(opened, m.Config.DType)

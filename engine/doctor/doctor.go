@@ -5,7 +5,7 @@
 //	machine.go   what the checks look at: a file tree and a few small interfaces
 //	files.go     reading that tree
 //	cgroup.go    limits of control groups
-//	cpu.go memory.go limits.go kernel.go gpu.go rdma.go ports.go gpudirect.go network.go config.go   the checks
+//	cpu.go memory.go limits.go kernel.go gpu.go cuda.go rdma.go ports.go gpudirect.go network.go config.go   the checks
 //	pci.go       the tree of PCI devices, and how far two of them are apart
 //
 // A check never guesses: a value that cannot be read is reported as unknown.
@@ -68,6 +68,8 @@ func Checks() []Check {
 		{"kernel", "tracing", one(checkTracing), slowFiles},
 		{"kernel", "clock", one(checkClock), slowFiles},
 		{"gpu", "driver", checkGPUs, "keep the driver loaded, so that it need not start each time: systemctl enable --now nvidia-persistenced"},
+		{"gpu", "build", one(checkBuild), slowFiles},
+		{"gpu", "library", one(checkCUDALibrary), "see that INFINITE_CUDA_LIBRARY is on a file system that answers soon"},
 		{"rdma", "library", one(checkLibrary), slowFiles},
 		{"rdma", "devices", checkDevices, slowFiles},
 		{"rdma", "ports", checkPorts, slowFiles},
@@ -77,6 +79,7 @@ func Checks() []Check {
 		{"network", "cluster-host", one(checkClusterHost), "correct the name server's settings in /etc/resolv.conf, or give --cluster-host an address"},
 		{"network", "listen", checkListen, "correct the name server's settings in /etc/resolv.conf, or give --host and --cluster-host addresses"},
 		{"config", "settings", checkSettings, slowFiles},
+		{"config", "device", one(checkDevice), slowFiles},
 		{"config", "model", one(checkModel), "put the model on a file system that answers soon; serve waits for it"},
 		{"config", "tokenizer", one(checkTokenizer), "put the model on a file system that answers soon; serve waits for it"},
 		{"config", "memory", one(checkNeed), "put the model on a file system that answers soon; serve waits for it"},

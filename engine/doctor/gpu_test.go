@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -174,4 +175,50 @@ func TestGPU(t *testing.T) {
 		rows[i].at = 2 // the driver's line, gpu0, gpu1
 	}
 	runTable(t, plain, checkGPUs, rows)
+}
+
+func TestBuildAndLibrary(t *testing.T) {
+	gpu := onBus("0000:17:00.0")
+	tagged := func(m *Machine) { m.UsesGPUs = true }
+	runTable(t, plain, one(checkBuild), []test{
+		{name: "no GPU", level: OK, found: "-tags cuda no"},
+		{name: "a GPU", change: gpu, level: Warning, found: "-tags cuda no", remedy: "make build-cuda"},
+		{name: "with the tag", change: gpu, alter: tagged, level: OK, found: "-tags cuda yes"},
+	})
+	library := func(where string, err error, onGPU bool) func(m *Machine) {
+		return func(m *Machine) {
+			m.CUDALibrary, m.OnGPU = func() (string, error) { return where, err }, onGPU
+		}
+	}
+	missing := errors.New("cannot load the CUDA library: no such file")
+	runTable(t, plain, one(checkCUDALibrary), []test{
+		{name: "found", change: gpu, alter: library("/opt/libinfinite_cuda.so", nil, true), level: OK, found: "CUDA library: /opt/libinfinite_cuda.so"},
+		{name: "missing, a GPU", change: gpu, alter: library("", missing, false), level: Warning, found: "no such file", remedy: "make cuda"},
+		{name: "missing, used", alter: library("", missing, true), level: Warning, found: "no such file", remedy: "INFINITE_CUDA_LIBRARY"},
+		{name: "missing, no GPU", alter: library("", missing, false), level: OK, found: "the CPU needs none"},
+	})
+	if r := one(checkCUDALibrary)(t.Context(), machine(plain, nil)); r != nil {
+		t.Errorf("nobody looked: %v", r)
+	}
+}
+
+func TestDevice(t *testing.T) {
+	runTable(t, plain, one(checkDevice), []test{
+		{name: "CPU", alter: func(m *Machine) { m.Device = "cpu; no GPU" }, level: OK, found: "--device auto: cpu; no GPU"},
+		{name: "refused", alter: func(m *Machine) { m.DeviceErr = errors.New("cannot use --device cuda: no GPU") }, level: Error, found: "cannot use --device cuda", remedy: "--device auto"},
+	})
+	onGPU := func(need func() (string, error)) func(m *Machine) {
+		return func(m *Machine) { m.OnGPU, m.GPUNeed = true, need }
+	}
+	runTable(t, plain, one(checkNeed), []test{
+		{name: "fits", alter: onGPU(func() (string, error) { return "a pool of 99 blocks", nil }), level: OK, found: "99 blocks"},
+		{name: "does not", alter: onGPU(func() (string, error) { return "", errors.New("cannot fit a KV pool on cuda:0") }), level: Error, found: "cannot fit", remedy: "--kv-cache-memory"},
+	})
+	runTable(t, plain, checkSettings, []test{
+		{name: "pool by utilization", alter: onGPU(nil), level: OK, found: "--gpu-memory-utilization 0.9"},
+		{name: "pool as given", alter: func(m *Machine) { m.OnGPU, m.Config.KVCacheMemory = true, 1<<30 }, level: OK, found: "--kv-cache-memory 1GiB"},
+	})
+	if r := one(checkNeed)(t.Context(), machine(plain, onGPU(nil))); r != nil {
+		t.Errorf("nobody asked the GPU: %v", r)
+	}
 }

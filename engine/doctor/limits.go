@@ -68,8 +68,11 @@ func checkMemlock(_ context.Context, m *Machine) Result {
 	if err != nil {
 		return unknown("memory", subject, err)
 	}
-	pool, rings := uint64(m.Config.KVCacheMemory), uint64(0)
+	pool, rings := m.pool(), uint64(0)
 	what := "a pool of " + size(pool)
+	if m.OnGPU {
+		what = "no pool, which is the GPU's,"
+	}
 	if m.RingBytes != nil {
 		if n, err := m.RingBytes(); err == nil {
 			rings = n

@@ -26,12 +26,19 @@ type Machine struct {
 	Config    config.Config
 	ConfigErr error // why Config is the defaults, if it is
 	Threads   int   // of each instance, with the default worked out
-	UsesGPUs  bool  // this build can compute on GPUs
+	UsesGPUs  bool  // this build can list GPUs
+
+	Device    string // where the instances compute and why, "" where it is not known
+	DeviceErr error  // why --device cannot be used
+	OnGPU     bool
 
 	// What needs parts of the engine that this package does not import. Nil where there is none.
 	Etcd      func(ctx context.Context, endpoint string) error
 	Ports     func() ([]VerbsPort, error)
 	RingBytes func() (uint64, error) // what RDMA locks for the rings towards one peer
+
+	CUDALibrary func() (string, error) // where it is
+	GPUNeed     func() (string, error) // what an instance takes of its GPU
 }
 
 // System has the system calls that the engine cannot do without.

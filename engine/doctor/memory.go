@@ -106,7 +106,7 @@ func checkOvercommit(_ context.Context, m *Machine) Result {
 			return unknown("memory", subject, err)
 		}
 		left := limit - min(limit, promised)
-		need := uint64(m.instances()) * uint64(m.Config.KVCacheMemory)
+		need := uint64(m.instances()) * m.pool()
 		const remedy = "sudo sysctl vm.overcommit_memory=0"
 		if need > left {
 			return failure("memory", subject, remedy, "strict (vm.overcommit_memory=2): %s can still be promised, the pools need %s", size(left), size(need))

@@ -26,14 +26,17 @@ type child struct {
 	stopping bool
 }
 
-// startChild starts an instance. It gets its settings as variables, since they may hold secrets.
-func startChild(cfg config.Config, join, id string) (*child, error) {
+// startChild starts an instance at a place. It gets its settings as variables, since they may hold secrets.
+func startChild(cfg config.Config, place node.Place, join, id string) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("cannot find this program: %w", err)
 	}
 	cfg.Join, cfg.InstanceID, cfg.Threads = join, id, node.Threads(cfg)
-	cfg.Instances = 1
+	cfg.Instances, cfg.Device = 1, place.String()
+	if place.OnGPU() {
+		cfg.GPUMemoryUtilization = place.Share
+	}
 	c := &child{id: id, cmd: exec.Command(self, "serve"), done: make(chan struct{})}
 	c.cmd.Env = os.Environ()
 	for _, f := range config.Fields(&cfg) {
@@ -58,7 +61,7 @@ func startChild(cfg config.Config, join, id string) (*child, error) {
 	if err = <-started; err != nil {
 		return nil, fmt.Errorf("cannot start instance %s: %w", id, err)
 	}
-	slog.Info("started an instance", "instance", id, "pid", c.cmd.Process.Pid)
+	slog.Info("started an instance", "instance", id, "pid", c.cmd.Process.Pid, "device", place.Name(), "why", place.Why)
 	return c, nil
 }
 

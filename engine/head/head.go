@@ -69,19 +69,23 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	}
 	defer func() { _ = m.Close() }()
 	h.name = modelName(cfg)
-	dtype, err := node.DType(cfg.DType, m.Config.DType)
+	places, err := node.Places(cfg)
+	if err != nil {
+		return nil, err
+	}
+	dtype, err := node.DType(cfg.DType, m.Config.DType, places[0].OnGPU())
 	if err != nil {
 		return nil, err
 	}
 	if err = h.startControl(ctx, m.Fingerprint, dtype); err != nil {
 		return nil, err
 	}
-	for range cfg.Instances {
+	for _, place := range places {
 		id, err := h.manager.NewID(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("cannot name an instance: %w", err)
 		}
-		c, err := startChild(cfg, h.ControlAddress(), id)
+		c, err := startChild(cfg, place, h.ControlAddress(), id)
 		if err != nil {
 			return nil, err
 		}

@@ -1,9 +1,6 @@
 package node
 
 import (
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/infinite-llm/infinite/engine"
@@ -59,9 +56,10 @@ func (m moves) MoveWait(timeout time.Duration) (ticket uint64, result error, ok 
 
 // home lets the rManager report to the engine.
 type home struct {
-	eng *engine.Engine
-	kv  *kvcache.Manager
-	id  string
+	eng    *engine.Engine
+	kv     *kvcache.Manager
+	id     string
+	memory func() *pb.Memory
 }
 
 func (h *home) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err error) {
@@ -73,11 +71,10 @@ func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
 // Report is what the heartbeat carries.
 func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	c, s := h.kv.Counts(), h.eng.Stats()
-	total, used := hostMemory()
 	load := &pb.Load{
 		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
 		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions,
-		Memory: &pb.Memory{TotalBytes: total, UsedBytes: used, Source: "proc"},
+		Memory: h.memory(),
 	}
 	var places []*pb.Placement
 	for _, r := range h.eng.Requests() {
@@ -91,20 +88,4 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 		places = append(places, p)
 	}
 	return load, places
-}
-
-// hostMemory is the machine's memory, in bytes: what a CPU instance's device memory is.
-func hostMemory() (total, used uint64) {
-	text, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, 0
-	}
-	field := func(name string) uint64 {
-		_, rest, _ := strings.Cut(string(text), name+":")
-		kib, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
-		n, _ := strconv.ParseUint(kib, 10, 64)
-		return n << 10
-	}
-	total = field("MemTotal")
-	return total, total - min(total, field("MemAvailable"))
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
@@ -30,6 +31,7 @@ type Node struct {
 
 	cfg      config.Config
 	dev      *device.Device
+	meter    *meter
 	kv       *kvcache.Manager
 	etcd     *clientv3.Client
 	dir      *cluster.Directory
@@ -56,7 +58,13 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	defer func() { _ = m.Close() }()
-	dtype, err := DType(cfg.DType, m.Config.DType)
+	places, err := Places(cfg)
+	if err != nil {
+		return nil, err
+	}
+	place := places[0]
+	slog.Info("this instance computes on", "device", place.Name(), "why", place.Why)
+	dtype, err := DType(cfg.DType, m.Config.DType, place.OnGPU())
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +75,8 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	n.ID, n.cfg.BlockSize = hello.Id, int(hello.BlockSize)
 	slog.SetDefault(slog.Default().With("instance", n.ID))
 
-	shape, err := DeviceConfig(n.cfg, m.Config, dtype)
+	n.meter = newMeter(nvml.New(), place)
+	shape, err := DeviceConfig(n.cfg, m, dtype, place)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +119,7 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, fingerprint strin
 	leader := &cluster.Leader{}
 	go func() { defer close(n.followed); cluster.FollowLeader(life, n.etcd, hello.ClusterId, leader) }()
 	go func() { n.finished <- n.eng.Run(life) }()
-	n.rman.Start(&home{eng: n.eng, kv: n.kv, id: n.ID}, n.dir, leader)
+	n.rman.Start(&home{eng: n.eng, kv: n.kv, id: n.ID, memory: n.meter.memory}, n.dir, leader)
 
 	n.grpc = grpc.NewServer(cluster.ServerOptions(n.cfg.ClusterSecret)...)
 	pb.RegisterKVServer(n.grpc, n.rman)
@@ -169,6 +178,7 @@ func (n *Node) release() {
 	if n.dev != nil {
 		n.dev.Close()
 	}
+	n.meter.close()
 }
 
 func join(ctx context.Context, cfg config.Config, fingerprint, dtype string) (*pb.JoinReply, error) {

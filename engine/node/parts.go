@@ -1,9 +1,8 @@
 package node
 
 import (
-	"fmt"
+	"errors"
 	"log/slog"
-	"math"
 	"runtime"
 	"time"
 
@@ -30,25 +29,16 @@ func OpenTokenizer(dir string) (*tokenizer.Tokenizer, error) {
 	return tokenizer.Load(dir)
 }
 
-// BlockBytes is the memory of one KV block.
-func BlockBytes(cfg config.Config, m *model.Config, dtype string) (uint64, error) {
-	block := device.BlockBytes(stepConfig(cfg, m, dtype))
-	if block == 0 {
-		return 0, fmt.Errorf("cannot size a KV block of %d tokens", cfg.BlockSize)
-	}
-	return block, nil
-}
-
-// DType resolves --dtype for a checkpoint: "float32" or "bfloat16". The CPU has no f16 arithmetic, and
-// f16 does not fit bf16 without loss, so auto takes f32 for an f16 checkpoint.
-func DType(flag, checkpoint string) (string, error) {
+// DType resolves --dtype for a checkpoint: "float32", "bfloat16" or, on a GPU, "float16". The CPU has no f16
+// arithmetic, and f16 does not fit bf16 without loss, so auto takes f32 there for an f16 checkpoint.
+func DType(flag, checkpoint string, onGPU bool) (string, error) {
 	switch {
-	case flag == "float32" || flag == "bfloat16":
-		return flag, nil
+	case flag == "float16" && !onGPU:
+		return "", errors.New("cannot use --dtype float16 on the CPU: use float32, which is as exact, or bfloat16, or a GPU (--device cuda)")
 	case flag != "auto":
-		return "", fmt.Errorf("cannot use --dtype %s", flag)
-	case checkpoint == "bfloat16":
-		return "bfloat16", nil
+		return flag, nil
+	case checkpoint == "bfloat16" || checkpoint == "float16" && onGPU:
+		return checkpoint, nil
 	}
 	return "float32", nil
 }
@@ -61,32 +51,12 @@ const (
 
 // stepConfig is a device's config but for the pool's size: the step's buffers get the scheduler's limits.
 func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config {
-	d := device.ForModel(m, device.Config{
-		DType: device.F32, BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
+	return device.ForModel(m, device.Config{
+		DType:     map[string]int{"float32": device.F32, "float16": device.F16, "bfloat16": device.BF16}[dtype],
+		BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
 		MaxRows: cfg.MaxNumBatchedTokens, MaxSpans: maxHostedSpans, MaxStepSpans: spansPerSeq * cfg.MaxNumSeqs, Threads: Threads(cfg),
 		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3}[cfg.ISA],
 	})
-	if dtype == "bfloat16" {
-		d.DType = device.BF16
-	}
-	return d
-}
-
-// DeviceConfig sizes a device for a model, its pool by --kv-cache-memory.
-func DeviceConfig(cfg config.Config, m *model.Config, dtype string) (device.Config, error) {
-	d := stepConfig(cfg, m, dtype)
-	block, err := BlockBytes(cfg, m, dtype)
-	if err != nil {
-		return d, err
-	}
-	blocks := uint64(cfg.KVCacheMemory) / block
-	if blocks < 2 || blocks > math.MaxInt32/2 {
-		return d, fmt.Errorf("cannot use --kv-cache-memory %s: it holds %d blocks of %d bytes; between 2 and %d are needed",
-			cfg.KVCacheMemory, blocks, block, math.MaxInt32/2)
-	}
-	d.NumBlocks = int(blocks)
-	d.MaxStepBlocks = d.NumBlocks
-	return d, nil
 }
 
 // linkChoice is what links to peers may be.

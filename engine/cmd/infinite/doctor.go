@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -69,7 +71,16 @@ func thisMachine(cfg config.Config, err error) *doctor.Machine {
 	m.Threads = node.Threads(m.Config)
 	m.Etcd = askEtcd
 	m.Ports = verbsPorts
-	m.RingBytes = func() (uint64, error) { return ringBytes(m.Config) }
+	m.UsesGPUs, m.CUDALibrary = device.BuiltForCUDA, device.CUDALibrary
+	places, err := node.Places(m.Config)
+	if m.DeviceErr = err; err != nil {
+		places = []node.Place{{GPU: -1}}
+	} else {
+		m.Device = placesText(places)
+	}
+	m.OnGPU = places[0].OnGPU()
+	m.RingBytes = func() (uint64, error) { return ringBytes(m.Config, places[0]) }
+	m.GPUNeed = func() (string, error) { return gpuNeed(m.Config, places[0]) }
 	return m
 }
 
@@ -92,22 +103,47 @@ func verbsPorts() ([]doctor.VerbsPort, error) {
 	return ports, err
 }
 
-// ringBytes is the locked memory of the links to one peer: a query lane and a move lane in each direction. A
-// link has two slots to receive into, as the rManager asks for, and half as many again to send from.
-func ringBytes(cfg config.Config) (uint64, error) {
+// placesText is where the instances compute, each place once, and why.
+func placesText(places []node.Place) string {
+	var names []string
+	for _, p := range places {
+		if !slices.Contains(names, p.Name()) {
+			names = append(names, p.Name())
+		}
+	}
+	return strings.Join(names, ", ") + "; " + places[0].Why
+}
+
+// shape is the device of the first instance.
+func shape(cfg config.Config, place node.Place) (d device.Config, dtype string, err error) {
 	m, err := node.OpenModel(cfg.Model)
 	if err != nil {
-		return 0, err
+		return d, "", err
 	}
 	defer func() { _ = m.Close() }()
-	dtype, err := node.DType(cfg.DType, m.Config.DType)
-	if err != nil {
-		return 0, err
+	if dtype, err = node.DType(cfg.DType, m.Config.DType, place.OnGPU()); err != nil {
+		return d, "", err
 	}
-	shape, err := node.DeviceConfig(cfg, m.Config, dtype)
+	d, err = node.DeviceConfig(cfg, m, dtype, place)
+	return d, dtype, err
+}
+
+// gpuNeed says what pool an instance gets.
+func gpuNeed(cfg config.Config, place node.Place) (string, error) {
+	d, dtype, err := shape(cfg, place)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("on %s an instance gets a pool of %d blocks (%d tokens) in %s", place.Name(), d.NumBlocks, d.NumBlocks*d.BlockSize, dtype), nil
+}
+
+// ringBytes is the locked memory of the links to one peer: a query lane and a move lane in each direction. A
+// link has two slots to receive into, as the rManager asks for, and half as many again to send from.
+func ringBytes(cfg config.Config, place node.Place) (uint64, error) {
+	d, _, err := shape(cfg, place)
 	if err != nil {
 		return 0, err
 	}
 	const directions, slots = 2, 2 + 3
-	return directions * slots * (device.QuerySlotBytes(shape) + device.MoveSlotBytes(shape)), nil
+	return directions * slots * (device.QuerySlotBytes(d) + device.MoveSlotBytes(d)), nil
 }

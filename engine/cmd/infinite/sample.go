@@ -130,7 +130,11 @@ func shrinkPools(cmd *cobra.Command, cfg *config.Config, s *sample) (tokens int,
 	if cmd.Flags().Changed("kv-cache-memory") {
 		return tokens, nil
 	}
-	dtype, err := node.DType(cfg.DType, m.Config.DType)
+	places, err := node.Places(*cfg)
+	if err != nil {
+		return 0, err
+	}
+	dtype, err := node.DType(cfg.DType, m.Config.DType, places[0].OnGPU())
 	if err != nil {
 		return 0, err
 	}

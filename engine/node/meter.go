@@ -1,0 +1,101 @@
+package node
+
+import (
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/device"
+)
+
+// gpuLibrary is the part of NVML that is asked.
+type gpuLibrary interface {
+	Init() nvml.Return
+	Shutdown() nvml.Return
+	DeviceGetHandleByUUID(uuid string) (nvml.Device, nvml.Return)
+	DeviceGetHandleByPciBusId(address string) (nvml.Device, nvml.Return)
+}
+
+// meter reads how much memory is taken where the instance computes.
+type meter struct {
+	host    bool
+	library gpuLibrary // nil: none was opened
+	gpu     nvml.Device
+}
+
+// newMeter finds a GPU by what it is, and not by its number: NVML counts all GPUs of the machine, a process only
+// those that it sees. Where it cannot be found, nothing is told.
+func newMeter(library gpuLibrary, place Place) *meter {
+	if !place.OnGPU() {
+		return &meter{host: true}
+	}
+	if place.Info == nil {
+		return &meter{}
+	}
+	if ret := library.Init(); ret != nvml.SUCCESS {
+		slog.Warn("cannot watch the GPU's memory", "device", place.String(), "nvml_error", int(ret))
+		return &meter{}
+	}
+	m := &meter{library: library}
+	var ret nvml.Return
+	if m.gpu, ret = find(library, place.Info); ret != nvml.SUCCESS {
+		slog.Warn("cannot watch the GPU's memory", "device", place.String(), "nvml_error", int(ret))
+		m.close()
+	}
+	return m
+}
+
+func find(library gpuLibrary, gpu *device.GPU) (d nvml.Device, ret nvml.Return) {
+	ret = nvml.ERROR_NOT_FOUND
+	if gpu.UUID != "" {
+		d, ret = library.DeviceGetHandleByUUID(gpu.UUID)
+	}
+	if ret != nvml.SUCCESS && gpu.PCI != "" {
+		d, ret = library.DeviceGetHandleByPciBusId(gpu.PCI)
+	}
+	return d, ret
+}
+
+// memory is what the heartbeat tells, nil where nothing is known.
+func (m *meter) memory() *pb.Memory {
+	if m.host {
+		total, used := hostMemory()
+		return &pb.Memory{TotalBytes: total, UsedBytes: used, Source: "proc"}
+	}
+	if m.library == nil {
+		return nil
+	}
+	info, ret := m.gpu.GetMemoryInfo()
+	if ret != nvml.SUCCESS {
+		return nil
+	}
+	return &pb.Memory{TotalBytes: info.Total, UsedBytes: info.Used, Source: "nvml"}
+}
+
+// close is safe on nil, and when nobody calls memory any more.
+func (m *meter) close() {
+	if m != nil && m.library != nil {
+		m.library.Shutdown()
+		m.library = nil
+	}
+}
+
+// hostMemory is the machine's memory, in bytes: what a CPU instance's device memory is.
+func hostMemory() (total, used uint64) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, 0
+	}
+	field := func(name string) uint64 {
+		_, rest, _ := strings.Cut(string(text), name+":")
+		kib, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+		n, _ := strconv.ParseUint(kib, 10, 64)
+		return n << 10
+	}
+	total = field("MemTotal")
+	return total, total - min(total, field("MemAvailable"))
+}
