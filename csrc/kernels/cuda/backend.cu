@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/cuda/lane.h"
 #include "kernels/convert.h"
+#include "kernels/cuda/lane.h"
 
 static bool enter(inf_backend *b) {
     return cudaSetDevice(((cuda_backend *)b)->ordinal) == cudaSuccess;
@@ -140,6 +140,7 @@ inf_cuda_backend_open_1(int32_t ordinal, const inf_device_config *config, uint64
     b->record = strstr(without, "graphs") == NULL;
     b->small = strstr(without, "small") == NULL;
     b->early = props.major >= 9 && strstr(without, "early") == NULL;
+    b->prefetch = b->early && strstr(without, "prefetch") == NULL;
     b->config = *config;
     *out = &b->base;
     return INF_OK;

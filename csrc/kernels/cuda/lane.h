@@ -21,7 +21,8 @@ enum { MAX_CLASSES = 8, MAX_SECTIONS = 12 + 5 * MAX_CLASSES };
 struct cuda_backend {
     inf_backend base;
     int32_t ordinal, sms;
-    int32_t record, small, early; /* what may be left out, to find what is at fault: backend.cu */
+    int32_t record, small, early,
+        prefetch; /* what may be left out, to find what is at fault: backend.cu */
     inf_device_config config;
 };
 

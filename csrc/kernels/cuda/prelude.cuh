@@ -94,6 +94,10 @@ static __device__ __forceinline__ uint4 load_once(const void *p) {
                  : "l"(p));
     return v;
 }
+/* Asks for the 128-byte line to be brought to the L2 cache. */
+static __device__ __forceinline__ void prefetch_line(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
 /* Lets the kernel behind this one start where it can; waits for the one before. */
 static __device__ __forceinline__ void start_successor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -22,7 +22,7 @@
 #include "kernels/cuda/prelude.cuh"
 #include "kernels/cuda/product_small.h"
 
-enum { WARPS = 8, PIECE = 64, OUTPUTS = 16, MAX_ROWS = INF_CUDA_SMALL_ROWS };
+enum { WARPS = 8, PIECE = 64, OUTPUTS = 16, MAX_ROWS = INF_CUDA_SMALL_ROWS, PREFETCH_LINES = 48 };
 
 /* One thread's share of a piece: 16 numbers of two weight rows. */
 struct weights {
@@ -65,6 +65,19 @@ static __device__ __forceinline__ void load_x(uint4 x[2], const uint16_t *row, b
     x[1] = valid ? *(const uint4 *)(row + 8) : zero;
 }
 
+/* Lines of the block's rows behind those that registers take, PREFETCH_LINES of each row. */
+template <int HALVES>
+static __device__ __forceinline__ void prefetch_rows(const inf_cuda_small &a, int first, int from) {
+    const int lines = a.k * 2 / 128, most = PREFETCH_LINES / HALVES;
+    const int upto = from + most < lines ? from + most : lines, n = upto - from;
+    for (int i = (int)threadIdx.x; i < n * OUTPUTS * HALVES; i += WARPS * 32) {
+        const int row = i / n, half = row / OUTPUTS;
+        const size_t w_row = (size_t)(first + row % OUTPUTS) + (size_t)half * (size_t)a.n;
+        prefetch_line((const uint8_t *)a.w + w_row * (size_t)a.k * 2 +
+                      (size_t)(from + i % n) * 128);
+    }
+}
+
 /* T: of x, w and, unless y_f32, y. HALVES: 1, or 2 for gate and up. DEPTH: pieces whose weights are
  * under way per warp. */
 template <typename T, int HALVES, int DEPTH>
@@ -88,16 +101,22 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
             }
         }
     }
+    if (a.early > 1 && DEPTH * WARPS < pieces) {
+        prefetch_rows<HALVES>(a, first, DEPTH * WARPS * PIECE * 2 / 128);
+    }
     after_predecessor();
+    uint4 xs[2];
+    load_x(xs, x + (size_t)warp * PIECE, g < a.rows && warp < pieces);
     for (int base = warp; base < pieces; base += DEPTH * WARPS) {
 #pragma unroll
         for (int s = 0; s < DEPTH; s++, next += WARPS) {
             const int piece = base + s * WARPS;
             if (piece < pieces) {
-                uint4 xs[2];
-                load_x(xs, x + (size_t)piece * PIECE, g < a.rows);
+                uint4 now[2] = {xs[0], xs[1]};
+                load_x(xs, x + (size_t)(piece + WARPS) * PIECE,
+                       g < a.rows && piece + WARPS < pieces);
                 for (int h = 0; h < HALVES; h++) {
-                    multiply<T>(d[h], ring[s][h], xs);
+                    multiply<T>(d[h], ring[s][h], now);
                     if (next < pieces) {
                         load_weights(ring[s][h], w + h * half + (size_t)next * PIECE, k);
                     }

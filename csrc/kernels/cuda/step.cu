@@ -161,9 +161,17 @@ static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t 
 
 /* Few rows are done by the kernel for them, more by the library. */
 static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void *y) {
-    inf_cuda_small s = {
-        p->x,     p->w, p->bias,          y, l->act, p->rows, gate ? p->n / 2 : p->n, p->k,
-        p->y_f32, gate, l->backend->early};
+    inf_cuda_small s = {p->x,
+                        p->w,
+                        p->bias,
+                        y,
+                        l->act,
+                        p->rows,
+                        gate ? p->n / 2 : p->n,
+                        p->k,
+                        p->y_f32,
+                        gate,
+                        l->backend->early + l->backend->prefetch};
     return l->backend->small && inf_cuda_small_takes(&s) &&
            lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a small product");
 }
