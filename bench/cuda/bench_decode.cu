@@ -117,6 +117,7 @@ struct bench_case {
     std::vector<uint32_t> contexts;
     double kv_bytes;    /* that one call reads */
     size_t most_layers; /* in the pool */
+    bool sweep;         /* over forced chunks too */
 };
 
 struct device_state {
@@ -136,7 +137,7 @@ static bench_case uniform_case(int batch, uint32_t context) {
     bench_case c;
     snprintf(c.name, sizeof c.name, "%d x %uK", batch, context >> 10);
     c.contexts.assign((size_t)batch, context);
-    c.most_layers = LAYERS;
+    c.most_layers = LAYERS, c.sweep = false;
     return c;
 }
 
@@ -212,7 +213,7 @@ static planned set_plan(const device_state &d, const bench_case &c, int resident
 /* Seconds of one call in a replayed graph of some, so many that the graph takes milliseconds. */
 static double time_calls(const device_state &d, inf_cuda_attn a, int variant, int32_t parts,
                          int32_t rows, double bytes, bool combine) {
-    int calls = (int)std::min<double>(MOST_CALLS, std::max(2.0, 0.01 * 2.5e12 / bytes));
+    int calls = (int)std::min<double>(MOST_CALLS, std::max(2.0, 0.004 * 2.5e12 / bytes));
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
@@ -230,7 +231,7 @@ static double time_calls(const device_state &d, inf_cuda_attn a, int variant, in
     CUDA(cudaStreamEndCapture(stream, &graph));
     CUDA(cudaGraphInstantiate(&exec, graph, 0));
     double once = seconds_of(1, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
-    int times = (int)std::min(20.0, std::max(2.0, 0.02 / once));
+    int times = (int)std::min(20.0, std::max(2.0, 0.012 / once));
     double s = seconds_of(times, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
     CUDA(cudaGraphExecDestroy(exec));
     CUDA(cudaGraphDestroy(graph));
@@ -309,8 +310,11 @@ static void run_case(const device_state &d, bench_case c) {
         timing t = time_case(d, c, a, best_index, best.resident, 0, waves * slots);
         print_timing("grid", c, a, best, 0, waves * slots, t);
     }
+    if (!c.sweep) {
+        return;
+    }
     uint32_t longest = *std::max_element(c.contexts.begin(), c.contexts.end());
-    for (uint32_t pieces = 1; pieces <= 512; pieces *= 2) {
+    for (uint32_t pieces = 1; pieces <= 512; pieces *= 4) {
         uint32_t chunk = (longest / pieces + 63) / 64 * 64;
         timing t = time_case(d, c, a, best_index, best.resident, (int)chunk, 0);
         if (t.plan.pieces > 0 && chunk >= 64) {
@@ -390,7 +394,10 @@ int main(int argc, char **argv) {
     static const uint32_t contexts[] = {1 << 10, 1 << 13, 1 << 15, 1 << 17, 1 << 20};
     for (int batch : batches) {
         for (uint32_t context : contexts) {
-            run_case(d, uniform_case(batch, context));
+            bench_case c = uniform_case(batch, context);
+            uint32_t tokens = context * (uint32_t)batch;
+            c.sweep = tokens >= 1 << 12 && tokens <= 1 << 19;
+            run_case(d, c);
         }
     }
     bench_case mixed = uniform_case(32, 1024); /* very different lengths */
@@ -398,6 +405,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < mixed.contexts.size(); i++) {
         mixed.contexts[i] = i == 5 ? 1u << 18 : 700u + (uint32_t)(next_random() % 15000);
     }
+    mixed.sweep = true;
     run_case(d, mixed);
     bench_case dense = uniform_case(8, 1 << 15); /* the same reads from fewer pages */
     snprintf(dense.name, sizeof dense.name, "8 x 32K dense");

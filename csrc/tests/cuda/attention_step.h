@@ -147,21 +147,27 @@ static void make_plan(step *s) {
     CHECK(status == 0, "plan: %d", status);
 }
 
-static void drop_step(step *s) {
-    free(s->q);
-    free(s->pool);
-    free(s->blocks);
+static void drop_plan(step *s) {
     free(s->lists.decode);
     free(s->lists.prefill);
     free(s->lists.off);
     free(s->lists.list);
 }
 
+static void drop_step(step *s) {
+    free(s->q);
+    free(s->pool);
+    free(s->blocks);
+    drop_plan(s);
+}
+
 typedef struct form {
     int32_t act, kv, out, head_dim, heads, kv_heads, block_size, window;
 } form;
 
-static void make_step(step *s, const form *f, int32_t most_rows, int32_t most_tokens) {
+/* With `only` the step is that one segment. */
+static void make_step(step *s, const form *f, int32_t most_rows, int32_t most_tokens,
+                      const inf_cuda_segment *only = NULL) {
     memset(s, 0, sizeof *s);
     inf_kv_shape *k = &s->args.kv;
     *k = {.layers = 1 + below(3),
@@ -185,7 +191,14 @@ static void make_step(step *s, const form *f, int32_t most_rows, int32_t most_to
                 .prefill_blocks = 0,
                 .decode_chunk = below(2) ? 64 * (1 + below(4)) : 0,
                 .prefill_chunk = below(2) ? 128 * (1 + below(2)) : 0};
-    random_segments(s, most_rows, most_tokens);
+    if (only != NULL) {
+        s->segments[0] = *only;
+        s->n_segments = 1, s->rows = (int32_t)only->rows;
+        s->n_blocks =
+            (int32_t)((only->n_tokens + (uint32_t)f->block_size - 1) / (uint32_t)f->block_size);
+    } else {
+        random_segments(s, most_rows, most_tokens);
+    }
     /* Small scores are an average of the values, big ones a choice of few. */
     float size = below(2) ? 1.0f : 4.0f;
     fill_pool(s, size);

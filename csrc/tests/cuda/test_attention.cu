@@ -6,7 +6,7 @@
 #include "kernels/cuda/attention_decode.h"
 
 #ifdef INF_EMU
-enum { ROUNDS = 8, MOST_TOKENS = 400, MOST_ROWS = 40, MOST_REQUESTS = 4 };
+enum { ROUNDS = 24, MOST_TOKENS = 400, MOST_ROWS = 40, MOST_REQUESTS = 4 };
 #else
 enum { ROUNDS = 25, MOST_TOKENS = 2000, MOST_ROWS = 200, MOST_REQUESTS = 6 };
 #endif
@@ -241,17 +241,10 @@ static void test_long(uint32_t tokens) {
     static step s;
     variant_log logs[MOST_VARIANTS] = {};
     form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
+    inf_cuda_segment only = {0, 1, tokens - 1, 0, tokens, 0};
     for (int cut = 0; cut < 2; cut++) {
-        make_step(&s, &f, 1, 1);
-        drop_step(&s);
-        s.segments[0] = {0, 1, tokens - 1, 0, tokens, 0};
-        s.n_segments = 1, s.rows = 1;
-        s.n_blocks = (int32_t)((tokens + 15) / 16);
-        fill_pool(&s, 1.0f);
-        s.q = (uint8_t *)get_bytes(4 * 128 * 2);
-        for (size_t i = 0; i < 4 * 128; i++) {
-            put(s.q, INF_DTYPE_BF16, i, 3.0f * number());
-        }
+        make_step(&s, &f, 0, 0, &only);
+        drop_plan(&s);
         s.shape.decode_chunk = cut ? 0 : 1 << 20;
         make_plan(&s);
         run_variants(&s, logs);
@@ -260,6 +253,27 @@ static void test_long(uint32_t tokens) {
     char what[64];
     snprintf(what, sizeof what, "one row of %u tokens", tokens);
     print_variants(what, logs);
+}
+
+/* Rows of which the first still see some keys in their window and the last none, and the other way
+ * round, rows of which the first stand before all keys. */
+static void test_edges() {
+    variant_log logs[MOST_VARIANTS] = {};
+    for (int32_t i = 0; i < rounds(); i++) {
+        static step s;
+        form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_F32, 128, 2, 2, 16, 1 + below(100)};
+        uint32_t rows = (uint32_t)(2 + below(15)), n = (uint32_t)(1 + below(90));
+        inf_cuda_segment only = {0, rows, 0, 0, n, 0};
+        only.q_pos0 = n + (uint32_t)f.window - 1 - (uint32_t)below((int32_t)(rows < n ? rows : n));
+        if (i % 4 == 0) {
+            only.kv_pos0 = 1000;
+            only.q_pos0 = 1000 - (uint32_t)below((int32_t)rows);
+        }
+        make_step(&s, &f, 0, 0, &only);
+        run_variants(&s, logs);
+        drop_step(&s);
+    }
+    print_variants("rows at the edges of keys", logs);
 }
 
 static void test_refusals(void) {
@@ -305,6 +319,7 @@ int main(int argc, char **argv) {
         test_decode(formats[a], 128);
         test_decode(formats[a], 64);
     }
+    test_edges();
 #ifdef INF_EMU
     test_long(2001);
 #else
