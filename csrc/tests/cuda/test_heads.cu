@@ -133,7 +133,8 @@ static void check_heads(const heads_case &c) {
                         c.rows,
                         c.heads,
                         d.layer,
-                        1e-6f};
+                        1e-6f,
+                        some_early()};
     CHECK(inf_cuda_heads_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got_q = take(q), got_pool = take(pool);
     compare_heads(c, d, got_q, got_pool);
@@ -233,7 +234,8 @@ static void check_combine(int32_t o_dtype, int32_t rows, int32_t heads, int32_t 
                           o_dtype,
                           rows,
                           heads,
-                          head_dim};
+                          head_dim,
+                          some_early()};
     CHECK(inf_cuda_combine_launch(&a, NULL) == 0, "launch");
     std::vector<uint8_t> got_o = take(o), got_lse = take(lse);
     size_t wrong = 0, wrong_lse = 0;
@@ -301,7 +303,8 @@ static void check_merge(int32_t rows, int32_t heads, int32_t head_dim, bool list
                         listed ? rows_of.as<uint32_t>() : NULL,
                         rows,
                         heads,
-                        head_dim};
+                        head_dim,
+                        some_early()};
     CHECK(inf_cuda_merge_launch(&a, NULL) == 0, "launch");
     std::vector<uint8_t> got_o = take(o), got_lse = take(lse);
     size_t wrong = 0, other = 0;

@@ -21,7 +21,8 @@ static void check_embed(int32_t dtype, int32_t rows, int32_t hidden) {
     }
     guarded in = guard_copy(table, some_shift(dtype)), ids = guard_copy(tokens);
     guarded x = guard((size_t)rows * hidden * 4, some_shift(INF_DTYPE_F32));
-    inf_cuda_embed p = {ids.as<int32_t>(), in.p(), x.as<float>(), dtype, rows, hidden};
+    inf_cuda_embed p = {ids.as<int32_t>(), in.p(), x.as<float>(), dtype, rows, hidden,
+                        some_early()};
     CHECK(inf_cuda_embed_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got = take(x);
     size_t wrong = 0;
@@ -63,7 +64,8 @@ static void check_rope_table(int32_t rows, int32_t half, double theta, uint32_t 
     guarded at = guard_copy(position), freq = guard_copy(inv_freq);
     guarded c = guard(n * 4), s = guard(n * 4);
     inf_cuda_rope_table p = {
-        at.as<uint32_t>(), freq.as<float>(), c.as<float>(), s.as<float>(), scale, rows, half};
+        at.as<uint32_t>(), freq.as<float>(), c.as<float>(), s.as<float>(), scale, rows, half,
+        some_early()};
     CHECK(inf_cuda_rope_table_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got_c = take(c), got_s = take(s);
     double worst = 0;
@@ -120,7 +122,8 @@ static void check_add_norm(const norm_case &c) {
                            c.y,
                            c.rows,
                            c.n,
-                           1e-5f};
+                           1e-5f,
+                           some_early()};
     CHECK(inf_cuda_add_norm_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got_x = take(gx), got_a = take(ga), got_y = take(gy);
     const std::vector<uint8_t> &y = c.in_place ? got_a : got_y;
@@ -168,8 +171,9 @@ static void test_add_norm() {
         }
     }
     check_add_norm({INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 512, true, true, false, false});
-    inf_cuda_add_norm bad = {(float *)16,   (void *)32,     (float *)48, (void *)32, NULL,
-                             INF_DTYPE_F32, INF_DTYPE_BF16, 1,           8,          1e-5f};
+    inf_cuda_add_norm bad = {
+        (float *)16,    (void *)32, (float *)48, (void *)32, NULL, INF_DTYPE_F32,
+        INF_DTYPE_BF16, 1,          8,           1e-5f,      0};
     CHECK(inf_cuda_add_norm_launch(&bad, NULL) != 0, "in place across formats was taken");
     bad.y = (void *)64;
     bad.pick = (int32_t *)80;
@@ -187,7 +191,7 @@ static void check_swiglu(int32_t act, int32_t rows, int32_t n) {
     }
     guarded in = guard_copy(gu, some_shift(act));
     guarded y = guard((size_t)rows * n * format_size(act), some_shift(act));
-    inf_cuda_swiglu p = {in.p(), y.p(), act, rows, n};
+    inf_cuda_swiglu p = {in.p(), y.p(), act, rows, n, some_early()};
     CHECK(inf_cuda_swiglu_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got = take(y);
     size_t wrong = 0;
@@ -267,7 +271,7 @@ static void check_cast(int32_t from, int32_t to, size_t n) {
     }
     guarded in = guard_copy(src, some_shift(from));
     guarded out = guard(n * format_size(to), some_shift(to));
-    inf_cuda_cast p = {in.p(), out.p(), from, to, (int64_t)n};
+    inf_cuda_cast p = {in.p(), out.p(), from, to, (int64_t)n, some_early()};
     CHECK(inf_cuda_cast_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got = take(out);
     size_t wrong = 0;
