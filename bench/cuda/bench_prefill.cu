@@ -196,14 +196,12 @@ int main(int argc, char **argv) {
     CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
     CUDA(cudaStreamCreate(&stream));
     buffers b = make_buffers();
-    for (uint32_t rows = 1024; rows <= MOST_ROWS;
-         rows = rows == 4096 ? 16384 : rows * (rows == 1024 ? 4 : 2)) {
-        for (int variant = 0; variant < INF_CUDA_PREFILL_VARIANTS; variant++) {
+    static const uint32_t prompts[] = {1024, 4096, 16384, 32768};
+    for (int variant = 0; variant < INF_CUDA_PREFILL_VARIANTS; variant++) {
+        for (uint32_t rows : prompts) {
             run_case(b, rows, 0, variant, false);
             run_case(b, rows, 0, variant, true);
         }
-    }
-    for (int variant = 0; variant < INF_CUDA_PREFILL_VARIANTS; variant++) {
         run_case(b, 512, MOST_TOKENS - 512, variant, false);
         run_case(b, 512, MOST_TOKENS - 512, variant, true);
     }

@@ -375,10 +375,13 @@ int inf_cuda_prefill_variant_launch(const inf_cuda_attn *p, int index, inf_strea
     return call_variant(p, index, stream, NULL);
 }
 
+/* Whether the kernel for Hopper is taken where it runs. */
+enum { TAKE_WGMMA = 0 };
+
 int inf_cuda_attn_prefill_launch(const inf_cuda_attn *p, inf_stream stream) {
     inf_cuda_prefill_variant about;
     int best = INF_CUDA_PREFILL_MMA;
-    if (inf_cuda_attn_prefill_takes(p) &&
+    if (TAKE_WGMMA && inf_cuda_attn_prefill_takes(p) &&
         inf_cuda_prefill_variant_of(p, INF_CUDA_PREFILL_WGMMA, &about) == 0 && about.resident > 0) {
         best = INF_CUDA_PREFILL_WGMMA;
     }

@@ -216,20 +216,18 @@ static pieces by_hand(const step *s) {
 static const int32_t heads_of[][2] = {{4, 1}, {8, 2}, {2, 2}, {3, 1},
                                       {8, 1}, {6, 2}, {7, 1}, {1, 1}};
 
-static int only = -2; /* a variant, if not all */
+static int only; /* the variant under test */
 
-enum { WAYS = INF_CUDA_PREFILL_VARIANTS + 1 }; /* DEFAULT and the variants */
-
-/* What a variant is; whether it is to be tested and runs here. */
-static bool about(const step *s, int variant, inf_cuda_prefill_variant *v) {
+/* What it is; whether it runs here for this shape. */
+static bool about(const step *s, inf_cuda_prefill_variant *v) {
     memset(v, 0, sizeof *v);
-    if (variant == DEFAULT) {
+    if (only == DEFAULT) {
         snprintf(v->name, sizeof v->name, "what the launcher takes");
         v->resident = 1;
     } else {
-        CHECK(inf_cuda_prefill_variant_of(&s->args, variant, v) == 0, "no variant %d", variant);
+        CHECK(inf_cuda_prefill_variant_of(&s->args, only, v) == 0, "no variant %d", only);
     }
-    return v->resident > 0 && (only == -2 || only == variant);
+    return v->resident > 0;
 }
 
 static void print_way(const inf_cuda_prefill_variant &v, const tolerances &tol) {
@@ -237,21 +235,15 @@ static void print_way(const inf_cuda_prefill_variant &v, const tolerances &tol) 
            "o to %.1e, "
            "lse to %.1e%s\n",
            v.name, v.registers, v.shared, v.local, v.resident, tol.pieces, tol.rows, tol.seen_o,
-           tol.seen_lse,
-           v.resident == 0                                  ? ", cannot run here"
-           : tol.seen_o <= tol.o && tol.seen_lse <= tol.lse ? ""
-                                                            : " FAILED");
+           tol.seen_lse, tol.seen_o <= tol.o && tol.seen_lse <= tol.lse ? "" : " FAILED");
     fflush(stdout);
 }
 
 static void test_random(int32_t act, int32_t head_dim) {
     static const int32_t windows[] = {0, 0, 0, 1, 7, 33, 100, 1000};
     static const int32_t blocks[] = {16, 32, 16, 64, 16, 8, 24};
-    tolerances tol[WAYS];
-    inf_cuda_prefill_variant v[WAYS];
-    for (int i = 0; i < WAYS; i++) {
-        tol[i] = {act == INF_DTYPE_BF16 ? 1e-2 : 2e-3, 1e-3, 0, 0, 0, 0};
-    }
+    tolerances tol = {act == INF_DTYPE_BF16 ? 1e-2 : 2e-3, 1e-3, 0, 0, 0, 0};
+    inf_cuda_prefill_variant v = {};
     for (int32_t i = 0; i < (brief() ? 2 : ROUNDS); i++) {
         static step s;
         int32_t h = below(8), out = below(2) ? act : (int32_t)INF_DTYPE_F32;
@@ -270,19 +262,14 @@ static void test_random(int32_t act, int32_t head_dim) {
 #endif
         make_step(&s, &f, most_rows, MOST_TOKENS);
         CHECK(inf_cuda_attn_prefill_takes(&s.args) == 1, "not taken");
-        pieces plan = planned(&s), hand = by_hand(&s);
-        for (int way = 0; way < WAYS; way++) {
-            if (about(&s, way - 1, &v[way])) {
-                run(&s, way - 1, plan, &tol[way]);
-                run(&s, way - 1, hand, &tol[way]);
-            }
+        if (about(&s, &v)) {
+            run(&s, only, planned(&s), &tol);
+            run(&s, only, by_hand(&s), &tol);
         }
         drop_step(&s);
     }
     printf("%s, head_dim %d, random segments\n", format_name(act), head_dim);
-    for (int way = 0; way < WAYS; way++) {
-        print_way(v[way], tol[way]);
-    }
+    print_way(v, tol);
 }
 
 /* One prompt, its keys partly in front, in full pieces. */
@@ -307,14 +294,12 @@ static void test_prompt(uint32_t rows, uint32_t before_it, int32_t head_dim, int
     pieces plan = planned(&s);
     printf("prompt of %u rows behind %u, head_dim %d, heads %d / %d\n", rows, before_it, head_dim,
            heads, kv_heads);
-    for (int way = 1; way < WAYS; way++) {
-        inf_cuda_prefill_variant v;
-        tolerances tol = {1e-2, 1e-3, 0, 0, 0, 0};
-        if (about(&s, way - 1, &v)) {
-            run(&s, way - 1, plan, &tol);
-        }
-        print_way(v, tol);
+    inf_cuda_prefill_variant v;
+    tolerances tol = {1e-2, 1e-3, 0, 0, 0, 0};
+    if (about(&s, &v)) {
+        run(&s, only, plan, &tol);
     }
+    print_way(v, tol);
     drop_step(&s);
 }
 
@@ -347,21 +332,25 @@ static void test_refusals(void) {
 int main(int argc, char **argv) {
     start(argc, argv);
     test_refusals();
-    only = argc > 2 ? atoi(argv[2]) : -2;
-    for (int32_t act : BOTH_FORMATS) {
-        test_random(act, 128);
-        test_random(act, 64);
-    }
+    /* One after another, so that the others are heard of when one does not end. */
+    int first = argc > 2 ? atoi(argv[2]) : DEFAULT,
+        last = argc > 2 ? first : INF_CUDA_PREFILL_VARIANTS - 1;
+    for (only = first; only <= last; only++) {
+        for (int32_t act : BOTH_FORMATS) {
+            test_random(act, 128);
+            test_random(act, 64);
+        }
 #ifdef INF_EMU
-    test_prompt(70, 50, 128, 4, 1);
-    test_prompt(200, 100, 64, 1, 1);
+        test_prompt(70, 50, 128, 4, 1);
+        test_prompt(200, 100, 64, 1, 1);
 #else
-    if (!brief()) {
-        test_prompt(1024, 0, 128, 32, 8);
-        test_prompt(2000, 3001, 128, 8, 1);
-        test_prompt(512, 20000, 128, 4, 4);
-        test_prompt(1000, 1000, 64, 8, 2);
-    }
+        if (!brief()) {
+            test_prompt(1024, 0, 128, 32, 8);
+            test_prompt(2000, 3001, 128, 8, 1);
+            test_prompt(512, 20000, 128, 4, 4);
+            test_prompt(1000, 1000, 64, 8, 2);
+        }
 #endif
+    }
     return report("prefill");
 }

@@ -250,12 +250,9 @@ static emu_fiber *idle_fiber(machine *m);
     abort();
 }
 
-/* Goes on with another thread, from the fiber of one that waits. */
-static void give_way(machine *m) {
-    emu_thread *me = emu_self, *next = take_ready(m);
-    if (next == NULL) {
-        nobody_can_run(m);
-    }
+/* Goes on with a thread, from the fiber of one that waits. */
+static void go_on(machine *m, emu_thread *next) {
+    emu_thread *me = emu_self;
     if (next != me) {
         emu_fiber *mine = me->fiber, *to = next->fiber;
         if (to == NULL) {
@@ -269,10 +266,24 @@ static void give_way(machine *m) {
     emu_self = me;
 }
 
+static void give_way(machine *m) {
+    emu_thread *next = take_ready(m);
+    if (next == NULL) {
+        nobody_can_run(m);
+    }
+    go_on(m, next);
+}
+
+/* To any other, whatever the order: so a thread that looks again and again does not keep the others
+ * from what it looks for. */
 void emu_yield() {
     machine *m = running_machine;
+    way order = m->order;
     make_ready(m, emu_self);
-    give_way(m);
+    m->order = RANDOM;
+    emu_thread *next = take_ready(m);
+    m->order = order;
+    go_on(m, next);
 }
 
 uint32_t emu_alive_lanes() { return emu_self->warp->alive; }
