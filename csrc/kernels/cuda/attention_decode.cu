@@ -35,7 +35,7 @@
 #include <stdio.h>
 
 #include "kernels/cuda/attention_decode.h"
-#include "kernels/cuda/decode_piece.cuh"
+#include "kernels/cuda/decode_merge.cuh"
 
 template <class C>
 static __global__ void __launch_bounds__(C::warps * 32, C::resident)
@@ -79,6 +79,7 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
         put_results(rows, x.n_rows, (float *)ring.stages);
         __syncthreads();
         write_piece<C>(p, x, (const float *)rings);
+        merge_if_last<C>(p, x);
 #if INF_HAS_BULK
         if (C::bulk) {
             bulk_fence();

@@ -99,6 +99,10 @@ void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows) {
     c->n_decode = lists.n_decode;
     c->n_prefill = lists.n_prefill;
     c->n_parts = lists.n_parts;
+    c->combine = false;
+    for (int32_t i = 0; i < lists.n_prefill && !c->combine; i++) {
+        c->combine = lists.prefill[i].part != INF_CUDA_WHOLE;
+    }
     struct {
         void *to;
         const void *from;
@@ -132,6 +136,10 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
     a.lse = lse;
     a.part_o = l->part_o;
     a.part_lse = l->part_lse;
+    a.done = l->done;
+    a.off = c->off;
+    a.list = c->list;
+    bool combine = c->combine;
     a.act = l->act;
     a.o_dtype = o_dtype;
     a.heads = l->dims.heads;
@@ -143,9 +151,11 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
         a.work = c->decode;
         a.n_work = c->counts;
         a.max_work = whole ? l->sizes.decode : c->n_decode;
-        int status = inf_cuda_attn_decode_takes(&a) ? inf_cuda_attn_decode_launch(&a, l->stream)
-                                                    : inf_cuda_attn_plain_launch(&a, l->stream);
+        bool takes = inf_cuda_attn_decode_takes(&a);
+        int status = takes ? inf_cuda_attn_decode_launch(&a, l->stream)
+                           : inf_cuda_attn_plain_launch(&a, l->stream);
         lane_ok(l, status, "decode attention");
+        combine = combine || (!takes && (c->n_parts > 0 || whole));
     }
     if (c->n_prefill > 0) {
         a.work = c->prefill;
@@ -155,7 +165,7 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
                                                      : inf_cuda_attn_plain_launch(&a, l->stream);
         lane_ok(l, status, "prefill attention");
     }
-    if (c->n_parts > 0 || whole) {
+    if (combine) {
         inf_cuda_combine m = {
             o,       lse,  l->part_o,     l->part_lse,      c->off,           c->list,
             o_dtype, rows, l->dims.heads, l->dims.head_dim, l->backend->early};
@@ -268,7 +278,9 @@ static bool take_plans(inf_lane *l) {
            keep(l, &l->host_segments, (uint64_t)l->max_segments) &&
            take(l, &l->segments, (uint64_t)l->max_segments) &&
            take(l, &l->blocks, (uint64_t)l->max_blocks) &&
-           take(l, &l->part_o, parts * (uint64_t)l->q_dim) && take(l, &l->part_lse, parts * heads);
+           take(l, &l->part_o, parts * (uint64_t)l->q_dim) &&
+           take(l, &l->part_lse, parts * heads) &&
+           take(l, &l->done, (uint64_t)l->max_rows * (uint64_t)l->dims.kv_heads);
 }
 
 static bool take_memory(inf_lane *l, const inf_lane_config *c) {

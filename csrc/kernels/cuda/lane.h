@@ -41,6 +41,7 @@ struct class_lists {
     /* of the step or answer under way */
     int32_t n_decode, n_prefill;
     uint32_t n_parts;
+    bool combine; /* parts that the decode kernel does not merge itself */
 };
 
 /* What a slot's sampling is: its parameters, and its bias with each token once. */
@@ -117,6 +118,7 @@ struct inf_lane {
     inf_cuda_segment *segments;
     float *inv_freq, *cos, *sin;
     float *part_o, *part_lse;
+    uint32_t *done;   /* [max_rows, kv_heads], zeros between launches */
     float *o32, *lse; /* [max_rows, heads, head_dim], [max_rows, heads] */
     float *o2, *lse2; /* answer: of a run of spans that goes on in a second batch */
     void *q;          /* answer: [max_rows, heads, head_dim] of act */

@@ -134,6 +134,11 @@ typedef struct inf_cuda_attn {
     float *lse;      /* [rows, heads], or NULL when nobody reads it */
     float *part_o;   /* [parts, heads, head_dim] f32, normalised */
     float *part_lse; /* [parts, heads] */
+    /* Decode merges the parts itself when done is not NULL: [q's rows, kv_heads] zeros, which it
+     * leaves as zeros; off and list are inf_cuda_combine's. All rows of a tile have the same
+     * pieces. */
+    uint32_t *done;
+    const uint32_t *off, *list;
     int32_t act, o_dtype, heads, layer;
     int32_t window; /* 0: none */
     float scale;

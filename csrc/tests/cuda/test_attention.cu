@@ -110,9 +110,9 @@ static void drop(const uploaded &u) {
 }
 
 /* Runs a list through a kernel on fresh outputs and checks all of it. */
-static void run(const step *s, const uploaded &u, launcher launch, int index,
-                const inf_cuda_work *work, int32_t n, const std::vector<wanted> &want,
-                tolerances *tol) {
+static outputs run(const step *s, const uploaded &u, launcher launch, int index,
+                   const inf_cuda_work *work, int32_t n, const std::vector<wanted> &want,
+                   tolerances *tol) {
     size_t heads = (size_t)s->args.heads, dim = (size_t)s->args.kv.head_dim;
     size_t rows = (size_t)s->rows;
     guarded list = guard_copy(work, (size_t)n * sizeof *work), n_work = guard_copy(&n, 4);
@@ -134,6 +134,88 @@ static void run(const step *s, const uploaded &u, launcher launch, int index,
     (void)take(n_work);
     outputs out = {take(o), take(lse), take(part_o), take(part_lse)};
     check_outputs(s, &out, want, tol);
+    return out;
+}
+
+/* A row's parts, merged in double: o [head_dim] and lse of one head. */
+static double merged(const step *s, const outputs *parts, size_t row, size_t head,
+                     std::vector<double> *o) {
+    size_t heads = (size_t)s->args.heads, dim = (size_t)s->args.kv.head_dim;
+    double most = -INFINITY, sum = 0;
+    o->assign(dim, 0);
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t i = s->lists.off[row]; i < s->lists.off[row + 1]; i++) {
+            size_t at = (size_t)s->lists.list[i] * heads + head;
+            double lse = number_at(parts->part_lse, INF_DTYPE_F32, at);
+            if (pass == 0) {
+                most = lse > most ? lse : most;
+                continue;
+            }
+            double weight = most == -INFINITY ? 0 : exp(lse - most);
+            sum += weight;
+            for (size_t d = 0; d < dim; d++) {
+                (*o)[d] += weight * number_at(parts->part_o, INF_DTYPE_F32, at * dim + d);
+            }
+        }
+    }
+    for (size_t d = 0; d < dim; d++) {
+        (*o)[d] = sum > 0 ? (*o)[d] / sum : 0;
+    }
+    return sum > 0 ? most + log(sum) : -INFINITY;
+}
+
+/* The same list again, and the last piece of a row merges: against the parts of the run before. */
+static void run_merging(const step *s, const uploaded &u, int index, const outputs &parts,
+                        tolerances *tol) {
+    size_t heads = (size_t)s->args.heads, dim = (size_t)s->args.kv.head_dim;
+    size_t rows = (size_t)s->rows, kv_heads = (size_t)s->args.kv.kv_heads;
+    int32_t n = s->lists.n_decode;
+    std::vector<uint32_t> zeros(rows * kv_heads, 0);
+    guarded list = guard_copy(s->lists.decode, (size_t)n * sizeof(inf_cuda_work));
+    guarded n_work = guard_copy(&n, 4), done = guard_copy(zeros);
+    guarded off = guard_copy(s->lists.off, (rows + 1) * 4);
+    guarded rows_of = guard_copy(s->lists.list, (size_t)s->lists.n_parts * 4);
+    guarded o = guard(rows * heads * dim * format_size(s->args.o_dtype));
+    guarded lse = guard(rows * heads * 4), part_o = guard(parts.part_o.size());
+    guarded part_lse = guard(parts.part_lse.size());
+    inf_cuda_attn a = s->args;
+    a.q = u.q.p(), a.pool = u.pool.as<uint8_t>(), a.blocks = u.blocks.as<int32_t>();
+    a.segments = u.segments.as<inf_cuda_segment>(), a.work = list.as<inf_cuda_work>();
+    a.n_work = n_work.as<int32_t>(), a.o = o.p(), a.lse = lse.as<float>();
+    a.part_o = part_o.as<float>(), a.part_lse = part_lse.as<float>();
+    a.done = done.as<uint32_t>(), a.off = off.as<uint32_t>(), a.list = rows_of.as<uint32_t>();
+    a.max_work = n + below(3);
+    CHECK(launch_decode(&a, index, NULL) == 0, "launch");
+    for (const guarded &g : {list, n_work, off, rows_of, part_o, part_lse}) {
+        (void)take(g);
+    }
+    std::vector<uint8_t> left = take(done), got_o = take(o), got_lse = take(lse);
+    CHECK(memcmp(left.data(), zeros.data(), left.size()) == 0, "counts are left");
+    std::vector<uint8_t> mine(rows, 0);
+    for (int32_t i = 0; i < n; i++) {
+        const inf_cuda_work *w = &s->lists.decode[i];
+        for (uint32_t r = 0; w->part != INF_CUDA_WHOLE && r < w->rows; r++) {
+            mine[s->segments[w->segment].row0 + w->row0 + r] = 1;
+        }
+    }
+    std::vector<double> want;
+    for (size_t i = 0; i < rows * heads; i++) {
+        if (!mine[i / heads]) {
+            continue;
+        }
+        double want_lse = merged(s, &parts, i / heads, i % heads, &want), most = 1e-3, worst = 0;
+        double lse_is = number_at(got_lse, INF_DTYPE_F32, i);
+        double lse_off =
+            want_lse == -INFINITY ? (lse_is == -INFINITY ? 0 : NAN) : fabs(lse_is - want_lse);
+        for (size_t d = 0; d < dim; d++) {
+            double off_by = fabs(number_at(got_o, s->args.o_dtype, i * dim + d) - want[d]);
+            most = fmax(most, fabs(want[d]));
+            worst = !(off_by <= worst) ? off_by : worst;
+        }
+        CHECK(worst <= tol->o * most && lse_off <= 1e-4,
+              "row %zu head %zu merged: o off by %g of %g, lse by %g", i / heads, i % heads, worst,
+              most, lse_off);
+    }
 }
 
 /* ---- groups of cases ---- */
@@ -196,7 +278,9 @@ static void run_variants(const step *s, variant_log *logs) {
         log->tol.o = 1e-2, log->tol.lse = 1e-3;
         if (log->about.resident > 0) {
             int before = failures;
-            run(s, u, launch_decode, v, s->lists.decode, s->lists.n_decode, want, &log->tol);
+            outputs out =
+                run(s, u, launch_decode, v, s->lists.decode, s->lists.n_decode, want, &log->tol);
+            run_merging(s, u, v, out, &log->tol);
             log->pieces += s->lists.n_decode;
             log->failures += failures - before;
         }
