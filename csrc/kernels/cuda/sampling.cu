@@ -205,27 +205,34 @@ __global__ void __launch_bounds__(THREADS, VEC == 4 ? 2 : 1) scan_kernel(const s
 
 /* ---- rank ---- */
 
-/* Adds to the ranks that choose has set to 1, for drawn tokens. */
+/* Of drawn tokens. Each block adds its count, and one to the upper half of the same number, so the
+ * last one knows the rank: out is written once and never read, since it may be host memory. */
 template <int VEC> __global__ void __launch_bounds__(THREADS) rank_kernel(const sample_args a) {
+    __shared__ uint64_t parts[WARPS];
     const int32_t first = (int32_t)blockIdx.x * CHUNK, n = a.p.vocab - first;
     const float *logits = a.p.logits + (size_t)blockIdx.y * (size_t)a.p.vocab;
-    inf_row_out &out = a.p.out[blockIdx.y];
     start_successor();
     after_predecessor();
-    if (out.token < 0 || a.p.row[blockIdx.y].target >= 0) {
+    const int32_t token = a.chosen[blockIdx.y].token;
+    if (token < 0) {
         return;
     }
-    const float token = logits[out.token];
+    const float least = logits[token];
     float x[EACH];
-    uint32_t greater = 0;
+    uint64_t greater = 0;
     load_chunk<VEC>(x, logits + first, n);
 #pragma unroll
     for (int k = 0; k < EACH; k++) {
-        greater += spot<VEC>(k) < n && x[k] > token ? 1u : 0u;
+        greater += spot<VEC>(k) < n && x[k] > least ? 1 : 0;
     }
-    greater = warp_sum_u32(greater);
-    if (threadIdx.x % 32 == 0 && greater != 0) {
-        atomicAdd(&out.rank, (int32_t)greater);
+    greater = block_sum_u64(greater, parts);
+    if (threadIdx.x == 0) {
+        uint64_t before =
+            atomicAdd(&a.chosen[blockIdx.y].greater, (unsigned long long)(greater + (1ull << 32)));
+        uint64_t all = (before & 0xffffffffu) + greater;
+        if (before >> 32 == (uint64_t)a.chunks - 1 && all > 0) {
+            a.p.out[blockIdx.y].rank = 1 + (int32_t)all; /* choose has written 1 */
+        }
     }
 }
 
@@ -245,6 +252,7 @@ static sample_args divide(const inf_cuda_sample *p, uint64_t *bytes) {
     a.p = *p;
     a.chunks = (p->vocab + CHUNK - 1) / CHUNK;
     a.stats = (chunk_stats *)carve(&at, rows * (uint64_t)a.chunks * sizeof(chunk_stats));
+    a.chosen = (chosen_token *)carve(&at, rows * sizeof(chosen_token));
     if (p->needs & INF_CUDA_SAMPLE_WEIGHS) {
         a.weight = (uint64_t *)carve(&at, rows * (uint64_t)a.chunks * sizeof(uint64_t));
     }

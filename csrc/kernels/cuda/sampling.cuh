@@ -134,17 +134,26 @@ struct job_bins {
     uint32_t count[BINS];
     uint32_t listed, reserved; /* candidates that were to be listed: CAP of them are */
 };
+
+/* For rank_kernel. */
+struct chosen_token {
+    unsigned long long greater; /* logits above the token's; above 2^32: blocks that have counted */
+    int32_t token;              /* -1: there is nothing to count */
+    int32_t reserved;
+};
+
 enum job_kind { DRAWS, TOPS, KINDS };
 
 struct sample_args {
     inf_cuda_sample p;
     int32_t chunks;
-    int32_t first_kind; /* of the grid's last dimension */
-    chunk_stats *stats; /* [rows, chunks] */
-    uint64_t *weight;   /* [rows, chunks]: sums of weights, where all may be drawn */
-    job_bins *bins;     /* [rows, KINDS] */
-    uint64_t *list;     /* [rows, KINDS, CAP] */
-    float *adjusted;    /* [rows, vocab] */
+    int32_t first_kind;   /* of the grid's last dimension */
+    chunk_stats *stats;   /* [rows, chunks] */
+    uint64_t *weight;     /* [rows, chunks]: sums of weights, where all may be drawn */
+    chosen_token *chosen; /* [rows] */
+    job_bins *bins;       /* [rows, KINDS] */
+    uint64_t *list;       /* [rows, KINDS, CAP] */
+    float *adjusted;      /* [rows, vocab] */
 };
 
 struct row_stats {

@@ -270,14 +270,16 @@ static __device__ void put_token(const sample_args &a, uint32_t r, const row_sta
     if (lane != 0) {
         return;
     }
-    out.token = token;
-    out.logprob = 0;
-    out.rank = 0;
+    float logprob = 0;
     if (token >= 0) {
         float x = a.p.logits[(size_t)r * (size_t)a.p.vocab + (size_t)token];
-        out.logprob = (float)((double)x - lse);
-        out.rank = 1 + (int32_t)greater; /* of a drawn one: rank_kernel adds the rest */
+        logprob = (float)((double)x - lse);
     }
+    out.token = token;
+    out.logprob = logprob;
+    out.rank = token >= 0 ? 1 + (int32_t)greater : 0; /* of a drawn one rank_kernel says more */
+    a.chosen[r].greater = 0;
+    a.chosen[r].token = row.target == INF_CUDA_SAMPLE_DRAW ? token : -1;
     if (!tops) {
         out.n_top = 0;
     }
