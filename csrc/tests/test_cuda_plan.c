@@ -86,8 +86,7 @@ static void random_step(step *s, int32_t max_requests, int32_t row_bits, int32_t
                                      .window = below(3) == 0 ? 1 + (int32_t)any_size(12) : 0,
                                      .sms = 1 + below(200),
                                      .decode_resident = below(3),
-                                     .prefill_resident = below(3),
-                                     .prefill_blocks = below(2) ? heads[h][1] : 0};
+                                     .prefill_resident = below(3)};
     int32_t requests = 1 + below(max_requests);
     for (int32_t i = 0; i < requests && s->n + 4 < MOST_SEGMENTS; i++) {
         uint32_t rows = below(2) ? 1 : 1 + any_size(row_bits), pos = 0;
@@ -299,18 +298,23 @@ static void test_forced(int32_t rounds) {
     printf("forced chunks: %d\n", rounds);
 }
 
-/* What a plan is worth: bytes of the busiest slot over the mean, blocks being started in the list's
- * order where one ends. 132 SMs, Llama-3-8B's heads. */
-static double imbalance(const inf_cuda_work *work, int32_t n, int32_t blocks, int32_t slots) {
+/* What a plan is worth: load of the busiest slot over the mean, blocks being started in the list's
+ * order where one ends. */
+static double imbalance(const step *s, const inf_cuda_work *work, int32_t n, int class,
+                        int32_t slots) {
     double *busy = get_bytes((size_t)slots * sizeof *busy), all = 0, most = 0;
     memset(busy, 0, (size_t)slots * sizeof *busy);
-    for (int32_t i = 0; i < n * blocks; i++) {
-        int32_t least = 0;
-        for (int32_t s = 1; s < slots; s++)
-            least = busy[s] < busy[least] ? s : least;
-        busy[least] += work[i / blocks].tokens;
-        all += work[i / blocks].tokens;
-        most = busy[least] > most ? busy[least] : most;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t rows = (int32_t)work[i].rows * (s->shape.heads / s->shape.kv_heads);
+        int32_t blocks = class == DECODE ? 1 : (rows + 127) / 128;
+        for (int32_t b = 0; b < blocks * s->shape.kv_heads; b++) {
+            int32_t least = 0;
+            for (int32_t k = 1; k < slots; k++)
+                least = busy[k] < busy[least] ? k : least;
+            busy[least] += work[i].tokens;
+            all += work[i].tokens;
+            most = busy[least] > most ? busy[least] : most;
+        }
     }
     free(busy);
     return all > 0 ? most / (all / slots) : 0;
@@ -334,9 +338,8 @@ static void test_shape(const char *name, const step *s, double limit) {
         double took = now() - start;
         best = took < best ? took : best;
     }
-    int32_t slots = 132 * 2, blocks = s->shape.kv_heads;
-    double decode = imbalance(p.lists.decode, p.lists.n_decode, blocks, slots);
-    double prefill = imbalance(p.lists.prefill, p.lists.n_prefill, s->shape.heads, 132);
+    double decode = imbalance(s, p.lists.decode, p.lists.n_decode, DECODE, 132 * 2);
+    double prefill = imbalance(s, p.lists.prefill, p.lists.n_prefill, PREFILL, 132 * 2);
     printf("%-28s decode %4d pieces up to %6u tokens, busiest slot %.2f of mean; prefill %4d up to "
            "%6u, %.2f; parts %5u; %.1f us\n",
            name, p.lists.n_decode, p.lists.n_decode > 0 ? p.lists.decode[0].tokens : 0, decode,
@@ -379,8 +382,8 @@ static void test_shapes(void) {
     test_shape("decode, 63 short and 1M", &s, 1.15);
     static const uint32_t prefills[][2] = {{128, 128},     {512, 512},     {512, 1 << 20},
                                            {128, 1 << 17}, {640, 1 << 15}, {2048, 2048},
-                                           {8192, 8192}};
-    for (size_t i = 0; i < 7; i++) {
+                                           {8192, 8192},   {8, 1 << 15},   {40, 1 << 17}};
+    for (size_t i = 0; i < 9; i++) {
         memset(&s, 0, sizeof s);
         s.shape = (inf_cuda_plan_shape){.heads = 32, .kv_heads = 8, .sms = 132};
         add_request(&s, prefills[i][0], prefills[i][1]);

@@ -1,30 +1,38 @@
 /* The cut of a step's attention into pieces, see plan.h.
  *
- * What a good cut is. A class of pieces runs as n * blocks thread blocks, of which `slots` run at a
- * time; the hardware starts the next block where one ends. Decode is bound by memory: every slot
- * gets the same share of the bandwidth, so time is counted in tokens that one slot reads at that
- * share. Prefill is bound by arithmetic, and time is counted in tokens that one block computes.
- * With T tokens in all and pieces of at most c tokens, list scheduling ends by both
+ * What a good cut is. A piece runs as several thread blocks: one per kv head in decode; in prefill
+ * one per kv head and PREFILL_ROWS query heads times rows. Of all blocks, `slots` run at a time,
+ * and the hardware starts the next one where one ends. Decode is bound by memory: every slot gets
+ * the same share of the bandwidth, so time is counted in tokens that one slot reads at that share.
+ * Prefill is bound by arithmetic, and time is counted in tokens that one block computes when all
+ * slots are taken. With a load of L (tokens times blocks) and pieces of at most c tokens, n blocks
+ * in all, list scheduling ends by both
  *
- *     ceil(n * blocks / slots) * c      and      T * blocks / slots + c
+ *     ceil(n / slots) * c      and      L / slots + c
  *
- * (Graham 1969; the second because no slot idles before the last piece starts). In decode the
- * blocks that run last share the bandwidth among fewer, so the second term is taken by half; and a
- * block alone on its SM is faster than at the equal share, but not beyond what an SM can have in
- * flight. To this come a cost per piece (its start and its end) and the merging of partials. The
- * chunk c is the cheapest of a few candidates: no cut at all, and T cut over 1, 2, .. times the
- * slots. Fewer candidates than the optimum needs, but each costs one walk over the tiles, and a
- * plan is made for every step.
+ * (Graham 1969; the second because no slot idles before the last piece starts). Since big pieces go
+ * first, the last to start is a small one, and in decode the blocks that run last share the
+ * bandwidth among fewer: the second is taken with half the mean instead of c, but not below c. A
+ * block alone on its SM is faster than at the equal share, but only so much. To this come a cost
+ * per piece (its start and its end) and the merging of partials. The chunk c is the cheapest of a
+ * few candidates: no cut at all, and L cut over multiples of the slots. Fewer candidates than the
+ * optimum needs, but each costs one walk over the tiles, and a plan is made for every step.
  *
- * Why capacities hold. Let U be the sum of the tiles' units (a unit is the granule of cuts) and
- * P = slots / blocks. A candidate's chunk is at least U / (K P) units for K = MULTIPLES of the
- * class, so a tile of u units has at most 1 + u / chunk pieces and all tiles together at most tiles
- * + K P. A segment has at most rows / PREFILL_ROWS + 1 tiles, of which at most one, the last, is
- * decode's. Cut tiles have k >= 2 pieces each, k <= 2 (k - 1), so they have at most 2 K P pieces,
- * of at most the class's rows; every other piece that is not whole shares a row with another
- * segment. Hence
+ * Why capacities hold. Let tile t have u_t units (a unit is the granule of cuts) and b_t blocks, at
+ * least kv_heads, and L = sum u_t b_t. A candidate's chunk is at least L / (K slots) units, with
+ * K = MULTIPLES of the class. Tile t is cut into k_t pieces, k_t - 1 < u_t / chunk, so that
  *
- *     parts <= shared_rows + 2 K P decode rows + 2 K P prefill rows */
+ *     sum (k_t - 1)  <=  sum u_t / chunk  <=  L / (kv_heads chunk)  <=  K slots / kv_heads
+ *
+ * pieces come to those that are not cut. A segment has at most rows / PREFILL_ROWS + 1 tiles, of
+ * which at most one, the last, is decode's. As for parts: cut tiles have k_t >= 2, so
+ * k_t <= 2 (k_t - 1), and a tile has at most R b_t rows, with R the most rows of a tile of decode
+ * over kv_heads, or PREFILL_ROWS over heads. So cut tiles make at most
+ *
+ *     2 sum (k_t - 1) R b_t  <=  2 R L / chunk  <=  2 R K slots
+ *
+ * part rows, and every other piece that is not whole shares a row with another segment: these make
+ * at most shared_rows. */
 #include "kernels/cuda/plan.h"
 
 #include <stddef.h>
@@ -38,14 +46,15 @@ enum { BUCKETS = 64 }; /* of sizes, for the order of pieces */
 static const struct {
     int32_t unit;      /* cuts are multiples of it, from the tile's first token */
     int32_t multiples; /* K above */
+    int32_t steps;     /* candidates per multiple of the slots */
     int32_t least;     /* units in a chunk */
     int32_t resident;
-    double piece, cut, combine; /* per piece, per piece of a cut tile, once if any is cut */
+    double piece, cut, combine; /* per block, per block of a cut tile, once if any is cut */
     double alone;               /* least share of a token's time that a lone block takes */
-    double tail;
+    double tail;                /* of the mean piece, beyond the even share */
 } constants[CLASSES] = {
-    [DECODE] = {64, 8, 1, 2, 32, 8, 64, 0.5, 0.5},
-    [PREFILL] = {128, 4, 8, 1, 64, 256, 64, 1.0, 1.0},
+    [DECODE] = {64, 8, 1, 1, 2, 32, 8, 64, 0.5, 0.5},
+    [PREFILL] = {128, 2, 2, 8, 2, 32, 128, 64, 0.6, 0.5},
 };
 
 typedef struct tile {
@@ -55,7 +64,7 @@ typedef struct tile {
 } tile;
 
 typedef struct totals {
-    int64_t tiles, units; /* units summed over tiles */
+    int64_t blocks, load; /* of the tiles uncut; units times blocks */
     uint32_t most;        /* units of the biggest tile */
 } totals;
 
@@ -63,7 +72,7 @@ typedef struct planner {
     const inf_cuda_plan_shape *shape;
     const inf_cuda_segment *segments;
     int32_t n_segments, group;
-    int32_t slots[CLASSES], blocks[CLASSES];
+    int32_t slots[CLASSES];
     totals total[CLASSES];
     uint32_t chunk[CLASSES]; /* units */
 } planner;
@@ -71,7 +80,7 @@ typedef struct planner {
 static int prepare(planner *p, const inf_cuda_plan_shape *shape) {
     if (shape->heads < 1 || shape->kv_heads < 1 || shape->heads % shape->kv_heads != 0 ||
         shape->window < 0 || shape->sms < 1 || shape->decode_resident < 0 ||
-        shape->prefill_resident < 0 || shape->prefill_blocks < 0 || shape->decode_chunk < 0 ||
+        shape->prefill_resident < 0 || shape->decode_chunk < 0 ||
         shape->decode_chunk % constants[DECODE].unit != 0 || shape->prefill_chunk < 0 ||
         shape->prefill_chunk % constants[PREFILL].unit != 0)
         return INF_EINVAL;
@@ -81,15 +90,7 @@ static int prepare(planner *p, const inf_cuda_plan_shape *shape) {
     int32_t resident[CLASSES] = {shape->decode_resident, shape->prefill_resident};
     for (int c = 0; c < CLASSES; c++)
         p->slots[c] = shape->sms * (resident[c] > 0 ? resident[c] : constants[c].resident);
-    p->blocks[DECODE] = shape->kv_heads;
-    p->blocks[PREFILL] = shape->prefill_blocks > 0 ? shape->prefill_blocks : shape->heads;
     return INF_OK;
-}
-
-/* K P above, rounded up. */
-static int64_t extra_pieces(const planner *p, int class) {
-    int64_t product = (int64_t)constants[class].multiples * p->slots[class];
-    return (product + p->blocks[class] - 1) / p->blocks[class];
 }
 
 int inf_cuda_plan_capacity(const inf_cuda_plan_shape *shape, const inf_cuda_plan_limits *limits,
@@ -101,15 +102,17 @@ int inf_cuda_plan_capacity(const inf_cuda_plan_shape *shape, const inf_cuda_plan
     if (limits->segments < 0 || limits->rows < 0 || limits->segment_rows < 0 ||
         limits->shared_rows < 0)
         return INF_EINVAL;
-    int64_t tile_rows[CLASSES] = {INF_CUDA_DECODE_ROWS / p.group, INF_CUDA_PREFILL_ROWS};
-    int64_t decode = limits->segments + extra_pieces(&p, DECODE);
-    int64_t prefill = limits->segments + (int64_t)limits->segment_rows / INF_CUDA_PREFILL_ROWS +
-                      extra_pieces(&p, PREFILL);
-    int64_t parts = limits->shared_rows + 2 * extra_pieces(&p, DECODE) * tile_rows[DECODE] +
-                    2 * extra_pieces(&p, PREFILL) * tile_rows[PREFILL];
+    int64_t decode_rows = INF_CUDA_DECODE_ROWS / p.group, shares[CLASSES];
+    for (int c = 0; c < CLASSES; c++)
+        shares[c] = (int64_t)constants[c].multiples * p.slots[c];
+    int64_t decode = limits->segments + shares[DECODE] / shape->kv_heads;
+    int64_t prefill = limits->segments + limits->segment_rows / INF_CUDA_PREFILL_ROWS +
+                      shares[PREFILL] / shape->kv_heads;
+    int64_t parts = limits->shared_rows + 2 * decode_rows * shares[DECODE] / shape->kv_heads +
+                    2 * INF_CUDA_PREFILL_ROWS * shares[PREFILL] / shape->heads;
     if (decode > INT32_MAX || prefill > INT32_MAX || parts > INT32_MAX)
         return INF_EINVAL;
-    out->decode = tile_rows[DECODE] > 0 ? (int32_t)decode : 0;
+    out->decode = decode_rows > 0 ? (int32_t)decode : 0;
     out->prefill = (int32_t)prefill;
     out->parts = (int32_t)parts;
     out->rows = limits->rows;
@@ -141,6 +144,14 @@ static uint32_t units_of(const tile *t) {
     return tokens / unit + (tokens % unit != 0);
 }
 
+/* Thread blocks per piece of a tile. */
+static int32_t blocks_of(const planner *p, const tile *t) {
+    int32_t rows = (int32_t)t->rows * p->group;
+    return t->class == DECODE
+               ? p->shape->kv_heads
+               : p->shape->kv_heads * ((rows + INF_CUDA_PREFILL_ROWS - 1) / INF_CUDA_PREFILL_ROWS);
+}
+
 /* Pieces of a tile. */
 static uint32_t cuts(uint32_t units, uint32_t chunk) {
     return units <= chunk ? 1 : (units + chunk - 1) / chunk;
@@ -153,31 +164,35 @@ static uint32_t cuts(uint32_t units, uint32_t chunk) {
 
 /* Estimated time with a chunk of that many units. */
 static double estimate(const planner *p, int class, uint32_t chunk) {
-    int64_t pieces = 0, of_cut = 0;
+    int64_t blocks = 0, of_cut = 0;
     uint32_t most = 0;
     FOR_TILES(p, t, s) {
         if (t.class != class)
             continue;
         uint32_t units = units_of(&t), n = cuts(units, chunk), size = (units + n - 1) / n;
         most = size > most ? size : most;
-        pieces += n;
-        of_cut += n > 1 ? n : 0;
+        blocks += (int64_t)n * blocks_of(p, &t);
+        of_cut += n > 1 ? (int64_t)n * blocks_of(p, &t) : 0;
     }
-    double unit = constants[class].unit, rounds = (double)pieces * p->blocks[class];
-    rounds /= p->slots[class];
-    double all = (double)p->total[class].units * unit * p->blocks[class] / p->slots[class];
+    double unit = constants[class].unit, slots = p->slots[class], rounds = (double)blocks / slots;
     double big = most * unit, time;
     if (rounds <= 1.0) {
-        time = big * (rounds > constants[class].alone ? rounds : constants[class].alone);
+        /* What shares the bandwidth is faster the fewer there are; what shares an SM, once every
+         * block has one of its own. */
+        double alone = p->slots[class] > p->shape->sms ? constants[class].alone : 1.0;
+        double least = class == DECODE ? rounds : blocks > p->shape->sms ? 1.0 : alone;
+        time = big * (least > alone ? least : alone);
     } else {
-        int64_t waves = (pieces * p->blocks[class] + p->slots[class] - 1) / p->slots[class];
-        double whole_waves = (double)waves * big, shared = all + constants[class].tail * big;
+        int64_t waves = (blocks + p->slots[class] - 1) / p->slots[class];
+        double whole_waves = (double)waves * big;
+        double load = (double)p->total[class].load * unit;
+        double shared = load / slots + constants[class].tail * load / (double)blocks;
+        shared = shared > big ? shared : big;
         time = whole_waves < shared ? whole_waves : shared;
     }
     time += constants[class].piece * (rounds > 1.0 ? rounds : 1.0);
     if (of_cut > 0)
-        time += constants[class].combine +
-                constants[class].cut * (double)of_cut * p->blocks[class] / p->slots[class];
+        time += constants[class].combine + constants[class].cut * (double)of_cut / slots;
     return time;
 }
 
@@ -189,15 +204,14 @@ static uint32_t choose_chunk(const planner *p, int class) {
     uint32_t best = total->most, least = (uint32_t)constants[class].least;
     if (best <= least)
         return best;
-    double best_time = estimate(p, class, best);
-    for (int32_t k = 0; k <= constants[class].multiples; k++) {
-        /* Even shares over k times the slots; k == 0: so that one wave is enough for sure, if it
-         * can be: pieces <= tiles + units / chunk <= slots / blocks. */
-        double pieces = (double)p->slots[class] / p->blocks[class];
-        pieces = k > 0 ? pieces * k : pieces - (double)total->tiles;
-        if (pieces < 1)
+    double best_time = estimate(p, class, best), slots = p->slots[class];
+    for (int32_t k = 0; k <= constants[class].multiples * constants[class].steps; k++) {
+        /* Even shares over k / steps times the slots; k == 0: so that one wave is enough for sure,
+         * if it can be, since blocks <= those of the tiles + load / chunk. */
+        double shares = k > 0 ? slots * k / constants[class].steps : slots - (double)total->blocks;
+        if (shares < 1)
             continue;
-        double share = (double)total->units / pieces;
+        double share = (double)total->load / shares;
         if (share >= total->most)
             continue;
         uint32_t chunk = (uint32_t)share + 1;
@@ -340,8 +354,8 @@ int inf_cuda_plan(const inf_cuda_plan_shape *shape, const inf_cuda_segment *segm
     FOR_TILES(&p, t, s) {
         totals *total = &p.total[t.class];
         uint32_t units = units_of(&t);
-        total->tiles++;
-        total->units += units;
+        total->blocks += blocks_of(&p, &t);
+        total->load += (int64_t)units * blocks_of(&p, &t);
         total->most = units > total->most ? units : total->most;
     }
     for (int c = 0; c < CLASSES; c++)

@@ -35,7 +35,6 @@ typedef struct inf_cuda_plan_shape {
     /* What the kernels are like; 0 takes what plan.c has for them. */
     int32_t decode_resident;  /* thread blocks of the decode kernel that one SM holds at a time */
     int32_t prefill_resident; /* the same of the prefill kernel */
-    int32_t prefill_blocks;   /* thread blocks per piece of prefill; decode has kv_heads */
     /* Tokens per piece at most, a multiple of 64 and of 128; 0: chosen. For tests and tuning: the
      * lists can be longer than inf_cuda_plan_capacity says. */
     int32_t decode_chunk, prefill_chunk;

@@ -188,7 +188,6 @@ static void make_step(step *s, const form *f, int32_t most_rows, int32_t most_to
                 .sms = 1 + below(8),
                 .decode_resident = 0,
                 .prefill_resident = 0,
-                .prefill_blocks = 0,
                 .decode_chunk = below(2) ? 64 * (1 + below(4)) : 0,
                 .prefill_chunk = below(2) ? 128 * (1 + below(2)) : 0};
     if (only != NULL) {
