@@ -150,6 +150,10 @@ func TestStepErrors(t *testing.T) {
 // The parameters reach C: bias forces a token, penalties forbid what was said, a seed repeats its draws.
 func TestSampling(t *testing.T) {
 	d, _ := openLlama(t)
+	checkSampling(t, d)
+}
+
+func checkSampling(t *testing.T, d *Device) {
 	prompt := []int32{5, 9, 77, 30}
 	draw := func(s batch.Sampling, bias []batch.Bias) int32 {
 		t.Helper()

@@ -169,6 +169,8 @@ func (r *request) decode(top int) batch.RowOut {
 }
 
 // near tells whether two log probabilities agree to 1e-4, relative where they are large.
-func near(got float32, want float64) bool {
-	return math.Abs(float64(got)-want) <= 1e-4*max(1, math.Abs(want))
+func near(got float32, want float64) bool { return within(1e-4, got, want) }
+
+func within(tolerance float64, got float32, want float64) bool {
+	return math.Abs(float64(got)-want) <= tolerance*max(1, math.Abs(want))
 }
