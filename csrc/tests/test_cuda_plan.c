@@ -423,6 +423,7 @@ int main(int argc, char **argv) {
     uint64_t s = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     printf("seed %llu\n", (unsigned long long)s);
     seed(s);
+    (void)same_bits, (void)near, (void)to_bf16, (void)poisoned, (void)numbers; /* not needed here */
     test_refusals();
     test_random(2000, 8, 9, 10);
     test_random(1000, 30, 4, 16);
