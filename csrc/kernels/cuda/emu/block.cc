@@ -470,6 +470,9 @@ static void run_block(machine *m, const emu_grid *g, uint3 index) {
     m->current = to;
     emu_fiber_switch(m->host, to);
     emu_self = NULL;
+    if (EMU_ASAN) {
+        return; /* it saw to that */
+    }
     for (int i = 0; i < CANARY_BYTES && m->block.shared[g->shared + (size_t)i] == CANARY; i++) {
         if (i == CANARY_BYTES - 1) {
             return;
@@ -496,6 +499,9 @@ void emu_run(const emu_grid *g) {
     }
     m->block.shared = (uint8_t *)shared;
     memset(m->block.shared + g->shared, CANARY, CANARY_BYTES);
+#if EMU_ASAN
+    ASAN_POISON_MEMORY_REGION(m->block.shared + g->shared, CANARY_BYTES);
+#endif
     for (uint32_t z = 0; z < g->grid.z; z++) {
         for (uint32_t y = 0; y < g->grid.y; y++) {
             for (uint32_t x = 0; x < g->grid.x; x++) {
@@ -503,5 +509,8 @@ void emu_run(const emu_grid *g) {
             }
         }
     }
+#if EMU_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(m->block.shared + g->shared, CANARY_BYTES);
+#endif
     free(shared);
 }

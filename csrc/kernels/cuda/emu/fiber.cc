@@ -10,19 +10,6 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define EMU_ASAN 1
-#include <sanitizer/common_interface_defs.h>
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define EMU_ASAN 1
-#include <sanitizer/common_interface_defs.h>
-#endif
-#endif
-#ifndef EMU_ASAN
-#define EMU_ASAN 0
-#endif
-
 #if !defined(__x86_64__) && !defined(INF_EMU_UCONTEXT)
 #define INF_EMU_UCONTEXT
 #endif
@@ -128,6 +115,10 @@ emu_fiber *emu_fiber_new(void (*entry)()) {
 
 void emu_fiber_free(emu_fiber *f) {
     if (f != NULL && f->map != NULL) {
+#if EMU_ASAN
+        /* Its frames never returned, and what comes to lie there next is not theirs. */
+        ASAN_UNPOISON_MEMORY_REGION(f->bottom, f->bytes);
+#endif
         munmap(f->map, (size_t)sysconf(_SC_PAGESIZE) + STACK_BYTES);
     }
     free(f);

@@ -5,6 +5,19 @@
 
 #include <stddef.h>
 
+#if defined(__SANITIZE_ADDRESS__)
+#define EMU_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define EMU_ASAN 1
+#endif
+#endif
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#else
+#define EMU_ASAN 0
+#endif
+
 struct emu_fiber;
 
 /* The fiber runs entry() when it is first switched to; entry never returns. */

@@ -88,7 +88,7 @@ struct copy_form {
     size_t to_bytes() const { return height > 0 ? (height - 1) * to_pitch + width : 0; }
     size_t from_bytes() const { return height > 0 ? (height - 1) * from_pitch + width : 0; }
     void run() const {
-        for (size_t i = 0; i < height; i++) {
+        for (size_t i = 0; i < height && width > 0; i++) {
             memmove(to + i * to_pitch, from + i * from_pitch, width);
         }
     }
