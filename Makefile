@@ -31,6 +31,15 @@ build: lib
 	@mkdir -p bin
 	$(GO) build -o bin/infinite ./engine/cmd/infinite
 
+# bin/infinite-cuda, which finds the machine's GPUs. It takes cuda.h of CUDA 11 or 12 (CUDA_HOME's, if set) and
+# libcuda or its stub (in CUDA_STUBS, if set) to build, and the driver's libcuda.so.1 to start.
+.PHONY: build-cuda
+build-cuda: lib
+	@mkdir -p bin
+	@stubs=$${CUDA_STUBS:-$$(ls -d $${CUDA_HOME:-/usr/local/cuda}/lib64/stubs $${CUDA_HOME:-/usr/local/cuda}/targets/*/lib/stubs /usr/lib/*-linux-gnu/stubs 2>/dev/null | head -1)}; \
+	    CGO_CFLAGS="$(CGO_CFLAGS)$${CUDA_HOME:+ -I$$CUDA_HOME/include}" CGO_LDFLAGS="$(CGO_LDFLAGS)$${stubs:+ -L$$stubs}" \
+	    $(GO) build -tags cuda -o bin/infinite-cuda ./engine/cmd/infinite
+
 run: build
 	@bin/infinite sample $(if $(ONCE),--once)
 
