@@ -296,6 +296,15 @@ static __device__ __forceinline__ void release(uint64_t *bar) {
     }
 }
 
+/* The same, when x is known, which is not negative. The compiler would otherwise compute weights
+ * behind the wait that follows, and not beside the product that is waited for. */
+static __device__ __forceinline__ void release_after(uint64_t *bar, float x) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0 && !(x < 0.0f)) {
+        barrier_arrive(bar);
+    }
+}
+
 /* Places of key tile number `tile` since the start. */
 template <class C> struct wgmma_place {
     uint32_t stage, parity, k, v;
@@ -344,12 +353,12 @@ static __device__ __forceinline__ void attend(const inf_cuda_attn &p, const pref
         bar_arrive(BAR_TURN + 1 - group, 256);
         wgmma_wait<1>();
         settle(s);
-        release(&state.empty_k[at.stage]);
         if (t0 < x.all_from || t0 + C::keys > x.all_upto) {
             mask<C>(p, x, t0, s);
         }
         float shrink0 = weigh_row<C::groups>(s, 0, rows.m[0], rows.l[0], x.scale);
         float shrink1 = weigh_row<C::groups>(s, 2, rows.m[1], rows.l[1], x.scale);
+        release_after(&state.empty_k[at.stage], rows.l[0] + rows.l[1]);
         wgmma_wait<0>();
         settle(rows.o);
         settle(w);
