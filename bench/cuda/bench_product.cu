@@ -49,13 +49,17 @@ static void *noise(size_t bytes) {
 }
 
 static inf_cuda_products *library;
+static int32_t early; /* of the kernel for few rows */
 
 static int run(const product_shape &s, int32_t rows, bool small, const uint8_t *w, size_t call,
                const void *x, void *y, cudaStream_t stream) {
     size_t outs = (size_t)s.n * (s.gate ? 2 : 1), bytes = outs * (size_t)s.k * 2;
     const void *weights = w + (call * bytes) % (((size_t)2 << 30) - bytes) / 256 * 256;
     if (small) {
-        inf_cuda_small p = {x, weights, NULL, y, INF_DTYPE_BF16, rows, s.n, s.k, s.f32, s.gate, 1};
+        inf_cuda_small p = {};
+        p.x = x, p.w = weights, p.y = y, p.act = INF_DTYPE_BF16, p.rows = rows, p.n = s.n,
+        p.k = s.k;
+        p.y_f32 = s.f32, p.gate = s.gate, p.early = early;
         return inf_cuda_small_launch(&p, stream);
     }
     inf_product p = {x, weights, NULL, y, rows, (int32_t)outs, s.k, s.f32};
@@ -93,7 +97,8 @@ static double time_one(const product_shape &s, int32_t rows, bool small, const u
     return times[REPLAYS / 2] * 1e-3;
 }
 
-int main() {
+int main(int argc, char **argv) {
+    early = argc > 1 ? atoi(argv[1]) : 0;
     cudaStream_t stream;
     inf_err err;
     CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));

@@ -127,6 +127,10 @@ struct inf_backend_ops {
     /* After the last merge of a layer. */
     void (*merged)(inf_lane *);
     void (*settle)(inf_lane *, void *o);
+    /* The same, and then x += product; y = rms_norm(x) * weight (weight NULL: only x). p->y is room
+     * for the product, of which nobody else takes note; it may be y. y is for products alone: a
+     * device may leave out what it puts into them. */
+    void (*product_norm)(inf_lane *, const inf_product *p, float *x, const float *weight, void *y);
     /* The product's outputs are gate | up; y [rows, intermediate] = silu(gate) * up. p->y is room
      * for the product, of which nobody else takes note. */
     void (*gated)(inf_lane *, const inf_product *p, void *y);

@@ -145,16 +145,13 @@ void inf_forward_close(inf_forward *f) {
     free(f);
 }
 
-static void product(inf_forward *f, const void *x, const void *w, const void *bias, void *y,
-                    int32_t n, int32_t k) {
-    inf_product p = {x, w, bias, y, (int32_t)f->step->head->n_tokens, n, k, 0};
-    f->ops->product(f->lane, &p);
-}
-
 /* From the normed input to the layer's rotated queries, its K and V in the pool. */
 static void project(inf_forward *f, int32_t layer) {
     const inf_layer *l = &f->c.weights->layers[layer];
-    product(f, f->h, l->qkv, l->qkv_bias, f->qkv, f->qkv_dim, f->dims.hidden);
+    inf_product qkv = {
+        f->h,           l->qkv, l->qkv_bias, f->qkv, (int32_t)f->step->head->n_tokens, f->qkv_dim,
+        f->dims.hidden, 0};
+    f->ops->product(f->lane, &qkv);
     inf_heads heads = {f->qkv, l->q_norm, l->k_norm, f->q, layer};
     f->ops->heads(f->lane, &heads);
 }
@@ -165,15 +162,14 @@ static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_weights *w = f->c.weights;
     const inf_layer *l = &w->layers[layer];
     const inf_device_config *d = &f->dims;
-    product(f, f->o, l->o, NULL, f->h, d->hidden, f->q_dim);
-    f->ops->add_norm(f->lane, f->x, f->h, l->mlp_norm, f->h);
-    inf_product gate_up = {
-        f->h,      l->gate_up, NULL, f->gu, (int32_t)f->step->head->n_tokens, 2 * d->intermediate,
-        d->hidden, 0};
-    f->ops->gated(f->lane, &gate_up, f->act);
-    product(f, f->act, l->down, NULL, f->h, d->hidden, d->intermediate);
+    int32_t rows = (int32_t)f->step->head->n_tokens;
+    inf_product o = {f->o, l->o, NULL, f->h, rows, d->hidden, f->q_dim, 0};
+    inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * d->intermediate, d->hidden, 0};
+    inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, d->intermediate, 0};
     const float *next = layer + 1 < d->layers ? w->layers[layer + 1].attn_norm : NULL;
-    f->ops->add_norm(f->lane, f->x, f->h, next, f->h);
+    f->ops->product_norm(f->lane, &o, f->x, l->mlp_norm, f->h);
+    f->ops->gated(f->lane, &gate_up, f->act);
+    f->ops->product_norm(f->lane, &down, f->x, next, f->h);
 }
 
 static void start_layers(inf_forward *f) {

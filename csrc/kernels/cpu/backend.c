@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 
 #include "kernels/backend.h"
-#include "kernels/cpu/cpu.h"
 #include "kernels/convert.h"
+#include "kernels/cpu/cpu.h"
 #include "runtime/fail.h"
 #include "runtime/pages.h"
 
@@ -247,6 +247,12 @@ static void cpu_product(inf_lane *l, const inf_product *p) {
     l->ops->gemm(l->threads, l->dims.dtype, &args);
 }
 
+static void cpu_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,
+                             void *y) {
+    cpu_product(l, p);
+    cpu_add_norm(l, x, p->y, weight, y);
+}
+
 /* RMS norm of each head of [rows, heads, head_dim] with ld floats between rows. The operation takes
  * one stride, so the shorter of the two dimensions is walked here. */
 static void norm_heads(const inf_lane *l, float *x, const float *weight, int32_t rows,
@@ -393,6 +399,7 @@ static const inf_backend_ops cpu_ops = {
     .add_norm = cpu_add_norm,
     .pick_norm = cpu_pick_norm,
     .product = cpu_product,
+    .product_norm = cpu_product_norm,
     .heads = cpu_heads,
     .attend = cpu_attend,
     .merge = cpu_merge,

@@ -74,7 +74,8 @@ static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
     const void *queries = l->q;
     lane_plan(l, c, b->n, b->rows);
     inbox_send(l);
-    inf_cuda_cast cast = {l->staging, l->q, INF_DTYPE_F32, l->act, (int64_t)q, l->backend->early};
+    inf_cuda_cast cast = {l->staging, l->q,       INF_DTYPE_F32,
+                          l->act,     (int64_t)q, l->backend->early_rows};
     lane_ok(l, inf_cuda_cast_launch(&cast, l->stream), "queries");
     lane_attend(l, c, args[0].layer, queries, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
     if (b->continued) {
@@ -86,7 +87,7 @@ static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
                             args[b->first].rows,
                             l->dims.heads,
                             l->dims.head_dim,
-                            l->backend->early};
+                            l->backend->early_rows};
         lane_ok(l, inf_cuda_merge_launch(&m, l->stream), "merge");
     }
 }

@@ -139,8 +139,12 @@ inf_cuda_backend_open_1(int32_t ordinal, const inf_device_config *config, uint64
     without = without != NULL ? without : "";
     b->record = strstr(without, "graphs") == NULL;
     b->small = strstr(without, "small") == NULL;
-    b->early = props.major >= 9 && strstr(without, "early") == NULL;
-    b->prefetch = b->early && strstr(without, "prefetch") == NULL;
+    b->fuse = strstr(without, "fuse") == NULL;
+    bool early = props.major >= 9;
+    b->early_small = early && strstr(without, "early_small") == NULL;
+    b->early_rows = early && strstr(without, "early_rows") == NULL;
+    b->early_decode = early && strstr(without, "early_decode") == NULL;
+    b->prefetch = strstr(without, "prefetch") == NULL;
     b->config = *config;
     *out = &b->base;
     return INF_OK;

@@ -201,7 +201,7 @@ void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, 
     p.rows = n;
     p.vocab = l->dims.vocab;
     p.needs = l->sample_needs;
-    p.early = l->backend->early;
+    p.early = l->backend->early_rows;
     lane_ok(l, inf_cuda_sample_launch(&p, l->stream), "sampling");
     l->sampled_to = out;
     l->sampled_status_to = status;

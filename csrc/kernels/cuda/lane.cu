@@ -146,7 +146,7 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
     a.layer = layer;
     a.window = c->window;
     a.scale = l->scale;
-    a.early = l->backend->early;
+    a.early = l->backend->early_decode;
     if (c->n_decode > 0 || whole) {
         a.work = c->decode;
         a.n_work = c->counts;
@@ -167,8 +167,8 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
     }
     if (combine) {
         inf_cuda_combine m = {
-            o,       lse,  l->part_o,     l->part_lse,      c->off,           c->list,
-            o_dtype, rows, l->dims.heads, l->dims.head_dim, l->backend->early};
+            o,    lse,           l->part_o,        l->part_lse,           c->off, c->list, o_dtype,
+            rows, l->dims.heads, l->dims.head_dim, l->backend->early_rows};
         lane_ok(l, inf_cuda_combine_launch(&m, l->stream), "the merge of partials");
     }
 }
@@ -306,7 +306,10 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         !take(l, &l->pick, (uint64_t)l->dims.max_rows) || !take(l, &l->inv_freq, half) ||
         !take(l, &l->cos, rows * half) || !take(l, &l->sin, rows * half) ||
         !keep(l, &l->wait, (uint64_t)l->max_wait) || !keep(l, &l->row_mark, rows) ||
-        !keep(l, &l->recordings, recordings) || !draw_memory(l)) {
+        !keep(l, &l->recordings, recordings) ||
+        !take(l, &l->squares,
+              (uint64_t)INF_CUDA_SMALL_ROWS * (uint64_t)(l->dims.hidden / 16 + 1)) ||
+        !draw_memory(l)) {
         return false;
     }
     return cudaMemcpy(l->inv_freq, c->inv_freq, half * sizeof(float), cudaMemcpyHostToDevice) ==

@@ -21,8 +21,8 @@ enum { MAX_CLASSES = 8, MAX_SECTIONS = 12 + 5 * MAX_CLASSES };
 struct cuda_backend {
     inf_backend base;
     int32_t ordinal, sms;
-    int32_t record, small, early,
-        prefetch; /* what may be left out, to find what is at fault: backend.cu */
+    /* What may be left out, to find what is at fault: backend.cu. */
+    int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch;
     inf_device_config config;
 };
 
@@ -118,10 +118,12 @@ struct inf_lane {
     inf_cuda_segment *segments;
     float *inv_freq, *cos, *sin;
     float *part_o, *part_lse;
-    uint32_t *done;   /* [max_rows, kv_heads], zeros between launches */
-    float *o32, *lse; /* [max_rows, heads, head_dim], [max_rows, heads] */
-    float *o2, *lse2; /* answer: of a run of spans that goes on in a second batch */
-    void *q;          /* answer: [max_rows, heads, head_dim] of act */
+    uint32_t *done;       /* [max_rows, kv_heads], zeros between launches */
+    float *squares;       /* [8 rows, hidden / 16], of a product that ended in a norm */
+    const void *unscaled; /* .. and its y, which the products that read it scale; NULL: none */
+    float *o32, *lse;     /* [max_rows, heads, head_dim], [max_rows, heads] */
+    float *o2, *lse2;     /* answer: of a run of spans that goes on in a second batch */
+    void *q;              /* answer: [max_rows, heads, head_dim] of act */
 
     /* The step under way. */
     const inf_step_buffers *step;

@@ -17,6 +17,12 @@
  * A weight row is read before the kernel in front has ended (programmatic dependent launch): only x
  * depends on that one. So the stream of weights does not stop between the products of a step.
  *
+ * Norms. What follows the products that end a half of a layer is x += product and an RMS norm of x,
+ * which needs all of a row. Here the block that makes 16 outputs adds them to x, multiplies by the
+ * norm's weight, and leaves the sum of squares of its 16; the product behind it multiplies that and
+ * scales its sums by 1 / sqrt(mean of squares + eps) in the end: a row's scale is the same for all
+ * of its numbers, so W (s v) = s (W v). So there is no kernel between the two.
+ *
  * With `gate` the weights are [2 n, k], gate rows first, and y = silu(gate) * up (Shazeer 2020): a
  * block then makes 16 of each and the 2 n wide intermediate never goes to memory. */
 #include "kernels/cuda/prelude.cuh"
@@ -78,11 +84,46 @@ static __device__ __forceinline__ void prefetch_rows(const inf_cuda_small &a, in
     }
 }
 
+/* 1 / sqrt(mean of squares + eps) of the rows, by one warp each. */
+static __device__ __forceinline__ void find_scales(const inf_cuda_small &a, float *scales) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32, n = a.k / OUTPUTS;
+    float sum = 0;
+    for (int i = lane; row < a.rows && i < n; i += 32) {
+        sum += a.x_squares[(size_t)row * (size_t)n + (size_t)i];
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) {
+        scales[row] = 1.0f / sqrtf(sum / (float)a.k + a.eps);
+    }
+}
+
+/* The outputs of a half of a layer: threads of a row are 16 neighbours, all of them or none. */
+template <typename T>
+static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, int row, int output,
+                                                       float y, bool valid) {
+    const size_t at = (size_t)row * (size_t)a.n + (size_t)output;
+    float x = valid ? a.residual[at] + y : 0.0f, square = x * x;
+    for (int mask = OUTPUTS / 2; mask > 0; mask >>= 1) {
+        square += __shfl_xor_sync(0xffffffffu, square, mask);
+    }
+    if (!valid) {
+        return;
+    }
+    a.residual[at] = x;
+    if (a.y != NULL) {
+        store1((T *)a.y + at, x * a.norm[output]);
+    }
+    if (output % OUTPUTS == 0 && a.squares != NULL) {
+        a.squares[(size_t)row * (size_t)(a.n / OUTPUTS) + (size_t)(output / OUTPUTS)] = square;
+    }
+}
+
 /* T: of x, w and, unless y_f32, y. HALVES: 1, or 2 for gate and up. DEPTH: pieces whose weights are
  * under way per warp. */
 template <typename T, int HALVES, int DEPTH>
 __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_small a) {
     __shared__ float sums[HALVES][WARPS][OUTPUTS * MAX_ROWS];
+    __shared__ float scales[WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     const int first = blockIdx.x * OUTPUTS, pieces = a.k / PIECE;
     const size_t k = (size_t)a.k;
@@ -105,6 +146,9 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
         prefetch_rows<HALVES>(a, first, DEPTH * WARPS * PIECE * 2 / 128);
     }
     after_predecessor();
+    if (a.x_squares != NULL) {
+        find_scales(a, scales);
+    }
     uint4 xs[2];
     load_x(xs, x + (size_t)warp * PIECE, g < a.rows && warp < pieces);
     for (int base = warp; base < pieces; base += DEPTH * WARPS) {
@@ -134,15 +178,23 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
     }
     __syncthreads();
     const int i = (int)threadIdx.x, row = i / OUTPUTS, output = first + i % OUTPUTS;
-    if (i >= OUTPUTS * a.rows) {
-        return;
-    }
-    float sum[HALVES];
-    for (int h = 0; h < HALVES; h++) {
-        sum[h] = 0;
+    const bool valid = i < OUTPUTS * a.rows;
+    const float scale = a.x_squares != NULL && valid ? scales[row] : 1.0f;
+    float sum[HALVES] = {};
+    for (int h = 0; valid && h < HALVES; h++) {
         for (int v = 0; v < WARPS; v++) {
             sum[h] += sums[h][v][i];
         }
+        sum[h] *= scale;
+    }
+    if (HALVES == 1 && a.residual != NULL) {
+        if (i < OUTPUTS * MAX_ROWS) { /* whole warps */
+            add_to_residual<T>(a, row, output, sum[0], valid);
+        }
+        return;
+    }
+    if (!valid) {
+        return;
     }
     float y = sum[0];
     if (HALVES == 2) {
@@ -165,7 +217,9 @@ int inf_cuda_small_takes(const inf_cuda_small *p) {
 }
 
 int inf_cuda_small_launch(const inf_cuda_small *p, inf_stream stream) {
-    if (!inf_cuda_small_takes(p) || (p->gate && (p->bias != NULL || p->y_f32))) {
+    bool plain = p->bias == NULL && !p->y_f32;
+    if (!inf_cuda_small_takes(p) || (p->gate && !plain) ||
+        (p->residual != NULL && (!plain || p->gate || (p->y != NULL && p->norm == NULL)))) {
         return (int)cudaErrorInvalidValue;
     }
     const dim3 grid((unsigned)(p->n / OUTPUTS)), block(WARPS * 32);

@@ -15,6 +15,16 @@ typedef struct inf_cuda_small {
     const void *w;    /* [n, k] of act; gate: [2 n, k], gate rows first */
     const void *bias; /* [n] of act, or NULL */
     void *y;          /* [rows, n] of act, or f32 */
+    /* Residual, unless NULL: residual [rows, n] += product, and y = residual * norm [n], not scaled
+     * yet (y NULL: nothing); squares [rows, n / 16] gets sums of squares of the residual. Neither
+     * gate, bias nor y_f32 then. */
+    float *residual;
+    const float *norm;
+    float *squares;
+    /* Of x, when it came that way: its k / 16 sums per row, so that products are scaled by
+     * 1 / sqrt(mean + eps) at the end; NULL: x is what it should be. */
+    const float *x_squares;
+    float eps;
     int32_t act, rows, n, k;
     int32_t y_f32;
     int32_t gate;  /* 1: y = silu(gate) * up; neither bias nor y_f32 then */

@@ -66,6 +66,7 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
     l->rows = (int32_t)s->head->n_tokens;
     l->n_wait = 0;
     l->staged = l->merged = 0;
+    l->unscaled = NULL;
     inbox_begin(l);
     put_rows(l, s);
     put_segments(l, s);
@@ -85,7 +86,7 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
     table.scale = l->dims.rope_scale;
     table.rows = l->rows;
     table.half = l->dims.head_dim / 2;
-    table.early = l->backend->early;
+    table.early = l->backend->early_rows;
     lane_ok(l, inf_cuda_rope_table_launch(&table, l->stream), "the table of rotations");
 }
 
@@ -128,8 +129,8 @@ static void step_recorded(inf_lane *l) {
 /* ---- operations ---- */
 
 static void step_embed(inf_lane *l, const void *table, float *x) {
-    inf_cuda_embed p = {l->tokens,        table, x, l->dims.dtype, l->rows, l->dims.hidden,
-                        l->backend->early};
+    inf_cuda_embed p = {
+        l->tokens, table, x, l->dims.dtype, l->rows, l->dims.hidden, l->backend->early_rows};
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
 }
 
@@ -144,34 +145,47 @@ static void step_add_norm(inf_lane *l, float *x, const void *add, const float *w
                            l->rows,
                            l->dims.hidden,
                            l->dims.rms_eps,
-                           l->backend->early};
+                           l->backend->early_rows};
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
 }
 
 static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
                            const float *weight, void *y) {
-    inf_cuda_add_norm p = {(float *)x,       NULL,
-                           weight,           y,
-                           l->pick + first,  l->act,
-                           l->act,           n,
-                           l->dims.hidden,   l->dims.rms_eps,
-                           l->backend->early};
+    inf_cuda_add_norm p = {(float *)x,
+                           NULL,
+                           weight,
+                           y,
+                           l->pick + first,
+                           l->act,
+                           l->act,
+                           n,
+                           l->dims.hidden,
+                           l->dims.rms_eps,
+                           l->backend->early_rows};
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
 }
 
 /* Few rows are done by the kernel for them, more by the library. */
+static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t gate, void *y) {
+    inf_cuda_small s = {};
+    s.x = p->x;
+    s.w = p->w;
+    s.bias = p->bias;
+    s.y = y;
+    s.act = l->act;
+    s.rows = p->rows;
+    s.n = gate ? p->n / 2 : p->n;
+    s.k = p->k;
+    s.y_f32 = p->y_f32;
+    s.gate = gate;
+    s.eps = l->dims.rms_eps;
+    s.x_squares = p->x == l->unscaled ? l->squares : NULL;
+    s.early = l->backend->early_small ? 1 + l->backend->prefetch : 0;
+    return s;
+}
+
 static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void *y) {
-    inf_cuda_small s = {p->x,
-                        p->w,
-                        p->bias,
-                        y,
-                        l->act,
-                        p->rows,
-                        gate ? p->n / 2 : p->n,
-                        p->k,
-                        p->y_f32,
-                        gate,
-                        l->backend->early + l->backend->prefetch};
+    inf_cuda_small s = small_of(l, p, gate, y);
     return l->backend->small && inf_cuda_small_takes(&s) &&
            lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a small product");
 }
@@ -180,6 +194,39 @@ static void step_product(inf_lane *l, const inf_product *p) {
     if (l->fault == 0 && !small_product(l, p, 0, p->y)) {
         lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product");
     }
+}
+
+/* Do the products of a layer that read a normed row all go by the kernel for few rows? */
+static bool fuses(const inf_lane *l, int32_t rows) {
+    const inf_device_config *d = &l->dims;
+    return l->backend->small && l->backend->fuse && rows <= INF_CUDA_SMALL_ROWS &&
+           l->act != INF_DTYPE_F32 && d->hidden % 64 == 0 && d->intermediate % 64 == 0 &&
+           l->q_dim % 64 == 0 && l->qkv_dim % 16 == 0;
+}
+
+static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,
+                              void *y) {
+    if (!fuses(l, p->rows)) {
+        l->unscaled = NULL;
+        step_product(l, p);
+        step_add_norm(l, x, p->y, weight, y);
+        return;
+    }
+    inf_cuda_small s = small_of(l, p, 0, weight != NULL ? y : NULL);
+    s.residual = x;
+    s.norm = weight;
+    s.squares = l->squares;
+    lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a product and its norm");
+    l->unscaled = s.y;
+}
+
+static void step_gated(inf_lane *l, const inf_product *p, void *y) {
+    if (l->fault != 0 || small_product(l, p, 1, y)) {
+        return;
+    }
+    step_product(l, p);
+    inf_cuda_swiglu s = {p->y, y, l->act, p->rows, p->n / 2, l->backend->early_rows};
+    lane_ok(l, inf_cuda_swiglu_launch(&s, l->stream), "swiglu");
 }
 
 static void step_heads(inf_lane *l, const inf_heads *h) {
@@ -199,7 +246,7 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
     p.heads = l->dims.heads;
     p.layer = h->layer;
     p.eps = l->dims.rms_eps;
-    p.early = l->backend->early;
+    p.early = l->backend->early_rows;
     lane_ok(l, inf_cuda_heads_launch(&p, l->stream), "heads");
 }
 
@@ -212,15 +259,6 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     }
     l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
     lane_attend(l, c, layer, q, l->partial, INF_DTYPE_F32, l->lse, l->rows, whole);
-}
-
-static void step_gated(inf_lane *l, const inf_product *p, void *y) {
-    if (l->fault != 0 || small_product(l, p, 1, y)) {
-        return;
-    }
-    step_product(l, p);
-    inf_cuda_swiglu s = {p->y, y, l->act, p->rows, p->n / 2, l->backend->early};
-    lane_ok(l, inf_cuda_swiglu_launch(&s, l->stream), "swiglu");
 }
 
 /* ---- exchange ---- */
@@ -251,7 +289,7 @@ static int step_sync(inf_lane *l, inf_err *err) {
                            l->act,
                            INF_DTYPE_F32,
                            (int64_t)(end - first) * l->q_dim,
-                           l->backend->early};
+                           l->backend->early_rows};
         lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "queries");
     }
     int status = lane_sync(l, err);
@@ -283,7 +321,7 @@ static void merge_staged(inf_lane *l) {
                         n,
                         l->dims.heads,
                         l->dims.head_dim,
-                        l->backend->early};
+                        l->backend->early_rows};
     lane_ok(l, inf_cuda_merge_launch(&p, l->stream), "merge");
     l->merged = l->staged;
     l->round++;
@@ -324,8 +362,8 @@ static void step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2
 
 static void step_settle(inf_lane *l, void *o) {
     if (l->act != INF_DTYPE_F32) {
-        inf_cuda_cast p = {l->o32,           o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim,
-                           l->backend->early};
+        inf_cuda_cast p = {
+            l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim, l->backend->early_rows};
         lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "settle");
     }
 }
@@ -361,6 +399,7 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->add_norm = step_add_norm;
     ops->pick_norm = step_pick_norm;
     ops->product = step_product;
+    ops->product_norm = step_product_norm;
     ops->heads = step_heads;
     ops->attend = step_attend;
     ops->merge = step_merge;

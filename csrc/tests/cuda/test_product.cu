@@ -45,6 +45,12 @@ static int by_library(const inf_cuda_small *p) {
     return inf_cuda_product(library, &q, NULL);
 }
 
+static inf_cuda_small small(const void *x, const void *w, void *y, int32_t dtype, const sizes &s) {
+    inf_cuda_small p = {};
+    p.x = x, p.w = w, p.y = y, p.act = dtype, p.rows = s.rows, p.n = s.n, p.k = s.k;
+    return p;
+}
+
 static void check(launcher launch, const sizes &s, int32_t dtype, int kind) {
     const bool gate = kind == GATED, f32 = kind == F32_OUT, biased = kind == WITH_BIAS;
     const size_t outs = (size_t)s.n * (gate ? 2 : 1), guard = 64;
@@ -52,9 +58,10 @@ static void check(launcher launch, const sizes &s, int32_t dtype, int kind) {
     std::vector<uint16_t> w = halves(outs * (size_t)s.k, dtype), bias = halves((size_t)s.n, dtype);
     const size_t count = (size_t)s.rows * (size_t)s.n, elem = f32 ? 4 : 2;
     std::vector<uint8_t> y((count + guard) * elem, 0xff); /* NaN in every format */
-    inf_cuda_small p = {
-        on_gpu(x), on_gpu(w), biased ? on_gpu(bias) : NULL, on_gpu(y), dtype, s.rows, s.n, s.k, f32,
-        gate,      0};
+    inf_cuda_small p = small(on_gpu(x), on_gpu(w), on_gpu(y), dtype, s);
+    p.bias = biased ? on_gpu(bias) : NULL;
+    p.y_f32 = f32;
+    p.gate = gate;
     int status = launch(&p);
     CHECK(status == 0, "rows %d n %d k %d kind %d: status %d", s.rows, s.n, s.k, kind, status);
     from_gpu(y, p.y);
@@ -78,6 +85,64 @@ static void check(launcher launch, const sizes &s, int32_t dtype, int kind) {
     free_gpu();
 }
 
+/* A product that ends in x += .. and a norm, and the product behind it: n of the first is k of the
+ * second. */
+static void check_norm(int32_t rows, int32_t n, int32_t k, int32_t n2, int32_t dtype, int gate) {
+    const float eps = 1e-5f;
+    sizes first = {rows, n, k}, second = {rows, n2, n};
+    std::vector<uint16_t> x = halves((size_t)rows * (size_t)k, dtype);
+    std::vector<uint16_t> w = halves((size_t)n * (size_t)k, dtype);
+    std::vector<uint16_t> w2 = halves((size_t)n2 * (gate ? 2 : 1) * (size_t)n, dtype);
+    std::vector<uint16_t> y((size_t)rows * (size_t)n, 0xffff),
+        y2((size_t)rows * (size_t)n2, 0xffff);
+    std::vector<float> residual(y.size()), norm((size_t)n);
+    std::vector<float> squares((size_t)rows * (size_t)(n / 16), NAN);
+    for (float &r : residual) {
+        r = 3 * number();
+    }
+    for (float &m : norm) {
+        m = 1 + 0.5f * number();
+    }
+    inf_cuda_small p = small(on_gpu(x), on_gpu(w), on_gpu(y), dtype, first);
+    p.residual = on_gpu(residual);
+    p.norm = on_gpu(norm);
+    p.squares = on_gpu(squares);
+    inf_cuda_small q = small(p.y, on_gpu(w2), on_gpu(y2), dtype, second);
+    q.x_squares = p.squares;
+    q.eps = eps;
+    q.gate = gate;
+    CHECK(inf_cuda_small_launch(&p, NULL) == 0 && inf_cuda_small_launch(&q, NULL) == 0, "launch");
+    std::vector<float> got(residual.size());
+    from_gpu(got, p.residual);
+    from_gpu(y, p.y);
+    from_gpu(y2, q.y);
+    for (size_t r = 0; r < (size_t)rows; r++) {
+        double sum = 0;
+        for (size_t o = 0; o < (size_t)n; o++) {
+            double magnitude = 0, want = (double)residual[r * (size_t)n + o];
+            want += dot(x, w, r, o, k, dtype, &magnitude);
+            CHECK(fabs((double)got[r * (size_t)n + o] - want) <= 1e-5 * magnitude + 1e-5,
+                  "residual %g, want %g", (double)got[r * (size_t)n + o], want);
+            double h = number_of(y[r * (size_t)n + o], dtype);
+            CHECK(fabs(h - want * (double)norm[o]) <= 0.008 * fabs(want) + 1e-4, "normed %g", h);
+            sum += want * want;
+        }
+        double scale = 1 / sqrt(sum / n + (double)eps);
+        for (size_t o = 0; o < (size_t)n2; o++) {
+            double magnitude = 0, want = dot(y, w2, r, o, n, dtype, &magnitude) * scale;
+            magnitude *= scale;
+            if (gate) {
+                double up = dot(y, w2, r, o + (size_t)n2, n, dtype, &magnitude) * scale;
+                want = want / (1 + exp(-want)) * up;
+            }
+            double is = number_of(y2[r * (size_t)n2 + o], dtype);
+            CHECK(fabs(is - want) <= 0.008 * fabs(want) + 2e-5 * magnitude * (1 + magnitude) + 1e-6,
+                  "rows %d n %d k %d gate %d: %g, want %g", rows, n, k, gate, is, want);
+        }
+    }
+    free_gpu();
+}
+
 int main(int argc, char **argv) {
     start(argc, argv);
     static const sizes some[] = {{1, 16, 64},  {2, 32, 128},  {3, 48, 576}, {5, 16, 2112},
@@ -88,8 +153,14 @@ int main(int argc, char **argv) {
             check(by_small, s, INF_DTYPE_F16, kind);
         }
     }
-    inf_cuda_small p = {NULL, NULL, NULL, NULL, INF_DTYPE_BF16, 1, 16, 64, 0, 0, 0};
+    inf_cuda_small p = small(NULL, NULL, NULL, INF_DTYPE_BF16, {1, 16, 64});
     CHECK(inf_cuda_small_takes(&p) == 1, "a good shape");
+    for (int32_t rows : {1, 3, 8}) {
+        for (int32_t dtype : {INF_DTYPE_BF16, INF_DTYPE_F16}) {
+            check_norm(rows, 128, 192, 48, dtype, 0);
+            check_norm(rows, 576, 64, 32, dtype, 1);
+        }
+    }
     p.rows = 9;
     CHECK(inf_cuda_small_takes(&p) == 0 && inf_cuda_small_launch(&p, NULL) != 0, "9 rows");
     p.rows = 8;
