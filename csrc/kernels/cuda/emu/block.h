@@ -20,8 +20,10 @@ struct emu_block;
 struct emu_site {
     const char *file;
     int line;
+    emu_site() = default;
+    constexpr emu_site(const char *f, int l) : file(f), line(l) {}
 };
-#define EMU_SITE (emu_site{__builtin_FILE(), __builtin_LINE()})
+#define EMU_SITE emu_site(__builtin_FILE(), __builtin_LINE())
 
 /* Copies that a thread has asked for by cp.async; each belongs to a group. */
 struct emu_copies;
