@@ -110,3 +110,20 @@ func TestSecondServerOnTheSamePort(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 }
+
+// What --device cannot be is said at once, and float16 is the GPU's.
+func TestDevicesThatAreNotThere(t *testing.T) {
+	for want, args := range map[string][]string{
+		"cannot use flag --device":                 {"--device", "gpu"},
+		"cannot use --dtype float16 on the CPU":    {"--device", "cpu", "--dtype", "float16"},
+		"cannot use --device cuda:999":             {"--device", "cuda:999"},
+		"cannot use flag --gpu-memory-utilization": {"--gpu-memory-utilization", "2"},
+		"between 2 and":                            {"--device", "cpu", "--kv-cache-memory", "4096"},
+	} {
+		cmd := command(append([]string{"serve", "--port", "0", "--cluster-port", "0"}, args...)...)
+		cmd.Env = append(cmd.Env, "INFINITE_CUDA_LIBRARY=")
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
+}

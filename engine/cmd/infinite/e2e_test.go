@@ -32,6 +32,9 @@ const (
 	childEnv = "INFINITE_TEST_MAIN"
 	// emptyRemoteEnv makes instances take every remote partial for the empty span.
 	emptyRemoteEnv = "INFINITE_TEST_EMPTY_REMOTE"
+	// deviceEnv lets the instances compute on a GPU, as cuda:0. Without the tag cuda INFINITE_CUDA_LIBRARY must
+	// name the kernels.
+	deviceEnv = "INFINITE_TEST_DEVICE"
 	// patience only bounds a failing test.
 	patience = 3 * time.Minute
 )
@@ -80,6 +83,10 @@ func command(args ...string) *exec.Cmd {
 	cmd := exec.Command(self, args...)
 	// On a slow machine a peer may take long without being lost.
 	cmd.Env = append(os.Environ(), childEnv+"=1", "INFINITE_PEER_TIMEOUT=2m")
+	if device := os.Getenv(deviceEnv); device != "" {
+		// A GPU's memory may not be known here, and is shared by all that a test starts.
+		cmd.Env = append(cmd.Env, "INFINITE_DEVICE="+device, "INFINITE_KV_CACHE_MEMORY=256MiB")
+	}
 	return cmd
 }
 
