@@ -4,9 +4,9 @@
  * The pool is laid out as a model's is, all layers of a block together, and successive calls take
  * successive layers: so the cache holds nothing of what a call reads, and pages are touched as in a
  * real step. Calls are captured in a graph, as the step's are, and timed by events around replays.
- * "both" is decode and combine, what a layer costs; the share is of the copy bandwidth (bytes read
- * plus bytes written, best of several sizes). Output: a table, and JSON lines, into the file of
- * argv[1] when there is one. */
+ * The time is of decode with its merge, what a layer costs; the share is of the copy bandwidth
+ * (bytes read plus bytes written, best of several sizes). Output: a table, and JSON lines, into the
+ * file of argv[1] when there is one. */
 #include <algorithm>
 #include <stdio.h>
 #include <stdlib.h>
@@ -130,7 +130,7 @@ struct device_state {
     inf_cuda_segment *segments;
     inf_cuda_work *work;
     int32_t *n_work;
-    uint32_t *off, *list;
+    uint32_t *off, *list, *done;
 };
 
 static bench_case uniform_case(int batch, uint32_t context) {
@@ -174,7 +174,7 @@ static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
     a.q = d.q, a.pool = d.pool, a.blocks = d.blocks, a.segments = d.segments;
     a.kv = {(int32_t)layers, KV_HEADS, BLOCK, DIM, INF_DTYPE_BF16, 2, layers * LAYER_BYTES};
     a.work = d.work, a.n_work = d.n_work, a.o = d.o, a.lse = d.lse;
-    a.part_o = d.part_o, a.part_lse = d.part_lse;
+    a.part_o = d.part_o, a.part_lse = d.part_lse, a.off = d.off, a.list = d.list;
     a.act = INF_DTYPE_BF16, a.o_dtype = INF_DTYPE_BF16, a.heads = HEADS;
     a.scale = 0.08838834764831845f;
     return a;
@@ -210,17 +210,21 @@ static planned set_plan(const device_state &d, const bench_case &c, int resident
     return {lists.n_decode, (int32_t)lists.n_parts, decode[0].tokens};
 }
 
+/* Who merges parts: nobody, the last piece of each row, or a kernel of its own. */
+enum merging { NOBODY, LAST_PIECE, COMBINE };
+
 /* Seconds of one call in a replayed graph of some, so many that the graph takes milliseconds. */
 static double time_calls(const device_state &d, inf_cuda_attn a, int variant, int32_t parts,
-                         int32_t rows, double bytes, bool combine) {
+                         int32_t rows, double bytes, merging how) {
     int calls = (int)std::min<double>(MOST_CALLS, std::max(2.0, 0.004 * 2.5e12 / bytes));
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     for (int i = 0; i < calls; i++) {
         a.layer = i % a.kv.layers;
+        a.done = how == LAST_PIECE ? d.done : NULL;
         CUDA(inf_cuda_decode_variant_launch(&a, variant, stream));
-        if (combine && parts > 0) {
+        if (how == COMBINE && parts > 0) {
             inf_cuda_combine c = {};
             c.o = d.o, c.lse = d.lse, c.part_o = d.part_o, c.part_lse = d.part_lse;
             c.off = d.off, c.list = d.list;
@@ -229,7 +233,7 @@ static double time_calls(const device_state &d, inf_cuda_attn a, int variant, in
         }
     }
     CUDA(cudaStreamEndCapture(stream, &graph));
-    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    CUDA(cudaGraphInstantiateWithFlags(&exec, graph, 0));
     double once = seconds_of(1, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
     int times = (int)std::min(20.0, std::max(2.0, 0.012 / once));
     double s = seconds_of(times, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
@@ -239,7 +243,7 @@ static double time_calls(const device_state &d, inf_cuda_attn a, int variant, in
 }
 
 struct timing {
-    double both, alone;
+    double both, alone, apart; /* with the last piece merging; no merge; with a kernel for it */
     planned plan;
 };
 
@@ -253,10 +257,11 @@ static timing time_case(const device_state &d, const bench_case &c, inf_cuda_att
     }
     a.max_work = grid > 0 ? grid : t.plan.pieces;
     int32_t rows = (int32_t)c.contexts.size();
-    t.both = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, true);
-    t.alone = t.both;
+    t.both = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, LAST_PIECE);
+    t.alone = t.apart = t.both;
     if (t.plan.parts > 0 && chunk == 0 && grid == 0) {
-        t.alone = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, false);
+        t.alone = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, NOBODY);
+        t.apart = time_calls(d, a, variant, t.plan.parts, rows, c.kv_bytes, COMBINE);
     }
     return t;
 }
@@ -265,22 +270,21 @@ static void print_timing(const char *what, const bench_case &c, const inf_cuda_a
                          const inf_cuda_decode_variant &v, int chunk, int grid, const timing &t) {
     double speed = c.kv_bytes / t.both;
     fflush(stdout);
-    printf(
-        "%-7s %-12s %-32s %4d pieces to %7u: both %9.2f us, decode %9.2f us, %5.0f GB/s, %5.1f %% "
-        "of copy\n",
-        what, c.name, v.name, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone,
-        1e-9 * speed, 100 * speed / copy_bandwidth);
+    printf("%-7s %-12s %-32s %4d pieces to %7u: %9.2f us (unmerged %9.2f, combine %9.2f), %5.0f "
+           "GB/s, %5.1f %% of copy\n",
+           what, c.name, v.name, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone,
+           1e6 * t.apart, 1e-9 * speed, 100 * speed / copy_bandwidth);
     fprintf(
         json,
         "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"layers\":%d,\"variant\":\"%s\","
-        "\"chunk\":%d,\"grid\":%d,\"pieces\":%d,\"biggest\":%u,\"both_us\":%.3f,\"decode_us\":%.3f,"
-        "\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
+        "\"chunk\":%d,\"grid\":%d,\"pieces\":%d,\"biggest\":%u,\"us\":%.3f,\"unmerged_us\":%.3f,"
+        "\"combine_us\":%.3f,\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
         what, c.name, a.kv.layers, v.name, chunk, grid, t.plan.pieces, t.plan.biggest, 1e6 * t.both,
-        1e6 * t.alone, 1e-9 * speed, speed / copy_bandwidth);
+        1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed, speed / copy_bandwidth);
 }
 
-/* Every variant with the plan's own cut, then the best one with grids of whole waves, as recorded
- * launches have, and with forced chunks. */
+/* Every variant with the plan's own cut, then the best one started early, with grids of whole
+ * waves, as recorded launches have, and with forced chunks. */
 static void run_case(const device_state &d, bench_case c) {
     if (blocks_of(c) * LAYER_BYTES > d.pool_bytes) {
         printf("case    %-12s does not fit\n", c.name);
@@ -305,6 +309,10 @@ static void run_case(const device_state &d, bench_case c) {
     if (best_index < 0) {
         return;
     }
+    inf_cuda_attn early = a;
+    early.early = 1;
+    print_timing("early", c, a, best, 0, 0,
+                 time_case(d, c, early, best_index, best.resident, 0, 0));
     int slots = (d.sms * best.resident + KV_HEADS - 1) / KV_HEADS;
     for (int waves : {1, 2, 4, 10}) {
         timing t = time_case(d, c, a, best_index, best.resident, 0, waves * slots);
@@ -342,10 +350,10 @@ static void measure_floor(const device_state &d) {
         for (int g : grids) {
             set_plan(d, c, about.resident, 1024);
             a.max_work = g;
-            double one = time_calls(d, a, v, 0, 1, 4e6, false);
+            double one = time_calls(d, a, v, 0, 1, 4e6, NOBODY);
             int32_t none = 0;
             CUDA(cudaMemcpy(d.n_work, &none, 4, cudaMemcpyHostToDevice));
-            double empty = time_calls(d, a, v, 0, 1, 4e6, false);
+            double empty = time_calls(d, a, v, 0, 1, 4e6, NOBODY);
             printf("  grid %d: %.2f us, empty %.2f", g, 1e6 * one, 1e6 * empty);
         }
         printf("\n");
@@ -371,6 +379,8 @@ static device_state open_device() {
     CUDA(cudaMalloc((void **)&d.n_work, 4));
     CUDA(cudaMalloc((void **)&d.off, (MOST_BATCH + 1) * 4));
     CUDA(cudaMalloc((void **)&d.list, MOST_PARTS * 4));
+    CUDA(cudaMalloc((void **)&d.done, MOST_BATCH * KV_HEADS * 4));
+    CUDA(cudaMemset(d.done, 0, MOST_BATCH * KV_HEADS * 4));
     fill_kernel<<<d.sms * 8, 256, 0, stream>>>((uint4 *)d.pool, d.pool_bytes / 16);
     fill_kernel<<<d.sms, 256, 0, stream>>>((uint4 *)d.q, MOST_BATCH * HEADS * DIM * 2 / 16);
     CUDA(cudaStreamSynchronize(stream));

@@ -319,17 +319,17 @@ static void test_decode(int32_t act, int32_t head_dim) {
     print_variants(what, logs);
 }
 
-/* One request, its last token, long enough that every ring wraps many times: in one piece, and
- * cut. */
+/* One request, its last token, long enough that every ring wraps many times: in one piece, cut by
+ * the plan, and cut into more parts than a warp takes at a time. */
 static void test_long(uint32_t tokens) {
     static step s;
     variant_log logs[MOST_VARIANTS] = {};
     form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
     inf_cuda_segment only = {0, 1, tokens - 1, 0, tokens, 0};
-    for (int cut = 0; cut < 2; cut++) {
+    for (int cut = 0; cut < 3; cut++) {
         make_step(&s, &f, 0, 0, &only);
         drop_plan(&s);
-        s.shape.decode_chunk = cut ? 0 : 1 << 20;
+        s.shape.decode_chunk = cut == 0 ? 1 << 20 : cut == 1 ? 0 : 64;
         make_plan(&s);
         run_variants(&s, logs);
         drop_step(&s);
@@ -405,7 +405,7 @@ int main(int argc, char **argv) {
     }
     test_edges();
 #ifdef INF_EMU
-    test_long(2001);
+    test_long(4321);
 #else
     test_long(100001);
 #endif
