@@ -164,10 +164,11 @@ inf_backend *inf_backend_cpu(int32_t isa);
 int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backend **out,
                      inf_err *err);
 
-/* What the library exports. config_bytes is the size that the caller knows; another one is refused.
- */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_1"
+/* What the library exports. The sizes are those that the caller was built with; a library that was
+ * built with others is refused. */
+#define INF_CUDA_OPEN "inf_cuda_backend_open_2"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
-                                uint64_t config_bytes, inf_backend **out, inf_err *err);
+                                uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
+                                inf_err *err);
 
 #endif

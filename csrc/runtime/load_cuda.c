@@ -57,5 +57,5 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
                         "%s is of another version: it lacks " INF_CUDA_OPEN, library);
     }
     memcpy(&open, &symbol, sizeof open);
-    return open(ordinal, config, sizeof *config, out, err);
+    return open(ordinal, config, sizeof *config, sizeof(inf_backend_ops), out, err);
 }

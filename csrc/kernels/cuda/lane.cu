@@ -271,7 +271,8 @@ static bool take_plans(inf_lane *l) {
     uint64_t words = (decode + prefill) * sizeof(inf_cuda_work) / 4 + off + parts + 2 + 5 * 32;
     uint64_t rows = 5 * (uint64_t)l->max_rows + (uint64_t)l->dims.max_rows;
     uint64_t segments = (uint64_t)l->max_segments * sizeof(inf_cuda_segment) / 4;
-    l->inbox_words = rows + segments + (uint64_t)l->max_blocks + (uint64_t)classes * words + 8 * 32;
+    l->inbox_words = rows + segments + (uint64_t)l->max_blocks + (uint64_t)classes * words +
+                     8 * 32 + draw_inbox_words(l);
     return l->inbox_words <= UINT32_MAX && pin(l, &l->inbox, l->inbox_words) &&
            keep(l, &l->plan_decode, decode) && keep(l, &l->plan_prefill, prefill) &&
            keep(l, &l->plan_off, off) && keep(l, &l->plan_list, parts) &&

@@ -22,7 +22,7 @@ struct cuda_backend {
     inf_backend base;
     int32_t ordinal, sms;
     /* What may be left out, to find what is at fault: backend.cu. */
-    int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch;
+    int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
     inf_device_config config;
 };
 
