@@ -388,10 +388,14 @@ static int takes_wgmma(const inf_cuda_attn *p) {
     return known;
 }
 
+/* Not before it has passed on a GPU in its present form. */
+enum { TAKE_WGMMA = 0 };
+
 int inf_cuda_attn_prefill_launch(const inf_cuda_attn *p, inf_stream stream) {
     if (!inf_cuda_attn_prefill_takes(p)) {
         return cudaErrorInvalidValue;
     }
     return inf_cuda_prefill_variant_launch(
-        p, takes_wgmma(p) ? INF_CUDA_PREFILL_WGMMA_TURNS : INF_CUDA_PREFILL_MMA, stream);
+        p, TAKE_WGMMA && takes_wgmma(p) ? INF_CUDA_PREFILL_WGMMA_TURNS : INF_CUDA_PREFILL_MMA,
+        stream);
 }

@@ -43,7 +43,11 @@
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/prefill_consume.cuh"
 
-enum { PRODUCER_REGISTERS = 64, CONSUMER_REGISTERS = 224 };
+/* Registers of a thread. A block has what it was launched with, 65536 over its threads, rounded
+ * down: who asks for more than others have given away waits for ever. */
+enum { LAUNCH_REGISTERS = 65536 / 384 / 8 * 8, PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224 };
+static_assert(PRODUCER_REGISTERS + 2 * CONSUMER_REGISTERS <= 3 * LAUNCH_REGISTERS, "");
+
 template <class C>
 static __global__ void __launch_bounds__(C::threads, 1)
     attn_wgmma_kernel(const __grid_constant__ wgmma_args a) {
