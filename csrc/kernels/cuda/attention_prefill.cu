@@ -359,8 +359,9 @@ static int call_variant(const inf_cuda_attn *p, int index, inf_stream stream,
     if (out == NULL && p->max_work == 0) {
         return cudaSuccess;
     }
-    if (index != INF_CUDA_PREFILL_MMA) {
-        return inf_cuda_prefill_wgmma(p, index == INF_CUDA_PREFILL_WGMMA_TURNS, stream, out);
+    if (index == INF_CUDA_PREFILL_WGMMA) {
+        return out != NULL ? inf_cuda_prefill_wgmma_of(p, out)
+                           : inf_cuda_prefill_wgmma_launch(p, stream);
     }
     return p->act == INF_DTYPE_BF16 ? call_mma<bf16>(p, stream, out)
                                     : call_mma<f16>(p, stream, out);
@@ -374,28 +375,12 @@ int inf_cuda_prefill_variant_launch(const inf_cuda_attn *p, int index, inf_strea
     return call_variant(p, index, stream, NULL);
 }
 
-/* Whether the kernel for Hopper runs here and takes the shape; the former is asked once. */
-static int takes_wgmma(const inf_cuda_attn *p) {
-    static int known = -1; /* threads that race here find the same */
-    if (p->kv.block_size % 16 != 0) {
-        return 0;
-    }
-    if (known < 0) {
-        inf_cuda_prefill_variant v;
-        known =
-            inf_cuda_prefill_variant_of(p, INF_CUDA_PREFILL_WGMMA_TURNS, &v) == 0 && v.resident > 0;
-    }
-    return known;
-}
-
-/* Not before it has passed on a GPU in its present form. */
-enum { TAKE_WGMMA = 0 };
-
 int inf_cuda_attn_prefill_launch(const inf_cuda_attn *p, inf_stream stream) {
-    if (!inf_cuda_attn_prefill_takes(p)) {
-        return cudaErrorInvalidValue;
+    inf_cuda_prefill_variant about;
+    int best = INF_CUDA_PREFILL_MMA;
+    if (p->wgmma != 0 && inf_cuda_attn_prefill_takes(p) &&
+        inf_cuda_prefill_variant_of(p, INF_CUDA_PREFILL_WGMMA, &about) == 0 && about.resident > 0) {
+        best = INF_CUDA_PREFILL_WGMMA;
     }
-    return inf_cuda_prefill_variant_launch(
-        p, TAKE_WGMMA && takes_wgmma(p) ? INF_CUDA_PREFILL_WGMMA_TURNS : INF_CUDA_PREFILL_MMA,
-        stream);
+    return inf_cuda_prefill_variant_launch(p, best, stream);
 }

@@ -1,5 +1,5 @@
 /* The prefill kernels one by one, for the programs that test and time them against each other.
- * inf_cuda_attn_prefill_launch takes the last that the GPU has and that takes the shape. */
+ * inf_cuda_attn_prefill_launch takes the last that the GPU has. */
 #ifndef INF_CUDA_ATTENTION_PREFILL_H
 #define INF_CUDA_ATTENTION_PREFILL_H
 
@@ -9,12 +9,7 @@
 extern "C" {
 #endif
 
-enum {
-    INF_CUDA_PREFILL_MMA,
-    INF_CUDA_PREFILL_WGMMA,       /* without turns */
-    INF_CUDA_PREFILL_WGMMA_TURNS, /* what is taken where it runs */
-    INF_CUDA_PREFILL_VARIANTS
-};
+enum { INF_CUDA_PREFILL_MMA, INF_CUDA_PREFILL_WGMMA, INF_CUDA_PREFILL_VARIANTS };
 
 typedef struct inf_cuda_prefill_variant {
     char name[48];
@@ -29,9 +24,9 @@ typedef struct inf_cuda_prefill_variant {
 int inf_cuda_prefill_variant_of(const inf_cuda_attn *p, int index, inf_cuda_prefill_variant *out);
 int inf_cuda_prefill_variant_launch(const inf_cuda_attn *p, int index, inf_stream stream);
 
-/* attention_prefill_sm90.cu: describes with out, otherwise launches. */
-int inf_cuda_prefill_wgmma(const inf_cuda_attn *p, int turns, inf_stream stream,
-                           inf_cuda_prefill_variant *out);
+/* attention_prefill_sm90.cu */
+int inf_cuda_prefill_wgmma_of(const inf_cuda_attn *p, inf_cuda_prefill_variant *out);
+int inf_cuda_prefill_wgmma_launch(const inf_cuda_attn *p, inf_stream stream);
 
 #ifdef __cplusplus
 }

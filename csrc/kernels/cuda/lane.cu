@@ -147,6 +147,7 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
     a.window = c->window;
     a.scale = l->scale;
     a.early = l->backend->early_decode;
+    a.wgmma = l->backend->wgmma;
     if (c->n_decode > 0 || whole) {
         a.work = c->decode;
         a.n_work = c->counts;

@@ -144,6 +144,7 @@ typedef struct inf_cuda_attn {
     float scale;
     int32_t max_work; /* the grid's x is at most this; pieces beyond it are looped over */
     int32_t early;    /* 1: may start before the kernel in front has ended; sm_90; decode only */
+    int32_t wgmma;    /* 1: prefill takes the sm_90 kernel where the GPU has it */
 } inf_cuda_attn;
 
 /* Any head_dim and format; clarity before speed. The reference on the GPU, and the way for models

@@ -32,13 +32,12 @@ static inline uint8_t *emu_swizzled(uint32_t address, emu_site site) {
     return emu_self->block->shared + address;
 }
 
-/* ---- tensor maps of four dimensions, 16-bit numbers, 128-byte swizzle: boxes are 64 numbers wide
- * ---- */
+/* ---- tensor maps of two dimensions, 16-bit numbers, boxes of 64 columns, 128-byte swizzle ---- */
 
 struct alignas(64) tensor_map {
     const uint8_t *base;
-    uint64_t size[4], pitch[4]; /* numbers; bytes from one to the next */
-    uint32_t box[4];
+    uint64_t columns, rows;
+    uint32_t box_rows;
 };
 
 /* ---- barriers ---- */
@@ -52,7 +51,7 @@ static_assert(sizeof(emu_mbarrier) == sizeof(uint64_t), "");
 struct emu_box {
     uint32_t to;
     const tensor_map *map;
-    int32_t at[4];
+    int32_t column, row;
     emu_mbarrier *bar;
     emu_site site;
 };
@@ -83,27 +82,18 @@ static inline void barrier_arrive(uint64_t *bar, emu_site site = EMU_SITE) {
 }
 
 static inline void emu_land(const emu_box &x) {
-    const tensor_map &m = *x.map;
-    uint32_t to = x.to, i[4];
-    for (i[3] = 0; i[3] < m.box[3]; i[3]++) {
-        for (i[2] = 0; i[2] < m.box[2]; i[2]++) {
-            for (i[1] = 0; i[1] < m.box[1]; i[1]++) {
-                for (i[0] = 0; i[0] < m.box[0]; i[0]++, to += 2) {
-                    const uint8_t *from = m.base;
-                    bool there = true;
-                    for (int k = 0; k < 4; k++) {
-                        int64_t at = (int64_t)x.at[k] + i[k];
-                        there = there && at >= 0 && at < (int64_t)m.size[k];
-                        from += there ? (uint64_t)at * m.pitch[k] : 0;
-                    }
-                    for (uint32_t b = 0; b < 2; b++) {
-                        *emu_swizzled(to + b, x.site) = there ? from[b] : 0;
-                    }
-                }
-            }
+    for (uint32_t r = 0; r < x.map->box_rows; r++) {
+        int64_t row = (int64_t)x.row + r;
+        for (uint32_t i = 0; i < 128; i++) {
+            int64_t column = x.column + (int64_t)(i / 2);
+            bool there = row >= 0 && row < (int64_t)x.map->rows && column >= 0 &&
+                         column < (int64_t)x.map->columns;
+            *emu_swizzled(x.to + r * 128 + i, x.site) =
+                there ? x.map->base[((uint64_t)row * x.map->columns + (uint64_t)column) * 2 + i % 2]
+                      : 0;
         }
     }
-    x.bar->bytes -= (int32_t)(to - x.to) * 2;
+    x.bar->bytes -= (int32_t)(x.map->box_rows * 128 * 2);
     emu_mbarrier_check(x.bar);
 }
 
@@ -129,15 +119,14 @@ static inline void barrier_wait(uint64_t *bar, uint32_t parity, emu_site site = 
 }
 static inline void async_fence() {}
 
-static inline void copy_box(void *shared, const tensor_map *map, int32_t at, uint64_t *bar,
-                            emu_site site = EMU_SITE) {
+static inline void copy_box(void *shared, const tensor_map *map, int32_t column, int32_t row,
+                            uint64_t *bar, emu_site site = EMU_SITE) {
     uint32_t to = window_address(shared);
-    if (to % 1024 != 0 || (uintptr_t)map % 64 != 0 || map->box[0] != 64) {
-        emu_fault(site, "copy_box to %#x by the map at %p: not aligned, or not 128 bytes wide", to,
-                  (const void *)map);
+    if (to % 128 != 0 || (uintptr_t)map % 64 != 0) {
+        emu_fault(site, "copy_box to %#x by the map at %p: not aligned", to, (const void *)map);
     }
-    memset(shared, 0xff, map->box[1] * map->box[2] * map->box[3] * 128); /* whole atoms */
-    emu_boxes.push_back({to, map, {0, 0, 0, at}, (emu_mbarrier *)bar, site});
+    memset(shared, 0xff, map->box_rows * 128); /* boxes are whole atoms or whole rows of one */
+    emu_boxes.push_back({to, map, column, row, (emu_mbarrier *)bar, site});
 }
 static inline void prefetch_map(const tensor_map *) {}
 
