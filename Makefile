@@ -33,7 +33,13 @@ build: lib
 
 # bin/infinite-cuda, which finds the machine's GPUs. It takes cuda.h of CUDA 11 or 12 (CUDA_HOME's, if set) and
 # libcuda or its stub (in CUDA_STUBS, if set) to build, and the driver's libcuda.so.1 to start.
-.PHONY: build-cuda
+.PHONY: cuda build-cuda
+# libinfinite_cuda.so beside the program. Installs nvcc into .build where there is none.
+cuda: setup
+	@tools/cuda/toolkit.sh >/dev/null
+	@tools/cuda/build.sh .build/cuda library
+	@mkdir -p bin && cp .build/cuda/libinfinite_cuda.so bin/
+
 build-cuda: lib
 	@mkdir -p bin
 	@stubs=$${CUDA_STUBS:-$$(ls -d $${CUDA_HOME:-/usr/local/cuda}/lib64/stubs $${CUDA_HOME:-/usr/local/cuda}/targets/*/lib/stubs /usr/lib/*-linux-gnu/stubs 2>/dev/null | head -1)}; \
@@ -43,7 +49,7 @@ build-cuda: lib
 run: build
 	@bin/infinite sample $(if $(ONCE),--once)
 
-test: setup-test lint ctest asan tsan gotest clients
+test: setup-test lint ctest asan tsan cuda gotest clients
 
 lint: lint-go lint-c
 
@@ -54,17 +60,18 @@ lint-go: lib
 	$(GO) tool $(STATICCHECK) ./...
 
 lint-c: lib
-	@find csrc bench -name '*.[ch]' | xargs clang-format-14 --dry-run -Werror
+	@find csrc bench -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cc' | xargs clang-format-14 --dry-run -Werror
 	@find csrc -name '*.c' -not -path '*/tests/*' -not -name stub.c | \
 	    xargs -P $(JOBS) -n 4 clang-tidy-14 --quiet -p .build/cpu 2>.build/clang-tidy.log || { cat .build/clang-tidy.log; exit 1; }
 
 ctest: lib
+	@cmake --build --preset cpu --target cuda_emulated -j $(JOBS)
 	ctest --preset cpu -j $(JOBS)
 
 asan: setup
 	@cmake --preset asan >/dev/null
-	@cmake --build --preset asan -j $(JOBS)
-	ctest --preset asan
+	@cmake --build --preset asan --target all cuda_emulated -j $(JOBS)
+	ctest --preset asan -j $(JOBS)
 	$(GO) test -asan -count=1 ./engine/device ./rdma
 
 tsan: setup
@@ -73,6 +80,8 @@ tsan: setup
 	ctest --preset tsan
 
 gotest: build
+	@cmake --build --preset cpu --target infinite_cuda_emu -j $(JOBS)
+	INFINITE_CUDA_LIBRARY=$(CURDIR)/.build/cpu/libinfinite_cuda_emu.so $(GO) test -count=1 -run GPU ./engine/device
 	$(GO) test -count=1 -timeout 20m ./...
 	$(GO) test -race -count=1 -timeout 20m ./engine ./engine/cluster ./engine/kvcache ./engine/router ./engine/sched ./engine/server
 

@@ -8,7 +8,7 @@ mode=${1:-build}
 command -v go >/dev/null 2>&1 || { echo "setup: cannot find go; install Go $(sed -n 's/^go //p' go.mod) or newer first" >&2; exit 1; }
 
 # command -> package
-need="cc:gcc cmake:cmake ninja:ninja-build"
+need="cc:gcc c++:g++ cmake:cmake ninja:ninja-build"
 libs="libc6-dev libibverbs-dev"
 if [ "$mode" = test ]; then
     need="$need clang-format-14:clang-format-14 clang-tidy-14:clang-tidy-14 python3:python3 node:nodejs npm:npm curl:curl"
