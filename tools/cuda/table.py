@@ -1,0 +1,86 @@
+"""Tables from the JSON lines of the GPU benches: python3 tools/cuda/table.py LINES.json >TABLE.md"""
+
+import json
+import sys
+
+lines = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
+
+
+def of(bench):
+    return [d for d in lines if d["bench"] == bench]
+
+
+def table(title, head, rows):
+    if rows:
+        print(f"\n{title}\n\n| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+        for row in rows:
+            print("| " + " | ".join(str(c) for c in row) + " |")
+
+
+def context(tokens):
+    return f"{tokens // 1024}K"
+
+
+copy = max([d["copy_gbs"] for d in of("memory")] or [0])
+print(f"Copy bandwidth (read + written): {copy:.0f} GB/s")
+
+
+def decode():
+    torch = {}
+    for d in of("torch_decode"):
+        if "ms" in d:
+            key = (d["batch"], d["context"])
+            torch[key] = min(torch.get(key, (9e9, "")), (d["ms"] * 1e3, d["backend"].split("_")[0].lower()))
+    rows = []
+    for case in dict.fromkeys(d["case"] for d in of("decode") if d["what"] == "variant"):
+        of_case = [d for d in of("decode") if d["case"] == case and d["what"] == "variant"]
+        # What the launcher takes comes first.
+        d = of_case[0]
+        batch, _, length = case.partition(" x ")
+        if not length.endswith("K"):
+            continue
+        best, backend = torch.get((int(batch), int(length[:-1]) * 1024), (None, ""))
+        ratio = f"{best / d['both_us']:.2f} ({backend})" if best else ""
+        rows.append([case, f"{d['both_us']:.1f}", f"{100 * d['share_of_copy']:.0f} %", ratio])
+    table("Decode attention of one layer, Llama-3-8B's heads, bf16, paged",
+          ["batch x context", "us", "of copy", "x PyTorch's best backend"], rows)
+
+
+def prefill():
+    torch = {}
+    for d in of("torch_prefill"):
+        if "ms" in d:
+            torch[d["context"]] = max(torch.get(d["context"], (0, "")), (d["tflops"], d["backend"].split("_")[0].lower()))
+    rows = []
+    for d in of("prefill"):
+        if d["cut"] == "plan":
+            best, backend = torch.get(d["rows"], (None, "")) if d["before"] == 0 else (None, "")
+            ratio = f"{d['tflops'] / best:.2f} ({backend})" if best else ""
+            rows.append([d["variant"], d["rows"], d["before"], f"{d['us']:.0f}", f"{d['tflops']:.0f}", ratio])
+    table("Prefill attention, causal", ["kernel", "rows", "keys before", "us", "TFLOP/s", "x PyTorch's best"], rows)
+
+
+def steps():
+    rows = []
+    for d in of("step_decode"):
+        floor = (d["weight_bytes"] + d["kv_bytes"]) / copy * 1e-6
+        rows.append([d["batch"], context(d["context"]), f"{d['ms']:.2f}", f"{floor:.2f}", f"{100 * floor / d['ms']:.0f} %"])
+    table("Whole decode step, Llama-3-8B's shape, random weights, bf16",
+          ["batch", "context", "ms", "floor: bytes over copy bandwidth", "of floor"], rows)
+    rows = [[d["tokens"], d["context"], f"{d['ms']:.1f}", f"{d['tflops']:.0f}"] for d in of("step_prefill")]
+    table("Whole prefill step, same model", ["tokens", "keys before", "ms", "TFLOP/s"], rows)
+    rows = [[d["shape"], d["batch"], context(d["context"]), f"{d['local_ms']:.2f}", f"{d['spread_ms']:.2f}",
+             f"{d['spread_ms'] / d['local_ms']:.2f}"] for d in of("step_pair")]
+    table("Decode step of one instance, half of its KV with another on the same GPU, over shm",
+          ["shape", "batch", "context", "local ms", "spread ms", "ratio"], rows)
+
+
+def products():
+    rows = [[d["shape"], d["rows"], d["by"], f"{d['us']:.1f}", f"{100 * d['gb_per_s'] / copy:.0f} %"] for d in of("product")]
+    table("Products of a decode step", ["product", "rows", "by", "us", "weights' bytes, of copy"], rows)
+
+
+decode()
+prefill()
+steps()
+products()
