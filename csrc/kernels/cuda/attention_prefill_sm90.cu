@@ -67,7 +67,10 @@ template <class T, int DIM> struct wgmma_cut {
     static constexpr int shared = at_state + (int)sizeof(wgmma_state);
 };
 
-enum { PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232 };
+/* Registers of a thread. A block has what it was launched with, 65536 over its threads, rounded
+ * down: who asks for more than others have given away waits for ever. */
+enum { LAUNCH_REGISTERS = 65536 / 384 / 8 * 8, PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232 };
+static_assert(PRODUCER_REGISTERS + 2 * CONSUMER_REGISTERS <= 3 * LAUNCH_REGISTERS, "");
 /* Barriers by number: a turn to ask for products per warpgroup; the threads of a warpgroup. */
 enum { BAR_TURN = 1, BAR_GROUP = 3 };
 

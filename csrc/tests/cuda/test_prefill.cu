@@ -331,6 +331,7 @@ static void test_refusals(void) {
 
 int main(int argc, char **argv) {
     start(argc, argv);
+    fflush(stdout); /* the seed is known even if a kernel does not end */
     test_refusals();
     /* One after another, so that the others are heard of when one does not end. */
     int first = argc > 2 ? atoi(argv[2]) : DEFAULT,
