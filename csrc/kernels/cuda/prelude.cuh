@@ -28,9 +28,9 @@
 #define INF_LAUNCH(kernel, grid, block, shared, stream, args)                                      \
     ((kernel)<<<(grid), (block), (shared), (cudaStream_t)(stream)>>>(args), cudaPeekAtLastError())
 /* clang-format on */
-/* The same, but the kernel may start before its predecessor in the stream has ended (sm_90, programmatic
- * dependent launch): it must call after_predecessor before it touches what that one writes or reads. With
- * early false it is an ordinary launch. */
+/* The same, but the kernel may start before its predecessor in the stream has ended (sm_90,
+ * programmatic dependent launch): it must call after_predecessor before it touches what that one
+ * writes or reads. With early false it is an ordinary launch. */
 #define INF_LAUNCH_EARLY(early, kernel, grid, block, shared, stream, args)                         \
     launch_early((early), (kernel), (grid), (block), (shared), (cudaStream_t)(stream), (args))
 template <typename Args>
@@ -86,7 +86,8 @@ static __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-/* 16 bytes that are read once: they do not stay in L1. Only of memory that no kernel under way writes. */
+/* 16 bytes that are read once: they do not stay in L1. Only of memory that no kernel under way
+ * writes. */
 static __device__ __forceinline__ uint4 load_once(const void *p) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"

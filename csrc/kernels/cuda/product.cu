@@ -1,14 +1,14 @@
 /* Matrix products by cuBLASLt.
  *
- * All matrices are row-major, cuBLASLt's are column-major: row-major [r, c] is column-major [c, r]. So
- * y^T [n, rows] = op(w) x^T with w as a [k, n] matrix, transposed, and x^T as a [k, rows] one. The bias
- * runs along n, the rows of y^T, as the library's epilogue wants it.
+ * All matrices are row-major, cuBLASLt's are column-major: row-major [r, c] is column-major [c, r].
+ * So y^T [n, rows] = op(w) x^T with w as a [k, n] matrix, transposed, and x^T as a [k, rows] one.
+ * The bias runs along n, the rows of y^T, as the library's epilogue wants it.
  *
  *   flops   2 rows n k
  *   bytes   (n k + rows k + rows n) * size: with few rows it is the weights that cost, once each
  *
- * For few rows the library's first choice is not always its fastest, and a decode step does the same few
- * shapes for ever: the first product of such a shape times the candidates. */
+ * For few rows the library's first choice is not always its fastest, and a decode step does the
+ * same few shapes for ever: the first product of such a shape times the candidates. */
 #include <stdlib.h>
 #include <string.h>
 
