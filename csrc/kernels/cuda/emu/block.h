@@ -14,6 +14,7 @@
 struct emu_fiber;
 struct emu_warp;
 struct emu_block;
+struct emu_machine;
 
 /* Where in the source something was called, for messages. As a default argument, EMU_SITE is where
  * the function with that argument is called. */
@@ -57,6 +58,7 @@ struct emu_grid {
 struct emu_block {
     uint3 index; /* blockIdx */
     const emu_grid *grid;
+    emu_machine *machine;
     uint8_t *shared;
 };
 

@@ -7,55 +7,78 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #if !defined(__x86_64__) && !defined(INF_EMU_UCONTEXT)
 #define INF_EMU_UCONTEXT
+#endif
+#ifdef INF_EMU_UCONTEXT
+#include <ucontext.h>
 #endif
 
 /* The address sanitizer's red zones make frames several times as large. */
 enum { STACK_BYTES = EMU_ASAN ? 256 << 10 : 64 << 10 };
 
 struct emu_fiber {
-    void *sp;
-    ucontext_t context;
-    void (*entry)();
+    void *sp;     /* first: the switch knows it */
     uint8_t *map; /* guard page, then the stack; NULL: the OS thread's own */
+    void (*entry)();
     const void *bottom;
     size_t bytes;
     void *fake; /* the sanitizer's, while the fiber is left */
+#ifdef INF_EMU_UCONTEXT
+    ucontext_t context;
+#endif
 };
 
-/* Where the fiber that was just entered came from: it learns there how to finish the switch. */
-static thread_local emu_fiber *came_from;
-static thread_local emu_fiber *running;
+static_assert(offsetof(emu_fiber, sp) == 0, "");
 
-static void arrive() {
+/* In fiber `me`, which was just switched to. */
+static inline void arrive(emu_fiber *came_from, emu_fiber *me) {
 #if EMU_ASAN
     const void *bottom;
     size_t bytes;
-    __sanitizer_finish_switch_fiber(running->fake, &bottom, &bytes);
+    __sanitizer_finish_switch_fiber(me->fake, &bottom, &bytes);
     if (came_from->map == NULL) {
         came_from->bottom = bottom;
         came_from->bytes = bytes;
     }
+#else
+    (void)came_from;
+    (void)me;
 #endif
 }
 
-extern "C" __attribute__((noreturn, used, visibility("hidden"))) void inf_emu_fiber_entry() {
-    arrive();
-    running->entry();
+extern "C" __attribute__((noreturn, used, visibility("hidden"))) void
+inf_emu_fiber_entry(emu_fiber *came_from, emu_fiber *me) {
+    arrive(came_from, me);
+    me->entry();
     abort();
 }
 
-#ifndef INF_EMU_UCONTEXT
-extern "C" void inf_emu_stack_switch(void **from, void *to);
+#ifdef INF_EMU_UCONTEXT
+
+static thread_local emu_fiber *left, *entered;
+
+static void first_entry() { inf_emu_fiber_entry(left, entered); }
+
+static emu_fiber *switch_stacks(emu_fiber *from, emu_fiber *to) {
+    left = from;
+    entered = to;
+    swapcontext(&from->context, &to->context);
+    return left;
+}
+
+#else
+
+/* Leaves `from` for `to`; returns, in from again, the fiber that switched back. A fiber's first
+ * entry finds both as its arguments. */
+extern "C" emu_fiber *inf_emu_switch_stacks(emu_fiber *from, emu_fiber *to);
 asm(".text\n"
-    ".globl inf_emu_stack_switch\n"
-    ".hidden inf_emu_stack_switch\n"
-    ".type inf_emu_stack_switch, @function\n"
-    "inf_emu_stack_switch:\n"
+    ".globl inf_emu_switch_stacks\n"
+    ".hidden inf_emu_switch_stacks\n"
+    ".type inf_emu_switch_stacks, @function\n"
+    "inf_emu_switch_stacks:\n"
     "    pushq %rbp\n"
     "    pushq %rbx\n"
     "    pushq %r12\n"
@@ -63,7 +86,8 @@ asm(".text\n"
     "    pushq %r14\n"
     "    pushq %r15\n"
     "    movq %rsp, (%rdi)\n"
-    "    movq %rsi, %rsp\n"
+    "    movq (%rsi), %rsp\n"
+    "    movq %rdi, %rax\n"
     "    popq %r15\n"
     "    popq %r14\n"
     "    popq %r13\n"
@@ -71,7 +95,12 @@ asm(".text\n"
     "    popq %rbx\n"
     "    popq %rbp\n"
     "    ret\n"
-    ".size inf_emu_stack_switch, . - inf_emu_stack_switch\n");
+    ".size inf_emu_switch_stacks, . - inf_emu_switch_stacks\n");
+
+static inline emu_fiber *switch_stacks(emu_fiber *from, emu_fiber *to) {
+    return inf_emu_switch_stacks(from, to);
+}
+
 #endif
 
 static void no_memory() {
@@ -79,7 +108,7 @@ static void no_memory() {
     abort();
 }
 
-emu_fiber *emu_fiber_new(void (*entry)()) {
+emu_fiber *emu_fiber_new(void (*entry)(), unsigned shade) {
     emu_fiber *f = (emu_fiber *)calloc(1, sizeof *f);
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     if (f == NULL) {
@@ -95,14 +124,15 @@ emu_fiber *emu_fiber_new(void (*entry)()) {
     f->bytes = STACK_BYTES;
     f->entry = entry;
 #ifdef INF_EMU_UCONTEXT
+    (void)shade;
     getcontext(&f->context);
     f->context.uc_stack.ss_sp = f->map + page;
     f->context.uc_stack.ss_size = STACK_BYTES;
     f->context.uc_link = NULL;
-    makecontext(&f->context, inf_emu_fiber_entry, 0);
+    makecontext(&f->context, first_entry, 0);
 #else
     /* As if it had been left: six registers, where to go on, and no caller beyond. */
-    uintptr_t *top = (uintptr_t *)(f->map + page + STACK_BYTES);
+    uintptr_t *top = (uintptr_t *)(f->map + page + STACK_BYTES - 128 * (shade % 32));
     *--top = 0;
     *--top = (uintptr_t)inf_emu_fiber_entry;
     for (int i = 0; i < 6; i++) {
@@ -133,15 +163,9 @@ emu_fiber *emu_fiber_of_thread() {
 }
 
 void emu_fiber_switch(emu_fiber *from, emu_fiber *to) {
-    came_from = from;
-    running = to;
 #if EMU_ASAN
     __sanitizer_start_switch_fiber(&from->fake, to->bottom, to->bytes);
 #endif
-#ifdef INF_EMU_UCONTEXT
-    swapcontext(&from->context, &to->context);
-#else
-    inf_emu_stack_switch(&from->sp, to->sp);
-#endif
-    arrive();
+    emu_fiber *back = switch_stacks(from, to);
+    arrive(back, from);
 }

@@ -20,8 +20,9 @@
 
 struct emu_fiber;
 
-/* The fiber runs entry() when it is first switched to; entry never returns. */
-emu_fiber *emu_fiber_new(void (*entry)());
+/* The fiber runs entry() when it is first switched to; entry never returns. shade: stacks that are
+ * used in turn have different ones, so that they do not lie on the same lines of the cache. */
+emu_fiber *emu_fiber_new(void (*entry)(), unsigned shade);
 void emu_fiber_free(emu_fiber *f);
 /* A fiber for the OS thread's own stack. */
 emu_fiber *emu_fiber_of_thread();

@@ -1,0 +1,126 @@
+/* Barriers, and meetings of a warp's lanes. */
+#include <stddef.h>
+
+#include "kernels/cuda/emu/inside.h"
+
+/* ---- barriers ---- */
+
+static void finish_barrier(emu_machine *m, emu_named_barrier *b) {
+    uint32_t value = b->reduction == EMU_AND ? b->value == b->count : b->value;
+    value = b->reduction == EMU_OR ? value != 0 : value;
+    for (uint32_t w = 0; w < m->n_warps; w++) {
+        for (uint32_t bits = b->waiting[w]; bits != 0; bits &= bits - 1) {
+            emu_thread *t = &m->threads[w * 32 + (uint32_t)__builtin_ctz(bits)];
+            t->result = value;
+            emu_make_ready(m, t);
+        }
+        b->waiting[w] = 0;
+    }
+    b->count = b->value = 0;
+    b->what = NULL;
+}
+
+static bool complete(const emu_machine *m, const emu_named_barrier *b) {
+    return b->what != NULL && b->count == (b->threads != 0 ? b->threads : m->n_alive);
+}
+
+/* ---- meetings ---- */
+
+static void finish_meeting(emu_machine *m, emu_warp *w, size_t index) {
+    emu_meeting meet = w->meetings[index];
+    w->meetings[index] = w->meetings.back();
+    w->meetings.pop_back();
+    void *operands[32] = {};
+    for (uint32_t bits = meet.here; bits != 0; bits &= bits - 1) {
+        uint32_t lane = (uint32_t)__builtin_ctz(bits);
+        operands[lane] = m->threads[w->number * 32 + lane].operands;
+    }
+    meet.op(operands, meet.here);
+    for (uint32_t bits = meet.here; bits != 0; bits &= bits - 1) {
+        emu_make_ready(m, &m->threads[w->number * 32 + (uint32_t)__builtin_ctz(bits)]);
+    }
+}
+
+/* Who has ended is waited for no more. */
+void emu_leave(emu_machine *m, emu_thread *t) {
+    for (size_t i = 0; i < t->warp->meetings.size(); i++) {
+        emu_meeting *meet = &t->warp->meetings[i];
+        if ((meet->mask & t->warp->alive) == meet->here) {
+            finish_meeting(m, t->warp, i--);
+        }
+    }
+    for (emu_named_barrier &b : m->barriers) {
+        if (b.threads == 0 && b.count > 0 && complete(m, &b)) {
+            finish_barrier(m, &b);
+        }
+    }
+}
+
+/* ---- what threads call ---- */
+
+static void note_wait(emu_thread *t, const char *what, uint32_t mask, emu_site site) {
+    t->what = what;
+    t->mask = mask;
+    t->site = site;
+}
+
+void emu_meet(const char *what, uint32_t mask, emu_operation op, void *operands, emu_site site) {
+    emu_thread *t = emu_self;
+    emu_machine *m = t->block->machine;
+    emu_warp *w = t->warp;
+    uint32_t me = 1u << t->lane;
+    if ((mask & me) == 0) {
+        emu_fault(site, "%s: the mask %#x lacks the lane that calls, %u", what, mask, t->lane);
+    }
+    size_t i = 0;
+    while (i < w->meetings.size() && w->meetings[i].mask != mask) {
+        i++; /* lanes that wait there may come here later */
+    }
+    if (i == w->meetings.size()) {
+        w->meetings.push_back({mask, 0, op, what});
+    }
+    emu_meeting *meet = &w->meetings[i];
+    if (meet->op != op) {
+        emu_fault(site, "%s, while lanes %#x wait in %s", what, meet->here, meet->what);
+    }
+    meet->here |= me;
+    t->operands = operands;
+    note_wait(t, what, mask, site);
+    if (meet->here == (mask & w->alive)) {
+        finish_meeting(m, w, i);
+    }
+    emu_give_way(m, t);
+}
+
+uint32_t emu_barrier(const char *what, uint32_t id, uint32_t threads, bool arrive,
+                     emu_reduction reduction, uint32_t value, emu_site site) {
+    emu_thread *t = emu_self;
+    emu_machine *m = t->block->machine;
+    if (id >= EMU_BARRIERS || threads % 32 != 0 || threads > m->n_threads) {
+        emu_fault(site, "%s: barrier %u for %u threads", what, id, threads);
+    }
+    emu_named_barrier *b = &m->barriers[id];
+    if (b->what == NULL) {
+        b->threads = threads;
+        b->reduction = reduction;
+        b->what = what;
+        b->site = site;
+    } else if (b->threads != threads || b->reduction != reduction ||
+               (threads == 0 && b->site.line != site.line)) {
+        emu_fault(site, "%s of barrier %u for %u threads, while others wait in %s for %u at %s:%d",
+                  what, id, threads, b->what, b->threads, b->site.file, b->site.line);
+    }
+    b->count++;
+    b->value += reduction == EMU_NONE ? 0 : value != 0;
+    if (!arrive) {
+        b->waiting[t->number / 32] |= 1u << t->lane;
+        note_wait(t, what, id, site);
+    }
+    if (complete(m, b)) {
+        finish_barrier(m, b);
+    }
+    if (!arrive) {
+        emu_give_way(m, t);
+    }
+    return t->result;
+}
