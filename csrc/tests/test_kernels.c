@@ -198,7 +198,7 @@ static void test_rope(const inf_ops *ops, inf_pool *pool) {
 static void test_swiglu(const inf_ops *ops, inf_pool *pool) {
     for (EACH(r, some_rows))
         for (EACH(w, some_widths)) {
-            int32_t rows = some_rows[r], n = some_widths[w], ld = 2 * n + 1, ldy = n + 3;
+            int32_t rows = some_rows[r], n = some_widths[w], ld = 2 * n + 1, ldy = n + 1;
             float *gate = numbers((size_t)rows * ld), *y = poisoned((size_t)rows * ldy);
             for (int32_t i = 0; i < rows * ld; i++)
                 gate[i] *= i % 3 ? 5.0f : 100.0f;
