@@ -71,7 +71,12 @@ int inf_device_submit(inf_device *d, inf_err *err) {
     }
     pthread_mutex_lock(&d->mutex);
     int status;
-    if (d->state != INF_STEP_IDLE) {
+    if (d->fault.code != INF_OK) {
+        status = d->fault.code;
+        if (err != NULL) {
+            *err = d->fault;
+        }
+    } else if (d->state != INF_STEP_IDLE) {
         status = inf_fail(err, INF_EINVAL, -1, -1, "the step before was not waited for");
     } else {
         status = inf_validate_step(d, err);

@@ -116,6 +116,7 @@ int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
         status = make_counts(l, slot, tokens, n_tokens, n_prompt);
     }
     if (status != cudaSuccess) {
+        (void)cudaGetLastError(); /* or the thread's next launch would report it */
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot open slot %u on the GPU: %s", slot,
                         cudaGetErrorString(status));
     }

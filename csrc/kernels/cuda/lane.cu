@@ -184,7 +184,8 @@ bool lane_take(inf_lane *l, void **out, uint64_t bytes) {
         return false;
     }
     l->taken[l->n_taken++] = *out = memory;
-    return cudaMemset(memory, 0, bytes) == cudaSuccess;
+    /* On the lane's own stream: the streams do not wait for the default one. */
+    return cudaMemsetAsync(memory, 0, bytes, l->stream) == cudaSuccess;
 }
 
 bool lane_pin(inf_lane *l, void **out, uint64_t bytes) {
@@ -301,7 +302,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
                take(l, (uint8_t **)&l->q, q * (uint64_t)l->act_bytes);
     }
     l->keys = 2 + 2 * l->dims.layers;
-    l->max_wait = 4 * l->max_segments + 64;
+    l->max_wait = l->dims.max_step_spans > 0 ? l->dims.max_step_spans : 1;
     uint64_t recordings = (uint64_t)RECORD_ROWS * (uint64_t)l->keys;
     if (!take(l, &l->tokens, rows) || !take(l, &l->position, rows) ||
         !take(l, &l->kv_block, rows) || !take(l, &l->kv_index, rows) ||
@@ -314,8 +315,9 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         !draw_memory(l)) {
         return false;
     }
-    return cudaMemcpy(l->inv_freq, c->inv_freq, half * sizeof(float), cudaMemcpyHostToDevice) ==
-           cudaSuccess;
+    return cudaMemcpyAsync(l->inv_freq, c->inv_freq, half * sizeof(float), cudaMemcpyHostToDevice,
+                           l->stream) == cudaSuccess &&
+           cudaStreamSynchronize(l->stream) == cudaSuccess;
 }
 
 void inf_cuda_lane_close(inf_lane *l) {
