@@ -33,6 +33,7 @@ struct inf_backend {
     /* 1: a matrix is the row-major [n, k] that came, so that the embedding can serve as the LM head
      */
     int32_t plain_matrix;
+    int32_t host_memory; /* 1: device memory is host memory, and read where it lies */
 };
 
 /* What a lane is used for: the functions below say which they belong to; copies and sync are for

@@ -28,7 +28,7 @@ struct inf_forward {
     float *logits; /* [logit_rows, vocab] */
     uint32_t logit_rows;
     /* host memory, where sampling is done on the CPU */
-    float *host_logits;           /* [logit_rows, vocab] */
+    float *host_logits;           /* [logit_rows, vocab]; may be logits */
     inf_sample_scratch *samplers; /* [threads] */
     int32_t row_status[MOST_LOGIT_ROWS];
     const inf_step_buffers *step; /* during inf_forward_step */
@@ -69,11 +69,11 @@ static int take_host_memory(inf_forward *f) {
     }
     size_t threads = (size_t)inf_pool_threads(f->c.threads), vocab = (size_t)f->dims.vocab;
     f->samplers = calloc(threads, sizeof *f->samplers);
-    f->host_logits = malloc(f->logit_rows * vocab * sizeof(float));
+    f->host_logits =
+        f->c.backend->host_memory ? f->logits : calloc(f->logit_rows * vocab, sizeof(float));
     if (f->samplers == NULL || f->host_logits == NULL) {
         return INF_ENOMEM;
     }
-    memset(f->host_logits, 0, f->logit_rows * vocab * sizeof(float));
     for (size_t i = 0; i < threads; i++) {
         inf_sample_scratch *s = &f->samplers[i];
         s->adjusted = malloc(vocab * sizeof(float));
@@ -97,8 +97,11 @@ int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_er
     f->dims = config->weights->config;
     f->q_dim = f->dims.heads * f->dims.head_dim;
     f->qkv_dim = f->q_dim + 2 * f->dims.kv_heads * f->dims.head_dim;
-    int32_t rows = config->backend->logit_rows, most = f->dims.max_rows;
-    f->logit_rows = (uint32_t)(most < rows ? most : rows);
+    int32_t most[] = {config->backend->logit_rows, f->dims.max_rows};
+    f->logit_rows = MOST_LOGIT_ROWS;
+    for (size_t i = 0; i < sizeof most / sizeof *most; i++) {
+        f->logit_rows = (uint32_t)most[i] < f->logit_rows ? (uint32_t)most[i] : f->logit_rows;
+    }
     int status = take_device_memory(f);
     status = status != INF_OK ? status : take_host_memory(f);
     if (status != INF_OK) {
@@ -132,6 +135,9 @@ void inf_forward_close(inf_forward *f) {
         return;
     }
     f->ops->lane_close(f->lane);
+    if (f->host_logits != f->logits) {
+        free(f->host_logits);
+    }
     void *device[] = {f->x, f->h, f->qkv, f->q, f->o, f->gu, f->act, f->rows, f->logits};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++) {
         f->ops->free(f->c.backend, device[i]);
@@ -141,7 +147,6 @@ void inf_forward_close(inf_forward *f) {
         free(f->samplers[i].candidates);
     }
     free(f->samplers);
-    free(f->host_logits);
     free(f);
 }
 
@@ -247,7 +252,7 @@ static int sample_chunk(inf_forward *f, uint32_t first, int32_t n, inf_err *err)
     const inf_step_buffers *s = f->step;
     if (f->ops->sample != NULL) {
         f->ops->sample(f->lane, f->logits, first, n, s->row_out + first, f->row_status);
-    } else {
+    } else if (f->host_logits != f->logits) {
         f->ops->copy_out(f->lane, f->host_logits, f->logits,
                          (uint64_t)n * (uint64_t)f->dims.vocab * sizeof(float));
     }

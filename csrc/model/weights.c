@@ -311,13 +311,13 @@ static void give(inf_weights *w, void **vector, int64_t n, int32_t dtype, int *s
 }
 
 int inf_weights_complete(inf_weights *w, inf_err *err) {
-    int status = w->complete ? INF_OK : all_came(w, err);
-    if (status != INF_OK) {
-        return status;
-    }
     if (w->complete) { /* a second try, after something else failed */
         return w->embed != NULL ? INF_OK
                                 : inf_fail(err, INF_ENOMEM, -1, -1, "the weights were lost");
+    }
+    int status = all_came(w, err);
+    if (status != INF_OK) {
+        return status;
     }
     const inf_device_config *c = &w->config;
     int64_t qkv = (int64_t)(c->heads + 2 * c->kv_heads) * c->head_dim;

@@ -65,21 +65,24 @@ void inf_step_thread_stop(inf_device *d) {
     d->thread_started = 0;
 }
 
+/* The device's own fault, INF_OK while it works. The mutex is held. */
+static int fault_of(const inf_device *d, inf_err *err) {
+    if (d->fault.code != INF_OK && err != NULL) {
+        *err = d->fault;
+    }
+    return d->fault.code;
+}
+
 int inf_device_submit(inf_device *d, inf_err *err) {
     if (d == NULL || !d->ready) {
         return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready");
     }
     pthread_mutex_lock(&d->mutex);
-    int status;
-    if (d->fault.code != INF_OK) {
-        status = d->fault.code;
-        if (err != NULL) {
-            *err = d->fault;
-        }
-    } else if (d->state != INF_STEP_IDLE) {
-        status = inf_fail(err, INF_EINVAL, -1, -1, "the step before was not waited for");
-    } else {
-        status = inf_validate_step(d, err);
+    int status = fault_of(d, err);
+    if (status == INF_OK) {
+        status = d->state == INF_STEP_IDLE
+                     ? inf_validate_step(d, err)
+                     : inf_fail(err, INF_EINVAL, -1, -1, "the step before was not waited for");
     }
     if (status == INF_OK) {
         d->state = INF_STEP_RUNNING;
@@ -115,10 +118,7 @@ int inf_device_wait(inf_device *d, int64_t timeout_ns, inf_err *err) {
     }
     if (d->state == INF_STEP_DONE) {
         d->state = INF_STEP_IDLE;
-        status = d->fault.code;
-        if (status != INF_OK && err != NULL) {
-            *err = d->fault;
-        }
+        status = fault_of(d, err);
     } else if (d->state == INF_STEP_RUNNING) {
         status = INF_AGAIN;
     } else {

@@ -29,11 +29,12 @@ struct inf_lane {
     float scale;
     int32_t q_dim, kv_dim, qkv_dim;
 
-    float *cos, *sin; /* [max_rows, head_dim / 2] */
-    inf_attn *attn;   /* [max_segments] */
-    float *o2, *lse2; /* answer: [max_rows, heads, head_dim], [max_rows, heads] */
-    float *lse;       /* attend: [max_rows, heads] */
-    float *o;         /* attend's output, for merge */
+    uint32_t *position; /* [max_rows] of each token */
+    float *cos, *sin;   /* [max_rows, head_dim / 2] */
+    inf_attn *attn;     /* [max_segments] */
+    float *o2, *lse2;   /* answer: [max_rows, heads, head_dim], [max_rows, heads] */
+    float *lse;         /* attend: [max_rows, heads] */
+    float *o;           /* attend's output, for merge */
     const inf_step_buffers *step;
     const void *table; /* embed's, during it */
     float *x;
@@ -101,7 +102,8 @@ static void cpu_lane_close(inf_lane *l) {
     if (l == NULL) {
         return;
     }
-    void *all[] = {l->windows, l->inv_freq, l->cos, l->sin, l->attn, l->o2, l->lse2, l->lse};
+    void *all[] = {l->windows, l->inv_freq, l->position, l->cos, l->sin,
+                   l->attn,    l->o2,       l->lse2,     l->lse};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         free(all[i]);
     }
@@ -120,10 +122,11 @@ static int take_memory(inf_lane *l, const inf_lane_config *c) {
     if (c->kind == INF_LANE_STEP) {
         l->windows = copy_of(c->windows, (size_t)d->layers * sizeof *l->windows);
         l->inv_freq = copy_of(c->inv_freq, half * sizeof *l->inv_freq);
+        l->position = calloc(rows, sizeof *l->position);
         l->cos = cpu_alloc(NULL, rows * half * sizeof(float));
         l->sin = cpu_alloc(NULL, rows * half * sizeof(float));
         l->lse = cpu_alloc(NULL, heads * sizeof(float));
-        return l->attn && l->windows && l->inv_freq && l->cos && l->sin && l->lse;
+        return l->attn && l->position && l->windows && l->inv_freq && l->cos && l->sin && l->lse;
     }
     l->o2 = cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
     l->lse2 = cpu_alloc(NULL, heads * sizeof(float));
@@ -171,28 +174,29 @@ static void cpu_copy(inf_lane *l, void *to, const void *from, uint64_t bytes) {
 /* cos and sin of position * inv_freq. The product is rounded to float as in Hugging Face's and
  * vLLM's tables, which models were trained with: at positions in the hundred thousands its rounding
  * is visible. The functions of it are taken in double. */
-static void rope_row(const inf_lane *l, uint32_t row, uint32_t position) {
+static void rope_row(void *arg, int32_t index, int32_t thread) {
+    const inf_lane *l = arg;
+    (void)thread;
     int32_t half = l->dims.head_dim / 2;
-    float *cos_row = l->cos + (int64_t)row * half, *sin_row = l->sin + (int64_t)row * half;
+    float *cos_row = l->cos + (int64_t)index * half, *sin_row = l->sin + (int64_t)index * half;
     for (int32_t i = 0; i < half; i++) {
-        double angle = (double)((float)position * l->inv_freq[i]);
+        double angle = (double)((float)l->position[index] * l->inv_freq[i]);
         cos_row[i] = (float)(cos(angle) * (double)l->dims.rope_scale);
         sin_row[i] = (float)(sin(angle) * (double)l->dims.rope_scale);
     }
 }
 
-static void rope_seq(void *arg, int32_t index, int32_t thread) {
-    const inf_lane *l = arg;
-    (void)thread;
-    const inf_step_seq *seq = &l->step->seqs[index];
-    for (uint32_t t = 0; t < seq->n_tokens; t++) {
-        rope_row(l, seq->token_off + t, seq->pos0 + t);
-    }
-}
+static int32_t step_rows(const inf_lane *l) { return (int32_t)l->step->head->n_tokens; }
 
 static void cpu_begin(inf_lane *l, const inf_step_buffers *step) {
     l->step = step;
-    inf_pool_run(l->threads, rope_seq, l, (int32_t)step->head->n_seqs);
+    for (uint32_t i = 0; i < step->head->n_seqs; i++) {
+        const inf_step_seq *seq = &step->seqs[i];
+        for (uint32_t t = 0; t < seq->n_tokens; t++) {
+            l->position[seq->token_off + t] = seq->pos0 + t;
+        }
+    }
+    inf_pool_run(l->threads, rope_row, l, step_rows(l));
 }
 
 static int cpu_record(inf_lane *l, uint32_t key) {
@@ -212,8 +216,6 @@ static void embed_token(void *arg, int32_t index, int32_t thread) {
     inf_convert(l->x + (uint64_t)index * hidden, INF_DTYPE_F32, (const uint8_t *)l->table + row,
                 l->dims.dtype, hidden);
 }
-
-static int32_t step_rows(const inf_lane *l) { return (int32_t)l->step->head->n_tokens; }
 
 static void cpu_embed(inf_lane *l, const void *table, float *x) {
     l->table = table;
@@ -421,6 +423,7 @@ inf_backend *inf_backend_cpu(int32_t isa) {
                             .name = ops->name,
                             .act = INF_DTYPE_F32,
                             .act_bytes = sizeof(float),
-                            .logit_rows = 32};
+                            .logit_rows = 32,
+                            .host_memory = 1};
     return &b->base;
 }
