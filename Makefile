@@ -31,8 +31,6 @@ build: lib
 	@mkdir -p bin
 	$(GO) build -o bin/infinite ./engine/cmd/infinite
 
-# bin/infinite-cuda, which finds the machine's GPUs. It takes cuda.h of CUDA 11 or 12 (CUDA_HOME's, if set) and
-# libcuda or its stub (in CUDA_STUBS, if set) to build, and the driver's libcuda.so.1 to start.
 .PHONY: cuda build-cuda
 # libinfinite_cuda.so beside the program. Installs nvcc into .build where there is none.
 cuda: setup
@@ -40,6 +38,8 @@ cuda: setup
 	@tools/cuda/build.sh .build/cuda library
 	@mkdir -p bin && cp .build/cuda/libinfinite_cuda.so bin/
 
+# bin/infinite-cuda, which finds the machine's GPUs. It takes cuda.h of CUDA 11 or 12 (CUDA_HOME's, if set) and
+# libcuda or its stub (in CUDA_STUBS, if set) to build, and the driver's libcuda.so.1 to start.
 build-cuda: lib
 	@mkdir -p bin
 	@stubs=$${CUDA_STUBS:-$$(ls -d $${CUDA_HOME:-/usr/local/cuda}/lib64/stubs $${CUDA_HOME:-/usr/local/cuda}/targets/*/lib/stubs /usr/lib/*-linux-gnu/stubs 2>/dev/null | head -1)}; \

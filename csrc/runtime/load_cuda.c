@@ -12,7 +12,7 @@
 
 static const char library[] = "libinfinite_cuda.so";
 
-/* Beside the program, in build/cuda or lib of where it stands, or where the linker looks. */
+/* Where the environment says, beside the program, or where the linker looks. */
 static void *find_library(char *why, size_t why_bytes) {
     const char *named = getenv("INFINITE_CUDA_LIBRARY");
     char path[PATH_MAX];

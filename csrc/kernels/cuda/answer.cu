@@ -18,13 +18,18 @@ struct answer_batch {
     int32_t continued; /* 1: the first request's spans began in the batch before */
 };
 
+/* Blocks of a span, the last one perhaps in part. */
+static uint32_t blocks_of(const inf_lane *l, const inf_attn *a) {
+    uint32_t size = (uint32_t)l->kv.block_size;
+    return a->n_tokens / size + (a->n_tokens % size != 0);
+}
+
 /* As many args from first on as fit. */
 static answer_batch next_batch(const inf_lane *l, const inf_attn *args, int32_t n, int32_t first) {
     answer_batch b = {first, 0, 0, first > 0 && args[first].o == args[first - 1].o};
     int64_t segment_rows = 0, blocks = 0;
     for (int32_t i = first; i < n && b.n < l->max_segments; i++) {
-        int64_t size = l->kv.block_size;
-        int64_t more = ((int64_t)args[i].n_tokens + size - 1) / size;
+        int64_t more = blocks_of(l, &args[i]);
         if (segment_rows + args[i].rows > l->max_rows || blocks + more > l->max_blocks) {
             break;
         }
@@ -49,7 +54,7 @@ static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
                    (uint64_t)a->rows * (uint64_t)l->q_dim * sizeof(float));
         }
         l->host_segments[i] = {row0, (uint32_t)a->rows, a->q_pos0, a->kv_pos0, a->n_tokens, block};
-        block += (a->n_tokens + (uint32_t)l->kv.block_size - 1) / (uint32_t)l->kv.block_size;
+        block += blocks_of(l, a);
     }
     uint64_t bytes = (uint64_t)b->n * sizeof(inf_cuda_segment);
     uint32_t *segments = inbox_put(l, l->segments, bytes);
@@ -60,9 +65,8 @@ static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
     memcpy(segments, l->host_segments, bytes);
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
-        uint32_t count =
-            (a->n_tokens + (uint32_t)l->kv.block_size - 1) / (uint32_t)l->kv.block_size;
-        memcpy(blocks + l->host_segments[i].block_off, a->blocks, count * sizeof(int32_t));
+        memcpy(blocks + l->host_segments[i].block_off, a->blocks,
+               blocks_of(l, a) * sizeof(int32_t));
     }
 }
 
@@ -71,13 +75,12 @@ static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
 static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
     class_lists *c = &l->classes[l->class_of[args[0].layer]];
     uint64_t rows = (uint64_t)b->rows, q = rows * (uint64_t)l->q_dim;
-    const void *queries = l->q;
     lane_plan(l, c, b->n, b->rows);
     inbox_send(l);
     inf_cuda_cast cast = {l->staging, l->q,       INF_DTYPE_F32,
                           l->act,     (int64_t)q, l->backend->early_rows};
     lane_ok(l, inf_cuda_cast_launch(&cast, l->stream), "queries");
-    lane_attend(l, c, args[0].layer, queries, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
+    lane_attend(l, c, args[0].layer, l->q, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
     if (b->continued) {
         inf_cuda_merge m = {l->o32,
                             l->lse,
@@ -95,15 +98,9 @@ static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
 /* The last request of the batch goes on in the next one: keeps its partial. */
 static void keep_last(inf_lane *l, const answer_batch *b, int32_t rows) {
     uint64_t at = (uint64_t)(b->rows - rows), heads = (uint64_t)l->dims.heads;
-    uint64_t row = (uint64_t)l->q_dim;
-    lane_ok(l,
-            cudaMemcpyAsync(l->o2, l->o32 + at * row, (uint64_t)rows * row * sizeof(float),
-                            cudaMemcpyDeviceToDevice, l->stream),
-            "a copy");
-    lane_ok(l,
-            cudaMemcpyAsync(l->lse2, l->lse + at * heads, (uint64_t)rows * heads * sizeof(float),
-                            cudaMemcpyDeviceToDevice, l->stream),
-            "a copy");
+    uint64_t row = (uint64_t)l->q_dim, n = (uint64_t)rows;
+    lane_copy(l, l->o2, l->o32 + at * row, n * row * sizeof(float), cudaMemcpyDeviceToDevice);
+    lane_copy(l, l->lse2, l->lse + at * heads, n * heads * sizeof(float), cudaMemcpyDeviceToDevice);
 }
 
 /* Partials to where the message wants them. Where a request goes on they are overwritten by the
@@ -138,15 +135,10 @@ int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) 
             keep_last(l, &b, args[last].rows);
         }
         uint64_t rows = (uint64_t)b.rows;
-        lane_ok(l,
-                cudaMemcpyAsync(l->staging, l->o32, rows * (uint64_t)l->q_dim * sizeof(float),
-                                cudaMemcpyDeviceToHost, l->stream),
-                "a copy");
-        lane_ok(l,
-                cudaMemcpyAsync(l->staging_lse, l->lse,
-                                rows * (uint64_t)l->dims.heads * sizeof(float),
-                                cudaMemcpyDeviceToHost, l->stream),
-                "a copy");
+        lane_copy(l, l->staging, l->o32, rows * (uint64_t)l->q_dim * sizeof(float),
+                  cudaMemcpyDeviceToHost);
+        lane_copy(l, l->staging_lse, l->lse, rows * (uint64_t)l->dims.heads * sizeof(float),
+                  cudaMemcpyDeviceToHost);
         int status = lane_sync(l, err);
         if (status != INF_OK) {
             return status;

@@ -28,6 +28,10 @@ int lane_sync(inf_lane *l, inf_err *err) {
                     l->fault > 0 ? l->fault : -l->fault);
 }
 
+void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind) {
+    lane_ok(l, cudaMemcpyAsync(to, from, bytes, kind, l->stream), "a copy");
+}
+
 /* ---- the inbox ---- */
 
 struct inbox_args {

@@ -23,7 +23,6 @@ struct cuda_backend {
     int32_t ordinal, sms;
     /* What may be left out, to find what is at fault: backend.cu. */
     int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
-    inf_device_config config;
 };
 
 /* Words from the inbox to a fixed place. */
@@ -85,23 +84,37 @@ struct inf_lane {
     class_lists classes[MAX_CLASSES];
     inf_cuda_products *products;
 
+    void *taken[128], *pinned[16], *kept[32]; /* all memory that lane_close frees */
+    int32_t n_taken, n_pinned, n_kept;
+
     /* Pinned host memory. */
     uint32_t *inbox;
     uint64_t inbox_words, inbox_used;
     inbox_section sections[MAX_SECTIONS];
     int32_t n_sections;
-    inf_cuda_work *plan_decode, *plan_prefill; /* ordinary memory: where plans are made */
-    uint32_t *plan_off, *plan_list;
-    inf_cuda_segment *host_segments;
-    float *staging; /* pinned: queries out and partials in, [max_rows, q_dim], or answers */
+    float *staging; /* queries out and partials in, [max_rows, q_dim], or answers */
     float *staging_lse;
     uint32_t *staging_row;
 
-    void *taken[128], *pinned[16], *kept[32]; /* everything that lane_close frees */
-    int32_t n_taken, n_pinned, n_kept;
+    /* Ordinary memory, where plans are made. */
+    inf_cuda_work *plan_decode, *plan_prefill;
+    uint32_t *plan_off, *plan_list;
+    inf_cuda_segment *host_segments;
+
     /* Device memory. */
     int32_t *tokens, *kv_block, *kv_index, *pick, *blocks;
-    /* Sampling: rows and biases on the device, results in pinned memory. */
+    uint32_t *position;
+    inf_cuda_segment *segments;
+    float *inv_freq, *cos, *sin;
+    float *part_o, *part_lse;
+    uint32_t *done;       /* [max_rows, kv_heads], zeros between launches */
+    float *squares;       /* [8 rows, hidden / 16], of a product that ended in a norm */
+    const void *unscaled; /* .. and its y, which the products that read it scale; NULL: none */
+    float *o32, *lse;     /* [max_rows, heads, head_dim], [max_rows, heads] */
+    float *o2, *lse2;     /* answer: of a run of spans that goes on in a second batch */
+    void *q;              /* answer: [max_rows, heads, head_dim] of act */
+
+    /* Sampling: slots in ordinary memory, results in pinned memory, the rest on the device. */
     lane_slot *slots; /* [max_seqs] */
     inf_cuda_sample_row *sample_rows;
     int32_t *bias_ids;
@@ -114,23 +127,13 @@ struct inf_lane {
     inf_row_out *sampled_to; /* where they are wanted, NULL: nothing waits */
     int32_t *sampled_status_to;
     int32_t n_sampled;
-    uint32_t *position;
-    inf_cuda_segment *segments;
-    float *inv_freq, *cos, *sin;
-    float *part_o, *part_lse;
-    uint32_t *done;       /* [max_rows, kv_heads], zeros between launches */
-    float *squares;       /* [8 rows, hidden / 16], of a product that ended in a norm */
-    const void *unscaled; /* .. and its y, which the products that read it scale; NULL: none */
-    float *o32, *lse;     /* [max_rows, heads, head_dim], [max_rows, heads] */
-    float *o2, *lse2;     /* answer: of a run of spans that goes on in a second batch */
-    void *q;              /* answer: [max_rows, heads, head_dim] of act */
 
     /* The step under way. */
     const inf_step_buffers *step;
     int32_t rows, recordable;
     float *partial;     /* where open partials are: o32, or the output itself when act is f32 */
     const void *asked;  /* q of the pending queries */
-    pending_rows *wait; /* [max_segments * 4] */
+    pending_rows *wait; /* [max_wait] */
     int32_t n_wait, max_wait;
     int32_t staged, merged; /* rows of partials in staging, and those of them that were merged */
     uint32_t *row_mark;     /* [max_rows]: the round of merges that a row is in */
@@ -186,6 +189,7 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
 
 void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */
 int lane_sync(inf_lane *l, inf_err *err);
+void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind);
 
 void inf_cuda_step_table(inf_backend_ops *ops); /* fills in all that is not memory */
 int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err);

@@ -232,8 +232,12 @@ static int fastest(inf_cuda_products *s, plan *pl, const inf_product *p, const l
     return choice;
 }
 
+static uint32_t flags_of(const inf_product *p) {
+    return USED | (p->y_f32 ? (uint32_t)Y_F32 : 0u) | (p->bias != NULL ? (uint32_t)BIAS : 0u);
+}
+
 static plan *find(inf_cuda_products *s, const inf_product *p) {
-    uint32_t flags = USED | (p->y_f32 ? Y_F32 : 0u) | (p->bias != NULL ? BIAS : 0u);
+    uint32_t flags = flags_of(p);
     uint64_t h = ((uint64_t)p->rows * 0x9e3779b97f4a7c15u) ^ ((uint64_t)p->n << 20) ^
                  (uint64_t)p->k ^ ((uint64_t)flags << 60);
     h = (h ^ (h >> 29)) * 0xbf58476d1ce4e5b9u;
@@ -268,7 +272,7 @@ int inf_cuda_product(inf_cuda_products *s, const inf_product *p, inf_stream stre
         pl->rows = p->rows;
         pl->n = p->n;
         pl->k = p->k;
-        pl->flags = USED | (p->y_f32 ? Y_F32 : 0u) | (p->bias != NULL ? BIAS : 0u);
+        pl->flags = flags_of(p);
     }
     return run(s, pl, &pl->algo, p, stream);
 }

@@ -14,8 +14,9 @@
  * A block makes 16 outputs; its 8 warps take the 64-wide pieces of k in turn, so that the block
  * reads 1 KiB of each weight row at a time, and add their sums through shared memory at the end.
  *
- * A weight row is read before the kernel in front has ended (programmatic dependent launch): only x
- * depends on that one. So the stream of weights does not stop between the products of a step.
+ * With `early` a weight row is read before the kernel in front has ended (programmatic dependent
+ * launch), since only x depends on that one; with 2 a block also asks for more lines of its rows to
+ * come as far as the L2 cache, a bounded number, since all resident blocks' lines must stay there.
  *
  * Norms. What follows the products that end a half of a layer is x += product and an RMS norm of x,
  * which needs all of a row. Here the block that makes 16 outputs adds them to x, multiplies by the

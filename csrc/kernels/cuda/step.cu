@@ -134,34 +134,30 @@ static void step_embed(inf_lane *l, const void *table, float *x) {
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
 }
 
+static inf_cuda_add_norm norm_of(const inf_lane *l, float *x, const float *weight, void *y,
+                                 int32_t rows) {
+    inf_cuda_add_norm p = {};
+    p.x = x;
+    p.weight = weight;
+    p.y = y;
+    p.add_dtype = p.y_dtype = l->act;
+    p.rows = rows;
+    p.n = l->dims.hidden;
+    p.eps = l->dims.rms_eps;
+    p.early = l->backend->early_rows;
+    return p;
+}
+
 static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
-    inf_cuda_add_norm p = {x,
-                           add,
-                           weight,
-                           y,
-                           NULL,
-                           l->act,
-                           l->act,
-                           l->rows,
-                           l->dims.hidden,
-                           l->dims.rms_eps,
-                           l->backend->early_rows};
+    inf_cuda_add_norm p = norm_of(l, x, weight, y, l->rows);
+    p.add = add;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
 }
 
 static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
                            const float *weight, void *y) {
-    inf_cuda_add_norm p = {(float *)x,
-                           NULL,
-                           weight,
-                           y,
-                           l->pick + first,
-                           l->act,
-                           l->act,
-                           n,
-                           l->dims.hidden,
-                           l->dims.rms_eps,
-                           l->backend->early_rows};
+    inf_cuda_add_norm p = norm_of(l, (float *)x, weight, y, n);
+    p.pick = l->pick + first;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
 }
 
@@ -378,12 +374,12 @@ static void step_merged(inf_lane *l) {
 
 static void copy_out(inf_lane *l, void *host, const void *device, uint64_t bytes) {
     lane_enter(l);
-    lane_ok(l, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, l->stream), "a copy");
+    lane_copy(l, host, device, bytes, cudaMemcpyDeviceToHost);
 }
 
 static void copy_in(inf_lane *l, void *device, const void *host, uint64_t bytes) {
     lane_enter(l);
-    lane_ok(l, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, l->stream), "a copy");
+    lane_copy(l, device, host, bytes, cudaMemcpyHostToDevice);
 }
 
 void inf_cuda_step_table(inf_backend_ops *ops) {
