@@ -13,8 +13,7 @@
 #include <string.h>
 #include <vector>
 
-#include <cuda_runtime.h>
-
+#include "bench/cuda/bench.h"
 #include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/plan.h"
 
@@ -22,26 +21,14 @@ enum { HEADS = 32, KV_HEADS = 8, DIM = 128, BLOCK = 16, LAYERS = 32, MOST_CALLS 
 enum { LAYER_BYTES = 2 * KV_HEADS * BLOCK * DIM * 2 }; /* of a block */
 enum { MOST_BATCH = 64, MOST_PARTS = 1 << 15, MOST_WORK = 1 << 14 };
 
-#define CUDA(call)                                                                                 \
-    do {                                                                                           \
-        int error_ = (int)(call);                                                                  \
-        if (error_ != 0) {                                                                         \
-            printf("%s:%d: %s: error %d, %s\n", __FILE__, __LINE__, #call, error_,                 \
-                   cudaGetErrorString((cudaError_t)error_));                                       \
-            exit(2);                                                                               \
-        }                                                                                          \
-    } while (0)
-
 static cudaStream_t stream;
 static double copy_bandwidth, read_bandwidth;
 static FILE *json;
 
-static uint64_t random_state = 1;
-static uint64_t next_random() { /* splitmix64 */
-    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+/* The same after one call that does not count. */
+template <class F> static double warm_seconds_of(int times, const F &f) {
+    f();
+    return seconds_of(stream, times, f);
 }
 
 /* ---- what the memory can do ---- */
@@ -74,31 +61,13 @@ static __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out) {
     }
 }
 
-template <class F> static double seconds_of(int times, F f) {
-    cudaEvent_t from, upto;
-    CUDA(cudaEventCreate(&from));
-    CUDA(cudaEventCreate(&upto));
-    f();
-    CUDA(cudaEventRecord(from, stream));
-    for (int i = 0; i < times; i++) {
-        f();
-    }
-    CUDA(cudaEventRecord(upto, stream));
-    CUDA(cudaEventSynchronize(upto));
-    float ms = 0;
-    CUDA(cudaEventElapsedTime(&ms, from, upto));
-    CUDA(cudaEventDestroy(from));
-    CUDA(cudaEventDestroy(upto));
-    return 1e-3 * ms / times;
-}
-
 static void measure_memory(uint8_t *pool, size_t bytes, int sms) {
     for (size_t size = (size_t)256 << 20; size <= (size_t)4 << 30 && 2 * size <= bytes; size *= 2) {
-        double s = seconds_of(10, [&] {
+        double s = warm_seconds_of(10, [&] {
             CUDA(cudaMemcpyAsync(pool + bytes / 2, pool, size, cudaMemcpyDeviceToDevice, stream));
         });
         copy_bandwidth = std::max(copy_bandwidth, 2.0 * (double)size / s);
-        double r = seconds_of(10, [&] {
+        double r = warm_seconds_of(10, [&] {
             read_kernel<<<sms * 8, 256, 0, stream>>>((const uint4 *)pool, size / 16,
                                                      (uint32_t *)(pool + bytes - 16));
         });
@@ -217,10 +186,7 @@ enum merging { NOBODY, LAST_PIECE, COMBINE };
 static double time_calls(const device_state &d, inf_cuda_attn a, int variant, int32_t parts,
                          int32_t rows, double bytes, merging how) {
     int calls = (int)std::min<double>(MOST_CALLS, std::max(2.0, 0.004 * 2.5e12 / bytes));
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (int i = 0; i < calls; i++) {
+    cudaGraphExec_t exec = recorded(stream, calls, [&](int i) {
         a.layer = i % a.kv.layers;
         a.done = how == LAST_PIECE ? d.done : NULL;
         CUDA(inf_cuda_decode_variant_launch(&a, variant, stream));
@@ -231,14 +197,11 @@ static double time_calls(const device_state &d, inf_cuda_attn a, int variant, in
             c.o_dtype = a.o_dtype, c.rows = rows, c.heads = HEADS, c.head_dim = DIM;
             CUDA(inf_cuda_combine_launch(&c, stream));
         }
-    }
-    CUDA(cudaStreamEndCapture(stream, &graph));
-    CUDA(cudaGraphInstantiateWithFlags(&exec, graph, 0));
-    double once = seconds_of(1, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
+    });
+    double once = warm_seconds_of(1, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
     int times = (int)std::min(20.0, std::max(2.0, 0.012 / once));
-    double s = seconds_of(times, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
+    double s = warm_seconds_of(times, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
     CUDA(cudaGraphExecDestroy(exec));
-    CUDA(cudaGraphDestroy(graph));
     return s / calls;
 }
 

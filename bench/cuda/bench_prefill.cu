@@ -11,35 +11,16 @@
 #include <stdlib.h>
 #include <vector>
 
-#include <cuda_runtime.h>
-
+#include "bench/cuda/bench.h"
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/plan.h"
 
 enum { HEADS = 32, KV_HEADS = 8, DIM = 128, BLOCK = 16, LAYERS = 2 };
 enum { MOST_TOKENS = 1 << 17, MOST_ROWS = 1 << 15, MOST_PARTS = 1 << 15, MOST_WORK = 1 << 14 };
 
-#define CUDA(call)                                                                                 \
-    do {                                                                                           \
-        int error_ = (int)(call);                                                                  \
-        if (error_ != 0) {                                                                         \
-            printf("%s:%d: %s: error %d, %s\n", __FILE__, __LINE__, #call, error_,                 \
-                   cudaGetErrorString((cudaError_t)error_));                                       \
-            exit(2);                                                                               \
-        }                                                                                          \
-    } while (0)
-
 static cudaStream_t stream;
 static FILE *json;
 static int sms;
-
-static uint64_t random_state = 1;
-static uint64_t next_random() { /* splitmix64 */
-    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
 
 /* bf16 numbers in (-1, 1). */
 static __global__ void fill_kernel(uint16_t *p, size_t n, uint32_t salt) {
@@ -52,23 +33,6 @@ static __global__ void fill_kernel(uint16_t *p, size_t n, uint32_t salt) {
         float x = (float)(int32_t)h * 4.6566e-10f;
         p[i] = (uint16_t)(__float_as_uint(x) >> 16);
     }
-}
-
-template <class F> static double seconds_of(int times, F f) {
-    cudaEvent_t from, upto;
-    CUDA(cudaEventCreate(&from));
-    CUDA(cudaEventCreate(&upto));
-    CUDA(cudaEventRecord(from, stream));
-    for (int i = 0; i < times; i++) {
-        f();
-    }
-    CUDA(cudaEventRecord(upto, stream));
-    CUDA(cudaEventSynchronize(upto));
-    float ms = 0;
-    CUDA(cudaEventElapsedTime(&ms, from, upto));
-    CUDA(cudaEventDestroy(from));
-    CUDA(cudaEventDestroy(upto));
-    return 1e-3 * ms / times;
 }
 
 struct buffers {
@@ -172,8 +136,8 @@ static void run_case(const buffers &b, uint32_t rows, uint32_t before, int varia
         }
     };
     call();
-    double once = seconds_of(1, call);
-    double t = seconds_of((int)std::min(200.0, std::max(3.0, 0.05 / once)), call);
+    double once = seconds_of(stream, 1, call);
+    double t = seconds_of(stream, (int)std::min(200.0, std::max(3.0, 0.05 / once)), call);
     double pairs = (double)rows * before + 0.5 * rows * (rows + 1.0),
            flops = 4.0 * DIM * HEADS * pairs;
     printf("%6u rows behind %6u, %-24s %-5s %4d pieces, %5u parts: %9.1f us, %6.1f TFLOP/s\n", rows,

@@ -1,24 +1,14 @@
 /* Products of a decode step at Llama-3-8B's shapes: the kernel for few rows and the library, as
  * shares of the copy bandwidth. The weights of successive calls are different memory, so the cache
  * holds nothing; calls are captured in a graph, 8 to a replay. Output: a table, and JSON lines. */
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <stdio.h>
 #include <stdlib.h>
 #include <vector>
 
+#include "bench/cuda/bench.h"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/product_small.h"
-
-#define CUDA(call)                                                                                 \
-    do {                                                                                           \
-        int error_ = (int)(call);                                                                  \
-        if (error_ != 0) {                                                                         \
-            printf("%s:%d: %s: error %d\n", __FILE__, __LINE__, #call, error_);                    \
-            exit(2);                                                                               \
-        }                                                                                          \
-    } while (0)
 
 struct product_shape {
     const char *name;
@@ -70,31 +60,16 @@ static double time_one(const product_shape &s, int32_t rows, bool small, const u
                        const void *x, void *y, cudaStream_t stream) {
     CUDA(run(s, rows, small, w, 0, x, y, stream));
     CUDA(cudaStreamSynchronize(stream));
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (size_t i = 0; i < CALLS; i++) {
-        CUDA(run(s, rows, small, w, i, x, y, stream));
-    }
-    CUDA(cudaStreamEndCapture(stream, &graph));
-    CUDA(cudaGraphInstantiateWithFlags(&exec, graph, 0));
-    cudaEvent_t begin, end;
-    CUDA(cudaEventCreate(&begin));
-    CUDA(cudaEventCreate(&end));
-    std::vector<float> times;
+    cudaGraphExec_t exec = recorded(
+        stream, CALLS, [&](int i) { CUDA(run(s, rows, small, w, (size_t)i, x, y, stream)); });
+    std::vector<double> times;
     for (int i = 0; i < REPLAYS; i++) {
-        float ms = 0;
-        CUDA(cudaEventRecord(begin, stream));
-        CUDA(cudaGraphLaunch(exec, stream));
-        CUDA(cudaEventRecord(end, stream));
-        CUDA(cudaEventSynchronize(end));
-        CUDA(cudaEventElapsedTime(&ms, begin, end));
-        times.push_back(ms / CALLS);
+        times.push_back(seconds_of(stream, 1, [&] { CUDA(cudaGraphLaunch(exec, stream)); }) /
+                        CALLS);
     }
     std::sort(times.begin(), times.end());
     CUDA(cudaGraphExecDestroy(exec));
-    CUDA(cudaGraphDestroy(graph));
-    return times[REPLAYS / 2] * 1e-3;
+    return times[REPLAYS / 2];
 }
 
 int main(int argc, char **argv) {

@@ -10,24 +10,13 @@
 #include <stdlib.h>
 #include <vector>
 
-#include <cuda_runtime.h>
-
+#include "bench/cuda/bench.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/sampling.h"
 
 enum { HIDDEN = 4096, INNER = 14336, HEADS = 32, KV_HEADS = 8, DIM = 128, VOCAB = 128256 };
 enum { MOST_ROWS = 8192, MOST_LOGITS = 64, CALLS = 20, REPLAYS = 5, BF16 = INF_DTYPE_BF16 };
 enum { QKV = (HEADS + 2 * KV_HEADS) * DIM, BLOCK = 16 };
-
-#define CUDA(call)                                                                                 \
-    do {                                                                                           \
-        int error_ = (int)(call);                                                                  \
-        if (error_ != 0) {                                                                         \
-            printf("%s:%d: %s: error %d, %s\n", __FILE__, __LINE__, #call, error_,                 \
-                   cudaGetErrorString((cudaError_t)error_));                                       \
-            exit(2);                                                                               \
-        }                                                                                          \
-    } while (0)
 
 static cudaStream_t stream;
 
@@ -47,32 +36,14 @@ template <class T> static T *upload(const std::vector<T> &v) {
 
 /* Microseconds of one of CALLS calls in a replayed graph; the best of REPLAYS. */
 template <class F> static double time_of(const F &call) {
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    cudaEvent_t from, upto;
-    float best = 1e9f;
-    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < CALLS; i++) {
-        CUDA(call());
-    }
-    CUDA(cudaStreamEndCapture(stream, &graph));
-    CUDA(cudaGraphInstantiateWithFlags(&exec, graph, 0));
-    CUDA(cudaEventCreate(&from));
-    CUDA(cudaEventCreate(&upto));
+    cudaGraphExec_t exec = recorded(stream, CALLS, [&](int) { CUDA(call()); });
+    double best = 1e9;
     for (int i = 0; i <= REPLAYS; i++) { /* the first warms up */
-        float ms = 0;
-        CUDA(cudaEventRecord(from, stream));
-        CUDA(cudaGraphLaunch(exec, stream));
-        CUDA(cudaEventRecord(upto, stream));
-        CUDA(cudaEventSynchronize(upto));
-        CUDA(cudaEventElapsedTime(&ms, from, upto));
-        best = i > 0 && ms < best ? ms : best;
+        double s = seconds_of(stream, 1, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
+        best = i > 0 && s < best ? s : best;
     }
-    CUDA(cudaEventDestroy(from));
-    CUDA(cudaEventDestroy(upto));
     CUDA(cudaGraphExecDestroy(exec));
-    CUDA(cudaGraphDestroy(graph));
-    return 1e3 * (double)best / CALLS;
+    return 1e6 * best / CALLS;
 }
 
 /* P: a launcher's parameters, with `early`. bytes: that a call must move. */

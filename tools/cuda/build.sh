@@ -1,8 +1,9 @@
 #!/bin/sh
-# Builds libinfinite_cuda.so, and the tests of the CUDA files, with nvcc 11.8 to 13 and nothing else but a C and
+# Builds libinfinite_cuda.so, and the tests and benches of the CUDA files, with nvcc 11.8 to 13 and nothing else but a C and
 # a C++ compiler.
 #
-#   tools/cuda/build.sh [OUT_DIR [library|tests]]      .build/cuda, and both, by default
+#   tools/cuda/build.sh [OUT_DIR [library|tests|all]]      .build/cuda and tests, with the library, by default; all
+#                                                          has the benches too
 #
 # NVCC, CC, CXX   the compilers; nvcc is looked for (toolkit.sh), and given a g++ that it takes
 # ARCHS           "80 90a" by default, with nvcc 11 "80 90": code for these, and for 80 what a driver can translate
@@ -85,7 +86,7 @@ root=$(dirname "$(dirname "$(readlink -f "$NVCC")")")
 for dir in "$root/lib64" "$root/lib" "$root/targets/x86_64-linux/lib"; do
     [ -e "$dir/libcudart_static.a" ] && libs="$libs -L$dir"
 done
-NVCC_FLAGS="-std=c++17 -O3 $codes -ccbin $CXX -Icsrc -Icsrc/include -Xcompiler -fPIC,-fvisibility=hidden"
+NVCC_FLAGS="-std=c++17 -O3 $codes -ccbin $CXX -I. -Icsrc -Icsrc/include -Xcompiler -fPIC,-fvisibility=hidden"
 C_FLAGS="-std=gnu11 -O3 -fPIC -fvisibility=hidden -fno-math-errno -Icsrc -Icsrc/include"
 export OUT NVCC NVCC_FLAGS CC C_FLAGS
 flags="$NVCC $version $NVCC_FLAGS $CC $C_FLAGS"
@@ -97,6 +98,7 @@ library=$(ls csrc/kernels/cuda/*.cu csrc/kernels/cuda/*.c csrc/kernels/cpu/conve
 tests="" base=""
 if [ "$what" != library ]; then
     tests=$(ls csrc/tests/cuda/test_*.cu)
+    [ "$what" != all ] || tests="$tests $(ls bench/cuda/*.cu)"
     # All of libinfinite.a but verbs, which a build with nvcc alone may lack the headers of.
     base=$(ls csrc/runtime/*.c csrc/model/*.c csrc/kernels/cpu/*.c csrc/dist/*.c csrc/transport/*.c \
         csrc/transport/shm/*.c csrc/transport/tcp/*.c csrc/transport/verbs/stub.c)
@@ -113,7 +115,9 @@ if [ -n "$tests" ]; then
     ar rcs "$OUT/libinfinite.a" $(objects $base)
     ar rcs "$OUT/libparts.a" $(objects $library)
     for t in $tests; do
-        $CXX -o "$OUT/cuda_$(basename "$t" .cu)" "$(object "$t")" "$OUT/libparts.a" "$OUT/libinfinite.a" $runtime
+        name=$(basename "$t" .cu)
+        case $t in csrc/*) name=cuda_$name ;; esac
+        $CXX -o "$OUT/$name" "$(object "$t")" "$OUT/libparts.a" "$OUT/libinfinite.a" $runtime
     done
 fi
 

@@ -3,20 +3,20 @@
 # call that needs nvcc, a C compiler and, for the comparison, PyTorch. No Go: its test binaries are taken from
 # CARRY, if set, built by `go test -c` elsewhere.
 #
-#   tools/cuda/gpu.sh OUT [part ...]     parts: test sanitize go decode prefill product step pair profile torch
+#   tools/cuda/gpu.sh OUT [part ...]     parts: test sanitize go decode prefill rows product step pair
+#                                profile torch
 #
-# OUT gets log files, lines.json (one JSON line per figure) and, by table.py, results.json and table.md.
+# OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-parts=${*:-test sanitize go decode prefill product step pair torch}
+parts=${*:-test sanitize go decode prefill rows product step pair torch}
 build=${BUILD:-$out/build}
+mkdir -p "$build" && build=$(cd "$build" && pwd)
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-jobs=$(nproc)
 failed=""
 : >"$out/lines.json"
-mkdir -p "$build"
 
 wants() { case " $parts " in *" $1 "*) return 0 ;; esac; return 1; }
 say() { printf '%4ds  %s\n' $SECONDS "$*"; }
@@ -42,36 +42,15 @@ arch=${arch:-90}
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/device.txt"
 "$nvcc" --version | tail -2 | head -1
 
-export nvcc arch build
-compile() {
-    flags="-std=c++17 -O3 -gencode=arch=compute_$arch,code=sm_$arch -Icsrc -Icsrc/include -Xcompiler -fPIC,-fvisibility=hidden"
-    name=$(echo "$1" | tr '/.' '__')
-    case $1 in
-    *.cu) "$nvcc" $flags -Xptxas -v -c "$1" -o "$build/$name.o" >"$build/$name.log" 2>&1 ;;
-    *) cc -O3 -fPIC -fvisibility=hidden $(case $1 in *_avx512.c) echo -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mavx2 -mf16c ;; *_avx2.c) echo -mavx2 -mfma -mf16c ;; esac) \
-        -Icsrc -Icsrc/include -c "$1" -o "$build/$name.o" >"$build/$name.log" 2>&1 ;;
-    esac || { echo "cannot compile $1"; head -20 "$build/$name.log"; return 1; }
-}
-export -f compile
-objects() { for f in "$@"; do echo "$build/$(echo "$f" | tr '/.' '__').o"; done; }
-
-library="$(ls csrc/kernels/cuda/*.cu csrc/kernels/cuda/*.c csrc/kernels/cpu/convert.c)"
-base="$(ls csrc/runtime/*.c csrc/model/*.c csrc/kernels/cpu/*.c csrc/dist/*.c csrc/transport/*.c csrc/transport/shm/*.c csrc/transport/tcp/*.c csrc/transport/verbs/stub.c)"
-tests="$(ls csrc/tests/cuda/test_*.cu) $(ls bench/cuda/*.cu)"
-if ! printf '%s\n' $library $base $tests | sort -u | xargs -P "$jobs" -I{} bash -c 'compile {}'; then
+if ! NVCC=$nvcc ARCHS=$arch tools/cuda/build.sh "$build" all >"$out/build.log" 2>&1; then
     say "the build failed"
+    tail -40 "$out/build.log"
     exit 1
 fi
-runtime="-lcudart_static -ldl -lpthread -lrt -lm"
-cudalib=$(dirname "$(dirname "$nvcc")")/lib64
-[ -d "$cudalib" ] || cudalib=$(dirname "$(dirname "$nvcc")")/lib
-g++ -shared -o "$build/libinfinite_cuda.so" $(objects $library) -L"$cudalib" $runtime || exit 1
-rm -f "$build/libinfinite.a" && ar rcs "$build/libinfinite.a" $(objects $base)
-for t in $tests; do
-    g++ -o "$build/$(basename "$t" .cu)" $(objects $t $library) "$build/libinfinite.a" -L"$cudalib" $runtime || exit 1
+for c in bench/cuda/bench_step.c csrc/tests/test_step.c; do
+    cc -O2 -Icsrc -Icsrc/include -o "$build/$(basename "$c" .c)" "$c" "$build/libinfinite.a" -lm -lpthread -ldl || exit 1
 done
-cc -O2 -Icsrc -Icsrc/include -o "$build/bench_step" bench/cuda/bench_step.c "$build/libinfinite.a" -lm -lpthread -ldl || exit 1
-cc -O2 -Icsrc -Icsrc/include -o "$build/test_step" csrc/tests/test_step.c "$build/libinfinite.a" -lm -lpthread -ldl || exit 1
+cudalib=$(dirname "$(dirname "$nvcc")")/lib64
 say "built"
 export INFINITE_CUDA_LIBRARY=$build/libinfinite_cuda.so
 # cuBLASLt, where it is not among the linker's: beside nvcc, or of a Python package.
@@ -80,17 +59,21 @@ export LD_LIBRARY_PATH=$cudalib:$(python3 -c 'import nvidia, os; print(":".join(
 if wants test; then
     for t in csrc/tests/cuda/test_*.cu; do
         n=$(basename "$t" .cu)
-        case " ${SKIP:-} " in *" $n "*) ;; *) step "$n" 60 "$build/$n" ;; esac
+        case " ${SKIP:-} " in *" $n "*) ;; *) step "$n" 60 "$build/cuda_$n" ;; esac
     done
     INFINITE_TEST_GPU=1 step test_step_gpu 60 "$build/test_step"
 fi
 if wants go && [ -n "${CARRY:-}" ]; then
-    (cd engine/device && INFINITE_TEST_GPU=1 step go_device 90 "$CARRY/device.test" -test.run Golden -test.v)
-    (cd engine/cmd/infinite && INFINITE_TEST_DEVICE=cuda:0 step go_exactness 150 "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness}" -test.v -test.timeout 145s)
+    # Their data lies beside their sources.
+    cd engine/device && step go_device 90 "$CARRY/device.test" -test.run GPU -test.v
+    cd ../cmd/infinite &&
+        INFINITE_TEST_DEVICE=cuda:0 step go_exactness 150 "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness}" -test.v -test.timeout 145s
+    cd ../../..
 fi
 if wants decode; then step bench_decode 60 "$build/bench_decode"; fi
+if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
-if wants prefill && [ -x "$build/bench_prefill" ]; then step bench_prefill 60 "$build/bench_prefill"; fi
+if wants prefill; then step bench_prefill 60 "$build/bench_prefill"; fi
 if wants step; then step bench_step 90 "$build/bench_step" 1 8b decode prefill; fi
 if wants pair; then
     BLOCKS=8500 step bench_pair 90 "$build/bench_step" 1 8b pair
@@ -107,9 +90,10 @@ if wants sanitize && command -v compute-sanitizer >/dev/null; then
     for t in csrc/tests/cuda/test_*.cu; do
         n=$(basename "$t" .cu)
         for tool in memcheck racecheck; do
-            SANITIZER=1 step "${tool}_$n" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/$n" 1
+            SANITIZER=1 step "${tool}_$n" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/cuda_$n" 1
         done
     done
 fi
+python3 tools/cuda/table.py "$out/lines.json" >"$out/table.md" || failed="$failed table"
 say "done; failed:${failed:- none}"
 [ -z "$failed" ]

@@ -40,8 +40,8 @@ def decode():
         if not length.endswith("K"):
             continue
         best, backend = torch.get((int(batch), int(length[:-1]) * 1024), (None, ""))
-        ratio = f"{best / d['both_us']:.2f} ({backend})" if best else ""
-        rows.append([case, f"{d['both_us']:.1f}", f"{100 * d['share_of_copy']:.0f} %", ratio])
+        ratio = f"{best / d['us']:.2f} ({backend})" if best else ""
+        rows.append([case, f"{d['us']:.1f}", f"{100 * d['share_of_copy']:.0f} %", ratio])
     table("Decode attention of one layer, Llama-3-8B's heads, bf16, paged",
           ["batch x context", "us", "of copy", "x PyTorch's best backend"], rows)
 
