@@ -25,11 +25,7 @@ func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape
 	if shmBytes(shape.Slots, shape.SlotBytes) == 0 {
 		return nil, Info{}, fmt.Errorf("cannot open a link of %d slots of %d bytes", shape.Slots, shape.SlotBytes)
 	}
-	self := Endpoint{Instance: local.Instance, Host: HostID()}
-	if want.Transport != SHM && want.Transport != TCP {
-		self.Verbs, self.NoVerbs = describeVerbs(want.Verbs)
-	}
-	transport, reason, err := Select(self, remote, want.Transport)
+	transport, reason, err := best(local.Instance, remote, want)
 	if err != nil {
 		return nil, Info{}, err
 	}
@@ -45,6 +41,23 @@ func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape
 		return nil, Info{}, fmt.Errorf("cannot open a %s link to %s: %w", info.Transport, remote.Instance, err)
 	}
 	return link, info, nil
+}
+
+// Best is the transport that Dial tries first, "" where there is none.
+func Best(remote Endpoint, want Choice) Transport {
+	transport, _, err := best("", remote, want)
+	if err != nil {
+		return ""
+	}
+	return transport
+}
+
+func best(instance string, remote Endpoint, want Choice) (Transport, string, error) {
+	self := Endpoint{Instance: instance, Host: HostID()}
+	if want.Transport != SHM && want.Transport != TCP {
+		self.Verbs, self.NoVerbs = describeVerbs(want.Verbs)
+	}
+	return Select(self, remote, want.Transport)
 }
 
 // dialer is one lane to be opened.
@@ -122,13 +135,18 @@ func (d *dialer) callSHM(conn net.Conn, h hello) (*Link, error) {
 // callVerbs exchanges queue pairs. Both ends can receive before either sends, and both can send before
 // either opens its link; the connection then only shows that the other lives.
 func (d *dialer) callVerbs(conn net.Conn, h hello, info *Info) (*Link, error) {
-	end, port, err := newVerbsEnd(d.verbs, localIP(conn), d.local.ClusterID, d.local.Instance, d.remote.Instance, d.shape)
+	w := wanted{domain: d.local.ClusterID, local: d.local.Instance, remote: d.remote.Instance, shape: d.shape, rail: -1}
+	if d.lane == LaneRail {
+		w.rail, w.strict = d.shape.Rail, true
+	}
+	end, port, err := newVerbsEnd(d.verbs, localIP(conn), w)
 	if err != nil {
 		return nil, err
 	}
 	defer end.close()
 	info.Reason += "; " + port.describe()
-	h.Verbs = end.info()
+	info.Rail = port.Rail
+	h.Verbs, h.Rail = end.info(), port.Rail
 	r, err := greet(conn, d.local.Secret, h)
 	if err != nil {
 		return nil, err

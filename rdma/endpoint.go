@@ -36,6 +36,7 @@ type Endpoint struct {
 
 	Verbs   string `json:"verbs,omitempty"`    // the RDMA ports on which it accepts links, in words
 	NoVerbs string `json:"no_verbs,omitempty"` // why there is none
+	Rails   int    `json:"rails,omitempty"`    // RDMA ports, up or down
 }
 
 // HostID tells whether two processes can share memory: the running kernel and the network namespace,

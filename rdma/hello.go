@@ -38,16 +38,19 @@ type Lane string
 const (
 	LaneQuery Lane = "query" // queries out, partial results back
 	LaneMove  Lane = "move"  // KV blocks out, acknowledgements back
+	LaneRail  Lane = "rail"  // one more of these, on the rail that Shape names; verbs only
 )
 
 // Shape is a link's rings: Slots of SlotBytes each (2..64; a multiple of 64, at most 1 GiB). Peer is the
 // caller's index of the other instance, for error records. Pair is the caller's number for two lanes that
-// belong together; the other end is told, and may compare it with what it hears by other ways.
+// belong together; the other end is told, and may compare it with what it hears by other ways. Rail is the
+// number of the rail that a LaneRail is to be on.
 type Shape struct {
 	Slots     uint32
 	SlotBytes uint64
 	Peer      int32
 	Pair      uint64
+	Rail      int
 }
 
 type hello struct {
@@ -61,6 +64,7 @@ type hello struct {
 	Slots     uint32    `json:"slots"`
 	SlotBytes uint64    `json:"slot_bytes"`
 	Pair      uint64    `json:"pair"`
+	Rail      int       `json:"rail,omitempty"` // of a verbs link: the dialer's rail
 	Nonce     []byte    `json:"nonce"`
 	Verbs     []byte    `json:"verbs,omitempty"` // of a verbs link: the dialer's queue pair
 }
@@ -83,8 +87,10 @@ func parseHello(raw []byte) (hello, error) {
 		return hello{}, fmt.Errorf("cannot speak version %d, only %d", h.Version, helloVersion)
 	case h.From == "":
 		return hello{}, errors.New("cannot accept a link from nobody")
-	case h.Lane != LaneQuery && h.Lane != LaneMove:
-		return hello{}, fmt.Errorf("cannot accept lane %q", h.Lane)
+	case h.Lane != LaneQuery && h.Lane != LaneMove && h.Lane != LaneRail || h.Lane == LaneRail && h.Provider != Verbs:
+		return hello{}, fmt.Errorf("cannot accept lane %q over %q", h.Lane, h.Provider)
+	case h.Rail < 0 || h.Rail >= maxVerbsPorts || h.Rail != 0 && h.Provider != Verbs:
+		return hello{}, fmt.Errorf("cannot accept rail %d over %q", h.Rail, h.Provider)
 	case h.Provider != SHM && h.Provider != TCP && h.Provider != Verbs:
 		return hello{}, fmt.Errorf("cannot accept provider %q", h.Provider)
 	case shmBytes(h.Slots, h.SlotBytes) == 0:

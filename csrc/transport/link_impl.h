@@ -47,6 +47,8 @@ typedef struct inf_link_ops {
     /* Frees the provider's memory, the link included. The descriptors are link.c's to close. */
     void (*close)(inf_link *link);
     const inf_put_ops *puts; /* NULL: it has none */
+    /* Does the peer hold every slot? NULL: always, when prepare finds no room. */
+    bool (*full)(const inf_link *link);
 } inf_link_ops;
 
 /* The head of every provider's own structure. */

@@ -101,7 +101,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	n.rman = cluster.NewRManager(cluster.Config{
 		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: linkChoice(cfg),
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
-	}, n.kv, n.dev, moves{n.dev}, n.dev, n.links)
+	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
 	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
 		return nil, err
 	}

@@ -58,6 +58,10 @@ int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err);
  */
 int inf_link_prepare(inf_link *link, void **buf);
 
+/* After prepare said INF_AGAIN: 1 if the peer holds every slot, and nobody else can change that; 0
+ * if there will be room as soon as messages that are under way are known to have arrived. */
+int inf_link_full(const inf_link *link);
+
 /* Sends the first len bytes of the slot that prepare gave. Never blocks: what cannot leave now
  * leaves during later calls of poll or wait. */
 int inf_link_post(inf_link *link, uint64_t len);

@@ -138,6 +138,10 @@ void inf_verbs_endpoint_destroy(inf_verbs_endpoint *endpoint); /* Safe on NULL. 
 int inf_link_open_verbs(const inf_link_config *config, inf_verbs_endpoint *endpoint, inf_link **out,
                         inf_err *err);
 
+/* The device of a verbs link, on which regions for its puts are opened; NULL for other links. It is
+ * there as long as the link or such a region is. */
+inf_verbs_device *inf_link_verbs_device(const inf_link *link);
+
 /* --- regions: memory for puts ---
  *
  * A region is a stretch of memory, the KV pool, registered once per device and domain. Host memory

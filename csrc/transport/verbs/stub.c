@@ -63,6 +63,11 @@ int inf_verbs_endpoint_to_rts(inf_verbs_endpoint *endpoint, inf_err *err) {
 
 void inf_verbs_endpoint_destroy(inf_verbs_endpoint *endpoint) { (void)endpoint; }
 
+inf_verbs_device *inf_link_verbs_device(const inf_link *link) {
+    (void)link;
+    return NULL;
+}
+
 int inf_region_open(inf_verbs_device *device, const inf_memory *memory, inf_region **out,
                     inf_err *err) {
     (void)device, (void)memory, (void)out;
