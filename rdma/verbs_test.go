@@ -109,7 +109,7 @@ func TestVerbsHalfLinksLeaveNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		end, _, err := newVerbsEnd(acceptor, nil, "c", "a", "b", shape)
+		end, _, err := newVerbsEnd(acceptor, nil, wanted{domain: "c", local: "a", remote: "b", shape: shape})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -139,12 +139,13 @@ in_guest() {
     suite leaks 120 "$c/test_verbs_leaks" 1000 100
     suite puts 60 "$c/test_verbs_put"
     suite hostile 120 "$c/test_verbs_hostile" 100000
+    suite rails 120 "$c/test_rails"
     suite network 120 "$c/test_verbs_net"
     cd "$repo/rdma"
     suite go-links 120 "$build/bin/rdma.test" -test.v
     suite go-without-library 120 unshare -m "$here/test.sh" without-library
-    # Three instances, each with a device at a switch.
-    guest_switch 3
+    # Instances, each with devices of its own at a switch.
+    guest_switch 4
     rdma resource show >"$OUT/objects.before"
     cd "$repo/engine/cmd/infinite"
     for test in $("$build/bin/infinite.test" -test.list '^TestVerbs'); do
