@@ -3,12 +3,9 @@ package main
 import (
 	"bufio"
 	"io"
-	"math"
-	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -118,37 +115,5 @@ func TestVerbsExactness(t *testing.T) {
 		defer guest(t, "guest_loss 0%")
 		sameAnswer(t, got, c.complete(req))
 	})
-	c.eventually("all blocks free", idle)
-}
-
-// SIGKILL of a creditor over verbs: an error that names it, soon, and what is left serves on. Started anew under
-// its id, with other queue pairs and keys, it is borrowed from as before.
-func TestVerbsCreditorIsKilled(t *testing.T) {
-	r := references(t)[0]
-	h := holdSteps(t, heldTokens)
-	defer h.release()
-	c := startVerbs(t, r.flags(t, exactBlocks/3)...)
-	done := c.ask(r)
-	creditor := c.creditorInDecode(r, func(id string) bool { return c.joined[id] != nil })
-	killed := time.Now()
-	if err := c.joined[creditor].Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	h.release()
-	got := <-done
-	if got.status != http.StatusInternalServerError || !strings.Contains(got.message, creditor) {
-		t.Fatalf("the debtor's request got %d %q", got.status, got.message)
-	}
-	t.Logf("the error came %s after the kill", got.at.Sub(killed).Round(time.Millisecond))
-	c.eventually("two instances", func(v server.ClusterView) bool { return len(v.Instances) == 2 })
-	short := c.complete(r.request(20))
-	for i, want := range r.Greedy[:20] {
-		if lp := r.Top[i].Logprobs[0]; short.status != 200 || math.Abs(short.lps[i]-lp) > 1e-4*max(1, math.Abs(lp)) {
-			t.Fatalf("afterwards: status %d, token %d at %g, want %d at %g", short.status, i, short.lps[i], want, lp)
-		}
-	}
-	c.start(creditor)
-	c.eventually("three instances, each connected to each", func(v server.ClusterView) bool { return len(v.Instances) == 3 && c.connected() })
-	r.checkReference(t, c.complete(r.request(exactTokens-len(r.Prompt))))
 	c.eventually("all blocks free", idle)
 }
