@@ -11,8 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "transport/link_impl.h"
-
 #define PROBE_NS UINT64_C(100000000)
 
 enum { MAX_MOVES = 1024 };

@@ -13,8 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "transport/link_impl.h"
-
 /* --- regions --- */
 
 /* Frees what no link uses; false when every place is taken. */
