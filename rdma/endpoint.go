@@ -72,7 +72,7 @@ func Select(local, remote Endpoint, want Transport) (Transport, string, error) {
 	switch {
 	case local.Verbs == "":
 		noVerbs = orElse(local.NoVerbs, "this instance has no RDMA port")
-	case remote.Verbs == "":
+	case remote.Verbs == "" && remote.Rails == 0: // what is down may be up again by now
 		noVerbs = "at the peer: " + orElse(remote.NoVerbs, "it has no RDMA port")
 	}
 	switch want {

@@ -71,7 +71,9 @@ type hello struct {
 
 type reply struct {
 	Error string `json:"error,omitempty"`
-	Verbs []byte `json:"verbs,omitempty"` // the acceptor's
+	// Unable: it is this transport that cannot be, for now; another one may.
+	Unable bool   `json:"unable,omitempty"`
+	Verbs  []byte `json:"verbs,omitempty"` // the acceptor's
 }
 
 // parseHello reads a hello and checks what can be checked without knowing who listens.
@@ -151,7 +153,8 @@ func readSigned(r io.Reader) (body, mac []byte, err error) {
 	return buf[:length], buf[length:], nil
 }
 
-// greet is the dialer's half of the handshake. An error that wraps ErrRefused came from the peer.
+// greet is the dialer's half of the handshake. An error that wraps ErrRefused came from the peer; one that wraps
+// ErrUnsupported did too, if the peer cannot use this transport.
 func greet(rw io.ReadWriter, secret string, h hello) (r reply, err error) {
 	start := make([]byte, len(magic)+nonceBytes)
 	if _, err := io.ReadFull(rw, start); err != nil {
@@ -184,6 +187,9 @@ func greet(rw io.ReadWriter, secret string, h hello) (r reply, err error) {
 	if err := json.Unmarshal(answer, &r); err != nil {
 		return r, fmt.Errorf("cannot read the reply: %w", err)
 	}
+	if r.Unable {
+		return r, fmt.Errorf("at the peer: %s: %w", r.Error, ErrUnsupported)
+	}
 	if r.Error != "" {
 		return r, fmt.Errorf("%w: %s", ErrRefused, r.Error)
 	}
@@ -211,7 +217,7 @@ func welcome(rw io.ReadWriter, secret string, check func(hello) (verbs []byte, e
 		r.Verbs, refusal = check(h)
 	}
 	if refusal != nil {
-		r.Error = refusal.Error()
+		r.Error, r.Unable = refusal.Error(), errors.Is(refusal, ErrNoVerbs)
 		if len(r.Error) > 512 {
 			r.Error = r.Error[:512]
 		}

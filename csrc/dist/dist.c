@@ -37,9 +37,29 @@ void inf_dist_unwake(int fd) {
     (void)n;
 }
 
-void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status) {
-    int32_t alive = INF_OK;
-    if (atomic_compare_exchange_strong(&d->peers[peer].dead, &alive, status)) {
+static const char *reason(int32_t status) {
+    switch (status) {
+    case INF_EPROTO:
+        return "it broke the protocol";
+    case INF_ETIMEOUT:
+        return "it did not answer in time";
+    case INF_EIO:
+        return "this device failed";
+    default:
+        return "a link to it is over";
+    }
+}
+
+void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status, const inf_link *link) {
+    inf_peer *p = &d->peers[peer];
+    if (!atomic_exchange(&p->dying, true)) {
+        inf_err err = {0};
+        if (link != NULL && inf_link_status(link, &err) != INF_OK) {
+            memcpy(p->why, err.message, sizeof p->why);
+        } else {
+            snprintf(p->why, sizeof p->why, "peer %u: %s", peer, reason(status));
+        }
+        atomic_store(&p->dead, status); /* why is there before it */
         atomic_fetch_add(&d->refused, status == INF_EPROTO ? 1 : 0);
         inf_dist_wake(d->server.wake);
         inf_dist_wake(d->lander.wake);
@@ -350,7 +370,7 @@ int inf_dist_peer_detach(inf_dist *d, uint32_t peer, inf_err *err) {
         pthread_cond_wait(&d->changed, &d->lock);
     }
     atomic_store(&p->leaving, true);
-    inf_peer_fail(d, peer, INF_EPEER);
+    inf_peer_fail(d, peer, INF_EPEER, NULL);
     inf_link *squery = p->squery;
     inf_rail *rails[2 * INF_MAX_RAILS];
     p->squery = NULL;
@@ -364,6 +384,7 @@ int inf_dist_peer_detach(inf_dist *d, uint32_t peer, inf_err *err) {
     inf_link_close(p->query); /* a step that used it may have closed it */
     p->query = NULL;
     atomic_store(&p->dead, INF_OK);
+    atomic_store(&p->dying, false);
     atomic_store(&p->leaving, false);
     pthread_cond_broadcast(&d->changed);
     pthread_mutex_unlock(&d->lock);
@@ -378,10 +399,13 @@ int inf_dist_peer_status(inf_dist *d, uint32_t peer, inf_err *err) {
     pthread_mutex_lock(&d->lock);
     bool linked = p->query != NULL || p->squery != NULL;
     int32_t dead = atomic_load(&p->dead);
+    char why[sizeof p->why] = "";
+    if (dead != INF_OK) {
+        memcpy(why, p->why, sizeof why);
+    }
     pthread_mutex_unlock(&d->lock);
     if (dead != INF_OK) {
-        return inf_dist_error(err, dead, (int32_t)peer, "a link to peer %u is dead (status %d)",
-                              peer, dead);
+        return inf_dist_error(err, dead, (int32_t)peer, "%s", why);
     }
     return linked ? INF_OK
                   : inf_dist_error(err, INF_EPEER, (int32_t)peer, "peer %u has no links", peer);

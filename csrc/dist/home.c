@@ -58,7 +58,7 @@ static void fail_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, i
     for (uint32_t g = 0; g < t->n_groups; g++) {
         fail_seq(s, d->groups[t->group_off + g].seq, status, t->peer);
     }
-    inf_peer_fail(d, t->peer, status);
+    inf_peer_fail(d, t->peer, status, t->link);
     let_go(d, t);
     t->pending = false;
 }

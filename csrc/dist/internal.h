@@ -128,7 +128,9 @@ typedef struct inf_peer {
     /* The mover thread's while it has rails of the peer on its list, else guarded by dist.lock. */
     inf_moves active; /* begun, in order */
 
+    _Atomic bool dying;   /* somebody is about to set dead */
     _Atomic int32_t dead; /* first reason for which a link of this peer failed */
+    char why[240];        /* in words: written before dead is, and not after */
     _Atomic bool leaving; /* a detach is under way */
 } inf_peer;
 
@@ -255,8 +257,8 @@ void inf_dist_wake(int fd);
 void inf_dist_unwake(int fd);
 
 /* Declares a peer dead, unless it is, and tells every thread. A broken protocol is a refused
- * message. */
-void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status);
+ * message. If the link (NULL: none) is dead, its reason is the peer's. */
+void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status, const inf_link *link);
 
 /* Closes the query server's links of dead peers, lists those of the living and begins a new round;
  * ids[i] is links[i]'s peer. */

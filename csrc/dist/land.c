@@ -13,8 +13,6 @@
 
 #include <string.h>
 
-#include "transport/link_impl.h"
-
 /* A sender that was granted blocks and says nothing more for so long has failed. */
 #define GRANTED_NS UINT64_C(5000000000)
 

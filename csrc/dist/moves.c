@@ -11,8 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "transport/link_impl.h"
-
 #define PROBE_NS UINT64_C(100000000)
 
 enum { MAX_MOVES = 1024 };
@@ -155,7 +153,7 @@ static void settle(inf_dist *d, bool probe) {
             inf_link_wait(&p->query, 1, -1, 0);
             int status = inf_link_status(p->query, NULL);
             if (status != INF_OK) {
-                inf_peer_fail(d, i, status);
+                inf_peer_fail(d, i, status, p->query);
             }
         }
         if (atomic_load(&p->dead) == INF_OK) {

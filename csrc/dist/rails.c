@@ -13,8 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "transport/link_impl.h"
-
 /* --- regions --- */
 
 /* Frees what no link uses; false when every place is taken. */
@@ -138,7 +136,7 @@ void inf_rails_take(inf_dist *d, inf_peer *p, inf_rail **rails) {
 
 void inf_rail_fail(inf_dist *d, inf_rail *r, int32_t status) {
     if (r->number == 0 || status == INF_EPROTO) {
-        inf_peer_fail(d, r->peer, status);
+        inf_peer_fail(d, r->peer, status, r->link);
     } else {
         atomic_store(&r->dead, status);
         inf_dist_wake(r->out ? d->mover.wake : d->lander.wake);

@@ -217,7 +217,7 @@ static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {
         atomic_store(&d->answered_ns, inf_now());
     }
     if (status != INF_OK) {
-        inf_peer_fail(d, peer, status);
+        inf_peer_fail(d, peer, status, link);
     }
 }
 

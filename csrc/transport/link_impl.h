@@ -10,8 +10,7 @@
 #include "infinite/link.h"
 
 enum {
-    INF_LINK_FDS = 2,        /* descriptors one link may sleep on */
-    INF_LINK_WAIT_MAX = 512, /* links of one wait */
+    INF_LINK_FDS = 2, /* descriptors one link may sleep on */
     INF_LINK_MIN_SLOTS = 2,
     INF_LINK_MAX_SLOTS = 64,
 };

@@ -72,6 +72,8 @@ int inf_link_poll(inf_link *link, const void **msg, uint64_t *len);
 /* Gives the oldest polled message's slot back to the peer. */
 void inf_link_release(inf_link *link);
 
+enum { INF_LINK_WAIT_MAX = 512 }; /* links of one wait */
+
 /* Sleeps until one of the links has something to poll, room to prepare after it had none, is dead,
  * wake_fd (-1: none) is readable, or timeout_ns has passed. Spins briefly first. INF_OK or
  * INF_AGAIN at the time limit. Progress of posted messages goes on meanwhile. */

@@ -369,6 +369,7 @@ type Load struct {
 	Memory          *Memory                `protobuf:"bytes,9,opt,name=memory,proto3" json:"memory,omitempty"`
 	Preemptions     uint64                 `protobuf:"varint,10,opt,name=preemptions,proto3" json:"preemptions,omitempty"`
 	Starving        uint64                 `protobuf:"varint,11,opt,name=starving,proto3" json:"starving,omitempty"` // arrival of a request that has long waited for room; 0: none
+	Traffic         *Traffic               `protobuf:"bytes,12,opt,name=traffic,proto3" json:"traffic,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -480,6 +481,90 @@ func (x *Load) GetStarving() uint64 {
 	return 0
 }
 
+func (x *Load) GetTraffic() *Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+// Traffic counts what went over an instance's links since it started.
+type Traffic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queries       uint64                 `protobuf:"varint,1,opt,name=queries,proto3" json:"queries,omitempty"`                            // messages to creditors
+	Answers       uint64                 `protobuf:"varint,2,opt,name=answers,proto3" json:"answers,omitempty"`                            // messages to debtors
+	MovedBlocks   uint64                 `protobuf:"varint,3,opt,name=moved_blocks,json=movedBlocks,proto3" json:"moved_blocks,omitempty"` // to creditors
+	MovedBytes    uint64                 `protobuf:"varint,4,opt,name=moved_bytes,json=movedBytes,proto3" json:"moved_bytes,omitempty"`
+	Refused       uint64                 `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"` // messages of peers that were malformed, stale or out of bounds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Traffic) GetQueries() uint64 {
+	if x != nil {
+		return x.Queries
+	}
+	return 0
+}
+
+func (x *Traffic) GetAnswers() uint64 {
+	if x != nil {
+		return x.Answers
+	}
+	return 0
+}
+
+func (x *Traffic) GetMovedBlocks() uint64 {
+	if x != nil {
+		return x.MovedBlocks
+	}
+	return 0
+}
+
+func (x *Traffic) GetMovedBytes() uint64 {
+	if x != nil {
+		return x.MovedBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
 type HeartbeatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -491,7 +576,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +588,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +601,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HeartbeatRequest) GetId() string {
@@ -551,7 +636,7 @@ type InstanceState struct {
 
 func (x *InstanceState) Reset() {
 	*x = InstanceState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +648,7 @@ func (x *InstanceState) String() string {
 func (*InstanceState) ProtoMessage() {}
 
 func (x *InstanceState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +661,7 @@ func (x *InstanceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceState.ProtoReflect.Descriptor instead.
 func (*InstanceState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InstanceState) GetId() string {
@@ -610,7 +695,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +707,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +720,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeartbeatReply) GetInstances() []*InstanceState {
@@ -661,7 +746,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +758,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +771,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StateRequest) GetInstancesOnly() bool {
@@ -708,7 +793,7 @@ type ClusterState struct {
 
 func (x *ClusterState) Reset() {
 	*x = ClusterState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +805,7 @@ func (x *ClusterState) String() string {
 func (*ClusterState) ProtoMessage() {}
 
 func (x *ClusterState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +818,7 @@ func (x *ClusterState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
 func (*ClusterState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ClusterState) GetInstances() []*InstanceState {
@@ -774,7 +859,7 @@ type HomePlacement struct {
 
 func (x *HomePlacement) Reset() {
 	*x = HomePlacement{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +871,7 @@ func (x *HomePlacement) String() string {
 func (*HomePlacement) ProtoMessage() {}
 
 func (x *HomePlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +884,7 @@ func (x *HomePlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HomePlacement.ProtoReflect.Descriptor instead.
 func (*HomePlacement) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HomePlacement) GetHome() string {
@@ -834,7 +919,7 @@ type TryMoveKVRequest struct {
 
 func (x *TryMoveKVRequest) Reset() {
 	*x = TryMoveKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +931,7 @@ func (x *TryMoveKVRequest) String() string {
 func (*TryMoveKVRequest) ProtoMessage() {}
 
 func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +944,7 @@ func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVRequest.ProtoReflect.Descriptor instead.
 func (*TryMoveKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TryMoveKVRequest) GetOwner() string {
@@ -931,7 +1016,7 @@ type TryMoveKVReply struct {
 
 func (x *TryMoveKVReply) Reset() {
 	*x = TryMoveKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1028,7 @@ func (x *TryMoveKVReply) String() string {
 func (*TryMoveKVReply) ProtoMessage() {}
 
 func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1041,7 @@ func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVReply.ProtoReflect.Descriptor instead.
 func (*TryMoveKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TryMoveKVReply) GetAccepted() uint32 {
@@ -1004,7 +1089,7 @@ type SpanHandle struct {
 
 func (x *SpanHandle) Reset() {
 	*x = SpanHandle{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1101,7 @@ func (x *SpanHandle) String() string {
 func (*SpanHandle) ProtoMessage() {}
 
 func (x *SpanHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1114,7 @@ func (x *SpanHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpanHandle.ProtoReflect.Descriptor instead.
 func (*SpanHandle) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SpanHandle) GetHandle() uint32 {
@@ -1060,7 +1145,7 @@ type ReleaseKVRequest struct {
 
 func (x *ReleaseKVRequest) Reset() {
 	*x = ReleaseKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1157,7 @@ func (x *ReleaseKVRequest) String() string {
 func (*ReleaseKVRequest) ProtoMessage() {}
 
 func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1170,7 @@ func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReleaseKVRequest) GetOwner() string {
@@ -1124,7 +1209,7 @@ type ReleaseKVReply struct {
 
 func (x *ReleaseKVReply) Reset() {
 	*x = ReleaseKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1221,7 @@ func (x *ReleaseKVReply) String() string {
 func (*ReleaseKVReply) ProtoMessage() {}
 
 func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1234,7 @@ func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVReply.ProtoReflect.Descriptor instead.
 func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -1186,7 +1271,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\x93\x03\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xcb\x03\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -1199,7 +1284,15 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x06memory\x18\t \x01(\v2\x1b.infinite.cluster.v1.MemoryR\x06memory\x12 \n" +
 	"\vpreemptions\x18\n" +
 	" \x01(\x04R\vpreemptions\x12\x1a\n" +
-	"\bstarving\x18\v \x01(\x04R\bstarving\"\x8d\x01\n" +
+	"\bstarving\x18\v \x01(\x04R\bstarving\x126\n" +
+	"\atraffic\x18\f \x01(\v2\x1c.infinite.cluster.v1.TrafficR\atraffic\"\x9b\x01\n" +
+	"\aTraffic\x12\x18\n" +
+	"\aqueries\x18\x01 \x01(\x04R\aqueries\x12\x18\n" +
+	"\aanswers\x18\x02 \x01(\x04R\aanswers\x12!\n" +
+	"\fmoved_blocks\x18\x03 \x01(\x04R\vmovedBlocks\x12\x1f\n" +
+	"\vmoved_bytes\x18\x04 \x01(\x04R\n" +
+	"movedBytes\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\x04R\arefused\"\x8d\x01\n" +
 	"\x10HeartbeatRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
 	"\x04load\x18\x02 \x01(\v2\x19.infinite.cluster.v1.LoadR\x04load\x12:\n" +
@@ -1273,7 +1366,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*JoinRequest)(nil),      // 0: infinite.cluster.v1.JoinRequest
 	(*JoinReply)(nil),        // 1: infinite.cluster.v1.JoinReply
@@ -1281,44 +1374,46 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*Placement)(nil),        // 3: infinite.cluster.v1.Placement
 	(*Memory)(nil),           // 4: infinite.cluster.v1.Memory
 	(*Load)(nil),             // 5: infinite.cluster.v1.Load
-	(*HeartbeatRequest)(nil), // 6: infinite.cluster.v1.HeartbeatRequest
-	(*InstanceState)(nil),    // 7: infinite.cluster.v1.InstanceState
-	(*HeartbeatReply)(nil),   // 8: infinite.cluster.v1.HeartbeatReply
-	(*StateRequest)(nil),     // 9: infinite.cluster.v1.StateRequest
-	(*ClusterState)(nil),     // 10: infinite.cluster.v1.ClusterState
-	(*HomePlacement)(nil),    // 11: infinite.cluster.v1.HomePlacement
-	(*TryMoveKVRequest)(nil), // 12: infinite.cluster.v1.TryMoveKVRequest
-	(*TryMoveKVReply)(nil),   // 13: infinite.cluster.v1.TryMoveKVReply
-	(*SpanHandle)(nil),       // 14: infinite.cluster.v1.SpanHandle
-	(*ReleaseKVRequest)(nil), // 15: infinite.cluster.v1.ReleaseKVRequest
-	(*ReleaseKVReply)(nil),   // 16: infinite.cluster.v1.ReleaseKVReply
+	(*Traffic)(nil),          // 6: infinite.cluster.v1.Traffic
+	(*HeartbeatRequest)(nil), // 7: infinite.cluster.v1.HeartbeatRequest
+	(*InstanceState)(nil),    // 8: infinite.cluster.v1.InstanceState
+	(*HeartbeatReply)(nil),   // 9: infinite.cluster.v1.HeartbeatReply
+	(*StateRequest)(nil),     // 10: infinite.cluster.v1.StateRequest
+	(*ClusterState)(nil),     // 11: infinite.cluster.v1.ClusterState
+	(*HomePlacement)(nil),    // 12: infinite.cluster.v1.HomePlacement
+	(*TryMoveKVRequest)(nil), // 13: infinite.cluster.v1.TryMoveKVRequest
+	(*TryMoveKVReply)(nil),   // 14: infinite.cluster.v1.TryMoveKVReply
+	(*SpanHandle)(nil),       // 15: infinite.cluster.v1.SpanHandle
+	(*ReleaseKVRequest)(nil), // 16: infinite.cluster.v1.ReleaseKVRequest
+	(*ReleaseKVReply)(nil),   // 17: infinite.cluster.v1.ReleaseKVReply
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	2,  // 0: infinite.cluster.v1.Placement.spans:type_name -> infinite.cluster.v1.Span
 	4,  // 1: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
-	5,  // 2: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
-	3,  // 3: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
-	5,  // 4: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
-	7,  // 5: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
-	7,  // 6: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
-	11, // 7: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
-	3,  // 8: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
-	14, // 9: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
-	0,  // 10: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
-	6,  // 11: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
-	9,  // 12: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
-	12, // 13: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
-	15, // 14: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	1,  // 15: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	8,  // 16: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	10, // 17: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	13, // 18: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	16, // 19: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	6,  // 2: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
+	5,  // 3: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
+	3,  // 4: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
+	5,  // 5: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
+	8,  // 6: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
+	8,  // 7: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
+	12, // 8: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
+	3,  // 9: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
+	15, // 10: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
+	0,  // 11: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
+	7,  // 12: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
+	10, // 13: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
+	13, // 14: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
+	16, // 15: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	1,  // 16: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	9,  // 17: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	11, // 18: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	14, // 19: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	17, // 20: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	16, // [16:21] is the sub-list for method output_type
+	11, // [11:16] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_engine_cluster_clusterpb_cluster_proto_init() }
@@ -1332,7 +1427,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
