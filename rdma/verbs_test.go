@@ -67,7 +67,7 @@ func TestWithoutPort(t *testing.T) {
 	}
 }
 
-// A peer that has a port no more says so, and its refusal is not answered by another transport in silence.
+// A peer whose port is gone says so: who asked for verbs hears it, auto takes another way and tells.
 func TestVerbsRefusal(t *testing.T) {
 	needVerbs(t)
 	l, err := Listen(ListenConfig{Identity: server, Verbs: noPort})
@@ -77,12 +77,16 @@ func TestVerbsRefusal(t *testing.T) {
 	defer l.Close()
 	stale := elsewhere(l)
 	stale.Verbs, stale.NoVerbs = "a port", ""
-	for _, want := range []Transport{Verbs, Auto} {
-		_, _, err = Dial(testContext(t), client, stale, LaneQuery, shape, choice(want))
-		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "no RDMA device named none") {
-			t.Errorf("%s: error is %v", want, err)
-		}
+	const says = "at the peer: cannot use verbs: this host has no RDMA device named none"
+	_, _, err = Dial(testContext(t), client, stale, LaneQuery, shape, choice(Verbs))
+	if !errors.Is(err, ErrUnsupported) || errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), says) {
+		t.Errorf("error is %v", err)
 	}
+	link, info, err := Dial(testContext(t), client, stale, LaneQuery, shape, choice(Auto))
+	if err != nil || info.Transport != TCP || !info.FellBack || !strings.Contains(info.Reason, says) {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	link.Close()
 }
 
 // objects is what the kernel has of all processes: domains, queues, queue pairs, regions.

@@ -115,5 +115,12 @@ func TestVerbsExactness(t *testing.T) {
 		defer guest(t, "guest_loss 0%")
 		sameAnswer(t, got, c.complete(req))
 	})
-	c.eventually("all blocks free", idle)
+	c.eventually("all blocks free, and no message that a peer could not take", func(v server.ClusterView) bool {
+		for _, in := range v.Instances {
+			if in.RefusedMessages != 0 || in.RemoteQueries+in.RemoteAnswers == 0 {
+				return false
+			}
+		}
+		return idle(v)
+	})
 }
