@@ -16,6 +16,9 @@ const dialLimit = 5 * time.Second
 type Choice struct {
 	Transport Transport
 	Verbs     VerbsConfig
+	// Via, if not nil, is how a verbs link is set up: a connection to what the other side gives to
+	// Listener.Serve. Without it that is a TCP connection.
+	Via func(context.Context) (net.Conn, error)
 }
 
 // Dial opens the client end of a lane from local to remote and measures it. With Auto a link that cannot
@@ -29,7 +32,7 @@ func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape
 	if err != nil {
 		return nil, Info{}, err
 	}
-	d := dialer{local: local, remote: remote, lane: lane, shape: shape, verbs: want.Verbs}
+	d := dialer{local: local, remote: remote, lane: lane, shape: shape, verbs: want.Verbs, via: want.Via}
 	info := Info{Transport: transport, Reason: reason}
 	link, err := d.dial(ctx, &info)
 	auto := want.Transport == Auto || want.Transport == ""
@@ -67,17 +70,13 @@ type dialer struct {
 	lane   Lane
 	shape  Shape
 	verbs  VerbsConfig
+	via    func(context.Context) (net.Conn, error)
 }
 
 func (d *dialer) dial(ctx context.Context, info *Info) (*Link, error) {
 	limited, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
-	network, address := "tcp", d.remote.TCPAddr
-	if info.Transport == SHM {
-		network, address = "unix", d.remote.UnixPath
-	}
-	var nd net.Dialer
-	conn, err := nd.DialContext(limited, network, address)
+	conn, err := d.connect(limited, info.Transport)
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +95,17 @@ func (d *dialer) dial(ctx context.Context, info *Info) (*Link, error) {
 		return nil, err
 	}
 	return link, nil
+}
+
+func (d *dialer) connect(ctx context.Context, transport Transport) (net.Conn, error) {
+	var nd net.Dialer
+	switch {
+	case transport == SHM:
+		return nd.DialContext(ctx, "unix", d.remote.UnixPath)
+	case transport == Verbs && d.via != nil:
+		return d.via(ctx)
+	}
+	return nd.DialContext(ctx, "tcp", d.remote.TCPAddr)
 }
 
 // callOver shakes hands and opens the link over conn.

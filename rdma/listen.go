@@ -58,6 +58,8 @@ type Listener struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	once   sync.Once
+	// closing orders Serve with Close: a wait group does not grow while it is waited for.
+	closing sync.Mutex
 }
 
 // Listen starts to accept links.
@@ -107,6 +109,28 @@ func (l *Listener) Process() string { return l.config.Process }
 // fails; a link that is accepted and closed looks to its caller like a peer that died.
 func (l *Listener) Admit(f func(from, process string) error) { l.admit.Store(&f) }
 
+// Serve shakes hands over a connection that came by another way, as verbs links' do, and takes it.
+func (l *Listener) Serve(conn net.Conn) error {
+	select {
+	case <-l.ctx.Done():
+		conn.Close()
+		return ErrClosed
+	case l.slots <- struct{}{}:
+	default:
+		conn.Close()
+		return errors.New("cannot accept a link: too many are being set up")
+	}
+	l.closing.Lock()
+	defer l.closing.Unlock()
+	if l.ctx.Err() != nil { // Close waits for no more
+		conn.Close()
+		<-l.slots
+		return ErrClosed
+	}
+	l.wg.Go(func() { l.serve(conn) })
+	return nil
+}
+
 // Accept returns the next link, ErrClosed after Close.
 func (l *Listener) Accept(ctx context.Context) (Accepted, error) {
 	select {
@@ -127,7 +151,9 @@ func (l *Listener) Accept(ctx context.Context) (Accepted, error) {
 // Close stops listening and closes the links that nobody accepted.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
+		l.closing.Lock()
 		l.cancel()
+		l.closing.Unlock()
 		l.tcp.Close()
 		l.unix.Close()
 		l.wg.Wait()

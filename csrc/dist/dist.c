@@ -319,6 +319,7 @@ static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, i
         inf_link_close(move);
         return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "%s", why);
     }
+    inf_near_add(d, move);
     inf_region *region = inf_rail_region(d, move);
     pthread_mutex_lock(&d->lock);
     int status = take_links(d, peer, client, query, move, region, &why);

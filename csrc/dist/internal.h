@@ -156,6 +156,7 @@ typedef struct inf_worker {
     bool running;
     int wake;       /* eventfd */
     uint64_t round; /* guarded by dist.lock */
+    uint32_t nears; /* as of dist.nears when the thread was pinned last; its own */
 } inf_worker;
 
 enum { INF_BLOCK_EMPTY, INF_BLOCK_CLAIMED, INF_BLOCK_LANDED };
@@ -202,7 +203,9 @@ struct inf_dist {
         inf_verbs_device *device;
         inf_region *region;
     } regions[INF_MAX_REGIONS];
-    char no_puts[240]; /* why the last region could not be had */
+    char no_puts[240];            /* why the last region could not be had */
+    uint64_t near[INF_CPU_WORDS]; /* CPUs beside the devices in use; likewise under region_lock */
+    _Atomic uint32_t nears;       /* how often it has changed */
 
     /* Others wait for queries or partials that share the wire with puts. */
     _Atomic bool stepping;
@@ -280,6 +283,10 @@ void inf_rails_take(inf_dist *d, inf_peer *p, inf_rail **rails);
 /* Closes a rail that nobody uses, and gives up what was under way on it. */
 void inf_rail_close(inf_dist *d, inf_rail *r);
 void inf_regions_close(inf_dist *d);
+/* Notes that links are on this one's device. */
+void inf_near_add(inf_dist *d, const inf_link *link);
+/* Keeps a worker's thread beside the devices that it talks to. */
+void inf_near_follow(inf_dist *d, inf_worker *w);
 
 /* --- send.c, land.c: one look at a rail; a status < 0 ends it --- */
 int inf_send_run(inf_dist *d, inf_rail *r);

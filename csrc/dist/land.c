@@ -330,6 +330,7 @@ void *inf_land_main(void *dist) {
     inf_link *links[INF_LINK_WAIT_MAX];
     while (!atomic_load(&d->stopping)) {
         inf_dist_unwake(d->lander.wake);
+        inf_near_follow(d, &d->lander);
         uint32_t n = inf_rails_round(d, &d->lander, false, rails, links);
         for (uint32_t i = 0; i < n; i++) {
             int status = inf_land_run(d, rails[i]);

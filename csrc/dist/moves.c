@@ -177,6 +177,7 @@ void *inf_mover_main(void *dist) {
     uint64_t probed = 0;
     while (!atomic_load(&d->stopping)) {
         inf_dist_unwake(d->mover.wake);
+        inf_near_follow(d, &d->mover);
         uint32_t n = inf_rails_round(d, &d->mover, true, rails, links);
         for (uint32_t i = 0; i < n; i++) {
             inf_peer *p = &d->peers[rails[i]->peer];

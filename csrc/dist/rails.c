@@ -81,6 +81,37 @@ void inf_regions_close(inf_dist *d) {
     }
 }
 
+/* --- threads beside the devices --- */
+
+void inf_near_add(inf_dist *d, const inf_link *link) {
+    const inf_verbs_device *device = inf_link_verbs_device(link);
+    uint64_t cpus[INF_CPU_WORDS];
+    if (device == NULL || inf_verbs_device_cpus(device, cpus) != INF_OK) {
+        return;
+    }
+    pthread_mutex_lock(&d->region_lock);
+    bool more = false;
+    for (int i = 0; i < INF_CPU_WORDS; i++) {
+        more = more || (cpus[i] & ~d->near[i]) != 0;
+        d->near[i] |= cpus[i];
+    }
+    if (more) {
+        atomic_fetch_add(&d->nears, 1);
+    }
+    pthread_mutex_unlock(&d->region_lock);
+}
+
+void inf_near_follow(inf_dist *d, inf_worker *w) {
+    uint32_t nears = atomic_load(&d->nears);
+    if (nears == w->nears) {
+        return;
+    }
+    w->nears = nears;
+    pthread_mutex_lock(&d->region_lock);
+    inf_verbs_pin(d->near);
+    pthread_mutex_unlock(&d->region_lock);
+}
+
 /* --- coming and going --- */
 
 static inf_rail **place_of(inf_dist *d, uint32_t peer, uint32_t number, bool out) {
@@ -193,6 +224,7 @@ int inf_dist_peer_rail(inf_dist *d, uint32_t peer, uint32_t number, bool server,
         why = "the link's slots are smaller than this device's messages";
     }
     if (why == NULL) {
+        inf_near_add(d, link);
         inf_region *region = inf_rail_region(d, link);
         pthread_mutex_lock(&d->lock);
         why = misfit(d, peer, number, !server);

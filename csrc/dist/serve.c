@@ -227,6 +227,7 @@ void *inf_serve_main(void *dist) {
     uint32_t ids[INF_MAX_PEERS];
     while (!atomic_load(&d->stopping)) {
         inf_dist_unwake(d->server.wake);
+        inf_near_follow(d, &d->server);
         uint32_t n = inf_server_round(d, links, ids);
         for (uint32_t i = 0; i < n; i++) {
             serve_peer(d, links[i], ids[i]);

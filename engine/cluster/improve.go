@@ -106,7 +106,7 @@ func (r *RManager) addRail(p *peer, session uint64, rail int) error {
 	defer done()
 	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.MoveSlotBytes, Peer: int32(p.index), Pair: session, Rail: rail}
 	choice := r.cfg.Transport
-	choice.Transport = rdma.Verbs
+	choice.Transport, choice.Via = rdma.Verbs, r.via(p)
 	link, info, err := rdma.Dial(limited, r.identity(), p.member.Endpoint, rdma.LaneRail, shape, choice)
 	if err != nil {
 		return err

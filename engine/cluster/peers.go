@@ -223,6 +223,7 @@ func (r *RManager) identity() rdma.Identity {
 }
 
 func (r *RManager) dialLanes(ctx context.Context, p *peer, session uint64, want rdma.Choice) (query, move *rdma.Link, info rdma.Info, err error) {
+	want.Via = r.via(p)
 	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.QuerySlotBytes, Peer: int32(p.index), Pair: session}
 	if query, info, err = rdma.Dial(ctx, r.identity(), p.member.Endpoint, rdma.LaneQuery, shape, want); err != nil {
 		return nil, nil, info, fmt.Errorf("cannot open the query lane: %w", err)

@@ -135,6 +135,7 @@ type RManager struct {
 	ctx        context.Context // until Close
 	cancel     context.CancelFunc
 	wg         sync.WaitGroup // all goroutines but moveLoop
+	carriers   sync.WaitGroup // of the set-up of verbs links; they end with these
 	movesEnded chan struct{}  // closed when nobody waits for a move any more
 	moveLoop   sync.WaitGroup
 }
@@ -188,6 +189,7 @@ func (r *RManager) Close() {
 	down() // this ends the moves under way
 	r.wg.Wait()
 	down() // what a dial under way has connected
+	r.carriers.Wait()
 	close(r.movesEnded)
 	r.moveLoop.Wait()
 	r.mu.Lock()
