@@ -12,8 +12,10 @@ import (
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
-// heldTokens is more than two of the three instances hold: at it the third one has blocks too.
-const heldTokens = 300
+const (
+	heldTokens  = 300 // more than two of the three instances hold: then the third one has blocks too
+	aloneTokens = 20  // of an answer that one instance holds, with the prompt
+)
 
 // asked is an answer and the time at which it came.
 type asked struct {
@@ -65,9 +67,8 @@ func TestVerbsOutages(t *testing.T) {
 	h.release()
 	c := startVerbs(t, r.flags(t, exactBlocks/3)...)
 	right, usual := c.timed(r)
-	if _, again := c.timed(r); again < usual {
-		usual = again
-	}
+	_, again := c.timed(r)
+	usual = min(usual, again)
 	for _, o := range []outage{
 		{"the port goes down and comes back", c.network("guest_down DEV"), func(creditor string) {
 			c.backsOff(creditor, 4*time.Second)
@@ -90,15 +91,22 @@ func TestVerbsOutages(t *testing.T) {
 	}
 }
 
-// timed asks for the answer that needs every block, and checks it.
-func (c *verbsCluster) timed(r *reference) (answer, time.Duration) {
+// timed asks for the answer that needs every block, and checks it. share is its time as a multiple of that of an
+// answer which one instance gives alone, just after: other programs on this machine slow both down.
+func (c *verbsCluster) timed(r *reference) (a answer, share float64) {
 	c.t.Helper()
 	begun := time.Now()
-	a := c.complete(r.request(exactTokens - len(r.Prompt)))
+	a = c.complete(r.request(exactTokens - len(r.Prompt)))
 	took := time.Since(begun)
 	r.checkReference(c.t, a)
+	begun = time.Now()
+	if alone := c.complete(r.request(aloneTokens)); alone.status != http.StatusOK {
+		c.t.Fatalf("status %d: %s", alone.status, alone.message)
+	}
+	share = float64(took) / float64(time.Since(begun))
+	c.t.Logf("answered in %s, %.1f times what one instance takes alone for a shorter one", took.Round(time.Millisecond), share)
 	c.eventually("all blocks free", idle)
-	return a, took
+	return a, share
 }
 
 // network does something to the creditor's device, by the guest's functions.
@@ -120,8 +128,8 @@ func (c *verbsCluster) kill(creditor string) {
 func (c *verbsCluster) withoutOne(r *reference) {
 	c.t.Helper()
 	c.eventually("two instances", func(v server.ClusterView) bool { return len(v.Instances) == 2 })
-	short := c.complete(r.request(20))
-	for i, want := range r.Greedy[:20] {
+	short := c.complete(r.request(aloneTokens))
+	for i, want := range r.Greedy[:aloneTokens] {
 		if lp := r.Top[i].Logprobs[0]; short.status != http.StatusOK || math.Abs(short.lps[i]-lp) > 1e-4*max(1, math.Abs(lp)) {
 			c.t.Fatalf("without one: status %d, token %d at %g, want %d at %g", short.status, i, short.lps[i], want, lp)
 		}
@@ -179,23 +187,21 @@ func (c *verbsCluster) backsOff(creditor string, lasts time.Duration) {
 	}
 }
 
-// asBefore waits until all are connected, and finds the right answer about as soon as usual. The best of some
-// tries: this machine may be busy.
-func (c *verbsCluster) asBefore(r *reference, right answer, usual time.Duration) {
+// asBefore waits until all are connected, and finds the right answer about as soon as usual: the best of some tries,
+// since this machine may be busy.
+func (c *verbsCluster) asBefore(r *reference, right answer, usual float64) {
 	t := c.t
 	t.Helper()
 	repaired := time.Now()
 	c.eventually("each connected to each", func(v server.ClusterView) bool { return len(v.Instances) == 3 && c.connected() && idle(v) })
 	t.Logf("connected after %s", time.Since(repaired).Round(time.Millisecond))
-	for try := 1; ; try++ {
-		again, took := c.timed(r)
+	best := math.Inf(1)
+	for range 5 {
+		again, share := c.timed(r)
 		sameAnswer(t, right, again)
-		t.Logf("answered in %s, %s before", took.Round(time.Millisecond), usual.Round(time.Millisecond))
-		if took < 2*usual {
+		if best = min(best, share); best < 3*usual {
 			return
 		}
-		if try == 3 {
-			t.Fatalf("a request takes %s, %s before", took, usual)
-		}
 	}
+	t.Errorf("a request takes %.1f times what it should, before it was %.1f", best, usual)
 }
