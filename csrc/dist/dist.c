@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...) {
@@ -255,6 +256,13 @@ void inf_dist_close(inf_dist *d) {
     free(d);
 }
 
+/* A number that no other home's lanes have, but by chance: what a trace of several goes by. */
+static uint64_t draw_lane(uint32_t peer) {
+    uint64_t lane;
+    return getrandom(&lane, sizeof lane, GRND_NONBLOCK) == (ssize_t)sizeof lane ? lane
+                                                                                : inf_now() ^ peer;
+}
+
 /* Gives the peer a pair of links, or closes them. */
 static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
                      inf_err *err) {
@@ -277,6 +285,7 @@ static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, i
         } else if (client) {
             p->query = query;
             p->move = move;
+            p->lane = draw_lane(peer);
         } else {
             p->squery = query;
             p->smove = move;

@@ -44,6 +44,7 @@ typedef struct inf_peer {
     inf_link *query, *move;   /* client ends */
     inf_link *squery, *smove; /* server ends */
     inf_moves posted;         /* not begun yet, in order */
+    uint64_t lane;            /* in all messages to it; drawn when the client ends come */
     bool in_step;             /* the step thread may use query */
 
     /* The mover thread's while it has the move link on its list, else guarded by dist.lock. */
@@ -66,6 +67,7 @@ typedef struct inf_group {
 /* One creditor of the step under way. */
 typedef struct inf_target {
     uint32_t peer;
+    uint64_t lane;
     inf_link *link; /* NULL once the step let go of it */
     uint32_t group_off, n_groups;
     bool pending;         /* a partial is expected */
@@ -114,6 +116,7 @@ struct inf_dist {
     int step_wake; /* eventfd: a detach wants the step thread */
 
     /* The step under way; the step thread's alone. */
+    uint64_t step_id;
     inf_target *targets; /* [INF_MAX_PEERS] */
     uint32_t n_targets;
     inf_group *groups;    /* [max_groups] */

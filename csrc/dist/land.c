@@ -1,6 +1,7 @@
 /* The creditor's side of a move: a thread that copies arriving blocks into hosted spans and says
  * so. */
 #include "dist/internal.h"
+#include "dist/marks.h"
 
 #include <string.h>
 
@@ -43,7 +44,8 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     }
     memcpy(&h, msg, sizeof h);
     memcpy(&m, msg + sizeof h, sizeof m);
-    const inf_wire_head want = {.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = len};
+    const inf_wire_head want = {
+        .magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = len, .lane = h.lane};
     if (memcmp(&h, &want, sizeof h) != 0 || m.status != INF_OK || m.landed != 0 || m.n == 0 ||
         m.n > (uint32_t)d->num_blocks || m.first > (uint32_t)d->num_blocks ||
         len != head_bytes + (uint64_t)m.n * d->kv.block_bytes) {
@@ -54,10 +56,12 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     if (status != INF_OK) {
         return status == INF_AGAIN ? INF_EPROTO : status;
     }
+    (void)inf_mark_move_arrived(owner, h.lane, m.ticket, m.first, m.n, len);
     m.status = land(d, owner, &m, msg + head_bytes, &m.landed);
     if (m.status == INF_EIO) {
         return INF_EIO; /* this device's own fault: the link ends, and with it all that was sent */
     }
+    (void)inf_mark_move_computed(owner, h.lane, m.ticket, m.first, m.n, len);
     if (m.status != INF_OK) {
         atomic_fetch_add(&d->refused, 1);
     }
@@ -66,7 +70,11 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     memset(out, 0, head_bytes);
     memcpy(out, &h, sizeof h);
     memcpy((uint8_t *)out + sizeof h, &m, sizeof m);
-    return inf_link_post(link, head_bytes);
+    status = inf_link_post(link, head_bytes);
+    if (status == INF_OK) {
+        (void)inf_mark_move_returned(owner, h.lane, m.ticket, m.first, m.n, head_bytes);
+    }
+    return status;
 }
 
 static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {

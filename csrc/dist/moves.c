@@ -8,6 +8,7 @@
  * A refused message ends its move alone: what was sent of it is refused too, because blocks land in
  * order; nothing more of it is sent, and it completes when the last refusal is in. */
 #include "dist/internal.h"
+#include "dist/marks.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -131,10 +132,11 @@ static int32_t part(const inf_dist *d, const inf_link *link, const inf_move *m, 
 }
 
 /* Writes and posts the move's next message. */
-static int send_part(inf_dist *d, inf_link *link, inf_move *m, uint8_t *buf) {
+static int send_part(inf_dist *d, const inf_peer *p, inf_link *link, inf_move *m, uint8_t *buf) {
     int32_t n = part(d, link, m, m->sent);
     uint64_t head_bytes = inf_wire_move_head(), bytes = head_bytes + n * d->kv.block_bytes;
-    inf_wire_head h = {.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = bytes};
+    inf_wire_head h = {
+        .magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = bytes, .lane = p->lane};
     inf_wire_move w = {.handle = m->handle,
                        .generation = m->generation,
                        .first = m->first + (uint32_t)m->sent,
@@ -150,8 +152,13 @@ static int send_part(inf_dist *d, inf_link *link, inf_move *m, uint8_t *buf) {
                          d->kv.block_bytes);
     }
     int status = d->ops->sync(d->moving, NULL);
-    status = status != INF_OK ? status : inf_link_post(link, bytes);
+    uint32_t peer = (uint32_t)(p - d->peers);
     if (status == INF_OK) {
+        (void)inf_mark_move_posted(peer, h.lane, w.ticket, w.first, w.n, bytes);
+        status = inf_link_post(link, bytes);
+    }
+    if (status == INF_OK) {
+        (void)inf_mark_move_wire(peer, h.lane, w.ticket, w.first, w.n, bytes);
         m->sent += n;
         atomic_fetch_add(&d->moved_blocks, (uint64_t)n);
         atomic_fetch_add(&d->moved_bytes, bytes);
@@ -170,7 +177,7 @@ static int send_some(inf_dist *d, inf_peer *p, inf_link *link) {
         void *buf = NULL;
         int status = inf_link_prepare(link, &buf);
         if (status == INF_OK) {
-            status = m == NULL ? INF_AGAIN : send_part(d, link, m, buf);
+            status = m == NULL ? INF_AGAIN : send_part(d, p, link, m, buf);
         }
         if (status != INF_OK) {
             return status == INF_AGAIN ? INF_OK : status;
@@ -190,7 +197,8 @@ static bool ack_ok(const inf_dist *d, const inf_peer *p, const inf_link *link, c
     }
     memcpy(&h, msg, sizeof h);
     memcpy(w, msg + sizeof h, sizeof *w);
-    const inf_wire_head want = {.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_ACK, .bytes = len};
+    const inf_wire_head want = {
+        .magic = INF_WIRE_MAGIC, .kind = INF_WIRE_ACK, .bytes = len, .lane = p->lane};
     uint32_t n = (uint32_t)part(d, link, m, m->acked);
     return memcmp(&h, &want, sizeof h) == 0 && w->ticket == m->ticket && w->handle == m->handle &&
            w->generation == m->generation && w->first == m->first + (uint32_t)m->acked &&
@@ -212,6 +220,8 @@ static int take_acks(inf_dist *d, inf_peer *p, inf_link *link) {
         if (!ok) {
             return INF_EPROTO;
         }
+        uint32_t peer = (uint32_t)(p - d->peers);
+        (void)inf_mark_move_back(peer, p->lane, w.ticket, w.first, w.n, len);
         inf_move *m = p->active.head;
         m->acked += (int32_t)w.n;
         m->status = m->status != INF_OK ? m->status : w.status;
