@@ -105,7 +105,8 @@ static void mark_step(inf_dist *d, const inf_step_buffers *s) {
     for (uint32_t i = 0; i < h->n_seqs; i++) {
         const inf_step_seq *q = &s->seqs[i];
         if (q->n_spans > 0) {
-            (void)inf_mark_step_seq(h->step_id, q->slot, q->pos0, q->n_tokens, q->local_pos0);
+            (void)inf_mark_step_seq(h->step_id, q->tag, q->slot, q->pos0, q->n_tokens,
+                                    q->local_pos0);
         }
     }
 }

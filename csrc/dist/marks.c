@@ -12,8 +12,9 @@
 #define MARK __attribute__((noinline, used, visibility("default")))
 #endif
 
-/* Wants its arguments. */
-#define TAKE(...) __asm__ volatile("" : : __VA_ARGS__)
+/* Wants its arguments, and begins the function with an instruction that the kernel need not
+ * single-step for a uprobe. */
+#define TAKE(...) __asm__ volatile("nop" : : __VA_ARGS__)
 
 #define QUERY(stage, number)                                                                       \
     MARK INF_MARK_QUERY(stage) {                                                                   \
@@ -46,9 +47,9 @@ MARK int inf_mark_step_begun(uint64_t step_id, uint64_t n_seqs, uint64_t n_token
     return 14;
 }
 
-MARK int inf_mark_step_seq(uint64_t step_id, uint64_t slot, uint64_t pos0, uint64_t n_tokens,
-                           uint64_t local_pos0) {
-    TAKE("r"(step_id), "r"(slot), "r"(pos0), "r"(n_tokens), "r"(local_pos0));
+MARK int inf_mark_step_seq(uint64_t step_id, uint64_t tag, uint64_t slot, uint64_t pos0,
+                           uint64_t n_tokens, uint64_t local_pos0) {
+    TAKE("r"(step_id), "r"(tag), "r"(slot), "r"(pos0), "r"(n_tokens), "r"(local_pos0));
     return 15;
 }
 

@@ -42,11 +42,12 @@ INF_MARK_MOVE(computed);
 INF_MARK_MOVE(returned);
 INF_MARK_MOVE(back);
 
-/* A step with remote spans: its beginning, each of its requests that has such spans, its end. The
- * positions are the first of this step's rows and the first that lies in local blocks. */
+/* A step with remote spans: its beginning, each of its requests that has such spans, by the tag of
+ * its inf_step_seq, and its end. The positions are the first of this step's rows and the first that
+ * lies in local blocks. */
 int inf_mark_step_begun(uint64_t step_id, uint64_t n_seqs, uint64_t n_tokens, uint64_t n_peers);
-int inf_mark_step_seq(uint64_t step_id, uint64_t slot, uint64_t pos0, uint64_t n_tokens,
-                      uint64_t local_pos0);
+int inf_mark_step_seq(uint64_t step_id, uint64_t tag, uint64_t slot, uint64_t pos0,
+                      uint64_t n_tokens, uint64_t local_pos0);
 int inf_mark_step_ended(uint64_t step_id);
 
 #endif

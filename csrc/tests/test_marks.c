@@ -36,7 +36,7 @@ static void check_each(void) {
         CHECK(message[i](1, 2, 3, 4, 5, 6) == i + 1);
     }
     CHECK(inf_mark_step_begun(1, 2, 3, 4) == MESSAGE + 1);
-    CHECK(inf_mark_step_seq(1, 2, 3, 4, 5) == MESSAGE + 2);
+    CHECK(inf_mark_step_seq(1, 2, 3, 4, 5, 6) == MESSAGE + 2);
     CHECK(inf_mark_step_ended(1) == MESSAGE + 3);
 }
 
@@ -60,7 +60,7 @@ static double call_ns(void) {
 static void play(uint64_t step) {
     const uint64_t lane = 0xfedcba9876543210u, bytes = 4096;
     (void)inf_mark_step_begun(step, 1, 2, 1);
-    (void)inf_mark_step_seq(step, 7, 100 + step, 2, 96);
+    (void)inf_mark_step_seq(step, 0xabcd1234, 7, 100 + step, 2, 96);
     for (uint64_t layer = 0; layer < 2; layer++) {
         for (int i = 0; i < 7; i++) {
             (void)message[i](i >= 2 && i <= 4 ? 5 : 3, lane, step, layer, 2, bytes);
