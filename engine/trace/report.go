@@ -51,9 +51,9 @@ type Source struct {
 
 // Options choose what a report shows.
 type Options struct {
-	Peer    int    // an index; -1: all
-	Request uint64 // tag; 0: all
-	Step    uint64 // 0: the slowest
+	Peer     int             // an index; -1: all
+	Requests map[uint64]bool // tags; nil: all
+	Step     uint64          // 0: the slowest
 }
 
 // Report is what is told of a trace.

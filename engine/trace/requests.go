@@ -57,7 +57,7 @@ func requests(steps []*Step, src Source, opt Options) []Request {
 			continue
 		}
 		for _, sh := range s.Shares {
-			if opt.Request != 0 && sh.Tag != opt.Request {
+			if opt.Requests != nil && !opt.Requests[sh.Tag] {
 				continue
 			}
 			k := key{s.process, sh.Tag, sh.Slot}
@@ -120,7 +120,7 @@ type TimedMessage struct {
 func pick(steps []*Step, opt Options) *Step {
 	var best *Step
 	for _, s := range steps {
-		if !s.whole() || len(s.Messages) == 0 || opt.Step != 0 && s.ID != opt.Step || !s.has(opt.Request) || !s.asks(opt.Peer) {
+		if !s.whole() || len(s.Messages) == 0 || opt.Step != 0 && s.ID != opt.Step || !s.has(opt.Requests) || !s.asks(opt.Peer) {
 			continue
 		}
 		if best == nil || s.ended-s.begun > best.ended-best.begun {
@@ -130,8 +130,8 @@ func pick(steps []*Step, opt Options) *Step {
 	return best
 }
 
-func (s *Step) has(tag uint64) bool {
-	return tag == 0 || slices.ContainsFunc(s.Shares, func(sh Share) bool { return sh.Tag == tag })
+func (s *Step) has(tags map[uint64]bool) bool {
+	return tags == nil || slices.ContainsFunc(s.Shares, func(sh Share) bool { return tags[sh.Tag] })
 }
 
 func (s *Step) asks(peer int) bool {
