@@ -86,7 +86,8 @@ func beginKey(index int) asm.Instructions {
 		asm.JNE.Imm(asm.R0, 0, "thread"),
 		asm.FnGetSmpProcessorId.Call(),
 		asm.StoreMem(asm.RFP, -16, asm.R0, asm.DWord).WithSymbol("thread"),
-		asm.StoreImm(asm.RFP, -8, int64(index), asm.DWord),
+		asm.Mov.Imm(asm.R1, int32(index)),
+		asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord),
 	}
 }
 

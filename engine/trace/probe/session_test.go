@@ -155,6 +155,24 @@ func TestSession(t *testing.T) {
 	t.Log(text.String())
 }
 
+// The programs of kernel functions pass the verifier, also of a kernel without kprobes.
+func TestFunctionPrograms(t *testing.T) {
+	s := open(t, startPlayer(t).cmd.Process.Pid)
+	if s.counters == nil {
+		if err := s.makeCounters(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range functions {
+		if _, err := s.load("infinite_enter", enterProgram(i, s.counters.FD(), s.begun.FD())); err != nil {
+			t.Errorf("%s, at its beginning: %v", functions[i].name, err)
+		}
+		if _, err := s.load("infinite_leave", leaveProgram(i, s.counters.FD(), s.begun.FD())); err != nil {
+			t.Errorf("%s, at its end: %v", functions[i].name, err)
+		}
+	}
+}
+
 // What marks cost with and without probes; and that they cost nothing again after Close.
 func TestCost(t *testing.T) {
 	const steps, marks = 2000, 1 + 1 + 2*7 + 1 + 6
