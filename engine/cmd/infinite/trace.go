@@ -119,10 +119,10 @@ func (o *tracing) run(cmd *cobra.Command) error {
 	if err == nil {
 		src.Functions, err = s.Functions()
 	}
-	if err = errors.Join(err, s.Close()); err != nil {
-		return err
+	if err == nil {
+		err = o.print(cmd, t, src)
 	}
-	return o.print(cmd, t, src)
+	return errors.Join(err, s.Close()) // after the report: it takes a while
 }
 
 // ids are what the engine may call the request: an answer of the API has several choices and prompts.

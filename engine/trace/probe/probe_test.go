@@ -46,6 +46,7 @@ func TestFind(t *testing.T) {
 	fakeProcess(t, proc, "30", own, "renamed serve --instance-id=a", "")
 	fakeProcess(t, proc, "4", own, "renamed serve --instance-id b --port 1", "INFINITE_INSTANCE_ID=c")
 	fakeProcess(t, proc, "5", "/gone/infinite-cuda (deleted)", "infinite serve", "HOME=/ INFINITE_INSTANCE_ID=i3")
+	fakeProcess(t, proc, "2", own, "x --instance-id=\x1b[2J", "")
 	fakeProcess(t, proc, "6", filepath.Join(bin, "other"), "other", "")
 	fakeProcess(t, proc, "7", own, "renamed trace", "")
 	write(t, proc, "8/cmdline", "") // a kernel thread, or none of ours
@@ -57,7 +58,7 @@ func TestFind(t *testing.T) {
 	for _, p := range list {
 		got = append(got, fmt.Sprintf("%d %s", p.PID, p.Name()))
 	}
-	if text := strings.Join(got, ", "); text != "4 b, 5 i3, 30 a" {
+	if text := strings.Join(got, ", "); text != "2 pid 2, 4 b, 5 i3, 30 a" {
 		t.Error(text)
 	}
 	if _, err := Find(filepath.Join(proc, "none"), own, 1); err == nil {

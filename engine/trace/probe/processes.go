@@ -68,16 +68,24 @@ func instance(proc string, pid int) string {
 	args := read("cmdline")
 	for i, a := range args {
 		if id, ok := bytes.CutPrefix(a, []byte("--instance-id=")); ok {
-			return string(id)
+			return printable(id)
 		}
 		if string(a) == "--instance-id" && i+1 < len(args) {
-			return string(args[i+1])
+			return printable(args[i+1])
 		}
 	}
 	for _, v := range read("environ") {
 		if id, ok := bytes.CutPrefix(v, []byte("INFINITE_INSTANCE_ID=")); ok {
-			return string(id)
+			return printable(id)
 		}
 	}
 	return ""
+}
+
+// printable is the text, "" if a terminal might take a part of it for more than that.
+func printable(text []byte) string {
+	if bytes.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return ""
+	}
+	return string(text)
 }

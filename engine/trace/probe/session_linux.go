@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -213,40 +214,46 @@ func (s *Session) Processes() []trace.Process { return s.processes }
 // Refused lists the probes that could not be attached.
 func (s *Session) Refused() []trace.Refusal { return s.refused }
 
-// Read gives f every event until ctx ends. Then it takes the probes away and gives what is left in the ring.
+// Read gives f every event until ctx ends, and what is in the ring then.
 func (s *Session) Read(ctx context.Context, f func(trace.Event)) error {
 	var rec ringbuf.Record
-	detached := false
-	for {
-		if ctx.Err() != nil && !detached {
-			if err := s.detach(); err != nil {
-				return err
-			}
-			detached = true
-		}
+	for ctx.Err() == nil {
 		s.reader.SetDeadline(time.Now().Add(look))
-		for {
-			err := s.reader.ReadInto(&rec)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
+		for ctx.Err() == nil {
+			if ok, err := s.next(&rec, f); err != nil {
+				return err
+			} else if !ok {
 				break
 			}
-			if err != nil {
-				return fmt.Errorf("cannot read events: %w", err)
-			}
-			e, err := trace.Decode(rec.RawSample, len(s.processes))
-			if err != nil {
-				s.unknown++
-				continue
-			}
-			s.processes[e.Process].Events++
-			if f(e); ctx.Err() != nil && !detached {
-				break
-			}
-		}
-		if detached {
-			return nil
 		}
 	}
+	// The probes are still there, so that there may be no end of it.
+	s.reader.SetDeadline(time.Now())
+	for left := s.reader.AvailableBytes(); left > 0; left -= trace.EventSize {
+		if ok, err := s.next(&rec, f); err != nil || !ok {
+			return err
+		}
+	}
+	return nil
+}
+
+// next gives f the next event; false when none has come before the reader's deadline.
+func (s *Session) next(rec *ringbuf.Record, f func(trace.Event)) (bool, error) {
+	err := s.reader.ReadInto(rec)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot read events: %w", err)
+	}
+	e, err := trace.Decode(rec.RawSample, len(s.processes))
+	if err != nil {
+		s.unknown++
+		return true, nil
+	}
+	s.processes[e.Process].Events++
+	f(e)
+	return true, nil
 }
 
 // Lost counts events that found no room in the ring.
@@ -281,19 +288,23 @@ func (s *Session) Functions() ([]trace.Function, error) {
 	return out, nil
 }
 
-// detach takes the probes away.
+// detach takes the probes away, all at a time: for each the kernel waits until no CPU can be in it.
 func (s *Session) detach() error {
-	var errs []error
-	for _, l := range s.links {
-		if err := l.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("cannot detach a probe: %w", err))
-		}
+	errs := make([]error, len(s.links))
+	var all sync.WaitGroup
+	for i, l := range s.links {
+		all.Go(func() {
+			if err := l.Close(); err != nil {
+				errs[i] = fmt.Errorf("cannot detach a probe: %w", err)
+			}
+		})
 	}
+	all.Wait()
 	s.links = nil
 	return errors.Join(errs...)
 }
 
-// Close takes away all that is left.
+// Close takes all away. The kernel waits up to a tenth of a second for each probe.
 func (s *Session) Close() error {
 	errs := []error{s.detach()}
 	for _, p := range s.programs {
