@@ -110,7 +110,7 @@ func TestReasons(t *testing.T) {
 		{able, syscall.ENOSYS, maps, "no such system call", "CONFIG_BPF_SYSCALL"},
 		{with(func(k *facts) { k.release = "5.4.0" }), syscall.EINVAL, maps, "(5.4.0) has no BPF ring buffers", "5.8"},
 		{able, fmt.Errorf("x: %w", ebpf.ErrNotSupported), maps, "ring buffers", "5.8"},
-		{able, errNoMark, uprobe, "stripped", "-ldflags=-s"},
+		{able, errNoMark, uprobe, "older build", "--pid"},
 		{able, syscall.ESRCH, uprobe, "gone", ""},
 		{able, fmt.Errorf("open: %w", os.ErrNotExist), uprobe, "gone", ""},
 		{with(func(k *facts) { k.uprobes = false }), errors.New("tracefs"), uprobe, "no uprobes", "CONFIG_UPROBE_EVENTS"},

@@ -115,7 +115,7 @@ func (k facts) explain(err error, tried attempt) (reason, remedy string) {
 		return fmt.Sprintf("there is no such system call here: %v", err),
 			"use a kernel with CONFIG_BPF_SYSCALL and CONFIG_PERF_EVENTS; in a container, a seccomp profile that lets bpf and perf_event_open through"
 	case errors.Is(err, errNoMark):
-		return "the program has none: it is an older build, or its symbols were stripped", "build it anew, without -ldflags=-s"
+		return "the program has none: it is another one, or an older build", "give the --pid of an instance"
 	case errors.Is(err, syscall.ESRCH) || errors.Is(err, os.ErrNotExist) && tried == uprobe && k.uprobes:
 		return "the process is gone", ""
 	case tried == maps && (errors.Is(err, syscall.EINVAL) || errors.Is(err, ebpf.ErrNotSupported)):

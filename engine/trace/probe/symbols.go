@@ -56,7 +56,13 @@ func marksOf(path string) (map[trace.Mark]uint64, error) {
 		return nil, fmt.Errorf("cannot read the program: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	symbols, err := f.Symbols()
+	// What is exported stays in a stripped program.
+	symbols, err := f.DynamicSymbols()
+	if err == nil || errors.Is(err, elf.ErrNoSymbols) {
+		var all []elf.Symbol
+		all, err = f.Symbols()
+		symbols = append(symbols, all...)
+	}
 	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
 		return nil, fmt.Errorf("cannot read the program's symbols: %w", err)
 	}
