@@ -142,7 +142,7 @@ func (p *printer) functions(list []Function) {
 	if len(list) == 0 {
 		return
 	}
-	p.f("\nin the kernel, by all processes (quantiles are upper bounds of powers of two)\n")
+	p.f("\nin the kernel, by all processes (quantiles are upper bounds of powers of two; of calls within each other on one thread the inner one is timed)\n")
 	rows := []string{"function\tcalls\ttimed\tp50\tp99\tmax\tby powers of two"}
 	for _, f := range list {
 		if f.Calls == 0 {
