@@ -81,7 +81,7 @@ const (
 // beginKey stores at fp-16 who runs the function, and at fp-8 which one: the thread, or where that is a CPU's idle
 // one (all of them are 0) the CPU. What runs in an interrupt counts for the thread that it
 // interrupts. So an interrupt that calls the function which it interrupted takes over its key, and the outer call is
-// counted but not timed: Soft-RoCE often sends within its own sending, since veth delivers at once.
+// counted but not timed.
 func beginKey(index int) asm.Instructions {
 	return asm.Instructions{
 		asm.FnGetCurrentPidTgid.Call(),
