@@ -16,6 +16,9 @@ const dialLimit = 5 * time.Second
 type Choice struct {
 	Transport Transport
 	Verbs     VerbsConfig
+	// Via, if not nil, is how a verbs link is set up: a connection to what the other side gives to
+	// Listener.Serve. Without it that is a TCP connection.
+	Via func(context.Context) (net.Conn, error)
 }
 
 // Dial opens the client end of a lane from local to remote and measures it. With Auto a link that cannot
@@ -25,15 +28,11 @@ func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape
 	if shmBytes(shape.Slots, shape.SlotBytes) == 0 {
 		return nil, Info{}, fmt.Errorf("cannot open a link of %d slots of %d bytes", shape.Slots, shape.SlotBytes)
 	}
-	self := Endpoint{Instance: local.Instance, Host: HostID()}
-	if want.Transport != SHM && want.Transport != TCP {
-		self.Verbs, self.NoVerbs = describeVerbs(want.Verbs)
-	}
-	transport, reason, err := Select(self, remote, want.Transport)
+	transport, reason, err := best(local.Instance, remote, want)
 	if err != nil {
 		return nil, Info{}, err
 	}
-	d := dialer{local: local, remote: remote, lane: lane, shape: shape, verbs: want.Verbs}
+	d := dialer{local: local, remote: remote, lane: lane, shape: shape, verbs: want.Verbs, via: want.Via}
 	info := Info{Transport: transport, Reason: reason}
 	link, err := d.dial(ctx, &info)
 	auto := want.Transport == Auto || want.Transport == ""
@@ -47,6 +46,23 @@ func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape
 	return link, info, nil
 }
 
+// Best is the transport that Dial tries first, "" where there is none.
+func Best(remote Endpoint, want Choice) Transport {
+	transport, _, err := best("", remote, want)
+	if err != nil {
+		return ""
+	}
+	return transport
+}
+
+func best(instance string, remote Endpoint, want Choice) (Transport, string, error) {
+	self := Endpoint{Instance: instance, Host: HostID()}
+	if want.Transport != SHM && want.Transport != TCP {
+		self.Verbs, self.NoVerbs = describeVerbs(want.Verbs)
+	}
+	return Select(self, remote, want.Transport)
+}
+
 // dialer is one lane to be opened.
 type dialer struct {
 	local  Identity
@@ -54,17 +70,13 @@ type dialer struct {
 	lane   Lane
 	shape  Shape
 	verbs  VerbsConfig
+	via    func(context.Context) (net.Conn, error)
 }
 
 func (d *dialer) dial(ctx context.Context, info *Info) (*Link, error) {
 	limited, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
-	network, address := "tcp", d.remote.TCPAddr
-	if info.Transport == SHM {
-		network, address = "unix", d.remote.UnixPath
-	}
-	var nd net.Dialer
-	conn, err := nd.DialContext(limited, network, address)
+	conn, err := d.connect(limited, info.Transport)
 	if err != nil {
 		return nil, err
 	}
@@ -83,6 +95,17 @@ func (d *dialer) dial(ctx context.Context, info *Info) (*Link, error) {
 		return nil, err
 	}
 	return link, nil
+}
+
+func (d *dialer) connect(ctx context.Context, transport Transport) (net.Conn, error) {
+	var nd net.Dialer
+	switch {
+	case transport == SHM:
+		return nd.DialContext(ctx, "unix", d.remote.UnixPath)
+	case transport == Verbs && d.via != nil:
+		return d.via(ctx)
+	}
+	return nd.DialContext(ctx, "tcp", d.remote.TCPAddr)
 }
 
 // callOver shakes hands and opens the link over conn.
@@ -122,13 +145,18 @@ func (d *dialer) callSHM(conn net.Conn, h hello) (*Link, error) {
 // callVerbs exchanges queue pairs. Both ends can receive before either sends, and both can send before
 // either opens its link; the connection then only shows that the other lives.
 func (d *dialer) callVerbs(conn net.Conn, h hello, info *Info) (*Link, error) {
-	end, port, err := newVerbsEnd(d.verbs, localIP(conn), d.local.ClusterID, d.local.Instance, d.remote.Instance, d.shape)
+	w := wanted{domain: d.local.ClusterID, local: d.local.Instance, remote: d.remote.Instance, shape: d.shape, rail: -1}
+	if d.lane == LaneRail {
+		w.rail, w.strict = d.shape.Rail, true
+	}
+	end, port, err := newVerbsEnd(d.verbs, localIP(conn), w)
 	if err != nil {
 		return nil, err
 	}
 	defer end.close()
 	info.Reason += "; " + port.describe()
-	h.Verbs = end.info()
+	info.Rail = port.Rail
+	h.Verbs, h.Rail = end.info(), port.Rail
 	r, err := greet(conn, d.local.Secret, h)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@
 //	hello.go      the handshake: who is calling, and which link is wanted
 //	listen.go     the accepting side
 //	dial.go       the calling side
+//	pipe.go       a connection whose bytes somebody else carries
 //	shm.go        the shared memory and the eventfds of a link within one host
 //	link.go       the handle to the C link
 //	probe.go      latency and bandwidth of a fresh link
@@ -11,7 +12,8 @@
 //
 // # Handshake
 //
-// Both kinds of connection, TCP and the abstract unix socket, speak the same. Numbers are big-endian.
+// All kinds of connection speak the same: TCP, the abstract unix socket, and for verbs links what the cluster
+// carries them by. Numbers are big-endian.
 //
 //	acceptor  magic [8], nonce [32]
 //	dialer    length u32, hello (JSON, at most 4 KiB), HMAC-SHA256 [32]

@@ -36,6 +36,7 @@ type Endpoint struct {
 
 	Verbs   string `json:"verbs,omitempty"`    // the RDMA ports on which it accepts links, in words
 	NoVerbs string `json:"no_verbs,omitempty"` // why there is none
+	Rails   int    `json:"rails,omitempty"`    // RDMA ports, up or down
 }
 
 // HostID tells whether two processes can share memory: the running kernel and the network namespace,
@@ -71,7 +72,7 @@ func Select(local, remote Endpoint, want Transport) (Transport, string, error) {
 	switch {
 	case local.Verbs == "":
 		noVerbs = orElse(local.NoVerbs, "this instance has no RDMA port")
-	case remote.Verbs == "":
+	case remote.Verbs == "" && remote.Rails == 0: // what is down may be up again by now
 		noVerbs = "at the peer: " + orElse(remote.NoVerbs, "it has no RDMA port")
 	}
 	switch want {

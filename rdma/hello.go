@@ -38,16 +38,19 @@ type Lane string
 const (
 	LaneQuery Lane = "query" // queries out, partial results back
 	LaneMove  Lane = "move"  // KV blocks out, acknowledgements back
+	LaneRail  Lane = "rail"  // one more of these, on the rail that Shape names; verbs only
 )
 
 // Shape is a link's rings: Slots of SlotBytes each (2..64; a multiple of 64, at most 1 GiB). Peer is the
 // caller's index of the other instance, for error records. Pair is the caller's number for two lanes that
-// belong together; the other end is told, and may compare it with what it hears by other ways.
+// belong together; the other end is told, and may compare it with what it hears by other ways. Rail is the
+// number of the rail that a LaneRail is to be on.
 type Shape struct {
 	Slots     uint32
 	SlotBytes uint64
 	Peer      int32
 	Pair      uint64
+	Rail      int
 }
 
 type hello struct {
@@ -61,13 +64,16 @@ type hello struct {
 	Slots     uint32    `json:"slots"`
 	SlotBytes uint64    `json:"slot_bytes"`
 	Pair      uint64    `json:"pair"`
+	Rail      int       `json:"rail,omitempty"` // of a verbs link: the dialer's rail
 	Nonce     []byte    `json:"nonce"`
 	Verbs     []byte    `json:"verbs,omitempty"` // of a verbs link: the dialer's queue pair
 }
 
 type reply struct {
 	Error string `json:"error,omitempty"`
-	Verbs []byte `json:"verbs,omitempty"` // the acceptor's
+	// Unable: it is this transport that cannot be, for now; another one may.
+	Unable bool   `json:"unable,omitempty"`
+	Verbs  []byte `json:"verbs,omitempty"` // the acceptor's
 }
 
 // parseHello reads a hello and checks what can be checked without knowing who listens.
@@ -83,8 +89,10 @@ func parseHello(raw []byte) (hello, error) {
 		return hello{}, fmt.Errorf("cannot speak version %d, only %d", h.Version, helloVersion)
 	case h.From == "":
 		return hello{}, errors.New("cannot accept a link from nobody")
-	case h.Lane != LaneQuery && h.Lane != LaneMove:
-		return hello{}, fmt.Errorf("cannot accept lane %q", h.Lane)
+	case h.Lane != LaneQuery && h.Lane != LaneMove && h.Lane != LaneRail || h.Lane == LaneRail && h.Provider != Verbs:
+		return hello{}, fmt.Errorf("cannot accept lane %q over %q", h.Lane, h.Provider)
+	case h.Rail < 0 || h.Rail >= maxVerbsPorts || h.Rail != 0 && h.Provider != Verbs:
+		return hello{}, fmt.Errorf("cannot accept rail %d over %q", h.Rail, h.Provider)
 	case h.Provider != SHM && h.Provider != TCP && h.Provider != Verbs:
 		return hello{}, fmt.Errorf("cannot accept provider %q", h.Provider)
 	case shmBytes(h.Slots, h.SlotBytes) == 0:
@@ -145,7 +153,8 @@ func readSigned(r io.Reader) (body, mac []byte, err error) {
 	return buf[:length], buf[length:], nil
 }
 
-// greet is the dialer's half of the handshake. An error that wraps ErrRefused came from the peer.
+// greet is the dialer's half of the handshake. An error that wraps ErrRefused came from the peer; one that wraps
+// ErrUnsupported did too, if the peer cannot use this transport.
 func greet(rw io.ReadWriter, secret string, h hello) (r reply, err error) {
 	start := make([]byte, len(magic)+nonceBytes)
 	if _, err := io.ReadFull(rw, start); err != nil {
@@ -178,6 +187,9 @@ func greet(rw io.ReadWriter, secret string, h hello) (r reply, err error) {
 	if err := json.Unmarshal(answer, &r); err != nil {
 		return r, fmt.Errorf("cannot read the reply: %w", err)
 	}
+	if r.Unable {
+		return r, fmt.Errorf("at the peer: %s: %w", r.Error, ErrUnsupported)
+	}
 	if r.Error != "" {
 		return r, fmt.Errorf("%w: %s", ErrRefused, r.Error)
 	}
@@ -205,7 +217,7 @@ func welcome(rw io.ReadWriter, secret string, check func(hello) (verbs []byte, e
 		r.Verbs, refusal = check(h)
 	}
 	if refusal != nil {
-		r.Error = refusal.Error()
+		r.Error, r.Unable = refusal.Error(), errors.Is(refusal, ErrNoVerbs)
 		if len(r.Error) > 512 {
 			r.Error = r.Error[:512]
 		}

@@ -263,3 +263,31 @@ func FuzzWelcome(f *testing.F) {
 		}
 	})
 }
+
+// A rail is one more lane of verbs links, and has a number.
+func TestHelloRails(t *testing.T) {
+	good := hello{Version: helloVersion, From: "a", Lane: LaneMove, Provider: TCP, Slots: 2, SlotBytes: 64, Nonce: newNonce()}
+	verbs := good
+	verbs.Lane, verbs.Provider, verbs.Rail, verbs.Verbs = LaneRail, Verbs, 3, make([]byte, verbsInfoSize)
+	for name, c := range map[string]struct {
+		change func(*hello)
+		says   string
+	}{
+		"":                {func(*hello) {}, ""},
+		"over tcp":        {func(h *hello) { h.Provider, h.Verbs, h.Rail = TCP, nil, 0 }, `lane "rail" over "tcp"`},
+		"number":          {func(h *hello) { h.Rail = maxVerbsPorts }, "rail 64"},
+		"negative":        {func(h *hello) { h.Rail = -1 }, "rail -1"},
+		"tcp with a rail": {func(h *hello) { *h = good; h.Rail = 1 }, `rail 1 over "tcp"`},
+	} {
+		h := verbs
+		c.change(&h)
+		raw, err := json.Marshal(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := parseHello(raw)
+		if c.says == "" && (err != nil || got.Rail != 3) || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%s: rail %d, %v", name, got.Rail, err)
+		}
+	}
+}

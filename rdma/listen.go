@@ -41,6 +41,7 @@ type Accepted struct {
 	Process string
 	Lane    Lane
 	Pair    uint64 // of the caller's Shape
+	Rail    int    // of a verbs link, the caller's number
 	Link    *Link
 	Info    Info // transport and reason; the client's end measures
 }
@@ -57,6 +58,8 @@ type Listener struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	once   sync.Once
+	// closing orders Serve with Close: a wait group does not grow while it is waited for.
+	closing sync.Mutex
 }
 
 // Listen starts to accept links.
@@ -95,12 +98,38 @@ func (l *Listener) Endpoint() Endpoint {
 	}
 	e := Endpoint{Instance: l.config.Instance, Process: l.config.Process, Host: HostID(), TCPAddr: address, UnixPath: l.unix.Addr().String()}
 	e.Verbs, e.NoVerbs = describeVerbs(l.config.Verbs)
+	e.Rails = Rails(l.config.Verbs)
 	return e
 }
+
+// Process is the Endpoint's.
+func (l *Listener) Process() string { return l.config.Process }
 
 // Admit makes f decide on every caller that knows the secret. Its error goes to the caller, whose Dial then
 // fails; a link that is accepted and closed looks to its caller like a peer that died.
 func (l *Listener) Admit(f func(from, process string) error) { l.admit.Store(&f) }
+
+// Serve shakes hands over a connection that came by another way, as verbs links' do, and takes it.
+func (l *Listener) Serve(conn net.Conn) error {
+	select {
+	case <-l.ctx.Done():
+		conn.Close()
+		return ErrClosed
+	case l.slots <- struct{}{}:
+	default:
+		conn.Close()
+		return errors.New("cannot accept a link: too many are being set up")
+	}
+	l.closing.Lock()
+	defer l.closing.Unlock()
+	if l.ctx.Err() != nil { // Close waits for no more
+		conn.Close()
+		<-l.slots
+		return ErrClosed
+	}
+	l.wg.Go(func() { l.serve(conn) })
+	return nil
+}
 
 // Accept returns the next link, ErrClosed after Close.
 func (l *Listener) Accept(ctx context.Context) (Accepted, error) {
@@ -122,7 +151,9 @@ func (l *Listener) Accept(ctx context.Context) (Accepted, error) {
 // Close stops listening and closes the links that nobody accepted.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
+		l.closing.Lock()
 		l.cancel()
+		l.closing.Unlock()
 		l.tcp.Close()
 		l.unix.Close()
 		l.wg.Wait()
@@ -209,12 +240,13 @@ func (l *Listener) handshake(conn net.Conn) (Accepted, error) {
 		}
 		var err error
 		shape := Shape{Slots: h.Slots, SlotBytes: h.SlotBytes, Peer: -1}
-		if end, _, err = newVerbsEnd(l.config.Verbs, localIP(conn), h.Cluster, h.To, h.From, shape); err != nil {
+		w := wanted{domain: h.Cluster, local: h.To, remote: h.From, shape: shape, rail: h.Rail, strict: h.Lane == LaneRail}
+		if end, _, err = newVerbsEnd(l.config.Verbs, localIP(conn), w); err != nil {
 			return nil, err
 		}
 		return end.info(), nil
 	})
-	a := Accepted{From: h.From, Process: h.Process, Lane: h.Lane, Pair: h.Pair, Info: Info{Transport: h.Provider, Reason: "chosen by the peer"}}
+	a := Accepted{From: h.From, Process: h.Process, Lane: h.Lane, Pair: h.Pair, Rail: h.Rail, Info: Info{Transport: h.Provider, Reason: "chosen by the peer"}}
 	if err == nil {
 		a.Link, err = l.open(conn, unixConn, h, end)
 	}

@@ -27,6 +27,7 @@ type Info struct {
 	Transport Transport
 	Reason    string
 	FellBack  bool // auto wanted a better transport, which failed as Reason says
+	Rail      int  // of a verbs link
 	// LatencyP50 is the median round trip of a 64-byte message.
 	LatencyP50 time.Duration
 	// BandwidthBytesPerSec counts both directions of the best echo of a large message.

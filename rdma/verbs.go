@@ -11,6 +11,7 @@ import (
 	"hash/fnv"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"unsafe"
 )
@@ -31,6 +32,7 @@ type VerbsPort struct {
 	MTU      int        // active path MTU, bytes
 	Mbps     int        // 0: unknown
 	Ethernet bool       // RoCE; else InfiniBand
+	Rail     int        // its number among the ports that the config allows, up or down
 	raw      [16]byte
 }
 
@@ -69,17 +71,20 @@ func VerbsPorts(config VerbsConfig, near net.IP) ([]VerbsPort, error) {
 	}
 	var found, first []VerbsPort
 	var why []string
+	rail := -1
 	for i := range min(int(n), maxVerbsPorts) {
 		p := &ports[i]
 		name := C.GoString(&p.device[0])
-		if len(config.Devices) > 0 && !contains(config.Devices, name) {
+		if len(config.Devices) > 0 && !slices.Contains(config.Devices, name) {
 			continue
 		}
+		rail++
 		if p.active == 0 {
 			why = append(why, fmt.Sprintf("port %d of %s is down", p.port, name))
 			continue
 		}
 		port, onNear, err := choosePort(p, name, config, near)
+		port.Rail = rail
 		if err != nil {
 			why = append(why, err.Error())
 		} else if onNear {
@@ -98,15 +103,6 @@ func VerbsPorts(config VerbsConfig, near net.IP) ([]VerbsPort, error) {
 		}
 	}
 	return nil, fmt.Errorf("%w: %s", ErrNoVerbs, strings.Join(why, "; "))
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // choosePort takes the port's GID: that of the index, else that of near, else the first RoCE v2 one that
@@ -154,6 +150,38 @@ func toAddr(ip net.IP) netip.Addr {
 	return a.Unmap()
 }
 
+// Rails is how many ports the config allows here, up or down. The n-th of one host and the n-th of another
+// are taken to be on one network: a rail.
+func Rails(config VerbsConfig) int {
+	var cerr C.inf_err
+	var n C.uint32_t
+	ports := make([]C.inf_verbs_port, maxVerbsPorts)
+	if C.inf_verbs_available(&cerr) < 0 || C.inf_verbs_ports(&ports[0], maxVerbsPorts, &n, &cerr) < 0 {
+		return 0
+	}
+	rails := 0
+	for i := range min(int(n), maxVerbsPorts) {
+		if len(config.Devices) == 0 || slices.Contains(config.Devices, C.GoString(&ports[i].device[0])) {
+			rails++
+		}
+	}
+	return rails
+}
+
+// onRail picks the port of that number. A lane that may be on any is on that of the two instances if the
+// number's port is not there.
+func onRail(ports []VerbsPort, number int, strict bool, a, b string) (VerbsPort, error) {
+	for _, p := range ports {
+		if p.Rail == number {
+			return p, nil
+		}
+	}
+	if strict {
+		return VerbsPort{}, fmt.Errorf("%w: rail %d is down here", ErrNoVerbs, number)
+	}
+	return rail(ports, a, b), nil
+}
+
 // rail picks the port for a pair of instances, so that different peers travel on different rails.
 func rail(ports []VerbsPort, a, b string) VerbsPort {
 	if a > b {
@@ -171,18 +199,30 @@ type verbsEnd struct {
 	mtu    int
 }
 
-// newVerbsEnd makes a queue pair and its rings on the port that the two instances use.
-func newVerbsEnd(config VerbsConfig, near net.IP, domain, local, remote string, shape Shape) (*verbsEnd, VerbsPort, error) {
+// wanted is a lane that needs a queue pair.
+type wanted struct {
+	domain, local, remote string
+	shape                 Shape
+	rail                  int  // its number, -1: that of the two instances
+	strict                bool // no other one does
+}
+
+// newVerbsEnd makes a queue pair and its rings on the lane's rail.
+func newVerbsEnd(config VerbsConfig, near net.IP, w wanted) (*verbsEnd, VerbsPort, error) {
 	ports, err := VerbsPorts(config, near)
 	if err != nil {
 		return nil, VerbsPort{}, err
 	}
-	port := rail(ports, local, remote)
+	shape := w.shape
+	port, err := onRail(ports, w.rail, w.strict, w.local, w.remote)
+	if err != nil {
+		return nil, port, err
+	}
 	var cerr C.inf_err
-	if C.inf_verbs_memlock(C.uint64_t(2*uint64(shape.Slots)*(shape.SlotBytes+128)), &cerr) < 0 {
+	if C.inf_verbs_memlock(C.inf_verbs_endpoint_bytes(C.uint32_t(shape.Slots), C.uint64_t(shape.SlotBytes)), &cerr) < 0 {
 		return nil, port, noVerbs(&cerr)
 	}
-	name, cdomain := cName(port.Device), C.CString(domain)
+	name, cdomain := cName(port.Device), C.CString(w.domain)
 	defer C.free(unsafe.Pointer(cdomain))
 	var device *C.inf_verbs_device
 	if C.inf_verbs_device_open(&name[0], cdomain, &device, &cerr) < 0 {

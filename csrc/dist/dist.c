@@ -38,9 +38,29 @@ void inf_dist_unwake(int fd) {
     (void)n;
 }
 
-void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status) {
-    int32_t alive = INF_OK;
-    if (atomic_compare_exchange_strong(&d->peers[peer].dead, &alive, status)) {
+static const char *reason(int32_t status) {
+    switch (status) {
+    case INF_EPROTO:
+        return "it broke the protocol";
+    case INF_ETIMEOUT:
+        return "it did not answer in time";
+    case INF_EIO:
+        return "this device failed";
+    default:
+        return "a link to it is over";
+    }
+}
+
+void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status, const inf_link *link) {
+    inf_peer *p = &d->peers[peer];
+    if (!atomic_exchange(&p->dying, true)) {
+        inf_err err = {0};
+        if (link != NULL && inf_link_status(link, &err) != INF_OK) {
+            memcpy(p->why, err.message, sizeof p->why);
+        } else {
+            snprintf(p->why, sizeof p->why, "peer %u: %s", peer, reason(status));
+        }
+        atomic_store(&p->dead, status); /* why is there before it */
         atomic_fetch_add(&d->refused, status == INF_EPROTO ? 1 : 0);
         inf_dist_wake(d->server.wake);
         inf_dist_wake(d->lander.wake);
@@ -60,24 +80,25 @@ uint64_t inf_dist_query_slot_bytes(const inf_device_config *c) {
 uint64_t inf_dist_move_slot_bytes(const inf_device_config *c) {
     uint64_t block = inf_device_block_bytes(c), n = block == 0 ? 1 : (1u << 20) / block;
     n = n < 1 ? 1 : n > (uint64_t)c->num_blocks ? (uint64_t)c->num_blocks : n;
-    return inf_pad64(inf_wire_move_head() + n * block);
+    uint64_t bytes = inf_wire_move_head() + n * block,
+             grants = inf_wire_grant_bytes(INF_WIRE_PIECE_BLOCKS);
+    return inf_pad64(bytes > grants ? bytes : grants);
 }
 
-uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_link_of lane, inf_link **links,
-                          uint32_t *ids) {
+uint32_t inf_server_round(inf_dist *d, inf_link **links, uint32_t *ids) {
     uint32_t n = 0;
     pthread_mutex_lock(&d->lock);
     for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
-        inf_link **link = lane(&d->peers[i]);
-        if (*link != NULL && atomic_load(&d->peers[i].dead) != INF_OK) {
-            inf_link_close(*link);
-            *link = NULL;
-        } else if (*link != NULL) {
-            links[n] = *link;
+        inf_peer *p = &d->peers[i];
+        if (p->squery != NULL && atomic_load(&p->dead) != INF_OK) {
+            inf_link_close(p->squery);
+            p->squery = NULL;
+        } else if (p->squery != NULL) {
+            links[n] = p->squery;
             ids[n++] = i;
         }
     }
-    w->round++;
+    d->server.round++;
     pthread_cond_broadcast(&d->changed);
     pthread_mutex_unlock(&d->lock);
     return n;
@@ -172,6 +193,7 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
     pthread_cond_init(&d->changed, &mono);
     pthread_mutex_init(&d->span_lock, NULL);
     pthread_cond_init(&d->span_free, &mono);
+    pthread_mutex_init(&d->region_lock, NULL);
     pthread_mutex_init(&d->done_lock, NULL);
     pthread_cond_init(&d->done_cond, &mono);
     pthread_condattr_destroy(&mono);
@@ -211,18 +233,23 @@ void inf_dist_close(inf_dist *d) {
     close_fd(d->step_wake);
     for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
         inf_peer *p = &d->peers[i];
+        inf_rail *rails[2 * INF_MAX_RAILS];
+        inf_rails_take(d, p, rails);
+        for (int k = 0; k < 2 * INF_MAX_RAILS; k++) {
+            inf_rail_close(d, rails[k]);
+        }
         inf_moves_fail(d, p, INF_EPEER);
         inf_link_close(p->query);
-        inf_link_close(p->move);
         inf_link_close(p->squery);
-        inf_link_close(p->smove);
     }
+    inf_regions_close(d);
     for (inf_move *m = d->done.head, *next; m != NULL; m = next) {
         next = m->next;
         free(m);
     }
     for (uint32_t i = 0; d->span != NULL && i < d->max_spans; i++) {
         free(d->span[i].blocks);
+        free(d->span[i].state);
     }
     while (d->retired != NULL) {
         inf_retired *r = d->retired;
@@ -240,6 +267,7 @@ void inf_dist_close(inf_dist *d) {
     pthread_cond_destroy(&d->changed);
     pthread_mutex_destroy(&d->span_lock);
     pthread_cond_destroy(&d->span_free);
+    pthread_mutex_destroy(&d->region_lock);
     pthread_mutex_destroy(&d->done_lock);
     pthread_cond_destroy(&d->done_cond);
     free(d->windows);
@@ -263,38 +291,49 @@ static uint64_t draw_lane(uint32_t peer) {
                                                                                 : inf_now() ^ peer;
 }
 
-/* Gives the peer a pair of links, or closes them. */
-static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
-                     inf_err *err) {
-    int status = INF_OK;
-    const char *why = "";
-    if (query == NULL || move == NULL || peer >= INF_MAX_PEERS) {
-        status = INF_EINVAL;
-        why = "a peer needs an index below 256 and both lanes";
-    } else if (inf_link_slot_bytes(query) < d->query_bytes ||
-               inf_link_slot_bytes(move) < d->move_bytes) {
-        status = INF_EINVAL;
-        why = "the links' slots are smaller than this device's messages";
+/* Gives the peer a pair of links, or closes them; the caller holds dist.lock. Both lanes come
+ * together or not at all. */
+static int take_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
+                      inf_region *region, const char **why) {
+    inf_peer *p = &d->peers[peer];
+    *why = "no memory for a peer, or too many rails";
+    int status = INF_EINVAL;
+    if ((client ? p->query : p->squery) != NULL || atomic_load(&p->dead) != INF_OK ||
+        atomic_load(&p->leaving)) {
+        *why = "the peer has links already; detach it first";
+        inf_link_close(move);
     } else {
-        inf_peer *p = &d->peers[peer];
-        pthread_mutex_lock(&d->lock);
-        if ((client ? p->query : p->squery) != NULL || atomic_load(&p->dead) != INF_OK ||
-            atomic_load(&p->leaving)) {
-            status = INF_EINVAL;
-            why = "the peer has links already; detach it first";
-        } else if (client) {
-            p->query = query;
-            p->move = move;
-            p->lane = draw_lane(peer);
-        } else {
-            p->squery = query;
-            p->smove = move;
-        }
-        pthread_mutex_unlock(&d->lock);
+        p->lane = client ? draw_lane(peer) : p->lane;
+        status = inf_rail_add(d, peer, 0, client, move, region);
     }
     if (status != INF_OK) {
         inf_link_close(query);
+        return status;
+    }
+    *(client ? &p->query : &p->squery) = query;
+    return INF_OK;
+}
+
+static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
+                     inf_err *err) {
+    const char *why = NULL;
+    if (query == NULL || move == NULL || peer >= INF_MAX_PEERS) {
+        why = "a peer needs an index below 256 and both lanes";
+    } else if (inf_link_slot_bytes(query) < d->query_bytes ||
+               inf_link_slot_bytes(move) < d->move_bytes) {
+        why = "the links' slots are smaller than this device's messages";
+    }
+    if (why != NULL) {
+        inf_link_close(query);
         inf_link_close(move);
+        return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "%s", why);
+    }
+    inf_near_add(d, move);
+    inf_region *region = inf_rail_region(d, move);
+    pthread_mutex_lock(&d->lock);
+    int status = take_links(d, peer, client, query, move, region, &why);
+    pthread_mutex_unlock(&d->lock);
+    if (status != INF_OK) {
         return inf_dist_error(err, status, (int32_t)peer, "%s", why);
     }
     inf_dist_wake(client ? d->mover.wake : d->server.wake);
@@ -341,17 +380,21 @@ int inf_dist_peer_detach(inf_dist *d, uint32_t peer, inf_err *err) {
         pthread_cond_wait(&d->changed, &d->lock);
     }
     atomic_store(&p->leaving, true);
-    inf_peer_fail(d, peer, INF_EPEER);
-    inf_link *links[] = {p->move, p->squery, p->smove, NULL};
-    p->move = p->squery = p->smove = NULL;
+    inf_peer_fail(d, peer, INF_EPEER, NULL);
+    inf_link *squery = p->squery;
+    inf_rail *rails[2 * INF_MAX_RAILS];
+    p->squery = NULL;
+    inf_rails_take(d, p, rails);
     wait_for_release(d, p);
-    links[3] = p->query; /* a step that used it may have closed it */
-    p->query = NULL;
-    inf_moves_fail(d, p, INF_EPEER);
-    for (int i = 0; i < 4; i++) {
-        inf_link_close(links[i]);
+    for (int i = 0; i < 2 * INF_MAX_RAILS; i++) {
+        inf_rail_close(d, rails[i]);
     }
+    inf_moves_fail(d, p, INF_EPEER); /* nothing reads their blocks any more */
+    inf_link_close(squery);
+    inf_link_close(p->query); /* a step that used it may have closed it */
+    p->query = NULL;
     atomic_store(&p->dead, INF_OK);
+    atomic_store(&p->dying, false);
     atomic_store(&p->leaving, false);
     pthread_cond_broadcast(&d->changed);
     pthread_mutex_unlock(&d->lock);
@@ -366,10 +409,13 @@ int inf_dist_peer_status(inf_dist *d, uint32_t peer, inf_err *err) {
     pthread_mutex_lock(&d->lock);
     bool linked = p->query != NULL || p->squery != NULL;
     int32_t dead = atomic_load(&p->dead);
+    char why[sizeof p->why] = "";
+    if (dead != INF_OK) {
+        memcpy(why, p->why, sizeof why);
+    }
     pthread_mutex_unlock(&d->lock);
     if (dead != INF_OK) {
-        return inf_dist_error(err, dead, (int32_t)peer, "a link to peer %u is dead (status %d)",
-                              peer, dead);
+        return inf_dist_error(err, dead, (int32_t)peer, "%s", why);
     }
     return linked ? INF_OK
                   : inf_dist_error(err, INF_EPEER, (int32_t)peer, "peer %u has no links", peer);

@@ -7,6 +7,8 @@
 #ifndef INF_DIST_H
 #define INF_DIST_H
 
+#include <stdbool.h>
+
 #include "infinite/device.h"
 #include "kernels/backend.h"
 
@@ -52,6 +54,9 @@ int inf_dist_move_post(inf_dist *, uint32_t peer, uint32_t handle, uint32_t gene
 int inf_dist_move_wait(inf_dist *, int64_t timeout_ns, inf_move_done *out, inf_err *);
 int inf_dist_peer_attach(inf_dist *, uint32_t peer, inf_link *query, inf_link *move, inf_err *);
 int inf_dist_peer_serve(inf_dist *, uint32_t peer, inf_link *query, inf_link *move, inf_err *);
+int inf_dist_peer_rail(inf_dist *, uint32_t peer, uint32_t rail, bool server, inf_link *move,
+                       inf_err *);
+int inf_dist_peer_rails(inf_dist *, uint32_t peer, inf_peer_rails *out, inf_err *);
 int inf_dist_peer_detach(inf_dist *, uint32_t peer, inf_err *);
 int inf_dist_peer_status(inf_dist *, uint32_t peer, inf_err *);
 void inf_dist_stats(inf_dist *, inf_device_stats *inout);

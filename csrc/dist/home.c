@@ -53,6 +53,7 @@ void inf_dist_end(inf_dist *d) {
         let_go(d, &d->targets[i]);
     }
     d->n_targets = 0;
+    atomic_store(&d->stepping, false);
     (void)inf_mark_step_ended(d->step_id);
 }
 
@@ -60,7 +61,7 @@ static void fail_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, i
     for (uint32_t g = 0; g < t->n_groups; g++) {
         fail_seq(s, d->groups[t->group_off + g].seq, status, t->peer);
     }
-    inf_peer_fail(d, t->peer, status);
+    inf_peer_fail(d, t->peer, status, t->link);
     let_go(d, t);
     t->pending = false;
 }
@@ -130,6 +131,7 @@ void inf_dist_begin(inf_dist *d, const inf_step_buffers *s) {
             }
         }
     }
+    atomic_store(&d->stepping, d->n_targets > 0);
     mark_step(d, s);
 }
 
@@ -206,18 +208,32 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
     return h.bytes;
 }
 
+/* A slot for the target's next message. The creditor answers a message only after it took it, so a
+ * ring that is full of what it has not taken breaks the protocol; but messages that it took may not
+ * be known to have arrived, when acknowledgements of the wire were lost. */
+static int take_slot(inf_dist *d, const inf_step_buffers *s, inf_target *t, void **buf) {
+    uint64_t deadline = inf_now() + s->head->peer_timeout_ns;
+    for (;;) {
+        int status = death(&d->peers[t->peer]);
+        status = status != INF_OK ? status : inf_link_prepare(t->link, buf);
+        if (status != INF_AGAIN) {
+            return status;
+        }
+        uint64_t now = inf_now();
+        if (inf_link_full(t->link) || now >= deadline) {
+            return now >= deadline ? INF_ETIMEOUT : INF_EPROTO;
+        }
+        inf_link_wait(&t->link, 1, d->step_wake, (int64_t)(deadline - now));
+        inf_dist_unwake(d->step_wake);
+    }
+}
+
 static int prepare_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
                           inf_lane *lane, const void *q, uint64_t *bytes) {
     void *buf = NULL;
-    int status = death(&d->peers[t->peer]);
+    int status = take_slot(d, s, t, &buf);
     if (status != INF_OK) {
         return status;
-    }
-    status = inf_link_prepare(t->link, &buf);
-    if (status != INF_OK) {
-        /* The creditor answers a message only after it took it, so a full ring breaks the protocol.
-         */
-        return status == INF_AGAIN ? INF_EPROTO : status;
     }
     *bytes = write_query(d, s, t, layer, lane, q, buf); /* 0: prepared for the next layer */
     return INF_OK;

@@ -1,5 +1,14 @@
 /* What the files of dist share.
  *
+ *   dist.c    opening, closing, peers that come and go
+ *   home.c    the step: queries out, partials in
+ *   serve.c   answers to others' queries
+ *   spans.c   what is hosted, and how much of it is there
+ *   rails.c   move lanes: their coming and going, registered memory
+ *   moves.c   moves as their callers know them; the thread that sends them
+ *   send.c    pieces of moves over one rail
+ *   land.c    pieces that arrive
+ *
  * Threads: the step thread (home.c), one thread that answers queries (serve.c), one that lands
  * moved blocks (land.c), one that sends them (moves.c), and any number of callers of the door's
  * functions.
@@ -11,7 +20,8 @@
  * closed while it is used.
  *
  * A peer dies as a whole: the first link that fails sets peer.dead, and every thread then closes
- * its link, so that the other end sees it at once. What is left is taken away by detach. */
+ * its link, so that the other end sees it at once. What is left is taken away by detach. Only the
+ * rails beyond the first die alone: what was under way there goes over the others. */
 #ifndef INF_DIST_INTERNAL_H
 #define INF_DIST_INTERNAL_H
 
@@ -22,37 +32,107 @@
 
 #include "dist/dist.h"
 #include "dist/wire.h"
+#include "infinite/verbs.h"
+
+enum { INF_MAX_REGIONS = 16 };
 
 typedef struct inf_move inf_move;
 
-/* One block move. blocks[n] is a copy of the caller's list; sent and acked count them. */
+/* Blocks [first, first + n) of a move. */
+typedef struct inf_stretch {
+    int32_t first, n;
+} inf_stretch;
+
+enum { INF_MOVE_WAITS, INF_MOVE_BEGUN, INF_MOVE_ACKED };
+
+/* One block move. */
 struct inf_move {
     inf_move *next;
     uint32_t handle, generation, first;
-    int32_t n, sent, acked;
+    int32_t n;
+    int32_t begun;  /* no block before this one waits */
+    int32_t acked;  /* blocks that have landed, in any order */
+    int32_t pieces; /* under way */
     uint64_t ticket;
-    int32_t status; /* the first refusal */
-    int32_t blocks[];
+    int32_t status;   /* the first refusal: nothing more is begun */
+    uint8_t *state;   /* [n] INF_MOVE_*, behind blocks */
+    int32_t blocks[]; /* [n], a copy of the caller's list */
 };
 
 typedef struct inf_moves {
     inf_move *head, *tail;
 } inf_moves;
 
+/* A piece of a move, at the sender. */
+enum { INF_PIECE_FREE, INF_PIECE_ASKED, INF_PIECE_PUTTING, INF_PIECE_SENT };
+
+typedef struct inf_piece {
+    int32_t state;
+    inf_move *move;
+    inf_stretch part;
+    uint64_t order; /* of its message that is not answered (ASKED, SENT) */
+    uint64_t put;   /* bytes of it that were put */
+    uint32_t n_grants;
+    inf_grant grants[INF_WIRE_PIECE_BLOCKS];
+} inf_piece;
+
+/* A piece at the receiver: its blocks are claimed in the span from the ask to the acknowledgement.
+ */
+enum {
+    INF_LANDING_FREE,
+    INF_LANDING_CLAIMING, /* a dead rail has the blocks still */
+    INF_LANDING_GRANTING,
+    INF_LANDING_GRANTED,
+    INF_LANDING_REVOKING, /* the sender has said that it is done */
+    INF_LANDING_UNDOING,  /* not every grant could be had */
+};
+
+typedef struct inf_landing {
+    int32_t state;
+    inf_wire_move ask;
+    int32_t outcome;       /* of a piece that the sender says has landed */
+    const int32_t *blocks; /* the span's list */
+    uint32_t done;         /* blocks granted, or grants revoked */
+    uint32_t n_grants;
+    inf_grant grants[INF_WIRE_PIECE_BLOCKS];
+    uint64_t granted_ns;
+} inf_landing;
+
+/* A move lane. Its thread's, the mover's or the lander's, but for dead. */
+typedef struct inf_rail {
+    inf_link *link;
+    uint32_t peer, number;
+    uint64_t lane;        /* in every message; at the receiver as the last one had it */
+    bool out;             /* this end sends */
+    inf_region *region;   /* of the pool, that puts use; NULL: there are none */
+    _Atomic bool puts;    /* there is one, and as far as is known the peer has one too */
+    _Atomic int32_t dead; /* of rails beyond the first; the first one's death is the peer's */
+
+    inf_piece pieces[INF_WIRE_PIECES]; /* out */
+    uint64_t order;                    /* messages sent */
+    uint64_t heard_ns;                 /* when one began to be waited for, or an answer came */
+    uint64_t limit;                    /* of bytes put in flight, as the link was told */
+
+    inf_landing landings[INF_WIRE_PIECES]; /* in */
+    inf_landing *busy; /* is being granted, revoked or undone: nothing is polled before it is */
+} inf_rail;
+
 typedef struct inf_peer {
     /* Guarded by dist.lock; the pointers' targets as said above. */
-    inf_link *query, *move;   /* client ends */
-    inf_link *squery, *smove; /* server ends */
-    inf_moves posted;         /* not begun yet, in order */
-    uint64_t lane;            /* in all messages to it; drawn when the client ends come */
-    bool in_step;             /* the step thread may use query */
+    inf_link *query;              /* client end */
+    inf_link *squery;             /* server end */
+    inf_rail *out[INF_MAX_RAILS]; /* client ends of move lanes; without [0] there are no others */
+    inf_rail *in[INF_MAX_RAILS];  /* server ends, likewise */
+    inf_moves posted;             /* not begun yet, in order */
+    uint64_t lane;                /* in all messages of our lanes; drawn when they come */
+    bool in_step;                 /* the step thread may use query */
 
-    /* The mover thread's while it has the move link on its list, else guarded by dist.lock. */
-    inf_moves active;   /* sent in part or whole, in order; acknowledgements are the head's */
-    uint32_t in_flight; /* messages without acknowledgement */
-    uint64_t heard_ns;  /* when the last one began or an acknowledgement came */
+    /* The mover thread's while it has rails of the peer on its list, else guarded by dist.lock. */
+    inf_moves active; /* begun, in order */
 
+    _Atomic bool dying;   /* somebody is about to set dead */
     _Atomic int32_t dead; /* first reason for which a link of this peer failed */
+    char why[240];        /* in words: written before dead is, and not after */
     _Atomic bool leaving; /* a detach is under way */
 } inf_peer;
 
@@ -79,15 +159,19 @@ typedef struct inf_worker {
     bool running;
     int wake;       /* eventfd */
     uint64_t round; /* guarded by dist.lock */
+    uint32_t nears; /* as of dist.nears when the thread was pinned last; its own */
 } inf_worker;
+
+enum { INF_BLOCK_EMPTY, INF_BLOCK_CLAIMED, INF_BLOCK_LANDED };
 
 typedef struct inf_span {
     bool open;
     uint32_t owner, generation;
     int32_t n_blocks;
-    uint32_t landed;
-    uint32_t users;  /* threads reading or writing the blocks */
+    uint32_t landed; /* from the beginning, without a gap */
+    uint32_t users;  /* threads reading the blocks, and pieces of moves that claim some */
     int32_t *blocks; /* replaced when the span grows; the old list is retired, not freed */
+    uint8_t *state;  /* [n_blocks] INF_BLOCK_* */
     int32_t capacity;
 } inf_span;
 
@@ -112,8 +196,23 @@ struct inf_dist {
     pthread_cond_t changed; /* a round began, in_step was cleared */
     inf_peer peers[INF_MAX_PEERS];
     inf_worker server, lander, mover;
+    uint32_t n_rails; /* listed by the lander and the mover; guarded by lock */
     _Atomic bool stopping;
     int step_wake; /* eventfd: a detach wants the step thread */
+
+    /* The pool, registered with each device that a move lane is on. */
+    pthread_mutex_t region_lock;
+    struct {
+        inf_verbs_device *device;
+        inf_region *region;
+    } regions[INF_MAX_REGIONS];
+    char no_puts[240];            /* why the last region could not be had */
+    uint64_t near[INF_CPU_WORDS]; /* CPUs beside the devices in use; likewise under region_lock */
+    _Atomic uint32_t nears;       /* how often it has changed */
+
+    /* Others wait for queries or partials that share the wire with puts. */
+    _Atomic bool stepping;
+    _Atomic uint64_t answered_ns; /* when a query was answered last */
 
     /* The step under way; the step thread's alone. */
     uint64_t step_id;
@@ -165,20 +264,55 @@ void inf_dist_wake(int fd);
 void inf_dist_unwake(int fd);
 
 /* Declares a peer dead, unless it is, and tells every thread. A broken protocol is a refused
- * message. */
-void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status);
+ * message. If the link (NULL: none) is dead, its reason is the peer's. */
+void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status, const inf_link *link);
 
-/* Closes the worker's links of dead peers, lists those of the living and begins a new round; ids[i]
- * is links[i]'s peer. */
-typedef inf_link **(*inf_link_of)(inf_peer *p);
-uint32_t inf_worker_round(inf_dist *d, inf_worker *w, inf_link_of lane, inf_link **links,
-                          uint32_t *ids);
+/* Closes the query server's links of dead peers, lists those of the living and begins a new round;
+ * ids[i] is links[i]'s peer. */
+uint32_t inf_server_round(inf_dist *d, inf_link **links, uint32_t *ids);
 
-/* Takes a span for reading or writing; the block list stays valid until inf_span_put. */
+/* --- rails.c --- */
+
+/* Makes the link able to put, where that can be; NULL where it cannot. May take long. */
+inf_region *inf_rail_region(inf_dist *d, inf_link *link);
+/* Takes the link, also when it fails. The caller holds dist.lock and has asked for the region. */
+int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link *link,
+                 inf_region *region);
+/* What inf_server_round does, for the lander's and the mover's rails. */
+uint32_t inf_rails_round(inf_dist *d, inf_worker *w, bool out, inf_rail **rails, inf_link **links);
+/* The rail is over: at once, with the peer, if it is the first or the peer broke the protocol. */
+void inf_rail_fail(inf_dist *d, inf_rail *r, int32_t status);
+/* Takes a peer's rails from it, [2 * INF_MAX_RAILS] with NULLs. The caller holds dist.lock. */
+void inf_rails_take(inf_dist *d, inf_peer *p, inf_rail **rails);
+/* Closes a rail that nobody uses, and gives up what was under way on it. */
+void inf_rail_close(inf_dist *d, inf_rail *r);
+void inf_regions_close(inf_dist *d);
+/* Notes that links are on this one's device. */
+void inf_near_add(inf_dist *d, const inf_link *link);
+/* Keeps a worker's thread beside the devices that it talks to. */
+void inf_near_follow(inf_dist *d, inf_worker *w);
+
+/* --- send.c, land.c: one look at a rail; a status < 0 ends it --- */
+int inf_send_run(inf_dist *d, inf_rail *r);
+void inf_send_give_up(inf_rail *r); /* its pieces wait for another rail */
+int inf_land_run(inf_dist *d, inf_rail *r);
+void inf_land_give_up(inf_dist *d, inf_rail *r); /* its claims end */
+
+/* --- spans.c --- */
+
+/* Takes a span for reading; the block list stays valid until inf_span_put. */
 int inf_span_get(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
                  const int32_t **blocks, int32_t *n_blocks, uint32_t *landed);
 void inf_span_put(inf_dist *d, uint32_t handle);
-void inf_span_land(inf_dist *d, uint32_t handle, uint32_t landed);
+
+/* Takes m's blocks of a span for writing; the list stays valid until inf_span_settle. INF_ESTALE:
+ * the span is over, or the blocks are not its, or have landed. INF_AGAIN: another piece has some.
+ */
+int inf_span_claim(inf_dist *d, uint32_t owner, const inf_wire_move *m, const int32_t **blocks,
+                   uint32_t *landed);
+/* Ends the claim: the blocks are there, or (status < 0) empty again. INF_ESTALE if the span is over
+ * meanwhile. */
+int inf_span_settle(inf_dist *d, const inf_wire_move *m, int status, uint32_t *landed);
 
 /* Opens one of dist's lanes. */
 int inf_dist_lane(inf_dist *d, int32_t kind, inf_lane **out);

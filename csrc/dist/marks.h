@@ -30,8 +30,10 @@ INF_MARK_QUERY(returned);
 INF_MARK_QUERY(back);
 INF_MARK_QUERY(merged);
 
-/* A message of the move lane, named by lane, ticket and first: n blocks from index first on.
- * computed is when they lie in the creditor's pool; nothing is merged. */
+/* A piece of a move, named by lane, ticket and first: n blocks from index first on. Where bytes are
+ * put, posted is before the creditor is asked for room, and wire when all has been put and said;
+ * in messages both are of the one that has the blocks. computed is when they can be read in the
+ * creditor's pool; nothing is merged. */
 #define INF_MARK_MOVE(stage)                                                                       \
     int inf_mark_move_##stage(uint64_t peer, uint64_t lane, uint64_t ticket, uint64_t first,       \
                               uint64_t n, uint64_t bytes)

@@ -11,8 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static inf_link **lane(inf_peer *p) { return &p->squery; }
-
 typedef struct query {
     inf_wire_head head;
     const inf_wire_group *groups; /* copies: shared memory can change under the reader */
@@ -170,16 +168,11 @@ static void open_answering(inf_dist *d) {
     }
 }
 
-/* Answers one message. The reply's slot is free: a debtor asks again only after it took the answer.
- */
-static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *msg, uint64_t len) {
+/* Answers one message, in the slot that was prepared. */
+static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *msg, uint64_t len,
+                  void *out) {
     query m;
     int status = parse(d, msg, len, &m);
-    void *out = NULL;
-    if (status == INF_OK) {
-        status = inf_link_prepare(link, &out);
-        status = status == INF_AGAIN ? INF_EPROTO : status;
-    }
     if (status != INF_OK) {
         return status;
     }
@@ -214,17 +207,25 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
 
 static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {
     const void *msg = NULL;
+    void *out = NULL;
     uint64_t len = 0;
+    int room = inf_link_prepare(link, &out);
+    if (room == INF_AGAIN && !inf_link_full(link)) {
+        return; /* an earlier answer is not known to have arrived; there is room soon */
+    }
     int status = inf_link_poll(link, &msg, &len);
     if (status == INF_AGAIN) {
         return;
     }
     if (status == INF_OK) {
-        status = answer(d, link, peer, msg, len);
+        /* A debtor asks again only after it took the answer, so there is room. */
+        status = room == INF_OK ? answer(d, link, peer, msg, len, out)
+                                : (room == INF_AGAIN ? INF_EPROTO : room);
         inf_link_release(link);
+        atomic_store(&d->answered_ns, inf_now());
     }
     if (status != INF_OK) {
-        inf_peer_fail(d, peer, status);
+        inf_peer_fail(d, peer, status, link);
     }
 }
 
@@ -234,7 +235,8 @@ void *inf_serve_main(void *dist) {
     uint32_t ids[INF_MAX_PEERS];
     while (!atomic_load(&d->stopping)) {
         inf_dist_unwake(d->server.wake);
-        uint32_t n = inf_worker_round(d, &d->server, lane, links, ids);
+        inf_near_follow(d, &d->server);
+        uint32_t n = inf_server_round(d, links, ids);
         for (uint32_t i = 0; i < n; i++) {
             serve_peer(d, links[i], ids[i]);
         }

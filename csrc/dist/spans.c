@@ -14,9 +14,11 @@ static int reserve(inf_dist *d, inf_span *s, int32_t n) {
         return INF_OK;
     }
     int32_t capacity = s->capacity * 2 > n ? s->capacity * 2 : n;
+    uint8_t *state = realloc(s->state, (size_t)capacity); /* looked at under the lock alone */
+    s->state = state != NULL ? state : s->state;
     int32_t *blocks = malloc((size_t)capacity * sizeof *blocks);
     inf_retired *old = s->blocks != NULL && s->users > 0 ? malloc(sizeof *old) : NULL;
-    if (blocks == NULL || (s->blocks != NULL && s->users > 0 && old == NULL)) {
+    if (state == NULL || blocks == NULL || (s->blocks != NULL && s->users > 0 && old == NULL)) {
         free(blocks);
         free(old);
         return INF_ENOMEM;
@@ -64,6 +66,7 @@ static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, co
     }
     memcpy(s->blocks + s->n_blocks, blocks + s->n_blocks,
            (size_t)(n - s->n_blocks) * sizeof *blocks);
+    memset(s->state + s->n_blocks, INF_BLOCK_EMPTY, (size_t)(n - s->n_blocks));
     s->n_blocks = n;
     return INF_OK;
 }
@@ -121,16 +124,63 @@ int inf_span_get(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generati
     return status;
 }
 
-void inf_span_put(inf_dist *d, uint32_t handle) {
-    pthread_mutex_lock(&d->span_lock);
+static void put(inf_dist *d, uint32_t handle) {
     if (--d->span[handle].users == 0) {
         pthread_cond_broadcast(&d->span_free);
     }
+}
+
+void inf_span_put(inf_dist *d, uint32_t handle) {
+    pthread_mutex_lock(&d->span_lock);
+    put(d, handle);
     pthread_mutex_unlock(&d->span_lock);
 }
 
-void inf_span_land(inf_dist *d, uint32_t handle, uint32_t landed) {
+static int claim(inf_span *s, uint32_t first, uint32_t n) {
+    uint32_t blocks = (uint32_t)s->n_blocks;
+    if (first < s->landed || first > blocks || n > blocks - first) {
+        return INF_ESTALE;
+    }
+    for (uint32_t i = first; i < first + n; i++) {
+        if (s->state[i] != INF_BLOCK_EMPTY) {
+            return s->state[i] == INF_BLOCK_CLAIMED ? INF_AGAIN : INF_ESTALE;
+        }
+    }
+    memset(s->state + first, INF_BLOCK_CLAIMED, n);
+    return INF_OK;
+}
+
+int inf_span_claim(inf_dist *d, uint32_t owner, const inf_wire_move *m, const int32_t **blocks,
+                   uint32_t *landed) {
+    *landed = 0;
+    if (m->handle >= d->max_spans) {
+        return INF_ESTALE;
+    }
+    inf_span *s = &d->span[m->handle];
+    int status = INF_ESTALE;
     pthread_mutex_lock(&d->span_lock);
-    d->span[handle].landed = landed;
+    if (matches(s, owner, m->generation)) {
+        *landed = s->landed;
+        status = claim(s, m->first, m->n);
+    }
+    if (status == INF_OK) {
+        s->users++;
+        *blocks = s->blocks;
+    }
     pthread_mutex_unlock(&d->span_lock);
+    return status;
+}
+
+int inf_span_settle(inf_dist *d, const inf_wire_move *m, int status, uint32_t *landed) {
+    inf_span *s = &d->span[m->handle];
+    pthread_mutex_lock(&d->span_lock);
+    memset(s->state + m->first, status == INF_OK ? INF_BLOCK_LANDED : INF_BLOCK_EMPTY, m->n);
+    while (s->landed < (uint32_t)s->n_blocks && s->state[s->landed] == INF_BLOCK_LANDED) {
+        s->landed++;
+    }
+    *landed = s->landed;
+    bool over = !s->open;
+    put(d, m->handle);
+    pthread_mutex_unlock(&d->span_lock);
+    return status == INF_OK && over ? INF_ESTALE : status;
 }

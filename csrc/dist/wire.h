@@ -5,8 +5,19 @@
  *                                 q f32 [rows, heads, head_dim]
  *             creditor -> debtor: head (echoed), status i32 [n_groups], pad to 64,
  *                                 o f32 [rows, heads, head_dim], lse f32 [rows, heads], base e
- * move lane,  debtor -> creditor: head, move, pad to 64, blocks
- *             creditor -> debtor: head (echoed), move with status and landed filled in
+ * move lanes, where bytes travel in messages:
+ *   move    ->  head, move, pad to 64, blocks
+ *   ack     <-  head, move with status and landed filled in
+ * and where both ends can put (infinite/link.h), so that they go from pool to pool:
+ *   ask     ->  head, move: where may [first, first + n) be put?
+ *   grant   <-  head, move with status, grants[n_entries], which cover the blocks in order. None,
+ * and status 0: nowhere, send them in messages. landed  ->  head, move: everything has been put;
+ * or, with a status, nothing more will be ack     <-  as above; from here on the grants are over
+ *
+ * A peer may have several move lanes, its rails. Pieces of a move travel on any of them and land in
+ * any order; what is readable is what has landed without a gap from the beginning. Per lane there
+ * are at most INF_WIRE_PIECES pieces under way, each with one message that is not answered; answers
+ * come in the order of the messages.
  *
  * A group is one request's rows at one creditor; its entries are that request's spans there, so
  * that the rows travel once and one merged partial comes back.
@@ -23,7 +34,22 @@
 
 #define INF_WIRE_MAGIC 0x31464e49u /* "INF1" */
 
-enum { INF_WIRE_QUERY = 1, INF_WIRE_PARTIAL = 2, INF_WIRE_MOVE = 3, INF_WIRE_ACK = 4 };
+enum {
+    INF_WIRE_QUERY = 1,
+    INF_WIRE_PARTIAL = 2,
+    INF_WIRE_MOVE = 3,
+    INF_WIRE_ACK = 4,
+    INF_WIRE_ASK = 5,
+    INF_WIRE_GRANT = 6,
+    INF_WIRE_LANDED = 7,
+};
+
+enum {
+    /* While one piece is put or written, the other is asked for or on its way. It is the least that
+     * links have as slots, so that there is always one for the answer. */
+    INF_WIRE_PIECES = 2,
+    INF_WIRE_PIECE_BLOCKS = INF_PUT_MAX, /* of an ask */
+};
 
 typedef struct inf_wire_head {
     uint32_t magic;
@@ -32,7 +58,8 @@ typedef struct inf_wire_head {
     uint32_t layer;
     uint32_t n_groups, n_entries, n_rows;
     uint64_t bytes; /* of the whole message */
-    uint64_t lane;  /* of the debtor's choice, the same in all messages of two lanes; for traces */
+    uint64_t
+        lane; /* of the debtor's choice, in all messages between it and a creditor; for traces */
     uint64_t reserved[2];
 } inf_wire_head;
 
@@ -52,7 +79,7 @@ typedef struct inf_wire_move {
     uint32_t handle, generation;
     uint32_t first, n; /* block indexes in the span */
     uint64_t ticket;
-    int32_t status;  /* in an acknowledgement */
+    int32_t status;  /* in an answer; in landed: why the sender gave up */
     uint32_t landed; /* blocks of the span that are readable now */
 } inf_wire_move;
 
@@ -75,6 +102,11 @@ static inline uint64_t inf_wire_partial_head(uint32_t groups) {
 
 static inline uint64_t inf_wire_move_head(void) {
     return inf_pad64(sizeof(inf_wire_head) + sizeof(inf_wire_move));
+}
+
+/* Bytes of a grant; the least that a slot of the move lane has. */
+static inline uint64_t inf_wire_grant_bytes(uint32_t grants) {
+    return inf_wire_move_head() + inf_pad64((uint64_t)grants * sizeof(inf_grant));
 }
 
 /* What an answer may say: done, or that a span is over or not filled so far. Other statuses name

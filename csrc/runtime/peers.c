@@ -87,6 +87,26 @@ int inf_device_peer_serve(inf_device *d, uint32_t peer, inf_link *query, inf_lin
     return inf_dist_peer_serve(d->dist, peer, query, move, err);
 }
 
+int inf_device_peer_rail(inf_device *d, uint32_t peer, uint32_t rail, uint32_t server,
+                         inf_link *move, inf_err *err) {
+    int status = check_ready(d, err);
+    status = status != INF_OK ? status : check_peer(peer, err);
+    if (status != INF_OK) {
+        inf_link_close(move);
+        return status;
+    }
+    return inf_dist_peer_rail(d->dist, peer, rail, server != 0, move, err);
+}
+
+int inf_device_peer_rails(inf_device *d, uint32_t peer, inf_peer_rails *out, inf_err *err) {
+    int status = check_ready(d, err);
+    status = status != INF_OK ? status : check_peer(peer, err);
+    if (status == INF_OK && out == NULL) {
+        status = inf_fail(err, INF_EINVAL, -1, -1, "the rails have nowhere to go");
+    }
+    return status != INF_OK ? status : inf_dist_peer_rails(d->dist, peer, out, err);
+}
+
 int inf_device_peer_detach(inf_device *d, uint32_t peer, inf_err *err) {
     int status = check_ready(d, err);
     status = status != INF_OK ? status : check_peer(peer, err);

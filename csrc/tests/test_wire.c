@@ -17,6 +17,7 @@ enum { HONEST = 5, HOSTILE = 66, V_BLOCKS = 96, N_SPANS = 4, SPAN_BLOCKS = 6 };
 /* A span that the victim hosts for the hostile debtor, as the protocol has it. */
 typedef struct {
     uint32_t handle, generation, landed;
+    bool there[SPAN_BLOCKS];
     int32_t n, blocks[SPAN_BLOCKS];
 } hosted;
 
@@ -84,6 +85,7 @@ static void renew(debtor *w, hosted *s) {
     }
     s->generation += 1 + raw_below(&w->rng, 3);
     s->landed = 0;
+    memset(s->there, 0, sizeof s->there);
     s->n = 1 + (int32_t)raw_below(&w->rng, SPAN_BLOCKS);
     CHECK(inf_dist_span_set(w->v.d, HOSTILE, s->handle, s->generation, s->blocks, s->n, &err) ==
           INF_OK);
@@ -230,13 +232,22 @@ static int judge_move(debtor *w, const raw_msg *m, inf_wire_move *answer) {
     hosted *s = find(w, answer->handle, answer->generation);
     answer->status = INF_ESTALE;
     answer->landed = s != NULL ? s->landed : 0;
-    if (s != NULL && answer->first == s->landed && answer->n <= (uint32_t)s->n - s->landed) {
+    bool empty =
+        s != NULL && answer->first <= (uint32_t)s->n && answer->n <= (uint32_t)s->n - answer->first;
+    for (uint32_t i = 0; empty && i < answer->n; i++) {
+        empty = !s->there[answer->first + i];
+    }
+    if (empty) { /* pieces land in any order */
         for (uint32_t i = 0; i < answer->n; i++) {
+            s->there[answer->first + i] = true;
             memcpy(w->model + (uint64_t)s->blocks[answer->first + i] * block,
                    m->data + head + i * block, block);
         }
+        while (s->landed < (uint32_t)s->n && s->there[s->landed]) {
+            s->landed++;
+        }
         answer->status = INF_OK;
-        answer->landed = s->landed += answer->n;
+        answer->landed = s->landed;
     }
     return answer->status;
 }

@@ -170,6 +170,11 @@ int inf_link_prepare(inf_link *link, void **buf) {
     return INF_OK;
 }
 
+int inf_link_full(const inf_link *link) {
+    return link && link->err.code == 0 && !link->prepared && link->wants_room &&
+           (!link->ops->full || link->ops->full(link));
+}
+
 int inf_link_post(inf_link *link, uint64_t len) {
     if (!link)
         return INF_EINVAL;

@@ -10,8 +10,7 @@
 #include "infinite/link.h"
 
 enum {
-    INF_LINK_FDS = 2,        /* descriptors one link may sleep on */
-    INF_LINK_WAIT_MAX = 512, /* links of one wait */
+    INF_LINK_FDS = 2, /* descriptors one link may sleep on */
     INF_LINK_MIN_SLOTS = 2,
     INF_LINK_MAX_SLOTS = 64,
 };
@@ -47,6 +46,8 @@ typedef struct inf_link_ops {
     /* Frees the provider's memory, the link included. The descriptors are link.c's to close. */
     void (*close)(inf_link *link);
     const inf_put_ops *puts; /* NULL: it has none */
+    /* Does the peer hold every slot? NULL: always, when prepare finds no room. */
+    bool (*full)(const inf_link *link);
 } inf_link_ops;
 
 /* The head of every provider's own structure. */

@@ -38,6 +38,10 @@ func (r *RManager) accept(a rdma.Accepted) {
 		_ = a.Link.Close() // it left since it was admitted
 		return
 	}
+	if a.Lane == rdma.LaneRail {
+		r.acceptRail(p, a)
+		return
+	}
 	other := p.half
 	if other == nil || other.Pair != a.Pair || other.Lane == a.Lane {
 		if other != nil {
@@ -57,6 +61,31 @@ func (r *RManager) accept(a rdma.Accepted) {
 	}
 	p.busy++
 	r.spawn(func() { r.serve(p, a.Pair, query, move) })
+}
+
+// acceptRail serves one more move lane of a session that is served. The caller holds mu.
+func (r *RManager) acceptRail(p *peer, a rdma.Accepted) {
+	if r.closed || a.Rail >= maxRails {
+		_ = a.Link.Close()
+		return
+	}
+	p.busy++
+	r.spawn(func() {
+		p.hostMu.Lock()
+		defer p.hostMu.Unlock()
+		err := errLost
+		if r.serves(p, a.Pair) {
+			err = r.rails.PeerRail(p.index, railNumber(a.Rail), true, a.Link.Take())
+		} else {
+			_ = a.Link.Close()
+		}
+		if err != nil {
+			slog.Warn("cannot serve a peer's rail", "peer", p.id, "rail", a.Rail, "error", err)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		p.busy--
+	})
 }
 
 // serve answers a debtor over a pair of links. With links left from before, the debtor gave those up before

@@ -81,11 +81,16 @@ func (r *RManager) place(o offload) (placed, error) {
 		last = table.Spans[n-1]
 	}
 	for _, c := range r.creditors(last.Instance) {
+		if !r.hold(c) {
+			continue
+		}
 		to, n := r.tryMove(c, o, last)
 		if n == 0 {
+			r.unhold(c)
 			continue
 		}
 		blocks, err := r.kv.BeginMove(o.request, to, n)
+		r.unhold(c) // from here on the pool knows
 		if err != nil {
 			// The request ended meanwhile, and its spans with it; one that was opened just now would stay.
 			if to.Blocks == 0 {

@@ -163,7 +163,7 @@ func startInstance(t *testing.T, etcd []string, id string, blocks int, transport
 	must(err)
 	query, move := slotBytes(t)
 	n.rman = NewRManager(Config{ID: id, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
-		Heartbeat: 20 * time.Millisecond}, n.kv, n.dev, testMoves{n.dev}, n.dev, links)
+		Heartbeat: 20 * time.Millisecond}, n.kv, Device{Spans: n.dev, Moves: testMoves{n.dev}, Links: n.dev, Rails: n.dev}, links)
 	n.eng, err = engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
 		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}, testSteps{n.dev, &n.hold}, n.kv, testLender{n.rman})
 	must(err)
@@ -328,7 +328,7 @@ func (s *soloist) answer(t *testing.T, seed, tokens, n int) []int32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rman := NewRManager(Config{ID: "alone"}, kv, nil, nil, nil, nil)
+	rman := NewRManager(Config{ID: "alone"}, kv, Device{}, nil)
 	eng, err := engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 1, MaxBatchedTokens: 32, MaxWaiting: 1, MaxModelLen: 512}}, dev, kv, testLender{rman})
 	if err != nil {
 		t.Fatal(err)

@@ -52,7 +52,13 @@ type peer struct {
 	failures  int            // calls for room in a row without an answer, the first of them at failing
 	failing   time.Time
 	owed      debt
-	releasing bool // a goroutine pays what is owed
+	releasing bool      // a goroutine pays what is owed
+	info      rdma.Info // of the client links
+	railsUp   uint32    // of the client's, as they were last; a bit each
+	placing   int       // goroutines that ask for room there and have not marked blocks as moving yet
+	upgrading bool      // no new blocks go there or come from there
+	improveAt time.Time
+	improving time.Duration // until the next try
 	upSince   time.Time
 	retryAt   time.Time
 	backoff   time.Duration
@@ -165,7 +171,7 @@ func (r *RManager) dial(p *peer) {
 	limited, done := context.WithTimeout(r.ctx, dialLimit)
 	defer done()
 	session := rand.Uint64() | 1
-	query, move, info, err := r.dialLanes(limited, p, session)
+	query, move, info, err := r.dialLanes(limited, p, session, r.cfg.Transport)
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
 	if err == nil {
@@ -188,23 +194,42 @@ func (r *RManager) dial(p *peer) {
 		}
 		return
 	}
-	p.session, p.upSince = session, time.Now()
+	r.connected(p, session, info)
+}
+
+// connected notes client links that are attached, and says what they are. The caller holds mu.
+func (r *RManager) connected(p *peer, session uint64, info rdma.Info) {
+	p.session, p.info, p.upSince = session, info, time.Now()
+	p.railsUp, p.improving = 1, improveEvery
+	p.improveAt = p.upSince.Add(improveEvery)
+	words := []any{"peer", p.id, "transport", string(info.Transport), "why", info.Reason, "latency", info.LatencyP50,
+		"gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9)}
 	level := slog.LevelInfo
 	if info.FellBack {
 		level = slog.LevelWarn
 	}
-	slog.Log(context.Background(), level, "connected to a peer", "peer", p.id, "transport", string(info.Transport), "why", info.Reason,
-		"latency", info.LatencyP50, "gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9))
+	if info.Transport == rdma.Verbs {
+		how := "put from pool to pool"
+		if _, puts, why := r.rails.PeerRails(p.index); puts&1 == 0 {
+			how, level = "copied through messages: "+why, slog.LevelWarn
+		}
+		words = append(words, "blocks", how)
+	}
+	slog.Log(context.Background(), level, "connected to a peer", words...)
 }
 
-func (r *RManager) dialLanes(ctx context.Context, p *peer, session uint64) (query, move *rdma.Link, info rdma.Info, err error) {
-	self := rdma.Identity{ClusterID: r.cfg.ClusterID, Instance: r.cfg.ID, Process: r.listener.Endpoint().Process, Secret: r.cfg.Secret}
+func (r *RManager) identity() rdma.Identity {
+	return rdma.Identity{ClusterID: r.cfg.ClusterID, Instance: r.cfg.ID, Process: r.listener.Process(), Secret: r.cfg.Secret}
+}
+
+func (r *RManager) dialLanes(ctx context.Context, p *peer, session uint64, want rdma.Choice) (query, move *rdma.Link, info rdma.Info, err error) {
+	want.Via = r.via(p)
 	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.QuerySlotBytes, Peer: int32(p.index), Pair: session}
-	if query, info, err = rdma.Dial(ctx, self, p.member.Endpoint, rdma.LaneQuery, shape, r.cfg.Transport); err != nil {
+	if query, info, err = rdma.Dial(ctx, r.identity(), p.member.Endpoint, rdma.LaneQuery, shape, want); err != nil {
 		return nil, nil, info, fmt.Errorf("cannot open the query lane: %w", err)
 	}
 	shape.SlotBytes = r.cfg.MoveSlotBytes
-	if move, _, err = rdma.Dial(ctx, self, p.member.Endpoint, rdma.LaneMove, shape, r.cfg.Transport); err != nil {
+	if move, _, err = rdma.Dial(ctx, r.identity(), p.member.Endpoint, rdma.LaneMove, shape, want); err != nil {
 		_ = query.Close()
 		return nil, nil, info, fmt.Errorf("cannot open the move lane: %w", err)
 	}
@@ -281,7 +306,10 @@ func (r *RManager) takeDown(p *peer, session uint64, cause error) {
 	p.busy++
 	r.home.PeerLost(p.id)
 	r.mu.Unlock()
-	if cause != errStopping {
+	switch {
+	case errors.Is(cause, errBetter):
+		slog.Info("changing a peer's links", "peer", p.id, "why", cause)
+	case cause != errStopping:
 		slog.Warn("lost a peer", "peer", p.id, "error", cause)
 	}
 	if err := r.links.PeerDetach(p.index); err != nil {
@@ -304,7 +332,7 @@ func (r *RManager) creditors(prefer string) []creditor {
 	now := time.Now()
 	var peers []*peer
 	for _, p := range r.peers {
-		if p.session != 0 && p.room(now) > 0 {
+		if p.session != 0 && !p.upgrading && p.room(now) > 0 {
 			peers = append(peers, p)
 		}
 	}
@@ -322,6 +350,23 @@ func (r *RManager) creditors(prefer string) []creditor {
 		out[i] = creditor{p, p.session}
 	}
 	return out
+}
+
+// hold keeps the creditor's links from being replaced until unhold; false if they are over, or about to be.
+func (r *RManager) hold(c creditor) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.peer.upgrading || c.peer.session != c.session {
+		return false
+	}
+	c.peer.placing++
+	return true
+}
+
+func (r *RManager) unhold(c creditor) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c.peer.placing--
 }
 
 func (r *RManager) peerByID(id string) *peer {

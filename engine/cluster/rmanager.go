@@ -35,6 +35,22 @@ type Links interface {
 	PeerStatus(peer uint32) error
 }
 
+// Rails takes over more move lanes of a peer.
+type Rails interface {
+	PeerRail(peer, rail uint32, server bool, move unsafe.Pointer) error
+	// PeerRails has a bit for each rail towards the peer that lives, and for each of them that puts blocks
+	// from pool to pool; noPuts says why some do not.
+	PeerRails(peer uint32) (out, puts uint32, noPuts string)
+}
+
+// Device is what the manager does with its instance's device.
+type Device struct {
+	Spans Spans
+	Moves Moves
+	Links Links
+	Rails Rails
+}
+
 // Home is the step loop of this instance. Moved and PeerLost come in the order in which things happened;
 // they are called under the manager's lock, so they neither wait nor call back.
 type Home interface {
@@ -87,7 +103,7 @@ type View struct {
 
 // RManager is one instance's manager of KV blocks towards the rest of the cluster. It lends room to
 // debtors (host.go), borrows room from creditors (borrow.go), gives it back (release.go), and keeps the
-// links to both (peers.go, accept.go).
+// links to both (peers.go, accept.go, improve.go).
 //
 // Locks are taken in this order: a peer's hostMu, mu, those of Home and of the KV pool.
 type RManager struct {
@@ -97,6 +113,7 @@ type RManager struct {
 	spans    Spans
 	moves    Moves
 	links    Links
+	rails    Rails
 	home     Home
 	listener *rdma.Listener
 
@@ -118,15 +135,16 @@ type RManager struct {
 	ctx        context.Context // until Close
 	cancel     context.CancelFunc
 	wg         sync.WaitGroup // all goroutines but moveLoop
+	carriers   sync.WaitGroup // of the set-up of verbs links; they end with these
 	movesEnded chan struct{}  // closed when nobody waits for a move any more
 	moveLoop   sync.WaitGroup
 }
 
 // NewRManager wires an instance's manager; Start connects it.
-func NewRManager(cfg Config, kv *kvcache.Manager, spans Spans, moves Moves, links Links, listener *rdma.Listener) *RManager {
+func NewRManager(cfg Config, kv *kvcache.Manager, dev Device, listener *rdma.Listener) *RManager {
 	cfg.defaults()
 	r := &RManager{
-		cfg: cfg, kv: kv, spans: spans, moves: moves, links: links, listener: listener,
+		cfg: cfg, kv: kv, spans: dev.Spans, moves: dev.Moves, links: dev.Links, rails: dev.Rails, listener: listener,
 		peers: map[string]*peer{}, tickets: map[uint64]chan error{}, offloads: make(chan offload, maxOffloads), movesEnded: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
@@ -146,6 +164,7 @@ func (r *RManager) Start(home Home, dir *Directory, leader *Leader) {
 	r.spawn(func() { r.followMembers(dir) })
 	r.spawn(r.acceptLoop)
 	r.spawn(r.monitorLoop)
+	r.spawn(r.improveLoop)
 	r.spawn(func() { r.heartbeatLoop(leader) })
 }
 
@@ -170,6 +189,7 @@ func (r *RManager) Close() {
 	down() // this ends the moves under way
 	r.wg.Wait()
 	down() // what a dial under way has connected
+	r.carriers.Wait()
 	close(r.movesEnded)
 	r.moveLoop.Wait()
 	r.mu.Lock()

@@ -14,7 +14,7 @@ func newView(t *testing.T, peers ...*peer) *RManager {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := NewRManager(Config{ID: "me"}, kv, nil, nil, nil, nil)
+	r := NewRManager(Config{ID: "me"}, kv, Device{}, nil)
 	for _, p := range peers {
 		r.peers[p.id] = p
 	}

@@ -74,6 +74,31 @@ func (d *Device) PeerServe(peer uint32, query, move unsafe.Pointer) error {
 	})
 }
 
+// MaxRails bounds the move lanes of a peer in one direction.
+const MaxRails = int(C.INF_MAX_RAILS)
+
+// PeerRail takes one more move lane (inf_link *) of a peer that is attached, or with server served, also when it
+// fails: its rail 1 to MaxRails-1. Moves spread over all rails; one that dies is taken away.
+func (d *Device) PeerRail(peer, rail uint32, server bool, move unsafe.Pointer) error {
+	var s C.uint32_t
+	if server {
+		s = 1
+	}
+	return d.takeLinks("add a rail", nil, move, func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_peer_rail(h, C.uint32_t(peer), C.uint32_t(rail), s, (*C.inf_link)(move), e)
+	})
+}
+
+// PeerRails tells which rails of a peer live, bit k for rail k: out towards it, and of these the ones on which
+// blocks go from pool to pool. noPuts is why the pool could not be registered.
+func (d *Device) PeerRails(peer uint32) (out, puts uint32, noPuts string) {
+	var rails C.inf_peer_rails
+	_ = d.call("look at the peer's rails", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_peer_rails(h, C.uint32_t(peer), &rails, e)
+	})
+	return uint32(rails.out), uint32(rails.puts), C.GoString(&rails.no_puts[0])
+}
+
 func (d *Device) takeLinks(what string, query, move unsafe.Pointer, f func(*C.inf_device, *C.inf_err) C.int) error {
 	taken := false
 	err := d.call(what, func(h *C.inf_device, e *C.inf_err) C.int {

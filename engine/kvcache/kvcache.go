@@ -276,6 +276,19 @@ func (m *Manager) release(blocks []BlockID) {
 	}
 }
 
+// Lends tells whether any request, open or about to be forgotten, has blocks at the instance or on the way there.
+func (m *Manager) Lends(instance string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.requests {
+		if r.moving > 0 && r.to.Instance == instance ||
+			slices.ContainsFunc(r.spans, func(s Span) bool { return s.Instance == instance }) {
+			return true
+		}
+	}
+	return false
+}
+
 // RequestsAt lists the open requests that have a span at the instance, in ascending order.
 func (m *Manager) RequestsAt(instance string) []RequestID {
 	m.mu.Lock()

@@ -133,7 +133,7 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		}
 		return result(err, "spans %v local %v moving %d", tab.Spans, tab.Local, moving)
 	case "at":
-		return result(nil, "%v", m.RequestsAt(c.at))
+		return result(nil, "%v lends %v", m.RequestsAt(c.at), m.Lends(c.at))
 	case "host":
 		h, err := m.Host(c.owner, 7, c.n)
 		return result(err, "%+v", h)

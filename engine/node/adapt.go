@@ -1,6 +1,7 @@
 package node
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/infinite-llm/infinite/engine"
@@ -56,10 +57,29 @@ func (m moves) MoveWait(timeout time.Duration) (ticket uint64, result error, ok 
 
 // home lets the rManager report to the engine.
 type home struct {
-	eng    *engine.Engine
-	kv     *kvcache.Manager
-	id     string
-	memory func() *pb.Memory
+	eng     *engine.Engine
+	kv      *kvcache.Manager
+	dev     *device.Device
+	id      string
+	memory  func() *pb.Memory
+	refused refusals
+}
+
+// refusals decides when refused messages are worth a line in the log: a peer may send thousands a second.
+type refusals struct {
+	told uint64    // messages that were logged
+	next time.Time // the earliest time of the next line
+}
+
+const refusalsEvery = 10 * time.Second
+
+// look returns how many are to be logged now.
+func (r *refusals) look(total uint64, now time.Time) (n uint64) {
+	if total == r.told || now.Before(r.next) {
+		return 0
+	}
+	n, r.told, r.next = total-r.told, total, now.Add(refusalsEvery)
+	return n
 }
 
 func (h *home) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err error) {
@@ -70,11 +90,16 @@ func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
 
 // Report is what the heartbeat carries.
 func (h *home) Report() (*pb.Load, []*pb.Placement) {
-	c, s := h.kv.Counts(), h.eng.Stats()
+	c, s, d := h.kv.Counts(), h.eng.Stats(), h.dev.Stats()
+	if n := h.refused.look(d.RefusedMessages, time.Now()); n > 0 {
+		slog.Warn("messages of peers were refused", "count", n, "since_start", d.RefusedMessages)
+	}
 	load := &pb.Load{
 		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
 		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions,
 		Memory: h.memory(),
+		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
+			Refused: d.RefusedMessages},
 	}
 	var places []*pb.Placement
 	for _, r := range h.eng.Requests() {

@@ -92,6 +92,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}); err != nil {
 		return nil, err
 	}
+	if err = checkTransport(cfg, n.links.Endpoint()); err != nil {
+		return nil, err
+	}
 	if n.etcd, err = cluster.EtcdClient(hello.EtcdEndpoints); err != nil {
 		return nil, err
 	}
@@ -101,7 +104,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	n.rman = cluster.NewRManager(cluster.Config{
 		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: linkChoice(cfg),
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
-	}, n.kv, n.dev, moves{n.dev}, n.dev, n.links)
+	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
 	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
 		return nil, err
 	}
@@ -119,7 +122,7 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, fingerprint strin
 	leader := &cluster.Leader{}
 	go func() { defer close(n.followed); cluster.FollowLeader(life, n.etcd, hello.ClusterId, leader) }()
 	go func() { n.finished <- n.eng.Run(life) }()
-	n.rman.Start(&home{eng: n.eng, kv: n.kv, id: n.ID, memory: n.meter.memory}, n.dir, leader)
+	n.rman.Start(&home{eng: n.eng, kv: n.kv, dev: n.dev, id: n.ID, memory: n.meter.memory}, n.dir, leader)
 
 	n.grpc = grpc.NewServer(cluster.ServerOptions(n.cfg.ClusterSecret)...)
 	pb.RegisterKVServer(n.grpc, n.rman)

@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"time"
@@ -64,6 +65,15 @@ func linkChoice(cfg config.Config) rdma.Choice {
 	return rdma.Choice{Transport: rdma.Transport(cfg.Transport), Verbs: rdma.VerbsConfig{
 		Devices: cfg.RDMADevice, GIDIndex: cfg.RDMAGIDIndex + 1, TrafficClass: cfg.RDMATrafficClass, MTU: cfg.RDMAMTU,
 	}}
+}
+
+// checkTransport refuses to start without the transport that was asked for. A port that is down only now is
+// waited for.
+func checkTransport(cfg config.Config, self rdma.Endpoint) error {
+	if rdma.Transport(cfg.Transport) == rdma.Verbs && self.Rails == 0 {
+		return fmt.Errorf("cannot use --transport verbs: %s; see: infinite doctor", self.NoVerbs)
+	}
+	return nil
 }
 
 // Threads resolves --threads: the CPUs divided among this machine's instances.

@@ -216,6 +216,8 @@ func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
 			ID: in.Id, KVBlocksTotal: int(l.GetKvBlocksTotal()), KVBlocksFree: int(l.GetKvBlocksFree()),
 			KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
 			Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(),
+			RemoteQueries: l.GetTraffic().GetQueries(), RemoteAnswers: l.GetTraffic().GetAnswers(),
+			KVBlocksMoved: l.GetTraffic().GetMovedBlocks(), RefusedMessages: l.GetTraffic().GetRefused(),
 			Preemptions: l.GetPreemptions(), MemoryTotal: l.GetMemory().GetTotalBytes(), MemoryUsed: l.GetMemory().GetUsedBytes(),
 		})
 	}

@@ -104,11 +104,13 @@ var (
 	blocksDesc  = instanceDesc("infinite_kv_blocks", "KV blocks of an instance by state.", "state")
 	rateDesc    = instanceDesc("infinite_instance_tokens_per_second", "Token rate of an instance.")
 	preemptDesc = instanceDesc("infinite_num_preemptions_total", "Requests preempted for lack of room.")
+	trafficDesc = instanceDesc("infinite_link_messages_total", "Messages of an instance's links: queries to creditors, answers to debtors, and what peers sent and was refused.", "kind")
+	movedDesc   = instanceDesc("infinite_kv_blocks_moved_total", "KV blocks that an instance sent to creditors.")
 	memoryDesc  = instanceDesc("infinite_memory_bytes", "Device memory of an instance.", "state")
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, memoryDesc} {
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, trafficDesc, movedDesc, memoryDesc} {
 		ch <- d
 	}
 }
@@ -134,6 +136,13 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(rateDesc, in.TokensPerSecond)
 		gauge(memoryDesc, float64(in.MemoryTotal), "total")
 		gauge(memoryDesc, float64(in.MemoryUsed), "used")
-		ch <- prometheus.MustNewConstMetric(preemptDesc, prometheus.CounterValue, float64(in.Preemptions), in.ID)
+		counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), append([]string{in.ID}, labels...)...)
+		}
+		counter(preemptDesc, in.Preemptions)
+		counter(trafficDesc, in.RemoteQueries, "queries")
+		counter(trafficDesc, in.RemoteAnswers, "answers")
+		counter(trafficDesc, in.RefusedMessages, "refused")
+		counter(movedDesc, in.KVBlocksMoved)
 	}
 }

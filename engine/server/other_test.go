@@ -142,7 +142,7 @@ func (a *api) counters() map[string]string {
 
 func TestMetrics(t *testing.T) {
 	b := scripted(says(t, "Hello there.")...)
-	b.view = &ClusterView{Instances: []InstanceView{{ID: "a", KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2, Running: 3, Waiting: 5, Preemptions: 7}}}
+	b.view = &ClusterView{Instances: []InstanceView{{ID: "a", KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2, Running: 3, Waiting: 5, Preemptions: 7, RefusedMessages: 9, KVBlocksMoved: 11}}}
 	a := serve(t, b)
 	var out completion
 	a.ok("/v1/completions", `{"prompt":[5,6,7],"n":2}`, &out)
@@ -157,22 +157,24 @@ func TestMetrics(t *testing.T) {
 	n := len(says(t, "Hello there."))
 	cut := out.Usage.Completion
 	for k, v := range map[string]string{
-		`infinite_request_success_total{finished_reason="stop"}`:  "4",
-		`infinite_request_success_total{finished_reason="abort"}`: "0",
-		`infinite_request_failures_total{code="500"}`:             "1",
-		`infinite_request_failures_total{code="404"}`:             "1",
-		`infinite_requests_in_flight`:                             "0",
-		`infinite_prompt_tokens_total`:                            fmt.Sprint(3 + 3 + len(testTokenizer(t).Encode("a", true))),
-		`infinite_generation_tokens_total`:                        fmt.Sprint(3*n + cut),
-		`infinite_time_to_first_token_seconds_count`:              "4",
-		`infinite_inter_token_latency_seconds_count`:              fmt.Sprint(3*(n-1) + cut - 1),
-		`infinite_kv_blocks{instance="a",state="total"}`:          "20",
-		`infinite_kv_blocks{instance="a",state="lent"}`:           "2",
-		`infinite_e2e_request_latency_seconds_count`:              "4",
-		`infinite_num_requests_running{instance="a"}`:             "3",
-		`infinite_num_requests_waiting{instance="a"}`:             "5",
-		`infinite_kv_cache_usage_perc{instance="a"}`:              "0.75",
-		`infinite_num_preemptions_total{instance="a"}`:            "7",
+		`infinite_request_success_total{finished_reason="stop"}`:    "4",
+		`infinite_request_success_total{finished_reason="abort"}`:   "0",
+		`infinite_request_failures_total{code="500"}`:               "1",
+		`infinite_request_failures_total{code="404"}`:               "1",
+		`infinite_requests_in_flight`:                               "0",
+		`infinite_prompt_tokens_total`:                              fmt.Sprint(3 + 3 + len(testTokenizer(t).Encode("a", true))),
+		`infinite_generation_tokens_total`:                          fmt.Sprint(3*n + cut),
+		`infinite_time_to_first_token_seconds_count`:                "4",
+		`infinite_inter_token_latency_seconds_count`:                fmt.Sprint(3*(n-1) + cut - 1),
+		`infinite_kv_blocks{instance="a",state="total"}`:            "20",
+		`infinite_kv_blocks{instance="a",state="lent"}`:             "2",
+		`infinite_e2e_request_latency_seconds_count`:                "4",
+		`infinite_num_requests_running{instance="a"}`:               "3",
+		`infinite_num_requests_waiting{instance="a"}`:               "5",
+		`infinite_kv_cache_usage_perc{instance="a"}`:                "0.75",
+		`infinite_num_preemptions_total{instance="a"}`:              "7",
+		`infinite_link_messages_total{instance="a",kind="refused"}`: "9",
+		`infinite_kv_blocks_moved_total{instance="a"}`:              "11",
 	} {
 		if got[k] != v {
 			t.Errorf("%s is %q, want %q", k, got[k], v)

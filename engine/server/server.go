@@ -66,6 +66,10 @@ type InstanceView struct {
 	Waiting         int     `json:"waiting"`
 	TokensPerSecond float64 `json:"tokens_per_second"`
 	Preemptions     uint64  `json:"preemptions"`
+	RemoteQueries   uint64  `json:"remote_queries"`   // messages to creditors
+	RemoteAnswers   uint64  `json:"remote_answers"`   // messages to debtors
+	KVBlocksMoved   uint64  `json:"kv_blocks_moved"`  // to creditors
+	RefusedMessages uint64  `json:"refused_messages"` // of peers: malformed, stale or out of bounds
 	MemoryTotal     uint64  `json:"memory_total_bytes"`
 	MemoryUsed      uint64  `json:"memory_used_bytes"`
 }

@@ -257,6 +257,26 @@ int inf_device_peer_attach(inf_device *device, uint32_t peer, inf_link *query, i
 int inf_device_peer_serve(inf_device *device, uint32_t peer, inf_link *query, inf_link *move,
                           inf_err *err);
 
+enum { INF_MAX_RAILS = 8 }; /* move lanes of a peer in one direction */
+
+/* One more move lane of a peer that is attached (server 0) or served (server 1), its rail 1 to
+ * INF_MAX_RAILS - 1; rail 0 came with the query lane. Moves spread over all rails. One that dies is
+ * taken away, and what was under way on it goes over the others; it may be given anew. */
+int inf_device_peer_rail(inf_device *device, uint32_t peer, uint32_t rail, uint32_t server,
+                         inf_link *move, inf_err *err);
+
+/* How moves travel to and from a peer. Bit k stands for rail k. */
+typedef struct inf_peer_rails {
+    uint32_t out, in; /* rails that live */
+    uint32_t puts;    /* of out: bytes go from pool to pool, else in messages */
+    uint32_t reserved;
+    char no_puts[240]; /* why the pool could not be registered, "" if it could or need not */
+} inf_peer_rails;
+
+_Static_assert(sizeof(inf_peer_rails) == 256, "inf_peer_rails is mirrored in Go");
+
+int inf_device_peer_rails(inf_device *device, uint32_t peer, inf_peer_rails *out, inf_err *err);
+
 /* Ends everything with the peer; pending waits on it fail with INF_EPEER. */
 int inf_device_peer_detach(inf_device *device, uint32_t peer, inf_err *err);
 

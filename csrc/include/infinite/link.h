@@ -58,6 +58,10 @@ int inf_link_open(const inf_link_config *config, inf_link **out, inf_err *err);
  */
 int inf_link_prepare(inf_link *link, void **buf);
 
+/* After prepare said INF_AGAIN: 1 if the peer holds every slot, and nobody else can change that; 0
+ * if there will be room as soon as messages that are under way are known to have arrived. */
+int inf_link_full(const inf_link *link);
+
 /* Sends the first len bytes of the slot that prepare gave. Never blocks: what cannot leave now
  * leaves during later calls of poll or wait. */
 int inf_link_post(inf_link *link, uint64_t len);
@@ -67,6 +71,8 @@ int inf_link_poll(inf_link *link, const void **msg, uint64_t *len);
 
 /* Gives the oldest polled message's slot back to the peer. */
 void inf_link_release(inf_link *link);
+
+enum { INF_LINK_WAIT_MAX = 512 }; /* links of one wait */
 
 /* Sleeps until one of the links has something to poll, room to prepare after it had none, is dead,
  * wake_fd (-1: none) is readable, or timeout_ns has passed. Spins briefly first. INF_OK or

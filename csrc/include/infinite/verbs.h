@@ -138,6 +138,19 @@ void inf_verbs_endpoint_destroy(inf_verbs_endpoint *endpoint); /* Safe on NULL. 
 int inf_link_open_verbs(const inf_link_config *config, inf_verbs_endpoint *endpoint, inf_link **out,
                         inf_err *err);
 
+/* The device of a verbs link, on which regions for its puts are opened; NULL for other links. It is
+ * there as long as the link or such a region is. */
+inf_verbs_device *inf_link_verbs_device(const inf_link *link);
+
+enum { INF_CPU_WORDS = 16 }; /* a set of 1,024 CPUs, a bit each */
+
+/* The CPUs near the device: those of its NUMA node, of which this thread may use any.
+ * INF_EUNSUPPORTED where the kernel does not tell, or where all are near. */
+int inf_verbs_device_cpus(const inf_verbs_device *device, uint64_t cpus[INF_CPU_WORDS]);
+
+/* Keeps the calling thread to a set of CPUs, as far as it may use them. */
+void inf_verbs_pin(const uint64_t cpus[INF_CPU_WORDS]);
+
 /* --- regions: memory for puts ---
  *
  * A region is a stretch of memory, the KV pool, registered once per device and domain. Host memory

@@ -124,12 +124,15 @@ static int settle_credit(inf_verbs_link *v) {
     return rc;
 }
 
+static int watch(inf_verbs_link *v);
+
 static int verbs_prepare(inf_link *link, void **buf) {
     inf_verbs_link *v = as_verbs(link);
     if (!has_room(v)) {
         if (take_arrivals(v) < 0)
             return link->err.code;
-        if (inf_verbs_poll_send(v->ep) != INF_OK)
+        /* Watched here too: while a message waits to be polled, ready does not come to it. */
+        if (inf_verbs_poll_send(v->ep) != INF_OK || watch(v) < 0)
             return inf_verbs_link_fail(v);
     }
     if (v->last_word || v->gone)
@@ -138,6 +141,11 @@ static int verbs_prepare(inf_link *link, void **buf) {
         return INF_AGAIN;
     *buf = v->ep->tx + v->tx_sent % v->ep->tx_slots * v->ep->stride + INF_VERBS_LINE;
     return INF_OK;
+}
+
+static bool verbs_full(const inf_link *link) {
+    const inf_verbs_link *v = (const inf_verbs_link *)link;
+    return v->tx_sent - v->tx_released >= link->config.slots;
 }
 
 /* Describes the message in the staging slot as work requests; their number. */
@@ -361,7 +369,12 @@ static const inf_link_ops VERBS_OPS = {
     .disarm = verbs_disarm,
     .close = verbs_close,
     .puts = &INF_VERBS_PUT_OPS,
+    .full = verbs_full,
 };
+
+inf_verbs_device *inf_link_verbs_device(const inf_link *link) {
+    return link && link->ops == &VERBS_OPS ? ((const inf_verbs_link *)link)->ep->device : NULL;
+}
 
 int inf_link_attach_verbs(const inf_link_config *config, inf_verbs_endpoint *ep, inf_link **out,
                           inf_err *err) {

@@ -63,6 +63,18 @@ int inf_verbs_endpoint_to_rts(inf_verbs_endpoint *endpoint, inf_err *err) {
 
 void inf_verbs_endpoint_destroy(inf_verbs_endpoint *endpoint) { (void)endpoint; }
 
+inf_verbs_device *inf_link_verbs_device(const inf_link *link) {
+    (void)link;
+    return NULL;
+}
+
+int inf_verbs_device_cpus(const inf_verbs_device *device, uint64_t cpus[INF_CPU_WORDS]) {
+    (void)device, (void)cpus;
+    return INF_EUNSUPPORTED;
+}
+
+void inf_verbs_pin(const uint64_t cpus[INF_CPU_WORDS]) { (void)cpus; }
+
 int inf_region_open(inf_verbs_device *device, const inf_memory *memory, inf_region **out,
                     inf_err *err) {
     (void)device, (void)memory, (void)out;

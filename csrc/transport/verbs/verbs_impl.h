@@ -10,6 +10,7 @@
  *   ring.c      the link: messages, credits, sleep, death
  *   put.c       writes past the ring, into memory that the peer granted
  *   region.c    registering memory, host's or GPU's
+ *   near.c      the CPUs beside a device
  *
  * An endpoint is one thread's; only `event` is written by another, the device's async thread, which
  * also sets the queue pair to ERR. It finds endpoints in the context's list, under the context's
@@ -173,6 +174,12 @@ inf_verbs_gid *inf_verbs_list_gids(const inf_verbs_lib *lib, struct ibv_context 
 uint32_t inf_verbs_mtu_bytes(enum ibv_mtu mtu);
 /* A registration failed: why, with the remedy if it was the limit on locked memory. */
 int inf_verbs_registration_error(inf_err *err, int32_t peer, uint64_t bytes, int reason);
+
+/* --- near.c --- */
+/* The CPUs of the NUMA node that <device_path>/device/numa_node names, by
+ * <nodes_path>/node<N>/cpulist; INF_EUNSUPPORTED if there is no such file, no node, or a list that
+ * cannot be read. */
+int inf_verbs_near(const char *device_path, const char *nodes_path, uint64_t cpus[INF_CPU_WORDS]);
 
 /* --- connect.c --- */
 /* How long the device tries before it gives a peer up. */

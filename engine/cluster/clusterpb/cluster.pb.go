@@ -23,6 +23,50 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type LinkBytes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkBytes) Reset() {
+	*x = LinkBytes{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkBytes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkBytes) ProtoMessage() {}
+
+func (x *LinkBytes) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkBytes.ProtoReflect.Descriptor instead.
+func (*LinkBytes) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *LinkBytes) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type JoinRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Fingerprint string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // of the model; all instances serve the same one
@@ -38,7 +82,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[0]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -50,7 +94,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[0]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -63,7 +107,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{0}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *JoinRequest) GetFingerprint() string {
@@ -120,7 +164,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[1]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -132,7 +176,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[1]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -145,7 +189,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{1}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *JoinReply) GetId() string {
@@ -186,7 +230,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[2]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -198,7 +242,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[2]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -211,7 +255,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Span) GetInstance() string {
@@ -240,7 +284,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -252,7 +296,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -265,7 +309,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Placement) GetId() string {
@@ -307,7 +351,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -319,7 +363,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -332,7 +376,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Memory) GetTotalBytes() uint64 {
@@ -369,13 +413,14 @@ type Load struct {
 	Memory          *Memory                `protobuf:"bytes,9,opt,name=memory,proto3" json:"memory,omitempty"`
 	Preemptions     uint64                 `protobuf:"varint,10,opt,name=preemptions,proto3" json:"preemptions,omitempty"`
 	Starving        uint64                 `protobuf:"varint,11,opt,name=starving,proto3" json:"starving,omitempty"` // arrival of a request that has long waited for room; 0: none
+	Traffic         *Traffic               `protobuf:"bytes,12,opt,name=traffic,proto3" json:"traffic,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +432,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +445,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Load) GetKvBlocksTotal() uint32 {
@@ -480,6 +525,90 @@ func (x *Load) GetStarving() uint64 {
 	return 0
 }
 
+func (x *Load) GetTraffic() *Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+// Traffic counts what went over an instance's links since it started.
+type Traffic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queries       uint64                 `protobuf:"varint,1,opt,name=queries,proto3" json:"queries,omitempty"`                            // messages to creditors
+	Answers       uint64                 `protobuf:"varint,2,opt,name=answers,proto3" json:"answers,omitempty"`                            // messages to debtors
+	MovedBlocks   uint64                 `protobuf:"varint,3,opt,name=moved_blocks,json=movedBlocks,proto3" json:"moved_blocks,omitempty"` // to creditors
+	MovedBytes    uint64                 `protobuf:"varint,4,opt,name=moved_bytes,json=movedBytes,proto3" json:"moved_bytes,omitempty"`
+	Refused       uint64                 `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"` // messages of peers that were malformed, stale or out of bounds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Traffic) GetQueries() uint64 {
+	if x != nil {
+		return x.Queries
+	}
+	return 0
+}
+
+func (x *Traffic) GetAnswers() uint64 {
+	if x != nil {
+		return x.Answers
+	}
+	return 0
+}
+
+func (x *Traffic) GetMovedBlocks() uint64 {
+	if x != nil {
+		return x.MovedBlocks
+	}
+	return 0
+}
+
+func (x *Traffic) GetMovedBytes() uint64 {
+	if x != nil {
+		return x.MovedBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
 type HeartbeatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -491,7 +620,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +632,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +645,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HeartbeatRequest) GetId() string {
@@ -551,7 +680,7 @@ type InstanceState struct {
 
 func (x *InstanceState) Reset() {
 	*x = InstanceState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +692,7 @@ func (x *InstanceState) String() string {
 func (*InstanceState) ProtoMessage() {}
 
 func (x *InstanceState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +705,7 @@ func (x *InstanceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceState.ProtoReflect.Descriptor instead.
 func (*InstanceState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InstanceState) GetId() string {
@@ -610,7 +739,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +751,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +764,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HeartbeatReply) GetInstances() []*InstanceState {
@@ -661,7 +790,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +802,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +815,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StateRequest) GetInstancesOnly() bool {
@@ -708,7 +837,7 @@ type ClusterState struct {
 
 func (x *ClusterState) Reset() {
 	*x = ClusterState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +849,7 @@ func (x *ClusterState) String() string {
 func (*ClusterState) ProtoMessage() {}
 
 func (x *ClusterState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +862,7 @@ func (x *ClusterState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
 func (*ClusterState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ClusterState) GetInstances() []*InstanceState {
@@ -774,7 +903,7 @@ type HomePlacement struct {
 
 func (x *HomePlacement) Reset() {
 	*x = HomePlacement{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +915,7 @@ func (x *HomePlacement) String() string {
 func (*HomePlacement) ProtoMessage() {}
 
 func (x *HomePlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +928,7 @@ func (x *HomePlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HomePlacement.ProtoReflect.Descriptor instead.
 func (*HomePlacement) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HomePlacement) GetHome() string {
@@ -834,7 +963,7 @@ type TryMoveKVRequest struct {
 
 func (x *TryMoveKVRequest) Reset() {
 	*x = TryMoveKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +975,7 @@ func (x *TryMoveKVRequest) String() string {
 func (*TryMoveKVRequest) ProtoMessage() {}
 
 func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +988,7 @@ func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVRequest.ProtoReflect.Descriptor instead.
 func (*TryMoveKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TryMoveKVRequest) GetOwner() string {
@@ -931,7 +1060,7 @@ type TryMoveKVReply struct {
 
 func (x *TryMoveKVReply) Reset() {
 	*x = TryMoveKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1072,7 @@ func (x *TryMoveKVReply) String() string {
 func (*TryMoveKVReply) ProtoMessage() {}
 
 func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1085,7 @@ func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVReply.ProtoReflect.Descriptor instead.
 func (*TryMoveKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TryMoveKVReply) GetAccepted() uint32 {
@@ -1004,7 +1133,7 @@ type SpanHandle struct {
 
 func (x *SpanHandle) Reset() {
 	*x = SpanHandle{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1145,7 @@ func (x *SpanHandle) String() string {
 func (*SpanHandle) ProtoMessage() {}
 
 func (x *SpanHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1158,7 @@ func (x *SpanHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpanHandle.ProtoReflect.Descriptor instead.
 func (*SpanHandle) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SpanHandle) GetHandle() uint32 {
@@ -1060,7 +1189,7 @@ type ReleaseKVRequest struct {
 
 func (x *ReleaseKVRequest) Reset() {
 	*x = ReleaseKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1201,7 @@ func (x *ReleaseKVRequest) String() string {
 func (*ReleaseKVRequest) ProtoMessage() {}
 
 func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1214,7 @@ func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReleaseKVRequest) GetOwner() string {
@@ -1124,7 +1253,7 @@ type ReleaseKVReply struct {
 
 func (x *ReleaseKVReply) Reset() {
 	*x = ReleaseKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1265,7 @@ func (x *ReleaseKVReply) String() string {
 func (*ReleaseKVReply) ProtoMessage() {}
 
 func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,14 +1278,16 @@ func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVReply.ProtoReflect.Descriptor instead.
 func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
 
 const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
-	"&engine/cluster/clusterpb/cluster.proto\x12\x13infinite.cluster.v1\"\xcb\x01\n" +
+	"&engine/cluster/clusterpb/cluster.proto\x12\x13infinite.cluster.v1\"\x1f\n" +
+	"\tLinkBytes\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xcb\x01\n" +
 	"\vJoinRequest\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x1d\n" +
@@ -1186,7 +1317,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\x93\x03\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xcb\x03\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -1199,7 +1330,15 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x06memory\x18\t \x01(\v2\x1b.infinite.cluster.v1.MemoryR\x06memory\x12 \n" +
 	"\vpreemptions\x18\n" +
 	" \x01(\x04R\vpreemptions\x12\x1a\n" +
-	"\bstarving\x18\v \x01(\x04R\bstarving\"\x8d\x01\n" +
+	"\bstarving\x18\v \x01(\x04R\bstarving\x126\n" +
+	"\atraffic\x18\f \x01(\v2\x1c.infinite.cluster.v1.TrafficR\atraffic\"\x9b\x01\n" +
+	"\aTraffic\x12\x18\n" +
+	"\aqueries\x18\x01 \x01(\x04R\aqueries\x12\x18\n" +
+	"\aanswers\x18\x02 \x01(\x04R\aanswers\x12!\n" +
+	"\fmoved_blocks\x18\x03 \x01(\x04R\vmovedBlocks\x12\x1f\n" +
+	"\vmoved_bytes\x18\x04 \x01(\x04R\n" +
+	"movedBytes\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\x04R\arefused\"\x8d\x01\n" +
 	"\x10HeartbeatRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
 	"\x04load\x18\x02 \x01(\v2\x19.infinite.cluster.v1.LoadR\x04load\x12:\n" +
@@ -1256,10 +1395,11 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\aManager\x12H\n" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xb6\x01\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\x85\x02\n" +
 	"\x02KV\x12W\n" +
 	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12W\n" +
-	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReplyB;Z9github.com/infinite-llm/infinite/engine/cluster/clusterpbb\x06proto3"
+	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12M\n" +
+	"\aConnect\x12\x1e.infinite.cluster.v1.LinkBytes\x1a\x1e.infinite.cluster.v1.LinkBytes(\x010\x01B;Z9github.com/infinite-llm/infinite/engine/cluster/clusterpbb\x06proto3"
 
 var (
 	file_engine_cluster_clusterpb_cluster_proto_rawDescOnce sync.Once
@@ -1273,52 +1413,57 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
-	(*JoinRequest)(nil),      // 0: infinite.cluster.v1.JoinRequest
-	(*JoinReply)(nil),        // 1: infinite.cluster.v1.JoinReply
-	(*Span)(nil),             // 2: infinite.cluster.v1.Span
-	(*Placement)(nil),        // 3: infinite.cluster.v1.Placement
-	(*Memory)(nil),           // 4: infinite.cluster.v1.Memory
-	(*Load)(nil),             // 5: infinite.cluster.v1.Load
-	(*HeartbeatRequest)(nil), // 6: infinite.cluster.v1.HeartbeatRequest
-	(*InstanceState)(nil),    // 7: infinite.cluster.v1.InstanceState
-	(*HeartbeatReply)(nil),   // 8: infinite.cluster.v1.HeartbeatReply
-	(*StateRequest)(nil),     // 9: infinite.cluster.v1.StateRequest
-	(*ClusterState)(nil),     // 10: infinite.cluster.v1.ClusterState
-	(*HomePlacement)(nil),    // 11: infinite.cluster.v1.HomePlacement
-	(*TryMoveKVRequest)(nil), // 12: infinite.cluster.v1.TryMoveKVRequest
-	(*TryMoveKVReply)(nil),   // 13: infinite.cluster.v1.TryMoveKVReply
-	(*SpanHandle)(nil),       // 14: infinite.cluster.v1.SpanHandle
-	(*ReleaseKVRequest)(nil), // 15: infinite.cluster.v1.ReleaseKVRequest
-	(*ReleaseKVReply)(nil),   // 16: infinite.cluster.v1.ReleaseKVReply
+	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
+	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
+	(*JoinReply)(nil),        // 2: infinite.cluster.v1.JoinReply
+	(*Span)(nil),             // 3: infinite.cluster.v1.Span
+	(*Placement)(nil),        // 4: infinite.cluster.v1.Placement
+	(*Memory)(nil),           // 5: infinite.cluster.v1.Memory
+	(*Load)(nil),             // 6: infinite.cluster.v1.Load
+	(*Traffic)(nil),          // 7: infinite.cluster.v1.Traffic
+	(*HeartbeatRequest)(nil), // 8: infinite.cluster.v1.HeartbeatRequest
+	(*InstanceState)(nil),    // 9: infinite.cluster.v1.InstanceState
+	(*HeartbeatReply)(nil),   // 10: infinite.cluster.v1.HeartbeatReply
+	(*StateRequest)(nil),     // 11: infinite.cluster.v1.StateRequest
+	(*ClusterState)(nil),     // 12: infinite.cluster.v1.ClusterState
+	(*HomePlacement)(nil),    // 13: infinite.cluster.v1.HomePlacement
+	(*TryMoveKVRequest)(nil), // 14: infinite.cluster.v1.TryMoveKVRequest
+	(*TryMoveKVReply)(nil),   // 15: infinite.cluster.v1.TryMoveKVReply
+	(*SpanHandle)(nil),       // 16: infinite.cluster.v1.SpanHandle
+	(*ReleaseKVRequest)(nil), // 17: infinite.cluster.v1.ReleaseKVRequest
+	(*ReleaseKVReply)(nil),   // 18: infinite.cluster.v1.ReleaseKVReply
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
-	2,  // 0: infinite.cluster.v1.Placement.spans:type_name -> infinite.cluster.v1.Span
-	4,  // 1: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
-	5,  // 2: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
-	3,  // 3: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
-	5,  // 4: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
-	7,  // 5: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
-	7,  // 6: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
-	11, // 7: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
-	3,  // 8: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
-	14, // 9: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
-	0,  // 10: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
-	6,  // 11: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
-	9,  // 12: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
-	12, // 13: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
-	15, // 14: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	1,  // 15: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	8,  // 16: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	10, // 17: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	13, // 18: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	16, // 19: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	3,  // 0: infinite.cluster.v1.Placement.spans:type_name -> infinite.cluster.v1.Span
+	5,  // 1: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
+	7,  // 2: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
+	6,  // 3: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
+	4,  // 4: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
+	6,  // 5: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
+	9,  // 6: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
+	9,  // 7: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
+	13, // 8: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
+	4,  // 9: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
+	16, // 10: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
+	1,  // 11: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
+	8,  // 12: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
+	11, // 13: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
+	14, // 14: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
+	17, // 15: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	0,  // 16: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 17: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	10, // 18: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	12, // 19: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	15, // 20: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	18, // 21: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	0,  // 22: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	17, // [17:23] is the sub-list for method output_type
+	11, // [11:17] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_engine_cluster_clusterpb_cluster_proto_init() }
@@ -1332,7 +1477,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -207,6 +207,7 @@ var Manager_ServiceDesc = grpc.ServiceDesc{
 const (
 	KV_TryMoveKV_FullMethodName = "/infinite.cluster.v1.KV/TryMoveKV"
 	KV_ReleaseKV_FullMethodName = "/infinite.cluster.v1.KV/ReleaseKV"
+	KV_Connect_FullMethodName   = "/infinite.cluster.v1.KV/Connect"
 )
 
 // KVClient is the client API for KV service.
@@ -219,6 +220,9 @@ type KVClient interface {
 	TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...grpc.CallOption) (*TryMoveKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...grpc.CallOption) (*ReleaseKVReply, error)
+	// Connect carries the set-up of a verbs link, both ways, as package rdma has it: queue pairs, GIDs, MTU,
+	// rings and keys, then word of each step. Afterwards it is silent, and its end is the other side's.
+	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkBytes, LinkBytes], error)
 }
 
 type kVClient struct {
@@ -249,6 +253,19 @@ func (c *kVClient) ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...
 	return out, nil
 }
 
+func (c *kVClient) Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkBytes, LinkBytes], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KV_ServiceDesc.Streams[0], KV_Connect_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[LinkBytes, LinkBytes]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KV_ConnectClient = grpc.BidiStreamingClient[LinkBytes, LinkBytes]
+
 // KVServer is the server API for KV service.
 // All implementations must embed UnimplementedKVServer
 // for forward compatibility.
@@ -259,6 +276,9 @@ type KVServer interface {
 	TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error)
+	// Connect carries the set-up of a verbs link, both ways, as package rdma has it: queue pairs, GIDs, MTU,
+	// rings and keys, then word of each step. Afterwards it is silent, and its end is the other side's.
+	Connect(grpc.BidiStreamingServer[LinkBytes, LinkBytes]) error
 	mustEmbedUnimplementedKVServer()
 }
 
@@ -274,6 +294,9 @@ func (UnimplementedKVServer) TryMoveKV(context.Context, *TryMoveKVRequest) (*Try
 }
 func (UnimplementedKVServer) ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseKV not implemented")
+}
+func (UnimplementedKVServer) Connect(grpc.BidiStreamingServer[LinkBytes, LinkBytes]) error {
+	return status.Error(codes.Unimplemented, "method Connect not implemented")
 }
 func (UnimplementedKVServer) mustEmbedUnimplementedKVServer() {}
 func (UnimplementedKVServer) testEmbeddedByValue()            {}
@@ -332,6 +355,13 @@ func _KV_ReleaseKV_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_Connect_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(KVServer).Connect(&grpc.GenericServerStream[LinkBytes, LinkBytes]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KV_ConnectServer = grpc.BidiStreamingServer[LinkBytes, LinkBytes]
+
 // KV_ServiceDesc is the grpc.ServiceDesc for KV service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -348,6 +378,13 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _KV_ReleaseKV_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Connect",
+			Handler:       _KV_Connect_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "engine/cluster/clusterpb/cluster.proto",
 }

@@ -127,3 +127,11 @@ func TestDevicesThatAreNotThere(t *testing.T) {
 		}
 	}
 }
+
+// Who asks for RDMA where there is none hears why, at the start and not as a slow cluster later.
+func TestTransportThatIsNotThere(t *testing.T) {
+	out, err := command("serve", "--port", "0", "--cluster-port", "0", "--transport", "verbs", "--rdma-device", "none").CombinedOutput()
+	if err == nil || !regexp.MustCompile(`cannot use --transport verbs: cannot use verbs: .*(none|libibverbs)`).Match(out) || !strings.Contains(string(out), "infinite doctor") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}

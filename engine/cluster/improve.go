@@ -1,0 +1,181 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/infinite-llm/infinite/rdma"
+)
+
+const (
+	improveEvery = time.Second     // a look at links that are up; doubled after what failed
+	improveLimit = 5 * time.Second // at most
+	// maxRails is how many ports of a host carry moves to one peer.
+	maxRails = 7
+)
+
+// errBetter is why links that live are replaced.
+var errBetter = errors.New("a better transport is there")
+
+// railNumber is the device's number of a rail: 0 is the lane that came with the queries, whatever its port.
+func railNumber(rail int) uint32 { return uint32(rail) + 1 }
+
+// improveLoop looks after links that are up: moves get a lane on every rail, and get back what was lost; and
+// links that had to be made over a worse transport (an RDMA port was down just then) are made anew over the
+// better one, when nobody has blocks at the other side.
+func (r *RManager) improveLoop() {
+	tick := time.NewTicker(improveEvery / 2)
+	defer tick.Stop()
+	own := r.listener.Endpoint().Rails
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		r.mu.Lock()
+		now := time.Now()
+		for _, p := range r.peers {
+			if p.session == 0 || p.busy > 0 || p.dropping || p.gone || now.Before(p.improveAt) {
+				continue
+			}
+			p.busy++
+			session, info := p.session, p.info
+			r.spawn(func() { r.improve(p, session, info, own) })
+		}
+		r.mu.Unlock()
+	}
+}
+
+// improve tries once, and sets the time of the next try.
+func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own int) {
+	var err error
+	switch {
+	case info.Transport == rdma.Verbs:
+		err = r.addRails(p, session, info.Rail, min(own, p.member.Endpoint.Rails, maxRails))
+	case r.cfg.Transport.Transport == rdma.Auto || r.cfg.Transport.Transport == "":
+		err = r.upgrade(p, session, info.Transport)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.busy--
+	if p.session != session {
+		return // a new one has times of its own
+	}
+	if err == nil {
+		p.improving = improveEvery
+	} else {
+		p.improving = min(2*p.improving, improveLimit)
+		slog.Debug("cannot make a peer's links better", "peer", p.id, "retry_in", p.improving, "error", err)
+	}
+	p.improveAt = time.Now().Add(p.improving/2 + rand.N(p.improving))
+}
+
+// addRails opens a move lane on each of n rails that has none. first is the rail of the first one.
+func (r *RManager) addRails(p *peer, session uint64, first, n int) error {
+	if n < 2 {
+		return nil
+	}
+	up, _, _ := r.rails.PeerRails(p.index)
+	r.mu.Lock()
+	lost := p.railsUp &^ up
+	p.railsUp = up
+	r.mu.Unlock()
+	var failed error
+	for rail := range n {
+		bit := uint32(1) << railNumber(rail)
+		if lost&bit != 0 {
+			slog.Warn("lost a rail to a peer; its moves go over the others", "peer", p.id, "rail", rail)
+		}
+		if rail == first || up&bit != 0 {
+			continue
+		}
+		if err := r.addRail(p, session, rail); err != nil {
+			failed = fmt.Errorf("cannot use rail %d: %w", rail, err)
+		}
+	}
+	return failed
+}
+
+func (r *RManager) addRail(p *peer, session uint64, rail int) error {
+	limited, done := context.WithTimeout(r.ctx, dialLimit)
+	defer done()
+	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.MoveSlotBytes, Peer: int32(p.index), Pair: session, Rail: rail}
+	choice := r.cfg.Transport
+	choice.Transport, choice.Via = rdma.Verbs, r.via(p)
+	link, info, err := rdma.Dial(limited, r.identity(), p.member.Endpoint, rdma.LaneRail, shape, choice)
+	if err != nil {
+		return err
+	}
+	p.hostMu.Lock()
+	defer p.hostMu.Unlock()
+	r.mu.Lock()
+	over := p.session != session
+	r.mu.Unlock()
+	if over {
+		_ = link.Close()
+		return errLost
+	}
+	if err = r.rails.PeerRail(p.index, railNumber(rail), false, link.Take()); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	p.railsUp |= 1 << railNumber(rail)
+	r.mu.Unlock()
+	slog.Info("moves to a peer have one more rail", "peer", p.id, "rail", rail, "why", info.Reason, "latency", info.LatencyP50,
+		"gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9))
+	return nil
+}
+
+// upgrade connects anew over a better transport than the present one, if that is to be had and nobody has
+// blocks at the other side, which would be lost.
+func (r *RManager) upgrade(p *peer, session uint64, present rdma.Transport) error {
+	better := rdma.Best(p.member.Endpoint, r.cfg.Transport)
+	if better == present || better == "" || better == rdma.TCP || !r.beginUpgrade(p, session) {
+		return nil
+	}
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		p.upgrading = false
+	}()
+	limited, done := context.WithTimeout(r.ctx, dialLimit)
+	defer done()
+	choice := r.cfg.Transport
+	choice.Transport = better
+	next := rand.Uint64() | 1
+	query, move, info, err := r.dialLanes(limited, p, next, choice)
+	if err != nil {
+		return err
+	}
+	p.hostMu.Lock()
+	defer p.hostMu.Unlock()
+	r.takeDown(p, session, fmt.Errorf("%w: %s instead of %s", errBetter, better, present))
+	if err = r.links.PeerAttach(p.index, query.Take(), move.Take()); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.connected(p, next, info)
+	return nil
+}
+
+// beginUpgrade keeps blocks from going to the peer and from coming from there, if there are none now.
+func (r *RManager) beginUpgrade(p *peer, session uint64) bool {
+	p.hostMu.Lock()
+	defer p.hostMu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.upgrading = p.session == session && p.placing == 0 && !r.kv.Lends(p.id) && len(r.kv.HostedOf(p.id)) == 0
+	return p.upgrading
+}
+
+func (r *RManager) upgrades(p *peer) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return p.upgrading
+}

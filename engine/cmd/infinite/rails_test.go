@@ -1,0 +1,73 @@
+package main
+
+import (
+	"bufio"
+	"io"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/infinite-llm/infinite/engine/server"
+	"github.com/infinite-llm/infinite/rdma"
+)
+
+// Two instances with two RDMA ports each: moves have a lane on both, one of which dies and comes back while
+// the cluster answers. It needs four devices, one number apart: the guest's switch has them.
+func TestVerbsRails(t *testing.T) {
+	ports, err := rdma.VerbsPorts(rdma.VerbsConfig{}, nil)
+	if len(ports) < 4 {
+		t.Skipf("%d RDMA ports are usable, four are needed: %v", len(ports), err)
+	}
+	r := references(t)[0]
+	args := func(i int, more ...string) []string {
+		return append(more, "--transport", "verbs", "--rdma-device", ports[i].Device+","+ports[i+1].Device, "--peer-timeout", "10s")
+	}
+	p := r.serve(t, 1, exactBlocks/2, args(0)...)
+	cmd := command(args(2, append([]string{"serve", "--join", p.join, "--threads", "1", "--instance-id", "j1"}, r.flags(t, exactBlocks/2)...)...)...)
+	logs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err = cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(p, bufio.NewReader(logs)) }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	const more, lost = "moves to a peer have one more rail", "lost a rail to a peer"
+	logged := func(what string, n int) {
+		t.Helper()
+		p.eventually(what, func(server.ClusterView) bool { return strings.Count(p.logs(), what) >= n })
+	}
+	logged(more, 2)
+	if n := strings.Count(p.logs(), "put from pool to pool"); n != 2 {
+		t.Errorf("%d of 2 peers say that blocks are put\n%s", n, p.logs())
+	}
+	ask := func() answer {
+		t.Helper()
+		a := p.complete(r.request(exactTokens - len(r.Prompt)))
+		r.checkReference(t, a)
+		p.eventually("all blocks free", idle)
+		return a
+	}
+	first := ask()
+	// The rails beyond the first are on the ports that the first lines do not name.
+	found := regexp.MustCompile(more + `.* rail=(\d) why="[^"]*; (rxe)(\d) port`).FindStringSubmatch(p.logs())
+	if found == nil {
+		t.Fatalf("no line names the port of a rail\n%s", p.logs())
+	}
+	device := "v" + found[3]
+	guest(t, "guest_down "+device)
+	logged(lost, 1)
+	sameAnswer(t, first, ask())
+	before := strings.Count(p.logs(), more)
+	guest(t, "guest_up "+device)
+	logged(more, before+1)
+	sameAnswer(t, first, ask())
+	if strings.Contains(p.logs(), "lost a peer") {
+		t.Errorf("a rail's end was a peer's\n%s", p.logs())
+	}
+}
