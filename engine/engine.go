@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/sched"
 )
@@ -183,7 +184,7 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if own.Arrival == 0 {
 		own.Arrival = e.arrival
 	}
-	r := &request{Request: &own, id: e.lastID, tokens: slices.Clone(req.Prompt), submitted: time.Now()}
+	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: slices.Clone(req.Prompt), submitted: time.Now()}
 	r.known.Store(int64(len(r.tokens)))
 	r.stream = newStream(func() { e.cancel(r) })
 	e.live[r.id] = r

@@ -35,6 +35,8 @@ var layers = map[string]struct {
 	"engine/cluster":   {[]string{"engine/cluster/clusterpb", "engine/config", "engine/kvcache", "rdma"}, "managers settle blocks and links; the engine tells them through interfaces"},
 	"engine/router": {[]string{"engine", "engine/batch", "engine/cluster", "engine/cluster/clusterpb", "engine/router/routerpb", "engine/server"},
 		"it is the server's Backend: homes over the cluster's members"},
+	"engine/trace":       {nil, "figures of recorded events know neither the kernel nor the engine that is traced"},
+	"engine/trace/probe": {[]string{"engine/trace"}, "a tracer looks at an engine from outside, by its marks alone"},
 }
 
 // cgo is where import "C" may stand: at the two doors, so that all rules of the C boundary are kept there.
@@ -43,6 +45,9 @@ var cgo = []string{"engine/device", "rdma"}
 // driver is where the CUDA driver's binding may be imported, and only by files that the tag cuda lets in: it
 // links the driver's library, which machines without a GPU lack.
 const driver, driverTag = "engine/device", "//go:build cuda\n"
+
+// bpf is where programs for the kernel may be made: what is no tracer must not need the rights for it.
+const bpf = "engine/trace/probe"
 
 func TestGoLayers(t *testing.T) {
 	seen := map[string]bool{}
@@ -66,6 +71,9 @@ func TestGoLayers(t *testing.T) {
 			}
 			if strings.HasPrefix(name, "gorgonia.org/") && (folder != driver || !tagged(file)) {
 				t.Errorf("%s imports %s: only files of %s with the tag cuda may", file, name, driver)
+			}
+			if strings.HasPrefix(name, "github.com/cilium/ebpf") && folder != bpf {
+				t.Errorf("%s imports %s: only %s may", file, name, bpf)
 			}
 			ours, is := strings.CutPrefix(name, module)
 			if rule, held := layers[folder]; is && held && !slices.Contains(rule.allowed, ours) {

@@ -85,6 +85,7 @@ var errCancelled = errors.New("the request was cancelled")
 type request struct {
 	*Request
 	id        kvcache.RequestID
+	tag       uint32  // of ID
 	tokens    []int32 // prompt and answer
 	known     atomic.Int64
 	running   atomic.Bool

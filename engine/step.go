@@ -77,6 +77,7 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 	if err != nil {
 		return err
 	}
+	st.Seqs[seq].Tag = r.tag
 	sh := share{r: r, rows: int(st.Head.NRows), sample: it.Last && r.MaxTokens > 0}
 	// Rows that were read before a preemption are not asked for again.
 	for p := max(it.Start, len(r.prompt)); p < min(end, r.promptRows()); p++ {

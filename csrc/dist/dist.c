@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...) {
@@ -283,6 +284,13 @@ void inf_dist_close(inf_dist *d) {
     free(d);
 }
 
+/* A number that no other home's lanes have, but by chance: what a trace of several goes by. */
+static uint64_t draw_lane(uint32_t peer) {
+    uint64_t lane;
+    return getrandom(&lane, sizeof lane, GRND_NONBLOCK) == (ssize_t)sizeof lane ? lane
+                                                                                : inf_now() ^ peer;
+}
+
 /* Gives the peer a pair of links, or closes them; the caller holds dist.lock. Both lanes come
  * together or not at all. */
 static int take_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
@@ -295,6 +303,7 @@ static int take_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, 
         *why = "the peer has links already; detach it first";
         inf_link_close(move);
     } else {
+        p->lane = client ? draw_lane(peer) : p->lane;
         status = inf_rail_add(d, peer, 0, client, move, region);
     }
     if (status != INF_OK) {

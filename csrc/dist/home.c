@@ -9,6 +9,7 @@
  * A target that fails is dead for good: its late answer could otherwise be taken for a newer one.
  */
 #include "dist/internal.h"
+#include "dist/marks.h"
 
 #include <string.h>
 
@@ -25,6 +26,7 @@ static bool take_hold(inf_dist *d, inf_target *t) {
     pthread_mutex_lock(&d->lock);
     p->in_step = p->query != NULL && atomic_load(&p->dead) == INF_OK && !atomic_load(&p->leaving);
     t->link = p->in_step ? p->query : NULL;
+    t->lane = p->lane;
     pthread_mutex_unlock(&d->lock);
     return t->link != NULL;
 }
@@ -52,6 +54,7 @@ void inf_dist_end(inf_dist *d) {
     }
     d->n_targets = 0;
     atomic_store(&d->stepping, false);
+    (void)inf_mark_step_ended(d->step_id);
 }
 
 static void fail_target(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t status) {
@@ -95,6 +98,20 @@ static bool plan_peer(inf_dist *d, const inf_step_buffers *s, uint32_t peer, uin
     return true;
 }
 
+/* Names the step and its requests to a tracer. */
+static void mark_step(inf_dist *d, const inf_step_buffers *s) {
+    const inf_step_head *h = s->head;
+    d->step_id = h->step_id;
+    (void)inf_mark_step_begun(h->step_id, h->n_seqs, h->n_tokens, d->n_targets);
+    for (uint32_t i = 0; i < h->n_seqs; i++) {
+        const inf_step_seq *q = &s->seqs[i];
+        if (q->n_spans > 0) {
+            (void)inf_mark_step_seq(h->step_id, q->tag, q->slot, q->pos0, q->n_tokens,
+                                    q->local_pos0);
+        }
+    }
+}
+
 void inf_dist_begin(inf_dist *d, const inf_step_buffers *s) {
     bool seen[INF_MAX_PEERS] = {false};
     uint32_t n_groups = 0, n_entries = 0;
@@ -115,6 +132,7 @@ void inf_dist_begin(inf_dist *d, const inf_step_buffers *s) {
         }
     }
     atomic_store(&d->stepping, d->n_targets > 0);
+    mark_step(d, s);
 }
 
 /* Does any row of the request see the span in this layer? The first row looks back furthest. */
@@ -180,7 +198,8 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
                        .n_groups = groups,
                        .n_entries = entries,
                        .n_rows = rows,
-                       .bytes = head_bytes + rows * row * sizeof(float)};
+                       .bytes = head_bytes + rows * row * sizeof(float),
+                       .lane = t->lane};
     memcpy(buf, &h, sizeof h);
     t->answer = h;
     t->answer.kind = INF_WIRE_PARTIAL;
@@ -221,8 +240,11 @@ static int prepare_target(inf_dist *d, const inf_step_buffers *s, inf_target *t,
 }
 
 static int post_target(inf_dist *d, inf_target *t, uint64_t bytes) {
+    const inf_wire_head *h = &t->answer;
+    (void)inf_mark_query_posted(t->peer, h->lane, h->step_id, h->layer, h->n_rows, bytes);
     int status = inf_link_post(t->link, bytes);
     if (status == INF_OK) {
+        (void)inf_mark_query_wire(t->peer, h->lane, h->step_id, h->layer, h->n_rows, bytes);
         t->pending = true;
         atomic_fetch_add(&d->query_messages, 1);
         atomic_fetch_add(&d->query_rows, t->answer.n_rows);
@@ -288,6 +310,7 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
     if (memcmp(&h, &t->answer, sizeof h) != 0 || !take_statuses(d, t, msg)) {
         return INF_EPROTO;
     }
+    (void)inf_mark_query_back(t->peer, h.lane, h.step_id, h.layer, h.n_rows, len);
     size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
     const float *o2 = (const float *)(msg + inf_wire_partial_head(h.n_groups));
     const float *lse2 = o2 + (size_t)h.n_rows * row;
@@ -305,6 +328,7 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
                           o2 + (size_t)group->row_off * row, lse2 + (size_t)group->row_off * heads);
         }
     }
+    (void)inf_mark_query_merged(t->peer, h.lane, h.step_id, h.layer, h.n_rows, len);
     return INF_OK;
 }
 

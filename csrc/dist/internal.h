@@ -102,6 +102,7 @@ typedef struct inf_landing {
 typedef struct inf_rail {
     inf_link *link;
     uint32_t peer, number;
+    uint64_t lane;        /* in every message; at the receiver as the last one had it */
     bool out;             /* this end sends */
     inf_region *region;   /* of the pool, that puts use; NULL: there are none */
     _Atomic bool puts;    /* there is one, and as far as is known the peer has one too */
@@ -123,6 +124,7 @@ typedef struct inf_peer {
     inf_rail *out[INF_MAX_RAILS]; /* client ends of move lanes; without [0] there are no others */
     inf_rail *in[INF_MAX_RAILS];  /* server ends, likewise */
     inf_moves posted;             /* not begun yet, in order */
+    uint64_t lane;                /* in all messages of our lanes; drawn when they come */
     bool in_step;                 /* the step thread may use query */
 
     /* The mover thread's while it has rails of the peer on its list, else guarded by dist.lock. */
@@ -145,6 +147,7 @@ typedef struct inf_group {
 /* One creditor of the step under way. */
 typedef struct inf_target {
     uint32_t peer;
+    uint64_t lane;
     inf_link *link; /* NULL once the step let go of it */
     uint32_t group_off, n_groups;
     bool pending;         /* a partial is expected */
@@ -212,6 +215,7 @@ struct inf_dist {
     _Atomic uint64_t answered_ns; /* when a query was answered last */
 
     /* The step under way; the step thread's alone. */
+    uint64_t step_id;
     inf_target *targets; /* [INF_MAX_PEERS] */
     uint32_t n_targets;
     inf_group *groups;    /* [max_groups] */

@@ -10,6 +10,7 @@
  * between. What a peer says is checked; a piece counts as landed if and only if it was granted on
  * this rail, whole. */
 #include "dist/internal.h"
+#include "dist/marks.h"
 
 #include <string.h>
 
@@ -31,15 +32,24 @@ static int answer(inf_dist *d, inf_rail *r, uint32_t kind, const inf_wire_move *
     if (m->status != INF_OK) {
         atomic_fetch_add(&d->refused, 1);
     }
+    if (kind == INF_WIRE_ACK) {
+        (void)inf_mark_move_computed(r->peer, r->lane, m->ticket, m->first, m->n,
+                                     m->n * d->kv.block_bytes);
+    }
     uint64_t bytes = inf_wire_grant_bytes(n), head_bytes = inf_wire_move_head();
-    inf_wire_head h = {.magic = INF_WIRE_MAGIC, .kind = kind, .n_entries = n, .bytes = bytes};
+    inf_wire_head h = {
+        .magic = INF_WIRE_MAGIC, .kind = kind, .n_entries = n, .bytes = bytes, .lane = r->lane};
     memset(out, 0, bytes);
     memcpy(out, &h, sizeof h);
     memcpy((uint8_t *)out + sizeof h, m, sizeof *m);
     if (n > 0) {
         memcpy((uint8_t *)out + head_bytes, grants, n * sizeof *grants);
     }
-    return inf_link_post(r->link, bytes);
+    status = inf_link_post(r->link, bytes);
+    if (status == INF_OK && kind == INF_WIRE_ACK) {
+        (void)inf_mark_move_returned(r->peer, r->lane, m->ticket, m->first, m->n, bytes);
+    }
+    return status;
 }
 
 /* --- pieces in messages --- */
@@ -261,13 +271,19 @@ static int take_message(inf_dist *d, inf_rail *r, const uint8_t *msg, uint64_t l
     memcpy(&h, msg, sizeof h);
     memcpy(&m, msg + sizeof h, sizeof m);
     uint32_t kind = h.kind;
-    const inf_wire_head want = {.magic = INF_WIRE_MAGIC, .kind = kind, .bytes = len};
+    const inf_wire_head want = {
+        .magic = INF_WIRE_MAGIC, .kind = kind, .bytes = len, .lane = h.lane};
     uint64_t blocks = kind == INF_WIRE_MOVE ? m.n * d->kv.block_bytes : 0;
     bool status_ok = kind == INF_WIRE_LANDED ? inf_wire_status_ok(m.status) : m.status == INF_OK;
     if (memcmp(&h, &want, sizeof h) != 0 || !status_ok || m.landed != 0 || m.n == 0 ||
         m.n > (uint32_t)d->num_blocks || m.first > (uint32_t)d->num_blocks ||
         len != head_bytes + blocks) {
         return INF_EPROTO;
+    }
+    r->lane = h.lane;
+    if (kind != INF_WIRE_ASK) {
+        (void)inf_mark_move_arrived(r->peer, h.lane, m.ticket, m.first, m.n,
+                                    m.n * d->kv.block_bytes);
     }
     switch (kind) {
     case INF_WIRE_MOVE:

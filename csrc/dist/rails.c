@@ -135,6 +135,7 @@ int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link
     r->peer = peer;
     r->number = number;
     r->out = out;
+    r->lane = out ? d->peers[peer].lane : 0;
     r->region = region;
     atomic_init(&r->puts, region != NULL);
     *place_of(d, peer, number, out) = r;

@@ -9,6 +9,7 @@
  *
  * A piece whose move was refused meanwhile is not put, but the peer is told: its grant must end. */
 #include "dist/internal.h"
+#include "dist/marks.h"
 
 #include <string.h>
 
@@ -80,11 +81,18 @@ static void end_piece(inf_piece *c, uint8_t state) {
     c->state = INF_PIECE_FREE;
 }
 
+/* What a tracer is told of a piece. */
+#define SEEN(stage, r, c, bytes)                                                                   \
+    (void)inf_mark_move_##stage((r)->peer, (r)->lane, (c)->move->ticket,                           \
+                                (c)->move->first + (uint32_t)(c)->part.first,                      \
+                                (uint64_t)(c)->part.n, bytes)
+
 /* --- messages --- */
 
-static void write_head(const inf_piece *c, uint32_t kind, uint64_t bytes, uint8_t *buf) {
+static void write_head(const inf_rail *r, const inf_piece *c, uint32_t kind, uint64_t bytes,
+                       uint8_t *buf) {
     const inf_move *m = c->move;
-    inf_wire_head h = {.magic = INF_WIRE_MAGIC, .kind = kind, .bytes = bytes};
+    inf_wire_head h = {.magic = INF_WIRE_MAGIC, .kind = kind, .bytes = bytes, .lane = r->lane};
     inf_wire_move w = {.handle = m->handle,
                        .generation = m->generation,
                        .first = m->first + (uint32_t)c->part.first,
@@ -97,9 +105,15 @@ static void write_head(const inf_piece *c, uint32_t kind, uint64_t bytes, uint8_
 }
 
 /* Posts the piece's message, which is not answered from now on. */
-static int post(inf_rail *r, inf_piece *c, int32_t state, uint64_t bytes) {
+static int post(inf_dist *d, inf_rail *r, inf_piece *c, int32_t state, uint64_t bytes) {
+    if (c->state == INF_PIECE_FREE) {
+        SEEN(posted, r, c, bytes_of(d, c));
+    }
     int status = inf_link_post(r->link, bytes);
     if (status == INF_OK) {
+        if (state == INF_PIECE_SENT) {
+            SEEN(wire, r, c, bytes_of(d, c));
+        }
         bool waits = false;
         for (int i = 0; i < INF_WIRE_PIECES; i++) {
             waits = waits || r->pieces[i].state == INF_PIECE_ASKED ||
@@ -114,14 +128,14 @@ static int post(inf_rail *r, inf_piece *c, int32_t state, uint64_t bytes) {
 
 static int post_blocks(inf_dist *d, inf_rail *r, inf_piece *c, uint8_t *buf) {
     uint64_t block = d->kv.block_bytes, bytes = inf_wire_move_head() + bytes_of(d, c);
-    write_head(c, INF_WIRE_MOVE, bytes, buf);
+    write_head(r, c, INF_WIRE_MOVE, bytes, buf);
     uint8_t *at = buf + inf_wire_move_head();
     for (int32_t i = 0; i < c->part.n; i++, at += block) {
         const uint8_t *from = d->pool + (uint64_t)c->move->blocks[c->part.first + i] * block;
         d->ops->copy_out(d->moving, at, from, block);
     }
     int status = d->ops->sync(d->moving, NULL);
-    return status != INF_OK ? status : post(r, c, INF_PIECE_SENT, bytes);
+    return status != INF_OK ? status : post(d, r, c, INF_PIECE_SENT, bytes);
 }
 
 /* Begins pieces while there is room and something to send. */
@@ -141,8 +155,8 @@ static int begin_pieces(inf_dist *d, inf_rail *r) {
         }
         c->put = 0;
         if (atomic_load(&r->puts)) {
-            write_head(c, INF_WIRE_ASK, inf_wire_move_head(), buf);
-            status = post(r, c, INF_PIECE_ASKED, inf_wire_move_head());
+            write_head(r, c, INF_WIRE_ASK, inf_wire_move_head(), buf);
+            status = post(d, r, c, INF_PIECE_ASKED, inf_wire_move_head());
         } else {
             status = post_blocks(d, r, c, buf);
         }
@@ -209,8 +223,8 @@ static int put_piece(inf_dist *d, inf_rail *r, inf_piece *c) {
     void *buf = NULL;
     status = status == INF_OK ? inf_link_prepare(r->link, &buf) : status;
     if (status == INF_OK) {
-        write_head(c, INF_WIRE_LANDED, inf_wire_move_head(), buf);
-        status = post(r, c, INF_PIECE_SENT, inf_wire_move_head());
+        write_head(r, c, INF_WIRE_LANDED, inf_wire_move_head(), buf);
+        status = post(d, r, c, INF_PIECE_SENT, inf_wire_move_head());
     }
     return status;
 }
@@ -230,8 +244,8 @@ static inf_piece *oldest(inf_rail *r) {
 }
 
 /* Is the message the answer that must come next? */
-static bool answer_ok(const inf_piece *c, const uint8_t *msg, uint64_t len, inf_wire_head *h,
-                      inf_wire_move *w) {
+static bool answer_ok(const inf_rail *r, const inf_piece *c, const uint8_t *msg, uint64_t len,
+                      inf_wire_head *h, inf_wire_move *w) {
     if (c == NULL || len < inf_wire_move_head()) {
         return false;
     }
@@ -242,7 +256,8 @@ static bool answer_ok(const inf_piece *c, const uint8_t *msg, uint64_t len, inf_
     const inf_wire_head want = {.magic = INF_WIRE_MAGIC,
                                 .kind = grant ? INF_WIRE_GRANT : INF_WIRE_ACK,
                                 .n_entries = grants,
-                                .bytes = len};
+                                .bytes = len,
+                                .lane = r->lane};
     const inf_move *m = c->move;
     return memcmp(h, &want, sizeof want) == 0 && grants <= (uint32_t)c->part.n &&
            len == inf_wire_grant_bytes(grants) && w->ticket == m->ticket &&
@@ -272,10 +287,13 @@ static int take_answer(inf_dist *d, inf_rail *r, const uint8_t *msg, uint64_t le
     inf_piece *c = oldest(r);
     inf_wire_head h;
     inf_wire_move w;
-    if (!answer_ok(c, msg, len, &h, &w)) {
+    if (!answer_ok(r, c, msg, len, &h, &w)) {
         return INF_EPROTO;
     }
     r->heard_ns = inf_now();
+    if (c->state == INF_PIECE_SENT) {
+        SEEN(back, r, c, len);
+    }
     inf_move *m = c->move;
     if (w.status != INF_OK) {
         m->status = m->status != INF_OK ? m->status : w.status;

@@ -6,6 +6,7 @@
  * Nothing in a message is trusted. What is malformed ends the link; what is merely stale (a span
  * that was released, tokens that have not landed) is answered with a status for its group. */
 #include "dist/internal.h"
+#include "dist/marks.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -40,7 +41,7 @@ static int parse(inf_dist *d, const uint8_t *msg, uint64_t len, query *m) {
     if (h->magic != INF_WIRE_MAGIC || h->kind != INF_WIRE_QUERY || h->bytes != len ||
         h->layer >= (uint32_t)d->layers || h->n_groups == 0 || h->n_groups > d->max_groups ||
         h->n_entries == 0 || h->n_entries > d->max_entries || h->n_rows == 0 ||
-        h->n_rows > d->max_tokens || (h->reserved[0] | h->reserved[1] | h->reserved[2]) != 0) {
+        h->n_rows > d->max_tokens || (h->reserved[0] | h->reserved[1]) != 0) {
         return INF_EPROTO;
     }
     uint64_t head_bytes = inf_wire_query_head(h->n_groups, h->n_entries);
@@ -175,6 +176,8 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     if (status != INF_OK) {
         return status;
     }
+    const inf_wire_head *q = &m.head;
+    (void)inf_mark_query_arrived(owner, q->lane, q->step_id, q->layer, q->n_rows, len);
     uint8_t *buf = out;
     size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
     uint64_t head_bytes = inf_wire_partial_head(m.head.n_groups);
@@ -184,6 +187,7 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     if (status != INF_OK) {
         return status;
     }
+    (void)inf_mark_query_computed(owner, q->lane, q->step_id, q->layer, q->n_rows, len);
     clear_refused(d, &m, o, lse);
     inf_wire_head h = m.head;
     h.kind = INF_WIRE_PARTIAL;
@@ -194,7 +198,11 @@ static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *ms
     atomic_fetch_add(&d->served_messages, 1);
     atomic_fetch_add(&d->served_rows, h.n_rows);
     atomic_fetch_add(&d->served_bytes, h.bytes);
-    return inf_link_post(link, h.bytes);
+    status = inf_link_post(link, h.bytes);
+    if (status == INF_OK) {
+        (void)inf_mark_query_returned(owner, h.lane, h.step_id, h.layer, h.n_rows, h.bytes);
+    }
+    return status;
 }
 
 static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {

@@ -58,7 +58,9 @@ typedef struct inf_wire_head {
     uint32_t layer;
     uint32_t n_groups, n_entries, n_rows;
     uint64_t bytes; /* of the whole message */
-    uint64_t reserved[3];
+    uint64_t
+        lane; /* of the debtor's choice, in all messages between it and a creditor; for traces */
+    uint64_t reserved[2];
 } inf_wire_head;
 
 typedef struct inf_wire_group {

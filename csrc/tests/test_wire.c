@@ -128,7 +128,6 @@ static bool judge_query(debtor *w, const raw_msg *m, int32_t *status) {
     if (m->len < sizeof h || h.magic != INF_WIRE_MAGIC || h.kind != INF_WIRE_QUERY ||
         h.bytes != m->len || h.layer >= W_LAYERS || h.n_groups < 1 || h.n_groups > W_SPANS ||
         h.n_entries > W_SPANS || h.n_rows > W_TOKENS || h.reserved[0] || h.reserved[1] ||
-        h.reserved[2] ||
         m->len != inf_wire_query_head(h.n_groups, h.n_entries) + 4 * (uint64_t)h.n_rows * W_ROW) {
         return false;
     }
@@ -221,8 +220,9 @@ static void query_round(debtor *w) {
 static int judge_move(debtor *w, const raw_msg *m, inf_wire_move *answer) {
     inf_wire_head h;
     uint64_t head = inf_wire_move_head(), block = w->v.kv.block_bytes;
-    const inf_wire_head want = {.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = m->len};
     memcpy(&h, m->data, sizeof h);
+    const inf_wire_head want = {
+        .magic = INF_WIRE_MAGIC, .kind = INF_WIRE_MOVE, .bytes = m->len, .lane = h.lane};
     memcpy(answer, m->data + sizeof h, sizeof *answer);
     if (m->len < head || memcmp(&h, &want, sizeof h) != 0 || answer->status != 0 ||
         answer->landed != 0 || answer->n == 0 || answer->first > V_BLOCKS ||
@@ -284,8 +284,10 @@ static void move_round(debtor *w) {
     int verdict = judge_move(w, m, &want);
     const uint8_t *msg = answer_to(w, 1, m, verdict == INF_EPROTO, &len);
     if (msg != NULL) {
-        inf_wire_head h = {
-            .magic = INF_WIRE_MAGIC, .kind = INF_WIRE_ACK, .bytes = inf_wire_move_head()};
+        inf_wire_head h = {.magic = INF_WIRE_MAGIC,
+                           .kind = INF_WIRE_ACK,
+                           .bytes = inf_wire_move_head(),
+                           .lane = raw_head(m)->lane};
         memcpy(&got, msg + sizeof h, sizeof got);
         CHECK(len == h.bytes && memcmp(msg, &h, sizeof h) == 0);
         CHECK(memcmp(&got, &want, sizeof got) == 0);

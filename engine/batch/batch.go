@@ -48,7 +48,16 @@ type Seq struct {
 	NBlocks   uint32
 	SpanOff   uint32
 	NSpans    uint32
-	_         uint32
+	Tag       uint32 // names the request in traces, see Tag
+}
+
+// Tag is the number by which traces know the request with this id: its FNV-1a hash.
+func Tag(id string) uint32 {
+	h := uint32(2166136261)
+	for i := range len(id) {
+		h = (h ^ uint32(id[i])) * 16777619
+	}
+	return h
 }
 
 // Span is a run of a request's blocks on another instance.

@@ -1,7 +1,8 @@
 package device
 
 // #cgo CFLAGS: -I${SRCDIR}/../../csrc/include
-// #cgo LDFLAGS: -linfinite -lm -lpthread
+// // The last flag keeps the names of the marks (csrc/dist/marks.h) in a stripped program, for infinite trace.
+// #cgo LDFLAGS: -linfinite -lm -lpthread -Wl,--export-dynamic
 // #include "infinite/device.h"
 import "C"
 

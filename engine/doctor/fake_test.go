@@ -64,7 +64,7 @@ var plain = tree{
 	"/sys/devices/system/clocksource/clocksource0/current_clocksource":   "tsc\n",
 	"/sys/devices/system/clocksource/clocksource0/available_clocksource": "tsc hpet acpi_pm\n",
 	"/sys/kernel/mm/transparent_hugepage/enabled":                        "always [madvise] never\n",
-	"/sys/kernel/btf/vmlinux":                                            "BTF",
+	"/sys/bus/event_source/devices/kprobe/type":                          "6\n",
 	"/sys/bus/event_source/devices/uprobe/type":                          "9\n",
 	"/sys/fs/cgroup/user.slice/memory.max":                               "max\n",
 	"/sys/fs/cgroup/user.slice/memory.current":                           "1048576\n",

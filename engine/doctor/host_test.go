@@ -202,7 +202,7 @@ func TestTracing(t *testing.T) {
 		{name: "two capabilities", change: tree{"/proc/self/status": "CapEff: 000000c000000000\n"}, level: OK, found: "this process may"},
 		{name: "one capability", change: tree{"/proc/self/status": "CapEff: 0000008000000000\n"}, level: OK, found: "needs root"},
 		{name: "setting unknown", change: tree{"/proc/sys/kernel/unprivileged_bpf_disabled": "?"}, level: OK, found: "disabled=unknown"},
-		{name: "no BTF", change: tree{"/sys/kernel/btf/vmlinux": gone}, level: Warning, found: "lacks CONFIG_DEBUG_INFO_BTF=y", remedy: "kernel built with"},
+		{name: "no kprobes", change: tree{"/sys/bus/event_source/devices/kprobe": gone}, level: OK, found: "no kprobes"},
 		{name: "no uprobes", change: tree{"/sys/bus/event_source": gone}, level: Warning, found: "CONFIG_UPROBE_EVENTS"},
 		{name: "capabilities unknown", change: tree{"/proc/self/status": ""}, level: Warning, found: "unknown: "},
 		{name: "no /sys", change: tree{"/sys": gone}, level: Warning, found: "unknown: "},

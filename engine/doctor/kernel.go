@@ -56,21 +56,19 @@ func checkFeatures(_ context.Context, m *Machine) Result {
 // oneLine writes joined errors in one line.
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// checkTracing looks at what eBPF probes of a running engine need. The engine itself needs none of it.
+// checkTracing looks at what infinite trace needs. The engine itself needs none of it.
 func checkTracing(_ context.Context, m *Machine) Result {
 	const subject = "tracing"
 	if !m.exists("/sys/kernel") {
 		return unknown("kernel", subject, errors.New("cannot read /sys/kernel"))
 	}
-	var missing []string
-	if !m.exists("/sys/kernel/btf/vmlinux") {
-		missing = append(missing, "CONFIG_DEBUG_INFO_BTF=y (/sys/kernel/btf/vmlinux)")
-	}
 	if !m.exists("/sys/bus/event_source/devices/uprobe") {
-		missing = append(missing, "CONFIG_UPROBE_EVENTS=y (/sys/bus/event_source/devices/uprobe)")
+		return warning("kernel", subject, "use a kernel built with it",
+			"infinite trace cannot look at a running engine: the kernel lacks CONFIG_UPROBE_EVENTS=y (/sys/bus/event_source/devices/uprobe)")
 	}
-	if len(missing) > 0 {
-		return warning("kernel", subject, "use a kernel built with them", "a running engine cannot be traced: the kernel lacks %s", strings.Join(missing, " and "))
+	kprobes := "kprobes"
+	if !m.exists("/sys/bus/event_source/devices/kprobe") {
+		kprobes = "no kprobes, so without the kernel's part of verbs"
 	}
 	bpf, err := m.mayTrace()
 	if err != nil {
@@ -84,7 +82,7 @@ func checkTracing(_ context.Context, m *Machine) Result {
 	if n, err := m.number("/proc/sys/kernel/unprivileged_bpf_disabled"); err == nil {
 		setting = strconv.FormatInt(n, 10)
 	}
-	return ok("kernel", subject, "BTF and uprobes; %s (kernel.unprivileged_bpf_disabled=%s)", who, setting)
+	return ok("kernel", subject, "infinite trace has uprobes and %s; %s (kernel.unprivileged_bpf_disabled=%s)", kprobes, who, setting)
 }
 
 func (m *Machine) mayTrace() (bool, error) {

@@ -131,7 +131,7 @@ typedef struct inf_step_seq {
     uint32_t local_pos0;
     uint32_t block_off, n_blocks;
     uint32_t span_off, n_spans;
-    uint32_t reserved;
+    uint32_t tag; /* of the caller's choice; names the request in traces */
 } inf_step_seq;
 
 typedef struct inf_step_span {

@@ -4,6 +4,7 @@
 //	sample.go   infinite sample: what `make run` shows
 //	chat.go     infinite chat: talks to a running server
 //	doctor.go   infinite doctor: checks of this machine
+//	trace.go    infinite trace: times of messages of running instances
 package main
 
 import (
@@ -33,7 +34,7 @@ func run() int {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), versionCommand())
+	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer
 		if !errors.As(err, &wrong) {
