@@ -388,10 +388,10 @@ int main(int argc, char **argv) {
     run("wrong info");
     test_wrong_info();
     run("traffic");
-    test_traffic((pair_shape){8, 4096, 0}, 50000 * scale, 50000 * scale);
+    test_traffic((pair_shape){8, 4096, 0}, 40000 * scale, 40000 * scale);
     test_traffic((pair_shape){2, 64, 0}, 5000 * scale, 5000 * scale);
     test_traffic((pair_shape){2, 64, 0}, 5000 * scale, 0);
-    test_traffic((pair_shape){4, 65536, INF_VERBS_NO_WINDOWS}, 3000, 3000);
+    test_traffic((pair_shape){4, 65536, INF_VERBS_NO_WINDOWS}, 1500 * scale, 1500 * scale);
     test_traffic((pair_shape){2, 20 << 20, 0}, 10 * scale, 10 * scale); /* long messages */
     rdma_close(&ports);
     printf("ok\n");
