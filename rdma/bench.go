@@ -37,7 +37,7 @@ type Bench struct {
 	Kind           BenchKind
 	Bytes          uint64
 	Warmup, Rounds uint64
-	Waits          bool          // the ends sleep when they have nothing to do; else they poll
+	Waits          bool          // the ends sleep when they have nothing to do; else they poll, except who only receives
 	Copies         bool          // messages are written into their slots and read out of them
 	Duration       time.Duration // the client ends after it, if the rounds are not over; 0: no limit
 	Silence        time.Duration // longest wait for the peer

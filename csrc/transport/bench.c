@@ -30,6 +30,7 @@ typedef struct {
     inf_link *link;
     const inf_bench *bench;
     inf_err *err;
+    bool waits;       /* this end sleeps when it has nothing to do */
     uint64_t message; /* bytes of a message */
     uint8_t *copy;    /* [message], NULL: messages are not copied */
     inf_grant grant;  /* puts */
@@ -68,7 +69,7 @@ static int fail_stopped(const run *r) {
 
 /* After a try that found nothing: INF_OK to try again. */
 static int again(run *r, patience *p) {
-    bool waits = r->bench->flags & INF_BENCH_WAITS;
+    bool waits = r->waits;
     if (waits) {
         int rc = inf_link_wait(&r->link, 1, -1, SLEEP_NS);
         if (rc < 0)
@@ -313,6 +314,8 @@ int inf_link_bench(inf_link *link, const inf_bench *bench, int64_t *ns, inf_benc
         return rc;
     run r = {.link = link, .bench = bench, .err = err};
     r.message = bench->kind == INF_BENCH_PUTS ? NOTICE_BYTES : bench->bytes;
+    r.waits = (bench->flags & INF_BENCH_WAITS) ||
+              (bench->kind != INF_BENCH_LATENCY && link->config.role == INF_LINK_SERVER);
     r.ns = bench->kind == INF_BENCH_LATENCY ? ns : NULL;
     if (bench->flags & INF_BENCH_COPIES) {
         r.copy = calloc(1, r.message);

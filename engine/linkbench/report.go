@@ -15,7 +15,7 @@ type Report struct {
 	Reason    string         `json:"reason"`
 	Device    string         `json:"device,omitempty"` // RDMA device of this end
 	Peer      string         `json:"peer"`
-	Ends      string         `json:"ends"`   // "poll" or "wait"
+	Ends      string         `json:"ends"`   // "poll" or "wait"; who only receives always waits
 	Copies    bool           `json:"copies"` // the ends write and read every message; else only the transport does
 	Slots     uint32         `json:"slots"`
 	SlotBytes uint64         `json:"slot_bytes"`
@@ -61,7 +61,7 @@ func newRate(bytes uint64, r rdma.BenchResult) *Rate {
 
 // Table prints the report for people.
 func (r *Report) Table(out io.Writer) error {
-	ends := "both ends poll"
+	ends := "both ends poll for round trips, the sender one way"
 	if r.Ends == "wait" {
 		ends = "both ends sleep between messages"
 	}

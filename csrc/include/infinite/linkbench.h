@@ -23,7 +23,8 @@ extern "C" {
 
 enum { INF_BENCH_LATENCY = 1, INF_BENCH_BANDWIDTH = 2, INF_BENCH_PUTS = 3 };
 enum {
-    INF_BENCH_WAITS = 1,  /* this end sleeps when it has nothing to do; else it polls */
+    INF_BENCH_WAITS = 1,  /* this end sleeps when it has nothing to do; else it polls, except the
+                             server of bandwidth and puts, whose CPU may be needed for the bytes */
     INF_BENCH_COPIES = 2, /* messages are written into their slots and read out of them: without
                              that a link through shared memory moves no byte of them */
 };

@@ -32,7 +32,8 @@ func linkbenchCommand() *cobra.Command {
 		Long: `Measure a link between two processes, as instances have them: round trips (p50, p99, max) and bandwidth over a
 sweep of sizes. With --listen on one host and --connect HOST:PORT on another it measures between these; with
 neither it starts a second process on this host. Round trips are whole ones, there and back (perftest prints
-half). Both ends poll, as perftest does, unless --wait is given to the end that connects.`,
+half). Both ends of a round trip poll, and of the ends of a bandwidth the sender, as perftest does, unless
+--wait is given to the end that connects.`,
 		Args: cobra.NoArgs,
 	}
 	load := bindFlags(cmd, "transport", "rdma-device", "rdma-gid-index", "rdma-traffic-class", "rdma-mtu",

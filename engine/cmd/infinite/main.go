@@ -69,15 +69,16 @@ func bindFlags(cmd *cobra.Command, only ...string) func() (config.Config, error)
 	defaults := config.Default()
 	var file string
 	cmd.Flags().StringVar(&file, "config", "", "YAML file of settings, by the flags' names")
+	bound := func(name string) bool { return name != "model" && (len(only) == 0 || slices.Contains(only, name)) }
 	for _, f := range config.Fields(&defaults) {
-		if f.Name != "model" && (len(only) == 0 || slices.Contains(only, f.Name)) {
+		if bound(f.Name) {
 			cmd.Flags().String(f.Name, f.String(), f.Usage)
 		}
 	}
 	return func() (config.Config, error) {
 		given := map[string]string{}
 		for _, f := range config.Fields(&defaults) {
-			if flag := cmd.Flags().Lookup(f.Name); flag != nil && flag.Changed {
+			if flag := cmd.Flags().Lookup(f.Name); bound(f.Name) && flag != nil && flag.Changed {
 				given[f.Name] = flag.Value.String()
 			}
 		}
