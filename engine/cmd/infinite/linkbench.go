@@ -33,7 +33,7 @@ func linkbenchCommand() *cobra.Command {
 sweep of sizes. With --listen on one host and --connect HOST:PORT on another it measures between these; with
 neither it starts a second process on this host. Round trips are whole ones, there and back (perftest prints
 half). Both ends of a round trip poll, and of the ends of a bandwidth the sender, as perftest does, unless
---wait is given to the end that connects.`,
+--wait is given to the end that connects; who polls needs a CPU of its own.`,
 		Args: cobra.NoArgs,
 	}
 	load := bindFlags(cmd, "transport", "rdma-device", "rdma-gid-index", "rdma-traffic-class", "rdma-mtu",
