@@ -49,51 +49,45 @@ type BenchResult struct {
 	Took   time.Duration
 }
 
-// BenchMemory is memory of this process that can be put from and into over the links of one RDMA device. It
-// is closed after the link that uses it.
+// BenchMemory is memory of this process that can be put from and into over a link. It is closed after the link.
 type BenchMemory struct {
 	pages  []byte
-	device *C.inf_verbs_device
 	region *C.inf_region
 }
 
-// OpenBenchMemory registers memory for puts over link, which is of this cluster and whose Info is given. The
-// error wraps ErrUnsupported where the link has no puts.
-func OpenBenchMemory(link *Link, info Info, cluster string, bytes uint64) (*BenchMemory, error) {
-	if info.Transport != Verbs {
-		return nil, fmt.Errorf("cannot put over %s: %w", info.Transport, ErrUnsupported)
+// OpenBenchMemory registers memory for puts over link. The error wraps ErrUnsupported where it has no puts.
+func OpenBenchMemory(link *Link, bytes uint64) (*BenchMemory, error) {
+	link.mu.Lock()
+	defer link.mu.Unlock()
+	if link.handle == nil {
+		return nil, net.ErrClosed
+	}
+	device := C.inf_link_verbs_device(link.handle)
+	if device == nil {
+		return nil, fmt.Errorf("cannot put over a link without an RDMA device: %w", ErrUnsupported)
 	}
 	pages, err := unix.Mmap(-1, 0, int(bytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("cannot map %d bytes: %w", bytes, err)
 	}
 	m := &BenchMemory{pages: pages}
-	if err := m.open(link, info.Device, cluster); err != nil {
+	if err := m.open(link, device); err != nil {
 		_ = m.Close()
 		return nil, fmt.Errorf("cannot register memory for puts: %w", err)
 	}
 	return m, nil
 }
 
-func (m *BenchMemory) open(link *Link, device, cluster string) error {
-	name, domain := cName(device), C.CString(cluster)
-	defer C.free(unsafe.Pointer(domain))
+// open makes the region and names it to the link, whose mu the caller holds.
+func (m *BenchMemory) open(link *Link, device *C.inf_verbs_device) error {
 	var cerr C.inf_err
-	if C.inf_verbs_device_open(&name[0], domain, &m.device, &cerr) < 0 {
-		return noVerbs(&cerr)
-	}
 	memory := C.host_memory(unsafe.Pointer(&m.pages[0]), C.uint64_t(len(m.pages)))
-	switch C.inf_region_open(m.device, &memory, &m.region, &cerr) {
+	switch C.inf_region_open(device, &memory, &m.region, &cerr) {
 	case C.INF_OK:
 	case C.INF_EUNSUPPORTED:
 		return fmt.Errorf("%s: %w", C.GoString(&cerr.message[0]), ErrUnsupported)
 	default:
 		return goError(&cerr)
-	}
-	link.mu.Lock()
-	defer link.mu.Unlock()
-	if link.handle == nil {
-		return net.ErrClosed
 	}
 	switch rc := C.inf_link_use_region(link.handle, m.region); rc {
 	case C.INF_OK:
@@ -113,7 +107,6 @@ func (m *BenchMemory) Close() error {
 	if C.inf_region_close(m.region) != C.INF_OK {
 		return errors.New("cannot free memory that a link still uses")
 	}
-	C.inf_verbs_device_close(m.device)
 	return unix.Munmap(m.pages)
 }
 

@@ -6,11 +6,13 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "infinite/linkbench.h"
+#include "infinite/verbs.h"
 #include "transport/link_impl.h"
 
 enum {
@@ -307,6 +309,18 @@ static int check(const inf_link *link, const inf_bench *b, const int64_t *ns,
     return INF_OK;
 }
 
+/* Who polls an RDMA device does it from the CPUs beside it, as an instance's threads do. True:
+ * `before` is where this thread was. */
+static bool go_near(const inf_link *link, cpu_set_t *before) {
+    uint64_t cpus[INF_CPU_WORDS];
+    const inf_verbs_device *device = inf_link_verbs_device(link);
+    if (!device || inf_verbs_device_cpus(device, cpus) != INF_OK ||
+        sched_getaffinity(0, sizeof *before, before) != 0)
+        return false;
+    inf_verbs_pin(cpus);
+    return true;
+}
+
 int inf_link_bench(inf_link *link, const inf_bench *bench, int64_t *ns, inf_bench_result *out,
                    inf_err *err) {
     int rc = check(link, bench, ns, out, err);
@@ -323,7 +337,11 @@ int inf_link_bench(inf_link *link, const inf_bench *bench, int64_t *ns, inf_benc
             return inf_link_error(err, link->config.peer, INF_ENOMEM,
                                   "cannot measure a link: no memory");
     }
+    cpu_set_t before;
+    bool moved = go_near(link, &before);
     rc = link->config.role == INF_LINK_CLIENT ? run_client(&r) : run_server(&r);
+    if (moved)
+        sched_setaffinity(0, sizeof before, &before);
     free(r.copy);
     if (rc == INF_OK && out)
         *out = (inf_bench_result){r.rounds, r.took_ns};

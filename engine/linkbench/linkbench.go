@@ -106,11 +106,11 @@ func Measure(ctx context.Context, address string, o Options) (*Report, error) {
 	if info.FellBack {
 		slog.Warn("the transport is not the best one", "transport", info.Transport, "reason", info.Reason)
 	}
-	s := sweep{session: session{link: link, info: info, cluster: o.Cluster}, options: &o}
+	s := sweep{session: session{link: link}, options: &o, copies: info.Transport == rdma.SHM}
 	defer func() { _ = s.close() }()
 	report := &Report{
 		Transport: info.Transport, Reason: info.Reason, Device: info.Device, Peer: address, Ends: "poll",
-		Copies: info.Transport == rdma.SHM, Slots: shape.Slots, SlotBytes: shape.SlotBytes,
+		Copies: s.copies, Slots: shape.Slots, SlotBytes: shape.SlotBytes,
 	}
 	if o.Waits {
 		report.Ends = "wait"
@@ -125,6 +125,7 @@ func Measure(ctx context.Context, address string, o Options) (*Report, error) {
 type sweep struct {
 	session
 	options *Options
+	copies  bool // else nothing would move the bytes
 	samples []int64
 }
 
@@ -168,7 +169,7 @@ func (e *cannotError) Unwrap() error { return e.err }
 
 // one measures one thing for one size.
 func (s *sweep) one(ctx context.Context, what string, r *Result) error {
-	q := request{Measure: what, Bytes: r.Bytes, Rounds: s.options.Rounds, Warmup: warmupRounds, Waits: s.options.Waits, Copies: s.info.Transport == rdma.SHM}
+	q := request{Measure: what, Bytes: r.Bytes, Rounds: s.options.Rounds, Warmup: warmupRounds, Waits: s.options.Waits, Copies: s.copies}
 	if what != Latency {
 		q.Warmup = 2 * uint64(s.options.Slots)
 	}

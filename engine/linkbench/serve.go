@@ -87,7 +87,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		return fmt.Errorf("cannot get a client: %w", err)
 	}
 	s.closeDoor()
-	se := session{link: a.Link, info: a.Info, cluster: s.options.Cluster}
+	se := session{link: a.Link}
 	slog.Debug("a client is there", "transport", a.Info.Transport, "device", a.Info.Device)
 	for over := false; !over && err == nil; {
 		over, err = s.answer(ctx, &se)

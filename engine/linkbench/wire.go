@@ -108,16 +108,14 @@ func meet(ctx context.Context, address string) (rdma.Endpoint, error) {
 
 // session is a link and the memory that is put over it.
 type session struct {
-	link    *rdma.Link
-	info    rdma.Info
-	cluster string
-	memory  *rdma.BenchMemory
-	failed  error // why there is no memory; it is asked for once
+	link   *rdma.Link
+	memory *rdma.BenchMemory
+	failed error // why there is no memory; it is asked for once
 }
 
 func (s *session) openMemory() error {
 	if s.memory == nil && s.failed == nil {
-		s.memory, s.failed = rdma.OpenBenchMemory(s.link, s.info, s.cluster, s.link.SlotBytes())
+		s.memory, s.failed = rdma.OpenBenchMemory(s.link, s.link.SlotBytes())
 	}
 	return s.failed
 }

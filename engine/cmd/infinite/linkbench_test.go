@@ -197,7 +197,7 @@ func TestLinkbenchSaysWhatIsWrong(t *testing.T) {
 		{"not HOST:PORT", []string{"--connect", "nowhere"}},
 		{"cannot connect to 127.0.0.1:1", []string{"--connect", "127.0.0.1:1"}},
 		{"does the cluster secret match", []string{"--connect", s.address, "--cluster-secret", "other"}},
-		{"cannot put over shm", []string{"--measure", "puts", "--transport", "shm"}},
+		{"cannot put over a link without an RDMA device", []string{"--measure", "puts", "--transport", "shm"}},
 	} {
 		out, err := command(append([]string{"linkbench"}, c.args...)...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), c.want) {
