@@ -29,6 +29,7 @@ var layers = map[string]struct {
 	"engine/model":     {[]string{"engine/model/bundled"}, "files and shapes, no engine"},
 	"engine/sched":     {[]string{"engine/batch", "engine/kvcache"}, "a pure state machine over the KV books"},
 	"engine/device":    {[]string{"engine/batch", "engine/model"}, "door 1 is below the engine, which declares what it needs of a device"},
+	"engine/linkbench": {[]string{"rdma"}, "it measures links, whatever they are for"},
 	"rdma":             {nil, "door 2 knows links, not what they are for"},
 	"engine":           {[]string{"engine/batch", "engine/kvcache", "engine/sched", "engine/tokenizer"}, "the step loop reaches device and cluster through its own interfaces"},
 	"engine/server":    {[]string{"engine", "engine/batch", "engine/tokenizer"}, "the API reaches the cluster through its own Backend"},

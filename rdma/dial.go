@@ -155,7 +155,7 @@ func (d *dialer) callVerbs(conn net.Conn, h hello, info *Info) (*Link, error) {
 	}
 	defer end.close()
 	info.Reason += "; " + port.describe()
-	info.Rail = port.Rail
+	info.Rail, info.Device = port.Rail, port.Device
 	h.Verbs, h.Rail = end.info(), port.Rail
 	r, err := greet(conn, d.local.Secret, h)
 	if err != nil {

@@ -8,6 +8,7 @@
 //	shm.go        the shared memory and the eventfds of a link within one host
 //	link.go       the handle to the C link
 //	probe.go      latency and bandwidth of a fresh link
+//	bench.go      a link's latency and bandwidth in full: `infinite linkbench`
 //	discover.go   the RDMA devices of this host
 //
 // # Handshake

@@ -233,6 +233,7 @@ func (l *Listener) handshake(conn net.Conn) (Accepted, error) {
 	defer stop()
 	unixConn, isUnix := conn.(*net.UnixConn)
 	var end *verbsEnd
+	var port VerbsPort
 	defer func() { end.close() }()
 	h, err := welcome(conn, l.config.Secret, func(h hello) ([]byte, error) {
 		if err := l.check(h, isUnix); err != nil || h.Provider != Verbs {
@@ -241,12 +242,15 @@ func (l *Listener) handshake(conn net.Conn) (Accepted, error) {
 		var err error
 		shape := Shape{Slots: h.Slots, SlotBytes: h.SlotBytes, Peer: -1}
 		w := wanted{domain: h.Cluster, local: h.To, remote: h.From, shape: shape, rail: h.Rail, strict: h.Lane == LaneRail}
-		if end, _, err = newVerbsEnd(l.config.Verbs, localIP(conn), w); err != nil {
+		if end, port, err = newVerbsEnd(l.config.Verbs, localIP(conn), w); err != nil {
 			return nil, err
 		}
 		return end.info(), nil
 	})
-	a := Accepted{From: h.From, Process: h.Process, Lane: h.Lane, Pair: h.Pair, Rail: h.Rail, Info: Info{Transport: h.Provider, Reason: "chosen by the peer"}}
+	a := Accepted{
+		From: h.From, Process: h.Process, Lane: h.Lane, Pair: h.Pair, Rail: h.Rail,
+		Info: Info{Transport: h.Provider, Reason: "chosen by the peer", Device: port.Device},
+	}
 	if err == nil {
 		a.Link, err = l.open(conn, unixConn, h, end)
 	}

@@ -26,8 +26,9 @@ const (
 type Info struct {
 	Transport Transport
 	Reason    string
-	FellBack  bool // auto wanted a better transport, which failed as Reason says
-	Rail      int  // of a verbs link
+	FellBack  bool   // auto wanted a better transport, which failed as Reason says
+	Rail      int    // of a verbs link
+	Device    string // likewise: the RDMA device of this end
 	// LatencyP50 is the median round trip of a 64-byte message.
 	LatencyP50 time.Duration
 	// BandwidthBytesPerSec counts both directions of the best echo of a large message.

@@ -60,8 +60,8 @@ func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config 
 	})
 }
 
-// linkChoice is what links to peers may be.
-func linkChoice(cfg config.Config) rdma.Choice {
+// LinkChoice is what links to peers may be.
+func LinkChoice(cfg config.Config) rdma.Choice {
 	return rdma.Choice{Transport: rdma.Transport(cfg.Transport), Verbs: rdma.VerbsConfig{
 		Devices: cfg.RDMADevice, GIDIndex: cfg.RDMAGIDIndex + 1, TrafficClass: cfg.RDMATrafficClass, MTU: cfg.RDMAMTU,
 	}}

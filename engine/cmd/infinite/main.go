@@ -1,10 +1,11 @@
 // Command infinite serves language models over a cluster's pooled KV cache.
 //
-//	serve.go    infinite serve: an API and its instances, or with --join one more instance
-//	sample.go   infinite sample: what `make run` shows
-//	chat.go     infinite chat: talks to a running server
-//	doctor.go   infinite doctor: checks of this machine
-//	trace.go    infinite trace: times of messages of running instances
+//	serve.go      infinite serve: an API and its instances, or with --join one more instance
+//	sample.go     infinite sample: what `make run` shows
+//	chat.go       infinite chat: talks to a running server
+//	doctor.go     infinite doctor: checks of this machine
+//	trace.go      infinite trace: times of messages of running instances
+//	linkbench.go  infinite linkbench: latency and bandwidth between two processes
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"github.com/lmittmann/tint"
@@ -34,7 +36,7 @@ func run() int {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), versionCommand())
+	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), linkbenchCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer
 		if !errors.As(err, &wrong) {
@@ -61,20 +63,22 @@ func versionCommand() *cobra.Command {
 	}}
 }
 
-// bindFlags makes a flag of every setting and returns how to load the configuration once flags are parsed.
-func bindFlags(cmd *cobra.Command) func() (config.Config, error) {
+// bindFlags makes a flag of every setting, or of the named ones, and returns how to load the configuration once
+// flags are parsed.
+func bindFlags(cmd *cobra.Command, only ...string) func() (config.Config, error) {
 	defaults := config.Default()
 	var file string
 	cmd.Flags().StringVar(&file, "config", "", "YAML file of settings, by the flags' names")
+	bound := func(name string) bool { return name != "model" && (len(only) == 0 || slices.Contains(only, name)) }
 	for _, f := range config.Fields(&defaults) {
-		if f.Name != "model" {
+		if bound(f.Name) {
 			cmd.Flags().String(f.Name, f.String(), f.Usage)
 		}
 	}
 	return func() (config.Config, error) {
 		given := map[string]string{}
 		for _, f := range config.Fields(&defaults) {
-			if flag := cmd.Flags().Lookup(f.Name); flag != nil && flag.Changed {
+			if flag := cmd.Flags().Lookup(f.Name); bound(f.Name) && flag != nil && flag.Changed {
 				given[f.Name] = flag.Value.String()
 			}
 		}
