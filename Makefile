@@ -49,7 +49,7 @@ build-cuda: lib
 run: build
 	@bin/infinite sample $(if $(ONCE),--once)
 
-test: setup-test lint ctest asan tsan cuda gotest clients
+test: setup-test lint ctest asan tsan cuda gotest clients rdma-test
 
 lint: lint-go lint-c
 
@@ -88,6 +88,12 @@ gotest: build
 # The official OpenAI clients against a running server.
 clients: build
 	@tools/clients/run.sh
+
+# The suites over RDMA verbs, and clusters of three instances, in a guest with Soft-RoCE. Skipped where none can be
+# had, unless CI is set or RDMA_TEST=required.
+.PHONY: rdma-test
+rdma-test: lib
+	@tools/guest/test.sh
 
 # A longer fuzz of every target; go test runs their seeds.
 FUZZTIME ?= 30s

@@ -1,9 +1,7 @@
 /* Links over RDMA: order and contents, credits, both directions at once, sleep and wake-up, the
- * death of a peer, and nothing left behind by a thousand links. Needs an RDMA device, Soft-RoCE
- * will do. */
+ * death of a peer. Needs an RDMA device, Soft-RoCE will do. */
 #include "verbs_pair.h"
 
-#include <dirent.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -363,60 +361,6 @@ static void test_wrong_info(void) {
     inf_verbs_endpoint_destroy(NULL);
 }
 
-static int count_fds(void) {
-    DIR *dir = opendir("/proc/self/fd");
-    int n = 0;
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n;
-}
-
-/* Queue pairs, completion queues, memory regions and domains of this process, as the kernel counts
- * them. -1: the tool that tells is not there. */
-static int count_resources(void) {
-    char line[256];
-    int total = 0, lines = 0;
-    FILE *f = popen("rdma resource show 2>/dev/null", "r");
-    while (f && fgets(line, sizeof line, f)) {
-        lines++;
-        for (char *at = strchr(line + 3, ':'); at && *at; at++)
-            if (*at >= '0' && *at <= '9') {
-                total += (int)strtol(at, &at, 10);
-                at--;
-            }
-    }
-    if (f)
-        pclose(f);
-    return lines > 0 ? total : -1;
-}
-
-static void test_open_close(int rounds) {
-    inf_link *l[2];
-    int fds = 0, resources = 0;
-    double begun = now_s();
-    for (int i = 0; i < rounds; i++) {
-        pair_shape shape = {2, 4096, i % 3 == 0 ? INF_VERBS_NO_WINDOWS : 0};
-        if (i == 5) {
-            fds = count_fds();
-            resources = count_resources();
-        }
-        pair_links(&ports, shape, l, NULL);
-        if (i % 4 != 0) {
-            SEND(l[0], (uint64_t)i, 4096);
-            if (i % 4 == 1)
-                TAKE(l[1], (uint64_t)i, 4096);
-        }
-        inf_link_close(l[i % 2]);
-        inf_link_close(l[1 - i % 2]);
-    }
-    printf("  %d links opened and closed: %.2f ms each; %d descriptors before, %d after; %d kernel "
-           "objects before, %d after\n",
-           rounds, 1e3 * (now_s() - begun) / rounds, fds, count_fds(), resources,
-           count_resources());
-    CHECK(count_fds() == fds && count_resources() == resources);
-}
-
 static void run(const char *name) { printf("%s\n", name), fflush(stdout); }
 
 int main(int argc, char **argv) {
@@ -444,13 +388,11 @@ int main(int argc, char **argv) {
     run("wrong info");
     test_wrong_info();
     run("traffic");
-    test_traffic((pair_shape){8, 4096, 0}, 100000 * scale, 100000 * scale);
-    test_traffic((pair_shape){2, 64, 0}, 10000 * scale, 10000 * scale);
-    test_traffic((pair_shape){2, 64, 0}, 10000 * scale, 0);
-    test_traffic((pair_shape){4, 65536, INF_VERBS_NO_WINDOWS}, 3000, 3000);
-    test_traffic((pair_shape){2, 20 << 20, 0}, 24, 24); /* long messages */
-    run("open and close");
-    test_open_close(1000);
+    test_traffic((pair_shape){8, 4096, 0}, 40000 * scale, 40000 * scale);
+    test_traffic((pair_shape){2, 64, 0}, 5000 * scale, 5000 * scale);
+    test_traffic((pair_shape){2, 64, 0}, 5000 * scale, 0);
+    test_traffic((pair_shape){4, 65536, INF_VERBS_NO_WINDOWS}, 1500 * scale, 1500 * scale);
+    test_traffic((pair_shape){2, 20 << 20, 0}, 10 * scale, 10 * scale); /* long messages */
     rdma_close(&ports);
     printf("ok\n");
     return 0;

@@ -83,9 +83,21 @@ static void *break_it(void *command) {
     return NULL;
 }
 
-/* A new link works, once what was broken is whole again. The network takes a moment. */
+static bool has_address(int side) {
+    static const uint8_t any[16];
+    inf_verbs_gid gid;
+    return inf_verbs_gid_for(ports.device[side], ports.port[side], any, &gid, NULL) == INF_OK;
+}
+
+/* A new link works, once what was broken is whole again: a GID comes a little after its address. */
 static void new_link(void) {
     inf_link *l[2];
+    double begun = now_s();
+    while (!has_address(0) || !has_address(1)) {
+        CHECK(now_s() - begun < 10);
+        usleep(20000);
+    }
+    usleep(300000);
     pair_links(&ports, (pair_shape){4, 4096, 0}, l, NULL);
     exchange(l, 200, 4096);
     inf_link_close(l[0]);
@@ -128,7 +140,6 @@ static void test_break(const char *name, char *command, const char *repair, bool
         inf_link_close(l[i]);
     }
     shell(repair);
-    sleep(1);
     new_link();
     fflush(stdout);
 }

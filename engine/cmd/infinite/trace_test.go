@@ -130,13 +130,13 @@ func TestTrace(t *testing.T) {
 // Over verbs, with the kernel's part.
 func TestVerbsTrace(t *testing.T) {
 	r := references(t)[0]
-	p, joined := verbsCluster(t, r, exactBlocks/3)
-	pids := []int{p.pid("i0")}
-	for _, cmd := range joined {
+	c := startVerbs(t, r.flags(t, exactBlocks/3)...)
+	pids := []int{c.pid("i0")}
+	for _, cmd := range c.joined {
 		pids = append(pids, cmd.Process.Pid)
 	}
 	req, id := tracedRequest(r)
-	report := traced(t, pids, func() { r.checkReference(t, p.complete(req)) }, "--request", id)
+	report := traced(t, pids, func() { r.checkReference(t, c.complete(req)) }, "--request", id)
 	checkTrace(t, report, id)
 	calls := map[string]uint64{}
 	for _, f := range report.Functions {
