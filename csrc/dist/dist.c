@@ -194,6 +194,7 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
     pthread_mutex_init(&d->span_lock, NULL);
     pthread_cond_init(&d->span_free, &mono);
     pthread_mutex_init(&d->region_lock, NULL);
+    pthread_mutex_init(&d->note_lock, NULL);
     pthread_mutex_init(&d->done_lock, NULL);
     pthread_cond_init(&d->done_cond, &mono);
     pthread_condattr_destroy(&mono);
@@ -268,6 +269,7 @@ void inf_dist_close(inf_dist *d) {
     pthread_mutex_destroy(&d->span_lock);
     pthread_cond_destroy(&d->span_free);
     pthread_mutex_destroy(&d->region_lock);
+    pthread_mutex_destroy(&d->note_lock);
     pthread_mutex_destroy(&d->done_lock);
     pthread_cond_destroy(&d->done_cond);
     free(d->windows);
@@ -386,13 +388,16 @@ int inf_dist_peer_detach(inf_dist *d, uint32_t peer, inf_err *err) {
     p->squery = NULL;
     inf_rails_take(d, p, rails);
     wait_for_release(d, p);
+    inf_link *query = p->query; /* a step that used it may have closed it */
+    p->query = NULL;
+    pthread_mutex_unlock(&d->lock); /* a close may take a while; nobody else has any of these */
     for (int i = 0; i < 2 * INF_MAX_RAILS; i++) {
         inf_rail_close(d, rails[i]);
     }
-    inf_moves_fail(d, p, INF_EPEER); /* nothing reads their blocks any more */
     inf_link_close(squery);
-    inf_link_close(p->query); /* a step that used it may have closed it */
-    p->query = NULL;
+    inf_link_close(query);
+    pthread_mutex_lock(&d->lock);
+    inf_moves_fail(d, p, INF_EPEER); /* nothing reads their blocks any more */
     atomic_store(&p->dead, INF_OK);
     atomic_store(&p->dying, false);
     atomic_store(&p->leaving, false);

@@ -54,6 +54,7 @@ int inf_dist_move_post(inf_dist *, uint32_t peer, uint32_t handle, uint32_t gene
 int inf_dist_move_wait(inf_dist *, int64_t timeout_ns, inf_move_done *out, inf_err *);
 int inf_dist_peer_attach(inf_dist *, uint32_t peer, inf_link *query, inf_link *move, inf_err *);
 int inf_dist_peer_serve(inf_dist *, uint32_t peer, inf_link *query, inf_link *move, inf_err *);
+int inf_dist_share_pool(inf_dist *, const char *rdma_device, const char *domain, inf_err *);
 int inf_dist_peer_rail(inf_dist *, uint32_t peer, uint32_t rail, bool server, inf_link *move,
                        inf_err *);
 int inf_dist_peer_rails(inf_dist *, uint32_t peer, inf_peer_rails *out, inf_err *);

@@ -43,7 +43,10 @@ typedef struct inf_stretch {
     int32_t first, n;
 } inf_stretch;
 
-enum { INF_MOVE_WAITS, INF_MOVE_BEGUN, INF_MOVE_ACKED };
+/* Blocks of a move. AGAIN: of a piece that was begun and whose end is not known; its first block is
+ * AGAIN_FIRST. The receiver has all of such a piece or nothing of it, so it is never joined with
+ * others. */
+enum { INF_MOVE_WAITS, INF_MOVE_AGAIN, INF_MOVE_AGAIN_FIRST, INF_MOVE_BEGUN, INF_MOVE_ACKED };
 
 /* One block move. */
 struct inf_move {
@@ -92,7 +95,8 @@ typedef struct inf_landing {
     inf_wire_move ask;
     int32_t outcome;       /* of a piece that the sender says has landed */
     const int32_t *blocks; /* the span's list */
-    uint32_t done;         /* blocks granted, or grants revoked */
+    uint32_t done;         /* blocks granted */
+    uint64_t revoked;      /* grants, a bit each */
     uint32_t n_grants;
     inf_grant grants[INF_WIRE_PIECE_BLOCKS];
     uint64_t granted_ns;
@@ -115,6 +119,8 @@ typedef struct inf_rail {
 
     inf_landing landings[INF_WIRE_PIECES]; /* in */
     inf_landing *busy; /* is being granted, revoked or undone: nothing is polled before it is */
+    const void *msg;   /* polled, and not dealt with: a dead rail has its blocks still */
+    uint64_t len;
 } inf_rail;
 
 typedef struct inf_peer {
@@ -196,18 +202,20 @@ struct inf_dist {
     pthread_cond_t changed; /* a round began, in_step was cleared */
     inf_peer peers[INF_MAX_PEERS];
     inf_worker server, lander, mover;
-    uint32_t n_rails; /* listed by the lander and the mover; guarded by lock */
+    uint32_t extra_rails[2]; /* beyond the first ones, in and out; guarded by lock */
     _Atomic bool stopping;
     int step_wake; /* eventfd: a detach wants the step thread */
 
-    /* The pool, registered with each device that a move lane is on. */
+    /* The pool, registered with each device that a move lane is on. The lock is held while memory
+     * is registered, so no worker and no step takes it. */
     pthread_mutex_t region_lock;
     struct {
         inf_verbs_device *device;
         inf_region *region;
     } regions[INF_MAX_REGIONS];
+    pthread_mutex_t note_lock;    /* guards what follows */
     char no_puts[240];            /* why the last region could not be had */
-    uint64_t near[INF_CPU_WORDS]; /* CPUs beside the devices in use; likewise under region_lock */
+    uint64_t near[INF_CPU_WORDS]; /* CPUs beside the devices in use */
     _Atomic uint32_t nears;       /* how often it has changed */
 
     /* Others wait for queries or partials that share the wire with puts. */
@@ -305,9 +313,10 @@ int inf_span_get(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generati
                  const int32_t **blocks, int32_t *n_blocks, uint32_t *landed);
 void inf_span_put(inf_dist *d, uint32_t handle);
 
-/* Takes m's blocks of a span for writing; the list stays valid until inf_span_settle. INF_ESTALE:
- * the span is over, or the blocks are not its, or have landed. INF_AGAIN: another piece has some.
- */
+/* Takes m's blocks of a span for writing; the list stays valid until inf_span_settle. INF_AGAIN:
+ * another piece has some. INF_EFULL: all of them have landed, by a rail that died before it could
+ * say so; nothing is claimed. INF_ESTALE: the span is over, or the blocks are not its, or some have
+ * landed. */
 int inf_span_claim(inf_dist *d, uint32_t owner, const inf_wire_move *m, const int32_t **blocks,
                    uint32_t *landed);
 /* Ends the claim: the blocks are there, or (status < 0) empty again. INF_ESTALE if the span is over

@@ -54,27 +54,6 @@ static int answer(inf_dist *d, inf_rail *r, uint32_t kind, const inf_wire_move *
 
 /* --- pieces in messages --- */
 
-static int land_blocks(inf_dist *d, inf_rail *r, inf_wire_move *m, const uint8_t *data) {
-    const int32_t *blocks = NULL;
-    int status = inf_span_claim(d, r->peer, m, &blocks, &m->landed);
-    if (status == INF_OK) {
-        uint64_t block = d->kv.block_bytes;
-        for (uint32_t i = 0; i < m->n; i++) {
-            d->ops->copy_in(d->landing, d->pool + (uint64_t)blocks[m->first + i] * block,
-                            data + (uint64_t)i * block, block);
-        }
-        status = d->ops->sync(d->landing, NULL) == INF_OK ? INF_OK : INF_EIO;
-        status = inf_span_settle(d, m, status, &m->landed);
-    }
-    if (status == INF_EIO) {
-        return INF_EIO; /* this device's own fault: the link ends, and with it all that was sent */
-    }
-    m->status = status == INF_AGAIN ? INF_ESTALE : status; /* a piece of this peer has the blocks */
-    return answer(d, r, INF_WIRE_ACK, m, NULL, 0);
-}
-
-/* --- pieces that are put --- */
-
 static bool overlap(const inf_wire_move *a, const inf_wire_move *b) {
     return a->handle == b->handle && a->generation == b->generation && a->first < b->first + b->n &&
            b->first < a->first + a->n;
@@ -99,6 +78,33 @@ static bool end_older(inf_dist *d, const inf_rail *r, const inf_wire_move *m) {
     return found;
 }
 
+static int land_blocks(inf_dist *d, inf_rail *r, inf_wire_move *m, const uint8_t *data) {
+    const int32_t *blocks = NULL;
+    int status = inf_span_claim(d, r->peer, m, &blocks, &m->landed);
+    if (status == INF_OK) {
+        uint64_t block = d->kv.block_bytes;
+        for (uint32_t i = 0; i < m->n; i++) {
+            d->ops->copy_in(d->landing, d->pool + (uint64_t)blocks[m->first + i] * block,
+                            data + (uint64_t)i * block, block);
+        }
+        status = d->ops->sync(d->landing, NULL) == INF_OK ? INF_OK : INF_EIO;
+        status = inf_span_settle(d, m, status, &m->landed);
+    }
+    if (status == INF_EIO) {
+        return INF_EIO; /* this device's own fault: the link ends, and with it all that was sent */
+    }
+    if (status == INF_AGAIN) {
+        if (end_older(d, r, m)) {
+            return INF_AGAIN; /* the message is kept, and looked at again */
+        }
+        status = INF_ESTALE; /* a piece of this very rail has the blocks */
+    }
+    m->status = status == INF_EFULL ? INF_OK : status;
+    return answer(d, r, INF_WIRE_ACK, m, NULL, 0);
+}
+
+/* --- pieces that are put --- */
+
 static int refuse(inf_dist *d, inf_rail *r, inf_landing *l, int status) {
     inf_wire_move m = l->ask;
     m.status = status;
@@ -113,11 +119,16 @@ static int claim(inf_dist *d, inf_rail *r, inf_landing *l) {
     if (status == INF_AGAIN && end_older(d, r, &l->ask)) {
         return INF_AGAIN;
     }
+    if (status == INF_EFULL) {
+        l->ask.landed = l->ask.first + l->ask.n;
+        return refuse(d, r, l, INF_OK);
+    }
     if (status != INF_OK) {
         return refuse(d, r, l, INF_ESTALE);
     }
     l->state = INF_LANDING_GRANTING;
     l->done = l->n_grants = 0;
+    l->revoked = 0;
     return INF_OK;
 }
 
@@ -143,7 +154,6 @@ static int grant(inf_dist *d, inf_rail *r, inf_landing *l) {
                                     &l->grants[l->n_grants]);
         if (status == INF_EFULL || status == INF_EINVAL) {
             l->state = INF_LANDING_UNDOING;
-            l->done = 0;
             return INF_OK;
         }
         if (status != INF_OK) {
@@ -158,14 +168,21 @@ static int grant(inf_dist *d, inf_rail *r, inf_landing *l) {
     return answer(d, r, INF_WIRE_GRANT, &l->ask, l->grants, l->n_grants);
 }
 
+/* All at once: each takes a round trip to the NIC. */
 static int revoke(inf_rail *r, inf_landing *l) {
-    for (; l->done < l->n_grants; l->done++) {
-        int status = inf_link_revoke(r->link, l->grants[l->done].id);
-        if (status != INF_OK) {
+    int result = INF_OK;
+    for (uint32_t i = 0; i < l->n_grants; i++) {
+        if ((l->revoked >> i & 1) != 0) {
+            continue;
+        }
+        int status = inf_link_revoke(r->link, l->grants[i].id);
+        if (status < 0) {
             return status;
         }
+        l->revoked |= (uint64_t)(status == INF_OK) << i;
+        result = status == INF_OK ? result : INF_AGAIN;
     }
-    return INF_OK;
+    return result;
 }
 
 /* Without all of its grants a piece travels in messages. */
@@ -251,7 +268,6 @@ static int take_landed(inf_dist *d, inf_rail *r, const inf_wire_move *m) {
         if (l->state == INF_LANDING_GRANTED && memcmp(&l->ask, &ask, sizeof ask) == 0) {
             l->state = INF_LANDING_REVOKING;
             l->outcome = m->status;
-            l->done = 0;
             r->busy = l;
             return go_on(d, r);
         }
@@ -312,18 +328,24 @@ int inf_land_run(inf_dist *d, inf_rail *r) {
     if (status != INF_OK) {
         return status == INF_AGAIN ? INF_OK : status;
     }
-    const void *msg = NULL;
-    void *slot = NULL;
-    uint64_t len = 0;
-    int room = inf_link_prepare(r->link, &slot);
-    if (room == INF_AGAIN && !inf_link_full(r->link)) {
-        return INF_OK;
+    if (r->msg == NULL) {
+        void *slot = NULL;
+        int room = inf_link_prepare(r->link, &slot);
+        if (room == INF_AGAIN && !inf_link_full(r->link)) {
+            return INF_OK;
+        }
+        status = inf_link_poll(r->link, &r->msg, &r->len);
+        if (status == INF_OK && room != INF_OK) {
+            /* A sender with a message under way has taken the answers before it. */
+            return room == INF_AGAIN ? INF_EPROTO : room;
+        }
     }
-    status = inf_link_poll(r->link, &msg, &len);
     if (status == INF_OK) {
-        /* A sender with a message under way has taken the answers before it. */
-        status = room == INF_AGAIN ? INF_EPROTO : take_message(d, r, msg, len);
-        inf_link_release(r->link);
+        status = take_message(d, r, r->msg, r->len);
+        if (status != INF_AGAIN || r->busy != NULL) {
+            inf_link_release(r->link);
+            r->msg = NULL;
+        }
     }
     status = status == INF_AGAIN ? INF_OK : status;
     return status == INF_OK && overdue(r) ? INF_ETIMEOUT : status;
@@ -349,7 +371,9 @@ void *inf_land_main(void *dist) {
         inf_near_follow(d, &d->lander);
         uint32_t n = inf_rails_round(d, &d->lander, false, rails, links);
         for (uint32_t i = 0; i < n; i++) {
-            int status = inf_land_run(d, rails[i]);
+            /* One that an earlier rail has ended is not heard any more. */
+            int status =
+                atomic_load(&rails[i]->dead) == INF_OK ? inf_land_run(d, rails[i]) : INF_OK;
             if (status != INF_OK) {
                 inf_rail_fail(d, rails[i], status);
             }

@@ -13,6 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Beyond the first ones, in one direction. */
+enum { MAX_EXTRA = INF_LINK_WAIT_MAX - INF_MAX_PEERS };
+
 /* --- regions --- */
 
 /* Frees what no link uses; false when every place is taken. */
@@ -29,6 +32,13 @@ static bool make_place(inf_dist *d, int *place) {
     return *place >= 0;
 }
 
+/* Why blocks travel in messages, "" if they need not. */
+static void note(inf_dist *d, const char *why) {
+    pthread_mutex_lock(&d->note_lock);
+    snprintf(d->no_puts, sizeof d->no_puts, "%s", why);
+    pthread_mutex_unlock(&d->note_lock);
+}
+
 static inf_region *region_on(inf_dist *d, inf_verbs_device *device) {
     for (int i = 0; i < INF_MAX_REGIONS; i++) {
         if (d->regions[i].region != NULL && d->regions[i].device == device) {
@@ -42,36 +52,52 @@ static inf_region *region_on(inf_dist *d, inf_verbs_device *device) {
     inf_memory memory = {.address = (uint64_t)(uintptr_t)d->pool,
                          .bytes = (uint64_t)d->num_blocks * d->kv.block_bytes,
                          .kind = INF_MEMORY_HOST};
-    if (!make_place(d, &place)) {
-        snprintf(d->no_puts, sizeof d->no_puts, "the pool is registered with too many devices");
+    if (!d->backend->host_memory) {
+        note(d, "the pool is a GPU's");
+    } else if (!make_place(d, &place)) {
+        note(d, "the pool is registered with too many devices");
     } else if (inf_region_open(device, &memory, &region, &err) != INF_OK) {
-        snprintf(d->no_puts, sizeof d->no_puts, "%s", err.message);
+        note(d, err.message);
         region = NULL;
     } else {
         d->regions[place].device = device;
         d->regions[place].region = region;
-        d->no_puts[0] = 0;
+        note(d, "");
     }
     return region;
 }
 
 inf_region *inf_rail_region(inf_dist *d, inf_link *link) {
     inf_verbs_device *device = inf_link_verbs_device(link);
-    inf_region *region = NULL;
     if (device == NULL) {
         return NULL;
     }
-    pthread_mutex_lock(&d->region_lock);
-    if (!d->backend->host_memory) {
-        snprintf(d->no_puts, sizeof d->no_puts, "the pool is a GPU's");
-    } else {
-        region = region_on(d, device);
-        if (region != NULL && inf_link_use_region(link, region) != INF_OK) {
-            region = NULL;
-        }
+    pthread_mutex_lock(&d->region_lock); /* no worker waits for it: this may take long */
+    inf_region *region = region_on(d, device);
+    if (region != NULL && inf_link_use_region(link, region) != INF_OK) {
+        note(d, "the link's device or endpoint has no memory windows");
+        region = NULL;
     }
     pthread_mutex_unlock(&d->region_lock);
     return region;
+}
+
+int inf_dist_share_pool(inf_dist *d, const char *rdma_device, const char *domain, inf_err *err) {
+    inf_verbs_device *device = NULL;
+    int status = inf_verbs_device_open(rdma_device, domain, &device, err);
+    if (status != INF_OK) {
+        return status;
+    }
+    pthread_mutex_lock(&d->region_lock);
+    inf_region *region = region_on(d, device);
+    pthread_mutex_unlock(&d->region_lock);
+    inf_verbs_device_close(device); /* the region is a user of its own */
+    if (region == NULL) {
+        inf_peer_rails rails;
+        inf_dist_peer_rails(d, 0, &rails, NULL);
+        return inf_dist_error(err, INF_EUNSUPPORTED, -1, "%s", rails.no_puts);
+    }
+    return INF_OK;
 }
 
 void inf_regions_close(inf_dist *d) {
@@ -89,7 +115,7 @@ void inf_near_add(inf_dist *d, const inf_link *link) {
     if (device == NULL || inf_verbs_device_cpus(device, cpus) != INF_OK) {
         return;
     }
-    pthread_mutex_lock(&d->region_lock);
+    pthread_mutex_lock(&d->note_lock);
     bool more = false;
     for (int i = 0; i < INF_CPU_WORDS; i++) {
         more = more || (cpus[i] & ~d->near[i]) != 0;
@@ -98,7 +124,7 @@ void inf_near_add(inf_dist *d, const inf_link *link) {
     if (more) {
         atomic_fetch_add(&d->nears, 1);
     }
-    pthread_mutex_unlock(&d->region_lock);
+    pthread_mutex_unlock(&d->note_lock);
 }
 
 void inf_near_follow(inf_dist *d, inf_worker *w) {
@@ -107,9 +133,9 @@ void inf_near_follow(inf_dist *d, inf_worker *w) {
         return;
     }
     w->nears = nears;
-    pthread_mutex_lock(&d->region_lock);
+    pthread_mutex_lock(&d->note_lock);
     inf_verbs_pin(d->near);
-    pthread_mutex_unlock(&d->region_lock);
+    pthread_mutex_unlock(&d->note_lock);
 }
 
 /* --- coming and going --- */
@@ -122,7 +148,8 @@ static inf_rail **place_of(inf_dist *d, uint32_t peer, uint32_t number, bool out
 int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link *link,
                  inf_region *region) {
     inf_rail *r = NULL;
-    int status = d->n_rails >= INF_LINK_WAIT_MAX ? INF_EFULL : INF_OK;
+    bool extra = number > 0; /* the first ones of all peers have their places */
+    int status = extra && d->extra_rails[out] >= MAX_EXTRA ? INF_EFULL : INF_OK;
     if (status == INF_OK) {
         r = calloc(1, sizeof *r);
         status = r != NULL ? INF_OK : INF_ENOMEM;
@@ -139,7 +166,7 @@ int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link
     r->region = region;
     atomic_init(&r->puts, region != NULL);
     *place_of(d, peer, number, out) = r;
-    d->n_rails++;
+    d->extra_rails[out] += extra;
     return INF_OK;
 }
 
@@ -161,7 +188,8 @@ void inf_rails_take(inf_dist *d, inf_peer *p, inf_rail **rails) {
     for (int i = 0; i < INF_MAX_RAILS; i++) {
         rails[i] = p->out[i];
         rails[INF_MAX_RAILS + i] = p->in[i];
-        d->n_rails -= (p->out[i] != NULL) + (p->in[i] != NULL);
+        d->extra_rails[true] -= i > 0 && p->out[i] != NULL;
+        d->extra_rails[false] -= i > 0 && p->in[i] != NULL;
         p->out[i] = p->in[i] = NULL;
     }
 }
@@ -175,21 +203,36 @@ void inf_rail_fail(inf_dist *d, inf_rail *r, int32_t status) {
     }
 }
 
-uint32_t inf_rails_round(inf_dist *d, inf_worker *w, bool out, inf_rail **rails, inf_link **links) {
+/* Takes the rails that are dead from their peers; their number. */
+static uint32_t take_dead(inf_dist *d, bool out, inf_rail **rails) {
     uint32_t n = 0;
     pthread_mutex_lock(&d->lock);
     for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
         bool dead = atomic_load(&d->peers[i].dead) != INF_OK;
         for (uint32_t k = 0; k < INF_MAX_RAILS; k++) {
-            inf_rail **at = place_of(d, i, k, out), *r = *at;
-            if (r == NULL) {
-                continue;
-            }
-            if (dead || atomic_load(&r->dead) != INF_OK) {
+            inf_rail **at = place_of(d, i, k, out);
+            if (*at != NULL && (dead || atomic_load(&(*at)->dead) != INF_OK)) {
+                rails[n++] = *at;
                 *at = NULL;
-                d->n_rails--;
-                inf_rail_close(d, r);
-            } else {
+                d->extra_rails[out] -= k > 0;
+            }
+        }
+    }
+    pthread_mutex_unlock(&d->lock);
+    return n;
+}
+
+uint32_t inf_rails_round(inf_dist *d, inf_worker *w, bool out, inf_rail **rails, inf_link **links) {
+    /* A close may take a while, and steps need the lock. Until the round begins a detach waits. */
+    for (uint32_t n = take_dead(d, out, rails); n-- > 0;) {
+        inf_rail_close(d, rails[n]);
+    }
+    uint32_t n = 0;
+    pthread_mutex_lock(&d->lock);
+    for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
+        for (uint32_t k = 0; k < INF_MAX_RAILS; k++) {
+            inf_rail *r = *place_of(d, i, k, out);
+            if (r != NULL) {
                 rails[n] = r;
                 links[n++] = r->link;
             }
@@ -202,6 +245,20 @@ uint32_t inf_rails_round(inf_dist *d, inf_worker *w, bool out, inf_rail **rails,
 }
 
 /* --- the door's functions --- */
+
+/* The other end gives a rail anew once its own end of the old one is dead: so is this one, and its
+ * thread is about to take it away. The caller holds dist.lock. */
+static void end_same(inf_dist *d, uint32_t peer, uint32_t number, bool out) {
+    inf_rail **at = place_of(d, peer, number, out);
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += 1;
+    if (*at != NULL) {
+        inf_rail_fail(d, *at, INF_EPEER);
+    }
+    while (*at != NULL && pthread_cond_timedwait(&d->changed, &d->lock, &until) == 0) {
+    }
+}
 
 /* What keeps a rail from being added; the caller holds dist.lock. */
 static const char *misfit(inf_dist *d, uint32_t peer, uint32_t number, bool out) {
@@ -228,6 +285,7 @@ int inf_dist_peer_rail(inf_dist *d, uint32_t peer, uint32_t number, bool server,
         inf_near_add(d, link);
         inf_region *region = inf_rail_region(d, link);
         pthread_mutex_lock(&d->lock);
+        end_same(d, peer, number, !server);
         why = misfit(d, peer, number, !server);
         if (why == NULL) {
             status = inf_rail_add(d, peer, number, !server, link, region);
@@ -257,8 +315,8 @@ int inf_dist_peer_rails(inf_dist *d, uint32_t peer, inf_peer_rails *out, inf_err
         out->puts |= (p->out[k] != NULL && atomic_load(&p->out[k]->puts) ? 1u : 0u) << k;
     }
     pthread_mutex_unlock(&d->lock);
-    pthread_mutex_lock(&d->region_lock);
+    pthread_mutex_lock(&d->note_lock);
     memcpy(out->no_puts, d->no_puts, sizeof out->no_puts);
-    pthread_mutex_unlock(&d->region_lock);
+    pthread_mutex_unlock(&d->note_lock);
     return INF_OK;
 }

@@ -48,14 +48,15 @@ static void mark(inf_piece *c, uint8_t state) {
 /* The next blocks of the peer's moves that wait. */
 static bool next_part(inf_peer *p, int32_t max, inf_piece *c) {
     for (inf_move *m = p->active.head; m != NULL; m = m->next) {
-        while (m->begun < m->n && m->state[m->begun] != INF_MOVE_WAITS) {
+        while (m->begun < m->n && m->state[m->begun] >= INF_MOVE_BEGUN) {
             m->begun++;
         }
         if (m->status != INF_OK || m->begun == m->n) {
             continue;
         }
         int32_t n = 1;
-        while (n < max && m->begun + n < m->n && m->state[m->begun + n] == INF_MOVE_WAITS) {
+        uint8_t kind = m->state[m->begun] == INF_MOVE_WAITS ? INF_MOVE_WAITS : INF_MOVE_AGAIN;
+        while (n < max && m->begun + n < m->n && m->state[m->begun + n] == kind) {
             n++;
         }
         c->move = m;
@@ -68,15 +69,16 @@ static bool next_part(inf_peer *p, int32_t max, inf_piece *c) {
     return false;
 }
 
-/* The piece is over: its blocks have landed, or wait again. */
+/* The piece is over: its blocks have landed (ACKED), or it has to be begun again. */
 static void end_piece(inf_piece *c, uint8_t state) {
     inf_move *m = c->move;
     mark(c, state);
     m->pieces--;
     if (state == INF_MOVE_ACKED) {
         m->acked += c->part.n;
-    } else if (c->part.first < m->begun) {
-        m->begun = c->part.first;
+    } else {
+        m->state[c->part.first] = INF_MOVE_AGAIN_FIRST;
+        m->begun = c->part.first < m->begun ? c->part.first : m->begun;
     }
     c->state = INF_PIECE_FREE;
 }
@@ -161,7 +163,7 @@ static int begin_pieces(inf_dist *d, inf_rail *r) {
             status = post_blocks(d, r, c, buf);
         }
         if (status != INF_OK) {
-            end_piece(c, INF_MOVE_WAITS);
+            end_piece(c, INF_MOVE_AGAIN);
             return status;
         }
         atomic_fetch_add(&d->moved_blocks, (uint64_t)c->part.n);
@@ -243,6 +245,11 @@ static inf_piece *oldest(inf_rail *r) {
     return best;
 }
 
+/* The piece landed on a rail that died before it could say so. */
+static bool is_there(const inf_wire_move *w, uint32_t grants) {
+    return grants == 0 && w->status == INF_OK && w->landed == w->first + w->n;
+}
+
 /* Is the message the answer that must come next? */
 static bool answer_ok(const inf_rail *r, const inf_piece *c, const uint8_t *msg, uint64_t len,
                       inf_wire_head *h, inf_wire_move *w) {
@@ -264,7 +271,7 @@ static bool answer_ok(const inf_rail *r, const inf_piece *c, const uint8_t *msg,
            w->handle == m->handle && w->generation == m->generation &&
            w->first == m->first + (uint32_t)c->part.first && w->n == (uint32_t)c->part.n &&
            inf_wire_status_ok(w->status) && (w->status == INF_OK || grants == 0) &&
-           (!grant || w->landed == 0) &&
+           (!grant || w->landed == 0 || is_there(w, grants)) &&
            (w->status != INF_OK || w->landed <= m->first + (uint32_t)m->n);
 }
 
@@ -297,12 +304,12 @@ static int take_answer(inf_dist *d, inf_rail *r, const uint8_t *msg, uint64_t le
     inf_move *m = c->move;
     if (w.status != INF_OK) {
         m->status = m->status != INF_OK ? m->status : w.status;
-        end_piece(c, INF_MOVE_WAITS);
-    } else if (c->state == INF_PIECE_SENT) {
+        end_piece(c, INF_MOVE_AGAIN);
+    } else if (c->state == INF_PIECE_SENT || is_there(&w, h.n_entries)) {
         end_piece(c, INF_MOVE_ACKED);
     } else if (h.n_entries == 0) { /* the peer cannot be put to */
         atomic_store(&r->puts, false);
-        end_piece(c, INF_MOVE_WAITS);
+        end_piece(c, INF_MOVE_AGAIN);
     } else if (take_grants(d, c, msg, h.n_entries)) {
         c->state = INF_PIECE_PUTTING;
     } else {
@@ -343,7 +350,7 @@ int inf_send_run(inf_dist *d, inf_rail *r) {
 void inf_send_give_up(inf_rail *r) {
     for (int i = 0; i < INF_WIRE_PIECES; i++) {
         if (r->pieces[i].state != INF_PIECE_FREE) {
-            end_piece(&r->pieces[i], INF_MOVE_WAITS);
+            end_piece(&r->pieces[i], INF_MOVE_AGAIN);
         }
     }
 }

@@ -5,11 +5,16 @@
  *
  * Nothing in a message is trusted. What is malformed ends the link; what is merely stale (a span
  * that was released, tokens that have not landed) is answered with a status for its group. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "dist/internal.h"
 #include "dist/marks.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct query {
     inf_wire_head head;
@@ -160,8 +165,16 @@ static void open_answering(inf_dist *d) {
         return;
     }
     d->answering_tried = true;
+    /* Threads begin where their maker may run, and this one may be kept beside a NIC. */
+    cpu_set_t mine, all;
+    bool keeps = sched_getaffinity(0, sizeof mine, &mine) == 0 &&
+                 sched_getaffinity(getpid(), sizeof all, &all) == 0 &&
+                 sched_setaffinity(0, sizeof all, &all) == 0;
     if (inf_pool_open(d->threads, &d->workers) != INF_OK) {
         d->workers = NULL;
+    }
+    if (keeps) {
+        sched_setaffinity(0, sizeof mine, &mine);
     }
     if (inf_dist_lane(d, INF_LANE_ANSWER, &d->answering) != INF_OK) {
         d->answering = NULL;

@@ -137,14 +137,18 @@ void inf_span_put(inf_dist *d, uint32_t handle) {
 }
 
 static int claim(inf_span *s, uint32_t first, uint32_t n) {
-    uint32_t blocks = (uint32_t)s->n_blocks;
-    if (first < s->landed || first > blocks || n > blocks - first) {
+    uint32_t blocks = (uint32_t)s->n_blocks, landed = 0;
+    if (first > blocks || n > blocks - first) {
         return INF_ESTALE;
     }
     for (uint32_t i = first; i < first + n; i++) {
-        if (s->state[i] != INF_BLOCK_EMPTY) {
-            return s->state[i] == INF_BLOCK_CLAIMED ? INF_AGAIN : INF_ESTALE;
+        if (s->state[i] == INF_BLOCK_CLAIMED) {
+            return INF_AGAIN;
         }
+        landed += s->state[i] == INF_BLOCK_LANDED;
+    }
+    if (landed > 0) {
+        return landed == n ? INF_EFULL : INF_ESTALE;
     }
     memset(s->state + first, INF_BLOCK_CLAIMED, n);
     return INF_OK;

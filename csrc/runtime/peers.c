@@ -87,6 +87,12 @@ int inf_device_peer_serve(inf_device *d, uint32_t peer, inf_link *query, inf_lin
     return inf_dist_peer_serve(d->dist, peer, query, move, err);
 }
 
+int inf_device_share_pool(inf_device *d, const char *rdma_device, const char *domain,
+                          inf_err *err) {
+    int status = check_ready(d, err);
+    return status != INF_OK ? status : inf_dist_share_pool(d->dist, rdma_device, domain, err);
+}
+
 int inf_device_peer_rail(inf_device *d, uint32_t peer, uint32_t rail, uint32_t server,
                          inf_link *move, inf_err *err) {
     int status = check_ready(d, err);

@@ -31,12 +31,16 @@
         }                                                                                          \
     } while (0)
 
+#ifndef W_BLOCK_TOKENS
+#define W_BLOCK_TOKENS 4 /* a test may have larger blocks */
+#endif
+
 enum {
     W_LAYERS = 3,
     W_HEADS = 4,
     W_KV_HEADS = 2,
     W_DIM = 16,
-    W_BLOCK = 4,
+    W_BLOCK = W_BLOCK_TOKENS,
     W_ROW = W_HEADS * W_DIM,
     W_TOKENS = 112,
     W_SPANS = 16,

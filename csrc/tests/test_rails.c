@@ -2,13 +2,16 @@
  * tcp, and over verbs where there are RDMA ports (two of them as rails, if there are two).
  *
  *   test_rails [rounds] */
+/* Blocks of 24 KiB, so that moves are many pieces, in messages too. */
+#define W_BLOCK_TOKENS 32
+
 #include "verbs_pair.h"
 
 #include "wire_raw.h"
 
 #include "transport/link_impl.h"
 
-enum { BLOCKS = 1024, PEER = 3, RAILS = 3 };
+enum { BLOCKS = 512, PEER = 3, RAILS = 3 };
 
 static int rounds = 12;
 static rdma_ports ports;
@@ -19,6 +22,7 @@ typedef struct {
     int sock[RAILS]; /* one more descriptor of each rail's socket: its end is the rail's */
     int32_t mine[BLOCKS / 2], theirs[BLOCKS / 2];
     uint64_t rng;
+    uint32_t longest; /* about what a move takes, ns */
 } world;
 
 static void make_link(world *w, uint64_t bytes, int rail, inf_link *end[2]) {
@@ -149,8 +153,10 @@ static void test_spread(world *w) {
         shuffle(w);
         open_span(w, gen, n);
         memcpy(before, w->b.pool, BLOCKS * w->b.kv.block_bytes);
+        double begun = now_s();
         post_move(w, gen, n);
         CHECK(w_move_wait(&w->a).status == INF_OK);
+        w->longest = gen == 1 ? (uint32_t)((now_s() - begun) * 1e9) + 1 : w->longest;
         check_blocks(w, n);
         for (int32_t i = 0; i < n; i++) {
             memcpy(before + (uint64_t)w->theirs[i] * w->b.kv.block_bytes,
@@ -166,7 +172,7 @@ static void test_spread(world *w) {
 static void test_dying(world *w) {
     inf_err err;
     uint64_t again = 0;
-    for (int i = 0; i < rounds; i++) {
+    for (int i = 0; i < rounds || (again == 0 && i < 200 * rounds); i++) {
         uint32_t gen = 100 + (uint32_t)i;
         int rail = 1 + (int)raw_below(&w->rng, RAILS - 1);
         inf_device_stats s = {0};
@@ -175,7 +181,7 @@ static void test_dying(world *w) {
         inf_dist_stats(w->a.d, &s);
         again -= s.moved_blocks + BLOCKS / 2;
         post_move(w, gen, BLOCKS / 2);
-        nanosleep(&(struct timespec){0, raw_below(&w->rng, i % 2 ? 300000 : 1)}, NULL);
+        nanosleep(&(struct timespec){0, raw_below(&w->rng, w->longest)}, NULL);
         CHECK(shutdown(w->sock[rail], SHUT_RDWR) == 0);
         CHECK(w_move_wait(&w->a).status == INF_OK);
         check_blocks(w, BLOCKS / 2);
@@ -191,6 +197,7 @@ static void test_dying(world *w) {
         expect_rails(&w->a, (1 << RAILS) - 1, 0);
     }
     printf("  %llu blocks were sent again\n", (unsigned long long)again);
+    CHECK(again > 0);
 }
 
 /* When a close returns, nobody writes the span's blocks any more. */
@@ -198,7 +205,7 @@ static void test_close_under_way(world *w) {
     uint64_t block = w->b.kv.block_bytes, stale = 0;
     inf_err err;
     for (int i = 0; i < 3 * rounds; i++) {
-        uint32_t gen = 1000 + (uint32_t)i;
+        uint32_t gen = 1000000 + (uint32_t)i;
         shuffle(w);
         open_span(w, gen, BLOCKS / 2);
         post_move(w, gen, BLOCKS / 2);
@@ -223,16 +230,16 @@ static void test_close_under_way(world *w) {
 static void test_first(world *w) {
     inf_err err;
     shuffle(w);
-    open_span(w, 5000, BLOCKS / 2);
+    open_span(w, 2000000, BLOCKS / 2);
     CHECK(shutdown(w->sock[0], SHUT_RDWR) == 0);
     w_expect_status(&w->a, PEER, INF_EPEER);
     w_expect_status(&w->b, PEER, INF_EPEER);
     expect_rails(&w->a, 0, 0);
     expect_rails(&w->b, 0, 0);
-    CHECK(inf_dist_move_post(w->a.d, PEER, 1, 5000, 0, w->mine, 1, 1, &err) == INF_EPEER);
+    CHECK(inf_dist_move_post(w->a.d, PEER, 1, 2000000, 0, w->mine, 1, 1, &err) == INF_EPEER);
     CHECK_OK(inf_dist_peer_detach(w->a.d, PEER, &err));
     CHECK_OK(inf_dist_peer_detach(w->b.d, PEER, &err));
-    CHECK_OK(inf_dist_span_close(w->b.d, 1, 5000, &err));
+    CHECK_OK(inf_dist_span_close(w->b.d, 1, 2000000, &err));
 }
 
 /* ---- a sender that lies ---- */
@@ -281,6 +288,8 @@ static void say(victim *v, uint32_t kind, uint32_t first, uint32_t n, int32_t st
     CHECK(raw_send(v->lane[1], v->msg.data, v->msg.len) == INF_OK);
 }
 
+static uint32_t landed; /* of the answer that was heard last */
+
 /* The answer's status; grants gets what was granted. */
 static int32_t hear(victim *v, uint32_t kind, inf_grant *grants, uint32_t *n) {
     const uint8_t *msg;
@@ -296,6 +305,7 @@ static int32_t hear(victim *v, uint32_t kind, inf_grant *grants, uint32_t *n) {
         *n = h.n_entries;
     }
     inf_link_release(v->lane[1]);
+    landed = m.landed;
     return m.status;
 }
 
@@ -372,6 +382,12 @@ static void test_silence(world *w) {
     CHECK(hear(v, INF_WIRE_ACK, NULL, NULL) == INF_ESTALE);
     say(v, INF_WIRE_ASK, 0, 4, 0); /* and may ask again */
     CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_OK && n == 2);
+    say(v, INF_WIRE_LANDED, 0, 4, 0);
+    CHECK(hear(v, INF_WIRE_ACK, NULL, NULL) == INF_OK && landed == 4);
+    say(v, INF_WIRE_ASK, 0, 4, 0); /* what is there, it hears, and cannot write any more */
+    CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_OK && n == 0 && landed == 4);
+    say(v, INF_WIRE_ASK, 2, 3, 0); /* but no honest piece is there in part */
+    CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_ESTALE && n == 0);
     close_victim(v);
 }
 

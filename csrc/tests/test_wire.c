@@ -232,10 +232,15 @@ static int judge_move(debtor *w, const raw_msg *m, inf_wire_move *answer) {
     hosted *s = find(w, answer->handle, answer->generation);
     answer->status = INF_ESTALE;
     answer->landed = s != NULL ? s->landed : 0;
-    bool empty =
+    bool inside =
         s != NULL && answer->first <= (uint32_t)s->n && answer->n <= (uint32_t)s->n - answer->first;
-    for (uint32_t i = 0; empty && i < answer->n; i++) {
-        empty = !s->there[answer->first + i];
+    bool empty = inside, full = inside;
+    for (uint32_t i = 0; inside && i < answer->n; i++) {
+        empty = empty && !s->there[answer->first + i];
+        full = full && s->there[answer->first + i];
+    }
+    if (full) { /* sent again because nobody said that it is there: it stays as it is */
+        answer->status = INF_OK;
     }
     if (empty) { /* pieces land in any order */
         for (uint32_t i = 0; i < answer->n; i++) {

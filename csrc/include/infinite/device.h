@@ -257,6 +257,12 @@ int inf_device_peer_attach(inf_device *device, uint32_t peer, inf_link *query, i
 int inf_device_peer_serve(inf_device *device, uint32_t peer, inf_link *query, inf_link *move,
                           inf_err *err);
 
+/* Registers the pool with an RDMA device ahead of its first link, which would wait for it: a large
+ * pool takes seconds. domain is that of the links. INF_EUNSUPPORTED and why, where moves will
+ * travel in messages. */
+int inf_device_share_pool(inf_device *device, const char *rdma_device, const char *domain,
+                          inf_err *err);
+
 enum { INF_MAX_RAILS = 8 }; /* move lanes of a peer in one direction */
 
 /* One more move lane of a peer that is attached (server 0) or served (server 1), its rail 1 to

@@ -158,8 +158,10 @@ static int revoke(inf_link *link, uint32_t id) {
     }
     if (ep->q.send_done < w->ended_at && inf_verbs_poll_send(ep) != INF_OK)
         return fail(link);
-    if (ep->q.send_done < w->ended_at)
-        return wait_for_progress(ep);
+    if (ep->q.send_done < w->ended_at) {
+        /* Watched here too: while messages wait to be polled, ready does not come to it. */
+        return inf_verbs_watch((inf_verbs_link *)link) < 0 ? fail(link) : wait_for_progress(ep);
+    }
     w->state = WINDOW_FREE;
     p->wants = false;
     return INF_OK;
@@ -252,8 +254,11 @@ const inf_put_ops INF_VERBS_PUT_OPS = {
     .pending = pending,
 };
 
-bool inf_verbs_puts_ready(const inf_verbs_endpoint *ep) {
-    return ep->puts.wants && ep->q.send_done != ep->puts.wanted_at;
+/* Says so once: who does not ask again has no more use for it. */
+bool inf_verbs_puts_ready(inf_verbs_endpoint *ep) {
+    bool ready = ep->puts.wants && ep->q.send_done != ep->puts.wanted_at;
+    ep->puts.wants = ep->puts.wants && !ready;
+    return ready;
 }
 
 void inf_verbs_puts_free(inf_verbs_endpoint *ep) {

@@ -124,15 +124,13 @@ static int settle_credit(inf_verbs_link *v) {
     return rc;
 }
 
-static int watch(inf_verbs_link *v);
-
 static int verbs_prepare(inf_link *link, void **buf) {
     inf_verbs_link *v = as_verbs(link);
     if (!has_room(v)) {
         if (take_arrivals(v) < 0)
             return link->err.code;
         /* Watched here too: while a message waits to be polled, ready does not come to it. */
-        if (inf_verbs_poll_send(v->ep) != INF_OK || watch(v) < 0)
+        if (inf_verbs_poll_send(v->ep) != INF_OK || inf_verbs_watch(v) < 0)
             return inf_verbs_link_fail(v);
     }
     if (v->last_word || v->gone)
@@ -266,8 +264,7 @@ static int probe(inf_verbs_link *v) {
     return inf_verbs_post(v->ep, &wr, 1, INF_WR_OTHER, 0, 0, true);
 }
 
-/* Looks after a link on which nothing moves. */
-static int watch(inf_verbs_link *v) {
+int inf_verbs_watch(inf_verbs_link *v) {
     inf_verbs_queues *q = &v->ep->q;
     uint64_t now = now_ms(), rx = q->recv_done;
     if (rx != v->seen_rx || q->send_done != v->seen_done)
@@ -296,7 +293,7 @@ static bool verbs_ready(inf_link *link) {
         inf_verbs_link_fail(v);
         return true;
     }
-    if (watch(v) < 0) {
+    if (inf_verbs_watch(v) < 0) {
         inf_verbs_link_fail(v);
         return true;
     }

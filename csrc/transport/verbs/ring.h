@@ -33,6 +33,10 @@ int inf_verbs_arrival(inf_verbs_link *v, uint32_t imm, uint32_t bytes);
 /* The peer broke a rule: ends the link. */
 int inf_verbs_violation(inf_verbs_link *v, const char *what, uint64_t got, uint64_t want);
 
+/* Looks after a link on which nothing moves; a status < 0 if its device completes nothing any more.
+ */
+int inf_verbs_watch(inf_verbs_link *v);
+
 /* Passes the endpoint's failure on to the link. */
 int inf_verbs_link_fail(inf_verbs_link *v);
 

@@ -188,7 +188,7 @@ uint64_t inf_verbs_retry_ms(const inf_verbs_endpoint *ep);
 /* --- put.c --- */
 extern const inf_put_ops INF_VERBS_PUT_OPS;
 /* Can what found no room go on? */
-bool inf_verbs_puts_ready(const inf_verbs_endpoint *ep);
+bool inf_verbs_puts_ready(inf_verbs_endpoint *ep);
 /* Before the queue pair is destroyed. */
 void inf_verbs_puts_free(inf_verbs_endpoint *ep);
 
