@@ -10,9 +10,16 @@
  *   ack     <-  head, move with status and landed filled in
  * and where both ends can put (infinite/link.h), so that they go from pool to pool:
  *   ask     ->  head, move: where may [first, first + n) be put?
- *   grant   <-  head, move with status, grants[n_entries], which cover the blocks in order. None,
- * and status 0: nowhere, send them in messages. landed  ->  head, move: everything has been put;
- * or, with a status, nothing more will be ack     <-  as above; from here on the grants are over
+ *
+ *   grant   <-  head, move with status, grants[n_entries]; they cover the blocks in order
+ *
+ *   landed  ->  head, move: all has been put; or, with a status, nothing more will be
+ *
+ *   ack     <-  as above; from here on the grants are over
+ *
+ * A grant of status 0 without grants says that the blocks are there already (landed is first + n:
+ * the rail on which they had come died before it could say so), or (landed is 0) that they are to
+ * be sent in messages. A piece that is sent again is the same one, or a part of it.
  *
  * A peer may have several move lanes, its rails. Pieces of a move travel on any of them and land in
  * any order; what is readable is what has landed without a gap from the beginning. Per lane there

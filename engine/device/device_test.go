@@ -107,7 +107,7 @@ func TestClosedDevice(t *testing.T) {
 	_, waitErr := d.Wait(0)
 	_, _, moveErr := d.MoveWait(0)
 	for i, err := range []error{d.Submit(), d.Run(0), d.OpenSlot(0, greedy, nil, 0, nil), d.SpanSet(0, 0, 0, nil), d.SpanClose(0, 0),
-		d.MovePost(0, 0, 0, 0, nil, 0), d.PeerDetach(0), d.PeerStatus(0), d.PeerAttach(0, nil, nil), d.Ready(), waitErr, moveErr} {
+		d.MovePost(0, 0, 0, 0, nil, 0), d.PeerDetach(0), d.PeerStatus(0), d.PeerAttach(0, nil, nil), d.PeerRail(0, 1, true, nil), d.SharePool("", ""), d.Ready(), waitErr, moveErr} {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("call %d: %v", i, err)
 		}
@@ -138,6 +138,15 @@ func TestStepErrors(t *testing.T) {
 	}
 	if err := d.SpanClose(3, 1); !errors.Is(err, ErrStale) {
 		t.Errorf("an unknown span: %v", err)
+	}
+	if err := d.SharePool("none", "cluster"); err == nil {
+		t.Error("the pool is registered with a device that is not there")
+	}
+	if out, puts, why := d.PeerRails(9); out != 0 || puts != 0 || why != "" {
+		t.Errorf("an unknown peer has rails %b, %b, %q", out, puts, why)
+	}
+	if err := d.PeerRail(9, 1, false, nil); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a rail without a link: %v", err)
 	}
 	if err := d.PeerStatus(9); err == nil {
 		t.Error("an unknown peer is alive")

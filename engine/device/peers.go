@@ -1,5 +1,6 @@
 package device
 
+// #include <stdlib.h>
 // #include "infinite/device.h"
 import "C"
 
@@ -71,6 +72,17 @@ func (d *Device) PeerAttach(peer uint32, query, move unsafe.Pointer) error {
 func (d *Device) PeerServe(peer uint32, query, move unsafe.Pointer) error {
 	return d.takeLinks("serve a peer", query, move, func(h *C.inf_device, e *C.inf_err) C.int {
 		return C.inf_device_peer_serve(h, C.uint32_t(peer), (*C.inf_link)(query), (*C.inf_link)(move), e)
+	})
+}
+
+// SharePool registers the KV pool with an RDMA device ahead of its first link, which would wait for it; domain is
+// the links'. The error says why moves will travel in messages there.
+func (d *Device) SharePool(rdmaDevice, domain string) error {
+	name, in := C.CString(rdmaDevice), C.CString(domain)
+	defer C.free(unsafe.Pointer(name))
+	defer C.free(unsafe.Pointer(in))
+	return d.call("register the KV pool", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_share_pool(h, name, in, e)
 	})
 }
 

@@ -96,6 +96,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if err = checkTransport(cfg, n.links.Endpoint()); err != nil {
 		return nil, err
 	}
+	sharePool(n.dev, LinkChoice(n.cfg), hello.ClusterId)
 	if n.etcd, err = cluster.EtcdClient(hello.EtcdEndpoints); err != nil {
 		return nil, err
 	}

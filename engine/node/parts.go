@@ -83,6 +83,30 @@ func rdmaDevices(asked []string, place Place) []string {
 	return near
 }
 
+// sharePool registers the pool with the RDMA devices that links may use, before anybody waits for it.
+func sharePool(d *device.Device, choice rdma.Choice, cluster string) {
+	if choice.Transport != rdma.Verbs && choice.Transport != rdma.Auto {
+		return
+	}
+	ports, err := rdma.VerbsPorts(choice.Verbs, nil)
+	if err != nil {
+		return // what that means is said where a link is made
+	}
+	shared := map[string]bool{}
+	for _, p := range ports {
+		if shared[p.Device] {
+			continue
+		}
+		shared[p.Device] = true
+		begun := time.Now()
+		if err := d.SharePool(p.Device, cluster); err != nil {
+			slog.Warn("KV blocks will be copied through messages", "rdma_device", p.Device, "error", err)
+		} else {
+			slog.Info("the KV pool is registered for RDMA", "rdma_device", p.Device, "took", time.Since(begun))
+		}
+	}
+}
+
 // checkTransport refuses to start without the transport that was asked for. A port that is down only now is
 // waited for.
 func checkTransport(cfg config.Config, self rdma.Endpoint) error {

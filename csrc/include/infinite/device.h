@@ -267,7 +267,8 @@ enum { INF_MAX_RAILS = 8 }; /* move lanes of a peer in one direction */
 
 /* One more move lane of a peer that is attached (server 0) or served (server 1), its rail 1 to
  * INF_MAX_RAILS - 1; rail 0 came with the query lane. Moves spread over all rails. One that dies is
- * taken away, and what was under way on it goes over the others; it may be given anew. */
+ * taken away, and what was under way on it goes over the others; it may be given anew, and then
+ * takes the place of an old one whose end has not been seen here. May take a second. */
 int inf_device_peer_rail(inf_device *device, uint32_t peer, uint32_t rail, uint32_t server,
                          inf_link *move, inf_err *err);
 

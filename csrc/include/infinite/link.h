@@ -96,8 +96,9 @@ void inf_link_close(inf_link *link);
  * its peer and tells it of them in a message; the peer puts bytes of its own memory straight there,
  * and then sends a message that says so.
  *
- *   receiver: grant -> post (grants)                    poll (landed) -> revoke -> region_flush ->
- * read sender:                poll (grants) -> put ... -> post (landed)
+ *   receiver: grant -> post (grants) ... poll (landed) -> revoke -> region_flush -> read
+ *
+ *   sender: poll (grants) -> put ... -> post (landed)
  *
  * Rules:
  *  1. Both ends name the region, which they have registered before (inf_region_open in verbs.h),

@@ -3,11 +3,15 @@
  * No queue is left to overrun, which hardware notices late or (a completion queue on some devices)
  * not at all; each rule is checked here, and breaking one ends the link with a message:
  *
- *   send queue     Each kind of work request has its budget, and the depth is their sum, plus one
- * for the mark of a drain. A place is free again when a later signaled work request has completed:
- * unsignaled ones say nothing by themselves. send CQ        As deep as the send queue: when a queue
- * pair fails, all of it is flushed. receive queue  Always full when something leaves that lets the
- * peer send: see ring.c. receive CQ     As deep as the receive queue.
+ * send queue: Each kind of work request has its budget, and the depth is their sum, plus one for
+ * the mark of a drain. A place is free again when a later signaled work request has completed:
+ * unsignaled ones say nothing by themselves.
+ *
+ * send CQ: As deep as the send queue: when a queue pair fails, all of it is flushed.
+ *
+ * receive queue: Always full when something leaves that lets the peer send: see ring.c.
+ *
+ * receive CQ: As deep as the receive queue.
  *
  * Work requests are signaled every slots/2, so that a full budget always has a signaled one in it.
  *
