@@ -9,7 +9,7 @@
 
 #include "wire_raw.h"
 
-#include "transport/link_impl.h"
+#include "transport/verbs/ring.h"
 
 enum { BLOCKS = 512, PEER = 3, RAILS = 3 };
 
@@ -18,8 +18,9 @@ static rdma_ports ports;
 
 typedef struct {
     uint32_t provider;
-    inst a, b;       /* a sends to b; each knows the other as PEER */
-    int sock[RAILS]; /* one more descriptor of each rail's socket: its end is the rail's */
+    inst a, b;            /* a sends to b; each knows the other as PEER */
+    int sock[RAILS];      /* one more descriptor of each rail's socket: its end is the rail's */
+    inf_link *out[RAILS]; /* the sender's ends; the device's, and only looked into */
     int32_t mine[BLOCKS / 2], theirs[BLOCKS / 2];
     uint64_t rng;
     uint32_t longest; /* about what a move takes, ns */
@@ -37,6 +38,7 @@ static void make_link(world *w, uint64_t bytes, int rail, inf_link *end[2]) {
         pair_links(&p, (pair_shape){W_SLOTS, bytes, 0}, end, NULL);
     }
     if (rail >= 0) {
+        w->out[rail] = end[0];
         w->sock[rail] = dup(end[0]->config.sock_fd);
         CHECK(w->sock[rail] >= 0);
     }
@@ -226,6 +228,44 @@ static void test_close_under_way(world *w) {
     printf("  %llu of %d moves met a span that was over\n", (unsigned long long)stale, 3 * rounds);
 }
 
+/* The largest and the smallest number of bytes that a rail may have in flight. */
+static void limits(world *w, uint64_t *least, uint64_t *most) {
+    *least = UINT64_MAX;
+    *most = 0;
+    for (int i = 0; i < RAILS; i++) {
+        uint64_t limit = ((const inf_verbs_link *)(const void *)w->out[i])->ep->puts.limit;
+        *least = limit < *least ? limit : *least;
+        *most = limit > *most ? limit : *most;
+    }
+}
+
+/* Moves leave room for queries while steps have some, and take it back. */
+static void test_share(world *w) {
+    inf_err err;
+    uint64_t least, most;
+    w->b.next_handle = 2; /* 1 is used otherwise */
+    for (uint32_t i = 0; i < 3; i++) {
+        uint32_t gen = 1500000 + i;
+        req *r = w_req(&w->a, 4 * W_BLOCK, 1, &w->rng);
+        step *s = malloc(sizeof *s);
+        CHECK(s != NULL);
+        w_lend(&w->a, r, &w->b, PEER, PEER, 2);
+        shuffle(w);
+        open_span(w, gen, BLOCKS / 2);
+        if (i == 1) {
+            w_begin(&w->a, s, &r, 1, 1);
+        }
+        post_move(w, gen, BLOCKS / 2);
+        CHECK(w_move_wait(&w->a).status == INF_OK);
+        limits(w, &least, &most);
+        CHECK(i == 1 ? most == 64 << 10 : least == 4 << 20);
+        inf_dist_end(w->a.d);
+        CHECK_OK(inf_dist_span_close(w->b.d, 1, gen, &err));
+        free(s);
+        free(r);
+    }
+}
+
 /* The first rail is the peer. */
 static void test_first(world *w) {
     inf_err err;
@@ -400,6 +440,7 @@ static void run(uint32_t provider) {
     test_close_under_way(w);
     test_lies(w);
     if (provider == INF_PROVIDER_VERBS) {
+        test_share(w);
         test_silence(w);
     }
     test_first(w);
