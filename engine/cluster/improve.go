@@ -57,7 +57,7 @@ func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own int) {
 	switch {
 	case info.Transport == rdma.Verbs:
 		err = r.addRails(p, session, info.Rail, min(own, p.member.Endpoint.Rails, maxRails))
-	case r.cfg.Transport.Transport == rdma.Auto || r.cfg.Transport.Transport == "":
+	case r.auto():
 		err = r.upgrade(p, session, info.Transport)
 	}
 	r.mu.Lock()
@@ -104,10 +104,9 @@ func (r *RManager) addRails(p *peer, session uint64, first, n int) error {
 func (r *RManager) addRail(p *peer, session uint64, rail int) error {
 	limited, done := context.WithTimeout(r.ctx, dialLimit)
 	defer done()
-	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.MoveSlotBytes, Peer: int32(p.index), Pair: session, Rail: rail}
 	choice := r.cfg.Transport
-	choice.Transport, choice.Via = rdma.Verbs, r.via(p)
-	link, info, err := rdma.Dial(limited, r.identity(), p.member.Endpoint, rdma.LaneRail, shape, choice)
+	choice.Transport = rdma.Verbs
+	link, info, err := r.dialLane(limited, p, rdma.LaneRail, rdma.Shape{SlotBytes: r.cfg.MoveSlotBytes, Pair: session, Rail: rail}, choice)
 	if err != nil {
 		return err
 	}
@@ -147,20 +146,22 @@ func (r *RManager) upgrade(p *peer, session uint64, present rdma.Transport) erro
 	defer done()
 	choice := r.cfg.Transport
 	choice.Transport = better
-	next := rand.Uint64() | 1
-	query, move, info, err := r.dialLanes(limited, p, next, choice)
+	l, err := r.dialQuery(limited, p, choice)
 	if err != nil {
+		return err
+	}
+	if err = r.dialMove(limited, p, &l); err != nil {
 		return err
 	}
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
 	r.takeDown(p, session, fmt.Errorf("%w: %s instead of %s", errBetter, better, present))
-	if err = r.links.PeerAttach(p.index, query.Take(), move.Take()); err != nil {
+	if err = r.links.PeerAttach(p.index, l.query.Take(), l.move.Take()); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.connected(p, next, info)
+	r.connected(p, l.session, l.info)
 	return nil
 }
 

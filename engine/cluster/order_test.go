@@ -26,6 +26,7 @@ type recorder struct {
 	events []string
 	dead   error // PeerStatus
 	spans  error // SpanSet
+	rails  uint32
 }
 
 func (r *recorder) note(format string, args ...any) {
@@ -49,9 +50,20 @@ func (r *recorder) PeerAttach(p uint32, _, _ unsafe.Pointer) error {
 func (r *recorder) PeerServe(p uint32, _, _ unsafe.Pointer) error { r.note("serve %d", p); return nil }
 func (r *recorder) PeerDetach(p uint32) error                     { r.note("detach %d", p); return nil }
 func (r *recorder) PeerStatus(uint32) error                       { return r.dead }
-func (r *recorder) SpanClose(h, g uint32) error                   { r.note("close %d.%d", h, g); return nil }
-func (r *recorder) PeerLost(id string)                            { r.note("lost %s", id) }
-func (r *recorder) Report() (*pb.Load, []*pb.Placement)           { return &pb.Load{}, nil }
+func (r *recorder) PeerRails(uint32) (out, puts uint32, noPuts string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.rails, r.rails, ""
+}
+
+func (r *recorder) PeerRail(p, rail uint32, server bool, _ unsafe.Pointer) error {
+	r.note("rail %d of %d, server %v", rail, p, server)
+	return nil
+}
+
+func (r *recorder) SpanClose(h, g uint32) error         { r.note("close %d.%d", h, g); return nil }
+func (r *recorder) PeerLost(id string)                  { r.note("lost %s", id) }
+func (r *recorder) Report() (*pb.Load, []*pb.Placement) { return &pb.Load{}, nil }
 
 func (r *recorder) SpanSet(owner, h, g uint32, blocks []int32) error {
 	r.note("set %d.%d of %d: %d blocks", h, g, owner, len(blocks))
