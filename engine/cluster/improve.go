@@ -12,14 +12,17 @@ import (
 )
 
 const (
-	improveEvery = time.Second     // a look at links that are up; doubled after what failed
+	improveEvery = time.Second     // a look at links that are up; doubled after what failed or was not there
 	improveLimit = 5 * time.Second // at most
 	// maxRails is how many ports of a host carry moves to one peer.
 	maxRails = 7
 )
 
-// errBetter is why links that live are replaced.
-var errBetter = errors.New("a better transport is there")
+var (
+	// errBetter is why links that live are replaced.
+	errBetter   = errors.New("a better transport is there")
+	errNoBetter = errors.New("no better transport is there")
+)
 
 // railNumber is the device's number of a rail: 0 is the lane that came with the queries, whatever its port.
 func railNumber(rail int) uint32 { return uint32(rail) + 1 }
@@ -58,7 +61,7 @@ func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own int) {
 	case info.Transport == rdma.Verbs:
 		err = r.addRails(p, session, info.Rail, min(own, p.member.Endpoint.Rails, maxRails))
 	case r.auto():
-		err = r.upgrade(p, session, info.Transport)
+		err = r.upgrade(p, session, info)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -70,6 +73,8 @@ func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own int) {
 		p.improving = improveEvery
 	} else {
 		p.improving = min(2*p.improving, improveLimit)
+	}
+	if err != nil && err != errNoBetter {
 		slog.Debug("cannot make a peer's links better", "peer", p.id, "retry_in", p.improving, "error", err)
 	}
 	p.improveAt = time.Now().Add(p.improving/2 + rand.N(p.improving))
@@ -131,10 +136,31 @@ func (r *RManager) addRail(p *peer, session uint64, rail int) error {
 }
 
 // upgrade connects anew over a better transport than the present one, if that is to be had and nobody has
-// blocks at the other side, which would be lost.
-func (r *RManager) upgrade(p *peer, session uint64, present rdma.Transport) error {
-	better := rdma.Best(p.member.Endpoint, r.cfg.Transport)
-	if better == present || better == "" || better == rdma.TCP || !r.beginUpgrade(p, session) {
+// blocks at the other side, which would be lost. The query lane shows whether it is to be had before anybody
+// is kept from placing blocks.
+func (r *RManager) upgrade(p *peer, session uint64, present rdma.Info) error {
+	if present.Transport == rdma.SHM || p.member.Endpoint.Rails == 0 && !present.FellBack {
+		return errNoBetter
+	}
+	r.mu.Lock()
+	idle := r.idle(p, session)
+	r.mu.Unlock()
+	if !idle {
+		return nil
+	}
+	choice := r.cfg.Transport
+	choice.Transport = rdma.Best(p.member.Endpoint, r.cfg.Transport)
+	if choice.Transport == present.Transport || choice.Transport == "" || choice.Transport == rdma.TCP {
+		return errNoBetter
+	}
+	limited, done := context.WithTimeout(r.ctx, dialLimit)
+	defer done()
+	l, err := r.dialQuery(limited, p, choice)
+	if err != nil {
+		return err
+	}
+	if !r.beginUpgrade(p, session) {
+		_ = l.query.Close()
 		return nil
 	}
 	defer func() {
@@ -142,20 +168,12 @@ func (r *RManager) upgrade(p *peer, session uint64, present rdma.Transport) erro
 		defer r.mu.Unlock()
 		p.upgrading = false
 	}()
-	limited, done := context.WithTimeout(r.ctx, dialLimit)
-	defer done()
-	choice := r.cfg.Transport
-	choice.Transport = better
-	l, err := r.dialQuery(limited, p, choice)
-	if err != nil {
-		return err
-	}
 	if err = r.dialMove(limited, p, &l); err != nil {
 		return err
 	}
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
-	r.takeDown(p, session, fmt.Errorf("%w: %s instead of %s", errBetter, better, present))
+	r.takeDown(p, session, fmt.Errorf("%w: %s instead of %s", errBetter, choice.Transport, present.Transport))
 	if err = r.links.PeerAttach(p.index, l.query.Take(), l.move.Take()); err != nil {
 		return err
 	}
@@ -171,8 +189,13 @@ func (r *RManager) beginUpgrade(p *peer, session uint64) bool {
 	defer p.hostMu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.upgrading = p.session == session && p.placing == 0 && !r.kv.Lends(p.id) && len(r.kv.HostedOf(p.id)) == 0
+	p.upgrading = r.idle(p, session)
 	return p.upgrading
+}
+
+// idle says whether the session's links may end now without a loss. The caller holds mu.
+func (r *RManager) idle(p *peer, session uint64) bool {
+	return p.session == session && p.placing == 0 && !r.kv.Lends(p.id) && len(r.kv.HostedOf(p.id)) == 0
 }
 
 func (r *RManager) upgrades(p *peer) bool {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/rdma"
 )
 
@@ -99,4 +100,103 @@ func TestBothLanesGoTheSameWay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What cannot be had keeps nobody from placing blocks, and what is to be had waits for those who do.
+func TestUpgrade(t *testing.T) {
+	no := errors.New("no")
+	// A peer on this host: shared memory is better than TCP, and needs no RDMA port.
+	here := rdma.Endpoint{Host: rdma.HostID(), UnixPath: "@none"}
+	slow := rdma.Info{Transport: rdma.TCP, FellBack: true}
+	start := func(t *testing.T, w *ways) (*RManager, *peer, *recorder) {
+		r, p, rec := withWays(t, rdma.Auto, w)
+		p.member.Endpoint, p.session, p.serving, p.info = here, 5, 6, slow
+		return r, p, rec
+	}
+	refused := func(t *testing.T, r *RManager) bool {
+		t.Helper()
+		got := tryMove(t, r, &pb.TryMoveKVRequest{Blocks: 1, Ticket: r.nextTicket(), Session: 6})
+		if got.Accepted == 0 && got.Hostable != 8 {
+			t.Errorf("refused with %v", got)
+		}
+		return got.Accepted == 0
+	}
+	t.Run("there", func(t *testing.T) {
+		w := &ways{}
+		r, p, rec := start(t, w)
+		w.then = func(call string) {
+			if got := r.hold(creditor{p, 5}); got != (call == "query shm") {
+				t.Errorf("at %s placing may begin: %v", call, got)
+			} else if got {
+				r.unhold(creditor{p, 5})
+			} else if !refused(t, r) {
+				t.Errorf("at %s room is given", call)
+			}
+		}
+		if err := r.upgrade(p, 5, slow); err != nil {
+			t.Fatal(err)
+		}
+		w.wantCalls(t, "query shm", "move shm")
+		wantEvents(t, rec, "lost b", "detach 3", "attach 3")
+		if p.upgrading || p.session == 5 || p.session == 0 || p.info.Transport != rdma.SHM {
+			t.Errorf("upgrading %v, session %d, %+v", p.upgrading, p.session, p.info)
+		}
+		if err := r.upgrade(p, p.session, p.info); err != errNoBetter {
+			t.Errorf("once more: %v", err)
+		}
+	})
+	t.Run("not there", func(t *testing.T) {
+		w := &ways{fail: map[string]error{"query shm": no}}
+		r, p, rec := start(t, w)
+		w.then = func(string) {
+			if r.upgrades(p) {
+				t.Error("others wait for what may not be there")
+			}
+		}
+		if err := r.upgrade(p, 5, slow); !errors.Is(err, no) {
+			t.Error(err)
+		}
+		w.fail = map[string]error{"move shm": no}
+		w.then = nil
+		if err := r.upgrade(p, 5, slow); !errors.Is(err, no) || p.upgrading {
+			t.Errorf("upgrading %v: %v", p.upgrading, err)
+		}
+		w.wantCalls(t, "query shm", "query shm", "move shm")
+		wantEvents(t, rec)
+		if refused(t, r) || p.session != 5 {
+			t.Errorf("session %d", p.session)
+		}
+	})
+	t.Run("in use", func(t *testing.T) {
+		w := &ways{}
+		r, p, rec := start(t, w)
+		w.then = func(string) { r.hold(creditor{p, 5}) }
+		if err := r.upgrade(p, 5, slow); err != nil || p.upgrading {
+			t.Errorf("upgrading %v: %v", p.upgrading, err)
+		}
+		w.wantCalls(t, "query shm")
+		if err := r.upgrade(p, 5, slow); err != nil {
+			t.Error(err)
+		}
+		r.unhold(creditor{p, 5})
+		refused(t, r) // no, it is hosted
+		if err := r.upgrade(p, 5, slow); err != nil {
+			t.Error(err)
+		}
+		w.wantCalls(t)
+		wantEvents(t, rec, "set 0.1 of 3: 1 blocks")
+	})
+	t.Run("nothing to look for", func(t *testing.T) {
+		w := &ways{}
+		r, p, _ := start(t, w)
+		p.improving = improveEvery
+		for range 4 {
+			p.busy++
+			r.improve(p, 5, rdma.Info{Transport: rdma.TCP}, 0)
+		}
+		w.wantCalls(t)
+		if p.improving != improveLimit || p.busy != 0 {
+			t.Errorf("the next look is %v later, busy %d", p.improving, p.busy)
+		}
+	})
 }
