@@ -33,7 +33,7 @@ func railNumber(rail int) uint32 { return uint32(rail) + 1 }
 func (r *RManager) improveLoop() {
 	tick := time.NewTicker(improveEvery / 2)
 	defer tick.Stop()
-	own := r.listener.Endpoint().Rails
+	own := rdma.RailNumbers(r.cfg.Transport.Verbs)
 	for {
 		select {
 		case <-r.ctx.Done():
@@ -55,11 +55,11 @@ func (r *RManager) improveLoop() {
 }
 
 // improve tries once, and sets the time of the next try.
-func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own int) {
+func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own []int) {
 	var err error
 	switch {
 	case info.Transport == rdma.Verbs:
-		err = r.addRails(p, session, info.Rail, min(own, p.member.Endpoint.Rails, maxRails))
+		err = r.addRails(p, session, usefulRails(own, info.Rail, p.member.Endpoint.Rails))
 	case r.auto():
 		err = r.upgrade(p, session, info)
 	}
@@ -80,9 +80,19 @@ func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own int) {
 	p.improveAt = time.Now().Add(p.improving/2 + rand.N(p.improving))
 }
 
-// addRails opens a move lane on each of n rails that has none. first is the rail of the first one.
-func (r *RManager) addRails(p *peer, session uint64, first, n int) error {
-	if n < 2 {
+// usefulRails are those of own that the peer has as well, but for the first lane's.
+func usefulRails(own []int, first, remote int) (rails []int) {
+	for _, rail := range own {
+		if rail != first && rail < min(remote, maxRails) {
+			rails = append(rails, rail)
+		}
+	}
+	return rails
+}
+
+// addRails opens a move lane on each of the rails that has none.
+func (r *RManager) addRails(p *peer, session uint64, rails []int) error {
+	if len(rails) == 0 {
 		return nil
 	}
 	up, _, _ := r.rails.PeerRails(p.index)
@@ -91,12 +101,12 @@ func (r *RManager) addRails(p *peer, session uint64, first, n int) error {
 	p.railsUp = up
 	r.mu.Unlock()
 	var failed error
-	for rail := range n {
+	for _, rail := range rails {
 		bit := uint32(1) << railNumber(rail)
 		if lost&bit != 0 {
 			slog.Warn("lost a rail to a peer; its moves go over the others", "peer", p.id, "rail", rail)
 		}
-		if rail == first || up&bit != 0 {
+		if up&bit != 0 {
 			continue
 		}
 		if err := r.addRail(p, session, rail); err != nil {

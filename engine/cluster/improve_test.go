@@ -192,11 +192,34 @@ func TestUpgrade(t *testing.T) {
 		p.improving = improveEvery
 		for range 4 {
 			p.busy++
-			r.improve(p, 5, rdma.Info{Transport: rdma.TCP}, 0)
+			r.improve(p, 5, rdma.Info{Transport: rdma.TCP}, nil)
 		}
 		w.wantCalls(t)
 		if p.improving != improveLimit || p.busy != 0 {
 			t.Errorf("the next look is %v later, busy %d", p.improving, p.busy)
 		}
 	})
+}
+
+func TestUsefulRails(t *testing.T) {
+	for _, c := range []struct {
+		own           []int
+		first, remote int
+		want          []int
+	}{
+		{[]int{0, 1}, 0, 2, []int{1}},
+		{[]int{0, 1}, 1, 2, []int{0}},
+		{[]int{2, 3}, 2, 8, []int{3}},
+		{[]int{2, 3}, 0, 3, []int{2}}, // none of the preferred ones was there at first
+		{[]int{0, 1, 2, 3}, 0, 2, []int{1}},
+		{[]int{0}, 0, 8, nil},
+		{[]int{0, 1}, 0, 1, nil},
+		{[]int{0, 1}, 0, 0, nil},
+		{[]int{0, 1, 2, 3, 4, 5, 6, 7, 8}, 0, 9, []int{1, 2, 3, 4, 5, 6}},
+		{nil, 0, 9, nil},
+	} {
+		if got := usefulRails(c.own, c.first, c.remote); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
 }

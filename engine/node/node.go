@@ -64,7 +64,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	place := places[0]
 	slog.Info("this instance computes on", "device", place.Name(), "why", place.Why)
-	n.cfg.RDMADevice = rdmaDevices(cfg.RDMADevice, place)
+	choice := linkChoice(cfg, place)
 	dtype, err := DType(cfg.DType, m.Config.DType, place.OnGPU())
 	if err != nil {
 		return nil, err
@@ -89,7 +89,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	if n.links, err = rdma.Listen(rdma.ListenConfig{
 		Identity: rdma.Identity{ClusterID: hello.ClusterId, Instance: n.ID, Secret: cfg.ClusterSecret}, Host: cfg.ClusterHost,
-		Verbs: LinkChoice(n.cfg).Verbs,
+		Verbs: choice.Verbs,
 	}); err != nil {
 		return nil, err
 	}
@@ -103,7 +103,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.rman = cluster.NewRManager(cluster.Config{
-		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: LinkChoice(n.cfg),
+		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: choice,
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
 	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
 	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
