@@ -47,21 +47,21 @@ func (r *RManager) improveLoop() {
 				continue
 			}
 			p.busy++
-			session, info := p.session, p.info
-			r.spawn(func() { r.improve(p, session, info, own) })
+			life, session, info := p.life, p.session, p.info
+			r.spawn(func() { r.improve(life, p, session, info, own) })
 		}
 		r.mu.Unlock()
 	}
 }
 
-// improve tries once, and sets the time of the next try.
-func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own []int) {
+// improve tries once, and sets the time of the next try. It ends with life, the session's.
+func (r *RManager) improve(life context.Context, p *peer, session uint64, info rdma.Info, own []int) {
 	var err error
 	switch {
 	case info.Transport == rdma.Verbs:
-		err = r.addRails(p, session, usefulRails(own, info.Rail, p.member.Endpoint.Rails))
+		err = r.addRails(life, p, session, usefulRails(own, info.Rail, p.member.Endpoint.Rails))
 	case r.auto():
-		err = r.upgrade(p, session, info)
+		err = r.upgrade(life, p, session, info)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,7 +91,7 @@ func usefulRails(own []int, first, remote int) (rails []int) {
 }
 
 // addRails opens a move lane on each of the rails that has none.
-func (r *RManager) addRails(p *peer, session uint64, rails []int) error {
+func (r *RManager) addRails(life context.Context, p *peer, session uint64, rails []int) error {
 	if len(rails) == 0 {
 		return nil
 	}
@@ -109,15 +109,18 @@ func (r *RManager) addRails(p *peer, session uint64, rails []int) error {
 		if up&bit != 0 {
 			continue
 		}
-		if err := r.addRail(p, session, rail); err != nil {
+		if life.Err() != nil {
+			return errLost
+		}
+		if err := r.addRail(life, p, session, rail); err != nil {
 			failed = fmt.Errorf("cannot use rail %d: %w", rail, err)
 		}
 	}
 	return failed
 }
 
-func (r *RManager) addRail(p *peer, session uint64, rail int) error {
-	limited, done := context.WithTimeout(r.ctx, dialLimit)
+func (r *RManager) addRail(life context.Context, p *peer, session uint64, rail int) error {
+	limited, done := context.WithTimeout(life, dialLimit)
 	defer done()
 	choice := r.cfg.Transport
 	choice.Transport = rdma.Verbs
@@ -148,7 +151,7 @@ func (r *RManager) addRail(p *peer, session uint64, rail int) error {
 // upgrade connects anew over a better transport than the present one, if that is to be had and nobody has
 // blocks at the other side, which would be lost. The query lane shows whether it is to be had before anybody
 // is kept from placing blocks.
-func (r *RManager) upgrade(p *peer, session uint64, present rdma.Info) error {
+func (r *RManager) upgrade(life context.Context, p *peer, session uint64, present rdma.Info) error {
 	if present.Transport == rdma.SHM || p.member.Endpoint.Rails == 0 && !present.FellBack {
 		return errNoBetter
 	}
@@ -163,7 +166,7 @@ func (r *RManager) upgrade(p *peer, session uint64, present rdma.Info) error {
 	if choice.Transport == present.Transport || choice.Transport == "" || choice.Transport == rdma.TCP {
 		return errNoBetter
 	}
-	limited, done := context.WithTimeout(r.ctx, dialLimit)
+	limited, done := context.WithTimeout(life, dialLimit)
 	defer done()
 	l, err := r.dialQuery(limited, p, choice)
 	if err != nil {

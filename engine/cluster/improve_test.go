@@ -133,7 +133,7 @@ func TestUpgrade(t *testing.T) {
 				t.Errorf("at %s room is given", call)
 			}
 		}
-		if err := r.upgrade(p, 5, slow); err != nil {
+		if err := r.upgrade(t.Context(), p, 5, slow); err != nil {
 			t.Fatal(err)
 		}
 		w.wantCalls(t, "query shm", "move shm")
@@ -141,7 +141,7 @@ func TestUpgrade(t *testing.T) {
 		if p.upgrading || p.session == 5 || p.session == 0 || p.info.Transport != rdma.SHM {
 			t.Errorf("upgrading %v, session %d, %+v", p.upgrading, p.session, p.info)
 		}
-		if err := r.upgrade(p, p.session, p.info); err != errNoBetter {
+		if err := r.upgrade(t.Context(), p, p.session, p.info); err != errNoBetter {
 			t.Errorf("once more: %v", err)
 		}
 	})
@@ -153,12 +153,12 @@ func TestUpgrade(t *testing.T) {
 				t.Error("others wait for what may not be there")
 			}
 		}
-		if err := r.upgrade(p, 5, slow); !errors.Is(err, no) {
+		if err := r.upgrade(t.Context(), p, 5, slow); !errors.Is(err, no) {
 			t.Error(err)
 		}
 		w.fail = map[string]error{"move shm": no}
 		w.then = nil
-		if err := r.upgrade(p, 5, slow); !errors.Is(err, no) || p.upgrading {
+		if err := r.upgrade(t.Context(), p, 5, slow); !errors.Is(err, no) || p.upgrading {
 			t.Errorf("upgrading %v: %v", p.upgrading, err)
 		}
 		w.wantCalls(t, "query shm", "query shm", "move shm")
@@ -171,16 +171,16 @@ func TestUpgrade(t *testing.T) {
 		w := &ways{}
 		r, p, rec := start(t, w)
 		w.then = func(string) { r.hold(creditor{p, 5}) }
-		if err := r.upgrade(p, 5, slow); err != nil || p.upgrading {
+		if err := r.upgrade(t.Context(), p, 5, slow); err != nil || p.upgrading {
 			t.Errorf("upgrading %v: %v", p.upgrading, err)
 		}
 		w.wantCalls(t, "query shm")
-		if err := r.upgrade(p, 5, slow); err != nil {
+		if err := r.upgrade(t.Context(), p, 5, slow); err != nil {
 			t.Error(err)
 		}
 		r.unhold(creditor{p, 5})
 		refused(t, r) // no, it is hosted
-		if err := r.upgrade(p, 5, slow); err != nil {
+		if err := r.upgrade(t.Context(), p, 5, slow); err != nil {
 			t.Error(err)
 		}
 		w.wantCalls(t)
@@ -192,7 +192,7 @@ func TestUpgrade(t *testing.T) {
 		p.improving = improveEvery
 		for range 4 {
 			p.busy++
-			r.improve(p, 5, rdma.Info{Transport: rdma.TCP}, nil)
+			r.improve(t.Context(), p, 5, rdma.Info{Transport: rdma.TCP}, nil)
 		}
 		w.wantCalls(t)
 		if p.improving != improveLimit || p.busy != 0 {
@@ -222,4 +222,54 @@ func TestUsefulRails(t *testing.T) {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}
+}
+
+// Rails are added until the session is over: while they are, nobody connects anew.
+func TestAddRails(t *testing.T) {
+	w := &ways{}
+	r, p, rec := withWays(t, rdma.Verbs, w)
+	connect := func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.connected(p, 5, rdma.Info{Transport: rdma.Verbs, Rail: 1})
+		p.member.Endpoint.Rails = 4
+	}
+	connect()
+	own := []int{0, 1, 2, 3}
+	rec.rails = 1 | 1<<3 // rail 2 is there
+	improve := func() {
+		p.busy++
+		r.improve(p.life, p, 5, p.info, own)
+	}
+	improve()
+	w.wantCalls(t, "rail 0", "rail 3")
+	wantEvents(t, rec, "rail 1 of 3, server false", "rail 4 of 3, server false")
+	w.fail = map[string]error{"rail verbs": errors.New("no")}
+	improve()
+	w.wantCalls(t, "rail 0", "rail 3")
+	if p.improving != 2*improveEvery {
+		t.Errorf("the next look is %v later", p.improving)
+	}
+	w.fail = nil
+	w.then = func(string) { r.drop(p, 5, errors.New("for a test")) }
+	improve()
+	w.wantCalls(t, "rail 0")
+	wantEvents(t, rec, "lost b", "detach 3")
+	if p.busy != 0 || p.life != nil {
+		t.Errorf("busy %d, life %v", p.busy, p.life)
+	}
+	// Whoever dials is told to stop.
+	connect()
+	w.log, w.then = nil, nil
+	asked := make(chan struct{})
+	r.open = func(ctx context.Context, _ rdma.Identity, _ rdma.Endpoint, _ rdma.Lane, _ rdma.Shape, _ rdma.Choice) (*rdma.Link, rdma.Info, error) {
+		close(asked)
+		<-ctx.Done()
+		return nil, rdma.Info{}, ctx.Err()
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); improve() }()
+	<-asked
+	r.drop(p, 5, errors.New("for a test"))
+	<-done
 }

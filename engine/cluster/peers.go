@@ -25,8 +25,9 @@ const (
 )
 
 // peer is a process of another instance as this one sees it; a process that is started anew under an old
-// id is another peer. It is up or down as one: when any link of it dies, all of them are closed, its spans
-// here are freed and spans there are given up, and both sides connect anew.
+// id is another peer. It is up or down as one: when a lane that came with a session dies, all of its links are
+// closed, its spans here are freed and spans there are given up, and both sides connect anew. A rail that was
+// added dies alone: moves go over the others, and it is opened anew.
 type peer struct {
 	id     string
 	index  uint32 // the device's number for it
@@ -52,11 +53,13 @@ type peer struct {
 	failures  int            // calls for room in a row without an answer, the first of them at failing
 	failing   time.Time
 	owed      debt
-	releasing bool      // a goroutine pays what is owed
-	info      rdma.Info // of the client links
-	railsUp   uint32    // of the client's, as they were last; a bit each
-	placing   int       // goroutines that ask for room there and have not marked blocks as moving yet
-	upgrading bool      // no new blocks go there or come from there
+	releasing bool               // a goroutine pays what is owed
+	info      rdma.Info          // of the client links
+	life      context.Context    // of the client links' session, nil without one
+	end       context.CancelFunc // likewise
+	railsUp   uint32             // of the client's, as they were last; a bit each
+	placing   int                // goroutines that ask for room there and have not marked blocks as moving yet
+	upgrading bool               // no new blocks go there or come from there
 	improveAt time.Time
 	improving time.Duration // until the next try
 	upSince   time.Time
@@ -199,6 +202,7 @@ func (r *RManager) dial(p *peer) {
 // connected notes client links that are attached, and says what they are. The caller holds mu.
 func (r *RManager) connected(p *peer, session uint64, info rdma.Info) {
 	p.session, p.info, p.upSince = session, info, time.Now()
+	p.life, p.end = context.WithCancel(r.ctx)
 	p.railsUp, p.improving = 1, improveEvery
 	p.improveAt = p.upSince.Add(improveEvery)
 	words := []any{"peer", p.id, "transport", string(info.Transport), "why", info.Reason, "latency", info.LatencyP50,
@@ -344,6 +348,10 @@ func (r *RManager) takeDown(p *peer, session uint64, cause error) {
 		return
 	}
 	p.session, p.serving, p.hostable, p.failures, p.owed = 0, 0, 0, 0, debt{}
+	if p.end != nil {
+		p.end()
+		p.life, p.end = nil, nil
+	}
 	p.busy++
 	r.home.PeerLost(p.id)
 	r.mu.Unlock()
