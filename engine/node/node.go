@@ -154,12 +154,13 @@ func (n *Node) Close(ctx context.Context) {
 	if err := n.eng.Drain(ctx); err != nil {
 		slog.Warn("cannot finish all requests", "error", err)
 	}
+	// Before gRPC: the calls that carry links last as long as these, and cutting them would look like lost peers.
+	n.rman.Close()
 	grace, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	go func() { n.grpc.GracefulStop(); done() }()
 	<-grace.Done()
 	n.grpc.Stop()
 	done()
-	n.rman.Close()
 	n.stop()
 	if err := <-n.finished; err != nil && !errors.Is(err, context.Canceled) {
 		slog.Error("the step loop ended with an error", "error", err)
