@@ -34,8 +34,10 @@ func Dial(ctx context.Context, local Identity, remote Endpoint, lane Lane, shape
 	}
 	d := dialer{local: local, remote: remote, lane: lane, shape: shape, verbs: want.Verbs, via: want.Via}
 	info := Info{Transport: transport, Reason: reason}
-	link, err := d.dial(ctx, &info)
 	auto := want.Transport == Auto || want.Transport == ""
+	// With ports on both sides it is only for now that they cannot be used.
+	info.FellBack = auto && transport == TCP && remote.Rails > 0 && Rails(want.Verbs) > 0
+	link, err := d.dial(ctx, &info)
 	if err != nil && auto && transport != TCP && !errors.Is(err, ErrRefused) && ctx.Err() == nil {
 		info = Info{Transport: TCP, Reason: fmt.Sprintf("%s failed: %v", transport, err), FellBack: true}
 		link, err = d.dial(ctx, &info)

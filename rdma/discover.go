@@ -53,7 +53,7 @@ func Devices() ([]RDMADevice, error) {
 }
 
 // Near names the RDMA devices that are nearest to the PCI device with this address (0000:17:00.0), a GPU: all that
-// share the most of the way from the root with it, else all of its NUMA node, else all there are.
+// share the most of the way from the root with it, else all of its NUMA node; none if none shares that.
 func Near(address string) ([]string, error) {
 	devices, err := Devices()
 	if err != nil {
@@ -79,7 +79,7 @@ func nearest(sys, address string, names []string) []string {
 		if score > best {
 			near, best = nil, score
 		}
-		if score == best {
+		if score == best && score > 0 {
 			near = append(near, name)
 		}
 	}

@@ -1,6 +1,8 @@
 package rdma
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,15 +61,62 @@ func TestNearest(t *testing.T) {
 		{"00000000:18:00.0", all, []string{"mlx5_0", "mlx5_1"}},
 		{"0000:18:00.0", all[2:], []string{"mlx5_2"}},
 		{"0000:18:00.0", all[3:], []string{"mlx5_3"}},
-		{"0000:18:00.0", all[4:], all[4:]},
+		{"0000:18:00.0", all[4:], nil},
 		{"0000:B8:00.0", all, []string{"mlx5_4"}},
-		{"0000:f0:00.0", all, all},
-		{"0000:ff:00.0", all, all},
-		{"0000:18:00.0", all[5:], all[5:]},
+		{"0000:f0:00.0", all, nil},
+		{"0000:ff:00.0", all, nil},
+		{"0000:18:00.0", all[5:], nil},
 		{"0000:18:00.0", nil, nil},
 	} {
 		if got := nearest(sys, c.gpu, c.names); !slices.Equal(got, c.want) {
 			t.Errorf("near %s of %v: %v, want %v", c.gpu, c.names, got, c.want)
+		}
+	}
+}
+
+// What is preferred changes which rail is taken, not the rails' numbers.
+func TestPreferredRails(t *testing.T) {
+	devices := []string{"a", "b", "b", "c"} // b has two ports
+	for _, c := range []struct {
+		prefer []string
+		want   []int
+	}{
+		{nil, []int{0, 1, 2, 3}}, {[]string{"none"}, []int{0, 1, 2, 3}}, {[]string{"b"}, []int{1, 2}}, {[]string{"c", "a"}, []int{0, 3}},
+	} {
+		if got := railNumbers(devices, c.prefer); !slices.Equal(got, c.want) {
+			t.Errorf("preferring %q: %v, want %v", c.prefer, got, c.want)
+		}
+	}
+	up := []VerbsPort{{Device: "a", Rail: 0}, {Device: "b", Rail: 2}, {Device: "c", Rail: 3}} // rail 1 is down
+	for _, c := range []struct {
+		prefer []string
+		number int
+		strict bool
+		want   []int // one of these for every pair, and each for some; none: an error
+	}{
+		{nil, -1, false, []int{0, 2, 3}},
+		{[]string{"b"}, -1, false, []int{2}},
+		{[]string{"c", "a"}, -1, false, []int{0, 3}},
+		{[]string{"none"}, -1, false, []int{0, 2, 3}},
+		{[]string{"b"}, 0, false, []int{0}},
+		{[]string{"b"}, 0, true, []int{0}},
+		{[]string{"b"}, 1, false, []int{2}},
+		{[]string{"b"}, 1, true, nil},
+	} {
+		seen := map[int]bool{}
+		for i := range 64 {
+			one, other := "i0", fmt.Sprint("j", i)
+			p, err := onRail(up, c.prefer, c.number, c.strict, one, other)
+			back, _ := onRail(up, c.prefer, c.number, c.strict, other, one)
+			if (err != nil) != (c.want == nil) || back != p {
+				t.Fatalf("%+v: rail %d there, %d back, %v", c, p.Rail, back.Rail, err)
+			}
+			if err == nil {
+				seen[p.Rail] = true
+			}
+		}
+		if got := slices.Sorted(maps.Keys(seen)); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: rails %v", c, got)
 		}
 	}
 }

@@ -109,16 +109,17 @@ func (l *Listener) Process() string { return l.config.Process }
 // fails; a link that is accepted and closed looks to its caller like a peer that died.
 func (l *Listener) Admit(f func(from, process string) error) { l.admit.Store(&f) }
 
-// Serve shakes hands over a connection that came by another way, as verbs links' do, and takes it.
-func (l *Listener) Serve(conn net.Conn) error {
+// Serve shakes hands over a connection that came by another way, as verbs links' do, and takes it. While too many
+// others do so it waits, until ctx ends.
+func (l *Listener) Serve(ctx context.Context, conn net.Conn) error {
 	select {
 	case <-l.ctx.Done():
 		conn.Close()
 		return ErrClosed
 	case l.slots <- struct{}{}:
-	default:
+	case <-ctx.Done():
 		conn.Close()
-		return errors.New("cannot accept a link: too many are being set up")
+		return fmt.Errorf("cannot accept a link, too many are being set up: %w", context.Cause(ctx))
 	}
 	l.closing.Lock()
 	defer l.closing.Unlock()

@@ -26,7 +26,7 @@ const (
 type Info struct {
 	Transport Transport
 	Reason    string
-	FellBack  bool   // auto wanted a better transport, which failed as Reason says
+	FellBack  bool   // auto wanted a better transport, which failed or is down now as Reason says
 	Rail      int    // of a verbs link
 	Device    string // likewise: the RDMA device of this end
 	// LatencyP50 is the median round trip of a 64-byte message.

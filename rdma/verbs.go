@@ -19,6 +19,7 @@ import (
 // VerbsConfig says which RDMA ports links may use, and how. The zero value leaves all to the package.
 type VerbsConfig struct {
 	Devices      []string // names; empty: every device with an active port
+	Prefer       []string // of these, those that are better, as the nearest to a GPU are; the others serve while none works
 	GIDIndex     int      // of the port's table, counted from 1; 0: the GID is chosen by address
 	TrafficClass int      // of the IP header (RoCE) or the GRH, 0..255
 	MTU          int      // largest path MTU in bytes: 256, 512, 1024, 2048 or 4096; 0: the port's
@@ -75,7 +76,7 @@ func VerbsPorts(config VerbsConfig, near net.IP) ([]VerbsPort, error) {
 	for i := range min(int(n), maxVerbsPorts) {
 		p := &ports[i]
 		name := C.GoString(&p.device[0])
-		if len(config.Devices) > 0 && !slices.Contains(config.Devices, name) {
+		if !config.allows(name) {
 			continue
 		}
 		rail++
@@ -152,32 +153,62 @@ func toAddr(ip net.IP) netip.Addr {
 
 // Rails is how many ports the config allows here, up or down. The n-th of one host and the n-th of another
 // are taken to be on one network: a rail.
-func Rails(config VerbsConfig) int {
+func Rails(config VerbsConfig) int { return len(allowedPorts(config)) }
+
+// RailNumbers are the rails of the devices that are preferred, else all of them.
+func RailNumbers(config VerbsConfig) []int { return railNumbers(allowedPorts(config), config.Prefer) }
+
+func railNumbers(devices, prefer []string) []int {
+	var all, preferred []int
+	for i, name := range devices {
+		all = append(all, i)
+		if slices.Contains(prefer, name) {
+			preferred = append(preferred, i)
+		}
+	}
+	if len(preferred) > 0 {
+		return preferred
+	}
+	return all
+}
+
+// allowedPorts has the device of each rail.
+func allowedPorts(config VerbsConfig) (devices []string) {
 	var cerr C.inf_err
 	var n C.uint32_t
 	ports := make([]C.inf_verbs_port, maxVerbsPorts)
 	if C.inf_verbs_available(&cerr) < 0 || C.inf_verbs_ports(&ports[0], maxVerbsPorts, &n, &cerr) < 0 {
-		return 0
+		return nil
 	}
-	rails := 0
 	for i := range min(int(n), maxVerbsPorts) {
-		if len(config.Devices) == 0 || slices.Contains(config.Devices, C.GoString(&ports[i].device[0])) {
-			rails++
+		if name := C.GoString(&ports[i].device[0]); config.allows(name) {
+			devices = append(devices, name)
 		}
 	}
-	return rails
+	return devices
+}
+
+func (c *VerbsConfig) allows(device string) bool {
+	return len(c.Devices) == 0 || slices.Contains(c.Devices, device)
 }
 
 // onRail picks the port of that number. A lane that may be on any is on that of the two instances if the
-// number's port is not there.
-func onRail(ports []VerbsPort, number int, strict bool, a, b string) (VerbsPort, error) {
+// number's port is not there, on a preferred device if one can be used.
+func onRail(ports []VerbsPort, prefer []string, number int, strict bool, a, b string) (VerbsPort, error) {
+	var preferred []VerbsPort
 	for _, p := range ports {
 		if p.Rail == number {
 			return p, nil
 		}
+		if slices.Contains(prefer, p.Device) {
+			preferred = append(preferred, p)
+		}
 	}
 	if strict {
 		return VerbsPort{}, fmt.Errorf("%w: rail %d is down here", ErrNoVerbs, number)
+	}
+	if len(preferred) > 0 {
+		ports = preferred
 	}
 	return rail(ports, a, b), nil
 }
@@ -214,7 +245,7 @@ func newVerbsEnd(config VerbsConfig, near net.IP, w wanted) (*verbsEnd, VerbsPor
 		return nil, VerbsPort{}, err
 	}
 	shape := w.shape
-	port, err := onRail(ports, w.rail, w.strict, w.local, w.remote)
+	port, err := onRail(ports, config.Prefer, w.rail, w.strict, w.local, w.remote)
 	if err != nil {
 		return nil, port, err
 	}

@@ -193,7 +193,7 @@ func TestVerbsFallsBack(t *testing.T) {
 	guest(t, "guest_down v1")
 	info, err = dial()
 	guest(t, "guest_up v1; sleep 1") // GIDs come a little after the address
-	if err != nil || info.Transport != TCP || info.FellBack || !strings.Contains(info.Reason, "port 1 of rxe1 is down") {
+	if err != nil || info.Transport != TCP || !info.FellBack || !strings.Contains(info.Reason, "port 1 of rxe1 is down") {
 		t.Errorf("%+v, %v", info, err)
 	}
 	overVerbs()

@@ -29,26 +29,37 @@ func (r *RManager) admit(from, process string) error {
 	return nil
 }
 
-// accept keeps a lane until the other one of its pair comes, in either order, and then serves both.
+// accept keeps a lane until the other one of its pair comes, in either order, and then serves both. What nobody
+// needs is closed outside of mu: that may take a while.
 func (r *RManager) accept(a rdma.Accepted) {
+	for _, l := range r.take(a) {
+		_ = l.Close()
+	}
+}
+
+// take returns the links that are to be closed.
+func (r *RManager) take(a rdma.Accepted) []*rdma.Link {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := r.peers[a.From]
 	if p == nil || p.member.Endpoint.Process != a.Process || a.Pair == 0 {
-		_ = a.Link.Close() // it left since it was admitted
-		return
+		return []*rdma.Link{a.Link} // it left since it was admitted
 	}
 	if a.Lane == rdma.LaneRail {
-		r.acceptRail(p, a)
-		return
+		if r.closed || a.Rail >= maxRails {
+			return []*rdma.Link{a.Link}
+		}
+		p.busy++
+		r.spawn(func() { r.serveRail(p, a) })
+		return nil
 	}
 	other := p.half
 	if other == nil || other.Pair != a.Pair || other.Lane == a.Lane {
-		if other != nil {
-			_ = other.Link.Close() // of an attempt that the debtor has given up
-		}
 		p.half = &a
-		return
+		if other != nil {
+			return []*rdma.Link{other.Link} // of an attempt that the debtor has given up
+		}
+		return nil
 	}
 	p.half = nil
 	query, move := other.Link, a.Link
@@ -56,36 +67,29 @@ func (r *RManager) accept(a rdma.Accepted) {
 		query, move = move, query
 	}
 	if r.closed {
-		_, _ = query.Close(), move.Close()
-		return
+		return []*rdma.Link{query, move}
 	}
 	p.busy++
 	r.spawn(func() { r.serve(p, a.Pair, query, move) })
+	return nil
 }
 
-// acceptRail serves one more move lane of a session that is served. The caller holds mu.
-func (r *RManager) acceptRail(p *peer, a rdma.Accepted) {
-	if r.closed || a.Rail >= maxRails {
+// serveRail serves one more move lane of a session that is served.
+func (r *RManager) serveRail(p *peer, a rdma.Accepted) {
+	p.hostMu.Lock()
+	defer p.hostMu.Unlock()
+	err := errLost
+	if r.serves(p, a.Pair) {
+		err = r.rails.PeerRail(p.index, railNumber(a.Rail), true, a.Link.Take())
+	} else {
 		_ = a.Link.Close()
-		return
 	}
-	p.busy++
-	r.spawn(func() {
-		p.hostMu.Lock()
-		defer p.hostMu.Unlock()
-		err := errLost
-		if r.serves(p, a.Pair) {
-			err = r.rails.PeerRail(p.index, railNumber(a.Rail), true, a.Link.Take())
-		} else {
-			_ = a.Link.Close()
-		}
-		if err != nil {
-			slog.Warn("cannot serve a peer's rail", "peer", p.id, "rail", a.Rail, "error", err)
-		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		p.busy--
-	})
+	if err != nil {
+		slog.Warn("cannot serve a peer's rail", "peer", p.id, "rail", a.Rail, "error", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.busy--
 }
 
 // serve answers a debtor over a pair of links. With links left from before, the debtor gave those up before

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"sync"
 
@@ -30,23 +32,28 @@ func (r *RManager) Connect(s pb.KV_ConnectServer) error {
 	if err != nil {
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
-	if err = r.listener.Serve(link); err != nil {
+	if err = r.listener.Serve(s.Context(), link); err != nil {
 		_ = carrier.Close()
+		if errors.Is(err, rdma.ErrClosed) {
+			return status.Error(codes.Unavailable, err.Error())
+		}
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
-	carry(s, carrier)
+	carry(s, carrier, link.Fail)
 	return nil
 }
 
 // via opens a Connect call to a peer. It outlives ctx, and ends with the connection.
 func (r *RManager) via(p *peer) func(context.Context) (net.Conn, error) {
-	return func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
 		link, carrier, err := rdma.Pipe(routeTo(p.member.Address))
 		if err != nil {
 			return nil, err
 		}
 		life, end := context.WithCancel(context.WithoutCancel(r.ctx))
+		giveUp := context.AfterFunc(ctx, end) // of waiting for a connection
 		s, err := p.client.Connect(life)
+		giveUp()
 		if err != nil {
 			end()
 			_, _ = link.Close(), carrier.Close()
@@ -54,15 +61,16 @@ func (r *RManager) via(p *peer) func(context.Context) (net.Conn, error) {
 		}
 		r.carriers.Go(func() {
 			defer end()
-			carry(s, carrier)
+			carry(s, carrier, link.Fail)
 		})
 		return link, nil
 	}
 }
 
-// carry moves bytes both ways until either end is over, and closes the connection. When it returns nothing is
-// sent any more; the receiving half ends with the call.
-func carry(s stream, conn net.Conn) {
+// carry moves bytes both ways until either end is over, and closes the connection; fail hears before that why the
+// call ended, unless that was with a success. When it returns nothing is sent any more; the receiving half ends
+// with the call.
+func carry(s stream, conn net.Conn, fail func(error)) {
 	over := make(chan struct{})
 	end := sync.OnceFunc(func() { close(over) })
 	go func() {
@@ -70,6 +78,9 @@ func carry(s stream, conn net.Conn) {
 		for {
 			m, err := s.Recv()
 			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					fail(err)
+				}
 				return
 			}
 			if _, err = conn.Write(m.Data); err != nil {

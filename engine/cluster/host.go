@@ -26,7 +26,7 @@ func (r *RManager) TryMoveKV(ctx context.Context, req *pb.TryMoveKVRequest) (*pb
 	case !r.serves(p, req.Session):
 		return &pb.TryMoveKVReply{Reason: "no such link from " + req.Owner}, nil
 	case r.upgrades(p):
-		return &pb.TryMoveKVReply{Reason: "the links to " + req.Owner + " are being made anew"}, nil
+		return r.refuse("the links to " + req.Owner + " are being made anew"), nil
 	case ctx.Err() != nil || opens && req.Ticket <= p.givenUp:
 		// The debtor has gone on without an answer; what it opens now it would never use, nor release.
 		return nil, status.Errorf(codes.Canceled, "cannot reserve room: %s does not wait for it any more", req.Owner)

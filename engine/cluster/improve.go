@@ -12,14 +12,17 @@ import (
 )
 
 const (
-	improveEvery = time.Second     // a look at links that are up; doubled after what failed
+	improveEvery = time.Second     // a look at links that are up; doubled after what failed or was not there
 	improveLimit = 5 * time.Second // at most
 	// maxRails is how many ports of a host carry moves to one peer.
 	maxRails = 7
 )
 
-// errBetter is why links that live are replaced.
-var errBetter = errors.New("a better transport is there")
+var (
+	// errBetter is why links that live are replaced.
+	errBetter   = errors.New("a better transport is there")
+	errNoBetter = errors.New("no better transport is there")
+)
 
 // railNumber is the device's number of a rail: 0 is the lane that came with the queries, whatever its port.
 func railNumber(rail int) uint32 { return uint32(rail) + 1 }
@@ -30,7 +33,7 @@ func railNumber(rail int) uint32 { return uint32(rail) + 1 }
 func (r *RManager) improveLoop() {
 	tick := time.NewTicker(improveEvery / 2)
 	defer tick.Stop()
-	own := r.listener.Endpoint().Rails
+	own := rdma.RailNumbers(r.cfg.Transport.Verbs)
 	for {
 		select {
 		case <-r.ctx.Done():
@@ -44,21 +47,21 @@ func (r *RManager) improveLoop() {
 				continue
 			}
 			p.busy++
-			session, info := p.session, p.info
-			r.spawn(func() { r.improve(p, session, info, own) })
+			life, session, info := p.life, p.session, p.info
+			r.spawn(func() { r.improve(life, p, session, info, own) })
 		}
 		r.mu.Unlock()
 	}
 }
 
-// improve tries once, and sets the time of the next try.
-func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own int) {
+// improve tries once, and sets the time of the next try. It ends with life, the session's.
+func (r *RManager) improve(life context.Context, p *peer, session uint64, info rdma.Info, own []int) {
 	var err error
 	switch {
 	case info.Transport == rdma.Verbs:
-		err = r.addRails(p, session, info.Rail, min(own, p.member.Endpoint.Rails, maxRails))
-	case r.cfg.Transport.Transport == rdma.Auto || r.cfg.Transport.Transport == "":
-		err = r.upgrade(p, session, info.Transport)
+		err = r.addRails(life, p, session, usefulRails(own, info.Rail, p.member.Endpoint.Rails))
+	case r.auto():
+		err = r.upgrade(life, p, session, info)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -70,14 +73,26 @@ func (r *RManager) improve(p *peer, session uint64, info rdma.Info, own int) {
 		p.improving = improveEvery
 	} else {
 		p.improving = min(2*p.improving, improveLimit)
+	}
+	if err != nil && err != errNoBetter {
 		slog.Debug("cannot make a peer's links better", "peer", p.id, "retry_in", p.improving, "error", err)
 	}
 	p.improveAt = time.Now().Add(p.improving/2 + rand.N(p.improving))
 }
 
-// addRails opens a move lane on each of n rails that has none. first is the rail of the first one.
-func (r *RManager) addRails(p *peer, session uint64, first, n int) error {
-	if n < 2 {
+// usefulRails are those of own that the peer has as well, but for the first lane's.
+func usefulRails(own []int, first, remote int) (rails []int) {
+	for _, rail := range own {
+		if rail != first && rail < min(remote, maxRails) {
+			rails = append(rails, rail)
+		}
+	}
+	return rails
+}
+
+// addRails opens a move lane on each of the rails that has none.
+func (r *RManager) addRails(life context.Context, p *peer, session uint64, rails []int) error {
+	if len(rails) == 0 {
 		return nil
 	}
 	up, _, _ := r.rails.PeerRails(p.index)
@@ -86,28 +101,30 @@ func (r *RManager) addRails(p *peer, session uint64, first, n int) error {
 	p.railsUp = up
 	r.mu.Unlock()
 	var failed error
-	for rail := range n {
+	for _, rail := range rails {
 		bit := uint32(1) << railNumber(rail)
 		if lost&bit != 0 {
 			slog.Warn("lost a rail to a peer; its moves go over the others", "peer", p.id, "rail", rail)
 		}
-		if rail == first || up&bit != 0 {
+		if up&bit != 0 {
 			continue
 		}
-		if err := r.addRail(p, session, rail); err != nil {
+		if life.Err() != nil {
+			return errLost
+		}
+		if err := r.addRail(life, p, session, rail); err != nil {
 			failed = fmt.Errorf("cannot use rail %d: %w", rail, err)
 		}
 	}
 	return failed
 }
 
-func (r *RManager) addRail(p *peer, session uint64, rail int) error {
-	limited, done := context.WithTimeout(r.ctx, dialLimit)
+func (r *RManager) addRail(life context.Context, p *peer, session uint64, rail int) error {
+	limited, done := context.WithTimeout(life, dialLimit)
 	defer done()
-	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.MoveSlotBytes, Peer: int32(p.index), Pair: session, Rail: rail}
 	choice := r.cfg.Transport
-	choice.Transport, choice.Via = rdma.Verbs, r.via(p)
-	link, info, err := rdma.Dial(limited, r.identity(), p.member.Endpoint, rdma.LaneRail, shape, choice)
+	choice.Transport = rdma.Verbs
+	link, info, err := r.dialLane(limited, p, rdma.LaneRail, rdma.Shape{SlotBytes: r.cfg.MoveSlotBytes, Pair: session, Rail: rail}, choice)
 	if err != nil {
 		return err
 	}
@@ -132,10 +149,31 @@ func (r *RManager) addRail(p *peer, session uint64, rail int) error {
 }
 
 // upgrade connects anew over a better transport than the present one, if that is to be had and nobody has
-// blocks at the other side, which would be lost.
-func (r *RManager) upgrade(p *peer, session uint64, present rdma.Transport) error {
-	better := rdma.Best(p.member.Endpoint, r.cfg.Transport)
-	if better == present || better == "" || better == rdma.TCP || !r.beginUpgrade(p, session) {
+// blocks at the other side, which would be lost. The query lane shows whether it is to be had before anybody
+// is kept from placing blocks.
+func (r *RManager) upgrade(life context.Context, p *peer, session uint64, present rdma.Info) error {
+	if present.Transport == rdma.SHM || p.member.Endpoint.Rails == 0 && !present.FellBack {
+		return errNoBetter
+	}
+	r.mu.Lock()
+	idle := r.idle(p, session)
+	r.mu.Unlock()
+	if !idle {
+		return nil
+	}
+	choice := r.cfg.Transport
+	choice.Transport = rdma.Best(p.member.Endpoint, r.cfg.Transport)
+	if choice.Transport == present.Transport || choice.Transport == "" || choice.Transport == rdma.TCP {
+		return errNoBetter
+	}
+	limited, done := context.WithTimeout(life, dialLimit)
+	defer done()
+	l, err := r.dialQuery(limited, p, choice)
+	if err != nil {
+		return err
+	}
+	if !r.beginUpgrade(p, session) {
+		_ = l.query.Close()
 		return nil
 	}
 	defer func() {
@@ -143,24 +181,18 @@ func (r *RManager) upgrade(p *peer, session uint64, present rdma.Transport) erro
 		defer r.mu.Unlock()
 		p.upgrading = false
 	}()
-	limited, done := context.WithTimeout(r.ctx, dialLimit)
-	defer done()
-	choice := r.cfg.Transport
-	choice.Transport = better
-	next := rand.Uint64() | 1
-	query, move, info, err := r.dialLanes(limited, p, next, choice)
-	if err != nil {
+	if err = r.dialMove(limited, p, &l); err != nil {
 		return err
 	}
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
-	r.takeDown(p, session, fmt.Errorf("%w: %s instead of %s", errBetter, better, present))
-	if err = r.links.PeerAttach(p.index, query.Take(), move.Take()); err != nil {
+	r.takeDown(p, session, fmt.Errorf("%w: %s instead of %s", errBetter, choice.Transport, present.Transport))
+	if err = r.links.PeerAttach(p.index, l.query.Take(), l.move.Take()); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.connected(p, next, info)
+	r.connected(p, l.session, l.info)
 	return nil
 }
 
@@ -170,8 +202,13 @@ func (r *RManager) beginUpgrade(p *peer, session uint64) bool {
 	defer p.hostMu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.upgrading = p.session == session && p.placing == 0 && !r.kv.Lends(p.id) && len(r.kv.HostedOf(p.id)) == 0
+	p.upgrading = r.idle(p, session)
 	return p.upgrading
+}
+
+// idle says whether the session's links may end now without a loss. The caller holds mu.
+func (r *RManager) idle(p *peer, session uint64) bool {
+	return p.session == session && p.placing == 0 && !r.kv.Lends(p.id) && len(r.kv.HostedOf(p.id)) == 0
 }
 
 func (r *RManager) upgrades(p *peer) bool {

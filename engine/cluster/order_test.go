@@ -26,6 +26,7 @@ type recorder struct {
 	events []string
 	dead   error // PeerStatus
 	spans  error // SpanSet
+	rails  uint32
 }
 
 func (r *recorder) note(format string, args ...any) {
@@ -49,9 +50,20 @@ func (r *recorder) PeerAttach(p uint32, _, _ unsafe.Pointer) error {
 func (r *recorder) PeerServe(p uint32, _, _ unsafe.Pointer) error { r.note("serve %d", p); return nil }
 func (r *recorder) PeerDetach(p uint32) error                     { r.note("detach %d", p); return nil }
 func (r *recorder) PeerStatus(uint32) error                       { return r.dead }
-func (r *recorder) SpanClose(h, g uint32) error                   { r.note("close %d.%d", h, g); return nil }
-func (r *recorder) PeerLost(id string)                            { r.note("lost %s", id) }
-func (r *recorder) Report() (*pb.Load, []*pb.Placement)           { return &pb.Load{}, nil }
+func (r *recorder) PeerRails(uint32) (out, puts uint32, noPuts string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.rails, r.rails, ""
+}
+
+func (r *recorder) PeerRail(p, rail uint32, server bool, _ unsafe.Pointer) error {
+	r.note("rail %d of %d, server %v", rail, p, server)
+	return nil
+}
+
+func (r *recorder) SpanClose(h, g uint32) error         { r.note("close %d.%d", h, g); return nil }
+func (r *recorder) PeerLost(id string)                  { r.note("lost %s", id) }
+func (r *recorder) Report() (*pb.Load, []*pb.Placement) { return &pb.Load{}, nil }
 
 func (r *recorder) SpanSet(owner, h, g uint32, blocks []int32) error {
 	r.note("set %d.%d of %d: %d blocks", h, g, owner, len(blocks))
@@ -296,4 +308,55 @@ func TestGivenUpCalls(t *testing.T) {
 	if h := r.kv.HostedOf("b"); len(h) != 1 || len(h[0].Blocks) != 6 {
 		t.Errorf("hosted: %+v", h)
 	}
+}
+
+// Lanes come in either order, and what belongs to nothing is closed.
+func TestAccept(t *testing.T) {
+	r, p, rec := withPeer(t)
+	r.rails = rec
+	p.member.Endpoint.Process = "x"
+	lane := func(kind rdma.Lane, pair uint64, rail int) rdma.Accepted {
+		return rdma.Accepted{From: "b", Process: "x", Lane: kind, Pair: pair, Rail: rail, Link: &rdma.Link{}}
+	}
+	take := func(a rdma.Accepted, want ...*rdma.Link) {
+		t.Helper()
+		if got := r.take(a); !slices.Equal(got, want) {
+			t.Errorf("%s of %d: %d links are closed, want %d", a.Lane, a.Pair, len(got), len(want))
+		}
+	}
+	through := func(want ...string) {
+		t.Helper()
+		eventually(t, "nothing is under way", func() bool {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return p.busy == 0
+		})
+		wantEvents(t, rec, want...)
+	}
+	stranger, old := lane(rdma.LaneQuery, 7, 0), lane(rdma.LaneQuery, 7, 0)
+	stranger.Process = "y"
+	take(stranger, stranger.Link)
+	take(old)
+	again := lane(rdma.LaneQuery, 8, 0)
+	take(again, old.Link)
+	through()
+	take(lane(rdma.LaneMove, 8, 0))
+	through("serve 3")
+	take(lane(rdma.LaneRail, 8, 2))
+	through("rail 3 of 3, server true")
+	take(lane(rdma.LaneRail, 7, 2)) // of a session that is over
+	through()
+	far := lane(rdma.LaneRail, 8, maxRails)
+	take(far, far.Link)
+	take(lane(rdma.LaneMove, 9, 0))
+	take(lane(rdma.LaneQuery, 9, 0))
+	through("lost b", "detach 3", "serve 3")
+	half := lane(rdma.LaneMove, 10, 0)
+	take(half)
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	last, rail := lane(rdma.LaneQuery, 10, 0), lane(rdma.LaneRail, 9, 2)
+	take(last, last.Link, half.Link)
+	take(rail, rail.Link)
 }

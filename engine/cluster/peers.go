@@ -25,8 +25,9 @@ const (
 )
 
 // peer is a process of another instance as this one sees it; a process that is started anew under an old
-// id is another peer. It is up or down as one: when any link of it dies, all of them are closed, its spans
-// here are freed and spans there are given up, and both sides connect anew.
+// id is another peer. It is up or down as one: when a lane that came with a session dies, all of its links are
+// closed, its spans here are freed and spans there are given up, and both sides connect anew. A rail that was
+// added dies alone: moves go over the others, and it is opened anew.
 type peer struct {
 	id     string
 	index  uint32 // the device's number for it
@@ -52,11 +53,13 @@ type peer struct {
 	failures  int            // calls for room in a row without an answer, the first of them at failing
 	failing   time.Time
 	owed      debt
-	releasing bool      // a goroutine pays what is owed
-	info      rdma.Info // of the client links
-	railsUp   uint32    // of the client's, as they were last; a bit each
-	placing   int       // goroutines that ask for room there and have not marked blocks as moving yet
-	upgrading bool      // no new blocks go there or come from there
+	releasing bool               // a goroutine pays what is owed
+	info      rdma.Info          // of the client links
+	life      context.Context    // of the client links' session, nil without one
+	end       context.CancelFunc // likewise
+	railsUp   uint32             // of the client's, as they were last; a bit each
+	placing   int                // goroutines that ask for room there and have not marked blocks as moving yet
+	upgrading bool               // no new blocks go there or come from there
 	improveAt time.Time
 	improving time.Duration // until the next try
 	upSince   time.Time
@@ -170,13 +173,12 @@ func (r *RManager) addPeer(m Member) error {
 func (r *RManager) dial(p *peer) {
 	limited, done := context.WithTimeout(r.ctx, dialLimit)
 	defer done()
-	session := rand.Uint64() | 1
-	query, move, info, err := r.dialLanes(limited, p, session, r.cfg.Transport)
+	l, err := r.dialLanes(limited, p)
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
 	if err == nil {
 		r.clear(p, false)
-		if err = r.links.PeerAttach(p.index, query.Take(), move.Take()); err != nil {
+		if err = r.links.PeerAttach(p.index, l.query.Take(), l.move.Take()); err != nil {
 			err = fmt.Errorf("cannot attach: %w", err)
 		}
 	}
@@ -194,12 +196,13 @@ func (r *RManager) dial(p *peer) {
 		}
 		return
 	}
-	r.connected(p, session, info)
+	r.connected(p, l.session, l.info)
 }
 
 // connected notes client links that are attached, and says what they are. The caller holds mu.
 func (r *RManager) connected(p *peer, session uint64, info rdma.Info) {
 	p.session, p.info, p.upSince = session, info, time.Now()
+	p.life, p.end = context.WithCancel(r.ctx)
 	p.railsUp, p.improving = 1, improveEvery
 	p.improveAt = p.upSince.Add(improveEvery)
 	words := []any{"peer", p.id, "transport", string(info.Transport), "why", info.Reason, "latency", info.LatencyP50,
@@ -218,22 +221,64 @@ func (r *RManager) connected(p *peer, session uint64, info rdma.Info) {
 	slog.Log(context.Background(), level, "connected to a peer", words...)
 }
 
-func (r *RManager) identity() rdma.Identity {
-	return rdma.Identity{ClusterID: r.cfg.ClusterID, Instance: r.cfg.ID, Process: r.listener.Process(), Secret: r.cfg.Secret}
+// lanes are the client ends of both lanes of a session, over one transport.
+type lanes struct {
+	session     uint64
+	query, move *rdma.Link
+	info        rdma.Info // of the query lane
 }
 
-func (r *RManager) dialLanes(ctx context.Context, p *peer, session uint64, want rdma.Choice) (query, move *rdma.Link, info rdma.Info, err error) {
+// dialLanes opens both lanes the best way that works for both: one alone that had to take a worse way would be
+// there for good.
+func (r *RManager) dialLanes(ctx context.Context, p *peer) (lanes, error) {
+	l, err := r.dialQuery(ctx, p, r.cfg.Transport)
+	if err != nil {
+		return l, err
+	}
+	err = r.dialMove(ctx, p, &l)
+	if err == nil || !r.auto() || l.info.Transport == rdma.TCP || errors.Is(err, rdma.ErrRefused) || ctx.Err() != nil {
+		return l, err
+	}
+	why := fmt.Sprintf("%s failed: %v", l.info.Transport, err)
+	choice := r.cfg.Transport
+	choice.Transport = rdma.TCP
+	if l, err = r.dialQuery(ctx, p, choice); err != nil {
+		return l, err
+	}
+	l.info.Reason, l.info.FellBack = why, true
+	return l, r.dialMove(ctx, p, &l)
+}
+
+// dialQuery begins a session with its query lane.
+func (r *RManager) dialQuery(ctx context.Context, p *peer, want rdma.Choice) (l lanes, err error) {
+	l.session = rand.Uint64() | 1
+	if l.query, l.info, err = r.dialLane(ctx, p, rdma.LaneQuery, rdma.Shape{SlotBytes: r.cfg.QuerySlotBytes, Pair: l.session}, want); err != nil {
+		return l, fmt.Errorf("cannot open the query lane: %w", err)
+	}
+	return l, nil
+}
+
+// dialMove opens the move lane that belongs to the query lane, over the same transport, or closes that one.
+func (r *RManager) dialMove(ctx context.Context, p *peer, l *lanes) (err error) {
+	choice := r.cfg.Transport
+	choice.Transport = l.info.Transport
+	if l.move, _, err = r.dialLane(ctx, p, rdma.LaneMove, rdma.Shape{SlotBytes: r.cfg.MoveSlotBytes, Pair: l.session}, choice); err != nil {
+		_ = l.query.Close()
+		return fmt.Errorf("cannot open the move lane: %w", err)
+	}
+	return nil
+}
+
+func (r *RManager) dialLane(ctx context.Context, p *peer, lane rdma.Lane, shape rdma.Shape, want rdma.Choice) (*rdma.Link, rdma.Info, error) {
 	want.Via = r.via(p)
-	shape := rdma.Shape{Slots: uint32(r.cfg.Slots), SlotBytes: r.cfg.QuerySlotBytes, Peer: int32(p.index), Pair: session}
-	if query, info, err = rdma.Dial(ctx, r.identity(), p.member.Endpoint, rdma.LaneQuery, shape, want); err != nil {
-		return nil, nil, info, fmt.Errorf("cannot open the query lane: %w", err)
-	}
-	shape.SlotBytes = r.cfg.MoveSlotBytes
-	if move, _, err = rdma.Dial(ctx, r.identity(), p.member.Endpoint, rdma.LaneMove, shape, want); err != nil {
-		_ = query.Close()
-		return nil, nil, info, fmt.Errorf("cannot open the move lane: %w", err)
-	}
-	return query, move, info, nil
+	self := rdma.Identity{ClusterID: r.cfg.ClusterID, Instance: r.cfg.ID, Process: r.listener.Process(), Secret: r.cfg.Secret}
+	shape.Slots, shape.Peer = uint32(r.cfg.Slots), int32(p.index)
+	return r.open(ctx, self, p.member.Endpoint, lane, shape, want)
+}
+
+// auto says whether a link may take another way than the best.
+func (r *RManager) auto() bool {
+	return r.cfg.Transport.Transport == rdma.Auto || r.cfg.Transport.Transport == ""
 }
 
 // monitorLoop notices dead links of peers that no step is waiting for.
@@ -303,6 +348,10 @@ func (r *RManager) takeDown(p *peer, session uint64, cause error) {
 		return
 	}
 	p.session, p.serving, p.hostable, p.failures, p.owed = 0, 0, 0, 0, debt{}
+	if p.end != nil {
+		p.end()
+		p.life, p.end = nil, nil
+	}
 	p.busy++
 	r.home.PeerLost(p.id)
 	r.mu.Unlock()

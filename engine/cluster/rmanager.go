@@ -116,6 +116,7 @@ type RManager struct {
 	rails    Rails
 	home     Home
 	listener *rdma.Listener
+	open     openLink
 
 	mu        sync.Mutex
 	peers     map[string]*peer
@@ -140,11 +141,14 @@ type RManager struct {
 	moveLoop   sync.WaitGroup
 }
 
+// openLink is rdma.Dial.
+type openLink func(context.Context, rdma.Identity, rdma.Endpoint, rdma.Lane, rdma.Shape, rdma.Choice) (*rdma.Link, rdma.Info, error)
+
 // NewRManager wires an instance's manager; Start connects it.
 func NewRManager(cfg Config, kv *kvcache.Manager, dev Device, listener *rdma.Listener) *RManager {
 	cfg.defaults()
 	r := &RManager{
-		cfg: cfg, kv: kv, spans: dev.Spans, moves: dev.Moves, links: dev.Links, rails: dev.Rails, listener: listener,
+		cfg: cfg, kv: kv, spans: dev.Spans, moves: dev.Moves, links: dev.Links, rails: dev.Rails, listener: listener, open: rdma.Dial,
 		peers: map[string]*peer{}, tickets: map[uint64]chan error{}, offloads: make(chan offload, maxOffloads), movesEnded: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())

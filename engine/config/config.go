@@ -52,7 +52,7 @@ type Config struct {
 	EtcdEndpoints []string `name:"etcd-endpoints" usage:"URLs of an external etcd; empty embeds one"`
 	Transport     string   `name:"transport" usage:"auto, verbs, shm or tcp"`
 
-	RDMADevice       []string `name:"rdma-device" usage:"RDMA devices that verbs links may use; empty is every one with an active port"`
+	RDMADevice       []string `name:"rdma-device" usage:"RDMA devices that verbs links may use; empty is every one with an active port, and on a GPU the nearest are preferred"`
 	RDMAGIDIndex     int      `name:"rdma-gid-index" usage:"index in the port's GID table; -1 chooses the GID by address"`
 	RDMATrafficClass int      `name:"rdma-traffic-class" usage:"traffic class of verbs links, 0 to 255"`
 	RDMAMTU          int      `name:"rdma-mtu" usage:"largest path MTU of verbs links: 256, 512, 1024, 2048 or 4096; 0 is the port's"`

@@ -64,7 +64,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	place := places[0]
 	slog.Info("this instance computes on", "device", place.Name(), "why", place.Why)
-	n.cfg.RDMADevice = rdmaDevices(cfg.RDMADevice, place)
+	choice := linkChoice(cfg, place)
 	dtype, err := DType(cfg.DType, m.Config.DType, place.OnGPU())
 	if err != nil {
 		return nil, err
@@ -89,7 +89,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	if n.links, err = rdma.Listen(rdma.ListenConfig{
 		Identity: rdma.Identity{ClusterID: hello.ClusterId, Instance: n.ID, Secret: cfg.ClusterSecret}, Host: cfg.ClusterHost,
-		Verbs: LinkChoice(n.cfg).Verbs,
+		Verbs: choice.Verbs,
 	}); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.rman = cluster.NewRManager(cluster.Config{
-		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: LinkChoice(n.cfg),
+		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: choice,
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
 	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
 	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
@@ -155,12 +155,13 @@ func (n *Node) Close(ctx context.Context) {
 	if err := n.eng.Drain(ctx); err != nil {
 		slog.Warn("cannot finish all requests", "error", err)
 	}
+	// Before gRPC: the calls that carry links last as long as these, and cutting them would look like lost peers.
+	n.rman.Close()
 	grace, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	go func() { n.grpc.GracefulStop(); done() }()
 	<-grace.Done()
 	n.grpc.Stop()
 	done()
-	n.rman.Close()
 	n.stop()
 	if err := <-n.finished; err != nil && !errors.Is(err, context.Canceled) {
 		slog.Error("the step loop ended with an error", "error", err)

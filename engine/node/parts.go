@@ -67,20 +67,22 @@ func LinkChoice(cfg config.Config) rdma.Choice {
 	}}
 }
 
-// rdmaDevices is --rdma-device, and on a GPU without it the devices that are nearest to the GPU.
-func rdmaDevices(asked []string, place Place) []string {
-	if len(asked) > 0 || !place.OnGPU() || place.Info == nil || place.Info.PCI == "" {
-		return asked
+// linkChoice is LinkChoice for an instance: on a GPU without --rdma-device the devices that are nearest to the GPU
+// are preferred.
+func linkChoice(cfg config.Config, place Place) rdma.Choice {
+	choice := LinkChoice(cfg)
+	if len(cfg.RDMADevice) > 0 || !place.OnGPU() || place.Info == nil || place.Info.PCI == "" {
+		return choice
 	}
 	near, err := rdma.Near(place.Info.PCI)
 	if err != nil {
 		slog.Warn("cannot see which RDMA devices are near the GPU", "error", err)
-		return asked
 	}
 	if len(near) > 0 {
-		slog.Info("links use the RDMA devices that are near the GPU", "devices", near, "gpu", place.Info.PCI)
+		slog.Info("links prefer the RDMA devices that are near the GPU", "devices", near, "gpu", place.Info.PCI)
 	}
-	return near
+	choice.Verbs.Prefer = near
+	return choice
 }
 
 // sharePool registers the pool with the RDMA devices that links may use, before anybody waits for it.
