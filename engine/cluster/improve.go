@@ -18,11 +18,7 @@ const (
 	maxRails = 7
 )
 
-var (
-	// errBetter is why links that live are replaced.
-	errBetter   = errors.New("a better transport is there")
-	errNoBetter = errors.New("no better transport is there")
-)
+var errNoBetter = errors.New("no better transport is there")
 
 // railNumber is the device's number of a rail: 0 is the lane that came with the queries, whatever its port.
 func railNumber(rail int) uint32 { return uint32(rail) + 1 }
@@ -186,7 +182,7 @@ func (r *RManager) upgrade(life context.Context, p *peer, session uint64, presen
 	}
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
-	r.takeDown(p, session, fmt.Errorf("%w: %s instead of %s", errBetter, choice.Transport, present.Transport))
+	r.takeDown(p, session, fmt.Errorf("a better transport is there: %s instead of %s", choice.Transport, present.Transport))
 	if err = r.links.PeerAttach(p.index, l.query.Take(), l.move.Take()); err != nil {
 		return err
 	}

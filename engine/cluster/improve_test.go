@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/rdma"
@@ -166,6 +167,21 @@ func TestUpgrade(t *testing.T) {
 		if refused(t, r) || p.session != 5 {
 			t.Errorf("session %d", p.session)
 		}
+	})
+	t.Run("the other side was first", func(t *testing.T) {
+		w := &ways{}
+		r, p, rec := start(t, w)
+		rec.dead = errors.New("closed")
+		r.mu.Lock()
+		r.spawn(r.monitorLoop)
+		p.upgrading = true // as between the last lane and the swap
+		r.mu.Unlock()
+		time.Sleep(100 * time.Millisecond)
+		wantEvents(t, rec)
+		r.mu.Lock()
+		p.upgrading = false
+		r.mu.Unlock()
+		eventually(t, "a loss is seen once the upgrade is over", func() bool { return slices.Contains(rec.take(), "detach 3") })
 	})
 	t.Run("in use", func(t *testing.T) {
 		w := &ways{}

@@ -293,7 +293,8 @@ func (r *RManager) monitorLoop() {
 		}
 		for _, p := range r.snapshot() {
 			r.mu.Lock()
-			up := (p.session != 0 || p.serving != 0) && !p.dropping
+			// The other side of an upgrade ends the old links as soon as it has the new ones; this side is about to.
+			up := (p.session != 0 || p.serving != 0) && !p.dropping && !p.upgrading
 			r.mu.Unlock()
 			if !up {
 				continue
@@ -354,9 +355,10 @@ func (r *RManager) takeDown(p *peer, session uint64, cause error) {
 	}
 	p.busy++
 	r.home.PeerLost(p.id)
+	wanted := p.upgrading
 	r.mu.Unlock()
 	switch {
-	case errors.Is(cause, errBetter):
+	case cause != errStopping && wanted:
 		slog.Info("changing a peer's links", "peer", p.id, "why", cause)
 	case cause != errStopping:
 		slog.Warn("lost a peer", "peer", p.id, "error", cause)
