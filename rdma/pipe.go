@@ -42,20 +42,15 @@ func Pipe(near net.IP) (link *PipeEnd, carrier net.Conn, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot make a socket pair: %w", err)
 	}
-	var ends [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "pipe")
-		c, err := net.FileConn(f) // a copy
-		f.Close()
-		if err != nil {
-			if ends[0] != nil {
-				ends[0].Close()
-			} else {
-				unix.Close(fds[1])
-			}
-			return nil, nil, fmt.Errorf("cannot use a socket pair: %w", err)
+	ours, theirs := os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
+	defer ours.Close() // the connections have copies
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	if err == nil {
+		if carrier, err = net.FileConn(theirs); err == nil {
+			return &PipeEnd{UnixConn: conn.(*net.UnixConn), near: near}, carrier, nil
 		}
-		ends[i] = c
+		conn.Close()
 	}
-	return &PipeEnd{UnixConn: ends[0].(*net.UnixConn), near: near}, ends[1], nil
+	return nil, nil, fmt.Errorf("cannot use a socket pair: %w", err)
 }

@@ -61,25 +61,15 @@ func cName(s string) (out [C.INF_VERBS_NAME]C.char) {
 // nil, is the address of the network that they should be on: ports that have it come first, with it. The
 // error wraps ErrNoVerbs; without a usable port it says what is wrong with those that are there.
 func VerbsPorts(config VerbsConfig, near net.IP) ([]VerbsPort, error) {
-	var cerr C.inf_err
-	if C.inf_verbs_available(&cerr) < 0 {
-		return nil, noVerbs(&cerr)
-	}
-	ports := make([]C.inf_verbs_port, maxVerbsPorts)
-	var n C.uint32_t
-	if C.inf_verbs_ports(&ports[0], maxVerbsPorts, &n, &cerr) < 0 {
-		return nil, noVerbs(&cerr)
+	ports, err := allowedPorts(config)
+	if err != nil {
+		return nil, err
 	}
 	var found, first []VerbsPort
 	var why []string
-	rail := -1
-	for i := range min(int(n), maxVerbsPorts) {
-		p := &ports[i]
+	for rail := range ports {
+		p := &ports[rail]
 		name := C.GoString(&p.device[0])
-		if !config.allows(name) {
-			continue
-		}
-		rail++
 		if p.active == 0 {
 			why = append(why, fmt.Sprintf("port %d of %s is down", p.port, name))
 			continue
@@ -153,10 +143,20 @@ func toAddr(ip net.IP) netip.Addr {
 
 // Rails is how many ports the config allows here, up or down. The n-th of one host and the n-th of another
 // are taken to be on one network: a rail.
-func Rails(config VerbsConfig) int { return len(allowedPorts(config)) }
+func Rails(config VerbsConfig) int {
+	ports, _ := allowedPorts(config)
+	return len(ports)
+}
 
 // RailNumbers are the rails of the devices that are preferred, else all of them.
-func RailNumbers(config VerbsConfig) []int { return railNumbers(allowedPorts(config), config.Prefer) }
+func RailNumbers(config VerbsConfig) []int {
+	ports, _ := allowedPorts(config)
+	devices := make([]string, len(ports))
+	for i := range ports {
+		devices[i] = C.GoString(&ports[i].device[0])
+	}
+	return railNumbers(devices, config.Prefer)
+}
 
 func railNumbers(devices, prefer []string) []int {
 	var all, preferred []int
@@ -172,24 +172,20 @@ func railNumbers(devices, prefer []string) []int {
 	return all
 }
 
-// allowedPorts has the device of each rail.
-func allowedPorts(config VerbsConfig) (devices []string) {
+// allowedPorts has the port of each rail.
+func allowedPorts(config VerbsConfig) ([]C.inf_verbs_port, error) {
 	var cerr C.inf_err
-	var n C.uint32_t
+	if C.inf_verbs_available(&cerr) < 0 {
+		return nil, noVerbs(&cerr)
+	}
 	ports := make([]C.inf_verbs_port, maxVerbsPorts)
-	if C.inf_verbs_available(&cerr) < 0 || C.inf_verbs_ports(&ports[0], maxVerbsPorts, &n, &cerr) < 0 {
-		return nil
+	var n C.uint32_t
+	if C.inf_verbs_ports(&ports[0], maxVerbsPorts, &n, &cerr) < 0 {
+		return nil, noVerbs(&cerr)
 	}
-	for i := range min(int(n), maxVerbsPorts) {
-		if name := C.GoString(&ports[i].device[0]); config.allows(name) {
-			devices = append(devices, name)
-		}
-	}
-	return devices
-}
-
-func (c *VerbsConfig) allows(device string) bool {
-	return len(c.Devices) == 0 || slices.Contains(c.Devices, device)
+	return slices.DeleteFunc(ports[:min(int(n), maxVerbsPorts)], func(p C.inf_verbs_port) bool {
+		return len(config.Devices) > 0 && !slices.Contains(config.Devices, C.GoString(&p.device[0]))
+	}), nil
 }
 
 // onRail picks the port of that number. A lane that may be on any is on that of the two instances if the

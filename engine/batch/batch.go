@@ -7,6 +7,7 @@ package batch
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 )
 
 // MaxTop is the most alternatives reported beside a chosen token.
@@ -53,11 +54,9 @@ type Seq struct {
 
 // Tag is the number by which traces know the request with this id: its FNV-1a hash.
 func Tag(id string) uint32 {
-	h := uint32(2166136261)
-	for i := range len(id) {
-		h = (h ^ uint32(id[i])) * 16777619
-	}
-	return h
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(id)) // never fails
+	return h.Sum32()
 }
 
 // Span is a run of a request's blocks on another instance.

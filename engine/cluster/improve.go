@@ -139,8 +139,7 @@ func (r *RManager) addRail(life context.Context, p *peer, session uint64, rail i
 	r.mu.Lock()
 	p.railsUp |= 1 << railNumber(rail)
 	r.mu.Unlock()
-	slog.Info("moves to a peer have one more rail", "peer", p.id, "rail", rail, "why", info.Reason, "latency", info.LatencyP50,
-		"gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9))
+	slog.Info("moves to a peer have one more rail", append([]any{"peer", p.id, "rail", rail}, measured(info)...)...)
 	return nil
 }
 

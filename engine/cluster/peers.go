@@ -205,8 +205,7 @@ func (r *RManager) connected(p *peer, session uint64, info rdma.Info) {
 	p.life, p.end = context.WithCancel(r.ctx)
 	p.railsUp, p.improving = 1, improveEvery
 	p.improveAt = p.upSince.Add(improveEvery)
-	words := []any{"peer", p.id, "transport", string(info.Transport), "why", info.Reason, "latency", info.LatencyP50,
-		"gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9)}
+	words := append([]any{"peer", p.id, "transport", string(info.Transport)}, measured(info)...)
 	level := slog.LevelInfo
 	if info.FellBack {
 		level = slog.LevelWarn
@@ -219,6 +218,11 @@ func (r *RManager) connected(p *peer, session uint64, info rdma.Info) {
 		words = append(words, "blocks", how)
 	}
 	slog.Log(context.Background(), level, "connected to a peer", words...)
+}
+
+// measured is what the log says of a link.
+func measured(info rdma.Info) []any {
+	return []any{"why", info.Reason, "latency", info.LatencyP50, "gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9)}
 }
 
 // lanes are the client ends of both lanes of a session, over one transport.

@@ -93,10 +93,10 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	if err = checkTransport(cfg, n.links.Endpoint()); err != nil {
+	if err = checkTransport(cfg, n.links); err != nil {
 		return nil, err
 	}
-	sharePool(n.dev, LinkChoice(n.cfg), hello.ClusterId)
+	sharePool(n.dev, choice, hello.ClusterId)
 	if n.etcd, err = cluster.EtcdClient(hello.EtcdEndpoints); err != nil {
 		return nil, err
 	}

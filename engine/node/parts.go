@@ -111,8 +111,11 @@ func sharePool(d *device.Device, choice rdma.Choice, cluster string) {
 
 // checkTransport refuses to start without the transport that was asked for. A port that is down only now is
 // waited for.
-func checkTransport(cfg config.Config, self rdma.Endpoint) error {
-	if rdma.Transport(cfg.Transport) == rdma.Verbs && self.Rails == 0 {
+func checkTransport(cfg config.Config, links *rdma.Listener) error {
+	if rdma.Transport(cfg.Transport) != rdma.Verbs {
+		return nil
+	}
+	if self := links.Endpoint(); self.Rails == 0 {
 		return fmt.Errorf("cannot use --transport verbs: %s; see: infinite doctor", self.NoVerbs)
 	}
 	return nil

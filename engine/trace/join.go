@@ -1,6 +1,9 @@
 package trace
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // end is one side of a message.
 type end struct {
@@ -194,20 +197,7 @@ func (m *Message) since() uint64 {
 }
 
 func compareMessages(a, b *Message) int {
-	return cmpOr(a.since(), b.since(), a.Lane, b.Lane, a.ID, b.ID, a.Part, b.Part)
-}
-
-// cmpOr compares pairs of numbers, the first that differ decide.
-func cmpOr(pairs ...uint64) int {
-	for i := 0; i < len(pairs); i += 2 {
-		if pairs[i] != pairs[i+1] {
-			if pairs[i] < pairs[i+1] {
-				return -1
-			}
-			return 1
-		}
-	}
-	return 0
+	return cmp.Or(cmp.Compare(a.since(), b.since()), cmp.Compare(a.Lane, b.Lane), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Part, b.Part))
 }
 
 // Steps lists all, by process and number, their messages in the order of Posted.
@@ -218,7 +208,7 @@ func (t *Trace) Steps() []*Step {
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(a, b *Step) int {
-		return cmpOr(uint64(a.process), uint64(b.process), a.ID, b.ID)
+		return cmp.Or(cmp.Compare(a.process, b.process), cmp.Compare(a.ID, b.ID))
 	})
 	return out
 }

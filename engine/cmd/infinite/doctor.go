@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -49,11 +48,8 @@ func examine(cmd *cobra.Command, m *doctor.Machine, asJSON, strict bool) error {
 		}
 	})
 	if asJSON {
-		e := json.NewEncoder(out)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		if err := e.Encode(results); err != nil {
-			return fmt.Errorf("cannot print the results: %w", err)
+		if err := printJSON(out, "the results", results); err != nil {
+			return err
 		}
 	}
 	if err := cmd.Context().Err(); err != nil {

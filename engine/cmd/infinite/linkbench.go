@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -121,13 +120,7 @@ func linkbenchMeasure(cmd *cobra.Command, cfg config.Config, f *linkbenchFlags) 
 	if !f.asJSON {
 		return report.Table(cmd.OutOrStdout())
 	}
-	e := json.NewEncoder(cmd.OutOrStdout())
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(report); err != nil {
-		return fmt.Errorf("cannot print the report: %w", err)
-	}
-	return nil
+	return printJSON(cmd.OutOrStdout(), "the report", report)
 }
 
 // startSecond starts this program to listen with the same settings, which it is told by variables: arguments

@@ -10,8 +10,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -94,6 +96,17 @@ func bindFlags(cmd *cobra.Command, only ...string) func() (config.Config, error)
 		}
 		return cfg, err
 	}
+}
+
+// printJSON prints what a command found out, for programs.
+func printJSON(out io.Writer, what string, v any) error {
+	e := json.NewEncoder(out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		return fmt.Errorf("cannot print %s: %w", what, err)
+	}
+	return nil
 }
 
 func setLogger(level string) {

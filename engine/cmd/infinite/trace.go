@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -185,11 +184,5 @@ func (o *tracing) print(cmd *cobra.Command, t *trace.Trace, src trace.Source) er
 	if !o.asJSON {
 		return r.Text(cmd.OutOrStdout())
 	}
-	e := json.NewEncoder(cmd.OutOrStdout())
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(r); err != nil {
-		return fmt.Errorf("cannot print the report: %w", err)
-	}
-	return nil
+	return printJSON(cmd.OutOrStdout(), "the report", r)
 }
