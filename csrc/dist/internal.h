@@ -1,6 +1,7 @@
 /* What the files of dist share.
  *
- *   dist.c    opening, closing, peers that come and go
+ *   dist.c    opening and closing
+ *   peers.c   peers that come, go and die
  *   home.c    the step: queries out, partials in
  *   serve.c   answers to others' queries
  *   spans.c   what is hosted, and how much of it is there

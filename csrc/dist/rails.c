@@ -39,6 +39,13 @@ static void note(inf_dist *d, const char *why) {
     pthread_mutex_unlock(&d->note_lock);
 }
 
+static void read_note(inf_dist *d, inf_peer_rails *out) {
+    _Static_assert(sizeof out->no_puts == sizeof d->no_puts, "copied whole");
+    pthread_mutex_lock(&d->note_lock);
+    memcpy(out->no_puts, d->no_puts, sizeof out->no_puts);
+    pthread_mutex_unlock(&d->note_lock);
+}
+
 static inf_region *region_on(inf_dist *d, inf_verbs_device *device) {
     for (int i = 0; i < INF_MAX_REGIONS; i++) {
         if (d->regions[i].region != NULL && d->regions[i].device == device) {
@@ -94,7 +101,7 @@ int inf_dist_share_pool(inf_dist *d, const char *rdma_device, const char *domain
     inf_verbs_device_close(device); /* the region is a user of its own */
     if (region == NULL) {
         inf_peer_rails rails;
-        inf_dist_peer_rails(d, 0, &rails, NULL);
+        read_note(d, &rails);
         return inf_dist_error(err, INF_EUNSUPPORTED, -1, "%s", rails.no_puts);
     }
     return INF_OK;
@@ -315,8 +322,6 @@ int inf_dist_peer_rails(inf_dist *d, uint32_t peer, inf_peer_rails *out, inf_err
         out->puts |= (p->out[k] != NULL && atomic_load(&p->out[k]->puts) ? 1u : 0u) << k;
     }
     pthread_mutex_unlock(&d->lock);
-    pthread_mutex_lock(&d->note_lock);
-    memcpy(out->no_puts, d->no_puts, sizeof out->no_puts);
-    pthread_mutex_unlock(&d->note_lock);
+    read_note(d, out);
     return INF_OK;
 }

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"bufio"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 
-	"github.com/infinite-llm/infinite/engine/server"
 	"github.com/infinite-llm/infinite/rdma"
 )
 
@@ -33,42 +29,20 @@ func TestVerbsComesBack(t *testing.T) {
 	}
 	cmd.Args = append([]string{ip, "netns", "exec", "host1"}, append([]string{cmd.Path}, cmd.Args[1:]...)...)
 	cmd.Path = ip
-	logs, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err = cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _, _ = io.Copy(p, bufio.NewReader(logs)) }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	logged := func(what string, n int) {
-		t.Helper()
-		p.eventually(what, func(server.ClusterView) bool { return strings.Count(p.logs(), what) >= n })
-	}
-	ask := func() answer {
-		t.Helper()
-		a := p.complete(r.request(exactTokens - len(r.Prompt)))
-		r.checkReference(t, a)
-		p.eventually("all blocks free", idle)
-		return a
-	}
+	startBeside(t, cmd, p)
 	const verbs, tcp = "transport=verbs", "transport=tcp"
-	logged(verbs, 2)
-	first := ask()
+	p.loggedTimes(verbs, 2)
+	first := r.whole(p)
 	netdev := "v" + strings.TrimPrefix(ports[1].Device, "rxe")
 	guest(t, "guest_down "+netdev)
-	logged(tcp, 2)
+	p.loggedTimes(tcp, 2)
 	if !strings.Contains(p.logs(), "is down") {
 		t.Errorf("no line says that a port is down\n%s", p.logs())
 	}
-	sameAnswer(t, first, ask())
+	sameAnswer(t, first, r.whole(p))
 	before := strings.Count(p.logs(), verbs)
 	guest(t, "guest_up "+netdev)
-	logged("changing a peer's links", 1)
-	logged(verbs, before+2)
-	sameAnswer(t, first, ask())
+	p.loggedTimes("changing a peer's links", 1)
+	p.loggedTimes(verbs, before+2)
+	sameAnswer(t, first, r.whole(p))
 }

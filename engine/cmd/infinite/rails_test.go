@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bufio"
-	"io"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/infinite-llm/infinite/engine/server"
@@ -25,35 +22,13 @@ func TestVerbsRails(t *testing.T) {
 	}
 	p := r.serve(t, 1, exactBlocks/2, args(0)...)
 	cmd := command(args(2, append([]string{"serve", "--join", p.join, "--threads", "1", "--instance-id", "j1"}, r.flags(t, exactBlocks/2)...)...)...)
-	logs, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err = cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _, _ = io.Copy(p, bufio.NewReader(logs)) }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
+	startBeside(t, cmd, p)
 	const more, lost = "moves to a peer have one more rail", "lost a rail to a peer"
-	logged := func(what string, n int) {
-		t.Helper()
-		p.eventually(what, func(server.ClusterView) bool { return strings.Count(p.logs(), what) >= n })
-	}
-	logged(more, 2)
+	p.loggedTimes(more, 2)
 	if n := strings.Count(p.logs(), "put from pool to pool"); n != 2 {
 		t.Errorf("%d of 2 peers say that blocks are put\n%s", n, p.logs())
 	}
-	ask := func() answer {
-		t.Helper()
-		a := p.complete(r.request(exactTokens - len(r.Prompt)))
-		r.checkReference(t, a)
-		p.eventually("all blocks free", idle)
-		return a
-	}
-	first := ask()
+	first := r.whole(p)
 	// The rails beyond the first are on the ports that the first lines do not name.
 	found := regexp.MustCompile(more + `.* rail=(\d) why="[^"]*; (rxe)(\d) port`).FindStringSubmatch(p.logs())
 	if found == nil {
@@ -61,13 +36,28 @@ func TestVerbsRails(t *testing.T) {
 	}
 	device := "v" + found[3]
 	guest(t, "guest_down "+device)
-	logged(lost, 1)
-	sameAnswer(t, first, ask())
+	p.loggedTimes(lost, 1)
+	sameAnswer(t, first, r.whole(p))
 	before := strings.Count(p.logs(), more)
 	guest(t, "guest_up "+device)
-	logged(more, before+1)
-	sameAnswer(t, first, ask())
+	p.loggedTimes(more, before+1)
+	sameAnswer(t, first, r.whole(p))
 	if strings.Contains(p.logs(), "lost a peer") {
 		t.Errorf("a rail's end was a peer's\n%s", p.logs())
 	}
+}
+
+// loggedTimes waits until the log has a text so many times.
+func (p *process) loggedTimes(what string, n int) {
+	p.t.Helper()
+	p.eventually(what, func(server.ClusterView) bool { return strings.Count(p.logs(), what) >= n })
+}
+
+// whole asks for the answer that needs every block, and checks it.
+func (r *reference) whole(p *process) answer {
+	p.t.Helper()
+	a := p.complete(r.request(exactTokens - len(r.Prompt)))
+	r.checkReference(p.t, a)
+	p.eventually("all blocks free", idle)
+	return a
 }
