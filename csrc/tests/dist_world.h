@@ -7,14 +7,11 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <arpa/inet.h>
 #include <math.h>
-#include <netinet/in.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -22,14 +19,7 @@
 
 #include "dist/dist.h"
 #include "dist/wire.h"
-
-#define CHECK(cond)                                                                                \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #cond);                             \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "link_ends.h"
 
 #ifndef W_BLOCK_TOKENS
 #define W_BLOCK_TOKENS 4 /* a test may have larger blocks */
@@ -160,57 +150,14 @@ static inline uint8_t *w_block(const inst *w, int32_t block) {
 
 /* ---- links ---- */
 
-static inline void w_sockets(uint32_t provider, int s[2]) {
-    if (provider == INF_PROVIDER_SHM) {
-        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, s) == 0);
-        return;
-    }
-    static int listener = -1; /* one for all: to end one takes the kernel milliseconds */
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof a;
-    if (listener < 0) {
-        listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        CHECK(bind(listener, (struct sockaddr *)&a, len) == 0 && listen(listener, 16) == 0);
-    }
-    CHECK(getsockname(listener, (struct sockaddr *)&a, &len) == 0);
-    s[0] = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(connect(s[0], (struct sockaddr *)&a, len) == 0);
-    s[1] = accept(listener, NULL, NULL);
-    CHECK(s[1] >= 0);
-}
-
 /* memory, unless NULL: one more descriptor of a shm link's memory, the caller's to close. */
 static inline void w_link(uint32_t provider, uint64_t slot_bytes, inf_link **client,
                           inf_link **server, int *memory) {
-    int s[2], mem = -1, ev[2] = {-1, -1};
-    w_sockets(provider, s);
-    if (provider == INF_PROVIDER_SHM) {
-        mem = memfd_create("link", MFD_CLOEXEC);
-        CHECK(mem >= 0 && ftruncate(mem, (off_t)inf_link_shm_bytes(W_SLOTS, slot_bytes)) == 0);
-        ev[0] = eventfd(0, 0);
-        ev[1] = eventfd(0, 0);
-        if (memory != NULL) {
-            *memory = dup(mem);
-        }
+    link_ends e = make_ends(provider, W_SLOTS, slot_bytes);
+    if (memory != NULL && e.mem >= 0) {
+        *memory = dup(e.mem);
     }
-    inf_link_config c = {.role = INF_LINK_CLIENT,
-                         .provider = provider,
-                         .slots = W_SLOTS,
-                         .slot_bytes = slot_bytes,
-                         .sock_fd = s[0],
-                         .mem_fd = mem,
-                         .rx_event_fd = ev[0],
-                         .tx_event_fd = ev[1]};
-    inf_link_config v = c;
-    v.role = INF_LINK_SERVER;
-    v.sock_fd = s[1];
-    if (mem >= 0) {
-        v.mem_fd = dup(mem);
-        v.rx_event_fd = dup(ev[1]);
-        v.tx_event_fd = dup(ev[0]);
-    }
-    inf_err err;
-    CHECK(inf_link_open(&c, client, &err) == INF_OK && inf_link_open(&v, server, &err) == INF_OK);
+    open_ends(&e, client, server);
 }
 
 /* The two lanes; index 0 is the query lane. */

@@ -3,8 +3,6 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -12,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -31,66 +28,7 @@
 static const char *provider_name = "-";
 static const int64_t LONG_NS = INT64_C(60000000000);
 
-/* Descriptors of both ends; mem is one more for the test itself. */
-typedef struct {
-    inf_link_config client, server;
-    int mem;
-} ends;
-
-static void tcp_sockets(int fds[2]) {
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof a;
-    CHECK(bind(listener, (struct sockaddr *)&a, len) == 0 && listen(listener, 1) == 0);
-    CHECK(getsockname(listener, (struct sockaddr *)&a, &len) == 0);
-    fds[0] = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(connect(fds[0], (struct sockaddr *)&a, len) == 0);
-    fds[1] = accept(listener, NULL, NULL);
-    CHECK(fds[1] >= 0);
-    close(listener);
-}
-
-static ends make_ends(uint32_t provider, uint32_t slots, uint64_t slot_bytes) {
-    ends e = {.mem = -1};
-    int s[2], mem = -1, ev[2] = {-1, -1};
-    if (provider == INF_PROVIDER_TCP) {
-        tcp_sockets(s);
-    } else {
-        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, s) == 0);
-        mem = memfd_create("link", MFD_CLOEXEC);
-        CHECK(ftruncate(mem, (off_t)inf_link_shm_bytes(slots, slot_bytes)) == 0);
-        ev[0] = eventfd(0, 0);
-        ev[1] = eventfd(0, 0);
-        e.mem = dup(mem);
-    }
-    e.client = (inf_link_config){.role = INF_LINK_CLIENT,
-                                 .provider = provider,
-                                 .slots = slots,
-                                 .peer = 7,
-                                 .slot_bytes = slot_bytes,
-                                 .sock_fd = s[0],
-                                 .mem_fd = mem,
-                                 .rx_event_fd = ev[0],
-                                 .tx_event_fd = ev[1]};
-    e.server = e.client;
-    e.server.role = INF_LINK_SERVER;
-    e.server.peer = 9;
-    e.server.sock_fd = s[1];
-    if (mem >= 0) {
-        e.server.mem_fd = dup(mem);
-        e.server.rx_event_fd = dup(ev[1]);
-        e.server.tx_event_fd = dup(ev[0]);
-    }
-    return e;
-}
-
-static void open_pair(const ends *e, inf_link **client, inf_link **server) {
-    inf_err err;
-    CHECK(inf_link_open(&e->client, client, &err) == INF_OK);
-    CHECK(inf_link_open(&e->server, server, &err) == INF_OK);
-    if (e->mem >= 0)
-        close(e->mem);
-}
+#include "link_ends.h"
 
 static uint8_t pattern(uint64_t seed, uint64_t i) {
     uint64_t x = (seed * 0x9e3779b97f4a7c15u) ^ (i * 0xbf58476d1ce4e5b9u);
@@ -149,9 +87,9 @@ static void expect_death(inf_link *link, int code, int32_t peer) {
 }
 
 static void test_ping_pong(uint32_t provider) {
-    ends e = make_ends(provider, 4, 1024);
+    link_ends e = make_ends(provider, 4, 1024);
     inf_link *c, *s;
-    open_pair(&e, &c, &s);
+    open_ends(&e, &c, &s);
     CHECK(inf_link_peer(c) == 7 && inf_link_peer(s) == 9 && inf_link_slot_bytes(c) == 1024);
     CHECK(inf_link_wait(&c, 1, -1, 0) == INF_AGAIN);
     CHECK(inf_link_wait(&c, 1, -1, 1000000) == INF_AGAIN);
@@ -171,9 +109,9 @@ static void test_ping_pong(uint32_t provider) {
 /* prepare must come to an end, what was posted must arrive, and room must wake a waiting sender. */
 static void test_back_pressure(uint32_t provider) {
     const uint64_t len = 256 * 1024;
-    ends e = make_ends(provider, 3, len);
+    link_ends e = make_ends(provider, 3, len);
     inf_link *c, *s;
-    open_pair(&e, &c, &s);
+    open_ends(&e, &c, &s);
     uint64_t sent = 0, taken = 0;
     while (try_send(c, sent, len) == INF_OK)
         CHECK(++sent < 10000);
@@ -236,9 +174,9 @@ static void *run_traffic(void *arg) {
 }
 
 static void test_both_directions(uint32_t provider, uint32_t slots, uint64_t max, uint64_t count) {
-    ends e = make_ends(provider, slots, max);
+    link_ends e = make_ends(provider, slots, max);
     inf_link *c, *s;
-    open_pair(&e, &c, &s);
+    open_ends(&e, &c, &s);
     atomic_int finished = 0;
     traffic tc = {c, 1000, 500000, count, max, &finished};
     traffic ts = {s, 500000, 1000, count, max, &finished};
@@ -261,7 +199,7 @@ static void close_ends(const inf_link_config *c) {
 
 /* The child answers one message and is killed while the parent sleeps in wait. */
 static void test_killed_peer(uint32_t provider) {
-    ends e = make_ends(provider, 2, 64);
+    link_ends e = make_ends(provider, 2, 64);
     inf_err err;
     inf_link *link;
     pid_t child = fork();
@@ -290,9 +228,9 @@ static void test_killed_peer(uint32_t provider) {
 
 /* What the peer posted before it closed is delivered, then comes INF_EPEER; also without wait. */
 static void test_last_words(uint32_t provider) {
-    ends e = make_ends(provider, 4, 256);
+    link_ends e = make_ends(provider, 4, 256);
     inf_link *c, *s;
-    open_pair(&e, &c, &s);
+    open_ends(&e, &c, &s);
     CHECK(try_send(c, 1, 256) == INF_OK && try_send(c, 2, 0) == INF_OK);
     inf_link_close(c);
     take(s, 1, 256);
@@ -316,8 +254,8 @@ static void test_wait(uint32_t provider) {
     enum { N = 512 };
     static inf_link *client[N + 1], *server[N + 1];
     for (int i = 0; i < N; i++) {
-        ends e = make_ends(provider, 2, 64);
-        open_pair(&e, &client[i], &server[i]);
+        link_ends e = make_ends(provider, 2, 64);
+        open_ends(&e, &client[i], &server[i]);
     }
     CHECK(inf_link_wait(server, N, -1, 1000) == INF_AGAIN);
     CHECK(inf_link_wait(server, N + 1, -1, 0) == INF_EINVAL);
@@ -345,12 +283,12 @@ static void test_lying_shm(void) {
     const uint32_t slots = 2;
     const uint64_t bytes = 64, wrong[] = {3, UINT64_MAX, UINT64_C(1) << 63};
     for (int kind = 0; kind < 7; kind++) {
-        ends e = make_ends(INF_PROVIDER_SHM, slots, bytes);
+        link_ends e = make_ends(INF_PROVIDER_SHM, slots, bytes);
         uint64_t size = inf_link_shm_bytes(slots, bytes);
         uint8_t *m = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, e.mem, 0);
         CHECK(m != MAP_FAILED);
         inf_link *c, *s;
-        open_pair(&e, &c, &s);
+        open_ends(&e, &c, &s);
         _Atomic uint64_t *head = (_Atomic uint64_t *)(void *)(m + 256), *tail = head + 8;
         if (kind < 3) {
             atomic_store(head, wrong[kind]);
@@ -369,10 +307,10 @@ static void test_lying_shm(void) {
         inf_link_close(s);
         munmap(m, size);
     }
-    ends e = make_ends(INF_PROVIDER_SHM, slots, bytes);
+    link_ends e = make_ends(INF_PROVIDER_SHM, slots, bytes);
     int socket = dup(e.server.sock_fd);
     inf_link *c, *s;
-    open_pair(&e, &c, &s);
+    open_ends(&e, &c, &s);
     CHECK(send(socket, "x", 1, 0) == 1);
     expect_death(c, INF_EPROTO, 7);
     close(socket);
@@ -387,7 +325,7 @@ static void test_lying_tcp(void) {
     } wrong[] = {
         {0x4c464e48, 0, 1}, {0x4c464e49, 1, 1}, {0x4c464e49, 0, 65}, {0x4c464e49, 0, UINT64_MAX}};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-        ends e = make_ends(INF_PROVIDER_TCP, 2, 64);
+        link_ends e = make_ends(INF_PROVIDER_TCP, 2, 64);
         inf_link *c;
         inf_err err;
         CHECK(inf_link_open(&e.client, &c, &err) == INF_OK);
@@ -397,7 +335,7 @@ static void test_lying_tcp(void) {
         close(e.server.sock_fd);
     }
     /* A frame in single bytes is a frame; one that breaks off is a dead peer. */
-    ends e = make_ends(INF_PROVIDER_TCP, 2, 64);
+    link_ends e = make_ends(INF_PROVIDER_TCP, 2, 64);
     inf_link *c;
     CHECK(inf_link_open(&e.client, &c, NULL) == INF_OK);
     uint8_t frame[16 + 3] = {0x49, 0x4e, 0x46, 0x4c, 0, 0, 0, 0, 3};
@@ -427,7 +365,7 @@ static void test_open(uint32_t provider) {
     CHECK(inf_link_shm_bytes(2, (UINT64_C(1) << 30) + 64) == 0);
     CHECK(inf_link_shm_bytes(2, 64) >= 2 * 2 * 64);
     for (int kind = 0; kind < 6; kind++) {
-        ends e = make_ends(provider, 2, 64);
+        link_ends e = make_ends(provider, 2, 64);
         inf_link_config c = e.client;
         int want = INF_EINVAL;
         if (kind == 0)

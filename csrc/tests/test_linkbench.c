@@ -7,9 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "infinite/linkbench.h"
@@ -28,35 +25,16 @@ static uint32_t provider;
 static const int64_t LONG_NS = INT64_C(60000000000);
 static const int64_t SHORT_NS = 50000000;
 
+#include "link_ends.h"
+
 typedef struct {
     inf_link *client, *server;
 } pair;
 
 static pair open_pair(void) {
-    int s[2], mem[2] = {-1, -1}, ev[4] = {-1, -1, -1, -1};
-    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, s) == 0);
-    if (provider == INF_PROVIDER_SHM) {
-        mem[0] = memfd_create("link", MFD_CLOEXEC);
-        CHECK(ftruncate(mem[0], (off_t)inf_link_shm_bytes(SLOTS, SLOT_BYTES)) == 0);
-        mem[1] = dup(mem[0]);
-        ev[0] = eventfd(0, 0);
-        ev[1] = eventfd(0, 0);
-        ev[2] = dup(ev[1]);
-        ev[3] = dup(ev[0]);
-    }
+    link_ends e = make_ends(provider, SLOTS, SLOT_BYTES);
     pair p;
-    inf_err err;
-    for (int i = 0; i < 2; i++) {
-        inf_link_config c = {.role = i == 0 ? INF_LINK_CLIENT : INF_LINK_SERVER,
-                             .provider = provider,
-                             .slots = SLOTS,
-                             .slot_bytes = SLOT_BYTES,
-                             .sock_fd = s[i],
-                             .mem_fd = mem[i],
-                             .rx_event_fd = ev[2 * i],
-                             .tx_event_fd = ev[2 * i + 1]};
-        CHECK(inf_link_open(&c, i == 0 ? &p.client : &p.server, &err) == INF_OK);
-    }
+    open_ends(&e, &p.client, &p.server);
     return p;
 }
 

@@ -1,19 +1,12 @@
 /* Marks: each is a function of its own, and a call costs next to nothing. With an argument this is
  * the small process that engine/trace's test looks at: for every line on stdin it plays so many
  * messages. */
+#include "check.h"
 #include "dist/marks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-
-#define CHECK(cond)                                                                                \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #cond);                             \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
 
 typedef int (*six)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t);
 

@@ -16,15 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "infinite/verbs.h"
-
-#define CHECK(cond)                                                                                \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #cond);                             \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
 
 /* For calls that fill err. */
 #define CHECK_OK(call)                                                                             \
