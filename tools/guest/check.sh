@@ -42,43 +42,12 @@ wait_gid() {
     fail "see the IPv4 GID of $1 $2"
 }
 
-# Where perftest's two ends run and how they meet.
-at_server="" at_client="" address=127.0.0.1
-
-# measure PROGRAM OPTIONS...: from rxe1 to rxe0; leaves the client's output in /tmp/client.
-# shellcheck disable=SC2086  # at_server and at_client are commands
-measure() {
-    program=$1
-    shift
-    # Timeout 14 is 67 ms: the default would make a lost packet cost far more.
-    $at_server timeout 60 "$program" -F -d rxe0 -x "$(guest_gid rxe0)" -u 14 "$@" >/tmp/server 2>&1 &
-    # Port 18515, listening.
-    until $at_server grep -q ':4853 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done
-    $at_client timeout 60 "$program" -F -d rxe1 -x "$(guest_gid rxe1)" -u 14 "$@" "$address" >/tmp/client 2>&1 ||
-        { cat /tmp/server /tmp/client; fail "run $program"; }
-    wait $! || { cat /tmp/server; fail "run $program's server"; }
-}
-
-# perf PROGRAM COLUMN OPTIONS...: prints the figure in that column of the result. On a busy host perftest may
-# fail to find the clock's rate and say inf: once more then.
+# perf PROGRAM COLUMN OPTIONS...: prints the figure in that column of the result.
 perf() {
-    column=$2
+    figure=$(guest_perftest "$@") || fail "run $1"
     name=$1
     shift 2
-    for _ in 1 2 3; do
-        measure "$name" "$@"
-        figure=$(awk -v column="$column" '$1 ~ /^[0-9]+$/ && NF >= 5 { print $column }' /tmp/client)
-        case $figure in
-        inf | nan) ;;
-        *[1-9]*)
-            echo "$name $*: $figure"
-            return
-            ;;
-        *) break ;;
-        esac
-    done
-    cat /tmp/client
-    fail "get a figure from $name"
+    echo "$name $*: $figure"
 }
 
 packets() { cat /sys/class/net/v0/statistics/rx_packets; }
@@ -132,7 +101,8 @@ in_guest() {
     guest_down v2
     ibv_devinfo | grep -c PORT_ACTIVE | grep -qx 2 || fail "see two ports up and one down"
     guest_up v2
-    at_server="ip netns exec host0" at_client="ip netns exec host1" address=10.88.0.1
+    # shellcheck disable=SC2034  # guest_perftest looks at them
+    guest_at_server="ip netns exec host0" guest_at_client="ip netns exec host1" guest_address=10.88.0.1
     perf ib_write_lat 5 -s 8 -n 100
 
     step end

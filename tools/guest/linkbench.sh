@@ -33,29 +33,6 @@ on_host() {
     exec "$here/run.sh" --timeout 600 "$@" -- "$here/linkbench.sh" "$rounds"
 }
 
-# perftest PROGRAM COLUMN OPTIONS...: from rxe1 to rxe0; prints that column of the client's result. On a busy
-# host it may fail to find the clock's rate and say inf: once more then.
-perftest() {
-    program=$1 column=$2
-    shift 2
-    for _ in 1 2 3; do
-        # Timeout 14 is 67 ms, as linkbench's.
-        timeout 60 "$program" -F -d rxe0 -x "$(guest_gid rxe0)" -u 14 "$@" >/tmp/server 2>&1 &
-        # Port 18515, listening.
-        until grep -q ':4853 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done
-        timeout 60 "$program" -F -d rxe1 -x "$(guest_gid rxe1)" -u 14 "$@" 127.0.0.1 >/tmp/client 2>&1 ||
-            { cat /tmp/server /tmp/client >&2; fail "run $program"; }
-        wait $! || { cat /tmp/server >&2; fail "run $program's server"; }
-        figure=$(awk -v column="$column" '$1 ~ /^[0-9]+$/ && NF >= 5 { print $column }' /tmp/client)
-        case $figure in
-        inf | nan) ;;
-        *[1-9]*) echo "$figure" && return ;;
-        esac
-    done
-    cat /tmp/client >&2
-    fail "get a figure from $program"
-}
-
 # ours WHAT KEY BYTES ROUNDS: from rxe1 to rxe0; prints that figure.
 ours() {
     timeout 60 "$root/bin/infinite" linkbench --transport verbs --rdma-device rxe1 --peer-rdma-device rxe0 \
@@ -67,13 +44,13 @@ ours() {
 
 # Each prints a line of the bytes, perftest's figure and ours, in us or MiB/s.
 latency() { # BYTES ROUNDS
-    theirs=$(perftest ib_write_lat 5 -s "$1" -n "$2")
+    theirs=$(guest_perftest ib_write_lat 5 -s "$1" -n "$2")
     mine=$(ours latency p50_ns "$1" "$2")
     echo "$1 $theirs $mine" | awk '{ print $1, 2 * $2, $3 / 1000 }'
 }
 
 bandwidth() { # BYTES MESSAGES
-    theirs=$(perftest ib_write_bw 4 -s "$1" -n "$2")
+    theirs=$(guest_perftest ib_write_bw 4 -s "$1" -n "$2")
     mine=$(ours bandwidth bytes_per_second "$1" "$2")
     echo "$1 $theirs $mine" | awk '{ print $1, $2, $3 / 1048576 }'
 }
