@@ -1,5 +1,5 @@
 /* Bulk copies from global to shared memory and the barriers that say when they are there: machine
- * instructions of sm_90 on, beside their emulation.
+ * instructions of sm_90 on. Emulated in emu/bulk.h.
  *
  * An mbarrier counts arrivals and bytes. A phase ends when the expected arrivals have come and
  * every byte that was announced has landed; whoever waits names the parity of the phase whose end
@@ -20,59 +20,7 @@
 #endif
 
 #if defined(INF_EMU)
-
-#include <string.h>
-
-/* Copies happen at the wait and not before, and what they will overwrite is spoilt at once: so a
- * read before the wait, and a copy into what is still being read, both show. */
-struct emu_bulk {
-    void *to;
-    const void *from;
-    uint32_t bytes;
-    uint64_t *bar;
-};
-enum { EMU_BULK_MOST = 4096 };
-static thread_local emu_bulk emu_bulk_list[EMU_BULK_MOST];
-static thread_local int emu_bulk_n;
-
-/* Bit 0 is the parity of the running phase, bit 1 says that it has its arrival; above it the bytes
- * that are announced but not asked for. One arrival ends a phase. */
-static inline void mbar_init(uint64_t *bar) { *bar = 0; }
-static inline void mbar_init_fence() {}
-static inline void bulk_fence() {}
-static inline void mbar_expect(uint64_t *bar, uint32_t bytes) {
-    *bar += ((uint64_t)bytes << 2) | 2u;
-}
-static inline void bulk_copy(void *shared, const void *global, uint32_t bytes, uint64_t *bar) {
-    if (emu_bulk_n == EMU_BULK_MOST || ((uintptr_t)shared | (uintptr_t)global | bytes) % 16 != 0) {
-        abort();
-    }
-    emu_bulk_list[emu_bulk_n++] = {shared, global, bytes, bar};
-    memset(shared, 0xff, bytes);
-}
-/* All lanes of the warp call. */
-static inline void mbar_wait(uint64_t *bar, uint32_t parity) {
-    __syncwarp();
-    if ((*bar & 1) == parity) {
-        int kept = 0;
-        for (int i = 0; i < emu_bulk_n; i++) {
-            emu_bulk b = emu_bulk_list[i];
-            if (b.bar != bar) {
-                emu_bulk_list[kept++] = b;
-                continue;
-            }
-            memcpy(b.to, b.from, b.bytes);
-            *bar -= (uint64_t)b.bytes << 2;
-        }
-        emu_bulk_n = kept;
-        if ((*bar >> 1) != 1) {
-            abort(); /* a wait without end */
-        }
-        *bar = parity ^ 1;
-    }
-    __syncwarp();
-}
-
+#include "kernels/cuda/emu/bulk.h"
 #elif INF_HAS_BULK
 
 static __device__ __forceinline__ uint32_t shared_address(const void *p) {

@@ -159,7 +159,7 @@ static __global__ void atomic_kernel(words_args a) {
     atomicMax(&a.out[1], x);
     atomicMin(&a.out[2], x);
     atomicOr(&a.out[3], 1u << x % 32);
-    uint32_t old = a.out[4], seen;
+    uint32_t old = atomicAdd(&a.out[4], 0u), seen;
     while ((seen = atomicCAS(&a.out[4], old, old * 3 + 1)) != old) {
         old = seen;
     }

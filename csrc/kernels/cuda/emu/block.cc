@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/emu/inside.h"
 #include "kernels/cuda/emu/machine.h"
+#include "kernels/cuda/emu/race.h"
 
 __thread emu_thread *emu_self;
 
@@ -162,6 +163,7 @@ static void set_up(emu_machine *m, const emu_grid *g) {
         t->index = {i % n.x, i / n.x % n.y, i / (n.x * n.y)};
         t->fiber = NULL;
         t->what = NULL;
+        t->waited = !g->early;
     }
     memset(m->barriers, 0, sizeof m->barriers);
 }
@@ -176,11 +178,13 @@ static void run_block(emu_machine *m, const emu_grid *g, uint3 index) {
     }
     set_up(m, g);
     memset(m->block.shared, GARBAGE, g->shared);
+    emu_race_block(m);
     m->starting = emu_take_ready(m, m->order);
     emu_fiber *to = idle_fiber(m);
     m->current = to;
     emu_fiber_switch(m->host, to);
     emu_self = NULL;
+    emu_bulk_end(m);
     if (EMU_ASAN) {
         return; /* it saw to that */
     }
@@ -212,6 +216,7 @@ void emu_run(const emu_grid *g) {
 #if EMU_ASAN
     ASAN_POISON_MEMORY_REGION(m->block.shared + g->shared, CANARY_BYTES);
 #endif
+    emu_race_launch(m);
     for (uint32_t z = 0; z < g->grid.z; z++) {
         for (uint32_t y = 0; y < g->grid.y; y++) {
             for (uint32_t x = 0; x < g->grid.x; x++) {

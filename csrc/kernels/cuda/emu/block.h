@@ -42,6 +42,7 @@ struct emu_thread {
     emu_site site;
     uint32_t mask; /* of the meeting; the number of the barrier */
     void *operands;
+    bool waited;     /* for the kernels in front, where this one may start early */
     uint32_t result; /* of a barrier */
     uint32_t pause;  /* atomic operations since it last gave way */
 };
@@ -51,8 +52,11 @@ struct emu_grid {
     const char *kernel;
     dim3 grid, block;
     size_t shared; /* bytes of dynamic shared memory */
+    bool early;    /* may start before the kernel in front has ended */
     void (*run)(const void *function, const void *args);
     const void *function, *args;
+    const void *stream; /* what is done there, one after another, has steps */
+    uint64_t step;
 };
 
 struct emu_block {
@@ -76,6 +80,8 @@ static const int warpSize = 32;
 /* Does the operation of a meeting: operands of the lanes that came, NULL for the others. */
 typedef void (*emu_operation)(void *const operands[32], uint32_t here);
 
+/* Lanes wait for each other, and know then what the others have done. */
+void emu_sync_lanes(uint32_t mask, emu_site site);
 void emu_meet(const char *what, uint32_t mask, emu_operation op, void *operands, emu_site site);
 
 enum emu_reduction { EMU_NONE, EMU_OR, EMU_AND, EMU_COUNT };
@@ -83,6 +89,15 @@ enum emu_reduction { EMU_NONE, EMU_OR, EMU_AND, EMU_COUNT };
  * reduction of `value` over the threads. */
 uint32_t emu_barrier(const char *what, uint32_t id, uint32_t threads, bool arrive,
                      emu_reduction reduction, uint32_t value, emu_site site);
+#ifdef INF_EMU_RACES /* race.h */
+void emu_race_fence();
+void emu_race_waited();
+#define EMU_QUIET __attribute__((no_sanitize("thread"))) /* no access of the kernel's */
+#else
+static inline void emu_race_fence() {}
+static inline void emu_race_waited() {}
+#define EMU_QUIET
+#endif
 /* Lets others run. */
 void emu_yield();
 /* Lanes of this warp that exist and have not ended. */

@@ -90,6 +90,11 @@ static int device_count() {
     return s != NULL ? atoi(s) : 1;
 }
 
+static int capability() {
+    const char *s = getenv("INF_EMU_CAPABILITY");
+    return s != NULL ? atoi(s) : 80;
+}
+
 cudaError_t cudaGetDeviceCount(int *count) {
     *count = device_count();
     return *count > 0 ? cudaSuccess : emu_fail(cudaErrorNoDevice);
@@ -133,8 +138,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     p->maxThreadsDim[2] = 64;
     p->maxGridSize[0] = 2147483647;
     p->maxGridSize[1] = p->maxGridSize[2] = 65535;
-    p->major = 8;
-    p->minor = 0;
+    p->major = capability() / 10;
+    p->minor = capability() % 10;
     p->multiProcessorCount = SMS;
     p->canMapHostMemory = p->unifiedAddressing = p->concurrentKernels = 1;
     p->asyncEngineCount = 2;
@@ -266,6 +271,12 @@ cudaError_t emu_occupancy(int *blocks, int threads, size_t shared) {
     int n = by_threads < by_shared ? by_threads : by_shared;
     *blocks = n < 32 ? n : 32;
     return cudaSuccess;
+}
+
+void emu_run_step(emu_grid *grid) {
+    grid->stream = emu_step_stream;
+    grid->step = emu_step;
+    emu_run(grid);
 }
 
 cudaError_t emu_check_launch(const void *kernel, const emu_grid *g) {

@@ -13,8 +13,9 @@
  *   runtime.h     the runtime's C interface: memory, streams, events, graphs; launches
  *
  * Environment: INF_EMU_SEED (a number, 1 by default) chooses the order of threads, INF_EMU_DEVICES
- * the number of devices. What a kernel must not do ends the process with a message that names the
- * kernel, the block and the threads.
+ * the number of devices, INF_EMU_MEMORY their bytes, INF_EMU_CAPABILITY what they say they are
+ * (80). What a kernel must not do ends the process with a message that names the kernel, the block
+ * and the threads.
  *
  * Not here: several blocks at a time (a block that waits for another one never ends), timing, and
  * what the memory model would allow beyond one order of whole accesses. */

@@ -154,6 +154,10 @@ void emu_fiber_free(emu_fiber *f) {
     free(f);
 }
 
+bool emu_fiber_holds(const emu_fiber *f, const void *p) {
+    return f != NULL && (uintptr_t)p - (uintptr_t)f->bottom < f->bytes;
+}
+
 emu_fiber *emu_fiber_of_thread() {
     emu_fiber *f = (emu_fiber *)calloc(1, sizeof *f);
     if (f == NULL) {

@@ -24,6 +24,7 @@ struct emu_fiber;
  * used in turn have different ones, so that they do not lie on the same lines of the cache. */
 emu_fiber *emu_fiber_new(void (*entry)(), unsigned shade);
 void emu_fiber_free(emu_fiber *f);
+bool emu_fiber_holds(const emu_fiber *f, const void *p); /* on its stack */
 /* A fiber for the OS thread's own stack. */
 emu_fiber *emu_fiber_of_thread();
 /* Leaves `from`, which is running, and goes on in `to`. */

@@ -102,6 +102,9 @@ void emu_give_way(emu_machine *m, emu_thread *me);
 /* Meetings and barriers that waited for a thread that has just ended. */
 void emu_leave(emu_machine *m, emu_thread *t);
 
+/* At a block's end: nothing may be under way. */
+void emu_bulk_end(const emu_machine *m);
+
 void emu_print_place(const emu_machine *m);
 /* Ends the process: every thread waits. */
 [[noreturn]] void emu_nobody_can_run(const emu_machine *m);

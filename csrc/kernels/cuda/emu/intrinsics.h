@@ -25,12 +25,11 @@ static inline int __syncthreads_count(int value, emu_site site = EMU_SITE) {
     return (int)emu_barrier("__syncthreads_count", 0, 0, false, EMU_COUNT, value != 0, site);
 }
 static inline void __syncwarp(unsigned mask = 0xffffffffu, emu_site site = EMU_SITE) {
-    emu_meet(
-        "__syncwarp", mask, [](void *const *, uint32_t) {}, NULL, site);
+    emu_sync_lanes(mask, site);
 }
-static inline void __threadfence() {}
-static inline void __threadfence_block() {}
-static inline void __threadfence_system() {}
+static inline void __threadfence() { emu_race_fence(); }
+static inline void __threadfence_block() { emu_race_fence(); }
+static inline void __threadfence_system() { emu_race_fence(); }
 static inline void __nanosleep(unsigned) { emu_yield(); }
 [[noreturn]] static inline void __trap(emu_site site = EMU_SITE) { emu_fault(site, "__trap"); }
 
@@ -41,7 +40,7 @@ struct emu_shuffle {
     uint32_t from; /* lane */
 };
 /* A lane that does not take part gives garbage. */
-static inline void emu_shuffle_lanes(void *const lanes[32], uint32_t here) {
+EMU_QUIET static inline void emu_shuffle_lanes(void *const lanes[32], uint32_t here) {
     for (int i = 0; i < 32; i++) {
         emu_shuffle *s = (emu_shuffle *)lanes[i];
         if (s != NULL) {
@@ -99,7 +98,7 @@ struct emu_vote {
     bool yes;
     uint32_t yeses, here;
 };
-static inline void emu_vote_lanes(void *const lanes[32], uint32_t here) {
+EMU_QUIET static inline void emu_vote_lanes(void *const lanes[32], uint32_t here) {
     uint32_t yeses = 0;
     for (int i = 0; i < 32; i++) {
         yeses |= lanes[i] != NULL && ((const emu_vote *)lanes[i])->yes ? 1u << i : 0;
@@ -131,7 +130,7 @@ static inline unsigned __activemask() { return emu_alive_lanes(); }
 
 template <typename T> struct emu_reduce { T value, got; };
 template <typename T, T (*F)(T, T)>
-static inline void emu_reduce_lanes(void *const lanes[32], uint32_t here) {
+EMU_QUIET static inline void emu_reduce_lanes(void *const lanes[32], uint32_t here) {
     int first = __builtin_ctz(here);
     T sum = ((const emu_reduce<T> *)lanes[first])->value;
     for (int i = first + 1; i < 32; i++) {

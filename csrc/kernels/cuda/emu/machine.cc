@@ -3,6 +3,8 @@
 
 #include <vector>
 
+#include "kernels/cuda/emu/race.h"
+
 /* ---- number formats ---- */
 
 static uint32_t bits_of(float x) {
@@ -65,6 +67,7 @@ void cp_async_16(void *shared, const void *global, bool valid, emu_site site) {
     if (((uintptr_t)shared | (uintptr_t)global) % 16 != 0) {
         emu_fault(site, "cp.async from %p to %p, which are not 16-byte aligned", global, shared);
     }
+    emu_race_note(shared, 16, true, __builtin_return_address(0));
     memset(shared, 0xcb, 16);
     emu_self->copies->asked.push_back({shared, global, valid});
 }
@@ -83,7 +86,9 @@ void emu_copies_wait(int n) {
     size_t done = groups - (size_t)n, end = c->ends[done - 1];
     for (size_t i = 0; i < end; i++) {
         const emu_copies::copy &copy = c->asked[i];
+        emu_race_note(copy.to, 16, true, __builtin_return_address(0));
         if (copy.valid) {
+            emu_race_note(copy.from, 16, false, __builtin_return_address(0));
             memcpy(copy.to, copy.from, 16);
         } else {
             memset(copy.to, 0, 16);
@@ -131,20 +136,21 @@ static void meet_all(const char *what, emu_operation op, void *operands, emu_sit
     emu_meet(what, 0xffffffffu, op, operands, site);
 }
 
-static matrix_lane row_of(uint32_t *r, const void *row, emu_site site) {
+static matrix_lane row_of(uint32_t *r, const void *row, emu_site site, const void *from) {
     if ((uintptr_t)row % 16 != 0) {
         emu_fault(site, "ldmatrix of %p, which is not 16-byte aligned", row);
     }
+    emu_race_note(row, 16, false, from);
     return {r, row};
 }
 
 void ldmatrix_x4(uint32_t r[4], const void *row, emu_site site) {
-    matrix_lane lane = row_of(r, row, site);
+    matrix_lane lane = row_of(r, row, site, __builtin_return_address(0));
     meet_all("ldmatrix", load_matrices<false>, &lane, site);
 }
 
 void ldmatrix_x4_trans(uint32_t r[4], const void *row, emu_site site) {
-    matrix_lane lane = row_of(r, row, site);
+    matrix_lane lane = row_of(r, row, site, __builtin_return_address(0));
     meet_all("ldmatrix.trans", load_matrices<true>, &lane, site);
 }
 

@@ -40,7 +40,10 @@ static inline uint4 load_once(const void *p, emu_site site = EMU_SITE) {
     return *(const uint4 *)p;
 }
 static inline void start_successor() {}
-static inline void after_predecessor() {}
+static inline void after_predecessor() {
+    emu_self->waited = true;
+    emu_race_waited();
+}
 
 /* A copy is performed by the wait for its group; until then its destination is garbage. */
 emu_copies *emu_copies_new();

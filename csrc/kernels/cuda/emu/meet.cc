@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "kernels/cuda/emu/inside.h"
+#include "kernels/cuda/emu/race.h"
 
 /* ---- barriers ---- */
 
@@ -12,9 +13,17 @@ static void finish_barrier(emu_machine *m, emu_named_barrier *b) {
         for (uint32_t bits = b->waiting[w]; bits != 0; bits &= bits - 1) {
             emu_thread *t = &m->threads[w * 32 + (uint32_t)__builtin_ctz(bits)];
             t->result = value;
+            if (b->threads != 0) {
+                emu_race_release(t, (uint32_t)(b - m->barriers));
+            }
             emu_make_ready(m, t);
         }
         b->waiting[w] = 0;
+    }
+    if (b->threads != 0) {
+        emu_race_barrier_over((uint32_t)(b - m->barriers));
+    } else {
+        emu_race_barrier(m);
     }
     b->count = b->value = 0;
     b->what = NULL;
@@ -92,6 +101,15 @@ void emu_meet(const char *what, uint32_t mask, emu_operation op, void *operands,
     emu_give_way(m, t);
 }
 
+static void join_lanes(void *const operands[32], uint32_t here) {
+    emu_thread *t = (emu_thread *)operands[__builtin_ctz(here)];
+    emu_race_lanes(t->block->machine, t->warp, here);
+}
+
+void emu_sync_lanes(uint32_t mask, emu_site site) {
+    emu_meet("__syncwarp", mask, join_lanes, emu_self, site);
+}
+
 uint32_t emu_barrier(const char *what, uint32_t id, uint32_t threads, bool arrive,
                      emu_reduction reduction, uint32_t value, emu_site site) {
     emu_thread *t = emu_self;
@@ -111,6 +129,9 @@ uint32_t emu_barrier(const char *what, uint32_t id, uint32_t threads, bool arriv
                   what, id, threads, b->what, b->threads, b->site.file, b->site.line);
     }
     b->count++;
+    if (threads != 0) {
+        emu_race_arrive(t, id);
+    }
     b->value += reduction == EMU_NONE ? 0 : value != 0;
     if (!arrive) {
         b->waiting[t->number / 32] |= 1u << t->lane;

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 
+#include "kernels/cuda/emu/race.h"
 #include "kernels/cuda/emu/state.h"
 
 namespace {
@@ -76,6 +77,7 @@ cudaError_t release(void *p, emu_place place) {
     }
     m->used -= place == EMU_DEVICE ? it->second.bytes : 0;
     m->all.erase(it);
+    emu_race_forget(p);
     free(p);
     return cudaSuccess;
 }
@@ -176,6 +178,18 @@ emu_place emu_place_of(const void *p, size_t bytes) {
     return bytes <= it->second.bytes - offset ? it->second.place : EMU_BEYOND;
 }
 
+size_t emu_allocation_of(const void *p, uintptr_t *begin) {
+    memory_map *m = memory();
+    std::lock_guard<std::mutex> guard(m->lock);
+    auto it = m->all.upper_bound((uintptr_t)p);
+    if (it == m->all.begin()) {
+        return 0;
+    }
+    --it;
+    *begin = it->first;
+    return (uintptr_t)p - it->first < it->second.bytes ? it->second.bytes : 0;
+}
+
 cudaError_t cudaMalloc(void **out, size_t bytes) { return allocate(out, bytes, EMU_DEVICE); }
 cudaError_t cudaMallocAsync(void **out, size_t bytes, cudaStream_t) {
     return allocate(out, bytes, EMU_DEVICE);
@@ -210,6 +224,7 @@ cudaError_t cudaHostUnregister(void *p) {
         return emu_fail(cudaErrorHostMemoryNotRegistered);
     }
     m->all.erase(it);
+    emu_race_forget(p);
     return cudaSuccess;
 }
 

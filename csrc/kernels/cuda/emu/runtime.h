@@ -263,6 +263,8 @@ cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int threads, siz
 
 /* Refuses what a GPU would refuse. */
 cudaError_t emu_check_launch(const void *kernel, const emu_grid *grid);
+/* Notes where the grid stands in its stream, and runs it. */
+void emu_run_step(emu_grid *grid);
 /* Puts work into a stream, or into the graph that the stream is being captured to. */
 cudaError_t emu_enqueue(cudaStream_t stream, std::function<void()> work);
 
@@ -271,28 +273,30 @@ template <typename Args> static void emu_call(const void *function, const void *
 }
 
 template <typename Args>
-static inline cudaError_t emu_launch(const char *name, void (*kernel)(Args), dim3 grid, dim3 block,
-                                     size_t shared, cudaStream_t stream,
+static inline cudaError_t emu_launch(const char *name, bool early, void (*kernel)(Args), dim3 grid,
+                                     dim3 block, size_t shared, cudaStream_t stream,
                                      const typename std::remove_const<Args>::type &args) {
     static_assert(std::is_trivially_copyable<Args>::value, "kernels take plain bytes");
     static_assert(sizeof(Args) <= 4096, "kernels take at most 4 KiB of parameters");
-    emu_grid g = {name, grid, block, shared, emu_call<Args>, (const void *)kernel, NULL};
+    emu_grid g = {name, grid, block, shared, early, emu_call<Args>, (const void *)kernel,
+                  NULL, NULL, 0};
     cudaError_t status = emu_check_launch((const void *)kernel, &g);
     if (status == cudaSuccess) {
         Args copy = args;
         status = emu_enqueue(stream, [g, copy] {
             emu_grid mine = g;
             mine.args = &copy;
-            emu_run(&mine);
+            emu_run_step(&mine);
         });
     }
     return status != cudaSuccess ? status : cudaPeekAtLastError();
 }
 
 #define INF_LAUNCH(kernel, grid, block, shared, stream, args)                                      \
-    emu_launch(#kernel, (kernel), (grid), (block), (shared), (cudaStream_t)(stream), (args))
+    emu_launch(#kernel, false, (kernel), (grid), (block), (shared), (cudaStream_t)(stream), (args))
 #define INF_LAUNCH_EARLY(early, kernel, grid, block, shared, stream, args)                         \
-    ((void)(early), INF_LAUNCH(kernel, grid, block, shared, stream, args))
+    emu_launch(#kernel, (early), (kernel), (grid), (block), (shared), (cudaStream_t)(stream),      \
+               (args))
 #define INF_ALLOW_SHARED(kernel, bytes)                                                            \
     cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))
 

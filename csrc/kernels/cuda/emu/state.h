@@ -20,5 +20,11 @@ void emu_finish_all(bool also_non_blocking);
 enum emu_place { EMU_PAGEABLE, EMU_PINNED, EMU_DEVICE, EMU_BEYOND };
 /* Where [p, p + bytes) lies; EMU_BEYOND: it begins in an allocation and ends behind it. */
 emu_place emu_place_of(const void *p, size_t bytes);
+/* Bytes of the allocation that p lies in, and where it begins; 0: it lies in none. */
+size_t emu_allocation_of(const void *p, uintptr_t *begin);
+
+/* Of the work that the calling thread is doing: the stream, and how much was done before. */
+extern thread_local const void *emu_step_stream;
+extern thread_local uint64_t emu_step;
 
 #endif

@@ -117,6 +117,8 @@ bool do_one(CUstream_st *s) {
         work = std::move(s->queue.front());
         s->queue.pop_front();
     }
+    emu_step_stream = s;
+    emu_step++;
     work();
     return true;
 }
@@ -176,6 +178,9 @@ cudaError_t enqueue(const stream_ref &s, emu_work work) {
 }
 
 } // namespace
+
+thread_local const void *emu_step_stream;
+thread_local uint64_t emu_step;
 
 bool emu_is_forbidden() {
     for (const std::shared_ptr<emu_capture> &c : captures) {
@@ -478,6 +483,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     std::shared_ptr<std::vector<emu_work>> work = exec->work;
     return emu_enqueue(stream, [work] {
         for (const emu_work &w : *work) {
+            emu_step++;
             w();
         }
     });
