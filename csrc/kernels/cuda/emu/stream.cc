@@ -1,4 +1,4 @@
-/* Streams, events, captures and graphs.
+/* Streams and events.
  *
  * A stream is a queue of work, done by whoever first waits for it. Two locks: `lock` guards the
  * queue, `turn` is held while work is done, so that a stream's work is done in order by one OS
@@ -10,35 +10,19 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include <atomic>
-#include <deque>
-#include <mutex>
+#include "kernels/cuda/emu/stream_inside.h"
 
-#include "kernels/cuda/emu/state.h"
+thread_local std::vector<std::shared_ptr<emu_capture>> emu_captures;
+std::atomic<int> emu_global_captures{0};
+thread_local const void *emu_step_stream;
+thread_local uint64_t emu_step;
 
 /* A place in a stream that is waited for. */
 struct emu_mark {
     std::atomic<bool> done{false};
     double seconds = 0;
-    std::shared_ptr<struct CUstream_st> stream;
-    std::shared_ptr<struct emu_capture> capture; /* recorded while captured: no place in time */
-};
-
-struct emu_capture {
-    std::vector<emu_work> work;
-    cudaStreamCaptureMode mode;
-    bool spoilt = false;
-    const void *thread;
-    std::vector<std::shared_ptr<struct CUstream_st>> joined; /* by an event */
-};
-
-struct CUstream_st {
-    std::mutex lock;
-    std::recursive_mutex turn;
-    std::deque<emu_work> queue;
-    std::shared_ptr<emu_capture> capture;
-    bool origin = false; /* of the capture */
-    bool blocking = true;
+    emu_stream stream;
+    std::shared_ptr<emu_capture> capture; /* recorded while captured: no place in time */
 };
 
 struct CUevent_st {
@@ -47,21 +31,11 @@ struct CUevent_st {
     bool timing = true;
 };
 
-struct CUgraph_st {
-    std::vector<emu_work> work;
-};
-struct CUgraphExec_st {
-    std::shared_ptr<std::vector<emu_work>> work;
-};
-
 namespace {
-
-typedef std::shared_ptr<CUstream_st> stream_ref;
 
 struct stream_list {
     std::mutex lock;
-    std::vector<stream_ref> all; /* the legacy stream first */
-    std::atomic<int> global_captures{0};
+    std::vector<emu_stream> all; /* the legacy stream first */
 
     stream_list() { all.push_back(std::make_shared<CUstream_st>()); }
 };
@@ -70,9 +44,6 @@ stream_list *streams() {
     static stream_list *s = new stream_list;
     return s;
 }
-
-thread_local std::vector<std::shared_ptr<emu_capture>> captures; /* not relaxed, of this thread */
-thread_local char this_thread;
 
 bool is_eager() {
     static const bool eager = [] {
@@ -87,23 +58,6 @@ double now() {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-
-/* NULL: there is no such stream. */
-stream_ref find(cudaStream_t stream) {
-    stream_list *s = streams();
-    std::lock_guard<std::mutex> guard(s->lock);
-    if (stream == NULL) {
-        return s->all[0];
-    }
-    for (const stream_ref &r : s->all) {
-        if (r.get() == stream) {
-            return r;
-        }
-    }
-    return NULL;
-}
-
-bool is_legacy(const stream_ref &s) { return s == find(NULL); }
 
 /* Does one piece of work; false: there is none. */
 bool do_one(CUstream_st *s) {
@@ -138,13 +92,13 @@ void finish_mark(const std::shared_ptr<emu_mark> &mark) {
     }
 }
 
-std::vector<stream_ref> all_streams() {
+std::vector<emu_stream> all_streams() {
     stream_list *s = streams();
     std::lock_guard<std::mutex> guard(s->lock);
     return s->all;
 }
 
-cudaError_t enqueue(const stream_ref &s, emu_work work) {
+cudaError_t enqueue(const emu_stream &s, emu_work work) {
     if (s == NULL) {
         return emu_fail(cudaErrorInvalidResourceHandle);
     }
@@ -155,9 +109,9 @@ cudaError_t enqueue(const stream_ref &s, emu_work work) {
         s->capture->work.push_back(std::move(work));
         return cudaSuccess;
     }
-    stream_ref legacy = find(NULL);
+    emu_stream legacy = emu_find_stream(NULL);
     if (s == legacy) {
-        for (const stream_ref &other : all_streams()) {
+        for (const emu_stream &other : all_streams()) {
             if (other->blocking && other->capture != NULL) {
                 other->capture->spoilt = true;
                 return emu_fail(cudaErrorStreamCaptureImplicit);
@@ -179,18 +133,29 @@ cudaError_t enqueue(const stream_ref &s, emu_work work) {
 
 } // namespace
 
-thread_local const void *emu_step_stream;
-thread_local uint64_t emu_step;
+emu_stream emu_find_stream(cudaStream_t stream) {
+    stream_list *s = streams();
+    std::lock_guard<std::mutex> guard(s->lock);
+    if (stream == NULL) {
+        return s->all[0];
+    }
+    for (const emu_stream &r : s->all) {
+        if (r.get() == stream) {
+            return r;
+        }
+    }
+    return NULL;
+}
 
 bool emu_is_forbidden() {
-    for (const std::shared_ptr<emu_capture> &c : captures) {
+    for (const std::shared_ptr<emu_capture> &c : emu_captures) {
         c->spoilt = true;
     }
-    return !captures.empty() || streams()->global_captures > 0;
+    return !emu_captures.empty() || emu_global_captures > 0;
 }
 
 void emu_finish_all(bool also_non_blocking) {
-    for (const stream_ref &s : all_streams()) {
+    for (const emu_stream &s : all_streams()) {
         if (s->blocking || also_non_blocking) {
             finish(s.get());
         }
@@ -198,13 +163,13 @@ void emu_finish_all(bool also_non_blocking) {
 }
 
 cudaError_t emu_enqueue(cudaStream_t stream, emu_work work) {
-    return enqueue(find(stream), std::move(work));
+    return enqueue(emu_find_stream(stream), std::move(work));
 }
 
 /* ---- streams ---- */
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int) {
-    stream_ref s = std::make_shared<CUstream_st>();
+    emu_stream s = std::make_shared<CUstream_st>();
     s->blocking = (flags & cudaStreamNonBlocking) == 0;
     std::lock_guard<std::mutex> guard(streams()->lock);
     streams()->all.push_back(s);
@@ -223,7 +188,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    stream_ref s = find(stream);
+    emu_stream s = emu_find_stream(stream);
     if (s == NULL || stream == NULL) {
         return emu_fail(cudaErrorInvalidResourceHandle);
     }
@@ -240,7 +205,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 /* A captured stream cannot be waited for. */
-static cudaError_t check_waitable(const stream_ref &s) {
+static cudaError_t check_waitable(const emu_stream &s) {
     if (s == NULL) {
         return emu_fail(cudaErrorInvalidResourceHandle);
     }
@@ -252,7 +217,7 @@ static cudaError_t check_waitable(const stream_ref &s) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    stream_ref s = find(stream);
+    emu_stream s = emu_find_stream(stream);
     cudaError_t status = check_waitable(s);
     if (status == cudaSuccess) {
         finish(s.get());
@@ -262,7 +227,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 /* Every question lets one piece of work be done. */
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-    stream_ref s = find(stream);
+    emu_stream s = emu_find_stream(stream);
     cudaError_t status = check_waitable(s);
     if (status != cudaSuccess) {
         return status;
@@ -305,7 +270,7 @@ static std::shared_ptr<emu_mark> mark_of(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    stream_ref s = find(stream);
+    emu_stream s = emu_find_stream(stream);
     if (event == NULL || s == NULL) {
         return emu_fail(cudaErrorInvalidResourceHandle);
     }
@@ -326,7 +291,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    stream_ref s = find(stream);
+    emu_stream s = emu_find_stream(stream);
     if (event == NULL || s == NULL) {
         return emu_fail(cudaErrorInvalidResourceHandle);
     }
@@ -394,106 +359,4 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) 
     }
     *ms = (float)(1e3 * (b->seconds - a->seconds));
     return cudaSuccess;
-}
-
-/* ---- captures and graphs ---- */
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
-    stream_ref s = find(stream);
-    if (s == NULL) {
-        return emu_fail(cudaErrorInvalidResourceHandle);
-    }
-    if (is_legacy(s)) {
-        return emu_fail(cudaErrorStreamCaptureUnsupported);
-    }
-    if (s->capture != NULL) {
-        return emu_fail(cudaErrorInvalidValue);
-    }
-    s->capture = std::make_shared<emu_capture>();
-    s->capture->mode = mode;
-    s->capture->thread = &this_thread;
-    s->origin = true;
-    if (mode != cudaStreamCaptureModeRelaxed) {
-        captures.push_back(s->capture);
-    }
-    streams()->global_captures += mode == cudaStreamCaptureModeGlobal;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out) {
-    stream_ref s = find(stream);
-    *out = NULL;
-    if (s == NULL || s->capture == NULL) {
-        return emu_fail(cudaErrorInvalidValue);
-    }
-    std::shared_ptr<emu_capture> c = s->capture;
-    if (!s->origin) {
-        return emu_fail(cudaErrorStreamCaptureUnmatched);
-    }
-    if (c->mode != cudaStreamCaptureModeRelaxed && c->thread != &this_thread) {
-        return emu_fail(cudaErrorStreamCaptureWrongThread);
-    }
-    for (const stream_ref &other : c->joined) {
-        other->capture = NULL;
-    }
-    c->joined.clear();
-    s->capture = NULL;
-    for (size_t i = 0; i < captures.size(); i++) {
-        if (captures[i] == c) {
-            captures.erase(captures.begin() + (ptrdiff_t)i);
-            break;
-        }
-    }
-    streams()->global_captures -= c->mode == cudaStreamCaptureModeGlobal;
-    if (c->spoilt) {
-        return emu_fail(cudaErrorStreamCaptureInvalidated);
-    }
-    *out = new CUgraph_st{c->work};
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status) {
-    stream_ref s = find(stream);
-    if (s == NULL) {
-        return emu_fail(cudaErrorInvalidResourceHandle);
-    }
-    *status = s->capture == NULL   ? cudaStreamCaptureStatusNone
-              : s->capture->spoilt ? cudaStreamCaptureStatusInvalidated
-                                   : cudaStreamCaptureStatusActive;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
-    if (graph == NULL) {
-        return emu_fail(cudaErrorInvalidValue);
-    }
-    *exec = new CUgraphExec_st{std::make_shared<std::vector<emu_work>>(graph->work)};
-    return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *exec, cudaGraph_t graph,
-                                          unsigned long long flags) {
-    return cudaGraphInstantiate(exec, graph, flags);
-}
-cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-    if (exec == NULL) {
-        return emu_fail(cudaErrorInvalidValue);
-    }
-    std::shared_ptr<std::vector<emu_work>> work = exec->work;
-    return emu_enqueue(stream, [work] {
-        for (const emu_work &w : *work) {
-            emu_step++;
-            w();
-        }
-    });
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-    delete exec;
-    return exec != NULL ? cudaSuccess : emu_fail(cudaErrorInvalidValue);
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-    delete graph;
-    return graph != NULL ? cudaSuccess : emu_fail(cudaErrorInvalidValue);
 }

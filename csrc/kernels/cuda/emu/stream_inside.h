@@ -1,0 +1,37 @@
+/* What stream.cc and graph.cc share. */
+#ifndef INF_EMU_STREAM_INSIDE_H
+#define INF_EMU_STREAM_INSIDE_H
+
+#include <atomic>
+#include <deque>
+#include <mutex>
+
+#include "kernels/cuda/emu/state.h"
+
+typedef std::shared_ptr<struct CUstream_st> emu_stream;
+
+struct emu_capture {
+    std::vector<emu_work> work;
+    cudaStreamCaptureMode mode;
+    bool spoilt = false;
+    const void *thread;             /* that began it */
+    std::vector<emu_stream> joined; /* by an event */
+};
+
+struct CUstream_st {
+    std::mutex lock;
+    std::recursive_mutex turn;
+    std::deque<emu_work> queue;
+    std::shared_ptr<emu_capture> capture;
+    bool origin = false; /* of the capture */
+    bool blocking = true;
+};
+
+/* NULL: there is no such stream. */
+emu_stream emu_find_stream(cudaStream_t stream);
+
+/* Captures that the calling thread began and that forbid it to wait, and how many forbid all. */
+extern thread_local std::vector<std::shared_ptr<emu_capture>> emu_captures;
+extern std::atomic<int> emu_global_captures;
+
+#endif
