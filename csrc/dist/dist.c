@@ -1,5 +1,5 @@
 /* Opening and closing. */
-#include "dist/internal.h"
+#include "dist/query.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -57,6 +57,7 @@ static int alloc(inf_dist *d) {
     d->lengths = calloc(INF_MAX_PEERS, sizeof *d->lengths);
     d->spans = calloc(d->max_entries, sizeof *d->spans);
     d->span = calloc(d->max_spans, sizeof *d->span);
+    d->queries = calloc(INF_SERVE_MESSAGES, sizeof *d->queries);
     d->wire_groups = calloc(d->max_groups, sizeof *d->wire_groups);
     d->wire_entries = calloc(d->max_entries, sizeof *d->wire_entries);
     d->attn = calloc(d->max_entries, sizeof *d->attn);
@@ -66,8 +67,8 @@ static int alloc(inf_dist *d) {
     d->server.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->lander.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->mover.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    bool ok = d->windows && d->targets && d->groups && d->spans && d->span && d->wire_groups &&
-              d->wire_entries && d->attn && d->statuses && d->lists && d->lengths;
+    bool ok = d->windows && d->targets && d->groups && d->spans && d->span && d->queries &&
+              d->wire_groups && d->wire_entries && d->attn && d->statuses && d->lists && d->lengths;
     return !ok ? INF_ENOMEM
            : d->step_wake < 0 || d->server.wake < 0 || d->lander.wake < 0 || d->mover.wake < 0
                ? INF_EIO
@@ -224,6 +225,7 @@ void inf_dist_close(inf_dist *d) {
     free(d->groups);
     free(d->spans);
     free(d->span);
+    free(d->queries);
     free(d->wire_groups);
     free(d->wire_entries);
     free(d->attn);
@@ -240,6 +242,7 @@ void inf_dist_stats(inf_dist *d, inf_device_stats *s) {
     s->served_messages = atomic_load(&d->served_messages);
     s->served_rows = atomic_load(&d->served_rows);
     s->served_bytes = atomic_load(&d->served_bytes);
+    s->served_batches = atomic_load(&d->served_batches);
     s->moved_blocks = atomic_load(&d->moved_blocks);
     s->moved_bytes = atomic_load(&d->moved_bytes);
     s->refused_messages = atomic_load(&d->refused);

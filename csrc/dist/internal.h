@@ -4,6 +4,7 @@
  *   peers.c   peers that come, go and die
  *   home.c    the step: queries out, partials in
  *   serve.c   answers to others' queries
+ *   query.c   what a query says, and what is said to it
  *   spans.c   what is hosted, and how much of it is there
  *   rails.c   move lanes: their coming and going, registered memory
  *   moves.c   moves as their callers know them; the thread that sends them
@@ -35,9 +36,10 @@
 #include "dist/wire.h"
 #include "infinite/verbs.h"
 
-enum { INF_MAX_REGIONS = 16 };
+enum { INF_MAX_REGIONS = 16, INF_SERVE_MESSAGES = 64 };
 
 typedef struct inf_move inf_move;
+typedef struct inf_query inf_query;
 
 /* Blocks [first, first + n) of a move. */
 typedef struct inf_stretch {
@@ -243,11 +245,13 @@ struct inf_dist {
     inf_lane *answering; /* opened by the first query; NULL: it could not be */
     /* The threads' that copy blocks. */
     inf_lane *landing, *moving;
+    inf_query *queries; /* [INF_SERVE_MESSAGES]: the batch that is gathered; query.h */
+    uint32_t n_queries, batch_groups, batch_entries, batch_rows;
     inf_wire_group *wire_groups;  /* [max_groups]: copies, checked where nobody can change them */
     inf_wire_entry *wire_entries; /* [max_entries] */
     inf_attn *attn;               /* [max_entries] */
     int32_t *statuses;            /* [max_groups] */
-    const int32_t **lists;        /* [max_entries]: block lists of the message's entries */
+    const int32_t **lists;        /* [max_entries]: block lists of the entries */
 
     /* Finished moves. */
     pthread_mutex_t done_lock;
@@ -256,7 +260,7 @@ struct inf_dist {
     _Atomic uint32_t moves; /* posted and not waited for */
 
     _Atomic uint64_t query_messages, query_rows, query_sent_bytes;
-    _Atomic uint64_t served_messages, served_rows, served_bytes;
+    _Atomic uint64_t served_messages, served_rows, served_bytes, served_batches;
     _Atomic uint64_t moved_blocks, moved_bytes, refused, wait_ns;
 };
 

@@ -1,163 +1,32 @@
 /* The creditor's side of a step: a thread that answers queries over hosted spans.
  *
- * q is read from the request's slot and o is written into the reply's slot: on the CPU nothing is
- * copied. A message holds all of one debtor's rows of one layer, and runs as one batch.
+ * Debtors step on their own, and each asks for one layer at a time. What messages are there when
+ * the thread looks, of all debtors, is a batch: its spans, whatever their layers, are given to the
+ * device in one call, so that a GPU answers them in one plan and one launch, and then each debtor
+ * gets its answer. Nothing waits for a batch to fill. q is read from the request's slot and o is
+ * written into the reply's slot.
  *
- * Nothing in a message is trusted. What is malformed ends the link; what is merely stale (a span
- * that was released, tokens that have not landed) is answered with a status for its group. */
+ * Rules of a batch:
+ *  1. It has one message of a link at most, INF_SERVE_MESSAGES at most, no more groups and entries
+ *     than one message may have, and not more than SERVE_ROWS rows unless a message alone has more:
+ *     a decode step does not wait for a prefill's queries because both came at once.
+ *  2. Both slots of a message, polled and prepared, are this thread's until the batch is over; then
+ *     the answer is posted, and the message released.
+ *  3. The spans of a message are held from before the call until after it.
+ *  4. A message fails alone: a malformed one never gets into a batch; a stale span costs its group;
+ *     and when a call for several fails, each is asked for again by itself. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "dist/internal.h"
 #include "dist/marks.h"
+#include "dist/query.h"
 
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-typedef struct query {
-    inf_wire_head head;
-    const inf_wire_group *groups; /* copies: shared memory can change under the reader */
-    const inf_wire_entry *entries;
-    const float *q;
-} query;
-
-/* The entries of a group are spans in order, none over another, all before the queries. */
-static bool entries_ok(const query *m, const inf_wire_group *w, uint32_t block_size) {
-    uint64_t end = 0;
-    for (uint32_t i = 0; i < w->n_entries; i++) {
-        const inf_wire_entry *e = &m->entries[w->entry_off + i];
-        if (e->n_tokens == 0 || e->n_tokens % block_size != 0 || e->pos0 < end) {
-            return false;
-        }
-        end = (uint64_t)e->pos0 + e->n_tokens;
-    }
-    return end <= w->q_pos0;
-}
-
-/* Checks all of a message but what the span table alone can tell. */
-static int parse(inf_dist *d, const uint8_t *msg, uint64_t len, query *m) {
-    inf_wire_head *h = &m->head;
-    if (len < sizeof *h) {
-        return INF_EPROTO;
-    }
-    memcpy(h, msg, sizeof *h);
-    if (h->magic != INF_WIRE_MAGIC || h->kind != INF_WIRE_QUERY || h->bytes != len ||
-        h->layer >= (uint32_t)d->layers || h->n_groups == 0 || h->n_groups > d->max_groups ||
-        h->n_entries == 0 || h->n_entries > d->max_entries || h->n_rows == 0 ||
-        h->n_rows > d->max_tokens || (h->reserved[0] | h->reserved[1]) != 0) {
-        return INF_EPROTO;
-    }
-    uint64_t head_bytes = inf_wire_query_head(h->n_groups, h->n_entries);
-    uint64_t row = (uint64_t)d->heads * (uint64_t)d->head_dim * sizeof(float);
-    if (len != head_bytes + (uint64_t)h->n_rows * row) {
-        return INF_EPROTO;
-    }
-    size_t groups = h->n_groups * sizeof(inf_wire_group);
-    memcpy(d->wire_groups, msg + sizeof *h, groups);
-    memcpy(d->wire_entries, msg + sizeof *h + groups, h->n_entries * sizeof(inf_wire_entry));
-    m->groups = d->wire_groups;
-    m->entries = d->wire_entries;
-    m->q = (const float *)(msg + head_bytes);
-    uint32_t rows = 0, entries = 0;
-    for (uint32_t g = 0; g < h->n_groups; g++) {
-        const inf_wire_group *w = &m->groups[g];
-        if (w->row_off != rows || w->rows == 0 || w->rows > h->n_rows - rows ||
-            w->entry_off != entries || w->n_entries == 0 || w->n_entries > h->n_entries - entries ||
-            (uint64_t)w->q_pos0 + w->rows > INT32_MAX ||
-            (w->reserved[0] | w->reserved[1] | w->reserved[2]) != 0 ||
-            !entries_ok(m, w, (uint32_t)d->kv.block_size)) {
-            return INF_EPROTO;
-        }
-        rows += w->rows;
-        entries += w->n_entries;
-    }
-    return rows == h->n_rows && entries == h->n_entries ? INF_OK : INF_EPROTO;
-}
-
-/* Takes every span of a group; on failure none is held and the status says why. */
-static int32_t take_spans(inf_dist *d, uint32_t owner, const query *m, const inf_wire_group *w) {
-    uint32_t bs = (uint32_t)d->kv.block_size;
-    for (uint32_t i = 0; i < w->n_entries; i++) {
-        const inf_wire_entry *e = &m->entries[w->entry_off + i];
-        int32_t n_blocks = 0;
-        uint32_t landed = 0;
-        int status = inf_span_get(d, owner, e->handle, e->generation, &d->lists[w->entry_off + i],
-                                  &n_blocks, &landed);
-        if (status == INF_OK) {
-            if (e->n_tokens / bs <= landed) {
-                continue;
-            }
-            inf_span_put(d, e->handle);
-            status = INF_ESTALE;
-        }
-        while (i-- > 0) {
-            inf_span_put(d, m->entries[w->entry_off + i].handle);
-        }
-        return status;
-    }
-    return INF_OK;
-}
-
-static void put_spans(inf_dist *d, const query *m, const inf_wire_group *w) {
-    for (uint32_t i = 0; i < w->n_entries; i++) {
-        inf_span_put(d, m->entries[w->entry_off + i].handle);
-    }
-}
-
-static inf_attn attn_args(inf_dist *d, const query *m, const inf_wire_group *w, uint32_t k,
-                          float *o, float *lse) {
-    size_t row = (size_t)d->heads * (size_t)d->head_dim;
-    const inf_wire_entry *e = &m->entries[w->entry_off + k];
-    return (inf_attn){.q = m->q + w->row_off * row,
-                      .rows = (int32_t)w->rows,
-                      .heads = d->heads,
-                      .q_pos0 = w->q_pos0,
-                      .pool = d->pool,
-                      .kv = &d->kv,
-                      .layer = (int32_t)m->head.layer,
-                      .blocks = d->lists[w->entry_off + k],
-                      .kv_pos0 = e->pos0,
-                      .n_tokens = e->n_tokens,
-                      .window = d->windows[m->head.layer],
-                      .scale = d->scale,
-                      .o = o + w->row_off * row,
-                      .lse = lse + (size_t)w->row_off * (size_t)d->heads};
-}
-
-static int compute(inf_dist *d, uint32_t owner, const query *m, float *o, float *lse) {
-    int32_t n = 0;
-    for (uint32_t g = 0; g < m->head.n_groups; g++) {
-        const inf_wire_group *w = &m->groups[g];
-        d->statuses[g] = take_spans(d, owner, m, w);
-        if (d->statuses[g] != INF_OK) {
-            atomic_fetch_add(&d->refused, 1);
-        }
-        for (uint32_t k = 0; d->statuses[g] == INF_OK && k < w->n_entries; k++) {
-            d->attn[n++] = attn_args(d, m, w, k, o, lse);
-        }
-    }
-    int status = d->ops->answer(d->answering, d->attn, n, NULL);
-    for (uint32_t g = 0; g < m->head.n_groups; g++) {
-        if (d->statuses[g] == INF_OK) {
-            put_spans(d, m, &m->groups[g]);
-        }
-    }
-    return status;
-}
-
-/* The rows of refused groups carry nothing, rather than what the slot held before. */
-static void clear_refused(inf_dist *d, const query *m, float *o, float *lse) {
-    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
-    for (uint32_t g = 0; g < m->head.n_groups; g++) {
-        const inf_wire_group *w = &m->groups[g];
-        if (d->statuses[g] != INF_OK) {
-            memset(o + w->row_off * row, 0, w->rows * row * sizeof(float));
-            memset(lse + w->row_off * heads, 0, w->rows * heads * sizeof(float));
-        }
-    }
-}
+enum { SERVE_ROWS = 256 };
 
 /* Only a creditor needs it. Without threads of its own it still answers, on this one. */
 static void open_answering(inf_dist *d) {
@@ -181,44 +50,123 @@ static void open_answering(inf_dist *d) {
     }
 }
 
-/* Answers one message, in the slot that was prepared. */
-static int answer(inf_dist *d, inf_link *link, uint32_t owner, const uint8_t *msg, uint64_t len,
-                  void *out) {
-    query m;
-    int status = parse(d, msg, len, &m);
-    if (status != INF_OK) {
-        return status;
+/* One call for n messages whose asked is set; it is cleared. Those of a window stand side by
+ * side: layers with the same window can share a launch. */
+static int ask(inf_dist *d, inf_query *first, uint32_t n) {
+    uint32_t args = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        bool asked = first[i].asked;
+        int32_t window = d->windows[first[i].head.layer];
+        for (uint32_t k = i; asked && k < n; k++) {
+            if (first[k].asked && d->windows[first[k].head.layer] == window) {
+                args += inf_query_args(d, &first[k], d->attn + args);
+                first[k].asked = false;
+            }
+        }
     }
-    const inf_wire_head *q = &m.head;
-    (void)inf_mark_query_arrived(owner, q->lane, q->step_id, q->layer, q->n_rows, len);
-    uint8_t *buf = out;
-    size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
-    uint64_t head_bytes = inf_wire_partial_head(m.head.n_groups);
-    float *o = (float *)(buf + head_bytes), *lse = o + m.head.n_rows * row;
-    open_answering(d);
-    status = d->answering != NULL ? compute(d, owner, &m, o, lse) : INF_ENOMEM;
-    if (status != INF_OK) {
-        return status;
+    if (args == 0) { /* every group was refused */
+        return INF_OK;
     }
-    (void)inf_mark_query_computed(owner, q->lane, q->step_id, q->layer, q->n_rows, len);
-    clear_refused(d, &m, o, lse);
-    inf_wire_head h = m.head;
-    h.kind = INF_WIRE_PARTIAL;
-    h.bytes = head_bytes + (uint64_t)h.n_rows * (row + heads) * sizeof(float);
-    memset(buf, 0, head_bytes);
-    memcpy(buf, &h, sizeof h);
-    memcpy(buf + sizeof h, d->statuses, h.n_groups * sizeof(int32_t));
+    atomic_fetch_add(&d->served_batches, 1);
+    return d->ops->answer(d->answering, d->attn, (int32_t)args, NULL);
+}
+
+static void compute(inf_dist *d) {
+    inf_query *queries = d->queries;
+    uint32_t n = d->n_queries;
+    for (uint32_t i = 0; i < n; i++) {
+        inf_query_take(d, &queries[i]);
+        queries[i].asked = true;
+    }
+    int status = ask(d, queries, n);
+    for (uint32_t i = 0; i < n; i++) {
+        inf_query *m = &queries[i];
+        m->asked = true;
+        m->status = status != INF_OK && n > 1 ? ask(d, m, 1) : status;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        inf_query_put(d, &queries[i]);
+    }
+}
+
+static int give_answer(inf_dist *d, const inf_query *m) {
+    const inf_wire_head *h = &m->head;
+    (void)inf_mark_query_computed(m->owner, h->lane, h->step_id, h->layer, h->n_rows, m->bytes);
+    uint64_t bytes = inf_query_finish(d, m);
     atomic_fetch_add(&d->served_messages, 1);
-    atomic_fetch_add(&d->served_rows, h.n_rows);
-    atomic_fetch_add(&d->served_bytes, h.bytes);
-    status = inf_link_post(link, h.bytes);
+    atomic_fetch_add(&d->served_rows, h->n_rows);
+    atomic_fetch_add(&d->served_bytes, bytes);
+    int status = inf_link_post(m->link, bytes);
     if (status == INF_OK) {
-        (void)inf_mark_query_returned(owner, h.lane, h.step_id, h.layer, h.n_rows, h.bytes);
+        (void)inf_mark_query_returned(m->owner, h->lane, h->step_id, h->layer, h->n_rows, bytes);
     }
     return status;
 }
 
-static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {
+/* Answers what was gathered. */
+static void answer_batch(inf_dist *d) {
+    if (d->n_queries == 0) {
+        return;
+    }
+    open_answering(d);
+    if (d->answering != NULL) {
+        compute(d);
+    }
+    for (uint32_t i = 0; i < d->n_queries; i++) {
+        inf_query *m = &d->queries[i];
+        int status = d->answering != NULL ? m->status : INF_ENOMEM;
+        status = status != INF_OK ? status : give_answer(d, m);
+        inf_link_release(m->link);
+        if (status != INF_OK) {
+            inf_peer_fail(d, m->owner, status, m->link);
+        }
+    }
+    atomic_store(&d->answered_ns, inf_now());
+    d->n_queries = d->batch_groups = d->batch_entries = d->batch_rows = 0;
+}
+
+/* The place of the batch's next message. */
+static inf_query *next_query(inf_dist *d, inf_link *link, uint32_t peer, void *out) {
+    inf_query *m = &d->queries[d->n_queries];
+    *m = (inf_query){.link = link,
+                     .owner = peer,
+                     .groups = d->wire_groups + d->batch_groups,
+                     .entries = d->wire_entries + d->batch_entries,
+                     .lists = d->lists + d->batch_entries,
+                     .statuses = d->statuses + d->batch_groups,
+                     .out = out};
+    return m;
+}
+
+/* Takes a message into the batch; the batch before it is answered if both are too much. */
+static int gather(inf_dist *d, inf_link *link, uint32_t peer, const uint8_t *msg, uint64_t len,
+                  void *out) {
+    inf_query *m = next_query(d, link, peer, out);
+    int status = inf_query_parse(d, msg, len, d->max_groups - d->batch_groups,
+                                 d->max_entries - d->batch_entries, m);
+    bool many =
+        status == INF_OK && d->batch_rows > 0 && d->batch_rows + m->head.n_rows > SERVE_ROWS;
+    if (status == INF_AGAIN || many) {
+        answer_batch(d);
+        m = next_query(d, link, peer, out);
+        status = inf_query_parse(d, msg, len, d->max_groups, d->max_entries, m);
+    }
+    if (status != INF_OK) {
+        return status;
+    }
+    const inf_wire_head *h = &m->head;
+    (void)inf_mark_query_arrived(peer, h->lane, h->step_id, h->layer, h->n_rows, len);
+    m->o = (float *)(m->out + inf_wire_partial_head(h->n_groups));
+    m->lse = m->o + (size_t)h->n_rows * (size_t)d->heads * (size_t)d->head_dim;
+    d->batch_groups += h->n_groups;
+    d->batch_entries += h->n_entries;
+    d->batch_rows += h->n_rows;
+    d->n_queries++;
+    return INF_OK;
+}
+
+/* Takes the peer's message, if there is one. */
+static void look_at(inf_dist *d, inf_link *link, uint32_t peer) {
     const void *msg = NULL;
     void *out = NULL;
     uint64_t len = 0;
@@ -232,10 +180,11 @@ static void serve_peer(inf_dist *d, inf_link *link, uint32_t peer) {
     }
     if (status == INF_OK) {
         /* A debtor asks again only after it took the answer, so there is room. */
-        status = room == INF_OK ? answer(d, link, peer, msg, len, out)
+        status = room == INF_OK ? gather(d, link, peer, msg, len, out)
                                 : (room == INF_AGAIN ? INF_EPROTO : room);
-        inf_link_release(link);
-        atomic_store(&d->answered_ns, inf_now());
+        if (status != INF_OK) {
+            inf_link_release(link);
+        }
     }
     if (status != INF_OK) {
         inf_peer_fail(d, peer, status, link);
@@ -251,8 +200,12 @@ void *inf_serve_main(void *dist) {
         inf_near_follow(d, &d->server);
         uint32_t n = inf_server_round(d, links, ids);
         for (uint32_t i = 0; i < n; i++) {
-            serve_peer(d, links[i], ids[i]);
+            look_at(d, links[i], ids[i]);
+            if (d->n_queries == INF_SERVE_MESSAGES) {
+                answer_batch(d);
+            }
         }
+        answer_batch(d);
         inf_link_wait(links, n, d->server.wake, 100000000);
     }
     return NULL;

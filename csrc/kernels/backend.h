@@ -151,8 +151,9 @@ struct inf_backend_ops {
     /* ---- answering others, on a lane of its own ---- */
 
     /* Partials of host q into host o and lse, one inf_attn per span. Those that follow each other
-     * with the same o are spans of the same rows, and merged. Done on return; the status is the
-     * lane's. */
+     * with the same o are spans of the same rows, and merged. They may be of several messages and
+     * layers, max_segments at most; those whose windows are the same stand together. Done on
+     * return; the status is the lane's. */
     int (*answer)(inf_lane *, const inf_attn *args, int32_t n, inf_err *err);
 };
 

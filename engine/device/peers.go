@@ -146,6 +146,7 @@ type Stats struct {
 	MovedBlocks, MovedBytes                 uint64 // sent
 	RefusedMessages                         uint64 // malformed, stale or out of bounds
 	RemoteWaitNs, StepNs                    uint64
+	ServedBatches                           uint64 // calls that answered messages, of several debtors perhaps
 }
 
 // Stats reads the counters, all zero before Ready and after Close.

@@ -303,6 +303,7 @@ typedef struct inf_device_stats {
     uint64_t moved_blocks, moved_bytes;                  /* sent */
     uint64_t refused_messages;                           /* malformed, stale or out of bounds */
     uint64_t remote_wait_ns, step_ns;
+    uint64_t served_batches; /* calls that answered messages, of several debtors perhaps */
 } inf_device_stats;
 
 int inf_device_stats_read(inf_device *device, inf_device_stats *out);

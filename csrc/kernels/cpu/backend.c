@@ -29,12 +29,14 @@ struct inf_lane {
     float scale;
     int32_t q_dim, kv_dim, qkv_dim;
 
-    uint32_t *position; /* [max_rows] of each token */
-    float *cos, *sin;   /* [max_rows, head_dim / 2] */
-    inf_attn *attn;     /* [max_segments] */
-    float *o2, *lse2;   /* answer: [max_rows, heads, head_dim], [max_rows, heads] */
-    float *lse;         /* attend: [max_rows, heads] */
-    float *o;           /* attend's output, for merge */
+    uint32_t *position;     /* [max_rows] of each token */
+    float *cos, *sin;       /* [max_rows, head_dim / 2] */
+    inf_attn *attn;         /* [max_segments] */
+    float *o2, *lse2;       /* answer: [max_rows, heads, head_dim], [max_rows, heads] */
+    float **to_o, **to_lse; /* answer: [max_segments], where attn's partials belong */
+    int32_t max_rows;
+    float *lse; /* attend: [max_rows, heads] */
+    float *o;   /* attend's output, for merge */
     const inf_step_buffers *step;
     const void *table; /* embed's, during it */
     float *x;
@@ -102,8 +104,8 @@ static void cpu_lane_close(inf_lane *l) {
     if (l == NULL) {
         return;
     }
-    void *all[] = {l->windows, l->inv_freq, l->position, l->cos, l->sin,
-                   l->attn,    l->o2,       l->lse2,     l->lse};
+    void *all[] = {l->windows, l->inv_freq, l->position, l->cos,  l->sin,   l->attn,
+                   l->o2,      l->lse2,     l->lse,      l->to_o, l->to_lse};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         free(all[i]);
     }
@@ -130,7 +132,9 @@ static int take_memory(inf_lane *l, const inf_lane_config *c) {
     }
     l->o2 = cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
     l->lse2 = cpu_alloc(NULL, heads * sizeof(float));
-    return l->attn && l->o2 && l->lse2;
+    l->to_o = calloc((size_t)c->max_segments, sizeof *l->to_o);
+    l->to_lse = calloc((size_t)c->max_segments, sizeof *l->to_lse);
+    return l->attn && l->o2 && l->lse2 && l->to_o && l->to_lse;
 }
 
 static int cpu_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
@@ -149,6 +153,7 @@ static int cpu_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **ou
     l->scale = c->scale;
     l->q_dim = d->heads * d->head_dim;
     l->kv_dim = d->kv_heads * d->head_dim;
+    l->max_rows = c->max_rows;
     l->qkv_dim = l->q_dim + 2 * l->kv_dim;
     if (!take_memory(l, c)) {
         cpu_lane_close(l);
@@ -352,31 +357,55 @@ static void cpu_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows,
 
 /* ---- answering ---- */
 
-/* Every run's first span goes straight to its place; then the second ones go into scratch and are
- * merged, and so on: the spans of a round run as one parallel batch, and most runs have one. */
+/* Computes n partials into scratch, and merges them into the runs'. */
+static void merge_round(inf_lane *l, int32_t n) {
+    l->ops->attention(l->threads, l->attn, n);
+    for (int32_t i = 0; i < n; i++) {
+        const inf_attn *a = &l->attn[i];
+        l->ops->merge(l->to_o[i], l->to_lse[i], a->o, a->lse, a->rows, a->heads, l->dims.head_dim);
+    }
+}
+
+/* The spans of a round of runs: their first ones straight to their places, their second ones into
+ * scratch, as many as it holds at a time. Returns the number of spans of later rounds. */
+static int32_t answer_round(inf_lane *l, const inf_attn *args, int32_t n, int32_t round) {
+    int32_t count = 0, in_run = 0, left = 0;
+    size_t rows = 0;
+    for (int32_t i = 0; i < n; i++) {
+        in_run = i > 0 && args[i].o == args[i - 1].o ? in_run + 1 : 0;
+        left += in_run > round;
+        if (in_run != round) {
+            continue;
+        }
+        inf_attn a = args[i];
+        if (round > 0 && rows + (size_t)a.rows > (size_t)l->max_rows) {
+            merge_round(l, count);
+            count = 0;
+            rows = 0;
+        }
+        l->to_o[count] = a.o;
+        l->to_lse[count] = a.lse;
+        if (round > 0) {
+            a.o = l->o2 + rows * (size_t)l->q_dim;
+            a.lse = l->lse2 + rows * (size_t)l->dims.heads;
+            rows += (size_t)a.rows;
+        }
+        l->attn[count++] = a;
+    }
+    if (round == 0) {
+        l->ops->attention(l->threads, l->attn, count);
+    } else {
+        merge_round(l, count);
+    }
+    return left;
+}
+
+/* Every run's first span, then the second ones, and so on: the spans of a round run as one parallel
+ * batch, and most runs have one. Runs may be of several messages, and of several layers. */
 static int cpu_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) {
     (void)err;
     for (int32_t round = 0, left = n; left > 0; round++) {
-        int32_t count = 0, in_run = 0;
-        left = 0;
-        for (int32_t i = 0; i < n; i++) {
-            in_run = i > 0 && args[i].o == args[i - 1].o ? in_run + 1 : 0;
-            left += in_run > round;
-            if (in_run == round) {
-                inf_attn a = args[i];
-                if (round > 0) {
-                    a.o = l->o2 + (a.o - args[0].o);
-                    a.lse = l->lse2 + (a.lse - args[0].lse);
-                }
-                l->attn[count++] = a;
-            }
-        }
-        l->ops->attention(l->threads, l->attn, count);
-        for (int32_t i = 0; round > 0 && i < count; i++) {
-            const inf_attn *a = &l->attn[i];
-            l->ops->merge(args[0].o + (a->o - l->o2), args[0].lse + (a->lse - l->lse2), a->o,
-                          a->lse, a->rows, a->heads, l->dims.head_dim);
-        }
+        left = answer_round(l, args, n, round);
     }
     return INF_OK;
 }

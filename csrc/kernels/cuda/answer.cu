@@ -1,17 +1,33 @@
 /* Answering another instance's queries: partials of its rows over the spans that lie here.
  *
- * The spans of a message are segments of one plan, so all requests of the message, and all spans of
- * each, run in the same launches; the merge of a row's parts is that of its spans too. Queries come
- * in through pinned memory and are narrowed on the way; partials go back the same way.
+ * The spans of all messages are segments of one plan, so all requests, and all spans of each, run
+ * in the same launches; the merge of a row's parts is that of its spans too. Queries come in
+ * through pinned memory and are narrowed on the way; partials go back the same way.
  *
- * Memory bounds a batch: max_rows rows over all of its segments, and max_blocks entries of block
- * lists. A message with more is answered in several batches, and a request whose spans are cut that
- * way is merged. */
+ * Debtors are in different layers when they ask, and a launch is of one. But a layer of a block is
+ * a block of a pool with one layer, since layers lie one behind the other in it: layer i of block b
+ * is block b * layers + i of that pool. So an answer's lane has the pool as one of a single layer
+ * (answer_pool), and only the window divides launches.
+ *
+ * A batch is what one plan takes: a window, max_rows rows over all of its segments, and max_blocks
+ * entries of block lists. More than that is answered in several batches, and a request whose spans
+ * are cut that way is merged. */
 #include <string.h>
 
 #include "kernels/cuda/lane.h"
 
-/* What of a message goes into one batch. */
+bool answer_pool(inf_lane *l) {
+    uint64_t layer = l->kv.block_bytes / (uint64_t)l->kv.layers;
+    if ((int64_t)l->dims.num_blocks * l->kv.layers > INT32_MAX ||
+        layer != inf_kv_offset(&l->kv, 1, 0, 0, 0)) {
+        return false;
+    }
+    l->kv.layers = 1;
+    l->kv.block_bytes = layer;
+    return true;
+}
+
+/* What of the messages goes into one batch. */
 struct answer_batch {
     int32_t first, n;  /* args */
     int32_t rows;      /* of q: the requests' rows, once each */
@@ -28,9 +44,11 @@ static uint32_t blocks_of(const inf_lane *l, const inf_attn *a) {
 static answer_batch next_batch(const inf_lane *l, const inf_attn *args, int32_t n, int32_t first) {
     answer_batch b = {first, 0, 0, first > 0 && args[first].o == args[first - 1].o};
     int64_t segment_rows = 0, blocks = 0;
+    int32_t class_of = l->class_of[args[first].layer];
     for (int32_t i = first; i < n && b.n < l->max_segments; i++) {
         int64_t more = blocks_of(l, &args[i]);
-        if (segment_rows + args[i].rows > l->max_rows || blocks + more > l->max_blocks) {
+        if (segment_rows + args[i].rows > l->max_rows || blocks + more > l->max_blocks ||
+            l->class_of[args[i].layer] != class_of) {
             break;
         }
         segment_rows += args[i].rows;
@@ -65,22 +83,24 @@ static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
     memcpy(segments, l->host_segments, bytes);
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
-        memcpy(blocks + l->host_segments[i].block_off, a->blocks,
-               blocks_of(l, a) * sizeof(int32_t));
+        uint32_t *to = blocks + l->host_segments[i].block_off, n = blocks_of(l, a);
+        for (uint32_t k = 0; k < n; k++) {
+            to[k] = (uint32_t)(a->blocks[k] * l->dims.layers + a->layer);
+        }
     }
 }
 
 /* The batch's partials into o32 and lse; a request that goes on from the batch before is merged
  * with what was computed there, which run_batch left in o2 and lse2. */
 static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
-    class_lists *c = &l->classes[l->class_of[args[0].layer]];
+    class_lists *c = &l->classes[l->class_of[args[b->first].layer]];
     uint64_t rows = (uint64_t)b->rows, q = rows * (uint64_t)l->q_dim;
     lane_plan(l, c, b->n, b->rows);
     inbox_send(l);
     inf_cuda_cast cast = {l->staging, l->q,       INF_DTYPE_F32,
                           l->act,     (int64_t)q, l->backend->early_rows};
     lane_ok(l, inf_cuda_cast_launch(&cast, l->stream), "queries");
-    lane_attend(l, c, args[0].layer, l->q, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
+    lane_attend(l, c, 0, l->q, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
     if (b->continued) {
         inf_cuda_merge m = {l->o32,
                             l->lse,

@@ -375,6 +375,11 @@ int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out,
     l->max_rows = c->max_rows;
     l->max_segments = c->max_segments;
     l->max_blocks = c->max_blocks;
+    if (c->kind == INF_LANE_ANSWER && !answer_pool(l)) {
+        free(l);
+        return inf_fail(err, INF_EINVAL, -1, -1, "cannot number the layers of %d blocks",
+                        d->num_blocks);
+    }
     int low = 0, high = 0, status = INF_OK;
     (void)cudaDeviceGetStreamPriorityRange(&low, &high);
     /* Others' steps wait for answers, and this instance's step for others' answers. */

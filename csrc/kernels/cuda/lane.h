@@ -192,6 +192,7 @@ int lane_sync(inf_lane *l, inf_err *err);
 void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind);
 
 void inf_cuda_step_table(inf_backend_ops *ops); /* fills in all that is not memory */
+bool answer_pool(inf_lane *l); /* an answer's view of the pool; false: it is too large */
 int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err);
 int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *config, inf_lane **out, inf_err *err);
 void inf_cuda_lane_close(inf_lane *l);
