@@ -188,8 +188,8 @@ void inf_dist_close(inf_dist *d) {
             inf_rail_close(d, rails[k]);
         }
         inf_moves_fail(d, p, INF_EPEER);
-        inf_link_close(p->query);
-        inf_link_close(p->squery);
+        inf_query_link_close(d, p->query);
+        inf_query_link_close(d, p->squery);
     }
     inf_regions_close(d);
     for (inf_move *m = d->done.head, *next; m != NULL; m = next) {

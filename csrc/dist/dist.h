@@ -40,7 +40,8 @@ int32_t inf_dist_post(inf_dist *dist, const inf_step_buffers *step, int32_t laye
  * partials. A peer that fails or is late is dead from then on; its requests' seq_out say so. */
 void inf_dist_collect(inf_dist *dist, const inf_step_buffers *step, int32_t layer, inf_lane *lane);
 
-/* Lets go of the peers' links. A detach waits for it, or for the next post or collect, so whoever
+/* Lets go of the peers' links, which the lane's work may read until it was synced: called after a
+ * sync it does not wait. A detach waits for it, or for the next post or collect, so whoever
  * has begun a step comes to its end without waiting for a detach. */
 void inf_dist_end(inf_dist *dist);
 

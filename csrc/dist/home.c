@@ -4,7 +4,7 @@
  * in it the request's spans there. post writes one message per target straight into the link's
  * slot: about rows * heads * head_dim * 4 bytes leave, and as many come back, whatever the spans'
  * length. collect merges each partial into the local one (design, section 2) from the slot it
- * arrived in.
+ * arrived in, which is the creditor's again when the device has read it (slots.c).
  *
  * A target that fails is dead for good: its late answer could otherwise be taken for a newer one.
  */
@@ -31,16 +31,32 @@ static bool take_hold(inf_dist *d, inf_target *t) {
     return t->link != NULL;
 }
 
-/* Lets go of the peer's query link, at once and for the rest of the step: a detach waits for it. */
+/* Gives back the slots that the lane has read, after a sync. */
+static void release_held(inf_dist *d) {
+    for (uint32_t i = 0; i < d->n_targets; i++) {
+        inf_target *t = &d->targets[i];
+        if (t->held) {
+            inf_link_release(t->link);
+            t->held = false;
+        }
+    }
+}
+
+/* Lets go of the peer's query link, at once and for the rest of the step: a detach waits for it.
+ * The lane first lets go of its slots; it may have failed, and then runs nothing any more. */
 static void let_go(inf_dist *d, inf_target *t) {
     if (t->link == NULL) {
         return;
+    }
+    if (t->held) {
+        (void)d->ops->sync(d->step_lane, NULL);
+        release_held(d);
     }
     inf_peer *p = &d->peers[t->peer];
     pthread_mutex_lock(&d->lock);
     p->in_step = false;
     if (atomic_load(&p->dead) != INF_OK) {
-        inf_link_close(p->query);
+        inf_query_link_close(d, p->query);
         p->query = NULL;
     }
     pthread_cond_broadcast(&d->changed);
@@ -257,6 +273,7 @@ int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf
                       const void *q) {
     int32_t asked = 0;
     bool any = false;
+    d->step_lane = lane;
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
         d->lengths[i] = 0;
@@ -271,6 +288,9 @@ int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf
     /* One wait for the queries of all; a lane that failed ends the step, but no peer. */
     if (any && d->ops->sync(lane, NULL) != INF_OK) {
         return 0;
+    }
+    if (any) {
+        release_held(d);
     }
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
@@ -323,9 +343,11 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
         if (group->status != INF_OK) {
             fail_seq(s, group->seq, group->status, t->peer);
         } else if ((s->head->flags & INF_STEP_EMPTY_REMOTE) == 0 &&
-                   s->seq_out[group->seq].status == INF_OK) {
-            d->ops->merge(lane, seq->token_off, (int32_t)seq->n_tokens,
-                          o2 + (size_t)group->row_off * row, lse2 + (size_t)group->row_off * heads);
+                   s->seq_out[group->seq].status == INF_OK &&
+                   d->ops->merge(lane, seq->token_off, (int32_t)seq->n_tokens,
+                                 o2 + (size_t)group->row_off * row,
+                                 lse2 + (size_t)group->row_off * heads) != 0) {
+            t->held = true;
         }
     }
     (void)inf_mark_query_merged(t->peer, h.lane, h.step_id, h.layer, h.n_rows, len);
@@ -345,7 +367,9 @@ static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t
     }
     if (msg != NULL) {
         status = merge_partial(d, s, t, msg, len, lane);
-        inf_link_release(t->link);
+        if (!t->held) {
+            inf_link_release(t->link);
+        }
     }
     if (status != INF_OK) {
         fail_target(d, s, t, status);

@@ -5,6 +5,7 @@
  *   home.c    the step: queries out, partials in
  *   serve.c   answers to others' queries
  *   query.c   what a query says, and what is said to it
+ *   slots.c   slots of query links as memory of the device
  *   spans.c   what is hosted, and how much of it is there
  *   rails.c   move lanes: their coming and going, registered memory
  *   moves.c   moves as their callers know them; the thread that sends them
@@ -160,6 +161,7 @@ typedef struct inf_target {
     inf_link *link; /* NULL once the step let go of it */
     uint32_t group_off, n_groups;
     bool pending;         /* a partial is expected */
+    bool held;            /* a partial's slot is read by the lane: slots.c, 4 */
     inf_wire_head answer; /* the head that it must have */
 } inf_target;
 
@@ -227,6 +229,7 @@ struct inf_dist {
 
     /* The step under way; the step thread's alone. */
     uint64_t step_id;
+    inf_lane *step_lane; /* of the layer under way */
     inf_target *targets; /* [INF_MAX_PEERS] */
     uint32_t n_targets;
     inf_group *groups;    /* [max_groups] */
@@ -262,6 +265,7 @@ struct inf_dist {
     _Atomic uint64_t query_messages, query_rows, query_sent_bytes;
     _Atomic uint64_t served_messages, served_rows, served_bytes, served_batches;
     _Atomic uint64_t moved_blocks, moved_bytes, refused, wait_ns;
+    _Atomic uint64_t pinned_bytes; /* of slots, ever */
 };
 
 int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...)
@@ -304,6 +308,13 @@ void inf_regions_close(inf_dist *d);
 void inf_near_add(inf_dist *d, const inf_link *link);
 /* Keeps a worker's thread beside the devices that it talks to. */
 void inf_near_follow(inf_dist *d, inf_worker *w);
+
+/* --- slots.c --- */
+
+/* May take a while; never fails, but then does nothing. */
+void inf_slots_pin(inf_dist *d, inf_link *link);
+/* Unpins and closes a query link. Safe on NULL. */
+void inf_query_link_close(inf_dist *d, inf_link *link);
 
 /* --- send.c, land.c: one look at a rail; a status < 0 ends it --- */
 int inf_send_run(inf_dist *d, inf_rail *r);

@@ -163,7 +163,7 @@ static void settle(inf_dist *d, bool probe) {
             inf_moves_fail(d, p, atomic_load(&p->dead));
         }
         if (idle) {
-            inf_link_close(p->query);
+            inf_query_link_close(d, p->query);
             p->query = NULL;
         }
     }

@@ -42,7 +42,7 @@ uint32_t inf_server_round(inf_dist *d, inf_link **links, uint32_t *ids) {
     for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
         inf_peer *p = &d->peers[i];
         if (p->squery != NULL && atomic_load(&p->dead) != INF_OK) {
-            inf_link_close(p->squery);
+            inf_query_link_close(d, p->squery);
             p->squery = NULL;
         } else if (p->squery != NULL) {
             links[n] = p->squery;
@@ -78,7 +78,7 @@ static int take_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, 
         status = inf_rail_add(d, peer, 0, client, move, region);
     }
     if (status != INF_OK) {
-        inf_link_close(query);
+        inf_query_link_close(d, query);
         return status;
     }
     *(client ? &p->query : &p->squery) = query;
@@ -100,6 +100,7 @@ static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, i
         return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "%s", why);
     }
     inf_near_add(d, move);
+    inf_slots_pin(d, query);
     inf_region *region = inf_rail_region(d, move);
     pthread_mutex_lock(&d->lock);
     int status = take_links(d, peer, client, query, move, region, &why);
@@ -163,8 +164,8 @@ int inf_dist_peer_detach(inf_dist *d, uint32_t peer, inf_err *err) {
     for (int i = 0; i < 2 * INF_MAX_RAILS; i++) {
         inf_rail_close(d, rails[i]);
     }
-    inf_link_close(squery);
-    inf_link_close(query);
+    inf_query_link_close(d, squery);
+    inf_query_link_close(d, query);
     pthread_mutex_lock(&d->lock);
     inf_moves_fail(d, p, INF_EPEER); /* nothing reads their blocks any more */
     atomic_store(&p->dead, INF_OK);

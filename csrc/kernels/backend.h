@@ -88,6 +88,13 @@ struct inf_backend_ops {
      * memory is device memory); NULL: no memory, and the buffer is freed. */
     void *(*adopt)(inf_backend *, void *host, uint64_t bytes);
 
+    /* Lets the device reach host memory where it lies, so that queries, merge and answer need no
+     * copy of it; whole pages, none of them pinned already. INF_OK, or why not: then what lies
+     * there is copied, as anything that is not pinned. Both NULL: the device has no use for it.
+     * unpin, of what pin took, waits for the device, and comes before the memory's end. */
+    int (*host_pin)(inf_backend *, void *host, uint64_t bytes);
+    void (*host_unpin)(inf_backend *, void *host);
+
     /* ---- lanes ---- */
     int (*lane_open)(inf_backend *, const inf_lane_config *config, inf_lane **out, inf_err *err);
     void (*lane_close)(inf_lane *); /* safe on NULL */
@@ -123,8 +130,9 @@ struct inf_backend_ops {
      */
     void (*attend)(inf_lane *, int32_t layer, const void *q, void *o, int32_t open);
     /* Merges a partial of others, host o2 [rows, heads, head_dim] and lse2 [rows, heads], into rows
-     * row0..; the host memory is the caller's again on return. */
-    void (*merge)(inf_lane *, uint32_t row0, int32_t rows, const float *o2, const float *lse2);
+     * row0... 0: the host memory is the caller's again. 1: it is read where it lies, and the
+     * caller's again after the lane's next sync. */
+    int (*merge)(inf_lane *, uint32_t row0, int32_t rows, const float *o2, const float *lse2);
     /* After the last merge of a layer. */
     void (*merged)(inf_lane *);
     void (*settle)(inf_lane *, void *o);
@@ -135,7 +143,7 @@ struct inf_backend_ops {
     /* The product's outputs are gate | up; y [rows, intermediate] = silu(gate) * up. p->y is room
      * for the product, of which nobody else takes note. */
     void (*gated)(inf_lane *, const inf_product *p, void *y);
-    /* Rows of q as f32 into host memory; there after sync. */
+    /* Rows of q as f32 into host memory; there after sync, and not touched by the caller before. */
     void (*queries)(inf_lane *, const void *q, uint32_t row0, int32_t rows, float *host);
 
     /* Sampling on the device. Both NULL: it has none, and logits are sampled on the CPU. slot_open
@@ -157,6 +165,10 @@ struct inf_backend_ops {
     int (*answer)(inf_lane *, const inf_attn *args, int32_t n, inf_err *err);
 };
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* isa as in inf_device_config; NULL when the CPU or the build lacks it. */
 inf_backend *inf_backend_cpu(int32_t isa);
 
@@ -165,6 +177,10 @@ inf_backend *inf_backend_cpu(int32_t isa);
  * INF_EUNSUPPORTED and why if there is none, or no such device. */
 int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backend **out,
                      inf_err *err);
+
+#ifdef __cplusplus
+}
+#endif
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */

@@ -304,11 +304,13 @@ int inf_forward_step(inf_forward *f, const inf_step_buffers *step, inf_err *err)
     if (step->head->n_spans > 0) {
         inf_dist_begin(f->c.dist, step);
         shared_layers(f);
-        inf_dist_end(f->c.dist);
     } else {
         local_layers(f);
     }
     int status = finish_rows(f, err);
+    if (step->head->n_spans > 0) {
+        inf_dist_end(f->c.dist);
+    }
     f->step = NULL;
     return status;
 }

@@ -71,11 +71,12 @@ typedef struct {
     float *o, *lse;
 } w_lane;
 
-static inline void w_merge(inf_lane *lane, uint32_t row0, int32_t rows, const float *o2,
-                           const float *lse2) {
+static inline int w_merge(inf_lane *lane, uint32_t row0, int32_t rows, const float *o2,
+                          const float *lse2) {
     const w_lane *l = (const w_lane *)(const void *)lane;
     inf_ops_cpu(0)->merge(l->o + (size_t)row0 * W_ROW, l->lse + (size_t)row0 * W_HEADS, o2, lse2,
                           rows, W_HEADS, W_DIM);
+    return 0;
 }
 
 static inline void w_queries(inf_lane *lane, const void *q, uint32_t row0, int32_t rows,

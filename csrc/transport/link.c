@@ -315,6 +315,11 @@ int32_t inf_link_peer(const inf_link *link) { return link ? link->config.peer : 
 
 uint64_t inf_link_slot_bytes(const inf_link *link) { return link ? link->config.slot_bytes : 0; }
 
+int inf_link_slot(const inf_link *link, uint32_t index, void **at) {
+    *at = link && link->ops->slot ? link->ops->slot(link, index) : NULL;
+    return *at != NULL;
+}
+
 int inf_link_status(const inf_link *link, inf_err *err) {
     if (!link)
         return inf_link_error(err, -1, INF_EINVAL, "no link");

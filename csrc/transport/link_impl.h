@@ -46,6 +46,8 @@ typedef struct inf_link_ops {
     /* Frees the provider's memory, the link included. The descriptors are link.c's to close. */
     void (*close)(inf_link *link);
     const inf_put_ops *puts; /* NULL: it has none */
+    /* The index-th slot; NULL: messages lie in no slots. */
+    uint8_t *(*slot)(const inf_link *link, uint32_t index);
     /* Does the peer hold every slot? NULL: always, when prepare finds no room. */
     bool (*full)(const inf_link *link);
 } inf_link_ops;

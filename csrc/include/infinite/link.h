@@ -83,6 +83,12 @@ int inf_link_wait(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeo
 int32_t inf_link_peer(const inf_link *link);
 uint64_t inf_link_slot_bytes(const inf_link *link);
 
+/* Where this end's slots lie: at gets the address of the index-th, whichever way its messages go,
+ * and it is slot_bytes long. 0: there are no more, or messages of this provider lie in no memory of
+ * the kind: what a slot holds is the peer's while messages are the peer's, and the memory stays
+ * where it is until the link is closed. Slots of one way follow each other by their addresses. */
+int inf_link_slot(const inf_link *link, uint32_t index, void **at);
+
 /* Fills err with the reason for which the link is dead; returns its status, INF_OK while it lives.
  */
 int inf_link_status(const inf_link *link, inf_err *err);

@@ -330,10 +330,10 @@ static void cpu_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32
     l->ops->attention(l->threads, l->attn, (int32_t)s->head->n_seqs);
 }
 
-static void cpu_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
-                      const float *lse2) {
+static int cpu_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, const float *lse2) {
     l->ops->merge(l->o + (size_t)row0 * (size_t)l->q_dim, l->lse + row0 * (size_t)l->dims.heads, o2,
                   lse2, rows, l->dims.heads, l->dims.head_dim);
+    return 0;
 }
 
 static void cpu_merged(inf_lane *l) { (void)l; }

@@ -1,8 +1,9 @@
 /* Answering another instance's queries: partials of its rows over the spans that lie here.
  *
  * The spans of all messages are segments of one plan, so all requests, and all spans of each, run
- * in the same launches; the merge of a row's parts is that of its spans too. Queries come in
- * through pinned memory and are narrowed on the way; partials go back the same way.
+ * in the same launches; the merge of a row's parts is that of its spans too. Queries are
+ * read from the messages where these are pinned, and narrowed on the way; partials go back the same
+ * way (runs.cu).
  *
  * Debtors are in different layers when they ask, and a launch is of one. But a layer of a block is
  * a block of a pool with one layer, since layers lie one behind the other in it: layer i of block b
@@ -59,17 +60,20 @@ static answer_batch next_batch(const inf_lane *l, const inf_attn *args, int32_t 
     return b;
 }
 
-/* Queries into pinned memory; segments and block lists into the inbox. */
+/* Does args[i] of the batch begin another request? */
+static bool begins(const inf_attn *args, const answer_batch *b, int32_t i) {
+    return i == 0 || args[b->first + i].o != args[b->first + i - 1].o;
+}
+
+/* Segments and block lists into the inbox. */
 static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
     uint32_t row0 = 0, rows = 0, block = 0;
     inbox_begin(l);
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
-        if (i == 0 || a->o != a[-1].o) {
+        if (begins(args, b, i)) {
             row0 = rows;
             rows += (uint32_t)a->rows;
-            memcpy(l->staging + (uint64_t)row0 * (uint64_t)l->q_dim, a->q,
-                   (uint64_t)a->rows * (uint64_t)l->q_dim * sizeof(float));
         }
         l->host_segments[i] = {row0, (uint32_t)a->rows, a->q_pos0, a->kv_pos0, a->n_tokens, block};
         block += blocks_of(l, a);
@@ -90,27 +94,47 @@ static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
     }
 }
 
+/* Queries to l->q, narrowed: from where they lie if that is pinned, else by way of staging. */
+static void fetch_queries(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+    inf_cuda_fetch p = {};
+    p.dst = l->q;
+    p.dtype = l->act;
+    p.heads = l->dims.heads;
+    p.head_dim = l->dims.head_dim;
+    p.early = l->backend->early_rows;
+    uint32_t row0 = 0;
+    for (int32_t i = 0; i < b->n; i++) {
+        const inf_attn *a = &args[b->first + i];
+        if (!begins(args, b, i)) {
+            continue;
+        }
+        float *at = (float *)a->q;
+        if (!lane_direct(l, a->rows, &at, NULL)) {
+            at = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
+            memcpy(at, a->q, (uint64_t)a->rows * (uint64_t)l->q_dim * sizeof(float));
+        }
+        if (!inf_cuda_runs_add(&p.runs, row0, a->rows, at, NULL)) {
+            lane_ok(l, inf_cuda_fetch_launch(&p, l->stream), "queries");
+            p.runs.n = p.runs.rows = 0;
+            (void)inf_cuda_runs_add(&p.runs, row0, a->rows, at, NULL);
+        }
+        row0 += (uint32_t)a->rows;
+    }
+    lane_ok(l, inf_cuda_fetch_launch(&p, l->stream), "queries");
+}
+
 /* The batch's partials into o32 and lse; a request that goes on from the batch before is merged
  * with what was computed there, which run_batch left in o2 and lse2. */
 static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
     class_lists *c = &l->classes[l->class_of[args[b->first].layer]];
-    uint64_t rows = (uint64_t)b->rows, q = rows * (uint64_t)l->q_dim;
     lane_plan(l, c, b->n, b->rows);
     inbox_send(l);
-    inf_cuda_cast cast = {l->staging, l->q,       INF_DTYPE_F32,
-                          l->act,     (int64_t)q, l->backend->early_rows};
-    lane_ok(l, inf_cuda_cast_launch(&cast, l->stream), "queries");
+    fetch_queries(l, args, b);
     lane_attend(l, c, 0, l->q, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
     if (b->continued) {
-        inf_cuda_merge m = {l->o32,
-                            l->lse,
-                            l->o2,
-                            l->lse2,
-                            NULL,
-                            args[b->first].rows,
-                            l->dims.heads,
-                            l->dims.head_dim,
-                            l->backend->early_rows};
+        inf_cuda_merge m = {
+            {}, l->o32, l->lse, l->dims.heads, l->dims.head_dim, l->backend->early_rows};
+        (void)inf_cuda_runs_add(&m.runs, 0, args[b->first].rows, l->o2, l->lse2);
         lane_ok(l, inf_cuda_merge_launch(&m, l->stream), "merge");
     }
 }
@@ -123,19 +147,52 @@ static void keep_last(inf_lane *l, const answer_batch *b, int32_t rows) {
     lane_copy(l, l->lse2, l->lse + at * heads, n * heads * sizeof(float), cudaMemcpyDeviceToDevice);
 }
 
-/* Partials to where the message wants them. Where a request goes on they are overwritten by the
- * next batch. */
-static void give_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
-    uint64_t heads = (uint64_t)l->dims.heads, at = 0;
+/* Partials on their way to where the messages want them, or to staging: what is not in place then
+ * is for give_staged, after a sync. Where a request goes on they are overwritten by the next batch.
+ */
+static void give_partials(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+    inf_cuda_give p = {};
+    p.src = l->o32;
+    p.src_lse = l->lse;
+    p.dtype = INF_DTYPE_F32;
+    p.heads = l->dims.heads;
+    p.head_dim = l->dims.head_dim;
+    p.early = l->backend->early_rows;
+    uint32_t row0 = 0;
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
-        if (i == 0 || a->o != a[-1].o) {
-            uint64_t rows = (uint64_t)a->rows;
-            memcpy(a->o, l->staging + at * (uint64_t)l->q_dim,
-                   rows * (uint64_t)l->q_dim * sizeof(float));
-            memcpy(a->lse, l->staging_lse + at * heads, rows * heads * sizeof(float));
-            at += rows;
+        if (!begins(args, b, i)) {
+            continue;
         }
+        float *at = a->o, *lse = a->lse;
+        if (!lane_direct(l, a->rows, &at, &lse)) {
+            at = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
+            lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
+        }
+        if (!inf_cuda_runs_add(&p.runs, row0, a->rows, at, lse)) {
+            lane_ok(l, inf_cuda_give_launch(&p, l->stream), "partials");
+            p.runs.n = p.runs.rows = 0;
+            (void)inf_cuda_runs_add(&p.runs, row0, a->rows, at, lse);
+        }
+        row0 += (uint32_t)a->rows;
+    }
+    lane_ok(l, inf_cuda_give_launch(&p, l->stream), "partials");
+}
+
+static void give_staged(const inf_lane *l, const inf_attn *args, const answer_batch *b) {
+    uint64_t heads = (uint64_t)l->dims.heads, q = (uint64_t)l->q_dim, row0 = 0;
+    for (int32_t i = 0; i < b->n; i++) {
+        const inf_attn *a = &args[b->first + i];
+        uint64_t rows = (uint64_t)a->rows;
+        if (!begins(args, b, i)) {
+            continue;
+        }
+        if (pinned_find(l->backend, a->o, rows * q * sizeof(float)) == NULL ||
+            pinned_find(l->backend, a->lse, rows * heads * sizeof(float)) == NULL) {
+            memcpy(a->o, l->staging + row0 * q, rows * q * sizeof(float));
+            memcpy(a->lse, l->staging_lse + row0 * heads, rows * heads * sizeof(float));
+        }
+        row0 += rows;
     }
 }
 
@@ -154,16 +211,12 @@ int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) 
         if (last + 1 < n && args[last + 1].o == args[last].o) {
             keep_last(l, &b, args[last].rows);
         }
-        uint64_t rows = (uint64_t)b.rows;
-        lane_copy(l, l->staging, l->o32, rows * (uint64_t)l->q_dim * sizeof(float),
-                  cudaMemcpyDeviceToHost);
-        lane_copy(l, l->staging_lse, l->lse, rows * (uint64_t)l->dims.heads * sizeof(float),
-                  cudaMemcpyDeviceToHost);
+        give_partials(l, args, &b);
         int status = lane_sync(l, err);
         if (status != INF_OK) {
             return status;
         }
-        give_batch(l, args, &b);
+        give_staged(l, args, &b);
         first += b.n;
     }
     return INF_OK;

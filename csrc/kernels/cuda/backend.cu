@@ -9,7 +9,10 @@ static bool enter(inf_backend *b) {
     return cudaSetDevice(((cuda_backend *)b)->ordinal) == cudaSuccess;
 }
 
-static void backend_close(inf_backend *b) { free(b); }
+static void backend_close(inf_backend *b) {
+    pinned_close((cuda_backend *)b);
+    free(b);
+}
 
 static void *backend_alloc(inf_backend *b, uint64_t bytes) {
     void *memory = NULL;
@@ -122,6 +125,8 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
         ops.free_pool = backend_free_pool;
         ops.matrix = backend_matrix;
         ops.adopt = backend_adopt;
+        ops.host_pin = inf_cuda_host_pin;
+        ops.host_unpin = inf_cuda_host_unpin;
         inf_cuda_step_table(&ops);
         ops.close = backend_close;
     }
@@ -142,6 +147,8 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
     bool early = props.major >= 9;
     b->record = strstr(without, "graphs") == NULL;
     b->small = strstr(without, "small") == NULL;
+    b->direct = strstr(without, "direct") == NULL;
+    pinned_open(b);
     b->fuse = strstr(with, "fuse") != NULL;
     b->early_small = early && strstr(with, "early_small") != NULL;
     b->early_rows = early && strstr(with, "early_rows") != NULL;

@@ -12,35 +12,9 @@
  * A warp takes 32 parts at a time. Lane j fetches the index and lse of the j-th, and so finds the
  * weights in parallel; then lanes take dims and the warp walks the parts, whose reads do not depend
  * on each other. What warps found is merged by the same formula, through shared memory. */
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/combine.cuh"
 
-/* A lane's dims: runs of VEC numbers, 32 VEC apart. */
-enum {
-    COMBINE_DIMS = 8,
-    COMBINE_MAX_DIM = 32 * COMBINE_DIMS,
-    COMBINE_WARPS = 8,
-    MERGE_THREADS = 128
-};
-
-template <int VEC> static __device__ __forceinline__ int32_t dim_at(int i) {
-    return (i / VEC * 32 + (int32_t)(threadIdx.x % 32)) * VEC + i % VEC;
-}
-
-/* This lane's dims of a row of f32; 0 beyond head_dim. */
-template <int VEC>
-static __device__ __forceinline__ void load_dims(float x[COMBINE_DIMS], const float *row,
-                                                 int32_t head_dim) {
-#pragma unroll
-    for (int i = 0; i < COMBINE_DIMS; i += VEC) {
-        int32_t d = dim_at<VEC>(i);
-        if constexpr (VEC == 4) {
-            float4 v = d < head_dim ? *(const float4 *)(row + d) : make_float4(0, 0, 0, 0);
-            x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
-        } else {
-            x[i] = d < head_dim ? row[d] : 0.0f;
-        }
-    }
-}
+enum { COMBINE_WARPS = 8 };
 
 /* What a warp knows of some parts. */
 struct combined {
@@ -179,62 +153,4 @@ int inf_cuda_combine_launch(const inf_cuda_combine *p, inf_stream stream) {
     return p->head_dim % 4 == 0 && aligned_16(p->part_o, p->o)
                ? combine_launch<4>(p, items, stream)
                : combine_launch<1>(p, items, stream);
-}
-
-/* ---- one more partial ---- */
-
-/* A warp per (row, head). o2 and lse2 may be host memory that the GPU sees. */
-template <int VEC>
-__global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const inf_cuda_merge a) {
-    const uint32_t lane = threadIdx.x % 32;
-    const size_t from = (size_t)blockIdx.x * (MERGE_THREADS / 32) + threadIdx.x / 32;
-    start_successor();
-    after_predecessor();
-    if (from >= (size_t)a.rows * (size_t)a.heads) {
-        return;
-    }
-    size_t at = from;
-    if (a.row != NULL) {
-        at = (size_t)a.row[from / (size_t)a.heads] * (size_t)a.heads + from % (size_t)a.heads;
-    }
-    const float *o2 = a.o2 + from * (size_t)a.head_dim;
-    float *o = a.o + at * (size_t)a.head_dim;
-    float x[COMBINE_DIMS], y[COMBINE_DIMS], lse2 = a.lse2[from], lse = a.lse[at];
-    load_dims<VEC>(y, o2, a.head_dim);
-    load_dims<VEC>(x, o, a.head_dim);
-    if (lse2 == -INFINITY) {
-        return;
-    }
-    float m = fmaxf(lse, lse2), w = expf(lse - m), w2 = expf(lse2 - m), sum = w + w2;
-#pragma unroll
-    for (int i = 0; i < COMBINE_DIMS; i += VEC) {
-        int32_t d = dim_at<VEC>(i);
-        if (d < a.head_dim) {
-            for (int k = i; k < i + VEC; k++) {
-                x[k] = w == 0 ? y[k] : (x[k] * w + y[k] * w2) / sum;
-            }
-            store_run<VEC>(o + d, x + i);
-        }
-    }
-    __syncwarp(); /* every lane has read lse */
-    if (lane == 0) {
-        a.lse[at] = m + logf(sum);
-    }
-}
-
-int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream) {
-    int64_t items = (int64_t)p->rows * p->heads;
-    int64_t blocks = (items + MERGE_THREADS / 32 - 1) / (MERGE_THREADS / 32);
-    if (p->rows < 0 || p->heads <= 0 || p->head_dim <= 0 || p->head_dim > COMBINE_MAX_DIM ||
-        blocks > INT32_MAX) {
-        return (int)cudaErrorInvalidValue;
-    }
-    if (blocks == 0) {
-        return 0;
-    }
-    dim3 grid((unsigned)blocks), block(MERGE_THREADS);
-    return (
-        int)(p->head_dim % 4 == 0 && aligned_16(p->o, p->o2)
-                 ? INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<4>), grid, block, 0, stream, *p)
-                 : INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<1>), grid, block, 0, stream, *p));
 }

@@ -298,7 +298,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
     }
     if (!classify(l, c->windows) || !size_plans(l) || !take_plans(l) || !take(l, &l->o32, q) ||
         !take(l, &l->lse, rows * heads) || !pin(l, &l->staging, q) ||
-        !pin(l, &l->staging_lse, rows * heads) || !pin(l, &l->staging_row, rows)) {
+        !pin(l, &l->staging_lse, rows * heads)) {
         return false;
     }
     if (l->kind == INF_LANE_ANSWER) {

@@ -7,6 +7,8 @@
 #ifndef INF_CUDA_LANE_H
 #define INF_CUDA_LANE_H
 
+#include <pthread.h>
+
 #include "kernels/backend.h"
 #include "kernels/cuda/plan.h"
 #include "kernels/cuda/prelude.cuh"
@@ -18,11 +20,24 @@
 /* Layers with the same window are a class and share a plan. */
 enum { MAX_CLASSES = 8, MAX_SECTIONS = 12 + 5 * MAX_CLASSES };
 
+struct pinned_stretch {
+    uint8_t *host, *device;
+    uint64_t bytes;
+};
+
+/* By host, none over another; pinned.cu. */
+struct pinned_list {
+    pthread_mutex_t lock;
+    pinned_stretch *all; /* [room] */
+    int32_t n, room;
+};
+
 struct cuda_backend {
     inf_backend base;
+    pinned_list pinned;
     int32_t ordinal, sms;
     /* What may be left out, to find what is at fault: backend.cu. */
-    int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
+    int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch, wgmma, direct;
 };
 
 /* Words from the inbox to a fixed place. */
@@ -57,7 +72,7 @@ struct recording {
     int32_t seen;
 };
 
-/* Rows of q to host memory, or partials from it, that wait for the next kernel. */
+/* Rows of q that wait for the next sync, to be copied to host memory. */
 struct pending_rows {
     uint32_t row0;
     int32_t rows;
@@ -92,9 +107,9 @@ struct inf_lane {
     uint64_t inbox_words, inbox_used;
     inbox_section sections[MAX_SECTIONS];
     int32_t n_sections;
-    float *staging; /* queries out and partials in, [max_rows, q_dim], or answers */
-    float *staging_lse;
-    uint32_t *staging_row;
+    /* Where messages are not pinned: queries out and partials in, [max_rows, q_dim], or answers. */
+    float *staging, *staging_lse;
+    uint64_t direct_rows, staged_rows; /* that were exchanged, for tests */
 
     /* Ordinary memory, where plans are made. */
     inf_cuda_work *plan_decode, *plan_prefill;
@@ -135,7 +150,9 @@ struct inf_lane {
     const void *asked;  /* q of the pending queries */
     pending_rows *wait; /* [max_wait] */
     int32_t n_wait, max_wait;
-    int32_t staged, merged; /* rows of partials in staging, and those of them that were merged */
+    int32_t staged;         /* rows of partials in staging */
+    inf_cuda_runs given;    /* queries on their way to where they lie */
+    inf_cuda_runs taken_in; /* partials that wait for their merge */
     uint32_t *row_mark;     /* [max_rows]: the round of merges that a row is in */
     uint32_t round;
     recording *recordings; /* [RECORD_ROWS, keys] */
@@ -159,6 +176,12 @@ template <typename T> static bool pin(inf_lane *l, T **out, uint64_t count) {
 template <typename T> static bool keep(inf_lane *l, T **out, uint64_t count) {
     return lane_keep(l, (void **)out, count * sizeof(T));
 }
+
+/* exchange.cu */
+int exchange_sync(inf_lane *l, inf_err *err);
+void exchange_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host);
+int exchange_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, const float *lse2);
+void exchange_merged(inf_lane *l);
 
 /* draw.cu: sampling. */
 bool draw_memory(inf_lane *l);
@@ -186,6 +209,17 @@ void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows);
  * what the plan of this step has no use for, since a graph is recorded that later steps use. */
 void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q, void *o,
                  int32_t o_dtype, float *lse, int32_t rows, bool whole);
+
+/* pinned.cu: where the GPU sees what lies at host, NULL if not all of it is pinned. */
+void *pinned_find(cuda_backend *b, const void *host, uint64_t bytes);
+void pinned_open(cuda_backend *b);
+void pinned_close(cuda_backend *b);
+int inf_cuda_host_pin(inf_backend *b, void *host, uint64_t bytes);
+void inf_cuda_host_unpin(inf_backend *b, void *host);
+
+/* Where the GPU sees n rows of messages, in *at and, unless it is NULL, *lse. True: in place.
+ * False: they are not pinned, and the caller uses staging. */
+bool lane_direct(inf_lane *l, int32_t rows, float **at, float **lse);
 
 void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */
 int lane_sync(inf_lane *l, inf_err *err);

@@ -176,12 +176,58 @@ typedef struct inf_cuda_combine {
 } inf_cuda_combine;
 int inf_cuda_combine_launch(const inf_cuda_combine *p, inf_stream stream);
 
-/* Merges one more partial into rows row[i] of o and lse: row i of o2, lse2. */
+/* Runs of rows that lie here and there, as in the messages of several peers: run i is rows row0 ..
+ * of the launch's own tensors, and as many rows of f32 at `at`, [rows, heads, head_dim], and `lse`,
+ * [rows, heads] or NULL. They may be host memory that the GPU sees. `first` counts the rows of the
+ * runs before it. */
+enum { INF_CUDA_RUNS = 32 };
+typedef struct inf_cuda_run {
+    float *at, *lse;
+    uint32_t row0, first;
+} inf_cuda_run;
+typedef struct inf_cuda_runs {
+    inf_cuda_run run[INF_CUDA_RUNS];
+    int32_t n;
+    int32_t rows; /* of all */
+} inf_cuda_runs;
+
+/* Adds a run; 0 when there is no room. */
+static inline int inf_cuda_runs_add(inf_cuda_runs *r, uint32_t row0, int32_t rows, float *at,
+                                    float *lse) {
+    if (r->n == INF_CUDA_RUNS) {
+        return 0;
+    }
+    inf_cuda_run run = {at, lse, row0, (uint32_t)r->rows};
+    r->run[r->n++] = run;
+    r->rows += rows;
+    return 1;
+}
+
+/* Rows to the runs, widened: at[i] = src[row0 + i], lse[i] = src_lse[row0 + i]. No run's row is in
+ * another. */
+typedef struct inf_cuda_give {
+    inf_cuda_runs runs;
+    const void *src;      /* [*, heads, head_dim] of dtype */
+    const float *src_lse; /* [*, heads], for runs with lse */
+    int32_t dtype, heads, head_dim;
+    int32_t early;
+} inf_cuda_give;
+int inf_cuda_give_launch(const inf_cuda_give *p, inf_stream stream);
+
+/* Rows from the runs, narrowed: dst[row0 + i] = at[i]. */
+typedef struct inf_cuda_fetch {
+    inf_cuda_runs runs;
+    void *dst; /* [*, heads, head_dim] of dtype */
+    int32_t dtype, heads, head_dim;
+    int32_t early;
+} inf_cuda_fetch;
+int inf_cuda_fetch_launch(const inf_cuda_fetch *p, inf_stream stream);
+
+/* Merges one more partial into rows of o and lse: the runs' rows, each once. */
 typedef struct inf_cuda_merge {
-    float *o, *lse;         /* [*, heads, head_dim], [*, heads] */
-    const float *o2, *lse2; /* [rows, heads, head_dim], [rows, heads] */
-    const uint32_t *row;    /* [rows]; NULL: row i */
-    int32_t rows, heads, head_dim;
+    inf_cuda_runs runs;
+    float *o, *lse; /* [*, heads, head_dim], [*, heads] */
+    int32_t heads, head_dim;
     int32_t early;
 } inf_cuda_merge;
 int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream);

@@ -224,6 +224,12 @@ static void shm_disarm(inf_link *link, const struct pollfd fds[INF_LINK_FDS]) {
         look_at_socket(s);
 }
 
+static uint8_t *shm_slot(const inf_link *link, uint32_t index) {
+    const shm_link *s = (const shm_link *)link;
+    return index < 2 * link->config.slots ? s->memory + CONTROL_BYTES + index * s->stride + LINE
+                                          : NULL;
+}
+
 static void shm_close(inf_link *link) {
     shm_link *s = as_shm(link);
     atomic_store_explicit(&s->self->closed, 1, memory_order_release);
@@ -240,6 +246,7 @@ static const inf_link_ops SHM_OPS = {
     .arm = shm_arm,
     .disarm = shm_disarm,
     .close = shm_close,
+    .slot = shm_slot,
 };
 
 int inf_link_open_shm(const inf_link_config *config, inf_link **out, inf_err *err) {

@@ -356,7 +356,18 @@ static void verbs_close(inf_link *link) {
     free(v); /* the socket's end of file, right after, wakes a sleeping peer */
 }
 
+static uint8_t *verbs_slot(const inf_link *link, uint32_t index) {
+    const inf_verbs_endpoint *ep = ((const inf_verbs_link *)link)->ep;
+    uint32_t slots = link->config.slots;
+    if (index >= slots + ep->tx_slots) {
+        return NULL;
+    }
+    uint8_t *first = index < slots ? ep->rx : ep->tx;
+    return first + (index < slots ? index : index - slots) * ep->stride + INF_VERBS_LINE;
+}
+
 static const inf_link_ops VERBS_OPS = {
+    .slot = verbs_slot,
     .prepare = verbs_prepare,
     .post = verbs_post,
     .poll = verbs_poll,

@@ -1,0 +1,64 @@
+/* The slots of query links, as memory that the device reaches: queries go from its registers into
+ * the slot, partials from the slot into its registers, at both ends, and no thread copies them.
+ *
+ *  1. Slots are pinned before a thread gets the link, and unpinned right before the link is closed.
+ *     A slot that could not be pinned is copied through the backend's own memory.
+ *  2. Of each slot as much is pinned as a decode step's messages have, rather than memory that only
+ *     long prefills would touch: pinned pages cost memory, and those of a slot cost none before.
+ *  3. A slot that is being filled (prepared) is posted after the lane was synced past the kernel
+ *     that fills it.
+ *  4. A slot that is being read (polled) is released, and its link closed or let go of, after the
+ *     lane was synced past the last kernel that reads it. The step thread keeps such slots as
+ *     inf_target.held until its next sync, which stands in front of the next post; the query
+ *     server's answer is done when it returns.
+ *  5. The peer may write into either slot at any time. Nothing that a kernel reads there is an
+ * index or a length: a peer that breaks the protocol spoils numbers that are its own to give. */
+#include "dist/internal.h"
+
+#include <unistd.h>
+
+enum { PINNED_OF_SLOT = 4 << 20 };
+
+/* The index-th stretch of slots that are pinned together; [at, end) is empty after the last one.
+ * Pages are whole, and no page is in two stretches. */
+typedef struct stretch {
+    uintptr_t at, end;
+    uint32_t next; /* slot after it */
+} stretch;
+
+static bool next_stretch(const inf_link *link, uint32_t slot, stretch *s) {
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), most = inf_link_slot_bytes(link);
+    void *at = NULL;
+    most = most < PINNED_OF_SLOT ? most : PINNED_OF_SLOT;
+    *s = (stretch){.next = slot};
+    while (inf_link_slot(link, s->next, &at)) {
+        uintptr_t from = (uintptr_t)at / page * page;
+        uintptr_t end = ((uintptr_t)at + most + page - 1) / page * page;
+        if (s->end != 0 && (from < s->at || from > s->end)) {
+            break;
+        }
+        s->at = s->end == 0 ? from : s->at;
+        s->end = end;
+        s->next++;
+    }
+    return s->end != 0;
+}
+
+void inf_slots_pin(inf_dist *d, inf_link *link) {
+    stretch s;
+    bool ok = d->ops->host_pin != NULL;
+    for (uint32_t slot = 0; ok && next_stretch(link, slot, &s); slot = s.next) {
+        ok = d->ops->host_pin(d->backend, (void *)s.at, s.end - s.at) == INF_OK;
+        atomic_fetch_add(&d->pinned_bytes, ok ? s.end - s.at : 0);
+    }
+}
+
+void inf_query_link_close(inf_dist *d, inf_link *link) {
+    stretch s;
+    for (uint32_t slot = 0;
+         link != NULL && d->ops->host_unpin != NULL && next_stretch(link, slot, &s);
+         slot = s.next) {
+        d->ops->host_unpin(d->backend, (void *)s.at);
+    }
+    inf_link_close(link);
+}

@@ -1,0 +1,175 @@
+/* Rows that lie here and there: queries out to messages, queries in from messages, partials out,
+ * and one more partial merged in from where it arrived. The places are host memory that the GPU
+ * sees, a link's slots or a lane's staging, so a row's bytes cross the bus once and nobody copies
+ * them:
+ *
+ *   give    4 bytes per number over the bus, and 4 per (row, head) with lse
+ *   fetch   4 bytes per number over the bus
+ *   merge   4 bytes per number over the bus, 8 in device memory
+ *
+ * Which run a row is in is found by walking the list, which is an argument of the kernel: constant
+ * memory, and no trip over the bus before the rows' own. */
+#include "kernels/cuda/combine.cuh"
+
+enum { EXCHANGE_THREADS = 128, MERGE_THREADS = 128 };
+
+static __device__ __forceinline__ int32_t run_of(const inf_cuda_runs &r, uint32_t row) {
+    int32_t i = 0;
+    while (i + 1 < r.n && row >= r.run[i + 1].first) {
+        i++;
+    }
+    return i;
+}
+
+/* Host: may VECTOR numbers be moved at a time? */
+static bool fast_runs(const inf_cuda_runs &r, const void *tensor, int64_t n) {
+    bool fast = n % VECTOR == 0 && aligned_16(tensor);
+    for (int32_t i = 0; i < r.n; i++) {
+        fast = fast && aligned_16(r.run[i].at);
+    }
+    return fast;
+}
+
+static bool runs_ok(const inf_cuda_runs &r, int32_t dtype, int32_t heads, int32_t head_dim) {
+    return known_dtype(dtype) && r.n >= 0 && r.n <= INF_CUDA_RUNS && r.rows >= 0 && heads > 0 &&
+           head_dim > 0;
+}
+
+/* Block (x, y): EXCHANGE_THREADS * N numbers of row x of the runs. */
+template <int N> static dim3 exchange_grid(const inf_cuda_runs &r, int64_t n) {
+    int64_t each = EXCHANGE_THREADS * N;
+    return dim3((unsigned)r.rows, (unsigned)((n + each - 1) / each));
+}
+
+/* ---- rows out ---- */
+
+template <class T, int N>
+__global__ void __launch_bounds__(EXCHANGE_THREADS)
+    give_kernel(const __grid_constant__ inf_cuda_give a) {
+    const inf_cuda_run &run = a.runs.run[run_of(a.runs, blockIdx.x)];
+    const uint32_t in_run = blockIdx.x - run.first, heads = (uint32_t)a.heads;
+    const size_t row = (size_t)run.row0 + in_run, n = (size_t)a.heads * (size_t)a.head_dim;
+    const size_t i = ((size_t)blockIdx.y * EXCHANGE_THREADS + threadIdx.x) * N;
+    start_successor();
+    after_predecessor();
+    if (i < n) {
+        float x[N];
+        load_run<N>(x, (const T *)a.src + row * n + i);
+        store_run<N>(run.at + in_run * n + i, x);
+    }
+    for (uint32_t h = threadIdx.x; run.lse != NULL && blockIdx.y == 0 && h < heads;
+         h += EXCHANGE_THREADS) {
+        run.lse[(size_t)in_run * heads + h] = a.src_lse[row * heads + h];
+    }
+}
+
+int inf_cuda_give_launch(const inf_cuda_give *p, inf_stream stream) {
+    int64_t n = (int64_t)p->heads * p->head_dim;
+    if (!runs_ok(p->runs, p->dtype, p->heads, p->head_dim)) {
+        return (int)cudaErrorInvalidValue;
+    }
+    if (p->runs.rows == 0) {
+        return 0;
+    }
+    bool fast = fast_runs(p->runs, p->src, n);
+    dim3 grid = fast ? exchange_grid<VECTOR>(p->runs, n) : exchange_grid<1>(p->runs, n);
+    return with_type(p->dtype, [&](auto number) {
+        using T = decltype(number);
+        dim3 block(EXCHANGE_THREADS);
+        return (int)(fast ? INF_LAUNCH_EARLY(p->early != 0, (give_kernel<T, VECTOR>), grid, block,
+                                             0, stream, *p)
+                          : INF_LAUNCH_EARLY(p->early != 0, (give_kernel<T, 1>), grid, block, 0,
+                                             stream, *p));
+    });
+}
+
+/* ---- rows in ---- */
+
+template <int N>
+__global__ void __launch_bounds__(EXCHANGE_THREADS)
+    fetch_kernel(const __grid_constant__ inf_cuda_fetch a) {
+    const inf_cuda_run &run = a.runs.run[run_of(a.runs, blockIdx.x)];
+    const size_t in_run = blockIdx.x - run.first, n = (size_t)a.heads * (size_t)a.head_dim;
+    const size_t i = ((size_t)blockIdx.y * EXCHANGE_THREADS + threadIdx.x) * N;
+    start_successor();
+    after_predecessor();
+    if (i < n) {
+        float x[N];
+        load_run<N>(x, (const float *)run.at + in_run * n + i);
+        store_run_as<N>(a.dst, a.dtype, ((size_t)run.row0 + in_run) * n + i, x);
+    }
+}
+
+int inf_cuda_fetch_launch(const inf_cuda_fetch *p, inf_stream stream) {
+    int64_t n = (int64_t)p->heads * p->head_dim;
+    if (!runs_ok(p->runs, p->dtype, p->heads, p->head_dim)) {
+        return (int)cudaErrorInvalidValue;
+    }
+    if (p->runs.rows == 0) {
+        return 0;
+    }
+    dim3 block(EXCHANGE_THREADS);
+    return (int)(fast_runs(p->runs, p->dst, n)
+                     ? INF_LAUNCH_EARLY(p->early != 0, (fetch_kernel<VECTOR>),
+                                        exchange_grid<VECTOR>(p->runs, n), block, 0, stream, *p)
+                     : INF_LAUNCH_EARLY(p->early != 0, (fetch_kernel<1>),
+                                        exchange_grid<1>(p->runs, n), block, 0, stream, *p));
+}
+
+/* ---- one more partial ---- */
+
+/* A warp per (row, head). */
+template <int VEC>
+__global__ void __launch_bounds__(MERGE_THREADS)
+    merge_kernel(const __grid_constant__ inf_cuda_merge a) {
+    const uint32_t lane = threadIdx.x % 32;
+    const size_t heads = (size_t)a.heads;
+    const size_t from = (size_t)blockIdx.x * (MERGE_THREADS / 32) + threadIdx.x / 32;
+    start_successor();
+    after_predecessor();
+    if (from >= (size_t)a.runs.rows * heads) {
+        return;
+    }
+    const inf_cuda_run &run = a.runs.run[run_of(a.runs, (uint32_t)(from / heads))];
+    const size_t there = from - (size_t)run.first * heads, at = (size_t)run.row0 * heads + there;
+    const float *o2 = run.at + there * (size_t)a.head_dim;
+    float *o = a.o + at * (size_t)a.head_dim;
+    float x[COMBINE_DIMS], y[COMBINE_DIMS], lse2 = run.lse[there], lse = a.lse[at];
+    load_dims<VEC>(y, o2, a.head_dim);
+    load_dims<VEC>(x, o, a.head_dim);
+    if (lse2 == -INFINITY) {
+        return;
+    }
+    float m = fmaxf(lse, lse2), w = expf(lse - m), w2 = expf(lse2 - m), sum = w + w2;
+#pragma unroll
+    for (int i = 0; i < COMBINE_DIMS; i += VEC) {
+        int32_t d = dim_at<VEC>(i);
+        if (d < a.head_dim) {
+            for (int k = i; k < i + VEC; k++) {
+                x[k] = w == 0 ? y[k] : (x[k] * w + y[k] * w2) / sum;
+            }
+            store_run<VEC>(o + d, x + i);
+        }
+    }
+    __syncwarp(); /* every lane has read lse */
+    if (lane == 0) {
+        a.lse[at] = m + logf(sum);
+    }
+}
+
+int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream) {
+    int64_t items = (int64_t)p->runs.rows * p->heads;
+    int64_t blocks = (items + MERGE_THREADS / 32 - 1) / (MERGE_THREADS / 32);
+    if (!runs_ok(p->runs, INF_DTYPE_F32, p->heads, p->head_dim) || p->head_dim > COMBINE_MAX_DIM ||
+        blocks > INT32_MAX) {
+        return (int)cudaErrorInvalidValue;
+    }
+    if (blocks == 0) {
+        return 0;
+    }
+    dim3 grid((unsigned)blocks), block(MERGE_THREADS);
+    return (
+        int)(p->head_dim % 4 == 0 && fast_runs(p->runs, p->o, 0)
+                 ? INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<4>), grid, block, 0, stream, *p)
+                 : INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<1>), grid, block, 0, stream, *p));
+}

@@ -1,0 +1,295 @@
+/* Answers on the GPU: the messages of several debtors, in different layers, in one call, in memory
+ * that is pinned and in memory that is not, against the CPU's; and what a step exchanges. */
+#include "guarded.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include "kernels/cuda/lane.h"
+
+extern "C" int inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config,
+                                       uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
+                                       inf_err *err);
+
+enum { LAYERS = 4, HEADS = 4, KV_HEADS = 2, DIM = 64, BLOCK = 16, BLOCKS = 48, ROWS = 24 };
+enum { ROW = HEADS * DIM, SEGMENTS = 96, SLOT = 1 << 20, SLOTS = 3 };
+
+static const int32_t WINDOWS[LAYERS] = {0, 0, 100, 0};
+static inf_err err;
+
+struct rig {
+    inf_device_config config;
+    inf_kv_shape kv;
+    inf_backend *gpu, *cpu;
+    std::vector<float> cpu_pool;
+    uint8_t *pool;
+    uint8_t *slots; /* [2 * SLOTS] of SLOT bytes: whole pages, as a link's are */
+};
+
+static rig open_rig() {
+    rig r = {};
+    r.config.layers = LAYERS;
+    r.config.hidden = ROW;
+    r.config.intermediate = 64;
+    r.config.vocab = 64;
+    r.config.heads = HEADS;
+    r.config.kv_heads = KV_HEADS;
+    r.config.head_dim = DIM;
+    r.config.dtype = INF_DTYPE_F32;
+    r.config.block_size = BLOCK;
+    r.config.num_blocks = BLOCKS;
+    r.config.max_tokens = r.config.max_rows = ROWS;
+    r.config.max_seqs = 8;
+    r.config.max_step_blocks = BLOCKS;
+    r.config.max_step_spans = SEGMENTS;
+    r.config.rope_scale = 1;
+    uint64_t layer = 2ull * KV_HEADS * BLOCK * DIM * sizeof(float);
+    r.kv = {LAYERS, KV_HEADS, BLOCK, DIM, INF_DTYPE_F32, sizeof(float), LAYERS * layer};
+    CHECK(inf_cuda_backend_open_2(0, &r.config, sizeof r.config, sizeof(inf_backend_ops), &r.gpu,
+                                  &err) == INF_OK,
+          "%s", err.message);
+    r.cpu = inf_backend_cpu(0);
+    r.cpu_pool.resize(r.kv.block_bytes * BLOCKS / sizeof(float));
+    for (float &x : r.cpu_pool) {
+        x = number();
+    }
+    r.pool = (uint8_t *)r.gpu->ops->alloc(r.gpu, r.kv.block_bytes * BLOCKS);
+    must(cudaMemcpy(r.pool, r.cpu_pool.data(), r.kv.block_bytes * BLOCKS, cudaMemcpyHostToDevice),
+         "the pool");
+    r.slots = (uint8_t *)mmap(NULL, 2 * SLOTS * SLOT, PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(r.slots != MAP_FAILED, "map");
+    return r;
+}
+
+static inf_lane *open_lane(rig *r, inf_backend *b, int32_t kind) {
+    static float inv_freq[DIM / 2];
+    inf_lane_config c = {};
+    inf_lane *lane = NULL;
+    c.kind = kind;
+    c.device = &r->config;
+    c.kv = r->kv;
+    c.pool = b == r->gpu ? r->pool : (uint8_t *)r->cpu_pool.data();
+    c.windows = WINDOWS;
+    c.inv_freq = inv_freq;
+    c.scale = 0.125f;
+    c.max_rows = ROWS;
+    c.max_segments = SEGMENTS;
+    c.max_blocks = BLOCKS * 2;
+    CHECK(b->ops->lane_open(b, &c, &lane, &err) == INF_OK, "%s", err.message);
+    return lane;
+}
+
+/* Random messages, one per slot: q in slot i, o and lse in slot SLOTS + i. */
+struct messages {
+    std::vector<inf_attn> args;
+    std::vector<std::vector<int32_t>> lists;
+    int32_t rows;
+    std::vector<float> want_o, want_lse; /* by row of all, in order */
+};
+
+static void fill(rig *r, messages *m, bool many) {
+    m->args.clear();
+    m->lists.clear();
+    m->lists.reserve(SEGMENTS);
+    m->rows = 0;
+    static const int32_t order[SLOTS] = {0, 3,
+                                         2}; /* layers: of two windows, those of one together */
+    for (int s = 0; s < SLOTS; s++) {
+        float *q = (float *)(r->slots + s * SLOT + 64),
+              *o = (float *)(r->slots + (SLOTS + s) * SLOT);
+        float *lse = o + 64 * ROW;
+        int32_t groups = many ? 5 : 1 + below(3), at = 0;
+        for (int32_t g = 0; g < groups; g++) {
+            int32_t rows = 1 + below(3), spans = 1 + below(3);
+            for (int32_t i = 0; i < rows * ROW; i++) {
+                q[at * ROW + i] = number();
+            }
+            uint32_t pos = 0;
+            for (int32_t k = 0; k < spans; k++) {
+                uint32_t blocks = 1 + (uint32_t)below(5);
+                m->lists.emplace_back();
+                for (uint32_t i = 0; i < blocks; i++) {
+                    m->lists.back().push_back(below(BLOCKS));
+                }
+                inf_attn a = {};
+                a.q = q + at * ROW;
+                a.rows = rows;
+                a.heads = HEADS;
+                a.q_pos0 = 400;
+                a.pool = r->pool;
+                a.kv = &r->kv;
+                a.layer = order[s];
+                a.blocks = m->lists.back().data();
+                a.kv_pos0 = pos;
+                a.n_tokens = blocks * BLOCK;
+                a.window = WINDOWS[order[s]];
+                a.scale = 0.125f;
+                a.o = o + at * ROW;
+                a.lse = lse + at * HEADS;
+                m->args.push_back(a);
+                pos += a.n_tokens + (uint32_t)below(60);
+            }
+            at += rows;
+            m->rows += rows;
+        }
+    }
+}
+
+/* The CPU's answer, and then the GPU's: the same but for rounding. */
+static void compare(rig *r, messages *m, inf_lane *cpu, inf_lane *gpu, const char *what) {
+    std::vector<inf_attn> args = m->args;
+    std::vector<float> o((size_t)m->rows * ROW), lse((size_t)m->rows * HEADS);
+    int32_t row = 0;
+    for (size_t i = 0; i < args.size(); i++) {
+        bool same = i > 0 && m->args[i].o == m->args[i - 1].o;
+        row += i > 0 && !same ? args[i - 1].rows : 0;
+        args[i].pool = (uint8_t *)r->cpu_pool.data();
+        args[i].o = &o[(size_t)row * ROW];
+        args[i].lse = &lse[(size_t)row * HEADS];
+    }
+    CHECK(r->cpu->ops->answer(cpu, args.data(), (int32_t)args.size(), &err) == INF_OK, "cpu");
+    for (const inf_attn &a : m->args) {
+        memset(a.o, 0xa5, (size_t)a.rows * ROW * sizeof(float));
+        memset(a.lse, 0xa5, (size_t)a.rows * HEADS * sizeof(float));
+    }
+    CHECK(r->gpu->ops->answer(gpu, m->args.data(), (int32_t)args.size(), &err) == INF_OK, "%s: %s",
+          what, err.message);
+    double worst = 0;
+    for (size_t i = 0; i < args.size(); i++) {
+        for (int32_t k = 0; k < args[i].rows * ROW; k++) {
+            worst = fmax(worst, fabs((double)args[i].o[k] - m->args[i].o[k]));
+        }
+        for (int32_t k = 0; k < args[i].rows * HEADS; k++) {
+            double a = args[i].lse[k], b = m->args[i].lse[k];
+            worst = fmax(worst, a == b ? 0 : fabs(a - b)); /* both may be -inf */
+        }
+    }
+    CHECK(worst < 1e-4, "%s: differs by %g", what, worst);
+}
+
+/* One launch for layers of one window: the GPU is asked once, and says how many rows it found in
+ * place. pinned: how many of the slots the GPU may reach. */
+static void test_answers(rig *r) {
+    inf_lane *cpu = open_lane(r, r->cpu, INF_LANE_ANSWER);
+    inf_lane *gpu = open_lane(r, r->gpu, INF_LANE_ANSWER);
+    messages m;
+    for (int pinned = 0; pinned <= 2; pinned++) {
+        /* 1: the first message's queries and answers; 2: everything */
+        uint64_t each = pinned == 1 ? SLOT : SLOTS * SLOT;
+        for (int way = 0; way < 2 && pinned > 0; way++) {
+            CHECK(r->gpu->ops->host_pin(r->gpu, r->slots + way * SLOTS * SLOT, each) == INF_OK,
+                  "pin");
+        }
+        for (int i = 0; i < 6; i++) {
+            fill(r, &m, i == 5); /* the last has more rows than a batch takes */
+            uint64_t direct = gpu->direct_rows, staged = gpu->staged_rows;
+            compare(r, &m, cpu, gpu, "answers");
+            direct = gpu->direct_rows - direct;
+            staged = gpu->staged_rows - staged;
+            CHECK(pinned != 0 || direct == 0, "nothing is pinned");
+            CHECK(pinned != 1 || (direct > 0 && staged > 0), "one message of three is pinned");
+            CHECK(pinned != 2 || staged == 0, "everything is pinned");
+        }
+        for (int way = 0; way < 2 && pinned > 0; way++) {
+            r->gpu->ops->host_unpin(r->gpu, r->slots + way * SLOTS * SLOT);
+        }
+    }
+    r->gpu->ops->lane_close(gpu);
+    r->cpu->ops->lane_close(cpu);
+}
+
+/* What is pinned, and what is not: addresses at and over the ends. */
+static void test_pins(rig *r) {
+    cuda_backend *b = (cuda_backend *)r->gpu;
+    const inf_backend_ops *ops = r->gpu->ops;
+    uint8_t *at = r->slots;
+    CHECK(pinned_find(b, at, 1) == NULL, "nothing is pinned");
+    CHECK(ops->host_pin(r->gpu, at + SLOT, SLOT) == INF_OK, "pin");
+    CHECK(ops->host_pin(r->gpu, at + SLOT, SLOT) != INF_OK, "pinned twice");
+    CHECK(ops->host_pin(r->gpu, NULL, SLOT) != INF_OK, "nothing");
+    CHECK(ops->host_pin(r->gpu, at + 3 * SLOT, SLOT) == INF_OK, "pin");
+    CHECK(pinned_find(b, at + SLOT, SLOT) != NULL, "all of it");
+    CHECK(pinned_find(b, at + SLOT, SLOT + 1) == NULL, "beyond its end");
+    CHECK(pinned_find(b, at + SLOT - 1, 2) == NULL, "before its beginning");
+    CHECK(pinned_find(b, at + 2 * SLOT - 1, 1) != NULL, "its last byte");
+    CHECK(pinned_find(b, at + 2 * SLOT, 1) == NULL, "after its end");
+    CHECK(pinned_find(b, at + 2 * SLOT - 1, UINT64_MAX) == NULL, "a length that wraps");
+    CHECK(pinned_find(b, at + 3 * SLOT + 5, 9) != NULL, "the second one");
+    ops->host_unpin(r->gpu, at); /* not pinned: nothing happens */
+    ops->host_unpin(r->gpu, at + SLOT);
+    CHECK(pinned_find(b, at + SLOT, 1) == NULL, "unpinned");
+    CHECK(cudaHostUnregister(at + SLOT) != cudaSuccess, "unpinned in the driver too");
+    (void)cudaGetLastError();
+    CHECK(pinned_find(b, at + 3 * SLOT, 1) != NULL, "the other one is left");
+    ops->host_unpin(r->gpu, at + 3 * SLOT);
+}
+
+/* Queries out of a step's lane and partials into it, in place: 1 means that merge reads later. */
+static void test_exchange(rig *r) {
+    inf_lane *lane = open_lane(r, r->gpu, INF_LANE_STEP);
+    const inf_backend_ops *ops = r->gpu->ops;
+    std::vector<float> q((size_t)ROWS * ROW);
+    for (float &x : q) {
+        x = number();
+    }
+    float *device = (float *)ops->alloc(r->gpu, q.size() * sizeof(float));
+    must(cudaMemcpy(device, q.data(), q.size() * sizeof(float), cudaMemcpyHostToDevice), "q");
+    float *host = (float *)(r->slots + 64), *far = (float *)(r->slots + 3 * SLOT);
+    CHECK(ops->host_pin(r->gpu, r->slots, SLOT) == INF_OK, "pin");
+    memset(r->slots, 0, 4 * SLOT);
+    for (uint32_t i = 0; i < ROWS; i++) { /* in turn to pinned and to other memory */
+        ops->queries(lane, device, i, 1, (i % 2 ? far : host) + (ROWS - 1 - i) * ROW);
+    }
+    CHECK(ops->sync(lane, &err) == INF_OK, "%s", err.message);
+    for (uint32_t i = 0; i < ROWS; i++) {
+        float *at = (i % 2 ? far : host) + (ROWS - 1 - i) * ROW;
+        CHECK(memcmp(at, &q[i * ROW], ROW * sizeof(float)) == 0, "row %u", i);
+    }
+    CHECK(lane->direct_rows == ROWS / 2 && lane->staged_rows == ROWS / 2, "half of them in place");
+
+    /* A partial of lse -inf in the lane takes what is merged as it is. */
+    std::vector<float> none((size_t)ROWS * HEADS, -INFINITY);
+    must(cudaMemcpy(lane->lse, none.data(), none.size() * sizeof(float), cudaMemcpyHostToDevice),
+         "lse");
+    lane->partial = device;
+    for (int i = 0; i < ROWS * ROW; i++) {
+        host[i] = far[i] = number();
+    }
+    float *lse = host + ROWS * ROW, *far_lse = far + ROWS * ROW;
+    memset(lse, 0, ROWS * HEADS * sizeof(float));
+    memset(far_lse, 0, ROWS * HEADS * sizeof(float));
+    CHECK(ops->merge(lane, 0, 7, host, lse) == 1, "read in place");
+    CHECK(ops->merge(lane, 7, ROWS - 7, far + 7 * ROW, far_lse + 7 * HEADS) == 0, "staged");
+    std::vector<float> far_was(far, far + ROWS * ROW);
+    memset(far, 0xff, ROWS * ROW * sizeof(float)); /* it is the caller's again */
+    /* A sync in the middle of a layer's merges loses none. */
+    CHECK(ops->sync(lane, &err) == INF_OK, "%s", err.message);
+    memset(host, 0xff, ROWS * ROW * sizeof(float));
+    ops->merged(lane);
+    CHECK(ops->sync(lane, &err) == INF_OK, "%s", err.message);
+    std::vector<float> got(q.size());
+    must(cudaMemcpy(got.data(), device, got.size() * sizeof(float), cudaMemcpyDeviceToHost), "o");
+    size_t wrong = 0;
+    for (int i = 0; i < ROWS * ROW; i++) {
+        wrong += got[(size_t)i] != got[(size_t)i] ||
+                 (i >= 7 * ROW && got[(size_t)i] != far_was[(size_t)i]);
+    }
+    CHECK(wrong == 0, "%zu numbers are wrong", wrong);
+    ops->host_unpin(r->gpu, r->slots);
+    ops->lane_close(lane);
+    ops->free(r->gpu, device);
+}
+
+int main(int argc, char **argv) {
+    start(argc, argv);
+    rig r = open_rig();
+    test_pins(&r);
+    test_answers(&r);
+    test_exchange(&r);
+    r.gpu->ops->free(r.gpu, r.pool);
+    r.gpu->ops->close(r.gpu);
+    r.cpu->ops->close(r.cpu);
+    munmap(r.slots, 2 * SLOTS * SLOT);
+    return report("test_answer");
+}
