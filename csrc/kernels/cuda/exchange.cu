@@ -68,8 +68,8 @@ void exchange_merged(inf_lane *l) {
 
 int exchange_sync(inf_lane *l, inf_err *err) {
     lane_enter(l);
-    exchange_merged(
-        l); /* what the lane was asked for is done, also in the middle of a layer's merges */
+    /* All that was asked is done, also in the middle of a layer's merges. */
+    exchange_merged(l);
     if (l->given.n > 0) {
         give_queries(l);
     }
