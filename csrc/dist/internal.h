@@ -11,6 +11,7 @@
  *   moves.c   moves as their callers know them; the thread that sends them
  *   send.c    pieces of moves over one rail
  *   land.c    pieces that arrive
+ *   direct.c  pools of one host's GPUs, copied into by their peers
  *
  * Threads: the step thread (home.c), one thread that answers queries (serve.c), one that lands
  * moved blocks (land.c), one that sends them (moves.c), and any number of callers of the door's
@@ -79,6 +80,7 @@ typedef struct inf_piece {
     inf_stretch part;
     uint64_t order; /* of its message that is not answered (ASKED, SENT) */
     uint64_t put;   /* bytes of it that were put */
+    uint64_t asked_ns;
     uint32_t n_grants;
     inf_grant grants[INF_WIRE_PIECE_BLOCKS];
 } inf_piece;
@@ -110,10 +112,15 @@ typedef struct inf_landing {
 typedef struct inf_rail {
     inf_link *link;
     uint32_t peer, number;
-    uint64_t lane;        /* in every message; at the receiver as the last one had it */
-    bool out;             /* this end sends */
-    inf_region *region;   /* of the pool, that puts use; NULL: there are none */
-    _Atomic bool puts;    /* there is one, and as far as is known the peer has one too */
+    uint64_t lane;      /* in every message; at the receiver as the last one had it */
+    bool out;           /* this end sends */
+    inf_region *region; /* of the pool, that puts use; NULL: there are none */
+    _Atomic bool puts;  /* there is one, and as far as is known the peer has one too */
+    /* Of lanes whose puts are copies: direct.c. in: the pool is offered. out: the peer's pool. */
+    bool offered, wants; /* wants: it is not opened so far, and may be */
+    uint8_t *far;        /* NULL: it is not opened */
+    uint64_t far_bytes;
+    inf_pool_key far_key;
     _Atomic int32_t dead; /* of rails beyond the first; the first one's death is the peer's */
 
     inf_piece pieces[INF_WIRE_PIECES]; /* out */
@@ -308,6 +315,22 @@ void inf_regions_close(inf_dist *d);
 void inf_near_add(inf_dist *d, const inf_link *link);
 /* Keeps a worker's thread beside the devices that it talks to. */
 void inf_near_follow(inf_dist *d, inf_worker *w);
+
+/* Notes why blocks travel in messages. */
+void inf_rails_note(inf_dist *d, const char *why);
+
+/* --- direct.c --- */
+
+/* in: offers the pool to the peer; false where that cannot be. */
+bool inf_direct_offer(inf_dist *d, inf_link *link);
+/* out: may the peer's pool come to be opened? */
+bool inf_direct_wants(inf_dist *d, const inf_link *link);
+/* Opens it, if the peer has offered it by now; the rail can put then. */
+void inf_direct_open(inf_dist *d, inf_rail *r);
+void inf_direct_close(inf_dist *d, inf_rail *r);
+/* Puts by copies; they are complete on return. */
+int inf_direct_copy(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_t n,
+                    uint64_t asked_ns);
 
 /* --- slots.c --- */
 

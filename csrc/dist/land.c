@@ -150,8 +150,14 @@ static uint64_t offset(const inf_dist *d, const inf_landing *l, uint32_t i) {
 static int grant(inf_dist *d, inf_rail *r, inf_landing *l) {
     while (l->done < l->ask.n) {
         uint32_t n = run(d, l, l->done);
-        int status = inf_link_grant(r->link, offset(d, l, l->done), n * d->kv.block_bytes,
-                                    &l->grants[l->n_grants]);
+        inf_grant *g = &l->grants[l->n_grants];
+        uint64_t at = offset(d, l, l->done), bytes = n * d->kv.block_bytes;
+        int status = INF_OK;
+        if (r->offered) { /* by the offset in the pool, which the sender has open */
+            *g = (inf_grant){.address = at, .bytes = bytes};
+        } else {
+            status = inf_link_grant(r->link, at, bytes, g);
+        }
         if (status == INF_EFULL || status == INF_EINVAL) {
             l->state = INF_LANDING_UNDOING;
             return INF_OK;
@@ -171,6 +177,9 @@ static int grant(inf_dist *d, inf_rail *r, inf_landing *l) {
 /* All at once: each takes a round trip to the NIC. */
 static int revoke(inf_rail *r, inf_landing *l) {
     int result = INF_OK;
+    if (r->offered) { /* direct.c, 4 */
+        return INF_OK;
+    }
     for (uint32_t i = 0; i < l->n_grants; i++) {
         if ((l->revoked >> i & 1) != 0) {
             continue;
@@ -199,7 +208,7 @@ static int undo(inf_dist *d, inf_rail *r, inf_landing *l) {
 
 static int flush(inf_dist *d, inf_rail *r, const inf_landing *l) {
     int status = INF_OK;
-    for (uint32_t i = 0, n; status == INF_OK && i < l->ask.n; i += n) {
+    for (uint32_t i = 0, n; !r->offered && status == INF_OK && i < l->ask.n; i += n) {
         n = run(d, l, i);
         status = inf_region_flush(r->region, offset(d, l, i), n * d->kv.block_bytes, NULL);
     }

@@ -33,7 +33,7 @@ static bool make_place(inf_dist *d, int *place) {
 }
 
 /* Why blocks travel in messages, "" if they need not. */
-static void note(inf_dist *d, const char *why) {
+void inf_rails_note(inf_dist *d, const char *why) {
     pthread_mutex_lock(&d->note_lock);
     snprintf(d->no_puts, sizeof d->no_puts, "%s", why);
     pthread_mutex_unlock(&d->note_lock);
@@ -60,16 +60,16 @@ static inf_region *region_on(inf_dist *d, inf_verbs_device *device) {
                          .bytes = (uint64_t)d->num_blocks * d->kv.block_bytes,
                          .kind = INF_MEMORY_HOST};
     if (!d->backend->host_memory) {
-        note(d, "the pool is a GPU's");
+        inf_rails_note(d, "the pool is a GPU's");
     } else if (!make_place(d, &place)) {
-        note(d, "the pool is registered with too many devices");
+        inf_rails_note(d, "the pool is registered with too many devices");
     } else if (inf_region_open(device, &memory, &region, &err) != INF_OK) {
-        note(d, err.message);
+        inf_rails_note(d, err.message);
         region = NULL;
     } else {
         d->regions[place].device = device;
         d->regions[place].region = region;
-        note(d, "");
+        inf_rails_note(d, "");
     }
     return region;
 }
@@ -82,7 +82,7 @@ inf_region *inf_rail_region(inf_dist *d, inf_link *link) {
     pthread_mutex_lock(&d->region_lock); /* no worker waits for it: this may take long */
     inf_region *region = region_on(d, device);
     if (region != NULL && inf_link_use_region(link, region) != INF_OK) {
-        note(d, "the link's device or endpoint has no memory windows");
+        inf_rails_note(d, "the link's device or endpoint has no memory windows");
         region = NULL;
     }
     pthread_mutex_unlock(&d->region_lock);
@@ -171,7 +171,9 @@ int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link
     r->out = out;
     r->lane = out ? d->peers[peer].lane : 0;
     r->region = region;
-    atomic_init(&r->puts, region != NULL);
+    r->offered = !out && region == NULL && inf_direct_offer(d, link);
+    r->wants = out && region == NULL && inf_direct_wants(d, link);
+    atomic_init(&r->puts, region != NULL || r->offered);
     *place_of(d, peer, number, out) = r;
     d->extra_rails[out] += extra;
     return INF_OK;
@@ -183,6 +185,7 @@ void inf_rail_close(inf_dist *d, inf_rail *r) {
     }
     inf_link_close(
         r->link); /* first: grants end with it, and nothing reads from this pool any more */
+    inf_direct_close(d, r);
     if (r->out) {
         inf_send_give_up(r);
     } else {

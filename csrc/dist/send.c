@@ -7,6 +7,8 @@
  * otherwise. They need no copy: the NIC gathers blocks from this pool and scatters them into the
  * other one. An acknowledgement says more than their completions, so nobody waits for these.
  *
+ * Between GPUs of one host a put is a copy (direct.c), complete when it returns.
+ *
  * A piece whose move was refused meanwhile is not put, but the peer is told: its grant must end. */
 #include "dist/internal.h"
 #include "dist/marks.h"
@@ -143,6 +145,9 @@ static int post_blocks(inf_dist *d, inf_rail *r, inf_piece *c, uint8_t *buf) {
 /* Begins pieces while there is room and something to send. */
 static int begin_pieces(inf_dist *d, inf_rail *r) {
     inf_peer *p = &d->peers[r->peer];
+    if (r->wants && p->active.head != NULL) {
+        inf_direct_open(d, r);
+    }
     for (int i = 0; i < INF_WIRE_PIECES; i++) {
         inf_piece *c = &r->pieces[i];
         if (c->state != INF_PIECE_FREE) {
@@ -156,6 +161,7 @@ static int begin_pieces(inf_dist *d, inf_rail *r) {
             return status == INF_AGAIN ? INF_OK : status;
         }
         c->put = 0;
+        c->asked_ns = inf_now();
         if (atomic_load(&r->puts)) {
             write_head(r, c, INF_WIRE_ASK, inf_wire_move_head(), buf);
             status = post(d, r, c, INF_PIECE_ASKED, inf_wire_move_head());
@@ -175,6 +181,10 @@ static int begin_pieces(inf_dist *d, inf_rail *r) {
 /* --- puts --- */
 
 static int set_limit(inf_dist *d, inf_rail *r) {
+    if (r->far != NULL) { /* there is no wire that messages would share with copies */
+        r->limit = 2 * PIECE_BYTES;
+        return INF_OK;
+    }
     bool shared =
         atomic_load(&d->stepping) || inf_now() - atomic_load(&d->answered_ns) < ANSWERS_NS;
     uint64_t limit = shared ? STEP_PUTS : IDLE_PUTS;
@@ -219,7 +229,8 @@ static int put_piece(inf_dist *d, inf_rail *r, inf_piece *c) {
     while (status == INF_OK && wanted && c->put < bytes_of(d, c)) {
         uint64_t bytes = 0;
         uint32_t n = stretches(d, r, c, puts, &bytes);
-        status = inf_link_put(r->link, puts, n);
+        status = r->far != NULL ? inf_direct_copy(d, r, puts, n, c->asked_ns)
+                                : inf_link_put(r->link, puts, n);
         c->put += status == INF_OK ? bytes : 0;
     }
     void *buf = NULL;

@@ -54,6 +54,13 @@ typedef struct inf_lane_config {
     int32_t max_blocks;     /* entries of their block lists together */
 } inf_lane_config;
 
+/* What opens a pool. It travels in shared memory of one host. */
+typedef struct inf_pool_key {
+    uint64_t process; /* drawn by the process that has the pool */
+    uint64_t address; /* in that process */
+    uint8_t handle[64];
+} inf_pool_key;
+
 /* y[rows, n] = x[rows, k] w^T (+ bias). x of act; y of act, or f32 when y_f32. */
 typedef struct inf_product {
     const void *x;
@@ -95,6 +102,14 @@ struct inf_backend_ops {
     int (*host_pin)(inf_backend *, void *host, uint64_t bytes);
     void (*host_unpin)(inf_backend *, void *host);
 
+    /* Pools that instances of one host copy into, each other's. All NULL: the device's memory
+     * cannot be shared. export makes a key that only members of the cluster may have, with which
+     * another process opens the pool as device memory of its own; close before the backend is, and
+     * after the last copy. *why: of a failure, in words, good until the thread's next call. */
+    int (*pool_export)(inf_backend *, void *pool, inf_pool_key *out, const char **why);
+    uint8_t *(*pool_open)(inf_backend *, const inf_pool_key *key, const char **why);
+    void (*pool_close)(inf_backend *, const inf_pool_key *key, uint8_t *pool);
+
     /* ---- lanes ---- */
     int (*lane_open)(inf_backend *, const inf_lane_config *config, inf_lane **out, inf_err *err);
     void (*lane_close)(inf_lane *); /* safe on NULL */
@@ -103,6 +118,9 @@ struct inf_backend_ops {
     /* Copies; host memory is not touched by the caller before sync. */
     void (*copy_out)(inf_lane *, void *host, const void *device, uint64_t bytes);
     void (*copy_in)(inf_lane *, void *device, const void *host, uint64_t bytes);
+    /* From device memory to device memory, of which one may be an opened pool's; NULL where
+     * pool_open is. */
+    void (*copy)(inf_lane *, void *to, const void *from, uint64_t bytes);
 
     /* ---- the step, on the step's lane ---- */
 

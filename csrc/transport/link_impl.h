@@ -46,6 +46,9 @@ typedef struct inf_link_ops {
     /* Frees the provider's memory, the link included. The descriptors are link.c's to close. */
     void (*close)(inf_link *link);
     const inf_put_ops *puts; /* NULL: it has none */
+    /* Where an end's note lies, INF_LINK_TOLD bytes and before them a word that is 1 when they are
+     * told; NULL: no memory is shared. */
+    uint8_t *(*note)(const inf_link *link, bool own);
     /* The index-th slot; NULL: messages lie in no slots. */
     uint8_t *(*slot)(const inf_link *link, uint32_t index);
     /* Does the peer hold every slot? NULL: always, when prepare finds no room. */

@@ -1,5 +1,8 @@
-/* The public functions for puts: checks, and the answer of links that have none. */
+/* The public functions for puts and notes: checks, and the answer of links that have none. */
 #include "transport/link_impl.h"
+
+#include <stdatomic.h>
+#include <string.h>
 
 /* INF_OK if the link lives and can. */
 static int check(const inf_link *link) {
@@ -45,4 +48,35 @@ int inf_link_put_limit(inf_link *link, uint64_t bytes) {
 
 uint64_t inf_link_put_pending(inf_link *link) {
     return check(link) == INF_OK ? link->ops->puts->pending(link) : 0;
+}
+
+/* The word before a note, by which it is published. */
+static _Atomic uint64_t *told_word(uint8_t *note) {
+    return (_Atomic uint64_t *)(void *)(note - sizeof(uint64_t));
+}
+
+int inf_link_tell(inf_link *link, const void *data, uint64_t bytes) {
+    if (!link || !data || bytes > INF_LINK_TOLD)
+        return INF_EINVAL;
+    uint8_t *note = link->ops->note ? link->ops->note(link, true) : NULL;
+    if (!note)
+        return INF_EUNSUPPORTED;
+    if (atomic_load_explicit(told_word(note), memory_order_relaxed) != 0)
+        return INF_EFULL;
+    memcpy(note, data, bytes);
+    atomic_store_explicit(told_word(note), 1, memory_order_release);
+    return INF_OK;
+}
+
+int inf_link_told(const inf_link *link, void *data, uint64_t bytes) {
+    if (!link || bytes > INF_LINK_TOLD)
+        return INF_EINVAL;
+    uint8_t *note = link->ops->note ? link->ops->note(link, false) : NULL;
+    if (!note)
+        return INF_EUNSUPPORTED;
+    if (atomic_load_explicit(told_word(note), memory_order_acquire) == 0)
+        return INF_AGAIN;
+    if (bytes > 0)
+        memcpy(data, note, bytes);
+    return INF_OK;
 }

@@ -89,6 +89,16 @@ uint64_t inf_link_slot_bytes(const inf_link *link);
  * where it is until the link is closed. Slots of one way follow each other by their addresses. */
 int inf_link_slot(const inf_link *link, uint32_t index, void **at);
 
+enum { INF_LINK_TOLD = 256 };
+
+/* What this end has to say of itself, once, at most INF_LINK_TOLD bytes: the other end has it with
+ * the next message, and keeps it. Only on links whose ends share memory; INF_EUNSUPPORTED on
+ * others. INF_EFULL: it was said already. */
+int inf_link_tell(inf_link *link, const void *note, uint64_t bytes);
+/* What the other end has told; bytes beyond what it told are 0. INF_AGAIN: nothing so far. Like a
+ * message it is the peer's word. */
+int inf_link_told(const inf_link *link, void *note, uint64_t bytes);
+
 /* Fills err with the reason for which the link is dead; returns its status, INF_OK while it lives.
  */
 int inf_link_status(const inf_link *link, inf_err *err);

@@ -36,7 +36,9 @@ static void backend_free(inf_backend *b, void *device) {
 
 static void backend_free_pool(inf_backend *b, void *device, uint64_t bytes) {
     (void)bytes;
-    backend_free(b, device);
+    if (shared_end(device)) {
+        backend_free(b, device);
+    }
 }
 
 /* Device memory with a copy of host memory; NULL: none. */
@@ -127,6 +129,9 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
         ops.adopt = backend_adopt;
         ops.host_pin = inf_cuda_host_pin;
         ops.host_unpin = inf_cuda_host_unpin;
+        ops.pool_export = inf_cuda_pool_export;
+        ops.pool_open = inf_cuda_pool_open;
+        ops.pool_close = inf_cuda_pool_close;
         inf_cuda_step_table(&ops);
         ops.close = backend_close;
     }

@@ -217,6 +217,13 @@ void pinned_close(cuda_backend *b);
 int inf_cuda_host_pin(inf_backend *b, void *host, uint64_t bytes);
 void inf_cuda_host_unpin(inf_backend *b, void *host);
 
+/* shared.cu */
+int inf_cuda_pool_export(inf_backend *b, void *pool, inf_pool_key *out, const char **why);
+uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, const char **why);
+void inf_cuda_pool_close(inf_backend *b, const inf_pool_key *key, uint8_t *pool);
+/* Waits until nobody in this process has the pool open; false: somebody does not let go. */
+bool shared_end(const void *pool);
+
 /* Where the GPU sees n rows of messages, in *at and, unless it is NULL, *lse. True: in place.
  * False: they are not pinned, and the caller uses staging. */
 bool lane_direct(inf_lane *l, int32_t rows, float **at, float **lse);

@@ -279,12 +279,18 @@ static void copy_in(inf_lane *l, void *device, const void *host, uint64_t bytes)
     lane_copy(l, device, host, bytes, cudaMemcpyHostToDevice);
 }
 
+static void copy(inf_lane *l, void *to, const void *from, uint64_t bytes) {
+    lane_enter(l);
+    lane_copy(l, to, from, bytes, cudaMemcpyDeviceToDevice);
+}
+
 void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->lane_open = inf_cuda_lane_open;
     ops->lane_close = inf_cuda_lane_close;
     ops->sync = exchange_sync;
     ops->copy_out = copy_out;
     ops->copy_in = copy_in;
+    ops->copy = copy;
     ops->begin = step_begin;
     ops->record = step_record;
     ops->recorded = step_recorded;

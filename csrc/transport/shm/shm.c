@@ -41,6 +41,10 @@ typedef struct {
 
 typedef struct {
     shm_end client, server;
+    /* What either end tells of itself, and before it a word that says so. */
+    struct {
+        _Alignas(LINE) uint8_t line[LINE + INF_LINK_TOLD];
+    } client_note, server_note;
 } shm_control;
 
 _Static_assert(sizeof(shm_control) <= CONTROL_BYTES, "the control words fit their page");
@@ -224,6 +228,13 @@ static void shm_disarm(inf_link *link, const struct pollfd fds[INF_LINK_FDS]) {
         look_at_socket(s);
 }
 
+static uint8_t *shm_note(const inf_link *link, bool own) {
+    const shm_link *s = (const shm_link *)link;
+    shm_control *control = (shm_control *)(void *)s->memory;
+    bool client = (link->config.role == INF_LINK_CLIENT) == own;
+    return (client ? control->client_note.line : control->server_note.line) + LINE;
+}
+
 static uint8_t *shm_slot(const inf_link *link, uint32_t index) {
     const shm_link *s = (const shm_link *)link;
     return index < 2 * link->config.slots ? s->memory + CONTROL_BYTES + index * s->stride + LINE
@@ -247,6 +258,7 @@ static const inf_link_ops SHM_OPS = {
     .disarm = shm_disarm,
     .close = shm_close,
     .slot = shm_slot,
+    .note = shm_note,
 };
 
 int inf_link_open_shm(const inf_link_config *config, inf_link **out, inf_err *err) {

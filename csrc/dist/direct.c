@@ -1,0 +1,102 @@
+/* Moves between instances of one host whose pools are GPUs': the sender copies blocks from its pool
+ * into the other one, GPU to GPU, and no byte passes through host memory.
+ *
+ * The receiving end of a move lane exports its pool and leaves the key with the link
+ * (inf_link_tell), and the sending end opens it; from then on the lane is one that can put. The
+ * pieces' protocol is that of puts (send.c, land.c), and a put is a copy.
+ *
+ *  1. A key is told only over a link whose memory both ends share, so only to a member of the
+ *     cluster that passed the signed handshake of this very link, on this host.
+ *  2. Opening gives that member all of the pool to write, as long as it has it open: grants are not
+ *     guarded by hardware as they are with a NIC. A member that is not trusted with that is not to
+ *     be a member. What it says of the pool is checked: what it is told is not beyond it, and what
+ *     the peer grants lies within it.
+ *  3. Copies are complete, by a sync of the lane, before LANDED leaves; the receiver needs no
+ * flush.
+ *  4. Nothing can revoke a grant that its sender makes no use of. So the sender begins to copy
+ *     COPY_NS at most after it asked, and else ends the lane; the receiver gives granted blocks to
+ *     others after a multiple of that at the earliest (land.c), if it hears nothing.
+ *  5. Where a key cannot be had or opened (another host, another driver, GPUs that do not see each
+ *     other, a pool of host memory) blocks travel in messages, and the reason is noted. */
+#include "dist/internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define COPY_NS UINT64_C(2000000000)
+
+/* What the receiver tells. */
+typedef struct pool_note {
+    uint32_t magic, bytes;
+    uint64_t block_bytes, num_blocks;
+    inf_pool_key key;
+} pool_note;
+
+enum { NOTE_MAGIC = 0x504e4931 }; /* "1INP" */
+
+_Static_assert(sizeof(pool_note) <= INF_LINK_TOLD, "a note fits");
+
+bool inf_direct_offer(inf_dist *d, inf_link *link) {
+    const char *why = "";
+    pool_note n = {.magic = NOTE_MAGIC,
+                   .bytes = sizeof n,
+                   .block_bytes = d->kv.block_bytes,
+                   .num_blocks = (uint64_t)d->num_blocks};
+    if (d->ops->pool_export == NULL || inf_link_told(link, NULL, 0) == INF_EUNSUPPORTED) {
+        return false;
+    }
+    if (d->ops->pool_export(d->backend, d->pool, &n.key, &why) != INF_OK) {
+        inf_rails_note(d, why);
+        return false;
+    }
+    return inf_link_tell(link, &n, sizeof n) == INF_OK;
+}
+
+bool inf_direct_wants(inf_dist *d, const inf_link *link) {
+    return d->ops->pool_open != NULL && inf_link_told(link, NULL, 0) != INF_EUNSUPPORTED;
+}
+
+void inf_direct_open(inf_dist *d, inf_rail *r) {
+    pool_note n;
+    int status = inf_link_told(r->link, &n, sizeof n);
+    if (status == INF_AGAIN) { /* the peer's end is not that far, or has nothing to tell */
+        return;
+    }
+    r->wants = false; /* one try */
+    const char *why = "the peer's pool is not as ours";
+    if (status == INF_OK && n.magic == NOTE_MAGIC && n.bytes == sizeof n &&
+        n.block_bytes == d->kv.block_bytes && n.num_blocks > 0 && n.num_blocks <= INT32_MAX) {
+        r->far_bytes = n.block_bytes * n.num_blocks;
+        r->far_key = n.key;
+        r->far = d->ops->pool_open(d->backend, &n.key, &why);
+    }
+    if (r->far == NULL) {
+        inf_rails_note(d, why);
+        return;
+    }
+    atomic_store(&r->puts, true);
+}
+
+void inf_direct_close(inf_dist *d, inf_rail *r) {
+    if (r->far != NULL) {
+        d->ops->pool_close(d->backend, &r->far_key, r->far);
+        r->far = NULL;
+    }
+}
+
+int inf_direct_copy(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_t n,
+                    uint64_t asked_ns) {
+    if (inf_now() - asked_ns > COPY_NS) {
+        return INF_ETIMEOUT;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const inf_put *p = &puts[i];
+        if (p->remote > r->far_bytes || p->bytes > r->far_bytes - p->remote) {
+            return INF_EPROTO;
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        d->ops->copy(d->moving, r->far + puts[i].remote, d->pool + puts[i].offset, puts[i].bytes);
+    }
+    return d->ops->sync(d->moving, NULL) == INF_OK ? INF_OK : INF_EIO;
+}

@@ -1,0 +1,155 @@
+/* Pools that other instances copy into: CUDA IPC between processes, the pointer within one.
+ *
+ * A process opens a pool of its own by its address, since CUDA opens no handle in the process that
+ * made it. Such users are counted: a pool is freed when the last has closed it. A pool of another
+ * process stays for whoever has it open, however that process ends. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kernels/cuda/lane.h"
+
+static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(((inf_pool_key *)0)->handle), "kept whole");
+
+/* A user that does not close in this time has lost its thread: the pool is left to it. */
+enum { USERS_SECONDS = 30 };
+
+struct shared_pool {
+    shared_pool *next;
+    const void *pool;
+    uint32_t users;
+    bool ending;
+};
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t closed;
+    shared_pool *all;
+    uint64_t process; /* drawn: process ids come again */
+} shared = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, 0};
+
+/* Under the lock. */
+static shared_pool **find(const void *pool) {
+    shared_pool **at = &shared.all;
+    while (*at != NULL && (*at)->pool != pool) {
+        at = &(*at)->next;
+    }
+    return at;
+}
+
+static uint64_t this_process() {
+    while (shared.process == 0) {
+        if (getrandom(&shared.process, sizeof shared.process, 0) != sizeof shared.process) {
+            shared.process = (uint64_t)getpid() << 32 | (uint32_t)time(NULL);
+        }
+    }
+    return shared.process;
+}
+
+/* A reason that outlives the call, for the calling thread. */
+static const char *reason(const char *what, cudaError_t status) {
+    static thread_local char why[160];
+    (void)cudaGetLastError(); /* an answer, not a fault that stays */
+    snprintf(why, sizeof why, "cannot %s: %s", what, cudaGetErrorString(status));
+    return why;
+}
+
+int inf_cuda_pool_export(inf_backend *b, void *pool, inf_pool_key *out, const char **why) {
+    cudaIpcMemHandle_t handle;
+    cudaError_t status = cudaSetDevice(((cuda_backend *)b)->ordinal);
+    memset(&handle, 0, sizeof handle);
+    status = status != cudaSuccess ? status : cudaIpcGetMemHandle(&handle, pool);
+    if (status != cudaSuccess) {
+        *why = reason("export the pool to other processes", status);
+        return INF_EUNSUPPORTED;
+    }
+    memset(out, 0, sizeof *out);
+    memcpy(out->handle, &handle, sizeof handle);
+    out->address = (uint64_t)(uintptr_t)pool;
+    pthread_mutex_lock(&shared.lock);
+    out->process = this_process();
+    shared_pool **at = find(pool);
+    if (*at == NULL) {
+        *at = (shared_pool *)calloc(1, sizeof **at);
+    }
+    shared_pool *mine = *at;
+    if (mine != NULL) {
+        mine->pool = pool;
+    }
+    pthread_mutex_unlock(&shared.lock);
+    *why = "no memory to share the pool";
+    return mine != NULL ? INF_OK : INF_ENOMEM;
+}
+
+/* A pool of this process; NULL: there is none, or it is about to go. */
+static uint8_t *open_own(const inf_pool_key *key) {
+    uint8_t *pool = (uint8_t *)(uintptr_t)key->address;
+    shared_pool *s = *find(pool);
+    if (s == NULL || s->ending) {
+        return NULL;
+    }
+    s->users++;
+    return pool;
+}
+
+uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, const char **why) {
+    pthread_mutex_lock(&shared.lock);
+    bool own = key->process == this_process();
+    uint8_t *pool = own ? open_own(key) : NULL;
+    pthread_mutex_unlock(&shared.lock);
+    *why = "the pool is over";
+    if (own) {
+        return pool;
+    }
+    void *opened = NULL;
+    cudaIpcMemHandle_t handle;
+    memcpy(&handle, key->handle, sizeof handle);
+    cudaError_t status = cudaSetDevice(((cuda_backend *)b)->ordinal);
+    status = status != cudaSuccess
+                 ? status
+                 : cudaIpcOpenMemHandle(&opened, handle, cudaIpcMemLazyEnablePeerAccess);
+    if (status != cudaSuccess) {
+        *why = reason("open the peer's pool", status);
+        return NULL;
+    }
+    return (uint8_t *)opened;
+}
+
+void inf_cuda_pool_close(inf_backend *b, const inf_pool_key *key, uint8_t *pool) {
+    pthread_mutex_lock(&shared.lock);
+    bool own = key->process == this_process();
+    shared_pool *s = own ? *find(pool) : NULL;
+    if (s != NULL) {
+        s->users--;
+        pthread_cond_broadcast(&shared.closed);
+    }
+    pthread_mutex_unlock(&shared.lock);
+    if (!own && cudaSetDevice(((cuda_backend *)b)->ordinal) == cudaSuccess &&
+        cudaIpcCloseMemHandle(pool) != cudaSuccess) {
+        (void)cudaGetLastError();
+    }
+}
+
+bool shared_end(const void *pool) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += USERS_SECONDS;
+    pthread_mutex_lock(&shared.lock);
+    shared_pool **at = find(pool), *s = *at;
+    int late = 0;
+    if (s != NULL) {
+        s->ending = true;
+        while (s->users > 0 && late == 0) {
+            late = pthread_cond_timedwait(&shared.closed, &shared.lock, &until);
+        }
+        if (s->users == 0) {
+            *find(pool) = s->next;
+            free(s);
+        }
+    }
+    pthread_mutex_unlock(&shared.lock);
+    return late == 0;
+}
