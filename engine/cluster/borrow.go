@@ -8,6 +8,7 @@ import (
 
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/rdma"
 )
 
 const (
@@ -194,11 +195,30 @@ func (r *RManager) copyBlocks(c creditor, to kvcache.Span, blocks []int32) error
 	defer limit.Stop()
 	select {
 	case err := <-done:
+		if err == nil {
+			r.sayWay(c)
+		}
 		return err
 	case <-limit.C:
 	}
 	r.drop(c.peer, c.session, fmt.Errorf("a move of %d blocks took longer than %s", len(blocks), r.cfg.MoveTimeout))
 	return <-done
+}
+
+// sayWay logs once per session on one host how blocks get to the peer: the devices settle that with the first move.
+func (r *RManager) sayWay(c creditor) {
+	r.mu.Lock()
+	due := c.peer.session == c.session && c.peer.info.Transport == rdma.SHM && !c.peer.waySaid
+	c.peer.waySaid = c.peer.waySaid || due
+	r.mu.Unlock()
+	if !due {
+		return
+	}
+	if _, puts, why := r.rails.PeerRails(c.peer.index); puts&1 != 0 {
+		slog.Info("blocks move to a peer from GPU to GPU", "peer", c.peer.id)
+	} else if why != "" {
+		slog.Warn("blocks move to a peer through messages", "peer", c.peer.id, "why", why)
+	}
 }
 
 // takeMoves hands the device's reports to those who wait, as long as anybody may.

@@ -58,6 +58,7 @@ type peer struct {
 	life      context.Context    // of the client links' session, nil without one
 	end       context.CancelFunc // likewise
 	railsUp   uint32             // of the client's, as they were last; a bit each
+	waySaid   bool               // likewise: the log has how blocks get there
 	placing   int                // goroutines that ask for room there and have not marked blocks as moving yet
 	upgrading bool               // no new blocks go there or come from there
 	improveAt time.Time
@@ -203,7 +204,7 @@ func (r *RManager) dial(p *peer) {
 func (r *RManager) connected(p *peer, session uint64, info rdma.Info) {
 	p.session, p.info, p.upSince = session, info, time.Now()
 	p.life, p.end = context.WithCancel(r.ctx)
-	p.railsUp, p.improving = 1, improveEvery
+	p.railsUp, p.waySaid, p.improving = 1, false, improveEvery
 	p.improveAt = p.upSince.Add(improveEvery)
 	words := append([]any{"peer", p.id, "transport", string(info.Transport)}, measured(info)...)
 	level := slog.LevelInfo
