@@ -143,6 +143,7 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
     pthread_cond_init(&d->span_free, &mono);
     pthread_mutex_init(&d->region_lock, NULL);
     pthread_mutex_init(&d->note_lock, NULL);
+    pthread_mutex_init(&d->memory_lock, NULL);
     pthread_mutex_init(&d->done_lock, NULL);
     pthread_cond_init(&d->done_cond, &mono);
     pthread_condattr_destroy(&mono);
@@ -210,6 +211,7 @@ void inf_dist_close(inf_dist *d) {
         d->ops->lane_close(d->answering);
         d->ops->lane_close(d->landing);
         d->ops->lane_close(d->moving);
+        d->ops->lane_close(d->memory_lane);
     }
     inf_pool_close(d->workers);
     pthread_mutex_destroy(&d->lock);
@@ -218,6 +220,7 @@ void inf_dist_close(inf_dist *d) {
     pthread_cond_destroy(&d->span_free);
     pthread_mutex_destroy(&d->region_lock);
     pthread_mutex_destroy(&d->note_lock);
+    pthread_mutex_destroy(&d->memory_lock);
     pthread_mutex_destroy(&d->done_lock);
     pthread_cond_destroy(&d->done_cond);
     free(d->windows);

@@ -12,6 +12,7 @@
  *   send.c    pieces of moves over one rail
  *   land.c    pieces that arrive
  *   direct.c  pools of one host's GPUs, copied into by their peers
+ *   device_memory.c  a GPU's pool as memory that NICs write to
  *
  * Threads: the step thread (home.c), one thread that answers queries (serve.c), one that lands
  * moved blocks (land.c), one that sends them (moves.c), and any number of callers of the door's
@@ -225,6 +226,9 @@ struct inf_dist {
         inf_verbs_device *device;
         inf_region *region;
     } regions[INF_MAX_REGIONS];
+    inf_memory_ops memory;       /* of a device's pool; arg NULL: not made */
+    pthread_mutex_t memory_lock; /* of its lane */
+    inf_lane *memory_lane;
     pthread_mutex_t note_lock;    /* guards what follows */
     char no_puts[240];            /* why the last region could not be had */
     uint64_t near[INF_CPU_WORDS]; /* CPUs beside the devices in use */
@@ -318,6 +322,11 @@ void inf_near_follow(inf_dist *d, inf_worker *w);
 
 /* Notes why blocks travel in messages. */
 void inf_rails_note(inf_dist *d, const char *why);
+
+/* --- device_memory.c --- */
+
+/* What registering the pool asks for; NULL: no NIC can reach it. region_lock is held. */
+const inf_memory_ops *inf_device_memory(inf_dist *d);
 
 /* --- direct.c --- */
 

@@ -60,7 +60,11 @@ static inf_region *region_on(inf_dist *d, inf_verbs_device *device) {
                          .bytes = (uint64_t)d->num_blocks * d->kv.block_bytes,
                          .kind = INF_MEMORY_HOST};
     if (!d->backend->host_memory) {
-        inf_rails_note(d, "the pool is a GPU's");
+        memory.kind = INF_MEMORY_DEVICE;
+        memory.ops = inf_device_memory(d);
+    }
+    if (memory.kind == INF_MEMORY_DEVICE && memory.ops == NULL) {
+        inf_rails_note(d, "the pool is a GPU's that no NIC can reach");
     } else if (!make_place(d, &place)) {
         inf_rails_note(d, "the pool is registered with too many devices");
     } else if (inf_region_open(device, &memory, &region, &err) != INF_OK) {
@@ -82,7 +86,9 @@ inf_region *inf_rail_region(inf_dist *d, inf_link *link) {
     pthread_mutex_lock(&d->region_lock); /* no worker waits for it: this may take long */
     inf_region *region = region_on(d, device);
     if (region != NULL && inf_link_use_region(link, region) != INF_OK) {
-        inf_rails_note(d, "the link's device or endpoint has no memory windows");
+        const char *why = "";
+        bool bounce = inf_region_way(region, &why) == INF_WAY_BOUNCE;
+        inf_rails_note(d, bounce ? why : "the link's device or endpoint has no memory windows");
         region = NULL;
     }
     pthread_mutex_unlock(&d->region_lock);
@@ -99,6 +105,10 @@ int inf_dist_share_pool(inf_dist *d, const char *rdma_device, const char *domain
     inf_region *region = region_on(d, device);
     pthread_mutex_unlock(&d->region_lock);
     inf_verbs_device_close(device); /* the region is a user of its own */
+    const char *why = "";
+    if (region != NULL && inf_region_way(region, &why) == INF_WAY_BOUNCE) {
+        return inf_dist_error(err, INF_EUNSUPPORTED, -1, "%s", why);
+    }
     if (region == NULL) {
         inf_peer_rails rails;
         read_note(d, &rails);

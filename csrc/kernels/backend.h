@@ -110,6 +110,14 @@ struct inf_backend_ops {
     uint8_t *(*pool_open)(inf_backend *, const inf_pool_key *key, const char **why);
     void (*pool_close)(inf_backend *, const inf_pool_key *key, uint8_t *pool);
 
+    /* What a NIC needs to write into device memory; each returns 0 or an errno. All NULL: device
+     * memory is host memory, or no NIC can. export: a dma-buf in which what lies at device begins
+     * at *offset, the caller's to close. peermem: 0 if the kernel module is loaded. flush: what
+     * NICs wrote before is visible to the device; 0 as well where that needs nothing. */
+    int (*nic_export)(inf_backend *, void *device, uint64_t bytes, int *fd, uint64_t *offset);
+    int (*nic_peermem)(inf_backend *);
+    int (*nic_flush)(inf_backend *);
+
     /* ---- lanes ---- */
     int (*lane_open)(inf_backend *, const inf_lane_config *config, inf_lane **out, inf_err *err);
     void (*lane_close)(inf_lane *); /* safe on NULL */

@@ -34,6 +34,12 @@ static void backend_free(inf_backend *b, void *device) {
     }
 }
 
+/* Whole pages of any host: a dma-buf has no others. */
+static void *backend_alloc_pool(inf_backend *b, uint64_t bytes) {
+    const uint64_t page = 65536;
+    return backend_alloc(b, (bytes + page - 1) / page * page);
+}
+
 static void backend_free_pool(inf_backend *b, void *device, uint64_t bytes) {
     (void)bytes;
     if (shared_end(device)) {
@@ -122,13 +128,17 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the CUDA backend");
     }
     if (ops.close == NULL) { /* the same values whoever writes them */
-        ops.alloc = ops.alloc_pool = backend_alloc;
+        ops.alloc = backend_alloc;
+        ops.alloc_pool = backend_alloc_pool;
         ops.free = backend_free;
         ops.free_pool = backend_free_pool;
         ops.matrix = backend_matrix;
         ops.adopt = backend_adopt;
         ops.host_pin = inf_cuda_host_pin;
         ops.host_unpin = inf_cuda_host_unpin;
+        ops.nic_export = inf_cuda_nic_export;
+        ops.nic_peermem = inf_cuda_nic_peermem;
+        ops.nic_flush = inf_cuda_nic_flush;
         ops.pool_export = inf_cuda_pool_export;
         ops.pool_open = inf_cuda_pool_open;
         ops.pool_close = inf_cuda_pool_close;

@@ -217,6 +217,11 @@ void pinned_close(cuda_backend *b);
 int inf_cuda_host_pin(inf_backend *b, void *host, uint64_t bytes);
 void inf_cuda_host_unpin(inf_backend *b, void *host);
 
+/* nic.cu */
+int inf_cuda_nic_export(inf_backend *b, void *device, uint64_t bytes, int *fd, uint64_t *offset);
+int inf_cuda_nic_peermem(inf_backend *b);
+int inf_cuda_nic_flush(inf_backend *b);
+
 /* shared.cu */
 int inf_cuda_pool_export(inf_backend *b, void *pool, inf_pool_key *out, const char **why);
 uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, const char **why);

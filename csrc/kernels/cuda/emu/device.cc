@@ -164,6 +164,15 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMaxSharedMemoryPerBlock:
         *value = (int)p.sharedMemPerBlock;
         break;
+    case cudaDevAttrGPUDirectRDMASupported:
+        *value = emu_gpudirect() & 1;
+        break;
+    case cudaDevAttrGPUDirectRDMAFlushWritesOptions:
+        *value = (emu_gpudirect() & 2) != 0 ? cudaFlushGPUDirectRDMAWritesOptionHost : 0;
+        break;
+    case cudaDevAttrGPUDirectRDMAWritesOrdering:
+        *value = (emu_gpudirect() & 4) != 0 ? cudaGPUDirectRDMAWritesOrderingOwner : 0;
+        break;
     case cudaDevAttrWarpSize:
         *value = p.warpSize;
         break;

@@ -51,7 +51,8 @@ cudaError_t allocate(void **out, size_t bytes, emu_place place) {
     std::lock_guard<std::mutex> guard(m->lock);
     void *p = NULL;
     bool fits = place != EMU_DEVICE || bytes <= total_bytes() - m->used;
-    if (!fits || posix_memalign(&p, place == EMU_DEVICE ? 256 : 4096, bytes) != 0) {
+    if (!fits ||
+        posix_memalign(&p, place == EMU_DEVICE && bytes < 65536 ? 256 : 4096, bytes) != 0) {
         return emu_fail(cudaErrorMemoryAllocation);
     }
     memset(p, 0xcb, bytes);

@@ -83,7 +83,10 @@ typedef enum cudaDeviceAttr {
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76,
     cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
-    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+    cudaDevAttrGPUDirectRDMASupported = 116,
+    cudaDevAttrGPUDirectRDMAFlushWritesOptions = 117,
+    cudaDevAttrGPUDirectRDMAWritesOrdering = 118
 } cudaDeviceAttr;
 
 enum { cudaDeviceScheduleAuto = 0, cudaDeviceScheduleSpin = 1, cudaDeviceScheduleBlockingSync = 4 };
@@ -163,6 +166,18 @@ cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream);
 cudaError_t cudaFreeHost(void *memory);
 cudaError_t cudaHostRegister(void *memory, size_t bytes, unsigned flags);
 cudaError_t cudaHostUnregister(void *memory);
+
+/* GPUDirect, as INF_EMU_GPUDIRECT says: 1 the memory can be exported and pinned, 2 a host may flush
+ * remote writes, 4 they need no flush. Default: none of it. What is exported is an empty file. */
+enum { cudaFlushGPUDirectRDMAWritesOptionHost = 1, cudaGPUDirectRDMAWritesOrderingOwner = 100 };
+enum cudaFlushGPUDirectRDMAWritesTarget { cudaFlushGPUDirectRDMAWritesTargetCurrentDevice };
+enum cudaFlushGPUDirectRDMAWritesScope { cudaFlushGPUDirectRDMAWritesToOwner = 100 };
+enum { cudaEnableDefault = 0 };
+int emu_gpudirect(void);
+cudaError_t cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarget target,
+                                               cudaFlushGPUDirectRDMAWritesScope scope);
+/* Of the driver it has cuMemGetHandleForAddressRange. */
+cudaError_t cudaGetDriverEntryPoint(const char *name, void **out, unsigned long long flags);
 
 /* Memory of another process is not emulated: its handles are not supported. Those of this process
  * are opened, which CUDA itself does not do, to the memory itself. */

@@ -1,0 +1,48 @@
+/* GPUDirect, as far as a NIC is not needed for it. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernels/cuda/emu/state.h"
+
+int emu_gpudirect(void) {
+    const char *s = getenv("INF_EMU_GPUDIRECT");
+    return s != NULL ? atoi(s) : 0;
+}
+
+/* The driver's: whole pages of one allocation, as a file. */
+static int export_range(void *handle, unsigned long long at, size_t bytes, int type,
+                        unsigned long long flags) {
+    const int invalid = 1, unsupported = 801;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    if (type != 1 || flags != 0 || at % page != 0 || bytes == 0 || bytes % page != 0 ||
+        emu_place_of((void *)(uintptr_t)at, bytes) != EMU_DEVICE) {
+        return invalid;
+    }
+    if ((emu_gpudirect() & 1) == 0) {
+        return unsupported;
+    }
+    *(int *)handle = memfd_create("dma-buf", MFD_CLOEXEC);
+    return *(int *)handle >= 0 ? 0 : unsupported;
+}
+
+cudaError_t cudaGetDriverEntryPoint(const char *name, void **out, unsigned long long flags) {
+    if (name == NULL || out == NULL || flags != cudaEnableDefault) {
+        return emu_fail(cudaErrorInvalidValue);
+    }
+    *out = strcmp(name, "cuMemGetHandleForAddressRange") == 0 ? (void *)export_range : NULL;
+    return *out != NULL ? cudaSuccess : emu_fail(cudaErrorNotSupported);
+}
+
+cudaError_t cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarget target,
+                                               cudaFlushGPUDirectRDMAWritesScope scope) {
+    if (target != cudaFlushGPUDirectRDMAWritesTargetCurrentDevice ||
+        scope != cudaFlushGPUDirectRDMAWritesToOwner) {
+        return emu_fail(cudaErrorInvalidValue);
+    }
+    return (emu_gpudirect() & 2) != 0 ? cudaSuccess : emu_fail(cudaErrorNotSupported);
+}
