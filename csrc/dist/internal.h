@@ -276,7 +276,6 @@ struct inf_dist {
     _Atomic uint64_t query_messages, query_rows, query_sent_bytes;
     _Atomic uint64_t served_messages, served_rows, served_bytes, served_batches;
     _Atomic uint64_t moved_blocks, moved_bytes, refused, wait_ns;
-    _Atomic uint64_t pinned_bytes; /* of slots, ever */
 };
 
 int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...)

@@ -49,7 +49,6 @@ void inf_slots_pin(inf_dist *d, inf_link *link) {
     bool ok = d->ops->host_pin != NULL;
     for (uint32_t slot = 0; ok && next_stretch(link, slot, &s); slot = s.next) {
         ok = d->ops->host_pin(d->backend, (void *)s.at, s.end - s.at) == INF_OK;
-        atomic_fetch_add(&d->pinned_bytes, ok ? s.end - s.at : 0);
     }
 }
 

@@ -1,8 +1,10 @@
 /* Pools that other instances copy into: CUDA IPC between processes, the pointer within one.
  *
  * A process opens a pool of its own by its address, since CUDA opens no handle in the process that
- * made it. Such users are counted: a pool is freed when the last has closed it. A pool of another
- * process stays for whoever has it open, however that process ends. */
+ * made it. Such users are counted: a pool is freed when the last has closed it. Users in other
+ * processes are not known here. They close when they see the link's end, which comes before the
+ * pool's; the driver counts mappings, so that the memory stays until then, though CUDA's manual
+ * promises nothing for a pool that is freed first. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

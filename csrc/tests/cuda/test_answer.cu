@@ -11,8 +11,15 @@ extern "C" int inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config 
                                        uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                        inf_err *err);
 
-enum { LAYERS = 4, HEADS = 4, KV_HEADS = 2, DIM = 64, BLOCK = 16, BLOCKS = 48, ROWS = 24 };
-enum { ROW = HEADS * DIM, SEGMENTS = 96, SLOT = 1 << 20, SLOTS = 3 };
+enum { LAYERS = 4, HEADS = 4, KV_HEADS = 2, DIM = 64, BLOCK = 16, BLOCKS = 48, ROWS = 80 };
+enum {
+    ROW = HEADS * DIM,
+    ANSWER_ROWS = 24,
+    IN_PLACE = 40,
+    SEGMENTS = 96,
+    SLOT = 1 << 20,
+    SLOTS = 3
+};
 
 static const int32_t WINDOWS[LAYERS] = {0, 0, 100, 0};
 static inf_err err;
@@ -73,7 +80,7 @@ static inf_lane *open_lane(rig *r, inf_backend *b, int32_t kind) {
     c.windows = WINDOWS;
     c.inv_freq = inv_freq;
     c.scale = 0.125f;
-    c.max_rows = ROWS;
+    c.max_rows = kind == INF_LANE_ANSWER ? (int32_t)ANSWER_ROWS : (int32_t)ROWS;
     c.max_segments = SEGMENTS;
     c.max_blocks = BLOCKS * 2;
     CHECK(b->ops->lane_open(b, &c, &lane, &err) == INF_OK, "%s", err.message);
@@ -259,8 +266,13 @@ static void test_exchange(rig *r) {
     float *lse = host + ROWS * ROW, *far_lse = far + ROWS * ROW;
     memset(lse, 0, ROWS * HEADS * sizeof(float));
     memset(far_lse, 0, ROWS * HEADS * sizeof(float));
-    CHECK(ops->merge(lane, 0, 7, host, lse) == 1, "read in place");
-    CHECK(ops->merge(lane, 7, ROWS - 7, far + 7 * ROW, far_lse + 7 * HEADS) == 0, "staged");
+    for (uint32_t i = 0; i < IN_PLACE; i++) { /* more runs than a launch takes */
+        CHECK(ops->merge(lane, i, 1, host + i * ROW, lse + i * HEADS) == 1, "read in place");
+    }
+    CHECK(ops->merge(lane, IN_PLACE, ROWS - IN_PLACE, far + IN_PLACE * ROW,
+                     far_lse + IN_PLACE * HEADS) == 0,
+          "staged");
+    std::vector<float> host_was(host, host + ROWS * ROW);
     std::vector<float> far_was(far, far + ROWS * ROW);
     memset(far, 0xff, ROWS * ROW * sizeof(float)); /* it is the caller's again */
     /* A sync in the middle of a layer's merges loses none. */
@@ -272,8 +284,8 @@ static void test_exchange(rig *r) {
     must(cudaMemcpy(got.data(), device, got.size() * sizeof(float), cudaMemcpyDeviceToHost), "o");
     size_t wrong = 0;
     for (int i = 0; i < ROWS * ROW; i++) {
-        wrong += got[(size_t)i] != got[(size_t)i] ||
-                 (i >= 7 * ROW && got[(size_t)i] != far_was[(size_t)i]);
+        const std::vector<float> &want = i < IN_PLACE * ROW ? host_was : far_was;
+        wrong += memcmp(&got[(size_t)i], &want[(size_t)i], sizeof want[0]) != 0;
     }
     CHECK(wrong == 0, "%zu numbers are wrong", wrong);
     ops->host_unpin(r->gpu, r->slots);
