@@ -263,7 +263,7 @@ static void run_case(const device_state &d, bench_case c) {
         if (about.resident == 0) {
             continue;
         }
-        timing t = time_case(d, c, a, v, about.resident * about.heads, 0, 0);
+        timing t = time_case(d, c, a, v, about.resident, 0, 0);
         print_timing("variant", c, a, about, 0, 0, t);
         if (t.both < best_time) {
             best_time = t.both, best_index = v, best = about;
@@ -275,10 +275,10 @@ static void run_case(const device_state &d, bench_case c) {
     inf_cuda_attn early = a;
     early.early = 1;
     print_timing("early", c, a, best, 0, 0,
-                 time_case(d, c, early, best_index, best.resident * best.heads, 0, 0));
-    int slots = (d.sms * best.resident * best.heads + KV_HEADS - 1) / KV_HEADS;
+                 time_case(d, c, early, best_index, best.resident, 0, 0));
+    int slots = (d.sms * best.resident + KV_HEADS - 1) / KV_HEADS;
     for (int waves : {1, 2, 4, 10}) {
-        timing t = time_case(d, c, a, best_index, best.resident * best.heads, 0, waves * slots);
+        timing t = time_case(d, c, a, best_index, best.resident, 0, waves * slots);
         print_timing("grid", c, a, best, 0, waves * slots, t);
     }
     if (!c.sweep) {
@@ -287,7 +287,7 @@ static void run_case(const device_state &d, bench_case c) {
     uint32_t longest = *std::max_element(c.contexts.begin(), c.contexts.end());
     for (uint32_t pieces = 1; pieces <= 512; pieces *= 4) {
         uint32_t chunk = (longest / pieces + 63) / 64 * 64;
-        timing t = time_case(d, c, a, best_index, best.resident * best.heads, (int)chunk, 0);
+        timing t = time_case(d, c, a, best_index, best.resident, (int)chunk, 0);
         if (t.plan.pieces > 0 && chunk >= 64) {
             print_timing("chunk", c, a, best, (int)chunk, 0, t);
         }
@@ -311,7 +311,7 @@ static void measure_floor(const device_state &d) {
         static const int grids[] = {1, 16, 64, 256, 1024};
         printf("floor   %-32s", about.name);
         for (int g : grids) {
-            set_plan(d, c, about.resident * about.heads, 1024);
+            set_plan(d, c, about.resident, 1024);
             a.max_work = g;
             double one = time_calls(d, a, v, 0, 1, 4e6, NOBODY);
             int32_t none = 0;

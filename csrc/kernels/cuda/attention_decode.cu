@@ -73,7 +73,7 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
         if (index >= n_work) {
             break; /* the last round */
         }
-        decode_piece x = piece_of<C>(p, index);
+        decode_piece x = piece_of(p, index);
         decode_rows<C> rows;
         attend_piece(p, x, ring, rows);
         put_results(rows, x.n_rows, (float *)ring.stages);
@@ -103,17 +103,12 @@ template <class C> static int32_t most_blocks(const inf_cuda_attn *p) {
         (void)cudaGetLastError();
     }
 #endif
-    int32_t blocks = p->kv.kv_heads / C::heads; /* of a piece */
-    return (waves * sms * C::resident + blocks - 1) / blocks;
+    return (waves * sms * C::resident + p->kv.kv_heads - 1) / p->kv.kv_heads;
 }
 
 template <class C> static int launch_cut(const inf_cuda_attn *p, bool bounded, inf_stream stream) {
-    if (p->kv.kv_heads % C::heads != 0) {
-        return cudaErrorInvalidValue;
-    }
     int32_t most = bounded ? most_blocks<C>(p) : 65535;
-    dim3 grid((unsigned)(p->kv.kv_heads / C::heads),
-              (unsigned)(p->max_work < most ? p->max_work : most));
+    dim3 grid((unsigned)p->kv.kv_heads, (unsigned)(p->max_work < most ? p->max_work : most));
     int error = (int)INF_ALLOW_SHARED(attn_decode_kernel<C>, C::shared);
     return error != 0 ? error
                       : (int)INF_LAUNCH_EARLY(p->early != 0, attn_decode_kernel<C>, grid,
@@ -122,12 +117,10 @@ template <class C> static int launch_cut(const inf_cuda_attn *p, bool bounded, i
 
 /* Registers and thread blocks per SM on the current device; a kernel for bulk copies whose code was
  * made for an older GPU is empty and counts as one that cannot run. */
-template <class C> static int describe_cut(const inf_cuda_attn *p, inf_cuda_decode_variant *out) {
-    snprintf(out->name, sizeof out->name, "%s, %d keys x %d stages x %d warps%s",
-             C::bulk ? "bulk" : "async", C::keys, C::stages, C::warps,
-             C::heads > 1 ? ", a head each" : "");
+template <class C> static int describe_cut(inf_cuda_decode_variant *out) {
+    snprintf(out->name, sizeof out->name, "%s, %d keys x %d stages x %d warps",
+             C::bulk ? "bulk" : "async", C::keys, C::stages, C::warps);
     out->keys = C::keys, out->stages = C::stages, out->warps = C::warps, out->bulk = C::bulk;
-    out->heads = C::heads;
     out->shared = C::shared, out->registers = 0, out->resident = 1;
 #ifndef INF_EMU
     cudaFuncAttributes a;
@@ -149,9 +142,6 @@ template <class C> static int describe_cut(const inf_cuda_attn *p, inf_cuda_deco
         out->resident = 0;
     }
 #endif
-    if (p->kv.kv_heads % C::heads != 0) {
-        out->resident = 0;
-    }
     return 0;
 }
 
@@ -164,26 +154,24 @@ struct decode_call {
 };
 
 template <class C> static int call_cut(const decode_call &c) {
-    return c.out != NULL ? describe_cut<C>(c.p, c.out) : launch_cut<C>(c.p, c.bounded, c.stream);
+    return c.out != NULL ? describe_cut<C>(c.out) : launch_cut<C>(c.p, c.bounded, c.stream);
 }
 
 /* Tiles of 8 KiB whatever the head_dim: KEYS is for 128. */
-template <int KEYS, int STAGES, int WARPS, bool BULK, int HEADS = 1>
-static int call_shape(const decode_call &c) {
+template <int KEYS, int STAGES, int WARPS, bool BULK> static int call_shape(const decode_call &c) {
     bool wide = c.p->kv.head_dim == 128;
     if (c.p->act == INF_DTYPE_BF16) {
-        return wide ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK, HEADS>>(c)
-                    : call_cut<decode_cut<bf16, 64, 2 * KEYS, STAGES, WARPS, BULK, HEADS>>(c);
+        return wide ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK>>(c)
+                    : call_cut<decode_cut<bf16, 64, 2 * KEYS, STAGES, WARPS, BULK>>(c);
     }
-    return wide ? call_cut<decode_cut<f16, 128, KEYS, STAGES, WARPS, BULK, HEADS>>(c)
-                : call_cut<decode_cut<f16, 64, 2 * KEYS, STAGES, WARPS, BULK, HEADS>>(c);
+    return wide ? call_cut<decode_cut<f16, 128, KEYS, STAGES, WARPS, BULK>>(c)
+                : call_cut<decode_cut<f16, 64, 2 * KEYS, STAGES, WARPS, BULK>>(c);
 }
 
 static int (*const variants[])(const decode_call &) = {
-    call_shape<16, 3, 4, true>,    call_shape<16, 3, 4, false>,   call_shape<32, 3, 2, true>,
-    call_shape<32, 3, 2, false>,   call_shape<16, 2, 4, false>,   call_shape<32, 3, 4, true>,
-    call_shape<16, 3, 8, false>,   call_shape<16, 3, 4, true, 4>, call_shape<16, 3, 4, false, 4>,
-    call_shape<16, 3, 8, true, 8>,
+    call_shape<16, 3, 4, true>,  call_shape<16, 3, 4, false>, call_shape<32, 3, 2, true>,
+    call_shape<32, 3, 2, false>, call_shape<16, 2, 4, false>, call_shape<32, 3, 4, true>,
+    call_shape<16, 3, 8, false>,
 };
 enum { WITH_BULK = 0, WITHOUT = 1 };
 

@@ -10,8 +10,8 @@ extern "C" {
 #endif
 
 typedef struct inf_cuda_decode_variant {
-    char name[56];
-    int32_t keys, stages, warps, bulk, heads; /* decode.cuh */
+    char name[48];
+    int32_t keys, stages, warps, bulk; /* decode.cuh */
     int32_t shared;                    /* bytes of shared memory that a thread block takes */
     int32_t registers;                 /* of a thread */
     int32_t resident;                  /* thread blocks that an SM holds at a time; 0: cannot run */

@@ -7,21 +7,17 @@
 #include "kernels/cuda/bulk.cuh"
 
 /* How the kernel is cut. T: bf16 or f16. KEYS: in a tile, a multiple of 16. STAGES: tiles in a
- * warp's ring. BULK: tiles come by bulk copies instead of cp.async. HEADS: kv heads of a thread
- * block; 1, and its warps share the head's tiles, or WARPS, and each warp has a head of its own.
+ * warp's ring. BULK: tiles come by bulk copies instead of cp.async.
  *
  * A tile in shared memory is K, then V. Key t of it is row t % CHUNK_ROWS of chunk t / CHUNK_ROWS;
  * a chunk is contiguous as in the pool, and the chunks are 16 bytes more apart than they are long.
  * Eight rows of equal place in their eight chunks thus lie in different banks: they make the 8x8
  * matrices that ldmatrix reads. So column i of the n-th column group of the scores is key
  * i * CHUNK_ROWS + n, an order that K and V share. */
-template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK, int HEADS>
-struct decode_cut {
+template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK> struct decode_cut {
     typedef T number;
     static constexpr int dim = DIM, keys = KEYS, stages = STAGES, warps = WARPS;
     static constexpr bool bulk = BULK;
-    static constexpr int heads = HEADS, sharing = WARPS / HEADS; /* warps that share a head */
-    static_assert(HEADS == 1 || HEADS == WARPS, "");
     static constexpr int row = DIM * 2;         /* bytes */
     static constexpr int groups = KEYS / 8;     /* column groups of the scores */
     static constexpr int chunk_rows = KEYS / 8; /* eight chunks */
@@ -45,7 +41,7 @@ struct decode_cut {
 /* The keys of a piece in units of 8, the most that surely lie in one block: UNITS units per tile. A
  * lane looks up one unit of the next 32 that this warp will need and keeps where it is, a batch
  * ahead of the copies, so that no copy waits for the block table. Tile j of a warp begins at token
- * token0 + (j * sharing + turn) * keys, with turn its number among those that share the head. */
+ * token0 + (j * warps + warp) * keys. */
 template <class C> struct key_walk {
     static constexpr int units = C::keys / 8, batch = 32 / units; /* tiles per batch */
     const int32_t *blocks;
@@ -56,13 +52,13 @@ template <class C> struct key_walk {
     uint64_t
         offset; /* of this lane's unit of the batch, from the layer's K of this head in block 0 */
 
-    __device__ __forceinline__ uint32_t tile_token(int turn, int j) const {
-        return token0 + (uint32_t)(j * C::sharing + turn) * C::keys;
+    __device__ __forceinline__ uint32_t tile_token(int warp, int j) const {
+        return token0 + (uint32_t)(j * C::warps + warp) * C::keys;
     }
     /* Looks up the batch that begins with tile j. */
-    __device__ __forceinline__ void look_up(int turn, int j) {
+    __device__ __forceinline__ void look_up(int warp, int j) {
         int lane = (int)(threadIdx.x % 32);
-        uint32_t t = tile_token(turn, j + lane / units) + (uint32_t)(lane % units) * 8;
+        uint32_t t = tile_token(warp, j + lane / units) + (uint32_t)(lane % units) * 8;
         next_block = 0, next_row = 0;
         if (t < end && t + 8 > first) {
             next_block = (uint32_t)blocks[t / block_size];

@@ -79,27 +79,6 @@ static __device__ __forceinline__ void merge_row(const inf_cuda_attn &p, size_t 
     }
 }
 
-/* Whether these warps' piece is the row's last to end; true in all of them. */
-template <class C>
-static __device__ __forceinline__ bool is_last(const inf_cuda_attn &p, const decode_piece &x,
-                                               size_t row) {
-    int last = 0;
-    __threadfence();
-    if (C::sharing > 1) {
-        __syncthreads();
-    } else {
-        __syncwarp();
-    }
-    if (threadIdx.x % (C::sharing * 32) == 0) {
-        uint32_t *count = p.done + row * (size_t)p.kv.kv_heads + (size_t)x.kv_head;
-        last = atomicAdd(count, 1u) + 1u == p.off[row + 1] - p.off[row];
-        if (last) {
-            *count = 0;
-        }
-    }
-    return C::sharing > 1 ? __syncthreads_or(last) != 0 : __any_sync(0xffffffffu, last) != 0;
-}
-
 /* All threads of the block call, after they have written their part of the piece. */
 template <class C>
 static __device__ __forceinline__ void merge_if_last(const inf_cuda_attn &p,
@@ -108,11 +87,21 @@ static __device__ __forceinline__ void merge_if_last(const inf_cuda_attn &p,
         return;
     }
     size_t row = (size_t)x.segment.row0 + x.work.row0;
-    if (!is_last<C>(p, x, row)) {
+    int last = 0;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint32_t *count = p.done + row * (size_t)p.kv.kv_heads + (size_t)x.kv_head;
+        last = atomicAdd(count, 1u) + 1u == p.off[row + 1] - p.off[row];
+        if (last) {
+            *count = 0;
+        }
+    }
+    if (!__syncthreads_or(last)) {
         return;
     }
     __threadfence();
-    for (int i = (int)(threadIdx.x / 32) % C::sharing; i < x.n_rows; i += C::sharing) {
+    for (int i = (int)(threadIdx.x / 32); i < x.n_rows; i += C::warps) {
         merge_row<C>(p, row + (size_t)(i / x.group), x.kv_head * x.group + i % x.group);
     }
 }

@@ -5,7 +5,7 @@
 
 #include "kernels/cuda/decode.cuh"
 
-/* What a piece is for all warps that share a head. */
+/* What a piece is for all threads of the block. */
 struct decode_piece {
     inf_cuda_work work;
     inf_cuda_segment segment;
@@ -85,23 +85,23 @@ static __device__ __forceinline__ key_walk<C> begin_walk(const inf_cuda_attn &p,
 
 /* Asks for tile j of the warp's n, if there is one, into ring place `slot`. */
 template <class C>
-static __device__ __forceinline__ void ask(key_walk<C> &walk, const decode_ring &ring, int turn,
+static __device__ __forceinline__ void ask(key_walk<C> &walk, const decode_ring &ring, int warp,
                                            int j, int n, const uint8_t *head, size_t to_v,
                                            int slot) {
     if (j % walk.batch == 0) {
         walk.take_looked_up();
-        walk.look_up(turn, j + walk.batch);
+        walk.look_up(warp, j + walk.batch);
     }
     uint8_t *stage = ring.stages + slot * C::tile;
     if (!C::bulk) {
         if (j < n) {
-            copy_tile_async(walk, walk.tile_token(turn, j), j, head, to_v, stage);
+            copy_tile_async(walk, walk.tile_token(warp, j), j, head, to_v, stage);
         }
         cp_async_commit();
     }
 #if INF_HAS_BULK
     if (C::bulk && j < n) {
-        copy_tile_bulk(walk, walk.tile_token(turn, j), j, head, to_v, stage, ring.bars + slot);
+        copy_tile_bulk(walk, walk.tile_token(warp, j), j, head, to_v, stage, ring.bars + slot);
     }
 #endif
 }
@@ -111,17 +111,17 @@ template <class C>
 static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, const decode_piece &x,
                                                     decode_ring &ring, decode_rows<C> &rows) {
     constexpr int ahead = C::stages - 1;
-    int turn = (int)(threadIdx.x / 32) % C::sharing;
+    int warp = (int)(threadIdx.x / 32);
     key_walk<C> walk = begin_walk<C>(p, x);
     const uint8_t *head = p.pool + kv_head_offset(p.kv, p.layer, 0, x.kv_head);
     size_t to_v = (size_t)p.kv.kv_heads * (size_t)p.kv.block_size * C::row;
     int tiles = (int)((walk.end - walk.token0 + C::keys - 1) / C::keys);
-    int n = (tiles - turn + C::sharing - 1) / C::sharing; /* tiles turn, turn + sharing, .. */
-    walk.look_up(turn, 0);
+    int n = (tiles - warp + C::warps - 1) / C::warps; /* tiles warp, warp + warps, .. */
+    walk.look_up(warp, 0);
 #pragma unroll
     for (int j = 0; j < ahead; j++) {
         int slot = ring.slot + j;
-        ask(walk, ring, turn, j, n, head, to_v, slot < C::stages ? slot : slot - C::stages);
+        ask(walk, ring, warp, j, n, head, to_v, slot < C::stages ? slot : slot - C::stages);
     }
     begin_rows(p, x, rows);
     for (int j = 0; j < n; j++) {
@@ -135,9 +135,9 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
         }
 #endif
         __syncwarp(); /* the tile is there for all lanes, and all have done with the one before */
-        ask(walk, ring, turn, j + ahead, n, head, to_v,
+        ask(walk, ring, warp, j + ahead, n, head, to_v,
             ring.slot > 0 ? ring.slot - 1 : C::stages - 1);
-        uint32_t t0 = walk.tile_token(turn, j);
+        uint32_t t0 = walk.tile_token(warp, j);
 #if INF_HAS_BULK
         if (C::bulk && !walk.whole(t0)) {
             clear_unread_values(walk, t0, stage);
@@ -188,23 +188,22 @@ static __device__ __forceinline__ void store4(void *p, int32_t dtype, size_t i, 
     }
 }
 
-/* Merges the results of the warps that share a head and writes the piece's. */
+/* Merges the warps' results and writes the piece's. */
 template <class C>
 static __device__ __forceinline__ void write_piece(const inf_cuda_attn &p, const decode_piece &x,
                                                    const float *results) {
-    constexpr int quads = C::dim / 4, threads = C::sharing * 32;
-    results += (int)threadIdx.x / threads * (C::ring / 4);
-    for (int at = (int)threadIdx.x % threads; at < x.n_rows * quads; at += threads) {
+    constexpr int quads = C::dim / 4;
+    for (int at = (int)threadIdx.x; at < x.n_rows * quads; at += C::warps * 32) {
         int i = at / quads, d = at % quads * 4;
         float top = -INFINITY, sum = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-        for (int w = 0; w < C::sharing; w++) {
+        for (int w = 0; w < C::warps; w++) {
             const float *of = results + w * (C::ring / 4);
             top = fmaxf(top, of[INF_CUDA_DECODE_ROWS * C::merge_row + i]);
         }
         float base = top == -INFINITY ? 0.0f : top;
 #pragma unroll
-        for (int w = 0; w < C::sharing; w++) {
+        for (int w = 0; w < C::warps; w++) {
             const float *of = results + w * (C::ring / 4);
             const float *m = of + INF_CUDA_DECODE_ROWS * C::merge_row;
             float weight = exp2_fast((m[i] - base) * x.scale);
@@ -227,12 +226,11 @@ static __device__ __forceinline__ void write_piece(const inf_cuda_attn &p, const
     }
 }
 
-template <class C>
 static __device__ __forceinline__ decode_piece piece_of(const inf_cuda_attn &p, int32_t index) {
     decode_piece x;
     x.work = p.work[index];
     x.segment = p.segments[x.work.segment];
-    x.kv_head = (int32_t)blockIdx.x * C::heads + (int32_t)(threadIdx.x / 32) / C::sharing;
+    x.kv_head = (int32_t)blockIdx.x;
     x.group = p.heads / p.kv.kv_heads;
     x.n_rows = (int32_t)x.work.rows * x.group;
     x.scale = p.scale * 1.4426950408889634f;

@@ -222,11 +222,10 @@ static void run_merging(const step *s, const uploaded &u, int index, const outpu
 
 static int32_t one_of(const int32_t *list, int32_t n) { return list[below(n)]; }
 
-static const int32_t heads_of[][2] = {{4, 1}, {8, 2}, {2, 2},  {3, 1}, {16, 1},
-                                      {6, 2}, {7, 1}, {16, 4}, {8, 8}, {24, 8}};
+static const int32_t heads_of[][2] = {{4, 1}, {8, 2}, {2, 2}, {3, 1}, {16, 1}, {6, 2}, {7, 1}};
 
 static form random_form(int32_t act, int32_t kv, int32_t out, int32_t head_dim) {
-    int32_t h = below((int32_t)(sizeof heads_of / sizeof *heads_of));
+    int32_t h = below(7);
     static const int32_t windows[] = {0, 0, 1, 7, 33, 100, 1000};
     return {act, kv, out, head_dim, heads_of[h][0], heads_of[h][1], 0, one_of(windows, 7)};
 }
@@ -325,7 +324,7 @@ static void test_decode(int32_t act, int32_t head_dim) {
 static void test_long(uint32_t tokens) {
     static step s;
     variant_log logs[MOST_VARIANTS] = {};
-    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 16, 8, 16, 0};
+    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
     inf_cuda_segment only = {0, 1, tokens - 1, 0, tokens, 0};
     for (int cut = 0; cut < 3; cut++) {
         make_step(&s, &f, 0, 0, &only);
