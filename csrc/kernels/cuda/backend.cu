@@ -147,7 +147,7 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
     b->early_rows = early && strstr(with, "early_rows") != NULL;
     b->early_decode = early && strstr(with, "early_decode") != NULL;
     b->prefetch = strstr(with, "prefetch") != NULL;
-    b->wgmma = early && strstr(with, "wgmma") != NULL;
+    b->wgmma = early && strstr(without, "wgmma") == NULL;
     *out = &b->base;
     return INF_OK;
 }
