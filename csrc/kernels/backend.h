@@ -54,14 +54,6 @@ typedef struct inf_lane_config {
     int32_t max_blocks;     /* entries of their block lists together */
 } inf_lane_config;
 
-/* A matrix that a later product reads: a device may bring some of it nearer while it does what it
- * was asked for. w NULL: none. */
-typedef struct inf_ahead {
-    const void *w; /* of inf_backend_ops.matrix, [n, k] */
-    int32_t n, k;
-    int32_t gate; /* 1: rows i and n / 2 + i are read together */
-} inf_ahead;
-
 /* y[rows, n] = x[rows, k] w^T (+ bias). x of act; y of act, or f32 when y_f32. */
 typedef struct inf_product {
     const void *x;
@@ -70,7 +62,6 @@ typedef struct inf_product {
     void *y;
     int32_t rows, n, k;
     int32_t y_f32;
-    inf_ahead ahead;
 } inf_product;
 
 /* A layer's tensors for heads. */
@@ -79,7 +70,6 @@ typedef struct inf_heads {
     const float *q_norm, *k_norm; /* [head_dim] each, or NULL */
     void *q;                      /* [rows, heads, head_dim] of act, out */
     int32_t layer;
-    inf_ahead ahead;
 } inf_heads;
 
 struct inf_backend_ops {
@@ -177,7 +167,7 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_3"
+#define INF_CUDA_OPEN "inf_cuda_backend_open_2"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
                                 uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                 inf_err *err);

@@ -154,11 +154,10 @@ void inf_forward_close(inf_forward *f) {
 static void project(inf_forward *f, int32_t layer) {
     const inf_layer *l = &f->c.weights->layers[layer];
     inf_product qkv = {
-        f->h,       l->qkv,         l->qkv_bias, f->qkv,         (int32_t)f->step->head->n_tokens,
-        f->qkv_dim, f->dims.hidden, 0,           {NULL, 0, 0, 0}};
+        f->h,           l->qkv, l->qkv_bias, f->qkv, (int32_t)f->step->head->n_tokens, f->qkv_dim,
+        f->dims.hidden, 0};
     f->ops->product(f->lane, &qkv);
-    inf_heads heads = {f->qkv, l->q_norm, l->k_norm,
-                       f->q,   layer,     {l->o, f->dims.hidden, f->q_dim, 0}};
+    inf_heads heads = {f->qkv, l->q_norm, l->k_norm, f->q, layer};
     f->ops->heads(f->lane, &heads);
 }
 
@@ -169,18 +168,10 @@ static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_layer *l = &w->layers[layer];
     const inf_device_config *d = &f->dims;
     int32_t rows = (int32_t)f->step->head->n_tokens;
-    const float *next = NULL;
-    inf_ahead qkv = {w->lm_head, d->vocab, d->hidden, 0}; /* or the next layer's */
-    if (layer + 1 < d->layers) {
-        next = w->layers[layer + 1].attn_norm;
-        qkv = (inf_ahead){w->layers[layer + 1].qkv, f->qkv_dim, d->hidden, 0};
-    }
-    int32_t inner = d->intermediate, hidden = d->hidden;
-    inf_product o = {
-        f->o, l->o, NULL, f->h, rows, hidden, f->q_dim, 0, {l->gate_up, 2 * inner, hidden, 1}};
-    inf_product gate_up = {
-        f->h, l->gate_up, NULL, f->gu, rows, 2 * inner, hidden, 0, {l->down, hidden, inner, 0}};
-    inf_product down = {f->act, l->down, NULL, f->h, rows, hidden, inner, 0, qkv};
+    inf_product o = {f->o, l->o, NULL, f->h, rows, d->hidden, f->q_dim, 0};
+    inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * d->intermediate, d->hidden, 0};
+    inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, d->intermediate, 0};
+    const float *next = layer + 1 < d->layers ? w->layers[layer + 1].attn_norm : NULL;
     f->ops->product_norm(f->lane, &o, f->x, l->mlp_norm, f->h);
     f->ops->gated(f->lane, &gate_up, f->act);
     f->ops->product_norm(f->lane, &down, f->x, next, f->h);
@@ -294,8 +285,7 @@ static int finish_rows(inf_forward *f, inf_err *err) {
         uint32_t left = rows - first;
         int32_t n = (int32_t)(left < f->logit_rows ? left : f->logit_rows);
         f->ops->pick_norm(f->lane, f->x, first, n, w->final_norm, f->rows);
-        inf_product p = {f->rows,  w->lm_head, NULL, f->logits,      n,
-                         d->vocab, d->hidden,  1,    {NULL, 0, 0, 0}};
+        inf_product p = {f->rows, w->lm_head, NULL, f->logits, n, d->vocab, d->hidden, 1};
         f->ops->product(f->lane, &p);
         int status = sample_chunk(f, first, n, err);
         if (status != INF_OK) {

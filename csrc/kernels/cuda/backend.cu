@@ -1,5 +1,4 @@
 /* The CUDA backend: devices and memory. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,7 +99,7 @@ static int check_device(int32_t ordinal, cudaDeviceProp *props, inf_err *err) {
 }
 
 extern "C" __attribute__((visibility("default"))) int
-inf_cuda_backend_open_3(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
+inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
                         uint64_t ops_bytes, inf_backend **out, inf_err *err) {
     static inf_backend_ops ops;
     cudaDeviceProp props;
@@ -136,24 +135,18 @@ inf_cuda_backend_open_3(int32_t ordinal, const inf_device_config *config, uint64
     b->sms = props.multiProcessorCount;
     /* INFINITE_CUDA_WITHOUT names parts to do without, for those who look for a fault or measure;
      * INFINITE_CUDA_WITH such as are not taken by themselves, since no measurement has shown that a
-     * step is faster with them. INFINITE_CUDA_AHEAD: bytes of a row of weights that are asked for
-     * ahead, and of o_proj's while there is little KV. */
+     * step is faster with them. */
     const char *without = getenv("INFINITE_CUDA_WITHOUT"), *with = getenv("INFINITE_CUDA_WITH");
-    const char *ahead = getenv("INFINITE_CUDA_AHEAD");
     without = without != NULL ? without : "";
     with = with != NULL ? with : "";
     bool early = props.major >= 9;
     b->record = strstr(without, "graphs") == NULL;
     b->small = strstr(without, "small") == NULL;
-    b->fuse = strstr(without, "fuse") == NULL;
+    b->fuse = strstr(with, "fuse") != NULL;
     b->early_small = early && strstr(with, "early_small") != NULL;
-    b->early_rows = early && strstr(without, "early_rows") == NULL;
-    b->early_decode = early && strstr(without, "early_decode") == NULL;
+    b->early_rows = early && strstr(with, "early_rows") != NULL;
+    b->early_decode = early && strstr(with, "early_decode") != NULL;
     b->prefetch = strstr(with, "prefetch") != NULL;
-    b->ahead = 2048, b->ahead_heads = 1 << 20;
-    if (ahead != NULL && sscanf(ahead, "%u,%u", &b->ahead, &b->ahead_heads) != 2) {
-        b->ahead = b->ahead_heads = 0;
-    }
     b->wgmma = early && strstr(without, "wgmma") == NULL;
     *out = &b->base;
     return INF_OK;

@@ -70,7 +70,6 @@ __global__ void __launch_bounds__(HEAD_THREADS) heads_kernel(const inf_cuda_head
         load_run<VECTOR>(z, norm + half + first);
     }
     after_predecessor();
-    ask_ahead(a.ahead, blockIdx.x, gridDim.x);
     if (valid) {
         const T *from = (const T *)a.qkv + (size_t)head * 2 * half + first;
         load_run<VECTOR>(x, from);
@@ -122,7 +121,6 @@ __global__ void __launch_bounds__(HEAD_THREADS) heads_any_kernel(const inf_cuda_
     const float *norm = norm_of(a, kind);
     start_successor();
     after_predecessor();
-    ask_ahead(a.ahead, blockIdx.x, gridDim.x);
     if (row >= (uint32_t)a.rows) {
         return; /* with its whole warp */
     }

@@ -278,7 +278,7 @@ static bool take_plans(inf_lane *l) {
     uint64_t rows = 5 * (uint64_t)l->max_rows + (uint64_t)l->dims.max_rows;
     uint64_t segments = (uint64_t)l->max_segments * sizeof(inf_cuda_segment) / 4;
     l->inbox_words = rows + segments + (uint64_t)l->max_blocks + (uint64_t)classes * words +
-                     9 * 32 + draw_inbox_words(l);
+                     8 * 32 + draw_inbox_words(l);
     return l->inbox_words <= UINT32_MAX && pin(l, &l->inbox, l->inbox_words) &&
            keep(l, &l->plan_decode, decode) && keep(l, &l->plan_prefill, prefill) &&
            keep(l, &l->plan_off, off) && keep(l, &l->plan_list, parts) &&
@@ -313,7 +313,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         !take(l, &l->pick, (uint64_t)l->dims.max_rows) || !take(l, &l->inv_freq, half) ||
         !take(l, &l->cos, rows * half) || !take(l, &l->sin, rows * half) ||
         !keep(l, &l->wait, (uint64_t)l->max_wait) || !keep(l, &l->row_mark, rows) ||
-        !keep(l, &l->recordings, recordings) || !take(l, &l->ahead, 1) ||
+        !keep(l, &l->recordings, recordings) ||
         !take(l, &l->squares,
               (uint64_t)INF_CUDA_SMALL_ROWS * (uint64_t)(l->dims.hidden / 16 + 1)) ||
         !draw_memory(l)) {

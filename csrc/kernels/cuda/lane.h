@@ -16,14 +16,13 @@
 #include "runtime/fail.h"
 
 /* Layers with the same window are a class and share a plan. */
-enum { MAX_CLASSES = 8, MAX_SECTIONS = 13 + 5 * MAX_CLASSES };
+enum { MAX_CLASSES = 8, MAX_SECTIONS = 12 + 5 * MAX_CLASSES };
 
 struct cuda_backend {
     inf_backend base;
     int32_t ordinal, sms;
     /* What may be left out, to find what is at fault: backend.cu. */
     int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
-    uint32_t ahead, ahead_heads; /* bytes of a row that are asked for ahead; 0: none */
 };
 
 /* Words from the inbox to a fixed place. */
@@ -109,7 +108,6 @@ struct inf_lane {
     float *inv_freq, *cos, *sin;
     float *part_o, *part_lse;
     uint32_t *done;       /* [max_rows, kv_heads], zeros between launches */
-    uint32_t *ahead;      /* bytes of a row of o_proj that are asked for ahead */
     float *squares;       /* [8 rows, hidden / 16], of a product that ended in a norm */
     const void *unscaled; /* .. and its y, which the products that read it scale; NULL: none */
     float *o32, *lse;     /* [max_rows, heads, head_dim], [max_rows, heads] */

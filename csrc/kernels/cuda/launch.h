@@ -44,16 +44,6 @@ typedef struct inf_cuda_rope_table {
 } inf_cuda_rope_table;
 int inf_cuda_rope_table_launch(const inf_cuda_rope_table *p, inf_stream stream);
 
-/* Weights that a kernel behind this one reads, and that this one asks for to come as far as the L2
- * cache: the first `take` bytes of each of `rows` rows, `pitch` bytes apart, from w on, and the
- * same from `half` bytes further on unless that is 0. w NULL: none. */
-typedef struct inf_cuda_ahead {
-    const uint8_t *w;
-    uint64_t half;
-    uint32_t rows, pitch, take; /* take: a multiple of 16 */
-    const uint32_t *most;       /* NULL, or device memory: take is at most that */
-} inf_cuda_ahead;
-
 /* x += add (when not NULL); y = x / sqrt(mean(x^2) + eps) * weight (when weight is not NULL), the
  * sum in f32, y rounded once. One read and one write of each buffer. */
 typedef struct inf_cuda_add_norm {
@@ -66,7 +56,6 @@ typedef struct inf_cuda_add_norm {
     int32_t add_dtype, y_dtype, rows, n;
     float eps;
     int32_t early;
-    inf_cuda_ahead ahead;
 } inf_cuda_add_norm;
 int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream);
 
@@ -85,7 +74,6 @@ typedef struct inf_cuda_heads {
     int32_t act, rows, heads, layer;
     float eps;
     int32_t early;
-    inf_cuda_ahead ahead;
 } inf_cuda_heads;
 int inf_cuda_heads_launch(const inf_cuda_heads *p, inf_stream stream);
 
@@ -95,7 +83,6 @@ typedef struct inf_cuda_swiglu {
     void *y;        /* [rows, n] of act */
     int32_t act, rows, n;
     int32_t early;
-    inf_cuda_ahead ahead;
 } inf_cuda_swiglu;
 int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream);
 

@@ -99,16 +99,6 @@ static __device__ __forceinline__ uint4 load_once(const void *p) {
 static __device__ __forceinline__ void prefetch_line(const void *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
-/* The same of a run of bytes; p and bytes are multiples of 16. */
-static __device__ __forceinline__ void prefetch_run(const void *p, uint32_t bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
-#else
-    for (uint32_t at = 0; at < bytes; at += 128) {
-        prefetch_line((const uint8_t *)p + at);
-    }
-#endif
-}
 /* Lets the kernel behind this one start where it can; waits for the one before. */
 static __device__ __forceinline__ void start_successor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -201,22 +191,6 @@ static __device__ __forceinline__ float warp_max(float x) {
         x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, mask));
     }
     return x;
-}
-
-/* This thread's part of what is asked for ahead. Neighbouring rows go to different blocks. */
-static __device__ __forceinline__ void ask_ahead(const inf_cuda_ahead &a, uint32_t block,
-                                                 uint32_t blocks) {
-    if (a.w == NULL) {
-        return;
-    }
-    uint32_t take = a.most != NULL && *a.most < a.take ? *a.most : a.take;
-    uint32_t rows = a.half != 0 ? 2 * a.rows : a.rows;
-    for (uint32_t i = threadIdx.x * blocks + block; i < rows && take > 0;
-         i += blocks * blockDim.x) {
-        const uint8_t *row = i < a.rows ? a.w + (uint64_t)i * a.pitch
-                                        : a.w + a.half + (uint64_t)(i - a.rows) * a.pitch;
-        prefetch_run(row, take);
-    }
 }
 
 #endif

@@ -119,16 +119,6 @@ static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, 
     }
 }
 
-/* The blocks that run last have read all that is theirs. What they ask for ahead keeps the memory
- * at work while they end and the next kernel begins. */
-static __device__ __forceinline__ void ask_ahead_at_end(const inf_cuda_small &a) {
-    uint32_t last = a.sms > 0 ? 2 * (uint32_t)a.sms : gridDim.x;
-    last = last < gridDim.x ? last : gridDim.x;
-    if (blockIdx.x >= gridDim.x - last) {
-        ask_ahead(a.ahead, blockIdx.x - (gridDim.x - last), last);
-    }
-}
-
 /* T: of x, w and, unless y_f32, y. HALVES: 1, or 2 for gate and up. DEPTH: pieces whose weights are
  * under way per warp. */
 template <typename T, int HALVES, int DEPTH>
@@ -179,7 +169,6 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
             }
         }
     }
-    ask_ahead_at_end(a);
     /* d: outputs g and g + 8, rows 2 q and 2 q + 1 */
     for (int h = 0; h < HALVES; h++) {
         float *to = sums[h][warp];

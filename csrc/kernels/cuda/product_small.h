@@ -27,9 +27,7 @@ typedef struct inf_cuda_small {
     float eps;
     int32_t act, rows, n, k;
     int32_t y_f32;
-    int32_t gate; /* 1: y = silu(gate) * up; neither bias nor y_f32 then */
-    inf_cuda_ahead ahead;
-    int32_t sms;   /* of the GPU: whose blocks ask ahead; 0: all do */
+    int32_t gate;  /* 1: y = silu(gate) * up; neither bias nor y_f32 then */
     int32_t early; /* 1: may start before the kernel in front has ended; sm_90. 2: and prefetches */
 } inf_cuda_small;
 

@@ -158,7 +158,6 @@ __global__ void __launch_bounds__(NORM_THREADS, 1) add_norm_kernel(const inf_cud
     float x[RUNS][VECTOR] = {}, w[RUNS][VECTOR] = {};
     addend<ADD> d[RUNS] = {};
     start_successor();
-    ask_ahead(a.ahead, blockIdx.x, gridDim.x);
 #pragma unroll
     for (int i = 0; i < RUNS; i++) {
         int at = (int)(threadIdx.x + i * blockDim.x);
@@ -217,7 +216,6 @@ __global__ void __launch_bounds__(NORM_ANY_THREADS) add_norm_any_kernel(const in
     __shared__ float sums[NORM_ANY_THREADS / 32];
     const size_t row = (size_t)blockIdx.x * (size_t)a.n;
     start_successor();
-    ask_ahead(a.ahead, blockIdx.x, gridDim.x);
     after_predecessor();
     float *x = a.x + (a.pick != NULL ? (size_t)a.pick[blockIdx.x] * (size_t)a.n : row);
     float sum = 0;
@@ -277,7 +275,6 @@ __global__ void __launch_bounds__(WALK_THREADS) swiglu_kernel(const inf_cuda_swi
     place w = walk_place<N>(a.n);
     float gate[N], up[N];
     start_successor();
-    ask_ahead(a.ahead, blockIdx.x, gridDim.x);
     after_predecessor();
     if (w.at >= a.n) {
         return;

@@ -10,8 +10,6 @@
 
 #include "kernels/cuda/lane.h"
 
-enum { AHEAD_KV = 24 << 20 }; /* bytes of a layer's KV */
-
 /* ---- input ---- */
 
 /* Where each row's token stands, and where its K and V go. */
@@ -62,43 +60,6 @@ static void put_segments(inf_lane *l, const inf_step_buffers *s) {
     }
 }
 
-/* ---- weights ahead ---- */
-
-/* Attention over little KV leaves the memory idle, and o_proj's weights can come all the while;
- * over much, only as many as the product's first blocks begin with. */
-static void put_ahead(inf_lane *l, const inf_step_buffers *s) {
-    uint64_t tokens = 0;
-    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
-        tokens += s->seqs[i].pos0 + s->seqs[i].n_tokens - s->seqs[i].local_pos0;
-    }
-    uint64_t kv = tokens * l->kv.block_bytes / (uint64_t)(l->kv.block_size * l->kv.layers);
-    uint32_t *most = inbox_put(l, l->ahead, sizeof(uint32_t));
-    if (most != NULL) {
-        *most = kv <= AHEAD_KV ? l->backend->ahead_heads : l->backend->ahead;
-    }
-}
-
-/* The rows of the first wave of blocks of the small product, the first bytes of each. Steps of many
- * rows compute long enough that it would not matter. */
-static inf_cuda_ahead ahead_of(const inf_lane *l, const inf_ahead *a, const uint32_t *most) {
-    inf_cuda_ahead out = {};
-    uint32_t limit = most != NULL ? l->backend->ahead_heads : l->backend->ahead;
-    if (a->w == NULL || limit == 0 || l->rows > RECORD_ROWS) {
-        return out;
-    }
-    uint32_t n = (uint32_t)(a->gate ? a->n / 2 : a->n), wave = 2 * 16 * (uint32_t)l->backend->sms;
-    out.w = (const uint8_t *)a->w;
-    out.pitch = (uint32_t)(a->k * l->act_bytes);
-    out.half = a->gate ? (uint64_t)n * out.pitch : 0;
-    out.rows = n < wave ? n : wave;
-    out.take = (out.pitch < limit ? out.pitch : limit) / 16 * 16;
-    out.most = most;
-    if (out.pitch % 16 != 0 || (uintptr_t)a->w % 16 != 0) {
-        out.w = NULL;
-    }
-    return out;
-}
-
 static void step_begin(inf_lane *l, const inf_step_buffers *s) {
     lane_enter(l);
     l->step = s;
@@ -109,7 +70,6 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
     inbox_begin(l);
     put_rows(l, s);
     put_segments(l, s);
-    put_ahead(l, s);
     draw_begin(l, s);
     l->recordable =
         l->rows == (int32_t)s->head->n_seqs && l->rows <= RECORD_ROWS && l->backend->record;
@@ -217,8 +177,6 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
     s.eps = l->dims.rms_eps;
     s.x_squares = p->x == l->unscaled ? l->squares : NULL;
     s.early = l->backend->early_small ? 1 + l->backend->prefetch : 0;
-    s.ahead = ahead_of(l, &p->ahead, NULL);
-    s.sms = l->backend->sms;
     return s;
 }
 
@@ -247,10 +205,7 @@ static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const
     if (!fuses(l, p->rows)) {
         l->unscaled = NULL;
         step_product(l, p);
-        inf_cuda_add_norm n = norm_of(l, x, weight, y, l->rows);
-        n.add = p->y;
-        n.ahead = ahead_of(l, &p->ahead, NULL);
-        lane_ok(l, inf_cuda_add_norm_launch(&n, l->stream), "add_norm");
+        step_add_norm(l, x, p->y, weight, y);
         return;
     }
     inf_cuda_small s = small_of(l, p, 0, weight != NULL ? y : NULL);
@@ -266,8 +221,7 @@ static void step_gated(inf_lane *l, const inf_product *p, void *y) {
         return;
     }
     step_product(l, p);
-    inf_cuda_swiglu s = {
-        p->y, y, l->act, p->rows, p->n / 2, l->backend->early_rows, ahead_of(l, &p->ahead, NULL)};
+    inf_cuda_swiglu s = {p->y, y, l->act, p->rows, p->n / 2, l->backend->early_rows};
     lane_ok(l, inf_cuda_swiglu_launch(&s, l->stream), "swiglu");
 }
 
@@ -289,7 +243,6 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
     p.layer = h->layer;
     p.eps = l->dims.rms_eps;
     p.early = l->backend->early_rows;
-    p.ahead = ahead_of(l, &h->ahead, l->ahead);
     lane_ok(l, inf_cuda_heads_launch(&p, l->stream), "heads");
 }
 

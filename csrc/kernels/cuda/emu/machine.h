@@ -33,7 +33,6 @@ static inline float exp2_fast(float x) {
 /* ---- memory ---- */
 
 static inline void prefetch_line(const void *) {}
-static inline void prefetch_run(const void *, uint32_t) {}
 static inline uint4 load_once(const void *p, emu_site site = EMU_SITE) {
     if ((uintptr_t)p % 16 != 0) {
         emu_fault(site, "load_once of %p, which is not 16-byte aligned", p);
