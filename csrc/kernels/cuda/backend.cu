@@ -142,10 +142,10 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
     bool early = props.major >= 9;
     b->record = strstr(without, "graphs") == NULL;
     b->small = strstr(without, "small") == NULL;
-    b->fuse = strstr(with, "fuse") != NULL;
+    b->fuse = strstr(without, "fuse") == NULL;
     b->early_small = early && strstr(with, "early_small") != NULL;
-    b->early_rows = early && strstr(with, "early_rows") != NULL;
-    b->early_decode = early && strstr(with, "early_decode") != NULL;
+    b->early_rows = early && strstr(without, "early_rows") == NULL;
+    b->early_decode = early && strstr(without, "early_decode") == NULL;
     b->prefetch = strstr(with, "prefetch") != NULL;
     b->wgmma = early && strstr(without, "wgmma") == NULL;
     *out = &b->base;
