@@ -125,6 +125,46 @@ static void test_chunks(uint32_t flags, int32_t dtype, int32_t isa, double toler
     tiny_free(&m);
 }
 
+/* KV in e4m3: as the reference that rounds K and V, further away from the one that does not, and on
+ * a GPU as on the CPU. */
+static void test_e4m3(uint32_t flags, int32_t isa, double tolerance) {
+    static double want[TEXT][TINY_VOCAB], exact[TEXT][TINY_VOCAB];
+    tiny_model m = tiny_new(flags, INF_DTYPE_F32);
+    m.config.isa = isa;
+    uint64_t wide = inf_device_block_bytes(&m.config);
+    request r[2] = {new_request(0), new_request(0)};
+    tiny_reference(&m, r[0].tokens, TEXT, exact);
+    m.config.kv_dtype = INF_DTYPE_E4M3;
+    tiny_reference(&m, r[0].tokens, TEXT, want);
+    CHECK(inf_device_block_bytes(&m.config) * 4 == wide, "bytes");
+    const uint32_t ragged[] = {1, 7, 4, 13, 2, 5, 13};
+    int both = m.config.gpu > 0 ? 2 : 1;
+    for (int i = 0; i < both; i++) {
+        inf_device *d = NULL;
+        inf_err err = {0};
+        m.config.gpu = i == 0 ? m.config.gpu : 0;
+        int status = inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err);
+        inf_device_close(d);
+        if (status == INF_EUNSUPPORTED) {
+            tiny_free(&m);
+            return;
+        }
+        d = tiny_open(&m);
+        run_chunks(d, &r[i], ragged, 7);
+        double off = distance(&r[i], want), from_exact = distance(&r[i], exact);
+        CHECK(off < tolerance && from_exact > 2 * tolerance && from_exact < 1,
+              "flags %u, isa %s: off by %g, and by %g from KV as it came", flags, inf_device_isa(d),
+              off, from_exact);
+        inf_device_close(d);
+    }
+    double apart = 0;
+    for (int t = 0; t < TEXT && both == 2; t++) {
+        apart = fmax(apart, fabs((double)r[0].rows[t].logprob - (double)r[1].rows[t].logprob));
+    }
+    CHECK(apart < tolerance, "the GPU and the CPU are %g apart", apart);
+    tiny_free(&m);
+}
+
 /* Prefill of one request beside decode of others changes nobody's result. */
 static void test_batch(void) {
     static double want[TEXT][TINY_VOCAB];
@@ -266,6 +306,10 @@ int main(void) {
     }
     for (int32_t isa = 0; isa <= 3; isa++) {
         test_chunks(INF_MODEL_QKV_BIAS, INF_DTYPE_BF16, isa, 0.08);
+    }
+    for (int32_t isa = 0; isa <= 3; isa++) {
+        test_e4m3(0, isa, 0.02);
+        test_e4m3(INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM, isa, 0.02);
     }
     test_batch();
     test_sampled();

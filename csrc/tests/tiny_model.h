@@ -1,5 +1,6 @@
 /* A small random model for the tests of a device: its weights, a device that has loaded them, and
- * the forward pass once more as plainly as it can be written, in double and without any cache. */
+ * the forward pass once more as plainly as it can be written, in double and without any cache, but
+ * that K and V are rounded to e4m3 where the model's config says so. */
 #ifndef INF_TESTS_TINY_MODEL_H
 #define INF_TESTS_TINY_MODEL_H
 
@@ -11,6 +12,7 @@
 #include <string.h>
 
 #include "infinite/device.h"
+#include "kernels/convert.h"
 
 #define CHECK(cond, ...)                                                                           \
     do {                                                                                           \
@@ -210,6 +212,18 @@ static inline void ref_attend(const tiny_model *m, const ref_state *s, int layer
     }
 }
 
+/* What a cache in e4m3 gives back. Who computes in f32 may round a number on the brink to the other
+ * side. */
+static inline void ref_e4m3(double *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        float f = (float)x[i];
+        uint8_t code;
+        inf_convert(&code, INF_DTYPE_E4M3, &f, INF_DTYPE_F32, 1);
+        inf_convert(&f, INF_DTYPE_F32, &code, INF_DTYPE_E4M3, 1);
+        x[i] = (double)f;
+    }
+}
+
 static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n) {
     const inf_device_config *c = &m->config;
     float *const *w = m->tensors[layer];
@@ -229,6 +243,10 @@ static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n
                          (double)c->rms_eps, head);
             }
             ref_rope(m, head, t);
+        }
+        if (c->kv_dtype == INF_DTYPE_E4M3) {
+            ref_e4m3(s->k[t], kv_dim);
+            ref_e4m3(s->v[t], kv_dim);
         }
     }
     for (int t = 0; t < n; t++) {

@@ -5,8 +5,9 @@
  * early: 1 lets the kernel start before the one in front of it in the stream has ended (sm_90); it
  * waits by itself before it touches what that one writes.
  *
- * dtype is INF_DTYPE_F32, _F16 or _BF16. "act" is the device's format of activations that enter a
- * matrix product; the residual stream and all sums are f32. LSE is base e. */
+ * dtype is INF_DTYPE_F32, _F16 or _BF16; KV's may be _E4M3 too, whatever act is: scale 1,
+ * saturated. "act" is the device's format of activations that enter a matrix product; the residual
+ * stream and all sums are f32. LSE is base e. */
 #ifndef INF_CUDA_LAUNCH_H
 #define INF_CUDA_LAUNCH_H
 

@@ -398,6 +398,7 @@ int main(int argc, char **argv) {
         test_plain(formats[a], INF_DTYPE_F32, INF_DTYPE_F32);
         test_plain(formats[a], INF_DTYPE_BF16, formats[a]);
         test_plain(formats[a], INF_DTYPE_F16, formats[a]);
+        test_plain(formats[a], INF_DTYPE_E4M3, formats[a]);
     }
     for (int a = 1; a < 3; a++) {
         test_decode(formats[a], 128);
