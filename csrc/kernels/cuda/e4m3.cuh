@@ -26,6 +26,10 @@ static __device__ __forceinline__ void e4m3x4_to_f16(uint32_t four, uint32_t pai
         : "=r"(pairs[0]), "=r"(pairs[1])
         : "r"(four));
 }
+/* The same of the lowest and third byte, and of the others. */
+static __device__ __forceinline__ void e4m3x4_crossed_to_f16(uint32_t four, uint32_t pairs[2]) {
+    e4m3x4_to_f16(__byte_perm(four, 0, 0x3120), pairs);
+}
 static __device__ __forceinline__ uint32_t pack_e4m3x2(float lo, float hi) {
     uint16_t d; /* the first operand is the upper half */
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(d) : "f"(hi), "f"(lo));
@@ -43,6 +47,10 @@ static __device__ __forceinline__ uint32_t e4m3_halves_to_f16(uint32_t two) {
 static __device__ __forceinline__ void e4m3x4_to_f16(uint32_t four, uint32_t pairs[2]) {
     pairs[0] = e4m3_halves_to_f16(__byte_perm(four, 0, 0x1404));
     pairs[1] = e4m3_halves_to_f16(__byte_perm(four, 0, 0x3424));
+}
+static __device__ __forceinline__ void e4m3x4_crossed_to_f16(uint32_t four, uint32_t pairs[2]) {
+    pairs[0] = e4m3_halves_to_f16(__byte_perm(four, 0, 0x2404));
+    pairs[1] = e4m3_halves_to_f16(__byte_perm(four, 0, 0x3414));
 }
 static __device__ __forceinline__ uint32_t e4m3_of(float x) {
     uint32_t bits = __float_as_uint(x), sign = bits >> 24 & 0x80u, size = bits & 0x7fffffffu;
@@ -62,6 +70,13 @@ static __device__ __forceinline__ uint32_t pack_e4m3x2(float lo, float hi) {
 }
 
 #endif
+
+/* A pair of numbers of act, f16 or bf16, as f16. */
+static __device__ __forceinline__ uint32_t pair_to_f16(uint32_t pair, int32_t act) {
+    return act == INF_DTYPE_F16
+               ? pair
+               : pack_f16x2(bits_to_float(pair << 16), bits_to_float(pair & 0xffff0000u));
+}
 
 /* Four numbers as f32. */
 static __device__ __forceinline__ void e4m3x4_to_float(uint32_t four, float x[4]) {

@@ -153,7 +153,7 @@ typedef struct inf_cuda_attn {
 int inf_cuda_attn_plain_launch(const inf_cuda_attn *p, inf_stream stream);
 
 /* Decode: every piece has rows * (heads / kv_heads) <= INF_CUDA_DECODE_ROWS query rows. bf16 and
- * f16 (act and KV alike), head_dim 64 or 128, block_size a multiple of 16 (or 8). */
+ * f16 (act and KV alike, or KV in e4m3), head_dim 64 or 128, block_size a multiple of 16 (or 8). */
 enum { INF_CUDA_DECODE_ROWS = 16 };
 int inf_cuda_attn_decode_takes(
     const inf_cuda_attn *p); /* host: 1 if the launcher takes this shape */
