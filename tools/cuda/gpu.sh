@@ -70,7 +70,7 @@ if wants go && [ -n "${CARRY:-}" ]; then
         INFINITE_TEST_DEVICE=cuda:0 step go_exactness 150 "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness}" -test.v -test.timeout 145s
     cd ../../..
 fi
-if wants decode; then step bench_decode 60 "$build/bench_decode"; fi
+if wants decode; then step bench_decode 80 "$build/bench_decode"; fi
 if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
 if wants prefill; then step bench_prefill 60 "$build/bench_prefill"; fi
