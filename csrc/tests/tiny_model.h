@@ -28,7 +28,7 @@ enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_DOWN + 1, TINY_WI
 
 typedef struct tiny_model {
     inf_device_config config;
-    float inv_freq[8];
+    float inv_freq[32];
     int32_t windows[TINY_LAYERS];
     float *tensors[TINY_LAYERS]
                   [TINY_ROLES]; /* outside the layers: [0][role]; NULL: the model has none */
@@ -56,21 +56,22 @@ static inline void tiny_shape(tiny_model *m, int32_t role, int64_t rows, int64_t
     }
 }
 
-static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
+static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t heads,
+                                       int32_t kv_heads, int32_t head_dim, int32_t block_size) {
     tiny_model m = {.rng = flags + 1};
     const char *gpu = getenv("INFINITE_TEST_GPU"); /* as in inf_device_config */
     m.config = (inf_device_config){.layers = TINY_LAYERS,
                                    .hidden = 48,
                                    .intermediate = 80,
-                                   .heads = 4,
-                                   .kv_heads = 2,
-                                   .head_dim = 16,
+                                   .heads = heads,
+                                   .kv_heads = kv_heads,
+                                   .head_dim = head_dim,
                                    .vocab = TINY_VOCAB,
                                    .model_flags = flags,
                                    .rms_eps = 1e-5f,
                                    .rope_scale = 1,
                                    .dtype = dtype,
-                                   .block_size = 4,
+                                   .block_size = block_size,
                                    .num_blocks = 64,
                                    .max_tokens = 64,
                                    .max_seqs = 4,
@@ -81,8 +82,8 @@ static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
                                    .threads = 2,
                                    .gpu = gpu != NULL ? atoi(gpu) : 0};
     m.windows[1] = TINY_WINDOW;
-    for (int i = 0; i < 8; i++) {
-        m.inv_freq[i] = (float)pow(10000.0, -i / 8.0);
+    for (int i = 0; i < head_dim / 2; i++) {
+        m.inv_freq[i] = (float)pow(10000.0, -2.0 * i / head_dim);
     }
     const inf_device_config *c = &m.config;
     int64_t h = c->hidden, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
@@ -110,6 +111,10 @@ static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
     tiny_shape(&m, INF_ROLE_UP, c->intermediate, h);
     tiny_shape(&m, INF_ROLE_DOWN, h, c->intermediate);
     return m;
+}
+
+static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
+    return tiny_new_with(flags, dtype, 4, 2, 16, 4);
 }
 
 static inline void tiny_free(tiny_model *m) {
