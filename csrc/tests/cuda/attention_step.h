@@ -29,12 +29,12 @@ static uint16_t to_f16(float f) {
 
 /* The nearest code, by a table over f32's upper 16 bits: near enough for an input. */
 static uint8_t e4m3_codes(float x) {
-    static std::vector<uint8_t> table;
-    if (table.empty()) {
-        for (uint32_t h = 0; h < 1 << 16; h++) {
-            table.push_back(to_e4m3((double)from_bf16((uint16_t)h)));
-        }
+    static uint8_t table[1 << 16];
+    static int filled = 0;
+    for (uint32_t h = 0; h < 1 << 16 && !filled; h++) {
+        table[h] = to_e4m3((double)from_bf16((uint16_t)h));
     }
+    filled = 1;
     uint32_t u;
     memcpy(&u, &x, sizeof u);
     return table[u >> 16];
