@@ -244,7 +244,7 @@ int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t dtype,
     if (outer ? layer != -1 : (layer < 0 || layer >= w->config.layers)) {
         return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be in layer %d", role, layer);
     }
-    uint64_t elem = inf_dtype_bytes(dtype);
+    uint64_t elem = dtype != INF_DTYPE_E4M3 ? inf_dtype_bytes(dtype) : 0; /* that is KV's */
     if (rows != want_rows || cols != want_cols || elem == 0) {
         return inf_fail(
             err, INF_EINVAL, -1, layer,

@@ -29,6 +29,9 @@ static int check_config(const inf_device_config *c, inf_err *err) {
         !(c->dtype == INF_DTYPE_F16 && c->gpu > 0)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "dtype must be F32, BF16 or, on a GPU, F16");
     }
+    if (c->kv_dtype != 0 && c->kv_dtype != c->dtype && c->kv_dtype != INF_DTYPE_E4M3) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "kv_dtype must be 0, dtype or E4M3");
+    }
     if (!in_range(c->block_size, 1, 1024) || !in_range(c->num_blocks, 1, 1 << 30)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "block_size or num_blocks out of range");
     }
@@ -137,12 +140,16 @@ int inf_device_load(inf_device *d, int32_t role, int32_t layer, int32_t dtype, i
     return status;
 }
 
+static int32_t kv_dtype(const inf_device_config *c) {
+    return c->kv_dtype != 0 ? c->kv_dtype : c->dtype;
+}
+
 uint64_t inf_device_block_bytes(const inf_device_config *c) {
     if (c == NULL || c->layers <= 0 || c->kv_heads <= 0 || c->block_size <= 0 || c->head_dim <= 0) {
         return 0;
     }
     return (uint64_t)c->layers * 2 * (uint64_t)c->kv_heads * (uint64_t)c->block_size *
-           (uint64_t)c->head_dim * inf_dtype_bytes(c->dtype);
+           (uint64_t)c->head_dim * inf_dtype_bytes(kv_dtype(c));
 }
 
 static int open_pool(inf_device *d, inf_err *err) {
@@ -153,8 +160,8 @@ static int open_pool(inf_device *d, inf_err *err) {
         .kv_heads = c->kv_heads,
         .block_size = c->block_size,
         .head_dim = c->head_dim,
-        .dtype = c->dtype,
-        .elem = (int32_t)inf_dtype_bytes(c->dtype),
+        .dtype = kv_dtype(c),
+        .elem = (int32_t)inf_dtype_bytes(kv_dtype(c)),
         .block_bytes = block,
     };
     if (block > (uint64_t)PTRDIFF_MAX / (uint64_t)c->num_blocks) {

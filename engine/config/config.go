@@ -35,6 +35,7 @@ type Config struct {
 	BlockSize           int    `name:"block-size" usage:"tokens of a KV block"`
 	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
 	DType               string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
+	KVCacheDType        string `name:"kv-cache-dtype" usage:"auto (as --dtype), or fp8_e4m3 (fp8 is the same): K and V in 8 bits, with scale 1, saturated at 448"`
 	Seed                uint64 `name:"seed" usage:"seed of requests that bring none"`
 	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
 	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c"`
@@ -71,7 +72,7 @@ func Default() Config {
 	return Config{
 		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20,
 		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16,
-		DType: "auto", ISA: "auto", Device: "auto", GPUMemoryUtilization: 0.9,
+		DType: "auto", KVCacheDType: "auto", ISA: "auto", Device: "auto", GPUMemoryUtilization: 0.9,
 		Instances: 1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
 		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, LogLevel: "info",
 	}
@@ -133,6 +134,7 @@ func (c *Config) Validate() error {
 		bad("gpu-memory-utilization", "%g is not above 0 and at most 1", u)
 	}
 	oneOf("dtype", c.DType, "auto", "float32", "bfloat16", "float16")
+	oneOf("kv-cache-dtype", c.KVCacheDType, "auto", "fp8_e4m3", "fp8")
 	oneOf("isa", c.ISA, "auto", "avx512", "avx2", "c")
 	oneOf("transport", c.Transport, "auto", "verbs", "shm", "tcp")
 	within("rdma-gid-index", c.RDMAGIDIndex, -1, 1<<16)

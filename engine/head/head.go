@@ -121,7 +121,7 @@ func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err
 	}
 	h.manager, err = cluster.NewManager(ctx, cluster.ManagerConfig{
 		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints,
-		BlockSize: h.cfg.BlockSize, Fingerprint: fingerprint, DType: dtype,
+		BlockSize: h.cfg.BlockSize, Fingerprint: fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
 		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs,
 	}, h.etcd)
 	if err != nil {

@@ -88,6 +88,16 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+func TestKVDType(t *testing.T) {
+	for _, tc := range []struct{ flag, dtype, want string }{
+		{"auto", "float32", "float32"}, {"auto", "bfloat16", "bfloat16"}, {"fp8", "bfloat16", "fp8_e4m3"}, {"fp8_e4m3", "float32", "fp8_e4m3"},
+	} {
+		if got := KVDType(tc.flag, tc.dtype); got != tc.want {
+			t.Errorf("--kv-cache-dtype %s beside %s: %q", tc.flag, tc.dtype, got)
+		}
+	}
+}
+
 func TestDType(t *testing.T) {
 	for _, tc := range []struct {
 		flag, checkpoint string

@@ -104,6 +104,11 @@ func TestDeviceConfig(t *testing.T) {
 	if d, err = DeviceConfig(cfg, m, "float16", unknown); err != nil || d.DType != device.F16 || d.NumBlocks != 14 {
 		t.Errorf("float16: %+v, %v", d, err)
 	}
+	cfg.KVCacheDType = "fp8"
+	if d, err = DeviceConfig(cfg, m, "float32", cpu); err != nil || d.DType != device.F32 || d.KVDType != device.E4M3 || d.NumBlocks != 28 {
+		t.Errorf("KV in fp8: %+v, %v", d, err)
+	}
+	cfg.KVCacheDType = "auto"
 	cfg.KVCacheMemory = config.Size(block)
 	if _, err = DeviceConfig(cfg, m, "float32", unknown); err == nil || !strings.Contains(err.Error(), "it holds 1 blocks") {
 		t.Errorf("a pool of one block: %v", err)

@@ -5,8 +5,9 @@
  * early: 1 lets the kernel start before the one in front of it in the stream has ended (sm_90); it
  * waits by itself before it touches what that one writes.
  *
- * dtype is INF_DTYPE_F32, _F16 or _BF16. "act" is the device's format of activations that enter a
- * matrix product; the residual stream and all sums are f32. LSE is base e. */
+ * dtype is INF_DTYPE_F32, _F16 or _BF16; KV's may be _E4M3 too, whatever act is: scale 1,
+ * saturated. "act" is the device's format of activations that enter a matrix product; the residual
+ * stream and all sums are f32. LSE is base e. */
 #ifndef INF_CUDA_LAUNCH_H
 #define INF_CUDA_LAUNCH_H
 
@@ -152,7 +153,7 @@ typedef struct inf_cuda_attn {
 int inf_cuda_attn_plain_launch(const inf_cuda_attn *p, inf_stream stream);
 
 /* Decode: every piece has rows * (heads / kv_heads) <= INF_CUDA_DECODE_ROWS query rows. bf16 and
- * f16 (act and KV alike), head_dim 64 or 128, block_size a multiple of 16 (or 8). */
+ * f16 (act and KV alike, or KV in e4m3), head_dim 64 or 128, block_size a multiple of 16 (or 8). */
 enum { INF_CUDA_DECODE_ROWS = 16 };
 int inf_cuda_attn_decode_takes(
     const inf_cuda_attn *p); /* host: 1 if the launcher takes this shape */

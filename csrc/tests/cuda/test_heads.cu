@@ -148,12 +148,15 @@ static void test_heads() {
     for (int32_t dim : dims) {
         for (int32_t act : FORMATS) {
             int32_t kv = below(2) ? act : FORMATS[below(3)], kv_heads = 1 + below(4);
+            kv = below(3) == 0 ? (int32_t)INF_DTYPE_E4M3 : kv;
             int32_t heads = kv_heads * (1 + below(5)), rows = below(2) ? 1 : 1 + below(SOME_ROWS);
             check_heads({act, kv, rows, heads, kv_heads, dim, true, below(4) == 0});
             check_heads({act, kv, rows, heads, kv_heads, dim, false, below(4) == 0});
         }
     }
     check_heads({INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 32, 8, 128, true, false});
+    check_heads({INF_DTYPE_BF16, INF_DTYPE_E4M3, BIG_ROWS, 32, 8, 128, true, false});
+    check_heads({INF_DTYPE_F32, INF_DTYPE_E4M3, SOME_ROWS, 5, 5, 6, true, true});
     printf("heads\n");
 }
 
