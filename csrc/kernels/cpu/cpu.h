@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/kernels.h"
+#include "kernels/backend.h"
 
 /* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL
  * outputs for the same input stand side by side, so that one load feeds PANEL sums and a decode
@@ -71,6 +71,10 @@ static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t h
 uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k);
 void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                   void *dst);
+
+/* inf_backend_ops.collective_open */
+int inf_cpu_collective_open(const inf_collective_config *config, inf_collective **out,
+                            inf_err *err);
 
 /* The tables; NULL where the build lacks the instruction set. */
 const inf_ops *inf_ops_c(void);

@@ -1,5 +1,4 @@
-/* The step on a lane: its input, the operations of the table, recordings, and what is exchanged
- * with other instances.
+/* The step on a lane: its input, the operations of the table, and recordings.
  *
  * Recordings are CUDA graphs. Steps in which every request computes one token do the same launches
  * every time, only on other words in the same places; so the second step with a number of rows is
@@ -257,137 +256,9 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     lane_attend(l, c, layer, q, l->partial, INF_DTYPE_F32, l->lse, l->rows, whole);
 }
 
-/* ---- exchange ---- */
-
-/* Rows are noted, and leave together with the next sync: one launch writes them, widened, into
- * pinned memory over the bus, at their own index, however many messages name them. */
-static void step_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host) {
-    if (l->n_wait == l->max_wait) {
-        lane_ok(l, (int)cudaErrorInvalidValue, "queries");
-        return;
-    }
-    l->asked = q;
-    l->wait[l->n_wait++] = {row0, rows, host};
-}
-
-static int step_sync(inf_lane *l, inf_err *err) {
-    lane_enter(l);
-    if (l->n_wait > 0) {
-        uint32_t first = UINT32_MAX, end = 0;
-        for (int32_t i = 0; i < l->n_wait; i++) {
-            uint32_t last = l->wait[i].row0 + (uint32_t)l->wait[i].rows;
-            first = l->wait[i].row0 < first ? l->wait[i].row0 : first;
-            end = last > end ? last : end;
-        }
-        uint64_t at = (uint64_t)first * (uint64_t)l->q_dim;
-        inf_cuda_cast p = {(const uint8_t *)l->asked + at * (uint64_t)l->act_bytes,
-                           l->staging + at,
-                           l->act,
-                           INF_DTYPE_F32,
-                           (int64_t)(end - first) * l->q_dim,
-                           l->backend->early_rows};
-        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "queries");
-    }
-    int status = lane_sync(l, err);
-    for (int32_t i = 0; i < l->n_wait && status == INF_OK; i++) {
-        const pending_rows *w = &l->wait[i];
-        memcpy(w->host, l->staging + (uint64_t)w->row0 * (uint64_t)l->q_dim,
-               (uint64_t)w->rows * (uint64_t)l->q_dim * sizeof(float));
-    }
-    if (status == INF_OK) {
-        draw_synced(l);
-    }
-    l->n_wait = 0;
-    l->staged = l->merged = 0;
-    return status;
-}
-
-/* Merges what is staged and not merged yet. */
-static void merge_staged(inf_lane *l) {
-    int32_t n = l->staged - l->merged;
-    if (n == 0) {
-        return;
-    }
-    uint64_t heads = (uint64_t)l->dims.heads;
-    inf_cuda_merge p = {l->partial,
-                        l->lse,
-                        l->staging + (uint64_t)l->merged * (uint64_t)l->q_dim,
-                        l->staging_lse + (uint64_t)l->merged * heads,
-                        l->staging_row + l->merged,
-                        n,
-                        l->dims.heads,
-                        l->dims.head_dim,
-                        l->backend->early_rows};
-    lane_ok(l, inf_cuda_merge_launch(&p, l->stream), "merge");
-    l->merged = l->staged;
-    l->round++;
-}
-
-/* Partials wait in pinned memory for one launch that merges all, unless one more is for the same
- * rows. */
-static void step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
-                       const float *lse2) {
-    uint64_t heads = (uint64_t)l->dims.heads, row = (uint64_t)l->q_dim;
-    for (int32_t r = 0; r < rows; r++) {
-        if (l->row_mark[row0 + (uint32_t)r] == l->round + 1) {
-            merge_staged(l);
-            break;
-        }
-    }
-    for (int32_t done = 0; done < rows;) {
-        if (l->staged == l->max_rows) {
-            merge_staged(l);
-            lane_ok(l, cudaStreamSynchronize(l->stream), "merge");
-            l->staged = l->merged = 0;
-        }
-        int32_t room = l->max_rows - l->staged, left = rows - done;
-        int32_t n = room < left ? room : left;
-        memcpy(l->staging + (uint64_t)l->staged * row, o2 + (uint64_t)done * row,
-               (uint64_t)n * row * sizeof(float));
-        memcpy(l->staging_lse + (uint64_t)l->staged * heads, lse2 + (uint64_t)done * heads,
-               (uint64_t)n * heads * sizeof(float));
-        for (int32_t r = 0; r < n; r++) {
-            uint32_t at = row0 + (uint32_t)(done + r);
-            l->staging_row[l->staged + r] = at;
-            l->row_mark[at] = l->round + 1;
-        }
-        l->staged += n;
-        done += n;
-    }
-}
-
-static void step_settle(inf_lane *l, void *o) {
-    if (l->act != INF_DTYPE_F32) {
-        inf_cuda_cast p = {
-            l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim, l->backend->early_rows};
-        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "settle");
-    }
-}
-
-static void step_merged(inf_lane *l) {
-    if (l->fault == 0) {
-        merge_staged(l);
-    }
-}
-
-/* ---- copies, on any lane ---- */
-
-static void copy_out(inf_lane *l, void *host, const void *device, uint64_t bytes) {
-    lane_enter(l);
-    lane_copy(l, host, device, bytes, cudaMemcpyDeviceToHost);
-}
-
-static void copy_in(inf_lane *l, void *device, const void *host, uint64_t bytes) {
-    lane_enter(l);
-    lane_copy(l, device, host, bytes, cudaMemcpyHostToDevice);
-}
-
 void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->lane_open = inf_cuda_lane_open;
     ops->lane_close = inf_cuda_lane_close;
-    ops->sync = step_sync;
-    ops->copy_out = copy_out;
-    ops->copy_in = copy_in;
     ops->begin = step_begin;
     ops->record = step_record;
     ops->recorded = step_recorded;
@@ -398,12 +269,9 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->product_norm = step_product_norm;
     ops->heads = step_heads;
     ops->attend = step_attend;
-    ops->merge = step_merge;
-    ops->merged = step_merged;
-    ops->settle = step_settle;
     ops->gated = step_gated;
-    ops->queries = step_queries;
     ops->slot_open = inf_cuda_slot_open;
     ops->sample = inf_cuda_draw;
     ops->answer = inf_cuda_answer;
+    inf_cuda_exchange_table(ops);
 }
