@@ -54,14 +54,16 @@ static inline void tiny_shape(tiny_model *m, int32_t role, int64_t rows, int64_t
     }
 }
 
-static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
+/* INFINITE_TEST_GPU and INFINITE_TEST_TP are gpu and tensor_parallel of the config. */
+static inline tiny_model tiny_new_of(uint32_t flags, int32_t dtype, int32_t heads,
+                                     int32_t kv_heads) {
     tiny_model m = {.rng = flags + 1};
-    const char *gpu = getenv("INFINITE_TEST_GPU"); /* as in inf_device_config */
+    const char *gpu = getenv("INFINITE_TEST_GPU"), *ranks = getenv("INFINITE_TEST_TP");
     m.config = (inf_device_config){.layers = TINY_LAYERS,
                                    .hidden = 48,
                                    .intermediate = 80,
-                                   .heads = 4,
-                                   .kv_heads = 2,
+                                   .heads = heads,
+                                   .kv_heads = kv_heads,
                                    .head_dim = 16,
                                    .vocab = TINY_VOCAB,
                                    .model_flags = flags,
@@ -77,7 +79,8 @@ static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
                                    .max_step_spans = 8,
                                    .max_spans = 8,
                                    .threads = 2,
-                                   .gpu = gpu != NULL ? atoi(gpu) : 0};
+                                   .gpu = gpu != NULL ? atoi(gpu) : 0,
+                                   .tensor_parallel = ranks != NULL ? atoi(ranks) : 0};
     m.windows[1] = TINY_WINDOW;
     for (int i = 0; i < 8; i++) {
         m.inv_freq[i] = (float)pow(10000.0, -i / 8.0);
@@ -108,6 +111,10 @@ static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
     tiny_shape(&m, INF_ROLE_UP, c->intermediate, h);
     tiny_shape(&m, INF_ROLE_DOWN, h, c->intermediate);
     return m;
+}
+
+static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
+    return tiny_new_of(flags, dtype, 4, 2);
 }
 
 static inline void tiny_free(tiny_model *m) {
