@@ -208,6 +208,10 @@ struct inf_backend_ops {
     int (*answer)(inf_lane *, const inf_attn *args, int32_t n, inf_err *err);
 };
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* A backend of n ranks, 2 to INF_MAX_RANKS, which are of one kind; takes them, also when it fails.
  * The config is the model's: its heads, kv heads and intermediate are multiples of n. */
 int inf_backend_tp(inf_backend *const *ranks, int32_t n, const inf_device_config *config,
@@ -221,6 +225,10 @@ inf_backend *inf_backend_cpu(int32_t isa);
  * INF_EUNSUPPORTED and why if there is none, or no such device. */
 int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backend **out,
                      inf_err *err);
+
+#ifdef __cplusplus
+}
+#endif
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */

@@ -63,6 +63,7 @@ static int step_sync(inf_lane *l, inf_err *err) {
 
 /* Merges what is staged and not merged yet. */
 static void merge_staged(inf_lane *l) {
+    lane_enter(l);
     int32_t n = l->staged - l->merged;
     if (n == 0) {
         return;
@@ -117,6 +118,7 @@ static void step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2
 }
 
 static void step_settle(inf_lane *l, void *o) {
+    lane_enter(l);
     if (l->act != INF_DTYPE_F32) {
         inf_cuda_cast p = {
             l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim, l->backend->early_rows};

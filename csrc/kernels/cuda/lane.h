@@ -68,8 +68,9 @@ struct inf_lane {
     cuda_backend *backend;
     cudaStream_t stream;
     int32_t kind;
-    int32_t fault; /* the first cudaError_t, or a negative cuBLAS status */
+    int32_t fault; /* the first cudaError_t, or a negative cuBLAS or NCCL status */
     const char *fault_at;
+    const char *fault_text; /* what it means; NULL: fault says it */
 
     inf_device_config dims;
     inf_kv_shape kv;
@@ -193,6 +194,8 @@ void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemc
 
 void inf_cuda_step_table(inf_backend_ops *ops);     /* fills in all that is not memory */
 void inf_cuda_exchange_table(inf_backend_ops *ops); /* .. of which this is a part */
+int inf_cuda_collective_open(const inf_collective_config *config, inf_collective **out,
+                             inf_err *err);
 int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err);
 int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *config, inf_lane **out, inf_err *err);
 void inf_cuda_lane_close(inf_lane *l);

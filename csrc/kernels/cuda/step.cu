@@ -92,6 +92,7 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
 /* ---- recordings ---- */
 
 static int step_record(inf_lane *l, uint32_t key) {
+    lane_enter(l);
     l->capturing = NULL;
     if (!l->recordable || l->fault != 0 || key >= (uint32_t)l->keys) {
         return 0;
@@ -109,6 +110,7 @@ static int step_record(inf_lane *l, uint32_t key) {
 }
 
 static void step_recorded(inf_lane *l) {
+    lane_enter(l);
     recording *r = l->capturing;
     if (r == NULL) {
         return;
@@ -125,9 +127,12 @@ static void step_recorded(inf_lane *l) {
     }
 }
 
-/* ---- operations ---- */
+/* ---- operations ----
+ *
+ * Each makes its GPU the thread's: ranks of one instance are asked in turn by one thread. */
 
 static void step_embed(inf_lane *l, const void *table, float *x) {
+    lane_enter(l);
     inf_cuda_embed p = {
         l->tokens, table, x, l->dims.dtype, l->rows, l->dims.hidden, l->backend->early_rows};
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
@@ -148,6 +153,7 @@ static inf_cuda_add_norm norm_of(const inf_lane *l, float *x, const float *weigh
 }
 
 static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
+    lane_enter(l);
     inf_cuda_add_norm p = norm_of(l, x, weight, y, l->rows);
     p.add = add;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
@@ -155,6 +161,7 @@ static void step_add_norm(inf_lane *l, float *x, const void *add, const float *w
 
 static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
                            const float *weight, void *y) {
+    lane_enter(l);
     inf_cuda_add_norm p = norm_of(l, (float *)x, weight, y, n);
     p.pick = l->pick + first;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
@@ -186,6 +193,7 @@ static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void 
 }
 
 static void step_product(inf_lane *l, const inf_product *p) {
+    lane_enter(l);
     if (l->fault == 0 && !small_product(l, p, 0, p->y)) {
         lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product");
     }
@@ -201,6 +209,7 @@ static bool fuses(const inf_lane *l, int32_t rows) {
 
 static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,
                               void *y) {
+    lane_enter(l);
     if (!fuses(l, p->rows)) {
         l->unscaled = NULL;
         step_product(l, p);
@@ -216,6 +225,7 @@ static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const
 }
 
 static void step_gated(inf_lane *l, const inf_product *p, void *y) {
+    lane_enter(l);
     if (l->fault != 0 || small_product(l, p, 1, y)) {
         return;
     }
@@ -225,6 +235,7 @@ static void step_gated(inf_lane *l, const inf_product *p, void *y) {
 }
 
 static void step_heads(inf_lane *l, const inf_heads *h) {
+    lane_enter(l);
     inf_cuda_heads p = {};
     p.qkv = h->qkv;
     p.q_norm = h->q_norm;
@@ -246,6 +257,7 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
 }
 
 static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32_t open) {
+    lane_enter(l);
     const class_lists *c = &l->classes[l->class_of[layer]];
     bool whole = l->capturing != NULL;
     if (!open) {
@@ -273,5 +285,6 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->slot_open = inf_cuda_slot_open;
     ops->sample = inf_cuda_draw;
     ops->answer = inf_cuda_answer;
+    ops->collective_open = inf_cuda_collective_open;
     inf_cuda_exchange_table(ops);
 }
