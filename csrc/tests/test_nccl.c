@@ -114,10 +114,10 @@ static void test_refusals(const fake_nccl *f) {
     refused(ordinals, 0, INF_EINVAL, "cannot sum over 0 GPUs");
     refused(ordinals, 9, INF_EINVAL, "cannot sum over 9 GPUs");
     refused(twice, 2, INF_EUNSUPPORTED,
-            "cannot sum over 2 GPUs: NCCL: cannot connect the GPUs: "
-            "invalid usage");
+            "cannot sum over 2 ranks by NCCL: two are on CUDA device 3");
     *f->fail_init = 2;
-    refused(ordinals, 2, INF_EUNSUPPORTED, "unhandled system error");
+    refused(ordinals, 2, INF_EUNSUPPORTED,
+            "cannot sum over 2 GPUs: NCCL: cannot connect the GPUs: unhandled system error");
     *f->fail_init = 0;
     setenv(INF_NCCL_LIBRARY, "/nowhere/libnccl.so.2", 1);
     refused(ordinals, 2, INF_EUNSUPPORTED,

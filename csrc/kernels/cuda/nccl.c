@@ -100,6 +100,14 @@ int inf_nccl_open(const int32_t *ordinals, int32_t n, inf_nccl **out, inf_err *e
     }
     for (int32_t r = 0; r < n; r++) {
         devices[r] = ordinals[r];
+        for (int32_t k = 0; k < r; k++) {
+            if (devices[k] == devices[r]) { /* the user guide: may lead to hangs */
+                free(c);
+                return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                                "cannot sum over %d ranks by NCCL: two are on CUDA device %d", n,
+                                devices[r]);
+            }
+        }
     }
     c->n = n;
     if (note(c, "cannot connect the GPUs", c->api.init_all(c->comms, n, devices)) != NCCL_SUCCESS) {
@@ -147,12 +155,22 @@ int inf_nccl_failed(inf_nccl *c) {
     return c->result;
 }
 
-void inf_nccl_abort(inf_nccl *c) {
+/* NCCL says of both ways to end a communicator that all of a host take part in it; so one thread
+ * ends them as a group, where none waits for the next. */
+static void end_all(inf_nccl *c, int (*end)(void *comm)) {
+    (void)c->api.group_start();
     for (int32_t r = 0; r < c->n; r++) {
         if (c->comms[r] != NULL) {
-            (void)c->api.abort(c->comms[r]);
+            (void)end(c->comms[r]);
             c->comms[r] = NULL;
         }
+    }
+    (void)c->api.group_end();
+}
+
+void inf_nccl_abort(inf_nccl *c) {
+    if (c->comms[0] != NULL) {
+        end_all(c, c->api.abort);
     }
     if (c->result == NCCL_SUCCESS) {
         c->result = NCCL_INVALID_USAGE;
@@ -166,10 +184,8 @@ void inf_nccl_close(inf_nccl *c) {
     if (c == NULL) {
         return;
     }
-    for (int32_t r = 0; r < c->n; r++) {
-        if (c->comms[r] != NULL) {
-            (void)c->api.destroy(c->comms[r]);
-        }
+    if (c->comms[0] != NULL) {
+        end_all(c, c->api.destroy);
     }
     free(c);
 }

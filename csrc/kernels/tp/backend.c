@@ -29,10 +29,10 @@
  * One thread asks the ranks in turn, and NCCL for a sum on all of them as one group. A thread per
  * rank would take a wake-up per operation or a second copy of the step's loop; on GPUs an operation
  * is a launch of a few microseconds, and only where a step is shorter than n times its launches is
- * the loop the limit. That is decode of small models: recordings would lift it, but steps of
- * several ranks are not recorded. (NCCL can be captured, within bounds that depend on its version;
- * it has not been tried.) Answers to other instances wait for the device within the operation, so
- * there each rank has a thread: answer.c. */
+ * the loop the limit: decode of small models. Recordings would lift that, but steps of several
+ * ranks are not recorded: NCCL's user guide warns of deadlocks where one thread launches graphs
+ * that hold sums of several GPUs. Answers to other instances wait for the device within the
+ * operation, so there each rank has a thread: answer.c. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,6 +47,7 @@ static void close_ranks(inf_backend *const *ranks, int32_t n) {
 static void tp_close(inf_backend *backend) {
     tp_backend *b = (tp_backend *)backend;
     close_ranks(b->rank, b->n);
+    (void)pthread_mutex_destroy(&b->gate);
     free(b);
 }
 
@@ -76,7 +77,8 @@ int inf_backend_tp(inf_backend *const *ranks, int32_t n, const inf_device_config
     *out = NULL;
     int status = check(ranks, n, config, err);
     tp_backend *b = status == INF_OK ? calloc(1, sizeof *b) : NULL;
-    if (b == NULL) {
+    if (b == NULL || pthread_mutex_init(&b->gate, NULL) != 0) {
+        free(b);
         close_ranks(ranks, n);
         return status != INF_OK ? status
                                 : inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a backend");

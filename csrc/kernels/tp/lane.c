@@ -11,6 +11,8 @@ static void tp_lane_close(inf_lane *lane) {
     if (l == NULL) {
         return;
     }
+    tp_backend *b = l->backend;
+    pthread_mutex_lock(&b->gate);
     inf_tp_answer_close(l);
     if (l->sum != NULL) {
         l->sum->ops->close(l->sum);
@@ -18,6 +20,7 @@ static void tp_lane_close(inf_lane *lane) {
     for (int32_t r = 0; r < l->n; r++) {
         l->ops->lane_close(l->rank[r]);
     }
+    pthread_mutex_unlock(&b->gate);
     free(l);
 }
 
@@ -58,6 +61,7 @@ static int tp_lane_open(inf_backend *backend, const inf_lane_config *c, inf_lane
     l->rank_kv.block_bytes /= (uint64_t)b->n;
     l->max_rows = c->max_rows;
     l->max_segments = c->max_segments;
+    pthread_mutex_lock(&b->gate);
     int status = open_ranks(l, c, err);
     if (status == INF_OK && c->kind == INF_LANE_STEP) {
         inf_collective_config sum = {b->n, b->rank, l->rank, c->threads};
@@ -67,6 +71,7 @@ static int tp_lane_open(inf_backend *backend, const inf_lane_config *c, inf_lane
     if (status == INF_OK && c->kind == INF_LANE_ANSWER) {
         status = inf_tp_answer_open(l, c, err);
     }
+    pthread_mutex_unlock(&b->gate);
     if (status != INF_OK) {
         tp_lane_close((inf_lane *)(void *)l);
         return status;

@@ -66,7 +66,9 @@ static void tp_product_norm(inf_lane *lane, const inf_product *p, float *x, cons
         parts[r] = mine.y;
         l->ops->product(l->rank[r], &mine);
     }
+    pthread_mutex_lock(&l->backend->gate);
     l->sum->ops->sum(l->sum, parts, (uint64_t)p->rows * (uint64_t)p->n);
+    pthread_mutex_unlock(&l->backend->gate);
     tp_add_norm(lane, x, p->y, weight, y);
 }
 
@@ -130,8 +132,11 @@ static int tp_slot_open(inf_lane *lane, uint32_t slot, const inf_sampling *sampl
                         const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
                         const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err) {
     tp_lane *l = of(lane);
-    return l->ops->slot_open(l->rank[0], slot, sampling, tokens, n_tokens, n_prompt, bias_ids, bias,
-                             n_bias, err);
+    pthread_mutex_lock(&l->backend->gate);
+    int status = l->ops->slot_open(l->rank[0], slot, sampling, tokens, n_tokens, n_prompt, bias_ids,
+                                   bias, n_bias, err);
+    pthread_mutex_unlock(&l->backend->gate);
+    return status;
 }
 
 static void tp_sample(inf_lane *lane, const float *logits, uint32_t first, int32_t n,

@@ -3,6 +3,8 @@
 #ifndef INF_TP_H
 #define INF_TP_H
 
+#include <pthread.h>
+
 #include "kernels/backend.h"
 #include "runtime/fail.h"
 
@@ -27,6 +29,10 @@ typedef struct tp_backend {
     inf_backend *rank[INF_MAX_RANKS];
     const inf_backend_ops *ops; /* of every rank */
     tp_pool pool;
+    /* Held while a sum is given to the ranks, and by what allocates while steps run. A GPU may wait
+     * with an allocation until it is idle, and hold up calls for the GPUs it is linked to; if it
+     * had begun a sum that another has not been given yet, neither would go on. */
+    pthread_mutex_t gate;
 } tp_backend;
 
 /* An inf_lane of this backend. */

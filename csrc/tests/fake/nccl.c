@@ -33,10 +33,8 @@ static int n_calls;
 
 EXPORT int ncclCommInitAll(void **out, int n, const int *devices) {
     for (int i = 0; i < n; i++) {
-        for (int k = 0; k < i; k++) {
-            if (devices[i] == devices[k]) {
-                return INVALID_USAGE; /* as NCCL has it: one rank to a GPU */
-            }
+        if (devices[i] < 0) {
+            return INVALID_ARGUMENT;
         }
     }
     if (n < 1 || n > MOST || fake_nccl_fail_init != SUCCESS) {
@@ -139,18 +137,22 @@ EXPORT int ncclCommGetAsyncError(void *comm_, int *error) {
     return SUCCESS;
 }
 
-EXPORT int ncclCommAbort(void *comm_) {
+/* Both ways to end a communicator belong in a group when one thread has several. */
+static int end(void *comm_) {
+    if (fake_nccl_depth != 1) {
+        return INVALID_USAGE;
+    }
     fake_nccl_open_comms--;
-    fake_nccl_aborts++;
     free(comm_);
     return SUCCESS;
 }
 
-EXPORT int ncclCommDestroy(void *comm_) {
-    fake_nccl_open_comms--;
-    free(comm_);
-    return SUCCESS;
+EXPORT int ncclCommAbort(void *comm_) {
+    fake_nccl_aborts++;
+    return end(comm_);
 }
+
+EXPORT int ncclCommDestroy(void *comm_) { return end(comm_); }
 
 EXPORT const char *ncclGetErrorString(int result) {
     return result == SYSTEM_ERROR    ? "unhandled system error"
