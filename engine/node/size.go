@@ -62,13 +62,17 @@ func blocksOnGPU(m *model.Model, d device.Config, place Place, block uint64) (in
 	if err != nil {
 		return 0, err
 	}
+	step := stepBytes(d)
+	if ranks > 1 {
+		step += sums
+	}
 	blocks := maxBlocks
 	for _, gpu := range append([]device.GPU{*place.Info}, place.More...) {
 		free, err := device.GPUFree(gpu.Ordinal)
 		if err != nil {
 			return 0, err
 		}
-		room := gpuRoom{Total: gpu.Memory, Free: free, Share: place.Share, Weights: weights, Step: stepBytes(d), Block: block / uint64(ranks)}
+		room := gpuRoom{Total: gpu.Memory, Free: free, Share: place.Share, Weights: weights, Step: step, Block: block / uint64(ranks)}
 		n, err := room.blocks()
 		if err != nil {
 			return 0, fmt.Errorf("cannot fit a KV pool on %s: %w", place.Name(), err)
@@ -107,6 +111,9 @@ func elem(dtype int) int {
 // reserve is left to the CUDA context, the code of the kernels, workspaces of libraries, and the rounding of
 // allocations.
 const reserve = 512 << 20
+
+// sums is left to NCCL, which has buffers on every GPU of an instance that has several.
+const sums = 512 << 20
 
 // gpuRoom is what is known when a pool on a GPU is sized, in bytes.
 type gpuRoom struct {

@@ -34,7 +34,6 @@
  * that hold sums of several GPUs. Answers to other instances wait for the device within the
  * operation, so there each rank has a thread: answer.c. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "kernels/tp/tp.h"
 
@@ -83,7 +82,9 @@ int inf_backend_tp(inf_backend *const *ranks, int32_t n, const inf_device_config
         return status != INF_OK ? status
                                 : inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a backend");
     }
-    memcpy(b->rank, ranks, (size_t)n * sizeof *ranks);
+    for (int32_t r = 0; r < n; r++) {
+        b->rank[r] = ranks[r];
+    }
     b->n = n;
     b->ops = ranks[0]->ops;
     b->base = *ranks[0];
