@@ -4,18 +4,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "kernels/backend.h"
 #include "kernels/convert.h"
 #include "kernels/cpu/cpu.h"
 #include "runtime/fail.h"
-#include "runtime/pages.h"
-
-typedef struct cpu_backend {
-    inf_backend base;
-    const inf_ops *ops;
-} cpu_backend;
 
 struct inf_lane {
     cpu_backend *backend;
@@ -40,60 +33,9 @@ struct inf_lane {
     float *x;
 };
 
-/* ---- memory ---- */
+/* ---- lanes ---- */
 
 static void cpu_close(inf_backend *b) { free(b); }
-
-static void *cpu_alloc(inf_backend *b, uint64_t bytes) {
-    (void)b;
-    void *memory = inf_pages_alloc(bytes);
-    /* Zeroed now, so that a step meets no page faults. */
-    return memory != NULL ? memset(memory, 0, bytes) : NULL;
-}
-
-static void cpu_free(inf_backend *b, void *device) {
-    (void)b;
-    free(device);
-}
-
-static void *cpu_alloc_pool(inf_backend *b, uint64_t bytes) {
-    (void)b;
-    /* Mapped rather than allocated: pages cost memory when a block is first written, and are zero.
-     */
-    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
-        return NULL;
-    }
-    inf_pages_large(memory, bytes);
-    return memory;
-}
-
-static void cpu_free_pool(inf_backend *b, void *device, uint64_t bytes) {
-    (void)b;
-    if (device != NULL) {
-        (void)munmap(device, bytes);
-    }
-}
-
-static void *cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype,
-                        int32_t n, int32_t k, int32_t cut) {
-    (void)cut; /* one rank */
-    const inf_ops *ops = ((cpu_backend *)b)->ops;
-    void *packed = inf_pages_alloc(ops->packed_bytes(dtype, n, k));
-    if (packed != NULL) {
-        ops->pack(dtype, host, src_dtype, n, k, packed);
-    }
-    return packed;
-}
-
-static void *cpu_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut) {
-    (void)b;
-    (void)bytes;
-    (void)cut;
-    return host;
-}
-
-/* ---- lanes ---- */
 
 static void *copy_of(const void *src, size_t bytes) {
     void *copy = malloc(bytes);
@@ -125,13 +67,13 @@ static int take_memory(inf_lane *l, const inf_lane_config *c) {
         l->windows = copy_of(c->windows, (size_t)d->layers * sizeof *l->windows);
         l->inv_freq = copy_of(c->inv_freq, half * sizeof *l->inv_freq);
         l->position = calloc(rows, sizeof *l->position);
-        l->cos = cpu_alloc(NULL, rows * half * sizeof(float));
-        l->sin = cpu_alloc(NULL, rows * half * sizeof(float));
-        l->lse = cpu_alloc(NULL, heads * sizeof(float));
+        l->cos = inf_cpu_alloc(NULL, rows * half * sizeof(float));
+        l->sin = inf_cpu_alloc(NULL, rows * half * sizeof(float));
+        l->lse = inf_cpu_alloc(NULL, heads * sizeof(float));
         return l->attn && l->position && l->windows && l->inv_freq && l->cos && l->sin && l->lse;
     }
-    l->o2 = cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
-    l->lse2 = cpu_alloc(NULL, heads * sizeof(float));
+    l->o2 = inf_cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
+    l->lse2 = inf_cpu_alloc(NULL, heads * sizeof(float));
     return l->attn && l->o2 && l->lse2;
 }
 
@@ -408,12 +350,12 @@ static int cpu_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err
 
 static const inf_backend_ops cpu_ops = {
     .close = cpu_close,
-    .alloc = cpu_alloc,
-    .free = cpu_free,
-    .alloc_pool = cpu_alloc_pool,
-    .free_pool = cpu_free_pool,
-    .matrix = cpu_matrix,
-    .adopt = cpu_adopt,
+    .alloc = inf_cpu_alloc,
+    .free = inf_cpu_free,
+    .alloc_pool = inf_cpu_alloc_pool,
+    .free_pool = inf_cpu_free_pool,
+    .matrix = inf_cpu_matrix,
+    .adopt = inf_cpu_adopt,
     .lane_open = cpu_lane_open,
     .lane_close = cpu_lane_close,
     .sync = cpu_sync,

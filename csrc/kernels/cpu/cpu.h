@@ -72,7 +72,19 @@ uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k);
 void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                   void *dst);
 
-/* inf_backend_ops.collective_open */
+typedef struct cpu_backend {
+    inf_backend base;
+    const inf_ops *ops;
+} cpu_backend;
+
+/* As in inf_backend_ops. */
+void *inf_cpu_alloc(inf_backend *b, uint64_t bytes);
+void inf_cpu_free(inf_backend *b, void *device);
+void *inf_cpu_alloc_pool(inf_backend *b, uint64_t bytes);
+void inf_cpu_free_pool(inf_backend *b, void *device, uint64_t bytes);
+void *inf_cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype, int32_t n,
+                     int32_t k, int32_t cut);
+void *inf_cpu_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut);
 int inf_cpu_collective_open(const inf_collective_config *config, inf_collective **out,
                             inf_err *err);
 
