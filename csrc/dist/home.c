@@ -188,7 +188,8 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
         }
         wg++;
         group->row_off = rows;
-        d->ops->queries(lane, q, seq->token_off, (int32_t)seq->n_tokens, out + (size_t)rows * row);
+        d->ops->queries(lane, q, seq->token_off, (int32_t)seq->n_tokens, out + (size_t)rows * row,
+                        d->heads);
         rows += seq->n_tokens;
     }
     inf_wire_head h = {.magic = INF_WIRE_MAGIC,
@@ -325,7 +326,8 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
         } else if ((s->head->flags & INF_STEP_EMPTY_REMOTE) == 0 &&
                    s->seq_out[group->seq].status == INF_OK) {
             d->ops->merge(lane, seq->token_off, (int32_t)seq->n_tokens,
-                          o2 + (size_t)group->row_off * row, lse2 + (size_t)group->row_off * heads);
+                          o2 + (size_t)group->row_off * row, lse2 + (size_t)group->row_off * heads,
+                          d->heads);
         }
     }
     (void)inf_mark_query_merged(t->peer, h.lane, h.step_id, h.layer, h.n_rows, len);

@@ -59,7 +59,9 @@ static inf_region *region_on(inf_dist *d, inf_verbs_device *device) {
     inf_memory memory = {.address = (uint64_t)(uintptr_t)d->pool,
                          .bytes = (uint64_t)d->num_blocks * d->kv.block_bytes,
                          .kind = INF_MEMORY_HOST};
-    if (!d->backend->host_memory) {
+    if (d->backend->ranks > 1) {
+        note(d, "the pool is cut over the ranks of a tensor-parallel instance");
+    } else if (!d->backend->host_memory) {
         note(d, "the pool is a GPU's");
     } else if (!make_place(d, &place)) {
         note(d, "the pool is registered with too many devices");

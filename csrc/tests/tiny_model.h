@@ -17,8 +17,8 @@
 #define CHECK(cond, ...)                                                                           \
     do {                                                                                           \
         if (!(cond)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond);                             \
-            fprintf(stderr, __VA_ARGS__);                                                          \
+            fprintf(stderr, "%s:%d: %s:", __FILE__, __LINE__, #cond);                              \
+            fprintf(stderr, " " __VA_ARGS__);                                                      \
             fprintf(stderr, "\n");                                                                 \
             exit(1);                                                                               \
         }                                                                                          \
@@ -56,10 +56,11 @@ static inline void tiny_shape(tiny_model *m, int32_t role, int64_t rows, int64_t
     }
 }
 
+/* INFINITE_TEST_GPU and INFINITE_TEST_TP are gpu and tensor_parallel of the config. */
 static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t heads,
                                        int32_t kv_heads, int32_t head_dim, int32_t block_size) {
     tiny_model m = {.rng = flags + 1};
-    const char *gpu = getenv("INFINITE_TEST_GPU"); /* as in inf_device_config */
+    const char *gpu = getenv("INFINITE_TEST_GPU"), *ranks = getenv("INFINITE_TEST_TP");
     m.config = (inf_device_config){.layers = TINY_LAYERS,
                                    .hidden = 48,
                                    .intermediate = 80,
@@ -80,7 +81,8 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
                                    .max_step_spans = 8,
                                    .max_spans = 8,
                                    .threads = 2,
-                                   .gpu = gpu != NULL ? atoi(gpu) : 0};
+                                   .gpu = gpu != NULL ? atoi(gpu) : 0,
+                                   .tensor_parallel = ranks != NULL ? atoi(ranks) : 0};
     m.windows[1] = TINY_WINDOW;
     for (int i = 0; i < head_dim / 2; i++) {
         m.inv_freq[i] = (float)pow(10000.0, -2.0 * i / head_dim);
@@ -115,6 +117,11 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
 
 static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
     return tiny_new_with(flags, dtype, 4, 2, 16, 4);
+}
+
+static inline tiny_model tiny_new_of(uint32_t flags, int32_t dtype, int32_t heads,
+                                     int32_t kv_heads) {
+    return tiny_new_with(flags, dtype, heads, kv_heads, 16, 4);
 }
 
 static inline void tiny_free(tiny_model *m) {

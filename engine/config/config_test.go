@@ -72,6 +72,7 @@ func TestErrorsNameTheirSource(t *testing.T) {
 		{"a setting in two documents", "port: 1\n---\nport: 2\n", nil, nil, []string{"infinite.yaml:3:1", "infinite.yaml:1:1"}},
 		{"another device", "", nil, map[string]string{"device": "gpu"}, []string{"flag --device", `"gpu"`, "cuda:N"}},
 		{"utilization", "", nil, map[string]string{"gpu-memory-utilization": "90%"}, []string{"--gpu-memory-utilization", "90%", "0.9"}},
+		{"no rank", "", map[string]string{"INFINITE_TENSOR_PARALLEL_SIZE": "0"}, nil, []string{"INFINITE_TENSOR_PARALLEL_SIZE", "not between 1 and 8"}},
 		{"utilization above all", "gpu-memory-utilization: 1.5\n", nil, nil, []string{"infinite.yaml:1:1", "at most 1"}},
 		{"utilization that is no number", "", map[string]string{"INFINITE_GPU_MEMORY_UTILIZATION": "NaN"}, nil, []string{"INFINITE_GPU_MEMORY_UTILIZATION", "NaN"}},
 		{"size", "", nil, map[string]string{"kv-cache-memory": "1XB"}, []string{"--kv-cache-memory", "1XB"}},

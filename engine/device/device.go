@@ -53,6 +53,7 @@ type Config struct {
 	Threads                     int // of a step; the same again for others' partials
 	ISA                         int // 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512
 	GPU                         int // 0: the CPU; n: CUDA device n - 1
+	TensorParallel              int // ranks that the model is cut over, 0 as 1; on GPUs from GPU on
 }
 
 // c is the C form. A number that C's int32 cannot hold becomes -1, which C refuses.
@@ -81,7 +82,7 @@ func (c Config) c() C.inf_device_config {
 		dtype: n(c.DType), kv_dtype: n(c.KVDType), block_size: n(c.BlockSize), num_blocks: n(c.NumBlocks),
 		max_tokens: n(c.MaxTokens), max_seqs: n(c.MaxSeqs), max_rows: n(c.MaxRows),
 		max_step_blocks: n(c.MaxStepBlocks), max_step_spans: n(c.MaxStepSpans), max_spans: n(c.MaxSpans),
-		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU),
+		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU), tensor_parallel: n(c.TensorParallel),
 	}
 }
 

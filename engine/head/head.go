@@ -77,6 +77,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err = node.CheckRanks(cfg, m.Config); err != nil {
+		return nil, err
+	}
 	if err = h.startControl(ctx, m.Fingerprint, dtype); err != nil {
 		return nil, err
 	}

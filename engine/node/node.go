@@ -63,7 +63,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	place := places[0]
-	slog.Info("this instance computes on", "device", place.Name(), "why", place.Why)
+	slog.Info("this instance computes on", "device", place.Name(), "why", place.Why, "tensor_parallel_size", cfg.TensorParallelSize)
 	choice := linkChoice(cfg, place)
 	dtype, err := DType(cfg.DType, m.Config.DType, place.OnGPU())
 	if err != nil {

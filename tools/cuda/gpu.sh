@@ -47,7 +47,7 @@ if ! NVCC=$nvcc ARCHS=$arch tools/cuda/build.sh "$build" all >"$out/build.log" 2
     tail -40 "$out/build.log"
     exit 1
 fi
-for c in bench/cuda/bench_step.c csrc/tests/test_step.c; do
+for c in bench/cuda/bench_step.c csrc/tests/test_step.c csrc/tests/test_tp.c; do
     cc -O2 -Icsrc -Icsrc/include -o "$build/$(basename "$c" .c)" "$c" "$build/libinfinite.a" -lm -lpthread -ldl || exit 1
 done
 cudalib=$(dirname "$(dirname "$nvcc")")/lib64
@@ -62,6 +62,8 @@ if wants test; then
         case " ${SKIP:-} " in *" $n "*) ;; *) step "$n" 60 "$build/cuda_$n" ;; esac
     done
     INFINITE_TEST_GPU=1 step test_step_gpu 60 "$build/test_step"
+    # Ranks of one instance that share the GPU: all of tensor parallelism but NCCL.
+    INFINITE_TEST_GPU=1 INFINITE_CUDA_WITH=one_gpu step test_tp_gpu 60 "$build/test_tp"
 fi
 if wants go && [ -n "${CARRY:-}" ]; then
     # Their data lies beside their sources. EXACTNESS=TestExactness: with fp8 KV too.

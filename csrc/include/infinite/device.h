@@ -81,9 +81,12 @@ typedef struct inf_device_config {
     int32_t threads;   /* of the step's pool; the same again, lazily, for partials of others */
     int32_t isa;       /* 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512 */
     int32_t gpu;       /* 0: the CPU; n: CUDA device n - 1 of those that the process sees */
+    /* Ranks that heads, kv heads and intermediate are cut over (kernels/tp), 1 to 8, 0 as 1. On a
+     * GPU they are CUDA devices gpu - 1, gpu, ...; on the CPU they share its memory and threads. */
+    int32_t tensor_parallel;
 } inf_device_config;
 
-_Static_assert(sizeof(inf_device_config) == 92, "inf_device_config is mirrored in Go");
+_Static_assert(sizeof(inf_device_config) == 96, "inf_device_config is mirrored in Go");
 
 /* inv_freq: [head_dim / 2]. windows: [layers], tokens a query may look back including itself, 0 =
  * all. */

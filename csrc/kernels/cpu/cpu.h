@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/kernels.h"
+#include "kernels/backend.h"
 
 /* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL
  * outputs for the same input stand side by side, so that one load feeds PANEL sums and a decode
@@ -103,6 +103,22 @@ static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t h
 uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k);
 void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                   void *dst);
+
+typedef struct cpu_backend {
+    inf_backend base;
+    const inf_ops *ops;
+} cpu_backend;
+
+/* As in inf_backend_ops. */
+void *inf_cpu_alloc(inf_backend *b, uint64_t bytes);
+void inf_cpu_free(inf_backend *b, void *device);
+void *inf_cpu_alloc_pool(inf_backend *b, uint64_t bytes);
+void inf_cpu_free_pool(inf_backend *b, void *device, uint64_t bytes);
+void *inf_cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype, int32_t n,
+                     int32_t k, int32_t cut);
+void *inf_cpu_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut);
+int inf_cpu_collective_open(const inf_collective_config *config, inf_collective **out,
+                            inf_err *err);
 
 /* The tables; NULL where the build lacks the instruction set. */
 const inf_ops *inf_ops_c(void);

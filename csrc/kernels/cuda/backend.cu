@@ -51,7 +51,8 @@ static void *upload(inf_backend *b, const void *host, uint64_t bytes) {
 }
 
 static void *backend_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype,
-                            int32_t n, int32_t k) {
+                            int32_t n, int32_t k, int32_t cut) {
+    (void)cut; /* one rank */
     uint64_t count = (uint64_t)n * (uint64_t)k, bytes = count * inf_dtype_bytes(dtype);
     if (dtype == src_dtype) {
         return upload(b, host, bytes);
@@ -66,7 +67,8 @@ static void *backend_matrix(inf_backend *b, int32_t dtype, const void *host, int
     return memory;
 }
 
-static void *backend_adopt(inf_backend *b, void *host, uint64_t bytes) {
+static void *backend_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut) {
+    (void)cut;
     void *memory = upload(b, host, bytes);
     free(host);
     return memory;
@@ -99,7 +101,7 @@ static int check_device(int32_t ordinal, cudaDeviceProp *props, inf_err *err) {
 }
 
 extern "C" __attribute__((visibility("default"))) int
-inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
+inf_cuda_backend_open_3(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
                         uint64_t ops_bytes, inf_backend **out, inf_err *err) {
     static inf_backend_ops ops;
     cudaDeviceProp props;
@@ -130,6 +132,7 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
     b->base.act = config->dtype;
     b->base.act_bytes = config->dtype == INF_DTYPE_F32 ? 4 : 2;
     b->base.plain_matrix = 1;
+    b->base.ranks = 1;
     b->base.logit_rows = LOGIT_ROWS;
     b->ordinal = ordinal;
     b->sms = props.multiProcessorCount;

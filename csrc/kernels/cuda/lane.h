@@ -1,4 +1,4 @@
-/* The inside of the CUDA backend: what lane.cu, step.cu and answer.cu share.
+/* The inside of the CUDA backend: what lane.cu, step.cu, exchange.cu and answer.cu share.
  *
  * A lane is a stream, its scratch in device memory, and a piece of pinned host memory that both
  * sides see: what a step's kernels need of its input (tokens, tables, plans) is written there and
@@ -61,7 +61,7 @@ struct recording {
 /* Rows of q to host memory, or partials from it, that wait for the next kernel. */
 struct pending_rows {
     uint32_t row0;
-    int32_t rows;
+    int32_t rows, stride; /* heads of a row of host memory */
     float *host;
 };
 
@@ -69,8 +69,9 @@ struct inf_lane {
     cuda_backend *backend;
     cudaStream_t stream;
     int32_t kind;
-    int32_t fault; /* the first cudaError_t, or a negative cuBLAS status */
+    int32_t fault; /* the first cudaError_t, or a negative cuBLAS or NCCL status */
     const char *fault_at;
+    const char *fault_text; /* what it means; NULL: fault says it */
 
     inf_device_config dims;
     inf_kv_shape kv;
@@ -192,7 +193,10 @@ void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */
 int lane_sync(inf_lane *l, inf_err *err);
 void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind);
 
-void inf_cuda_step_table(inf_backend_ops *ops); /* fills in all that is not memory */
+void inf_cuda_step_table(inf_backend_ops *ops);     /* fills in all that is not memory */
+void inf_cuda_exchange_table(inf_backend_ops *ops); /* .. of which this is a part */
+int inf_cuda_collective_open(const inf_collective_config *config, inf_collective **out,
+                             inf_err *err);
 int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err);
 int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *config, inf_lane **out, inf_err *err);
 void inf_cuda_lane_close(inf_lane *l);

@@ -1,5 +1,4 @@
-/* The step on a lane: its input, the operations of the table, recordings, and what is exchanged
- * with other instances.
+/* The step on a lane: its input, the operations of the table, and recordings.
  *
  * Recordings are CUDA graphs. Steps in which every request computes one token do the same launches
  * every time, only on other words in the same places; so the second step with a number of rows is
@@ -93,6 +92,7 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
 /* ---- recordings ---- */
 
 static int step_record(inf_lane *l, uint32_t key) {
+    lane_enter(l);
     l->capturing = NULL;
     if (!l->recordable || l->fault != 0 || key >= (uint32_t)l->keys) {
         return 0;
@@ -110,6 +110,7 @@ static int step_record(inf_lane *l, uint32_t key) {
 }
 
 static void step_recorded(inf_lane *l) {
+    lane_enter(l);
     recording *r = l->capturing;
     if (r == NULL) {
         return;
@@ -126,9 +127,12 @@ static void step_recorded(inf_lane *l) {
     }
 }
 
-/* ---- operations ---- */
+/* ---- operations ----
+ *
+ * Each makes its GPU the thread's: ranks of one instance are asked in turn by one thread. */
 
 static void step_embed(inf_lane *l, const void *table, float *x) {
+    lane_enter(l);
     inf_cuda_embed p = {
         l->tokens, table, x, l->dims.dtype, l->rows, l->dims.hidden, l->backend->early_rows};
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
@@ -149,6 +153,7 @@ static inf_cuda_add_norm norm_of(const inf_lane *l, float *x, const float *weigh
 }
 
 static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
+    lane_enter(l);
     inf_cuda_add_norm p = norm_of(l, x, weight, y, l->rows);
     p.add = add;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
@@ -156,6 +161,7 @@ static void step_add_norm(inf_lane *l, float *x, const void *add, const float *w
 
 static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
                            const float *weight, void *y) {
+    lane_enter(l);
     inf_cuda_add_norm p = norm_of(l, (float *)x, weight, y, n);
     p.pick = l->pick + first;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
@@ -196,6 +202,7 @@ static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void 
 }
 
 static void step_product(inf_lane *l, const inf_product *p) {
+    lane_enter(l);
     if (l->fault == 0 && !small_product(l, p, 0, p->y)) {
         lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product");
     }
@@ -211,6 +218,7 @@ static bool fuses(const inf_lane *l, int32_t rows) {
 
 static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,
                               void *y) {
+    lane_enter(l);
     if (!fuses(l, p->rows)) {
         l->unscaled = NULL;
         step_product(l, p);
@@ -226,6 +234,7 @@ static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const
 }
 
 static void step_gated(inf_lane *l, const inf_product *p, void *y) {
+    lane_enter(l);
     if (l->fault != 0 || small_product(l, p, 1, y)) {
         return;
     }
@@ -235,6 +244,7 @@ static void step_gated(inf_lane *l, const inf_product *p, void *y) {
 }
 
 static void step_heads(inf_lane *l, const inf_heads *h) {
+    lane_enter(l);
     inf_cuda_heads p = {};
     p.qkv = h->qkv;
     p.q_norm = h->q_norm;
@@ -256,6 +266,7 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
 }
 
 static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32_t open) {
+    lane_enter(l);
     const class_lists *c = &l->classes[l->class_of[layer]];
     bool whole = l->capturing != NULL;
     if (!open) {
@@ -266,137 +277,9 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     lane_attend(l, c, layer, q, l->partial, INF_DTYPE_F32, l->lse, l->rows, whole);
 }
 
-/* ---- exchange ---- */
-
-/* Rows are noted, and leave together with the next sync: one launch writes them, widened, into
- * pinned memory over the bus, at their own index, however many messages name them. */
-static void step_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host) {
-    if (l->n_wait == l->max_wait) {
-        lane_ok(l, (int)cudaErrorInvalidValue, "queries");
-        return;
-    }
-    l->asked = q;
-    l->wait[l->n_wait++] = {row0, rows, host};
-}
-
-static int step_sync(inf_lane *l, inf_err *err) {
-    lane_enter(l);
-    if (l->n_wait > 0) {
-        uint32_t first = UINT32_MAX, end = 0;
-        for (int32_t i = 0; i < l->n_wait; i++) {
-            uint32_t last = l->wait[i].row0 + (uint32_t)l->wait[i].rows;
-            first = l->wait[i].row0 < first ? l->wait[i].row0 : first;
-            end = last > end ? last : end;
-        }
-        uint64_t at = (uint64_t)first * (uint64_t)l->q_dim;
-        inf_cuda_cast p = {(const uint8_t *)l->asked + at * (uint64_t)l->act_bytes,
-                           l->staging + at,
-                           l->act,
-                           INF_DTYPE_F32,
-                           (int64_t)(end - first) * l->q_dim,
-                           l->backend->early_rows};
-        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "queries");
-    }
-    int status = lane_sync(l, err);
-    for (int32_t i = 0; i < l->n_wait && status == INF_OK; i++) {
-        const pending_rows *w = &l->wait[i];
-        memcpy(w->host, l->staging + (uint64_t)w->row0 * (uint64_t)l->q_dim,
-               (uint64_t)w->rows * (uint64_t)l->q_dim * sizeof(float));
-    }
-    if (status == INF_OK) {
-        draw_synced(l);
-    }
-    l->n_wait = 0;
-    l->staged = l->merged = 0;
-    return status;
-}
-
-/* Merges what is staged and not merged yet. */
-static void merge_staged(inf_lane *l) {
-    int32_t n = l->staged - l->merged;
-    if (n == 0) {
-        return;
-    }
-    uint64_t heads = (uint64_t)l->dims.heads;
-    inf_cuda_merge p = {l->partial,
-                        l->lse,
-                        l->staging + (uint64_t)l->merged * (uint64_t)l->q_dim,
-                        l->staging_lse + (uint64_t)l->merged * heads,
-                        l->staging_row + l->merged,
-                        n,
-                        l->dims.heads,
-                        l->dims.head_dim,
-                        l->backend->early_rows};
-    lane_ok(l, inf_cuda_merge_launch(&p, l->stream), "merge");
-    l->merged = l->staged;
-    l->round++;
-}
-
-/* Partials wait in pinned memory for one launch that merges all, unless one more is for the same
- * rows. */
-static void step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
-                       const float *lse2) {
-    uint64_t heads = (uint64_t)l->dims.heads, row = (uint64_t)l->q_dim;
-    for (int32_t r = 0; r < rows; r++) {
-        if (l->row_mark[row0 + (uint32_t)r] == l->round + 1) {
-            merge_staged(l);
-            break;
-        }
-    }
-    for (int32_t done = 0; done < rows;) {
-        if (l->staged == l->max_rows) {
-            merge_staged(l);
-            lane_ok(l, cudaStreamSynchronize(l->stream), "merge");
-            l->staged = l->merged = 0;
-        }
-        int32_t room = l->max_rows - l->staged, left = rows - done;
-        int32_t n = room < left ? room : left;
-        memcpy(l->staging + (uint64_t)l->staged * row, o2 + (uint64_t)done * row,
-               (uint64_t)n * row * sizeof(float));
-        memcpy(l->staging_lse + (uint64_t)l->staged * heads, lse2 + (uint64_t)done * heads,
-               (uint64_t)n * heads * sizeof(float));
-        for (int32_t r = 0; r < n; r++) {
-            uint32_t at = row0 + (uint32_t)(done + r);
-            l->staging_row[l->staged + r] = at;
-            l->row_mark[at] = l->round + 1;
-        }
-        l->staged += n;
-        done += n;
-    }
-}
-
-static void step_settle(inf_lane *l, void *o) {
-    if (l->act != INF_DTYPE_F32) {
-        inf_cuda_cast p = {
-            l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim, l->backend->early_rows};
-        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "settle");
-    }
-}
-
-static void step_merged(inf_lane *l) {
-    if (l->fault == 0) {
-        merge_staged(l);
-    }
-}
-
-/* ---- copies, on any lane ---- */
-
-static void copy_out(inf_lane *l, void *host, const void *device, uint64_t bytes) {
-    lane_enter(l);
-    lane_copy(l, host, device, bytes, cudaMemcpyDeviceToHost);
-}
-
-static void copy_in(inf_lane *l, void *device, const void *host, uint64_t bytes) {
-    lane_enter(l);
-    lane_copy(l, device, host, bytes, cudaMemcpyHostToDevice);
-}
-
 void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->lane_open = inf_cuda_lane_open;
     ops->lane_close = inf_cuda_lane_close;
-    ops->sync = step_sync;
-    ops->copy_out = copy_out;
-    ops->copy_in = copy_in;
     ops->begin = step_begin;
     ops->record = step_record;
     ops->recorded = step_recorded;
@@ -407,12 +290,10 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->product_norm = step_product_norm;
     ops->heads = step_heads;
     ops->attend = step_attend;
-    ops->merge = step_merge;
-    ops->merged = step_merged;
-    ops->settle = step_settle;
     ops->gated = step_gated;
-    ops->queries = step_queries;
     ops->slot_open = inf_cuda_slot_open;
     ops->sample = inf_cuda_draw;
     ops->answer = inf_cuda_answer;
+    ops->collective_open = inf_cuda_collective_open;
+    inf_cuda_exchange_table(ops);
 }
