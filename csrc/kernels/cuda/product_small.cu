@@ -50,15 +50,6 @@ static __device__ __forceinline__ void prefetch_rows(const inf_cuda_small &a, in
     }
 }
 
-/* Blocks begin at different places of k: they go along their rows at the same pace, and rows are
- * often a power of two long, so their reads would come to lie in few of the memory's channels. */
-struct turned_pieces {
-    int pieces, by;
-    __device__ __forceinline__ size_t offset(int piece) const {
-        return (size_t)(piece + by < pieces ? piece + by : piece + by - pieces) * PIECE;
-    }
-};
-
 /* T: of x, w and, unless y_f32, y. HALVES: 1, or 2 for gate and up. DEPTH: pieces whose weights are
  * under way per warp. */
 template <typename T, int HALVES, int DEPTH>
@@ -74,13 +65,12 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
     weights ring[DEPTH][HALVES];
     float d[HALVES][4] = {};
     start_successor();
-    const turned_pieces at = {pieces, (int)(blockIdx.x * WARPS % (unsigned)pieces)};
     int next = warp;
 #pragma unroll
     for (int s = 0; s < DEPTH; s++, next += WARPS) {
         for (int h = 0; h < HALVES; h++) {
             if (next < pieces) {
-                load_weights(ring[s][h], w + h * half + at.offset(next), k);
+                load_weights(ring[s][h], w + h * half + (size_t)next * PIECE, k);
             }
         }
     }
@@ -92,18 +82,19 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
         find_scales(a, scales);
     }
     uint4 xs[2];
-    load_x(xs, x + at.offset(warp), g < a.rows && warp < pieces);
+    load_x(xs, x + (size_t)warp * PIECE, g < a.rows && warp < pieces);
     for (int base = warp; base < pieces; base += DEPTH * WARPS) {
 #pragma unroll
         for (int s = 0; s < DEPTH; s++, next += WARPS) {
             const int piece = base + s * WARPS;
             if (piece < pieces) {
                 uint4 now[2] = {xs[0], xs[1]};
-                load_x(xs, x + at.offset(piece + WARPS), g < a.rows && piece + WARPS < pieces);
+                load_x(xs, x + (size_t)(piece + WARPS) * PIECE,
+                       g < a.rows && piece + WARPS < pieces);
                 for (int h = 0; h < HALVES; h++) {
                     multiply<T>(d[h], ring[s][h], now);
                     if (next < pieces) {
-                        load_weights(ring[s][h], w + h * half + at.offset(next), k);
+                        load_weights(ring[s][h], w + h * half + (size_t)next * PIECE, k);
                     }
                 }
             }

@@ -51,13 +51,6 @@ struct stream_place {
     }
 };
 
-/* The chunk of k that tile t reads as its i-th. Blocks go through their tiles at the same pace, and
- * rows are often a power of two long: were all to begin at 0, their reads would come to lie in few
- * of the memory's channels. */
-static __device__ __forceinline__ int turned(int t, int i, int chunks) {
-    return (int)((unsigned)(t + i) % (unsigned)chunks);
-}
-
 template <bool GATE>
 static __device__ __forceinline__ void produce(const inf_cuda_small &a, stream_shared &s, int tiles,
                                                int chunks) {
@@ -66,8 +59,8 @@ static __device__ __forceinline__ void produce(const inf_cuda_small &a, stream_s
     for (int t = (int)blockIdx.x; t < tiles; t += (int)gridDim.x) {
         int row = GATE ? t * 8 + lane % 8 + (lane < 8 ? 0 : a.n) : t * OUTPUTS + lane;
         const uint8_t *from = (const uint8_t *)a.w + (size_t)row * (size_t)a.k * 2;
-        for (int i = 0; i < chunks; i++, at.next()) {
-            const int c = turned(t, i, chunks), left = a.k - c * CHUNK;
+        for (int c = 0; c < chunks; c++, at.next()) {
+            const int left = a.k - c * CHUNK;
             const uint32_t bytes = 2 * (uint32_t)(left < CHUNK ? left : CHUNK);
             mbar_wait(&s.empty[at.slot], at.parity ^ 1);
             if (lane == 0) {
@@ -94,19 +87,17 @@ static __device__ __forceinline__ void read_piece(weights &w, const uint8_t *sta
 /* Sums of a tile: d of row g (outputs g and g + 8), columns 2 q and 2 q + 1. */
 template <typename T>
 static __device__ __forceinline__ void sum_tile(const inf_cuda_small &a, stream_shared &s,
-                                                stream_place &at, int t, int chunks, float *sums) {
+                                                stream_place &at, int chunks, float *sums) {
     const int lane = (int)(threadIdx.x % 32), warp = (int)(threadIdx.x / 32);
     const int g = lane / 4, q = lane % 4, pieces = a.k / PIECE;
     const bool there = g < a.rows;
     const uint16_t *x = (const uint16_t *)a.x + (there ? (size_t)g * (size_t)a.k : 0) + 16 * q;
     float d[4] = {};
     uint4 xs[2];
-    int next = turned(t, 0, chunks) * WARPS + warp;
-    load_x(xs, x + (size_t)next * PIECE, there && next < pieces);
-    for (int i = 0; i < chunks; i++, at.next()) {
-        const int piece = next;
+    load_x(xs, x + (size_t)warp * PIECE, there && warp < pieces);
+    for (int c = 0; c < chunks; c++, at.next()) {
+        const int piece = c * WARPS + warp, next = piece + WARPS;
         const uint4 now[2] = {xs[0], xs[1]};
-        next = turned(t, i + 1, chunks) * WARPS + warp;
         load_x(xs, x + (size_t)next * PIECE, there && next < pieces);
         mbar_wait(&s.full[at.slot], at.parity);
         if (piece < pieces) {
@@ -161,7 +152,7 @@ static __device__ __forceinline__ void consume(const inf_cuda_small &a, stream_s
     int buffer = 0;
     for (int t = (int)blockIdx.x; t < tiles; t += (int)gridDim.x, buffer ^= 1) {
         float *sums = &s.sums[buffer][0][0];
-        sum_tile<T>(a, s, at, t, chunks, sums);
+        sum_tile<T>(a, s, at, chunks, sums);
         bar_sync(BAR_CONSUMERS, WARPS * 32);
         finish_tile<T, GATE>(a, s, t, sums);
     }
