@@ -39,33 +39,29 @@ static void *noise(size_t bytes) {
 }
 
 static inf_cuda_products *library;
-static int32_t sms;
-static int32_t early; /* of the kernels for few rows */
-enum { LIBRARY, SMALL, STREAM };
-static const char *const names[] = {"library", "small", "stream"};
+static int32_t early; /* of the kernel for few rows */
 
-static int run(const product_shape &s, int32_t rows, int by, const uint8_t *w, size_t call,
+static int run(const product_shape &s, int32_t rows, bool small, const uint8_t *w, size_t call,
                const void *x, void *y, cudaStream_t stream) {
     size_t outs = (size_t)s.n * (s.gate ? 2 : 1), bytes = outs * (size_t)s.k * 2;
     const void *weights = w + (call * bytes) % (((size_t)2 << 30) - bytes) / 256 * 256;
-    if (by != LIBRARY) {
+    if (small) {
         inf_cuda_small p = {};
         p.x = x, p.w = weights, p.y = y, p.act = INF_DTYPE_BF16, p.rows = rows, p.n = s.n,
         p.k = s.k;
         p.y_f32 = s.f32, p.gate = s.gate, p.early = early;
-        return by == SMALL ? inf_cuda_small_launch(&p, stream)
-                           : inf_cuda_stream_launch(&p, sms, stream);
+        return inf_cuda_small_launch(&p, stream);
     }
     inf_product p = {x, weights, NULL, y, rows, (int32_t)outs, s.k, s.f32};
     return inf_cuda_product(library, &p, stream);
 }
 
-static double time_one(const product_shape &s, int32_t rows, int by, const uint8_t *w,
+static double time_one(const product_shape &s, int32_t rows, bool small, const uint8_t *w,
                        const void *x, void *y, cudaStream_t stream) {
-    CUDA(run(s, rows, by, w, 0, x, y, stream));
+    CUDA(run(s, rows, small, w, 0, x, y, stream));
     CUDA(cudaStreamSynchronize(stream));
-    cudaGraphExec_t exec =
-        recorded(stream, CALLS, [&](int i) { CUDA(run(s, rows, by, w, (size_t)i, x, y, stream)); });
+    cudaGraphExec_t exec = recorded(
+        stream, CALLS, [&](int i) { CUDA(run(s, rows, small, w, (size_t)i, x, y, stream)); });
     std::vector<double> times;
     for (int i = 0; i < REPLAYS; i++) {
         times.push_back(seconds_of(stream, 1, [&] { CUDA(cudaGraphLaunch(exec, stream)); }) /
@@ -80,8 +76,6 @@ int main(int argc, char **argv) {
     early = argc > 1 ? atoi(argv[1]) : 0;
     cudaStream_t stream;
     inf_err err;
-    CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
-    const int last = inf_cuda_stream_runs() ? STREAM : SMALL;
     CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     const uint8_t *w = (const uint8_t *)noise((size_t)2 << 30);
     void *x = noise((size_t)128 * 14336 * 2), *y = noise((size_t)128 * 128256 * 4);
@@ -93,14 +87,14 @@ int main(int argc, char **argv) {
     for (const product_shape &s : shapes) {
         for (int32_t rows : rows_of) {
             double bytes = (double)s.n * (s.gate ? 2 : 1) * s.k * 2;
-            for (int by = rows <= INF_CUDA_SMALL_ROWS ? last : LIBRARY; by >= LIBRARY; by--) {
-                double t = time_one(s, rows, by, w, x, y, stream);
-                printf("%-8s rows %2d %-7s %8.2f us %7.0f GB/s\n", s.name, rows, names[by], t * 1e6,
-                       bytes / t * 1e-9);
-                printf("{\"bench\":\"product\",\"shape\":\"%s\",\"rows\":%d,\"by\":\"%s\","
-                       "\"early\":%d,\"us\":%.2f,"
-                       "\"gb_per_s\":%.1f}\n",
-                       s.name, rows, names[by], early, t * 1e6, bytes / t * 1e-9);
+            for (int small = rows <= INF_CUDA_SMALL_ROWS ? 1 : 0; small >= 0; small--) {
+                double t = time_one(s, rows, small != 0, w, x, y, stream);
+                printf("%-8s rows %2d %-7s %8.2f us %7.0f GB/s\n", s.name, rows,
+                       small ? "small" : "library", t * 1e6, bytes / t * 1e-9);
+                printf(
+                    "{\"bench\":\"product\",\"shape\":\"%s\",\"rows\":%d,\"by\":\"%s\",\"us\":%.2f,"
+                    "\"gb_per_s\":%.1f}\n",
+                    s.name, rows, small ? "small" : "library", t * 1e6, bytes / t * 1e-9);
             }
         }
     }

@@ -150,8 +150,6 @@ inf_cuda_backend_open_3(int32_t ordinal, const inf_device_config *config, uint64
     b->early_rows = early && strstr(without, "early_rows") == NULL;
     b->early_decode = early && strstr(without, "early_decode") == NULL;
     b->prefetch = strstr(with, "prefetch") != NULL;
-    b->streams = early && strstr(without, "streams") == NULL && inf_cuda_stream_runs();
-    b->early_streams = strstr(without, "overlap") == NULL;
     b->wgmma = early && strstr(without, "wgmma") == NULL;
     *out = &b->base;
     return INF_OK;

@@ -96,6 +96,13 @@ static __device__ __forceinline__ void barrier_wait(uint64_t *bar, uint32_t pari
                  "r"(parity)
                  : "memory");
 }
+/* Barriers by number among some of the block's threads; arrive does not wait. */
+static __device__ __forceinline__ void bar_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+static __device__ __forceinline__ void bar_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 /* Orders this thread's ordinary accesses to shared memory before those of copies and products that
  * follow. */
 static __device__ __forceinline__ void async_fence() {

@@ -23,7 +23,6 @@ struct cuda_backend {
     int32_t ordinal, sms;
     /* What may be left out, to find what is at fault: backend.cu. */
     int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
-    int32_t streams, early_streams;
 };
 
 /* Words from the inbox to a fixed place. */

@@ -117,14 +117,6 @@ static __device__ __forceinline__ void after_predecessor() {
 #endif
 }
 
-/* Barriers by number among some of the block's threads; arrive does not wait. */
-static __device__ __forceinline__ void bar_sync(int id, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-static __device__ __forceinline__ void bar_arrive(int id, int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 /* 16 bytes from global to shared memory, past the registers; with valid false the 16 bytes become
  * zeros and global memory is not read. Both pointers are 16-byte aligned. */
 static __device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid) {

@@ -34,13 +34,6 @@ typedef struct inf_cuda_small {
 /* bf16 and f16, at most INF_CUDA_SMALL_ROWS rows, n a multiple of 16, k of 64. */
 int inf_cuda_small_takes(const inf_cuda_small *p);
 int inf_cuda_small_launch(const inf_cuda_small *p, inf_stream stream);
-/* The same, and that no two of its members contradict each other. */
-int inf_cuda_small_valid(const inf_cuda_small *p);
-
-/* product_stream.cu: the same by a kernel for sm_90, on a GPU of `sms` multiprocessors. runs: is
- * there code for the current device? */
-int inf_cuda_stream_runs(void);
-int inf_cuda_stream_launch(const inf_cuda_small *p, int32_t sms, inf_stream stream);
 
 #ifdef __cplusplus
 }

@@ -186,19 +186,10 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
     return s;
 }
 
-static int launch_small(const inf_lane *l, const inf_cuda_small *s) {
-    if (!l->backend->streams) {
-        return inf_cuda_small_launch(s, l->stream);
-    }
-    inf_cuda_small early = *s;
-    early.early = l->backend->early_streams;
-    return inf_cuda_stream_launch(&early, l->backend->sms, l->stream);
-}
-
 static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void *y) {
     inf_cuda_small s = small_of(l, p, gate, y);
     return l->backend->small && inf_cuda_small_takes(&s) &&
-           lane_ok(l, launch_small(l, &s), "a small product");
+           lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a small product");
 }
 
 static void step_product(inf_lane *l, const inf_product *p) {
@@ -229,7 +220,7 @@ static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const
     s.residual = x;
     s.norm = weight;
     s.squares = l->squares;
-    lane_ok(l, launch_small(l, &s), "a product and its norm");
+    lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a product and its norm");
     l->unscaled = s.y;
 }
 

@@ -38,11 +38,6 @@ typedef int (*launcher)(const inf_cuda_small *p);
 
 static int by_small(const inf_cuda_small *p) { return inf_cuda_small_launch(p, NULL); }
 
-/* By as many blocks as there are tiles, by few, by one. */
-static int by_stream(const inf_cuda_small *p) { return inf_cuda_stream_launch(p, 132, NULL); }
-static int by_stream_3(const inf_cuda_small *p) { return inf_cuda_stream_launch(p, 3, NULL); }
-static int by_stream_1(const inf_cuda_small *p) { return inf_cuda_stream_launch(p, 1, NULL); }
-
 static inf_cuda_products *library;
 
 static int by_library(const inf_cuda_small *p) {
@@ -92,8 +87,7 @@ static void check(launcher launch, const sizes &s, int32_t dtype, int kind) {
 
 /* A product that ends in x += .. and a norm, and the product behind it: n of the first is k of the
  * second. */
-static void check_norm(launcher launch, int32_t rows, int32_t n, int32_t k, int32_t n2,
-                       int32_t dtype, int gate) {
+static void check_norm(int32_t rows, int32_t n, int32_t k, int32_t n2, int32_t dtype, int gate) {
     const float eps = 1e-5f;
     sizes first = {rows, n, k}, second = {rows, n2, n};
     std::vector<uint16_t> x = halves((size_t)rows * (size_t)k, dtype);
@@ -117,8 +111,7 @@ static void check_norm(launcher launch, int32_t rows, int32_t n, int32_t k, int3
     q.x_squares = p.squares;
     q.eps = eps;
     q.gate = gate;
-    p.early = q.early = 1;
-    CHECK(launch(&p) == 0 && launch(&q) == 0, "launch");
+    CHECK(inf_cuda_small_launch(&p, NULL) == 0 && inf_cuda_small_launch(&q, NULL) == 0, "launch");
     std::vector<float> got(residual.size());
     from_gpu(got, p.residual);
     from_gpu(y, p.y);
@@ -154,28 +147,18 @@ int main(int argc, char **argv) {
     start(argc, argv);
     static const sizes some[] = {{1, 16, 64},  {2, 32, 128},  {3, 48, 576}, {5, 16, 2112},
                                  {7, 80, 512}, {8, 64, 1024}, {4, 16, 4160}};
-    std::vector<launcher> launchers = {by_small};
-    if (inf_cuda_stream_runs()) {
-        launchers.insert(launchers.end(), {by_stream, by_stream_3, by_stream_1});
-    } else {
-        printf("no streams on this GPU\n");
-    }
     for (const sizes &s : some) {
         for (int kind = PLAIN; kind < KINDS; kind++) {
-            for (launcher launch : launchers) {
-                check(launch, s, INF_DTYPE_BF16, kind);
-                check(launch, s, INF_DTYPE_F16, kind);
-            }
+            check(by_small, s, INF_DTYPE_BF16, kind);
+            check(by_small, s, INF_DTYPE_F16, kind);
         }
     }
     inf_cuda_small p = small(NULL, NULL, NULL, INF_DTYPE_BF16, {1, 16, 64});
     CHECK(inf_cuda_small_takes(&p) == 1, "a good shape");
     for (int32_t rows : {1, 3, 8}) {
         for (int32_t dtype : {INF_DTYPE_BF16, INF_DTYPE_F16}) {
-            for (launcher launch : launchers) {
-                check_norm(launch, rows, 128, 192, 48, dtype, 0);
-                check_norm(launch, rows, 576, 64, 32, dtype, 1);
-            }
+            check_norm(rows, 128, 192, 48, dtype, 0);
+            check_norm(rows, 576, 64, 32, dtype, 1);
         }
     }
     p.rows = 9;
