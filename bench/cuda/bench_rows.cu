@@ -122,6 +122,17 @@ static void bench_rows() {
         CUDA(cudaFree(d_off));
         CUDA(cudaFree(d_list));
     }
+    /* Another instance's partials, where they lie: in pinned host memory, behind the bus. */
+    float *o2 = NULL;
+    CUDA(cudaMallocHost((void **)&o2, (size_t)64 * HEADS * (DIM + 1) * sizeof(float)));
+    for (int32_t rows : {1, 8, 64}) {
+        std::fill(o2, o2 + (size_t)64 * HEADS * (DIM + 1), 0.5f);
+        inf_cuda_merge m = {x,     (float *)gu, o2, o2 + (size_t)64 * HEADS * DIM, NULL, rows,
+                            HEADS, DIM,         0};
+        measure("merge of a partial", rows, m, inf_cuda_merge_launch,
+                (double)rows * HEADS * DIM * 12);
+    }
+    CUDA(cudaFreeHost(o2));
     for (void *p : {(void *)pool, (void *)table, (void *)gu, (void *)y, (void *)h, (void *)qkv,
                     (void *)x, (void *)weight, (void *)cos, (void *)sin, (void *)inv_freq,
                     (void *)d_tokens, (void *)d_block, (void *)d_index, (void *)d_position}) {
