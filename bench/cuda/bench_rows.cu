@@ -96,7 +96,7 @@ static void bench_rows() {
         inf_cuda_heads heads = {qkv,     weight,  weight, cos,  sin,   h, pool,  kv,
                                 d_block, d_index, BF16,   rows, HEADS, 0, 1e-5f, 0};
         measure("heads", rows, heads, inf_cuda_heads_launch, r * QKV * 4);
-        inf_cuda_swiglu swiglu = {gu, y, BF16, rows, INNER, 0};
+        inf_cuda_swiglu swiglu = {gu, y, BF16, rows, INNER, 0, NULL, 0, 0};
         measure("swiglu", rows, swiglu, inf_cuda_swiglu_launch, r * INNER * 6);
         inf_cuda_cast cast = {x, h, INF_DTYPE_F32, BF16, (int64_t)rows * HIDDEN, 0};
         measure("cast f32 to bf16", rows, cast, inf_cuda_cast_launch, r * HIDDEN * 6);

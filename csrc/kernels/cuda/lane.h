@@ -142,6 +142,7 @@ struct inf_lane {
     recording *recordings; /* [RECORD_ROWS, keys] */
     int32_t keys;
     recording *capturing;
+    uint8_t choices[2][INF_CUDA_SMALL_ROWS + 1]; /* choose.cu */
 };
 
 enum { RECORD_ROWS = 64, LOGIT_ROWS = 128 };
@@ -160,6 +161,12 @@ template <typename T> static bool pin(inf_lane *l, T **out, uint64_t count) {
 template <typename T> static bool keep(inf_lane *l, T **out, uint64_t count) {
     return lane_keep(l, (void **)out, count * sizeof(T));
 }
+
+/* choose.cu: whether a product of few rows goes by the kernel for them. The first of a kind times
+ * both ways. */
+bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y);
+/* gate | up by the library, then silu(gate) * up, with the scale that x lacks. */
+bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y);
 
 /* draw.cu: sampling. */
 bool draw_memory(inf_lane *l);

@@ -78,12 +78,16 @@ typedef struct inf_cuda_heads {
 } inf_cuda_heads;
 int inf_cuda_heads_launch(const inf_cuda_heads *p, inf_stream stream);
 
-/* y = silu(gate) * up, gu = [rows, gate n | up n] */
+/* y = silu(s gate) * s up, gu = [rows, gate n | up n]. s is 1, or of each row what its x was not
+ * scaled by, see inf_cuda_small. */
 typedef struct inf_cuda_swiglu {
     const void *gu; /* [rows, 2 n] of act */
     void *y;        /* [rows, n] of act */
     int32_t act, rows, n;
     int32_t early;
+    const float *x_squares; /* [rows, squares], or NULL */
+    int32_t squares;        /* sums of 16 each */
+    float eps;
 } inf_cuda_swiglu;
 int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream);
 

@@ -188,7 +188,7 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
 
 static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void *y) {
     inf_cuda_small s = small_of(l, p, gate, y);
-    return l->backend->small && inf_cuda_small_takes(&s) &&
+    return l->backend->small && inf_cuda_small_takes(&s) && lane_small_is_faster(l, p, &s, y) &&
            lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a small product");
 }
 
@@ -229,9 +229,8 @@ static void step_gated(inf_lane *l, const inf_product *p, void *y) {
     if (l->fault != 0 || small_product(l, p, 1, y)) {
         return;
     }
-    step_product(l, p);
-    inf_cuda_swiglu s = {p->y, y, l->act, p->rows, p->n / 2, l->backend->early_rows};
-    lane_ok(l, inf_cuda_swiglu_launch(&s, l->stream), "swiglu");
+    inf_cuda_small s = small_of(l, p, 1, y);
+    lane_gated_by_library(l, p, &s, y);
 }
 
 static void step_heads(inf_lane *l, const inf_heads *h) {
