@@ -1,5 +1,6 @@
 /* Decode attention's speed on this GPU, one layer of Llama-3-8B's shape: 32 query heads, 8 kv
- * heads, head_dim 128, bf16, blocks of 16 tokens, block tables in random order.
+ * heads, head_dim 128, bf16, blocks of 16 tokens, block tables in random order; then the same with
+ * K and V in e4m3, whose bytes are one a number.
  *
  * The pool is laid out as a model's is, all layers of a block together, and successive calls take
  * successive layers: so the cache holds nothing of what a call reads, and pages are touched as in a
@@ -18,7 +19,7 @@
 #include "kernels/cuda/plan.h"
 
 enum { HEADS = 32, KV_HEADS = 8, DIM = 128, BLOCK = 16, LAYERS = 32, MOST_CALLS = 32 };
-enum { LAYER_BYTES = 2 * KV_HEADS * BLOCK * DIM * 2 }; /* of a block */
+enum { LAYER_BYTES = 2 * KV_HEADS * BLOCK * DIM * 2 }; /* of a block; half in e4m3 */
 enum { MOST_BATCH = 64, MOST_PARTS = 1 << 15, MOST_WORK = 1 << 14 };
 
 static cudaStream_t stream;
@@ -33,8 +34,9 @@ template <class F> static double warm_seconds_of(int times, const F &f) {
 
 /* ---- what the memory can do ---- */
 
-/* Numbers in (-2, 2), any 16 bits apart. */
-static __global__ void fill_kernel(uint4 *p, size_t n) {
+/* Numbers in (-2, 2): some bits of a word are any, some are set. */
+enum : uint32_t { ANY_BF16 = 0x80ff80ffu, SET_BF16 = 0x3f003f00u, ANY_E4M3 = 0xbfbfbfbfu };
+static __global__ void fill_kernel(uint4 *p, size_t n, uint32_t any, uint32_t set) {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
     for (; i < n; i += (size_t)gridDim.x * blockDim.x) {
         uint32_t x[4];
@@ -42,7 +44,7 @@ static __global__ void fill_kernel(uint4 *p, size_t n) {
             uint32_t h = (uint32_t)(i * 4 + (size_t)k) * 2654435761u;
             h = (h ^ h >> 15) * 2246822519u;
             h ^= h >> 13;
-            x[k] = (h & 0x80ff80ffu) | 0x3f003f00u;
+            x[k] = (h & any) | set;
         }
         p[i] = make_uint4(x[0], x[1], x[2], x[3]);
     }
@@ -87,6 +89,7 @@ struct bench_case {
     double kv_bytes;    /* that one call reads */
     size_t most_layers; /* in the pool */
     bool sweep;         /* over forced chunks too */
+    int32_t kv;         /* format */
 };
 
 struct device_state {
@@ -106,7 +109,7 @@ static bench_case uniform_case(int batch, uint32_t context) {
     bench_case c;
     snprintf(c.name, sizeof c.name, "%d x %uK", batch, context >> 10);
     c.contexts.assign((size_t)batch, context);
-    c.most_layers = LAYERS, c.sweep = false;
+    c.most_layers = LAYERS, c.sweep = false, c.kv = INF_DTYPE_BF16;
     return c;
 }
 
@@ -118,11 +121,17 @@ static uint64_t blocks_of(const bench_case &c) {
     return n;
 }
 
+/* Bytes of a number of K or V, and of a block's part of a layer. */
+static int32_t elem_of(const bench_case &c) { return c.kv == INF_DTYPE_E4M3 ? 1 : 2; }
+static uint64_t layer_bytes_of(const bench_case &c) {
+    return LAYER_BYTES / 2 * (uint64_t)elem_of(c);
+}
+
 /* Uploads segments and a random block table; returns the arguments but for the plan's. */
 static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
-    uint64_t needed = blocks_of(c);
-    size_t layers = std::min<size_t>(c.most_layers, d.pool_bytes / (needed * LAYER_BYTES));
-    std::vector<int32_t> order(d.pool_bytes / (layers * LAYER_BYTES));
+    uint64_t needed = blocks_of(c), layer = layer_bytes_of(c);
+    size_t layers = std::min<size_t>(c.most_layers, d.pool_bytes / (needed * layer));
+    std::vector<int32_t> order(d.pool_bytes / (layers * layer));
     for (size_t i = 0; i < order.size(); i++) {
         size_t j = next_random() % (i + 1);
         order[i] = order[j];
@@ -135,13 +144,13 @@ static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
     for (uint32_t t : c.contexts) {
         segments.push_back({(uint32_t)segments.size(), 1, t - 1, 0, t, block_off});
         block_off += (t + BLOCK - 1) / BLOCK;
-        c.kv_bytes += (double)t * KV_HEADS * DIM * 2 * 2;
+        c.kv_bytes += (double)t * KV_HEADS * DIM * 2 * elem_of(c);
     }
     CUDA(cudaMemcpy(d.segments, segments.data(), segments.size() * sizeof segments[0],
                     cudaMemcpyHostToDevice));
     inf_cuda_attn a = {};
     a.q = d.q, a.pool = d.pool, a.blocks = d.blocks, a.segments = d.segments;
-    a.kv = {(int32_t)layers, KV_HEADS, BLOCK, DIM, INF_DTYPE_BF16, 2, layers * LAYER_BYTES};
+    a.kv = {(int32_t)layers, KV_HEADS, BLOCK, DIM, c.kv, elem_of(c), layers * layer};
     a.work = d.work, a.n_work = d.n_work, a.o = d.o, a.lse = d.lse;
     a.part_o = d.part_o, a.part_lse = d.part_lse, a.off = d.off, a.list = d.list;
     a.act = INF_DTYPE_BF16, a.o_dtype = INF_DTYPE_BF16, a.heads = HEADS;
@@ -233,24 +242,25 @@ static void print_timing(const char *what, const bench_case &c, const inf_cuda_a
                          const inf_cuda_decode_variant &v, int chunk, int grid, const timing &t) {
     double speed = c.kv_bytes / t.both;
     fflush(stdout);
-    printf("%-7s %-12s %-32s %4d pieces to %7u: %9.2f us (unmerged %9.2f, combine %9.2f), %5.0f "
+    printf("%-7s %-14s %-32s %4d pieces to %7u: %9.2f us (unmerged %9.2f, combine %9.2f), %5.0f "
            "GB/s, %5.1f %% of copy\n",
            what, c.name, v.name, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone,
            1e6 * t.apart, 1e-9 * speed, 100 * speed / copy_bandwidth);
     fprintf(
         json,
-        "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"layers\":%d,\"variant\":\"%s\","
+        "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"kv_bytes_per_number\":%d,"
+        "\"layers\":%d,\"variant\":\"%s\","
         "\"chunk\":%d,\"grid\":%d,\"pieces\":%d,\"biggest\":%u,\"us\":%.3f,\"unmerged_us\":%.3f,"
         "\"combine_us\":%.3f,\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
-        what, c.name, a.kv.layers, v.name, chunk, grid, t.plan.pieces, t.plan.biggest, 1e6 * t.both,
-        1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed, speed / copy_bandwidth);
+        what, c.name, a.kv.elem, a.kv.layers, v.name, chunk, grid, t.plan.pieces, t.plan.biggest,
+        1e6 * t.both, 1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed, speed / copy_bandwidth);
 }
 
 /* Every variant with the plan's own cut, then the best one started early, with grids of whole
  * waves, as recorded launches have, and with forced chunks. */
 static void run_case(const device_state &d, bench_case c) {
-    if (blocks_of(c) * LAYER_BYTES > d.pool_bytes) {
-        printf("case    %-12s does not fit\n", c.name);
+    if (blocks_of(c) * layer_bytes_of(c) > d.pool_bytes) {
+        printf("case    %-14s does not fit\n", c.name);
         return;
     }
     inf_cuda_attn a = set_case(d, c);
@@ -323,6 +333,26 @@ static void measure_floor(const device_state &d) {
     }
 }
 
+static void fill_pool(const device_state &d, uint32_t any, uint32_t set) {
+    fill_kernel<<<d.sms * 8, 256, 0, stream>>>((uint4 *)d.pool, d.pool_bytes / 16, any, set);
+}
+
+/* The same batches of the same tokens as some of the others, in half the bytes. */
+static void run_e4m3(const device_state &d) {
+    static const struct {
+        int batch;
+        uint32_t context;
+    } cases[] = {{1, 1 << 13},  {1, 1 << 17},  {8, 1 << 15},
+                 {64, 1 << 10}, {64, 1 << 13}, {8, 1 << 20}};
+    fill_pool(d, ANY_E4M3, 0);
+    for (const auto &each : cases) {
+        bench_case c = uniform_case(each.batch, each.context);
+        strcat(c.name, " e4m3");
+        c.kv = INF_DTYPE_E4M3;
+        run_case(d, c);
+    }
+}
+
 static device_state open_device() {
     device_state d = {};
     size_t unused, total;
@@ -336,7 +366,7 @@ static device_state open_device() {
     CUDA(cudaMalloc((void **)&d.lse, MOST_BATCH * HEADS * 4));
     CUDA(cudaMalloc((void **)&d.part_o, (size_t)MOST_PARTS * HEADS * DIM * 4));
     CUDA(cudaMalloc((void **)&d.part_lse, (size_t)MOST_PARTS * HEADS * 4));
-    CUDA(cudaMalloc((void **)&d.blocks, d.pool_bytes / LAYER_BYTES * 4));
+    CUDA(cudaMalloc((void **)&d.blocks, d.pool_bytes / (LAYER_BYTES / 2) * 4));
     CUDA(cudaMalloc((void **)&d.segments, MOST_BATCH * sizeof(inf_cuda_segment)));
     CUDA(cudaMalloc((void **)&d.work, MOST_WORK * sizeof(inf_cuda_work)));
     CUDA(cudaMalloc((void **)&d.n_work, 4));
@@ -344,8 +374,9 @@ static device_state open_device() {
     CUDA(cudaMalloc((void **)&d.list, MOST_PARTS * 4));
     CUDA(cudaMalloc((void **)&d.done, MOST_BATCH * KV_HEADS * 4));
     CUDA(cudaMemset(d.done, 0, MOST_BATCH * KV_HEADS * 4));
-    fill_kernel<<<d.sms * 8, 256, 0, stream>>>((uint4 *)d.pool, d.pool_bytes / 16);
-    fill_kernel<<<d.sms, 256, 0, stream>>>((uint4 *)d.q, MOST_BATCH * HEADS * DIM * 2 / 16);
+    fill_pool(d, ANY_BF16, SET_BF16);
+    fill_kernel<<<d.sms, 256, 0, stream>>>((uint4 *)d.q, MOST_BATCH * HEADS * DIM * 2 / 16,
+                                           ANY_BF16, SET_BF16);
     CUDA(cudaStreamSynchronize(stream));
     cudaDeviceProp about;
     CUDA(cudaGetDeviceProperties(&about, 0));
@@ -384,5 +415,6 @@ int main(int argc, char **argv) {
     snprintf(dense.name, sizeof dense.name, "8 x 32K dense");
     dense.most_layers = 2;
     run_case(d, dense);
+    run_e4m3(d);
     return json != stdout && fclose(json) != 0 ? 2 : 0;
 }

@@ -96,7 +96,7 @@ static void bench_rows() {
         inf_cuda_heads heads = {qkv,     weight,  weight, cos,  sin,   h, pool,  kv,
                                 d_block, d_index, BF16,   rows, HEADS, 0, 1e-5f, 0};
         measure("heads", rows, heads, inf_cuda_heads_launch, r * QKV * 4);
-        inf_cuda_swiglu swiglu = {gu, y, BF16, rows, INNER, 0};
+        inf_cuda_swiglu swiglu = {gu, y, BF16, rows, INNER, 0, NULL, 0, 0};
         measure("swiglu", rows, swiglu, inf_cuda_swiglu_launch, r * INNER * 6);
         inf_cuda_cast cast = {x, h, INF_DTYPE_F32, BF16, (int64_t)rows * HIDDEN, 0};
         measure("cast f32 to bf16", rows, cast, inf_cuda_cast_launch, r * HIDDEN * 6);
@@ -122,6 +122,17 @@ static void bench_rows() {
         CUDA(cudaFree(d_off));
         CUDA(cudaFree(d_list));
     }
+    /* Another instance's partials, where they lie: in pinned host memory, behind the bus. */
+    float *o2 = NULL;
+    CUDA(cudaMallocHost((void **)&o2, (size_t)64 * HEADS * (DIM + 1) * sizeof(float)));
+    for (int32_t rows : {1, 8, 64}) {
+        std::fill(o2, o2 + (size_t)64 * HEADS * (DIM + 1), 0.5f);
+        inf_cuda_merge m = {{}, x, (float *)gu, HEADS, DIM, 0};
+        (void)inf_cuda_runs_add(&m.runs, 0, rows, o2, o2 + (size_t)64 * HEADS * DIM, HEADS);
+        measure("merge of a partial", rows, m, inf_cuda_merge_launch,
+                (double)rows * HEADS * DIM * 12);
+    }
+    CUDA(cudaFreeHost(o2));
     for (void *p : {(void *)pool, (void *)table, (void *)gu, (void *)y, (void *)h, (void *)qkv,
                     (void *)x, (void *)weight, (void *)cos, (void *)sin, (void *)inv_freq,
                     (void *)d_tokens, (void *)d_block, (void *)d_index, (void *)d_position}) {

@@ -3,9 +3,13 @@
  * process that hold a context's KV together. Prints a JSON line per measurement; the floor of each
  * is bytes over the bandwidth that run.sh measures beside it.
  *
- *   bench_step GPU SHAPE [part ...]     GPU as in inf_device_config (0: the CPU)
- *   SHAPE: 8b (Llama-3-8B), 13b (Llama-2-13B), 13b4 (4 layers of it), 1b (Llama-3.2-1B), tiny
+ *   bench_step GPU SHAPE [fp8] [part ...]     GPU as in inf_device_config (0: the CPU); fp8: KV in
+ * 8 bits SHAPE: 8b (Llama-3-8B), 13b (Llama-2-13B), 13b4 (4 layers of it), 1b (Llama-3.2-1B), tiny
  *   parts: decode prefill pair            default: decode prefill pair
+ *
+ * BLOCKS and CREDITOR_BLOCKS: blocks of the pools. move_ms of a pair is what it took to move half
+ * of the KV to the creditor, which is what each step would cost that fetched KV instead of sending
+ * queries.
  *
  * The pool is filled with random numbers from inside, so that contexts need no prefill. */
 #define _GNU_SOURCE
@@ -107,15 +111,21 @@ static void fill_pool(inf_device *d) {
     const inf_backend_ops *ops = d->backend->ops;
     CHECK(ops->lane_open(d->backend, &c, &lane, &err) == INF_OK);
     uint64_t piece = NOISE * 2;
+    uint8_t *bytes = malloc(piece);
+    memcpy(bytes, noise, piece);
+    for (uint64_t i = 0; d->kv.elem == 1 && i < piece; i++) {
+        bytes[i] &= 0xbf; /* e4m3 below 2, and no NaN */
+    }
     for (uint64_t at = 0; at < d->pool_bytes; at += piece) {
         uint64_t n = d->pool_bytes - at < piece ? d->pool_bytes - at : piece;
-        ops->copy_in(lane, d->pool + at, noise, n);
+        ops->copy_in(lane, d->pool + at, bytes, n);
     }
     CHECK(ops->sync(lane, &err) == INF_OK);
+    free(bytes);
     ops->lane_close(lane);
 }
 
-static inf_device *open_device(const shape *s, int32_t gpu, int32_t num_blocks) {
+static inf_device *open_device(const shape *s, int32_t gpu, int32_t kv_dtype, int32_t num_blocks) {
     inf_device_config c = {.layers = s->layers,
                            .hidden = s->hidden,
                            .intermediate = s->inner,
@@ -126,6 +136,7 @@ static inf_device *open_device(const shape *s, int32_t gpu, int32_t num_blocks) 
                            .rms_eps = 1e-5f,
                            .rope_scale = 1,
                            .dtype = INF_DTYPE_BF16,
+                           .kv_dtype = kv_dtype,
                            .block_size = BLOCK,
                            .num_blocks = num_blocks,
                            .max_tokens = MAX_TOKENS,
@@ -303,8 +314,10 @@ static void link_pair(uint64_t slot_bytes, inf_link **client, inf_link **server)
     CHECK(inf_link_open(&v, server, &err) == INF_OK);
 }
 
+/* Half of each request's KV is moved to the creditor, and then stays there for all steps. */
 static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
-    static const uint32_t cases[][2] = {{1, 8192}, {8, 8192}, {1, 32768}, {1, 131072}};
+    static const uint32_t cases[][2] = {
+        {1, 8192}, {8, 8192}, {1, 32768}, {1, 131072}, {1, 1048576}};
     inf_link *c[2], *v[2];
     link_pair(inf_device_query_slot_bytes(&home->config), &c[0], &v[0]);
     link_pair(inf_device_move_slot_bytes(&home->config), &c[1], &v[1]);
@@ -313,9 +326,12 @@ static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int32_t batch = (int32_t)cases[i][0];
         uint32_t context = cases[i][1], remote = context / 2, blocks = remote / BLOCK;
-        if ((uint64_t)batch * (blocks + 2) > (uint64_t)home->config.num_blocks) {
+        uint64_t need = (uint64_t)batch * (blocks + 2);
+        if (need > (uint64_t)home->config.num_blocks ||
+            need > (uint64_t)creditor->config.num_blocks) {
             continue;
         }
+        double move_s = 0;
         /* The creditor's blocks count as landed by a move of each: move blocks of the home there.
          */
         int32_t *list = malloc((size_t)blocks * sizeof *list);
@@ -333,6 +349,7 @@ static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
             while (inf_device_move_wait(home, 1000000000, &done, &err) == INF_AGAIN) {
             }
             CHECK(done.status == INF_OK);
+            move_s += now() - begun;
             if (r == 0) {
                 printf("{\"bench\":\"move\",\"shape\":\"%s\",\"bytes\":%llu,\"gb_per_s\":%.2f}\n",
                        s->name, (unsigned long long)(blocks * home->kv.block_bytes),
@@ -351,10 +368,11 @@ static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
             b.spans[r].generation = (uint32_t)i + 1;
         }
         timing spread = time_steps(home, 11);
-        printf("{\"bench\":\"step_pair\",\"shape\":\"%s\",\"batch\":%d,\"context\":%u,\"local_ms\":"
-               "%.4f,"
-               "\"spread_ms\":%.4f}\n",
-               s->name, batch, context, local.median * 1e3, spread.median * 1e3);
+        printf(
+            "{\"bench\":\"step_pair\",\"shape\":\"%s\",\"kv\":\"%s\",\"batch\":%d,\"context\":%u,"
+            "\"home_blocks\":%d,\"move_ms\":%.3f,\"local_ms\":%.4f,\"spread_ms\":%.4f}\n",
+            s->name, home->kv.elem == 1 ? "fp8" : "bf16", batch, context, home->config.num_blocks,
+            move_s * 1e3, local.median * 1e3, spread.median * 1e3);
         fflush(stdout);
         for (int32_t r = 0; r < batch; r++) {
             CHECK(inf_device_span_close(creditor, (uint32_t)r, (uint32_t)i + 1, &err) == INF_OK);
@@ -378,17 +396,23 @@ int main(int argc, char **argv) {
         s = strcmp(shapes[i].name, argv[2]) == 0 ? &shapes[i] : s;
     }
     if (s == NULL) {
-        fprintf(stderr, "use: bench_step GPU 8b|13b|13b4|1b|tiny [decode] [prefill] [pair]\n");
+        fprintf(stderr,
+                "use: bench_step GPU 8b|13b|13b4|1b|tiny [fp8] [decode] [prefill] [pair]\n");
         return 2;
     }
     int32_t gpu = atoi(argv[1]), tiny = s->hidden < 1024;
     size_t table = (size_t)s->vocab * (size_t)s->hidden,
            inner = (size_t)s->inner * (size_t)s->hidden;
     make_noise(table > inner ? table : inner);
+    int fp8 = argc > 3 && strcmp(argv[3], "fp8") == 0;
+    argc -= fp8;
+    argv += fp8;
     int pair = wants(argc, argv, "pair");
+    int32_t kv = fp8 ? INF_DTYPE_E4M3 : 0;
     const char *named = getenv("BLOCKS");
     int32_t blocks = named != NULL ? atoi(named) : tiny ? 600 : pair ? 8500 : 17000;
-    inf_device *home = open_device(s, gpu, blocks);
+    const char *lent = getenv("CREDITOR_BLOCKS");
+    inf_device *home = open_device(s, gpu, kv, blocks);
     open_slots(home);
     if (wants(argc, argv, "decode")) {
         bench_decode(home, s);
@@ -397,7 +421,7 @@ int main(int argc, char **argv) {
         bench_prefill(home, s);
     }
     if (pair) {
-        inf_device *creditor = open_device(s, gpu, blocks);
+        inf_device *creditor = open_device(s, gpu, kv, lent != NULL ? atoi(lent) : blocks);
         bench_pair(home, creditor, s);
         inf_device_close(home);
         inf_device_close(creditor);

@@ -17,7 +17,8 @@
  *     COPY_NS at most after it asked, and else ends the lane; the receiver gives granted blocks to
  *     others after a multiple of that at the earliest (land.c), if it hears nothing.
  *  5. Where a key cannot be had or opened (another host, another driver, GPUs that do not see each
- *     other, a pool of host memory) blocks travel in messages, and the reason is noted. */
+ *     other, a pool of host memory or cut over ranks) blocks travel in messages, and the reason is
+ *     noted. */
 #include "dist/internal.h"
 
 #include <stdio.h>
@@ -42,7 +43,14 @@ bool inf_direct_offer(inf_dist *d, inf_link *link) {
                    .bytes = sizeof n,
                    .block_bytes = d->kv.block_bytes,
                    .num_blocks = (uint64_t)d->num_blocks};
-    if (d->ops->pool_export == NULL || inf_link_told(link, NULL, 0) == INF_EUNSUPPORTED) {
+    if (inf_link_told(link, NULL, 0) == INF_EUNSUPPORTED) {
+        return false;
+    }
+    if (d->backend->ranks > 1) {
+        inf_rails_note(d, INF_POOL_IS_CUT);
+        return false;
+    }
+    if (d->ops->pool_export == NULL) {
         return false;
     }
     if (d->ops->pool_export(d->backend, d->pool, &n.key, &why) != INF_OK) {

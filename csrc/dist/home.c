@@ -204,7 +204,8 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
         }
         wg++;
         group->row_off = rows;
-        d->ops->queries(lane, q, seq->token_off, (int32_t)seq->n_tokens, out + (size_t)rows * row);
+        d->ops->queries(lane, q, seq->token_off, (int32_t)seq->n_tokens, out + (size_t)rows * row,
+                        d->heads);
         rows += seq->n_tokens;
     }
     inf_wire_head h = {.magic = INF_WIRE_MAGIC,
@@ -346,7 +347,7 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
                    s->seq_out[group->seq].status == INF_OK &&
                    d->ops->merge(lane, seq->token_off, (int32_t)seq->n_tokens,
                                  o2 + (size_t)group->row_off * row,
-                                 lse2 + (size_t)group->row_off * heads) != 0) {
+                                 lse2 + (size_t)group->row_off * heads, d->heads) != 0) {
             t->held = true;
         }
     }

@@ -320,6 +320,7 @@ void inf_near_add(inf_dist *d, const inf_link *link);
 void inf_near_follow(inf_dist *d, inf_worker *w);
 
 /* Notes why blocks travel in messages. */
+#define INF_POOL_IS_CUT "the pool is cut over the ranks of a tensor-parallel instance"
 void inf_rails_note(inf_dist *d, const char *why);
 
 /* --- device_memory.c --- */

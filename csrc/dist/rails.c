@@ -6,7 +6,7 @@
  * The pool is registered once with every device that a move lane is on, when the first one comes,
  * and stays registered: peers come and go more often than that is worth undoing. Where it cannot be
  * (another provider, locked memory's limit, no memory windows, memory of a GPU that the NIC cannot
- * reach) blocks travel in messages. */
+ * reach, a pool in several memories) blocks travel in messages. */
 #include "dist/internal.h"
 
 #include <stdio.h>
@@ -59,6 +59,10 @@ static inf_region *region_on(inf_dist *d, inf_verbs_device *device) {
     inf_memory memory = {.address = (uint64_t)(uintptr_t)d->pool,
                          .bytes = (uint64_t)d->num_blocks * d->kv.block_bytes,
                          .kind = INF_MEMORY_HOST};
+    if (d->backend->ranks > 1) {
+        inf_rails_note(d, INF_POOL_IS_CUT);
+        return NULL;
+    }
     if (!d->backend->host_memory) {
         memory.kind = INF_MEMORY_DEVICE;
         memory.ops = inf_device_memory(d);

@@ -23,6 +23,10 @@
 typedef struct inf_backend inf_backend;
 typedef struct inf_backend_ops inf_backend_ops;
 typedef struct inf_lane inf_lane;
+typedef struct inf_collective inf_collective;
+
+/* Ranks that one backend is made of, at most: the GPUs of one host. */
+enum { INF_MAX_RANKS = 8 };
 
 struct inf_backend {
     const inf_backend_ops *ops;
@@ -34,6 +38,18 @@ struct inf_backend {
      */
     int32_t plain_matrix;
     int32_t host_memory; /* 1: device memory is host memory, and read where it lies */
+    /* 1, or the ranks of a tensor-parallel backend (kernels/tp). It does each operation on all of
+     * them: shapes of operations are one rank's, with heads, kv heads and intermediate divided by
+     * ranks, and lanes, the pool and what is exchanged with others have those of the model. */
+    int32_t ranks;
+};
+
+/* How a backend of several ranks cuts what it is given; one rank takes all of it. */
+enum {
+    INF_CUT_NONE = 0,    /* every rank has the whole */
+    INF_CUT_ROWS = 1,    /* rank r has the r-th of `ranks` equal parts, one behind the other */
+    INF_CUT_COLUMNS = 2, /* rank r has the r-th part of every row */
+    INF_CUT_FIRST = 3,   /* rank 0 has the whole, the others nothing */
 };
 
 /* What a lane is used for: the functions below say which they belong to; copies and sync are for
@@ -61,7 +77,8 @@ typedef struct inf_pool_key {
     uint8_t handle[64];
 } inf_pool_key;
 
-/* y[rows, n] = x[rows, k] w^T (+ bias). x of act; y of act, or f32 when y_f32. */
+/* y[rows, n] = x[rows, k] w^T (+ bias). x of act; y of act, or f32 when y_f32, which only logits
+ * are: of several ranks the first makes them. */
 typedef struct inf_product {
     const void *x;
     const void *w; /* of inf_backend_ops.matrix, [n, k] */
@@ -79,6 +96,30 @@ typedef struct inf_heads {
     int32_t layer;
 } inf_heads;
 
+/* What a sum over ranks works on; everything is borrowed until it is closed. */
+typedef struct inf_collective_config {
+    int32_t ranks;
+    inf_backend *const *backends; /* [ranks], of one kind */
+    inf_lane *const *lanes;       /* [ranks], of steps */
+    inf_pool *threads;            /* as the lanes have it */
+} inf_collective_config;
+
+/* One caller asks for all ranks at once, in the order of their lanes' other work. */
+typedef struct inf_collective_ops {
+    /* y[r][i] = sum over ranks of y[rank][i], for count numbers of act in rank r's memory. Every
+     * rank gets the same bits. A lane that cannot go on takes the others with it, so that none
+     * waits for it for ever. */
+    void (*sum)(inf_collective *, void *const *y, uint64_t count);
+    /* Before the lanes are synchronised one after the other: waits until all are done or one has
+     * failed, and then ends what the others wait for. */
+    void (*wait)(inf_collective *);
+    void (*close)(inf_collective *); /* before the lanes; safe on NULL */
+} inf_collective_ops;
+
+struct inf_collective {
+    const inf_collective_ops *ops;
+};
+
 struct inf_backend_ops {
     void (*close)(inf_backend *);
 
@@ -90,10 +131,10 @@ struct inf_backend_ops {
     void (*free_pool)(inf_backend *, void *device, uint64_t bytes);
     /* A [n, k] matrix for product, from row-major host data in src_dtype; NULL: no memory. */
     void *(*matrix)(inf_backend *, int32_t dtype, const void *host, int32_t src_dtype, int32_t n,
-                    int32_t k);
+                    int32_t k, int32_t cut);
     /* Takes a malloc'ed host buffer and gives it back as device memory (the same one, where host
-     * memory is device memory); NULL: no memory, and the buffer is freed. */
-    void *(*adopt)(inf_backend *, void *host, uint64_t bytes);
+     * memory is device memory); NULL: no memory, and the buffer is freed. cut: NONE or ROWS. */
+    void *(*adopt)(inf_backend *, void *host, uint64_t bytes, int32_t cut);
 
     /* Lets the device reach host memory where it lies, so that queries, merge and answer need no
      * copy of it; whole pages, none of them pinned already. INF_OK, or why not: then what lies
@@ -126,9 +167,16 @@ struct inf_backend_ops {
     /* Copies; host memory is not touched by the caller before sync. */
     void (*copy_out)(inf_lane *, void *host, const void *device, uint64_t bytes);
     void (*copy_in)(inf_lane *, void *device, const void *host, uint64_t bytes);
+    /* Rows of width bytes, pitch apart in host memory and without gaps on the device. */
+    void (*copy_rows_out)(inf_lane *, void *host, uint64_t pitch, const void *device,
+                          uint64_t width, uint64_t rows);
+    void (*copy_rows_in)(inf_lane *, void *device, const void *host, uint64_t pitch, uint64_t width,
+                         uint64_t rows);
     /* From device memory to device memory, of which one may be an opened pool's; NULL where
      * pool_open is. */
     void (*copy)(inf_lane *, void *to, const void *from, uint64_t bytes);
+    /* A sum over the ranks whose lanes are named. */
+    int (*collective_open)(const inf_collective_config *config, inf_collective **out, inf_err *err);
 
     /* ---- the step, on the step's lane ---- */
 
@@ -156,9 +204,11 @@ struct inf_backend_ops {
      */
     void (*attend)(inf_lane *, int32_t layer, const void *q, void *o, int32_t open);
     /* Merges a partial of others, host o2 [rows, heads, head_dim] and lse2 [rows, heads], into rows
-     * row0... 0: the host memory is the caller's again. 1: it is read where it lies, and the
-     * caller's again after the lane's next sync. */
-    int (*merge)(inf_lane *, uint32_t row0, int32_t rows, const float *o2, const float *lse2);
+     * row0... The rows of host memory have room for `stride` heads, of which the lane's come first;
+     * a row of o2 is stride * head_dim. 0: the host memory is the caller's again. 1: it is read
+     * where it lies, and the caller's again after the lane's next sync. */
+    int (*merge)(inf_lane *, uint32_t row0, int32_t rows, const float *o2, const float *lse2,
+                 int32_t stride);
     /* After the last merge of a layer. */
     void (*merged)(inf_lane *);
     void (*settle)(inf_lane *, void *o);
@@ -169,8 +219,10 @@ struct inf_backend_ops {
     /* The product's outputs are gate | up; y [rows, intermediate] = silu(gate) * up. p->y is room
      * for the product, of which nobody else takes note. */
     void (*gated)(inf_lane *, const inf_product *p, void *y);
-    /* Rows of q as f32 into host memory; there after sync, and not touched by the caller before. */
-    void (*queries)(inf_lane *, const void *q, uint32_t row0, int32_t rows, float *host);
+    /* Rows of q as f32 into host memory, whose rows have room for `stride` heads, of which the
+     * lane's come first; there after sync, and not touched by the caller before. */
+    void (*queries)(inf_lane *, const void *q, uint32_t row0, int32_t rows, float *host,
+                    int32_t stride);
 
     /* Sampling on the device. Both NULL: it has none, and logits are sampled on the CPU. slot_open
      * takes what inf_device_slot_open does, checked, for a slot that is in no step; from any
@@ -195,6 +247,11 @@ struct inf_backend_ops {
 extern "C" {
 #endif
 
+/* A backend of n ranks, 2 to INF_MAX_RANKS, which are of one kind; takes them, also when it fails.
+ * The config is the model's: its heads, kv heads and intermediate are multiples of n. */
+int inf_backend_tp(inf_backend *const *ranks, int32_t n, const inf_device_config *config,
+                   inf_backend **out, inf_err *err);
+
 /* isa as in inf_device_config; NULL when the CPU or the build lacks it. */
 inf_backend *inf_backend_cpu(int32_t isa);
 
@@ -210,7 +267,7 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_2"
+#define INF_CUDA_OPEN "inf_cuda_backend_open_4"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
                                 uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                 inf_err *err);

@@ -1,4 +1,4 @@
-/* Number formats of weights and activations, as INF_DTYPE_*. */
+/* Number formats of weights, activations and KV, as INF_DTYPE_*. */
 #ifndef INF_CONVERT_H
 #define INF_CONVERT_H
 
@@ -11,7 +11,9 @@ extern "C" {
 /* Bytes of one number, 0 for an unknown dtype. */
 uint64_t inf_dtype_bytes(int32_t dtype);
 
-/* dst[n] = src[n] in another dtype, rounded to nearest even. src need not be aligned. */
+/* dst[n] = src[n] in another dtype, rounded to nearest even. What is beyond a format's largest
+ * number becomes infinity, and in E4M3, which has none, the largest number. src need not be
+ * aligned. */
 void inf_convert(void *dst, int32_t dst_dtype, const void *src, int32_t src_dtype, uint64_t n);
 
 #ifdef __cplusplus

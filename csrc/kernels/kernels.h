@@ -2,7 +2,9 @@
  * model/, over this table; kernels/cpu fills it for three instruction sets, kernels/cuda will fill
  * it too.
  *
- * Shapes are row-major. Activations are f32; weights and KV are f32 or bf16 (dtype); sums are f32.
+ * Shapes are row-major. Activations are f32; weights are f32 or bf16, KV these or e4m3 (dtype);
+ * sums are f32. K and V are rounded to the nearest, ties to even. In e4m3 they have the scale 1:
+ * what is beyond +-448 becomes +-448, infinities too.
  */
 #ifndef INF_KERNELS_H
 #define INF_KERNELS_H
@@ -16,7 +18,7 @@
  *   b * block_bytes + ((((l * 2 + kv) * kv_heads + h) * block_size + t) * head_dim) * elem. */
 typedef struct inf_kv_shape {
     int32_t layers, kv_heads, block_size, head_dim;
-    int32_t dtype; /* INF_DTYPE_F32 or INF_DTYPE_BF16 */
+    int32_t dtype; /* INF_DTYPE_F32, _BF16, _E4M3 or, on a GPU, _F16 */
     int32_t elem;  /* bytes of one number */
     uint64_t block_bytes;
 } inf_kv_shape;
@@ -86,7 +88,8 @@ typedef struct inf_ops {
     void (*rope)(inf_pool *pool, float *x, const float *cos, const float *sin, int32_t rows,
                  int32_t heads, int32_t head_dim, int32_t ldx);
 
-    /* Appends K and V [rows, kv_heads, head_dim] at local token index t0 of a block list. */
+    /* Appends K and V [rows, kv_heads, head_dim] at local token index t0 of a block list, in the
+     * format of kv. */
     void (*kv_append)(uint8_t *pool, const inf_kv_shape *kv, int32_t layer, const int32_t *blocks,
                       uint32_t t0, const float *k, const float *v, int32_t rows, int32_t ld);
 

@@ -15,15 +15,15 @@ struct inf_forward {
     const inf_backend_ops *ops;
     inf_lane *lane;
     inf_device_config dims;
-    int32_t q_dim, qkv_dim;
-    /* device memory; T = max_tokens */
+    int32_t q_dim, qkv_dim, inner; /* a rank's share of heads and intermediate */
+    /* device memory, of each rank; T = max_tokens */
     float *x;      /* [T, hidden] residual stream */
     void *h;       /* [T, hidden] normed input, or a block's output before it is added to x */
     void *qkv;     /* [T, qkv_dim] */
-    void *q;       /* [T, heads, head_dim] */
-    void *o;       /* [T, heads, head_dim] */
-    void *gu;      /* [T, 2 * intermediate] gate | up */
-    void *act;     /* [T, intermediate] */
+    void *q;       /* [T, q_dim]: the rank's heads */
+    void *o;       /* [T, q_dim] */
+    void *gu;      /* [T, 2 * inner] gate | up */
+    void *act;     /* [T, inner] */
     void *rows;    /* [logit_rows, hidden] */
     float *logits; /* [logit_rows, vocab] */
     uint32_t logit_rows;
@@ -40,7 +40,7 @@ float inf_attention_scale(int32_t head_dim) { return (float)(1.0 / sqrt((double)
 static int take_device_memory(inf_forward *f) {
     const inf_device_config *d = &f->dims;
     uint64_t tokens = (uint64_t)d->max_tokens, hidden = (uint64_t)d->hidden;
-    uint64_t act = (uint64_t)f->c.backend->act_bytes, inner = (uint64_t)d->intermediate;
+    uint64_t act = (uint64_t)f->c.backend->act_bytes, inner = (uint64_t)f->inner;
     struct {
         void **at;
         uint64_t bytes;
@@ -95,8 +95,10 @@ int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_er
     f->c = *config;
     f->ops = config->backend->ops;
     f->dims = config->weights->config;
-    f->q_dim = f->dims.heads * f->dims.head_dim;
-    f->qkv_dim = f->q_dim + 2 * f->dims.kv_heads * f->dims.head_dim;
+    int32_t ranks = config->backend->ranks;
+    f->q_dim = f->dims.heads / ranks * f->dims.head_dim;
+    f->qkv_dim = f->q_dim + 2 * (f->dims.kv_heads / ranks) * f->dims.head_dim;
+    f->inner = f->dims.intermediate / ranks;
     int32_t most[] = {config->backend->logit_rows, f->dims.max_rows};
     f->logit_rows = MOST_LOGIT_ROWS;
     for (size_t i = 0; i < sizeof most / sizeof *most; i++) {
@@ -169,8 +171,8 @@ static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_device_config *d = &f->dims;
     int32_t rows = (int32_t)f->step->head->n_tokens;
     inf_product o = {f->o, l->o, NULL, f->h, rows, d->hidden, f->q_dim, 0};
-    inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * d->intermediate, d->hidden, 0};
-    inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, d->intermediate, 0};
+    inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * f->inner, d->hidden, 0};
+    inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, f->inner, 0};
     const float *next = layer + 1 < d->layers ? w->layers[layer + 1].attn_norm : NULL;
     f->ops->product_norm(f->lane, &o, f->x, l->mlp_norm, f->h);
     f->ops->gated(f->lane, &gate_up, f->act);

@@ -2,7 +2,11 @@
  *
  * Q, K and V are one matrix for one GEMM instead of three, and so are gate and up. Their pieces are
  * gathered row-major in a stage, which becomes the matrix when its last piece has come; a loader
- * that goes layer by layer therefore holds one stage at a time. */
+ * that goes layer by layer therefore holds one stage at a time.
+ *
+ * Where the backend has several ranks, each gets the rows of Q, K, V, gate and up, and the columns
+ * of o and down, that belong to its heads and its part of intermediate (model/weights.h). A stage
+ * and a bias hold the ranks one behind the other: rank 0's Q, K and V, then rank 1's, and so on. */
 #include "model/weights.h"
 
 #include <stdlib.h>
@@ -72,20 +76,27 @@ typedef struct incoming {
     int64_t rows, cols;
 } incoming;
 
-/* One vector, or its part, into f32 at *dst [total] from index at on. */
-static int take_vector(float **dst, int64_t total, int64_t at, const incoming *in) {
+/* One vector, or a part of one that ranks share, into f32 at *dst [total]: of every rank's share of
+ * total from index at / ranks on. */
+static int take_vector(float **dst, int64_t total, int64_t at, int32_t ranks, const incoming *in) {
     if (*dst == NULL) {
         *dst = inf_pages_alloc((uint64_t)total * sizeof(float));
         if (*dst == NULL) {
             return INF_ENOMEM;
         }
     }
-    inf_convert(*dst + at, INF_DTYPE_F32, in->data, in->dtype, (uint64_t)in->cols);
+    int64_t n = in->cols / ranks;
+    for (int32_t r = 0; r < ranks; r++) {
+        const uint8_t *from =
+            (const uint8_t *)in->data + (uint64_t)(r * n) * inf_dtype_bytes(in->dtype);
+        inf_convert(*dst + r * (total / ranks) + at / ranks, INF_DTYPE_F32, from, in->dtype,
+                    (uint64_t)n);
+    }
     return INF_OK;
 }
 
 /* A whole matrix into *dst. */
-static int take_matrix(const inf_weights *w, void **dst, const incoming *in) {
+static int take_matrix(const inf_weights *w, void **dst, int32_t cut, const incoming *in) {
     int32_t n = (int32_t)in->rows, k = (int32_t)in->cols;
     const void *src = in->data;
     void *copy = NULL;
@@ -98,12 +109,13 @@ static int take_matrix(const inf_weights *w, void **dst, const incoming *in) {
         memcpy(copy, src, (uint64_t)n * (uint64_t)k * elem);
         src = copy;
     }
-    *dst = w->backend->ops->matrix(w->backend, w->config.dtype, src, in->dtype, n, k);
+    *dst = w->backend->ops->matrix(w->backend, w->config.dtype, src, in->dtype, n, k, cut);
     free(copy);
     return *dst != NULL ? INF_OK : INF_ENOMEM;
 }
 
-/* Rows at.. of a matrix [total, cols] that comes in pieces; made when the last is there. */
+/* Rows of a matrix [total, cols] that comes in pieces, of every rank's share of total from row
+ * at / ranks on; made when the last is there. */
 static int take_piece(const inf_weights *w, uint8_t **stage, void **dst, int64_t total, int64_t at,
                       int last, const incoming *in) {
     uint64_t row = (uint64_t)in->cols * inf_dtype_bytes(w->config.dtype);
@@ -113,13 +125,19 @@ static int take_piece(const inf_weights *w, uint8_t **stage, void **dst, int64_t
             return INF_ENOMEM;
         }
     }
-    inf_convert(*stage + (uint64_t)at * row, w->config.dtype, in->data, in->dtype,
-                (uint64_t)in->rows * (uint64_t)in->cols);
+    int64_t ranks = w->backend->ranks, n = in->rows / ranks;
+    uint64_t piece = (uint64_t)n * (uint64_t)in->cols;
+    for (int64_t r = 0; r < ranks; r++) {
+        const uint8_t *from =
+            (const uint8_t *)in->data + (uint64_t)r * piece * inf_dtype_bytes(in->dtype);
+        inf_convert(*stage + (uint64_t)(r * (total / ranks) + at / ranks) * row, w->config.dtype,
+                    from, in->dtype, piece);
+    }
     if (!last) {
         return INF_OK;
     }
     incoming whole = {*stage, w->config.dtype, total, in->cols};
-    int status = take_matrix(w, dst, &whole);
+    int status = take_matrix(w, dst, INF_CUT_ROWS, &whole);
     free(*stage);
     *stage = NULL;
     return status;
@@ -178,9 +196,9 @@ static int role_shape(const inf_device_config *c, int32_t role, int64_t *rows, i
 static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
     switch (role) {
     case INF_ROLE_FINAL_NORM:
-        return take_vector(&w->final_norm, in->cols, 0, in);
+        return take_vector(&w->final_norm, in->cols, 0, 1, in);
     case INF_ROLE_LM_HEAD:
-        return take_matrix(w, &w->lm_head, in);
+        return take_matrix(w, &w->lm_head, INF_CUT_FIRST, in);
     default: { /* the lookup table stays row-major; the tied head is a copy of it, if it must be one
                 */
         uint64_t n = (uint64_t)in->rows * (uint64_t)in->cols;
@@ -190,7 +208,7 @@ static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
         }
         inf_convert(w->embed, w->config.dtype, in->data, in->dtype, n);
         return (w->config.model_flags & INF_MODEL_TIED) != 0 && !w->backend->plain_matrix
-                   ? take_matrix(w, &w->lm_head, in)
+                   ? take_matrix(w, &w->lm_head, INF_CUT_FIRST, in)
                    : INF_OK;
     }
     }
@@ -205,18 +223,18 @@ static int take_layer(const inf_weights *w, inf_layer *l, int32_t role, const in
     int64_t at = 0;
     switch (role) {
     case INF_ROLE_ATTN_NORM:
-        return take_vector(&l->attn_norm, in->cols, 0, in);
+        return take_vector(&l->attn_norm, in->cols, 0, 1, in);
     case INF_ROLE_MLP_NORM:
-        return take_vector(&l->mlp_norm, in->cols, 0, in);
+        return take_vector(&l->mlp_norm, in->cols, 0, 1, in);
     case INF_ROLE_Q_NORM:
-        return take_vector(&l->q_norm, in->cols, 0, in);
+        return take_vector(&l->q_norm, in->cols, 0, 1, in);
     case INF_ROLE_K_NORM:
-        return take_vector(&l->k_norm, in->cols, 0, in);
+        return take_vector(&l->k_norm, in->cols, 0, 1, in);
     case INF_ROLE_Q_BIAS:
     case INF_ROLE_K_BIAS:
     case INF_ROLE_V_BIAS:
         at = role == INF_ROLE_Q_BIAS ? 0 : role == INF_ROLE_K_BIAS ? q : q + kv;
-        return take_vector((float **)&l->qkv_bias, q + 2 * kv, at, in);
+        return take_vector((float **)&l->qkv_bias, q + 2 * kv, at, w->backend->ranks, in);
     case INF_ROLE_Q:
     case INF_ROLE_K:
     case INF_ROLE_V:
@@ -228,9 +246,9 @@ static int take_layer(const inf_weights *w, inf_layer *l, int32_t role, const in
         return take_piece(w, &l->gate_up_stage, &l->gate_up, 2 * (int64_t)c->intermediate, at,
                           (have & gate_up) == gate_up, in);
     case INF_ROLE_O:
-        return take_matrix(w, &l->o, in);
+        return take_matrix(w, &l->o, INF_CUT_COLUMNS, in);
     default:
-        return take_matrix(w, &l->down, in);
+        return take_matrix(w, &l->down, INF_CUT_COLUMNS, in);
     }
 }
 
@@ -244,7 +262,7 @@ int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t dtype,
     if (outer ? layer != -1 : (layer < 0 || layer >= w->config.layers)) {
         return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be in layer %d", role, layer);
     }
-    uint64_t elem = inf_dtype_bytes(dtype);
+    uint64_t elem = dtype != INF_DTYPE_E4M3 ? inf_dtype_bytes(dtype) : 0; /* that is KV's */
     if (rows != want_rows || cols != want_cols || elem == 0) {
         return inf_fail(
             err, INF_EINVAL, -1, layer,
@@ -290,7 +308,8 @@ static int all_came(const inf_weights *w, inf_err *err) {
 
 /* Hands a vector of n numbers to the device, in another format if need be. After a failure the
  * others are freed, so that nothing stays behind in host memory. */
-static void give(inf_weights *w, void **vector, int64_t n, int32_t dtype, int *status) {
+static void give(inf_weights *w, void **vector, int64_t n, int32_t dtype, int32_t cut,
+                 int *status) {
     void *host = *vector;
     *vector = NULL;
     if (host == NULL || *status != INF_OK) {
@@ -306,7 +325,7 @@ static void give(inf_weights *w, void **vector, int64_t n, int32_t dtype, int *s
         free(host);
         host = narrow;
     }
-    *vector = host != NULL ? w->backend->ops->adopt(w->backend, host, bytes) : NULL;
+    *vector = host != NULL ? w->backend->ops->adopt(w->backend, host, bytes, cut) : NULL;
     *status = *vector != NULL ? INF_OK : INF_ENOMEM;
 }
 
@@ -321,20 +340,20 @@ int inf_weights_complete(inf_weights *w, inf_err *err) {
     }
     const inf_device_config *c = &w->config;
     int64_t qkv = (int64_t)(c->heads + 2 * c->kv_heads) * c->head_dim;
-    give(w, (void **)&w->final_norm, c->hidden, INF_DTYPE_F32, &status);
+    give(w, (void **)&w->final_norm, c->hidden, INF_DTYPE_F32, INF_CUT_NONE, &status);
     for (int32_t i = 0; i < c->layers; i++) {
         inf_layer *l = &w->layers[i];
-        give(w, (void **)&l->attn_norm, c->hidden, INF_DTYPE_F32, &status);
-        give(w, (void **)&l->mlp_norm, c->hidden, INF_DTYPE_F32, &status);
-        give(w, (void **)&l->q_norm, c->head_dim, INF_DTYPE_F32, &status);
-        give(w, (void **)&l->k_norm, c->head_dim, INF_DTYPE_F32, &status);
-        give(w, &l->qkv_bias, qkv, w->backend->act, &status);
+        give(w, (void **)&l->attn_norm, c->hidden, INF_DTYPE_F32, INF_CUT_NONE, &status);
+        give(w, (void **)&l->mlp_norm, c->hidden, INF_DTYPE_F32, INF_CUT_NONE, &status);
+        give(w, (void **)&l->q_norm, c->head_dim, INF_DTYPE_F32, INF_CUT_NONE, &status);
+        give(w, (void **)&l->k_norm, c->head_dim, INF_DTYPE_F32, INF_CUT_NONE, &status);
+        give(w, &l->qkv_bias, qkv, w->backend->act, INF_CUT_ROWS, &status);
     }
     void *host = w->embed;
     w->embed = NULL;
     if (status == INF_OK) {
         uint64_t bytes = (uint64_t)c->vocab * (uint64_t)c->hidden * inf_dtype_bytes(c->dtype);
-        w->embed = w->backend->ops->adopt(w->backend, host, bytes);
+        w->embed = w->backend->ops->adopt(w->backend, host, bytes, INF_CUT_NONE);
         status = w->embed != NULL ? INF_OK : INF_ENOMEM;
     } else {
         free(host);

@@ -9,6 +9,29 @@ static int in_range(int64_t value, int64_t low, int64_t high) {
     return value >= low && value <= high;
 }
 
+/* Says what a model would need to be cut over so many ranks. */
+static int check_ranks(const inf_device_config *c, inf_err *err) {
+    int32_t n = c->tensor_parallel;
+    if (!in_range(n, 0, INF_MAX_RANKS) || !in_range((int64_t)c->gpu + n, 0, 1024 + 1)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "tensor_parallel must be 1 to %d, within the GPUs",
+                        INF_MAX_RANKS);
+    }
+    if (n > 1 && (c->heads % n != 0 || c->intermediate % n != 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "cannot cut %d heads and an intermediate size of %d over %d ranks: both "
+                        "must be multiples of it",
+                        c->heads, c->intermediate, n);
+    }
+    if (n > 1 && c->kv_heads % n != 0) {
+        return inf_fail(
+            err, INF_EUNSUPPORTED, -1, -1,
+            "cannot cut %d kv heads over %d ranks: it must be a multiple of them, since "
+            "no kv head is kept on several ranks",
+            c->kv_heads, n);
+    }
+    return INF_OK;
+}
+
 static int check_config(const inf_device_config *c, inf_err *err) {
     if (!in_range(c->layers, 1, 4096) || !in_range(c->hidden, 1, 1 << 17) ||
         !in_range(c->intermediate, 1, 1 << 20) || !in_range(c->vocab, 1, 1 << 24)) {
@@ -29,6 +52,9 @@ static int check_config(const inf_device_config *c, inf_err *err) {
         !(c->dtype == INF_DTYPE_F16 && c->gpu > 0)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "dtype must be F32, BF16 or, on a GPU, F16");
     }
+    if (c->kv_dtype != 0 && c->kv_dtype != c->dtype && c->kv_dtype != INF_DTYPE_E4M3) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "kv_dtype must be 0, dtype or E4M3");
+    }
     if (!in_range(c->block_size, 1, 1024) || !in_range(c->num_blocks, 1, 1 << 30)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "block_size or num_blocks out of range");
     }
@@ -41,7 +67,7 @@ static int check_config(const inf_device_config *c, inf_err *err) {
         return inf_fail(err, INF_EINVAL, -1, -1,
                         "threads must be 1 to 1024, isa 0 to 3, gpu 0 to 1024");
     }
-    return INF_OK;
+    return check_ranks(c, err);
 }
 
 static void *copy_of(const void *src, size_t bytes) {
@@ -71,14 +97,37 @@ static int open_locks(inf_device *d) {
     return INF_OK;
 }
 
-static int open_backend(const inf_device_config *config, inf_backend **out, inf_err *err) {
+/* The backend of one rank. */
+static int open_rank(const inf_device_config *config, int32_t rank, inf_backend **out,
+                     inf_err *err) {
     if (config->gpu > 0) {
-        return inf_backend_cuda(config->gpu - 1, config, out, err);
+        /* For tests of several ranks on machines with one GPU. */
+        const char *with = getenv("INFINITE_CUDA_WITH");
+        int one_gpu = with != NULL && strstr(with, "one_gpu") != NULL;
+        return inf_backend_cuda(config->gpu - 1 + (one_gpu ? 0 : rank), config, out, err);
     }
     *out = inf_backend_cpu(config->isa);
     return *out != NULL ? INF_OK
                         : inf_fail(err, INF_EUNSUPPORTED, -1, -1,
                                    "this CPU or build lacks instruction set %d", config->isa);
+}
+
+static int open_backend(const inf_device_config *config, inf_backend **out, inf_err *err) {
+    inf_backend *ranks[INF_MAX_RANKS];
+    if (config->tensor_parallel <= 1) {
+        return open_rank(config, 0, out, err);
+    }
+    *out = NULL;
+    for (int32_t r = 0; r < config->tensor_parallel; r++) {
+        int status = open_rank(config, r, &ranks[r], err);
+        if (status != INF_OK) {
+            while (r-- > 0) {
+                ranks[r]->ops->close(ranks[r]);
+            }
+            return status;
+        }
+    }
+    return inf_backend_tp(ranks, config->tensor_parallel, config, out, err);
 }
 
 int inf_device_open(const inf_device_config *config, const float *inv_freq, const int32_t *windows,
@@ -137,12 +186,16 @@ int inf_device_load(inf_device *d, int32_t role, int32_t layer, int32_t dtype, i
     return status;
 }
 
+static int32_t kv_dtype(const inf_device_config *c) {
+    return c->kv_dtype != 0 ? c->kv_dtype : c->dtype;
+}
+
 uint64_t inf_device_block_bytes(const inf_device_config *c) {
     if (c == NULL || c->layers <= 0 || c->kv_heads <= 0 || c->block_size <= 0 || c->head_dim <= 0) {
         return 0;
     }
     return (uint64_t)c->layers * 2 * (uint64_t)c->kv_heads * (uint64_t)c->block_size *
-           (uint64_t)c->head_dim * inf_dtype_bytes(c->dtype);
+           (uint64_t)c->head_dim * inf_dtype_bytes(kv_dtype(c));
 }
 
 static int open_pool(inf_device *d, inf_err *err) {
@@ -153,8 +206,8 @@ static int open_pool(inf_device *d, inf_err *err) {
         .kv_heads = c->kv_heads,
         .block_size = c->block_size,
         .head_dim = c->head_dim,
-        .dtype = c->dtype,
-        .elem = (int32_t)inf_dtype_bytes(c->dtype),
+        .dtype = kv_dtype(c),
+        .elem = (int32_t)inf_dtype_bytes(kv_dtype(c)),
         .block_bytes = block,
     };
     if (block > (uint64_t)PTRDIFF_MAX / (uint64_t)c->num_blocks) {

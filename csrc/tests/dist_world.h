@@ -72,7 +72,8 @@ typedef struct {
 } w_lane;
 
 static inline int w_merge(inf_lane *lane, uint32_t row0, int32_t rows, const float *o2,
-                          const float *lse2) {
+                          const float *lse2, int32_t stride) {
+    CHECK(stride == W_HEADS);
     const w_lane *l = (const w_lane *)(const void *)lane;
     inf_ops_cpu(0)->merge(l->o + (size_t)row0 * W_ROW, l->lse + (size_t)row0 * W_HEADS, o2, lse2,
                           rows, W_HEADS, W_DIM);
@@ -80,7 +81,8 @@ static inline int w_merge(inf_lane *lane, uint32_t row0, int32_t rows, const flo
 }
 
 static inline void w_queries(inf_lane *lane, const void *q, uint32_t row0, int32_t rows,
-                             float *host) {
+                             float *host, int32_t stride) {
+    CHECK(stride == W_HEADS);
     (void)lane;
     memcpy(host, (const float *)q + (size_t)row0 * W_ROW, (size_t)rows * W_ROW * sizeof(float));
 }

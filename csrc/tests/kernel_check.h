@@ -82,6 +82,36 @@ static uint16_t to_bf16(float f) {
     return under < over ? low : high;
 }
 
+/* e4m3 by its definition: sign, 4 bits of exponent with bias 7, 3 of mantissa; 0x7f is NaN. */
+static inline double from_e4m3(uint8_t x) {
+    int exponent = x >> 3 & 15, mantissa = x & 7;
+    double size = exponent == 0 ? ldexp(mantissa, -9) : ldexp(8 + mantissa, exponent - 10);
+    size = (x & 0x7f) == 0x7f ? (double)NAN : size;
+    return (x & 0x80) != 0 ? -size : size;
+}
+
+/* The nearest e4m3, of two the even one, by looking at all of them; beyond the largest the largest.
+ */
+static inline uint8_t to_e4m3(double f) {
+    uint8_t best = 0;
+    double size = fabs(f), off = INFINITY;
+    if (f != f)
+        return 0x7f;
+    size = size < 448 ? size : 448;
+    for (uint8_t i = 0; i < 0x7f; i++) {
+        double d = fabs(from_e4m3(i) - size);
+        if (d < off || (d == off && i % 2 == 0)) {
+            best = i;
+            off = d;
+        }
+    }
+    return (uint8_t)(best | (signbit(f) ? 0x80 : 0));
+}
+
+static inline int32_t bytes_of(int32_t dtype) {
+    return dtype == INF_DTYPE_F32 ? 4 : dtype == INF_DTYPE_E4M3 ? 1 : 2;
+}
+
 static int near(double got, double want, double tolerance) {
     return fabs(got - want) <= tolerance * (1.0 + fabs(want));
 }

@@ -29,6 +29,10 @@ enum { LAYERS = 2, LAYER = 1 };
 
 static double put(uint8_t *to, int32_t dtype, float f) {
     uint16_t half = to_bf16(f);
+    if (dtype == INF_DTYPE_E4M3) {
+        *to = to_e4m3((double)f);
+        return from_e4m3(*to);
+    }
     memcpy(to, dtype == INF_DTYPE_F32 ? (void *)&f : (void *)&half, dtype == INF_DTYPE_F32 ? 4 : 2);
     return dtype == INF_DTYPE_F32 ? f : from_bf16(half);
 }
@@ -58,11 +62,11 @@ static request make_request(shape s) {
                           .block_size = s.block_size,
                           .head_dim = s.dim,
                           .dtype = s.dtype,
-                          .elem = s.dtype == INF_DTYPE_F32 ? 4 : 2};
+                          .elem = bytes_of(s.dtype)};
     r.kv.block_bytes = inf_kv_offset(&r.kv, LAYERS, 0, 0, 0);
     int32_t used = (s.tokens + s.block_size - 1) / s.block_size, all = used + 3;
     r.pool = get_bytes((size_t)all * r.kv.block_bytes);
-    memset(r.pool, 0xff, (size_t)all * r.kv.block_bytes); /* NaN in both types */
+    memset(r.pool, 0xff, (size_t)all * r.kv.block_bytes); /* NaN in all types */
     r.blocks = get_bytes((size_t)all * sizeof *r.blocks);
     for (int32_t i = 0; i < all; i++)
         r.blocks[i] = i;
@@ -172,13 +176,14 @@ static shape random_shape(void) {
     static const int32_t heads[][2] = {{1, 1}, {4, 4}, {4, 1}, {6, 2}, {8, 2}, {5, 1}, {40, 1}};
     static const int32_t blocks[] = {1, 8, 16, 32, 5}, windows[] = {0, 0, 1, 7, 64, 100};
     static const int32_t aheads[] = {0, 0, 0, 40, -9, -500};
+    static const int32_t dtypes[] = {INF_DTYPE_F32, INF_DTYPE_BF16, INF_DTYPE_E4M3};
     const int32_t *h = heads[below(7)];
     return (shape){.rows = rows[below(8)],
                    .heads = h[0],
                    .kv_heads = h[1],
                    .dim = dims[below(8)],
                    .block_size = blocks[below(5)],
-                   .dtype = below(2) ? INF_DTYPE_F32 : INF_DTYPE_BF16,
+                   .dtype = dtypes[below(3)],
                    .tokens = below(4) ? 1 + below(200) : below(4),
                    .window = windows[below(6)],
                    .q_ahead = aheads[below(6)]};

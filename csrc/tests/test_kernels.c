@@ -247,7 +247,7 @@ static void check_append(const inf_ops *ops, int32_t dtype, int32_t block_size, 
                        .block_size = block_size,
                        .head_dim = dim,
                        .dtype = dtype,
-                       .elem = dtype == INF_DTYPE_F32 ? 4 : 2};
+                       .elem = bytes_of(dtype)};
     kv.block_bytes = inf_kv_offset(&kv, LAYERS, 0, 0, 0);
     uint32_t t0 = (uint32_t)below(2 * block_size);
     int32_t blocks = ((int32_t)t0 + rows + block_size - 1) / block_size, ld = HEADS * dim + 7;
@@ -267,7 +267,12 @@ static void check_append(const inf_ops *ops, int32_t dtype, int32_t block_size, 
                           inf_kv_offset(&kv, LAYER, which, h, token % block_size) + d * kv.elem;
             float f = in[which][(size_t)r * ld + h * dim + d];
             uint16_t half = to_bf16(f);
-            memcpy(to, dtype == INF_DTYPE_F32 ? (void *)&f : (void *)&half, (size_t)kv.elem);
+            uint8_t byte = to_e4m3((double)f);
+            memcpy(to,
+                   dtype == INF_DTYPE_F32    ? (void *)&f
+                   : dtype == INF_DTYPE_BF16 ? (void *)&half
+                                             : (void *)&byte,
+                   (size_t)kv.elem);
         }
     ops->kv_append(pool, &kv, LAYER, list, t0, in[0], in[1], rows, ld);
     CHECK(memcmp(pool, want, bytes) == 0, "%s: dtype %d block %d dim %d rows %d", ops->name, dtype,
@@ -286,6 +291,7 @@ static void test_append(const inf_ops *ops) {
             for (EACH(r, some_rows)) {
                 check_append(ops, INF_DTYPE_F32, sizes[s], dims[d], some_rows[r]);
                 check_append(ops, INF_DTYPE_BF16, sizes[s], dims[d], some_rows[r]);
+                check_append(ops, INF_DTYPE_E4M3, sizes[s], dims[d], some_rows[r]);
             }
 }
 

@@ -74,9 +74,9 @@ static bool pinned(const void *p, uint64_t bytes) {
 }
 
 static int fake_merge(inf_lane *lane, uint32_t row0, int32_t rows, const float *o2,
-                      const float *lse2) {
+                      const float *lse2, int32_t stride) {
     if (!fake.defer || !pinned(o2, (uint64_t)rows * W_ROW * 4)) {
-        return w_merge(lane, row0, rows, o2, lse2);
+        return w_merge(lane, row0, rows, o2, lse2, stride);
     }
     CHECK(fake.n_merges < MOST && pinned(lse2, (uint64_t)rows * W_HEADS * 4));
     fake.merges[fake.n_merges++] = (waiting){lane, row0, rows, o2, lse2};
@@ -88,7 +88,7 @@ static int fake_sync(inf_lane *lane, inf_err *err) {
     (void)err;
     for (uint32_t i = 0; i < fake.n_merges; i++) {
         waiting *m = &fake.merges[i];
-        w_merge(m->lane, m->row0, m->rows, m->o2, m->lse2);
+        w_merge(m->lane, m->row0, m->rows, m->o2, m->lse2, W_HEADS);
         fake.late++;
     }
     fake.n_merges = 0;

@@ -3,6 +3,7 @@
 #include "tests/tiny_model.h"
 
 enum { TEXT = 45, BLOCKS = 12 };
+static uint32_t block_size = 4;
 
 static void text_of(int32_t *tokens, uint64_t seed) {
     for (int i = 0; i < TEXT; i++) {
@@ -35,7 +36,7 @@ static void advance(inf_device *d, request **requests, const uint32_t *n, uint32
     *b.head = (inf_step_head){.step_id = 1, .n_seqs = count};
     for (uint32_t i = 0; i < count; i++) {
         request *r = requests[i];
-        uint32_t blocks = (r->done + n[i] + 3) / 4;
+        uint32_t blocks = (r->done + n[i] + block_size - 1) / block_size;
         b.seqs[i] = (inf_step_seq){.slot = r->slot,
                                    .token_off = b.head->n_tokens,
                                    .n_tokens = n[i],
@@ -123,6 +124,73 @@ static void test_chunks(uint32_t flags, int32_t dtype, int32_t isa, double toler
           "%llu steps", (unsigned long long)stats.steps);
     inf_device_close(d);
     tiny_free(&m);
+}
+
+/* KV in e4m3: as the reference that rounds K and V, further away from the one that does not, and on
+ * a GPU as on the CPU. */
+static void test_e4m3(uint32_t flags, int32_t isa, double tolerance) {
+    static double want[TEXT][TINY_VOCAB], exact[TEXT][TINY_VOCAB];
+    tiny_model m = tiny_new(flags, INF_DTYPE_F32);
+    m.config.isa = isa;
+    uint64_t wide = inf_device_block_bytes(&m.config);
+    request r[2] = {new_request(0), new_request(0)};
+    tiny_reference(&m, r[0].tokens, TEXT, exact);
+    m.config.kv_dtype = INF_DTYPE_E4M3;
+    tiny_reference(&m, r[0].tokens, TEXT, want);
+    CHECK(inf_device_block_bytes(&m.config) * 4 == wide, "bytes");
+    const uint32_t ragged[] = {1, 7, 4, 13, 2, 5, 13};
+    int both = m.config.gpu > 0 ? 2 : 1;
+    for (int i = 0; i < both; i++) {
+        inf_device *d = NULL;
+        inf_err err = {0};
+        m.config.gpu = i == 0 ? m.config.gpu : 0;
+        int status = inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err);
+        inf_device_close(d);
+        if (status == INF_EUNSUPPORTED) {
+            tiny_free(&m);
+            return;
+        }
+        d = tiny_open(&m);
+        run_chunks(d, &r[i], ragged, 7);
+        double off = distance(&r[i], want), from_exact = distance(&r[i], exact);
+        CHECK(off < tolerance && from_exact > 2 * tolerance && from_exact < 1,
+              "flags %u, isa %s: off by %g, and by %g from KV as it came", flags, inf_device_isa(d),
+              off, from_exact);
+        inf_device_close(d);
+    }
+    double apart = 0;
+    for (int t = 0; t < TEXT && both == 2; t++) {
+        apart = fmax(apart, fabs((double)r[0].rows[t].logprob - (double)r[1].rows[t].logprob));
+    }
+    CHECK(apart < tolerance, "the GPU and the CPU are %g apart", apart);
+    tiny_free(&m);
+}
+
+/* KV in e4m3 by a GPU's tensor cores, which take this head_dim where blocks are of 8 tokens, and by
+ * the plain kernel where they are of 4: the same but for rounding to f16, after which a few numbers
+ * of the second layer's K and V round to the other side. */
+static void test_e4m3_products(double tolerance) {
+    static double exact[TEXT][TINY_VOCAB];
+    static request r[2];
+    const uint32_t chunks[] = {30, 1, 1, 1, 9, 1, 1, 1};
+    for (int i = 0; i < 2; i++) {
+        tiny_model m = tiny_new_with(0, INF_DTYPE_F16, 2, 1, 64, i == 0 ? 4 : 8);
+        r[i] = new_request(0);
+        tiny_reference(&m, r[i].tokens, TEXT, exact);
+        m.config.kv_dtype = INF_DTYPE_E4M3;
+        block_size = (uint32_t)m.config.block_size;
+        inf_device *d = tiny_open(&m);
+        run_chunks(d, &r[i], chunks, 8);
+        inf_device_close(d);
+        tiny_free(&m);
+    }
+    block_size = 4;
+    double apart = 0;
+    for (int t = 0; t < TEXT; t++) {
+        apart = fmax(apart, fabs((double)r[0].rows[t].logprob - (double)r[1].rows[t].logprob));
+    }
+    CHECK(apart < tolerance && distance(&r[1], exact) > 2 * tolerance,
+          "%g apart, off KV as it came by %g", apart, distance(&r[1], exact));
 }
 
 /* Prefill of one request beside decode of others changes nobody's result. */
@@ -266,6 +334,13 @@ int main(void) {
     }
     for (int32_t isa = 0; isa <= 3; isa++) {
         test_chunks(INF_MODEL_QKV_BIAS, INF_DTYPE_BF16, isa, 0.08);
+    }
+    for (int32_t isa = 0; isa <= 3; isa++) {
+        test_e4m3(0, isa, 0.02);
+        test_e4m3(INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM, isa, 0.02);
+    }
+    if (getenv("INFINITE_TEST_GPU") != NULL) {
+        test_e4m3_products(0.1);
     }
     test_batch();
     test_sampled();

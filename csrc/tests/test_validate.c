@@ -208,6 +208,10 @@ static void test_configs(void) {
     bad_config(offsetof(inf_device_config, kv_heads), 3);
     bad_config(offsetof(inf_device_config, head_dim), 15);
     bad_config(offsetof(inf_device_config, dtype), INF_DTYPE_F16);
+    bad_config(offsetof(inf_device_config, dtype), INF_DTYPE_E4M3);
+    bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_BF16);
+    bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_E4M3 + 1);
+    bad_config(offsetof(inf_device_config, kv_dtype), -1);
     bad_config(offsetof(inf_device_config, model_flags), 8);
     bad_config(offsetof(inf_device_config, isa), 4);
     bad_config(offsetof(inf_device_config, rms_eps), 0x7fc00000);

@@ -1,5 +1,6 @@
 /* A small random model for the tests of a device: its weights, a device that has loaded them, and
- * the forward pass once more as plainly as it can be written, in double and without any cache. */
+ * the forward pass once more as plainly as it can be written, in double and without any cache, but
+ * that K and V are rounded to e4m3 where the model's config says so. */
 #ifndef INF_TESTS_TINY_MODEL_H
 #define INF_TESTS_TINY_MODEL_H
 
@@ -11,12 +12,13 @@
 #include <string.h>
 
 #include "infinite/device.h"
+#include "kernels/convert.h"
 
 #define CHECK(cond, ...)                                                                           \
     do {                                                                                           \
         if (!(cond)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond);                             \
-            fprintf(stderr, __VA_ARGS__);                                                          \
+            fprintf(stderr, "%s:%d: %s:", __FILE__, __LINE__, #cond);                              \
+            fprintf(stderr, " " __VA_ARGS__);                                                      \
             fprintf(stderr, "\n");                                                                 \
             exit(1);                                                                               \
         }                                                                                          \
@@ -26,7 +28,7 @@ enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_DOWN + 1, TINY_WI
 
 typedef struct tiny_model {
     inf_device_config config;
-    float inv_freq[8];
+    float inv_freq[32];
     int32_t windows[TINY_LAYERS];
     float *tensors[TINY_LAYERS]
                   [TINY_ROLES]; /* outside the layers: [0][role]; NULL: the model has none */
@@ -54,21 +56,23 @@ static inline void tiny_shape(tiny_model *m, int32_t role, int64_t rows, int64_t
     }
 }
 
-static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
+/* INFINITE_TEST_GPU and INFINITE_TEST_TP are gpu and tensor_parallel of the config. */
+static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t heads,
+                                       int32_t kv_heads, int32_t head_dim, int32_t block_size) {
     tiny_model m = {.rng = flags + 1};
-    const char *gpu = getenv("INFINITE_TEST_GPU"); /* as in inf_device_config */
+    const char *gpu = getenv("INFINITE_TEST_GPU"), *ranks = getenv("INFINITE_TEST_TP");
     m.config = (inf_device_config){.layers = TINY_LAYERS,
                                    .hidden = 48,
                                    .intermediate = 80,
-                                   .heads = 4,
-                                   .kv_heads = 2,
-                                   .head_dim = 16,
+                                   .heads = heads,
+                                   .kv_heads = kv_heads,
+                                   .head_dim = head_dim,
                                    .vocab = TINY_VOCAB,
                                    .model_flags = flags,
                                    .rms_eps = 1e-5f,
                                    .rope_scale = 1,
                                    .dtype = dtype,
-                                   .block_size = 4,
+                                   .block_size = block_size,
                                    .num_blocks = 64,
                                    .max_tokens = 64,
                                    .max_seqs = 4,
@@ -77,10 +81,11 @@ static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
                                    .max_step_spans = 8,
                                    .max_spans = 8,
                                    .threads = 2,
-                                   .gpu = gpu != NULL ? atoi(gpu) : 0};
+                                   .gpu = gpu != NULL ? atoi(gpu) : 0,
+                                   .tensor_parallel = ranks != NULL ? atoi(ranks) : 0};
     m.windows[1] = TINY_WINDOW;
-    for (int i = 0; i < 8; i++) {
-        m.inv_freq[i] = (float)pow(10000.0, -i / 8.0);
+    for (int i = 0; i < head_dim / 2; i++) {
+        m.inv_freq[i] = (float)pow(10000.0, -2.0 * i / head_dim);
     }
     const inf_device_config *c = &m.config;
     int64_t h = c->hidden, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
@@ -108,6 +113,15 @@ static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
     tiny_shape(&m, INF_ROLE_UP, c->intermediate, h);
     tiny_shape(&m, INF_ROLE_DOWN, h, c->intermediate);
     return m;
+}
+
+static inline tiny_model tiny_new(uint32_t flags, int32_t dtype) {
+    return tiny_new_with(flags, dtype, 4, 2, 16, 4);
+}
+
+static inline tiny_model tiny_new_of(uint32_t flags, int32_t dtype, int32_t heads,
+                                     int32_t kv_heads) {
+    return tiny_new_with(flags, dtype, heads, kv_heads, 16, 4);
 }
 
 static inline void tiny_free(tiny_model *m) {
@@ -210,6 +224,18 @@ static inline void ref_attend(const tiny_model *m, const ref_state *s, int layer
     }
 }
 
+/* What a cache in e4m3 gives back. Who computes in f32 may round a number on the brink to the other
+ * side. */
+static inline void ref_e4m3(double *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        float f = (float)x[i];
+        uint8_t code;
+        inf_convert(&code, INF_DTYPE_E4M3, &f, INF_DTYPE_F32, 1);
+        inf_convert(&f, INF_DTYPE_F32, &code, INF_DTYPE_E4M3, 1);
+        x[i] = (double)f;
+    }
+}
+
 static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n) {
     const inf_device_config *c = &m->config;
     float *const *w = m->tensors[layer];
@@ -229,6 +255,10 @@ static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n
                          (double)c->rms_eps, head);
             }
             ref_rope(m, head, t);
+        }
+        if (c->kv_dtype == INF_DTYPE_E4M3) {
+            ref_e4m3(s->k[t], kv_dim);
+            ref_e4m3(s->v[t], kv_dim);
         }
     }
     for (int t = 0; t < n; t++) {

@@ -24,6 +24,7 @@ type ManagerConfig struct {
 	BlockSize   int
 	Fingerprint string
 	DType       string
+	KVDType     string
 	// Limits of a step, which bound the messages between instances.
 	MaxNumBatchedTokens, MaxNumSeqs int
 }
@@ -105,6 +106,8 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster serves another model (fingerprint %.12s, yours %.12s)", m.cfg.Fingerprint, req.Fingerprint)
 	case req.Dtype != m.cfg.DType:
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --dtype %s, this instance with %s", m.cfg.DType, req.Dtype)
+	case req.KvDtype != m.cfg.KVDType:
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster keeps its KV cache in %s, this instance in %s; see --kv-cache-dtype", m.cfg.KVDType, req.KvDtype)
 	case req.BlockSize != 0 && int(req.BlockSize) != m.cfg.BlockSize:
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --block-size %d, this instance with %d", m.cfg.BlockSize, req.BlockSize)
 	}
@@ -122,6 +125,10 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 		if other.Fingerprint != req.Fingerprint {
 			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s serves another model (fingerprint %.12s, yours %.12s)",
 				other.ID, other.Fingerprint, req.Fingerprint)
+		}
+		if other.KVDType != req.KvDtype {
+			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s keeps its KV cache in %s, this instance in %s; see --kv-cache-dtype",
+				other.ID, other.KVDType, req.KvDtype)
 		}
 	}
 	id := req.Id

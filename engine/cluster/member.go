@@ -25,6 +25,7 @@ type Member struct {
 	Endpoint    rdma.Endpoint `json:"endpoint"`
 	BlocksTotal int           `json:"blocks_total"`
 	Fingerprint string        `json:"fingerprint"`
+	KVDType     string        `json:"kv_dtype"`
 	Session     string        `json:"session"` // changes when a process is started anew under an old id
 }
 

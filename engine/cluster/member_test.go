@@ -199,14 +199,14 @@ func TestBadMembersAreLeftOut(t *testing.T) {
 func TestJoinIsChecked(t *testing.T) {
 	e, c := startEtcd(t)
 	ctx := context.Background()
-	m, err := NewManager(ctx, ManagerConfig{ClusterID: testID, Address: "a:1", Etcd: []string{e.Endpoint}, BlockSize: 4, Fingerprint: "f", DType: "float32",
+	m, err := NewManager(ctx, ManagerConfig{ClusterID: testID, Address: "a:1", Etcd: []string{e.Endpoint}, BlockSize: 4, Fingerprint: "f", DType: "float32", KVDType: "fp8_e4m3",
 		MaxNumBatchedTokens: 512, MaxNumSeqs: 64}, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
 	join := func(change func(*pb.JoinRequest)) (string, codes.Code) {
-		req := &pb.JoinRequest{Fingerprint: "f", Dtype: "float32", BlockSize: 4}
+		req := &pb.JoinRequest{Fingerprint: "f", Dtype: "float32", KvDtype: "fp8_e4m3", BlockSize: 4}
 		change(req)
 		reply, err := m.Join(ctx, req)
 		return reply.GetId(), status.Code(err)
@@ -214,6 +214,7 @@ func TestJoinIsChecked(t *testing.T) {
 	for name, change := range map[string]func(*pb.JoinRequest){
 		"model":      func(r *pb.JoinRequest) { r.Fingerprint = "g" },
 		"dtype":      func(r *pb.JoinRequest) { r.Dtype = "bfloat16" },
+		"KV dtype":   func(r *pb.JoinRequest) { r.KvDtype = "float32" },
 		"block size": func(r *pb.JoinRequest) { r.BlockSize = 1<<32 - 4 },
 		"tokens":     func(r *pb.JoinRequest) { r.MaxNumBatchedTokens = 256 },
 		"requests":   func(r *pb.JoinRequest) { r.MaxNumSeqs = 1<<32 - 64 },
@@ -222,8 +223,8 @@ func TestJoinIsChecked(t *testing.T) {
 			t.Errorf("%s: %v", name, code)
 		}
 	}
-	register := func(id, fingerprint string) func() {
-		r, err := Register(ctx, c, testID, Member{ID: id, Address: "x", Fingerprint: fingerprint})
+	register := func(id, fingerprint, kvDType string) func() {
+		r, err := Register(ctx, c, testID, Member{ID: id, Address: "x", Fingerprint: fingerprint, KVDType: kvDType})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,7 +235,7 @@ func TestJoinIsChecked(t *testing.T) {
 	if id, code := join(any); id != "i0" || code != codes.OK {
 		t.Errorf("the first: %s %v", id, code)
 	}
-	defer register("i1", "f")() // somebody chose it
+	defer register("i1", "f", "fp8_e4m3")() // somebody chose it
 	if id, code := join(any); id != "i2" || code != codes.OK {
 		t.Errorf("the next that is free: %s %v", id, code)
 	}
@@ -244,7 +245,13 @@ func TestJoinIsChecked(t *testing.T) {
 	if id, code := join(func(r *pb.JoinRequest) { r.Id = "mine" }); id != "mine" || code != codes.OK {
 		t.Errorf("a chosen one: %s %v", id, code)
 	}
-	defer register("other", "g")()
+	gone := register("other", "f", "float32")
+	if _, code := join(any); code != codes.FailedPrecondition {
+		t.Errorf("beside instances with another KV cache: %v", code)
+	}
+	gone()
+	eventually(t, "it left", func() bool { return !has(m.Directory(), "other") })
+	defer register("other", "g", "fp8_e4m3")()
 	if _, code := join(any); code != codes.FailedPrecondition {
 		t.Errorf("beside instances of another model: %v", code)
 	}

@@ -35,11 +35,13 @@ type Config struct {
 	BlockSize           int    `name:"block-size" usage:"tokens of a KV block"`
 	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
 	DType               string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
+	KVCacheDType        string `name:"kv-cache-dtype" usage:"auto (as --dtype), or fp8_e4m3 (fp8 is the same): K and V in 8 bits, with scale 1, saturated at 448"`
 	Seed                uint64 `name:"seed" usage:"seed of requests that bring none"`
 	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
 	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c"`
 
-	Device               string  `name:"device" usage:"auto, cpu, cuda (the instances are dealt to the GPUs) or cuda:N (all on that one)"`
+	Device               string  `name:"device" usage:"auto, cpu, cuda (the instances are dealt to the GPUs) or cuda:N (all on that one, or from that one on with --tensor-parallel-size)"`
+	TensorParallelSize   int     `name:"tensor-parallel-size" usage:"parts that each instance's model is cut into: so many GPUs, numbered one after another, or parts of the CPU's work"`
 	GPUMemoryUtilization float64 `name:"gpu-memory-utilization" usage:"share of each GPU's memory that this process's instances on it may take together"`
 
 	Instances     int      `name:"instances" usage:"instances that this process starts"`
@@ -66,13 +68,17 @@ type Config struct {
 // CPUPool is the memory of a KV pool on the CPU for which --kv-cache-memory says nothing.
 const CPUPool Size = 256 << 20
 
+// MaxRanks is how many parts an instance's model can be cut into: the GPUs of one host.
+const MaxRanks = 8
+
 // Default is the configuration without any source.
 func Default() Config {
 	return Config{
 		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20,
 		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16,
-		DType: "auto", ISA: "auto", Device: "auto", GPUMemoryUtilization: 0.9,
-		Instances: 1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
+		DType: "auto", KVCacheDType: "auto", ISA: "auto", Device: "auto", TensorParallelSize: 1,
+		GPUMemoryUtilization: 0.9,
+		Instances:            1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
 		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, LogLevel: "info",
 	}
 }
@@ -129,10 +135,12 @@ func (c *Config) Validate() error {
 	if _, _, err := ParseDevice(c.Device); err != nil {
 		bad("device", "%w", err)
 	}
+	within("tensor-parallel-size", c.TensorParallelSize, 1, MaxRanks)
 	if u := c.GPUMemoryUtilization; !(u > 0 && u <= 1) {
 		bad("gpu-memory-utilization", "%g is not above 0 and at most 1", u)
 	}
 	oneOf("dtype", c.DType, "auto", "float32", "bfloat16", "float16")
+	oneOf("kv-cache-dtype", c.KVCacheDType, "auto", "fp8_e4m3", "fp8")
 	oneOf("isa", c.ISA, "auto", "avx512", "avx2", "c")
 	oneOf("transport", c.Transport, "auto", "verbs", "shm", "tcp")
 	within("rdma-gid-index", c.RDMAGIDIndex, -1, 1<<16)

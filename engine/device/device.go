@@ -18,11 +18,13 @@ import (
 	"github.com/infinite-llm/infinite/engine/batch"
 )
 
-// Types of numbers, of weights that are loaded; KV and arithmetic weights are F32 or BF16.
+// Types of numbers, of weights that are loaded; arithmetic weights are F32, BF16 or, on a GPU, F16, and KV these or
+// E4M3.
 const (
 	F32  = int(C.INF_DTYPE_F32)
 	F16  = int(C.INF_DTYPE_F16)
 	BF16 = int(C.INF_DTYPE_BF16)
+	E4M3 = int(C.INF_DTYPE_E4M3)
 )
 
 // MaxPeers bounds peer indexes, MaxBias the logit biases of a request.
@@ -40,7 +42,8 @@ type Config struct {
 	RMSEps          float32 //
 	RopeScale       float32 // multiplies cos and sin; 0 is 1
 
-	DType     int // of weights and KV: F32, BF16 or, on a GPU, F16; sums are always F32
+	DType     int // of weights: F32, BF16 or, on a GPU, F16; sums are always F32
+	KVDType   int // of K and V: DType (0 too), or E4M3
 	BlockSize int // tokens
 	NumBlocks int // of the KV pool
 
@@ -50,6 +53,7 @@ type Config struct {
 	Threads                     int // of a step; the same again for others' partials
 	ISA                         int // 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512
 	GPU                         int // 0: the CPU; n: CUDA device n - 1
+	TensorParallel              int // ranks that the model is cut over, 0 as 1; on GPUs from GPU on
 }
 
 // c is the C form. A number that C's int32 cannot hold becomes -1, which C refuses.
@@ -75,10 +79,10 @@ func (c Config) c() C.inf_device_config {
 	return C.inf_device_config{
 		layers: n(c.Layers), hidden: n(c.Hidden), intermediate: n(c.Intermediate), heads: n(c.Heads), kv_heads: n(c.KVHeads),
 		head_dim: n(c.HeadDim), vocab: n(c.Vocab), model_flags: flags, rms_eps: C.float(c.RMSEps), rope_scale: C.float(c.RopeScale),
-		dtype: n(c.DType), block_size: n(c.BlockSize), num_blocks: n(c.NumBlocks),
+		dtype: n(c.DType), kv_dtype: n(c.KVDType), block_size: n(c.BlockSize), num_blocks: n(c.NumBlocks),
 		max_tokens: n(c.MaxTokens), max_seqs: n(c.MaxSeqs), max_rows: n(c.MaxRows),
 		max_step_blocks: n(c.MaxStepBlocks), max_step_spans: n(c.MaxStepSpans), max_spans: n(c.MaxSpans),
-		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU),
+		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU), tensor_parallel: n(c.TensorParallel),
 	}
 }
 

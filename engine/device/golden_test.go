@@ -1,9 +1,11 @@
 package device
 
 import (
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/infinite-llm/infinite/engine/batch"
@@ -33,6 +35,21 @@ func TestGoldenF32(t *testing.T) {
 			defer d.Close()
 			checkGolden(t, d, g, m.Config.VocabSize, 1e-4)
 		})
+	}
+}
+
+// The same by a model that is cut over two ranks, or four where it has the heads; where it has not, it says so.
+func TestGoldenRanks(t *testing.T) {
+	eachGolden(t, func(t *testing.T, m *model.Model, g *golden) { checkRanks(t, m, g, testConfig(), 1e-4) })
+}
+
+func checkRanks(t *testing.T, m *model.Model, g *golden, c Config, tolerance float64) {
+	for _, c.TensorParallel = range []int{2, 4} {
+		if m.Config.NumKVHeads%c.TensorParallel == 0 {
+			checkGolden(t, openModel(t, m, c), g, m.Config.VocabSize, tolerance)
+		} else if d, err := LoadModel(m, c, nil); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "kv heads over") {
+			t.Errorf("%d KV heads on %d ranks: %v, %v", m.Config.NumKVHeads, c.TensorParallel, d, err)
+		}
 	}
 }
 

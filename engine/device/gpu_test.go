@@ -33,6 +33,13 @@ func TestGoldenGPU(t *testing.T) {
 	})
 }
 
+// Ranks that share the GPU: one may be all there is.
+func TestGoldenGPURanks(t *testing.T) {
+	c := gpuConfig(t, F32)
+	t.Setenv("INFINITE_CUDA_WITH", "one_gpu")
+	eachGolden(t, func(t *testing.T, m *model.Model, g *golden) { checkRanks(t, m, g, c, 1e-3) })
+}
+
 // 16-bit weights and KV: f16 has three bits more than bf16.
 func TestGoldenGPU16(t *testing.T) {
 	for name, x := range map[string]struct {
@@ -51,6 +58,9 @@ func TestGoldenGPU16(t *testing.T) {
 func TestSamplingGPU(t *testing.T) {
 	c := gpuConfig(t, F32)
 	_, m := openLlama(t)
+	checkSampling(t, openModel(t, m, c))
+	t.Setenv("INFINITE_CUDA_WITH", "one_gpu")
+	c.TensorParallel = 2 // the first rank draws
 	checkSampling(t, openModel(t, m, c))
 }
 

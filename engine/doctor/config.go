@@ -83,7 +83,7 @@ func weightBytes(opened *model.Model, flag string) (uint64, error) {
 	if flag == "bfloat16" || flag == "auto" && opened.Config.DType == "bfloat16" {
 		width = 2
 	}
-	return opened.WeightBytes(width)
+	return opened.WeightBytes(width, 1)
 }
 
 // checkNeed compares what the instances will take with what is there.

@@ -77,6 +77,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err = node.CheckRanks(cfg, m.Config); err != nil {
+		return nil, err
+	}
 	if err = h.startControl(ctx, m.Fingerprint, dtype); err != nil {
 		return nil, err
 	}
@@ -121,7 +124,7 @@ func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err
 	}
 	h.manager, err = cluster.NewManager(ctx, cluster.ManagerConfig{
 		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints,
-		BlockSize: h.cfg.BlockSize, Fingerprint: fingerprint, DType: dtype,
+		BlockSize: h.cfg.BlockSize, Fingerprint: fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
 		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs,
 	}, h.etcd)
 	if err != nil {

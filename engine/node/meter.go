@@ -24,10 +24,10 @@ type gpuLibrary interface {
 type meter struct {
 	host    bool
 	library gpuLibrary // nil: none was opened
-	gpu     nvml.Device
+	gpus    []nvml.Device
 }
 
-// newMeter finds a GPU by what it is, and not by its number: NVML counts all GPUs of the machine, a process only
+// newMeter finds the instance's GPUs, which count together, each by what it is, and not by its number: NVML counts all GPUs of the machine, a process only
 // those that it sees. Where it cannot be found, nothing is told.
 func newMeter(library gpuLibrary, place Place) *meter {
 	if !place.OnGPU() {
@@ -41,10 +41,14 @@ func newMeter(library gpuLibrary, place Place) *meter {
 		return &meter{}
 	}
 	m := &meter{library: library}
-	var ret nvml.Return
-	if m.gpu, ret = find(library, place.Info); ret != nvml.SUCCESS {
-		slog.Warn("cannot watch the GPU's memory", "device", place.String(), "nvml_error", int(ret))
-		m.close()
+	for _, gpu := range append([]device.GPU{*place.Info}, place.More...) {
+		d, ret := find(library, &gpu)
+		if ret != nvml.SUCCESS {
+			slog.Warn("cannot watch the GPU's memory", "device", place.String(), "nvml_error", int(ret))
+			m.close()
+			break
+		}
+		m.gpus = append(m.gpus, d)
 	}
 	return m
 }
@@ -69,11 +73,16 @@ func (m *meter) memory() *pb.Memory {
 	if m.library == nil {
 		return nil
 	}
-	info, ret := m.gpu.GetMemoryInfo()
-	if ret != nvml.SUCCESS {
-		return nil
+	sum := &pb.Memory{Source: "nvml"}
+	for _, gpu := range m.gpus {
+		info, ret := gpu.GetMemoryInfo()
+		if ret != nvml.SUCCESS {
+			return nil
+		}
+		sum.TotalBytes += info.Total
+		sum.UsedBytes += info.Used
 	}
-	return &pb.Memory{TotalBytes: info.Total, UsedBytes: info.Used, Source: "nvml"}
+	return sum
 }
 
 // close is safe on nil, and when nobody calls memory any more.

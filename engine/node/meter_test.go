@@ -34,8 +34,14 @@ func TestMeter(t *testing.T) {
 			t.Errorf("%s: %d times closed", name, closed-before)
 		}
 	}
+	pair := newMeter(box, Place{Info: &device.GPU{UUID: third.UUID}, More: []device.GPU{{UUID: box.Devices[5].(*server.Device).UUID}}})
+	if got := pair.memory(); got.GetTotalBytes() != 160<<30 || got.GetUsedBytes() != 8<<30 {
+		t.Errorf("two GPUs: %v", got)
+	}
+	pair.close()
 	for name, place := range map[string]Place{
 		"unknown": {GPU: 0}, "gone": {GPU: 0, Info: &device.GPU{UUID: "GPU-of-another-machine"}}, "nameless": {GPU: 0, Info: &device.GPU{}},
+		"one of two": {GPU: 0, Info: &device.GPU{UUID: third.UUID}, More: []device.GPU{{}}},
 	} {
 		m := newMeter(box, place)
 		if got := m.memory(); got != nil {

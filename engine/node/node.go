@@ -63,13 +63,14 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	place := places[0]
-	slog.Info("this instance computes on", "device", place.Name(), "why", place.Why)
+	slog.Info("this instance computes on", "device", place.Name(), "why", place.Why, "tensor_parallel_size", cfg.TensorParallelSize)
 	choice := linkChoice(cfg, place)
 	dtype, err := DType(cfg.DType, m.Config.DType, place.OnGPU())
 	if err != nil {
 		return nil, err
 	}
-	hello, err := join(ctx, cfg, m.Fingerprint, dtype)
+	kvDType := KVDType(cfg.KVCacheDType, dtype)
+	hello, err := join(ctx, cfg, m.Fingerprint, dtype, kvDType)
 	if err != nil {
 		return nil, err
 	}
@@ -110,11 +111,12 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
 		return nil, err
 	}
-	return n, n.serve(ctx, hello, m.Fingerprint, shape.NumBlocks)
+	return n, n.serve(ctx, hello, cluster.Member{Fingerprint: m.Fingerprint, KVDType: kvDType, BlocksTotal: shape.NumBlocks})
 }
 
-// serve starts what runs: step loop, rManager, gRPC; last the entry that makes others see this instance.
-func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, fingerprint string, blocks int) error {
+// serve starts what runs: step loop, rManager, gRPC; last the entry that makes others see this instance, of which m has
+// what the caller knows.
+func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member) error {
 	l, err := net.Listen("tcp", net.JoinHostPort(n.cfg.ClusterHost, "0"))
 	if err != nil {
 		return fmt.Errorf("cannot listen for the control plane: %w", err)
@@ -131,16 +133,14 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, fingerprint strin
 	routerpb.RegisterInferenceServer(n.grpc, router.NewInference(n.eng))
 	go func() { _ = n.grpc.Serve(l) }()
 
-	n.reg, err = cluster.Register(ctx, n.etcd, hello.ClusterId, cluster.Member{
-		ID: n.ID, Address: l.Addr().String(), Endpoint: n.links.Endpoint(), BlocksTotal: blocks, Fingerprint: fingerprint,
-		Session: fmt.Sprintf("%d", time.Now().UnixNano()),
-	})
+	m.ID, m.Address, m.Endpoint, m.Session = n.ID, l.Addr().String(), n.links.Endpoint(), fmt.Sprintf("%d", time.Now().UnixNano())
+	n.reg, err = cluster.Register(ctx, n.etcd, hello.ClusterId, m)
 	if err != nil {
 		n.Close(ctx)
 		return err
 	}
-	slog.Info("instance is serving", "address", l.Addr().String(), "kv_blocks", blocks, "block_size", n.cfg.BlockSize,
-		"kv_tokens", blocks*n.cfg.BlockSize, "isa", n.dev.ISA())
+	slog.Info("instance is serving", "address", m.Address, "kv_blocks", m.BlocksTotal, "block_size", n.cfg.BlockSize,
+		"kv_tokens", m.BlocksTotal*n.cfg.BlockSize, "kv_dtype", m.KVDType, "isa", n.dev.ISA())
 	return nil
 }
 
@@ -187,7 +187,7 @@ func (n *Node) release() {
 	n.meter.close()
 }
 
-func join(ctx context.Context, cfg config.Config, fingerprint, dtype string) (*pb.JoinReply, error) {
+func join(ctx context.Context, cfg config.Config, fingerprint, dtype, kvDType string) (*pb.JoinReply, error) {
 	conn, err := grpc.NewClient(cfg.Join, cluster.DialOptions(cfg.ClusterSecret)...)
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to the cluster at %s: %w", cfg.Join, err)
@@ -196,7 +196,7 @@ func join(ctx context.Context, cfg config.Config, fingerprint, dtype string) (*p
 	limited, done := context.WithTimeout(ctx, 10*time.Second)
 	defer done()
 	reply, err := pb.NewManagerClient(conn).Join(limited, &pb.JoinRequest{
-		Fingerprint: fingerprint, Dtype: dtype, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
+		Fingerprint: fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
 		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs),
 	}, grpc.WaitForReady(true))
 	if err != nil {

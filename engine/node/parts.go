@@ -44,6 +44,18 @@ func DType(flag, checkpoint string, onGPU bool) (string, error) {
 	return "float32", nil
 }
 
+// fp8KV is the KV cache's type that --kv-cache-dtype asks for by either of its names.
+const fp8KV = "fp8_e4m3"
+
+// KVDType resolves --kv-cache-dtype: "fp8_e4m3", or what DType made of --dtype. Instances that pool their caches
+// have the same.
+func KVDType(flag, dtype string) string {
+	if flag == "auto" {
+		return dtype
+	}
+	return fp8KV
+}
+
 // Limits of one step that no flag sets.
 const (
 	maxHostedSpans = 4096
@@ -52,11 +64,12 @@ const (
 
 // stepConfig is a device's config but for the pool's size: the step's buffers get the scheduler's limits.
 func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config {
+	types := map[string]int{"float32": device.F32, "float16": device.F16, "bfloat16": device.BF16, fp8KV: device.E4M3}
 	return device.ForModel(m, device.Config{
-		DType:     map[string]int{"float32": device.F32, "float16": device.F16, "bfloat16": device.BF16}[dtype],
+		DType: types[dtype], KVDType: types[KVDType(cfg.KVCacheDType, dtype)],
 		BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
 		MaxRows: cfg.MaxNumBatchedTokens, MaxSpans: maxHostedSpans, MaxStepSpans: spansPerSeq * cfg.MaxNumSeqs, Threads: Threads(cfg),
-		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3}[cfg.ISA],
+		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3}[cfg.ISA], TensorParallel: max(cfg.TensorParallelSize, 1),
 	})
 }
 

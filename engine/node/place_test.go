@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -24,6 +25,7 @@ func TestPlaces(t *testing.T) {
 	for _, tc := range []struct {
 		name, device string
 		instances    int
+		ranks        int
 		gpus         []device.GPU
 		driver       error
 		library      error
@@ -52,12 +54,20 @@ func TestPlaces(t *testing.T) {
 		{name: "the old one", device: "cuda:0", gpus: gpus(75, 90), refused: "those that do: cuda:1 (GPU B)"},
 		{name: "a named library without the tag", device: "cuda:3", driver: device.ErrNoCUDA, named: "emu", instances: 2, want: "cuda:3 cuda:3", shares: []float64{0.4, 0.4}, why: "emu"},
 		{name: "a named library and no number", device: "cuda", driver: noDriver, named: "emu", want: "cuda:0", shares: []float64{0.8}},
+		{name: "two ranks of four GPUs", device: "cuda", gpus: gpus(90, 90, 90, 90, 90), ranks: 2, instances: 3, want: "cuda:0+1 cuda:2+1 cuda:0+1", shares: []float64{0.4, 0.8, 0.4}},
+		{name: "two ranks around an old one", device: "auto", gpus: gpus(90, 75, 90, 80, 90), ranks: 2, instances: 2, want: "cuda:2+1 cuda:2+1", shares: []float64{0.4, 0.4}},
+		{name: "two ranks from a number on", device: "cuda:1", gpus: gpus(90, 90, 90, 90), ranks: 2, instances: 2, want: "cuda:1+1 cuda:1+1", shares: []float64{0.4, 0.4}},
+		{name: "four ranks from the last but one on", device: "cuda:2", gpus: gpus(90, 90, 90, 90), ranks: 4, refused: "cannot use --tensor-parallel-size 4: it takes as many GPUs whose numbers follow each other; here there are: cuda:2 (GPU C), cuda:3 (GPU D)"},
+		{name: "four ranks of two", device: "cuda", gpus: gpus(90, 90), ranks: 4, refused: "cannot use --tensor-parallel-size 4"},
+		{name: "two ranks on the CPU", device: "auto", ranks: 2, want: "cpu", why: "sees no GPU"},
+		{name: "two ranks of a named library", device: "cuda:0", driver: device.ErrNoCUDA, named: "emu", ranks: 2, want: "cuda:0", shares: []float64{0.8}},
 		{name: "a library that is named and one of two", device: "cuda:2", gpus: gpus(90, 90), named: "lib", refused: "no GPU that fits"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g := ground{tc.named, func() ([]device.GPU, error) { return tc.gpus, tc.driver }, func() (string, error) { return "lib", tc.library }}
 			cfg := config.Default()
 			cfg.Device, cfg.Instances, cfg.GPUMemoryUtilization = tc.device, max(1, tc.instances), 0.8
+			cfg.TensorParallelSize = max(1, tc.ranks)
 			places, err := g.places(cfg)
 			if tc.refused != "" {
 				if err == nil || !strings.HasPrefix(err.Error(), "cannot use --device ") || !strings.Contains(err.Error(), tc.refused) {
@@ -70,7 +80,16 @@ func TestPlaces(t *testing.T) {
 			}
 			var names []string
 			for i, p := range places {
-				names = append(names, p.String())
+				name := p.String()
+				if n := len(p.More); n > 0 {
+					name += fmt.Sprintf("+%d", n)
+				}
+				for k, gpu := range p.More {
+					if gpu.Ordinal != p.GPU+1+k {
+						t.Errorf("place %d: %+v", i, p)
+					}
+				}
+				names = append(names, name)
 				if p.OnGPU() != strings.HasPrefix(p.String(), "cuda") || !strings.Contains(p.Why, tc.why) || p.Why == "" {
 					t.Errorf("place %d: %+v", i, p)
 				}
@@ -85,6 +104,16 @@ func TestPlaces(t *testing.T) {
 				t.Errorf("the instances compute on %s, want %s", got, tc.want)
 			}
 		})
+	}
+}
+
+func TestKVDType(t *testing.T) {
+	for _, tc := range []struct{ flag, dtype, want string }{
+		{"auto", "float32", "float32"}, {"auto", "bfloat16", "bfloat16"}, {"fp8", "bfloat16", "fp8_e4m3"}, {"fp8_e4m3", "float32", "fp8_e4m3"},
+	} {
+		if got := KVDType(tc.flag, tc.dtype); got != tc.want {
+			t.Errorf("--kv-cache-dtype %s beside %s: %q", tc.flag, tc.dtype, got)
+		}
 	}
 }
 
@@ -104,5 +133,19 @@ func TestDType(t *testing.T) {
 	}
 	if got, err := DType("float16", "float16", false); err == nil || !strings.HasPrefix(err.Error(), "cannot use --dtype float16 on the CPU") {
 		t.Errorf("float16 on the CPU: %q, %v", got, err)
+	}
+}
+
+// One of two GPUs is not taken where two are asked for, and the CPU not in their stead.
+func TestTooFewGPUs(t *testing.T) {
+	g := ground{"", func() ([]device.GPU, error) { return gpus(90), nil }, func() (string, error) { return "lib", nil }}
+	cfg := config.Default()
+	cfg.TensorParallelSize = 2
+	if places, err := g.places(cfg); err == nil || !strings.Contains(err.Error(), "--tensor-parallel-size 2") || !strings.Contains(err.Error(), "--device cpu") {
+		t.Errorf("%v, %v", places, err)
+	}
+	p := Place{GPU: 2, Info: &device.GPU{Ordinal: 2, Name: "H"}, More: []device.GPU{{Ordinal: 3}}}
+	if p.Name() != "cuda:2 to cuda:3 (H)" || p.String() != "cuda:2" {
+		t.Errorf("%s, %s", p.Name(), p)
 	}
 }

@@ -27,6 +27,9 @@ func BlockBytes(cfg config.Config, m *model.Config, dtype string) (uint64, error
 func DeviceConfig(cfg config.Config, m *model.Model, dtype string, place Place) (device.Config, error) {
 	d := stepConfig(cfg, m.Config, dtype)
 	d.GPU = place.GPU + 1
+	if err := CheckRanks(cfg, m.Config); err != nil {
+		return d, err
+	}
 	block, err := BlockBytes(cfg, m.Config, dtype)
 	if err != nil {
 		return d, err
@@ -54,24 +57,47 @@ func blocksOnGPU(m *model.Model, d device.Config, place Place, block uint64) (in
 	if place.Info == nil {
 		return 0, fmt.Errorf("cannot size a KV pool on %s: its memory is not known here; give --kv-cache-memory, or build with -tags cuda", place)
 	}
-	weights, err := m.WeightBytes(elem(d.DType))
+	ranks := max(d.TensorParallel, 1)
+	weights, err := m.WeightBytes(elem(d.DType), ranks)
 	if err != nil {
 		return 0, err
 	}
-	free, err := device.GPUFree(place.GPU)
-	if err != nil {
-		return 0, err
+	step := stepBytes(d)
+	if ranks > 1 {
+		step += sums
 	}
-	room := gpuRoom{Total: place.Info.Memory, Free: free, Share: place.Share, Weights: weights, Step: stepBytes(d), Block: block}
-	n, err := room.blocks()
-	if err != nil {
-		return 0, fmt.Errorf("cannot fit a KV pool on %s: %w", place.Name(), err)
+	blocks := maxBlocks
+	for _, gpu := range append([]device.GPU{*place.Info}, place.More...) {
+		free, err := device.GPUFree(gpu.Ordinal)
+		if err != nil {
+			return 0, err
+		}
+		room := gpuRoom{Total: gpu.Memory, Free: free, Share: place.Share, Weights: weights, Step: step, Block: block / uint64(ranks)}
+		n, err := room.blocks()
+		if err != nil {
+			return 0, fmt.Errorf("cannot fit a KV pool on %s: %w", place.Name(), err)
+		}
+		if room.short() {
+			slog.Warn("others have taken memory of the GPU; the KV pool is smaller for it", "device", fmt.Sprintf("cuda:%d", gpu.Ordinal),
+				"total", inUnits(room.Total), "share", place.Share, "free", inUnits(room.Free), "kv_blocks", n)
+		}
+		blocks = min(blocks, n) // a block is on all of them
 	}
-	if room.short() {
-		slog.Warn("others have taken memory of the GPU; the KV pool is smaller for it", "device", place.String(),
-			"total", inUnits(room.Total), "share", place.Share, "free", inUnits(room.Free), "kv_blocks", n)
+	return blocks, nil
+}
+
+// CheckRanks says why a model cannot be cut by --tensor-parallel-size.
+func CheckRanks(cfg config.Config, m *model.Config) error {
+	n := max(cfg.TensorParallelSize, 1)
+	for _, part := range []struct {
+		count int
+		name  string
+	}{{m.NumHeads, "attention heads"}, {m.NumKVHeads, "KV heads"}, {m.IntermediateSize, "intermediate numbers"}} {
+		if part.count%n != 0 {
+			return fmt.Errorf("cannot use --tensor-parallel-size %d: the model's %d %s are no multiple of it", n, part.count, part.name)
+		}
 	}
-	return n, nil
+	return nil
 }
 
 // elem is the size of a number, in bytes.
@@ -85,6 +111,9 @@ func elem(dtype int) int {
 // reserve is left to the CUDA context, the code of the kernels, workspaces of libraries, and the rounding of
 // allocations.
 const reserve = 512 << 20
+
+// sums is left to NCCL, which has buffers on every GPU of an instance that has several.
+const sums = 512 << 20
 
 // gpuRoom is what is known when a pool on a GPU is sized, in bytes.
 type gpuRoom struct {
@@ -127,7 +156,7 @@ func inUnits(n uint64) string {
 }
 
 // stepBytes is about what a step's activations and the two lanes of attention, the step's own and that for
-// others' queries, take on a GPU.
+// others' queries, take on a GPU, which is one of the config's ranks.
 func stepBytes(d device.Config) uint64 {
 	const (
 		logitRows      = 128 // computed at once
@@ -136,6 +165,8 @@ func stepBytes(d device.Config) uint64 {
 		partials       = 1536 * multiprocessor // heads * rows of partials of cut attention, whatever the number of heads
 	)
 	u := func(n int) uint64 { return uint64(n) }
+	ranks := max(d.TensorParallel, 1)
+	d.Heads, d.KVHeads, d.Intermediate = d.Heads/ranks, d.KVHeads/ranks, d.Intermediate/ranks
 	rows, hidden, q := u(d.MaxTokens), u(d.Hidden), u(d.Heads)*u(d.HeadDim)
 	act := u(elem(d.DType))
 	activations := rows * (4*hidden + act*(hidden+3*q+2*u(d.KVHeads)*u(d.HeadDim)+3*u(d.Intermediate)))

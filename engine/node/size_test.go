@@ -68,6 +68,9 @@ func TestStepBytes(t *testing.T) {
 			t.Errorf("%s: %d bytes are no more", name, stepBytes(c))
 		}
 	}
+	if d.TensorParallel = 4; stepBytes(d) >= base {
+		t.Errorf("one of four ranks: %d bytes are no fewer", stepBytes(d))
+	}
 }
 
 func TestDeviceConfig(t *testing.T) {
@@ -104,6 +107,24 @@ func TestDeviceConfig(t *testing.T) {
 	if d, err = DeviceConfig(cfg, m, "float16", unknown); err != nil || d.DType != device.F16 || d.NumBlocks != 14 {
 		t.Errorf("float16: %+v, %v", d, err)
 	}
+	cfg.KVCacheDType = "fp8"
+	if d, err = DeviceConfig(cfg, m, "float32", cpu); err != nil || d.DType != device.F32 || d.KVDType != device.E4M3 || d.NumBlocks != 28 {
+		t.Errorf("KV in fp8: %+v, %v", d, err)
+	}
+	cfg.KVCacheDType = "auto"
+	cfg.TensorParallelSize = 2
+	if d, err = DeviceConfig(cfg, m, "float32", cpu); err != nil || d.TensorParallel != 2 || d.NumBlocks != 7 {
+		t.Errorf("two ranks: %+v, %v", d, err)
+	}
+	whole, _ := m.WeightBytes(4, 1)
+	if part, err := m.WeightBytes(4, 2); err != nil || part >= whole || part <= whole/2 {
+		t.Errorf("one of two ranks takes %d bytes of %d, %v", part, whole, err)
+	}
+	cfg.TensorParallelSize = 4
+	if _, err = DeviceConfig(cfg, m, "float32", cpu); err == nil || err.Error() != "cannot use --tensor-parallel-size 4: the model's 2 KV heads are no multiple of it" {
+		t.Errorf("more ranks than KV heads: %v", err)
+	}
+	cfg.TensorParallelSize = 1
 	cfg.KVCacheMemory = config.Size(block)
 	if _, err = DeviceConfig(cfg, m, "float32", unknown); err == nil || !strings.Contains(err.Error(), "it holds 1 blocks") {
 		t.Errorf("a pool of one block: %v", err)

@@ -100,7 +100,7 @@ if [ "$what" != library ]; then
     tests=$(ls csrc/tests/cuda/test_*.cu)
     [ "$what" != all ] || tests="$tests $(ls bench/cuda/*.cu)"
     # All of libinfinite.a but verbs, which a build with nvcc alone may lack the headers of.
-    base=$(ls csrc/runtime/*.c csrc/model/*.c csrc/kernels/cpu/*.c csrc/dist/*.c csrc/transport/*.c \
+    base=$(ls csrc/runtime/*.c csrc/model/*.c csrc/kernels/cpu/*.c csrc/kernels/tp/*.c csrc/dist/*.c csrc/transport/*.c \
         csrc/transport/shm/*.c csrc/transport/tcp/*.c csrc/transport/verbs/stub.c)
 fi
 # The slowest first, as far as size tells.

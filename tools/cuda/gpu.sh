@@ -47,7 +47,7 @@ if ! NVCC=$nvcc ARCHS=$arch tools/cuda/build.sh "$build" all >"$out/build.log" 2
     tail -40 "$out/build.log"
     exit 1
 fi
-for c in bench/cuda/bench_step.c csrc/tests/test_step.c; do
+for c in bench/cuda/bench_step.c csrc/tests/test_step.c csrc/tests/test_tp.c; do
     cc -O2 -Icsrc -Icsrc/include -o "$build/$(basename "$c" .c)" "$c" "$build/libinfinite.a" -lm -lpthread -ldl || exit 1
 done
 cudalib=$(dirname "$(dirname "$nvcc")")/lib64
@@ -62,15 +62,17 @@ if wants test; then
         case " ${SKIP:-} " in *" $n "*) ;; *) step "$n" 60 "$build/cuda_$n" ;; esac
     done
     INFINITE_TEST_GPU=1 step test_step_gpu 60 "$build/test_step"
+    # Ranks of one instance that share the GPU: all of tensor parallelism but NCCL.
+    INFINITE_TEST_GPU=1 INFINITE_CUDA_WITH=one_gpu step test_tp_gpu 60 "$build/test_tp"
 fi
 if wants go && [ -n "${CARRY:-}" ]; then
-    # Their data lies beside their sources.
+    # Their data lies beside their sources. EXACTNESS=TestExactness: with fp8 KV too.
     cd engine/device && step go_device 90 "$CARRY/device.test" -test.run GPU -test.v
     cd ../cmd/infinite &&
-        INFINITE_TEST_DEVICE=cuda:0 step go_exactness 150 "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness}" -test.v -test.timeout 145s
+        INFINITE_TEST_DEVICE=cuda:0 step go_exactness 150 "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness$}" -test.v -test.timeout 145s
     cd ../../..
 fi
-if wants decode; then step bench_decode 60 "$build/bench_decode"; fi
+if wants decode; then step bench_decode 80 "$build/bench_decode"; fi
 if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
 if wants prefill; then step bench_prefill 60 "$build/bench_prefill"; fi

@@ -30,7 +30,8 @@ extern "C" {
 
 typedef struct inf_device inf_device;
 
-enum { INF_DTYPE_F32 = 1, INF_DTYPE_F16 = 2, INF_DTYPE_BF16 = 3 };
+/* E4M3 (4 bits of exponent, 3 of mantissa, +-448 at most, no infinities) is for KV alone. */
+enum { INF_DTYPE_F32 = 1, INF_DTYPE_F16 = 2, INF_DTYPE_BF16 = 3, INF_DTYPE_E4M3 = 4 };
 enum { INF_MAX_TOP = 20 };    /* log probabilities per row beyond the chosen token's */
 enum { INF_MAX_PEERS = 256 }; /* peer indexes are 0..255 */
 enum { INF_MAX_BIAS = 1024 }; /* logit_bias entries of a request */
@@ -68,7 +69,8 @@ typedef struct inf_device_config {
     float rms_eps;
     float rope_scale; /* multiplies cos and sin */
     /* numbers */
-    int32_t dtype; /* of weights and KV: F32, BF16 or, on a GPU, F16; sums are always f32 */
+    int32_t dtype;    /* of weights: F32, BF16 or, on a GPU, F16; sums are always f32 */
+    int32_t kv_dtype; /* of K and V: 0 for dtype, or E4M3, rounded and saturated, scale 1 */
     /* the pool */
     int32_t block_size, num_blocks;
     /* limits of one step; the step buffers have these sizes */
@@ -79,9 +81,12 @@ typedef struct inf_device_config {
     int32_t threads;   /* of the step's pool; the same again, lazily, for partials of others */
     int32_t isa;       /* 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512 */
     int32_t gpu;       /* 0: the CPU; n: CUDA device n - 1 of those that the process sees */
+    /* Ranks that heads, kv heads and intermediate are cut over (kernels/tp), 1 to 8, 0 as 1. On a
+     * GPU they are CUDA devices gpu - 1, gpu, ...; on the CPU they share its memory and threads. */
+    int32_t tensor_parallel;
 } inf_device_config;
 
-_Static_assert(sizeof(inf_device_config) == 88, "inf_device_config is mirrored in Go");
+_Static_assert(sizeof(inf_device_config) == 96, "inf_device_config is mirrored in Go");
 
 /* inv_freq: [head_dim / 2]. windows: [layers], tokens a query may look back including itself, 0 =
  * all. */
@@ -98,7 +103,7 @@ int inf_device_ready(inf_device *device, inf_err *err);
 
 void inf_device_close(inf_device *device);
 
-/* Bytes of one KV block: layers * 2 * kv_heads * block_size * head_dim * sizeof(dtype).
+/* Bytes of one KV block: layers * 2 * kv_heads * block_size * head_dim * sizeof(KV's dtype).
  * In memory a block is [layer, k|v, kv_head, block_size, head_dim]. */
 uint64_t inf_device_block_bytes(const inf_device_config *config);
 

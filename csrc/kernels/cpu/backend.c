@@ -4,18 +4,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "kernels/backend.h"
 #include "kernels/convert.h"
 #include "kernels/cpu/cpu.h"
 #include "runtime/fail.h"
-#include "runtime/pages.h"
-
-typedef struct cpu_backend {
-    inf_backend base;
-    const inf_ops *ops;
-} cpu_backend;
 
 struct inf_lane {
     cpu_backend *backend;
@@ -42,58 +35,9 @@ struct inf_lane {
     float *x;
 };
 
-/* ---- memory ---- */
+/* ---- lanes ---- */
 
 static void cpu_close(inf_backend *b) { free(b); }
-
-static void *cpu_alloc(inf_backend *b, uint64_t bytes) {
-    (void)b;
-    void *memory = inf_pages_alloc(bytes);
-    /* Zeroed now, so that a step meets no page faults. */
-    return memory != NULL ? memset(memory, 0, bytes) : NULL;
-}
-
-static void cpu_free(inf_backend *b, void *device) {
-    (void)b;
-    free(device);
-}
-
-static void *cpu_alloc_pool(inf_backend *b, uint64_t bytes) {
-    (void)b;
-    /* Mapped rather than allocated: pages cost memory when a block is first written, and are zero.
-     */
-    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
-        return NULL;
-    }
-    inf_pages_large(memory, bytes);
-    return memory;
-}
-
-static void cpu_free_pool(inf_backend *b, void *device, uint64_t bytes) {
-    (void)b;
-    if (device != NULL) {
-        (void)munmap(device, bytes);
-    }
-}
-
-static void *cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype,
-                        int32_t n, int32_t k) {
-    const inf_ops *ops = ((cpu_backend *)b)->ops;
-    void *packed = inf_pages_alloc(ops->packed_bytes(dtype, n, k));
-    if (packed != NULL) {
-        ops->pack(dtype, host, src_dtype, n, k, packed);
-    }
-    return packed;
-}
-
-static void *cpu_adopt(inf_backend *b, void *host, uint64_t bytes) {
-    (void)b;
-    (void)bytes;
-    return host;
-}
-
-/* ---- lanes ---- */
 
 static void *copy_of(const void *src, size_t bytes) {
     void *copy = malloc(bytes);
@@ -125,13 +69,13 @@ static int take_memory(inf_lane *l, const inf_lane_config *c) {
         l->windows = copy_of(c->windows, (size_t)d->layers * sizeof *l->windows);
         l->inv_freq = copy_of(c->inv_freq, half * sizeof *l->inv_freq);
         l->position = calloc(rows, sizeof *l->position);
-        l->cos = cpu_alloc(NULL, rows * half * sizeof(float));
-        l->sin = cpu_alloc(NULL, rows * half * sizeof(float));
-        l->lse = cpu_alloc(NULL, heads * sizeof(float));
+        l->cos = inf_cpu_alloc(NULL, rows * half * sizeof(float));
+        l->sin = inf_cpu_alloc(NULL, rows * half * sizeof(float));
+        l->lse = inf_cpu_alloc(NULL, heads * sizeof(float));
         return l->attn && l->position && l->windows && l->inv_freq && l->cos && l->sin && l->lse;
     }
-    l->o2 = cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
-    l->lse2 = cpu_alloc(NULL, heads * sizeof(float));
+    l->o2 = inf_cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
+    l->lse2 = inf_cpu_alloc(NULL, heads * sizeof(float));
     l->to_o = calloc((size_t)c->max_segments, sizeof *l->to_o);
     l->to_lse = calloc((size_t)c->max_segments, sizeof *l->to_lse);
     return l->attn && l->o2 && l->lse2 && l->to_o && l->to_lse;
@@ -172,6 +116,22 @@ static int cpu_sync(inf_lane *l, inf_err *err) {
 static void cpu_copy(inf_lane *l, void *to, const void *from, uint64_t bytes) {
     (void)l;
     memcpy(to, from, bytes);
+}
+
+static void cpu_copy_rows_out(inf_lane *l, void *host, uint64_t pitch, const void *device,
+                              uint64_t width, uint64_t rows) {
+    (void)l;
+    for (uint64_t r = 0; r < rows; r++) {
+        memcpy((uint8_t *)host + r * pitch, (const uint8_t *)device + r * width, width);
+    }
+}
+
+static void cpu_copy_rows_in(inf_lane *l, void *device, const void *host, uint64_t pitch,
+                             uint64_t width, uint64_t rows) {
+    (void)l;
+    for (uint64_t r = 0; r < rows; r++) {
+        memcpy((uint8_t *)device + r * width, (const uint8_t *)host + r * pitch, width);
+    }
 }
 
 /* ---- the step ---- */
@@ -330,9 +290,15 @@ static void cpu_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32
     l->ops->attention(l->threads, l->attn, (int32_t)s->head->n_seqs);
 }
 
-static int cpu_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, const float *lse2) {
-    l->ops->merge(l->o + (size_t)row0 * (size_t)l->q_dim, l->lse + row0 * (size_t)l->dims.heads, o2,
-                  lse2, rows, l->dims.heads, l->dims.head_dim);
+static int cpu_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, const float *lse2,
+                     int32_t stride) {
+    float *o = l->o + (size_t)row0 * (size_t)l->q_dim, *lse = l->lse + row0 * (size_t)l->dims.heads;
+    int32_t heads = l->dims.heads, dim = l->dims.head_dim, at_once = stride == heads ? rows : 1;
+    for (int32_t r = 0; r < rows; r += at_once) {
+        size_t mine = (size_t)r * (size_t)heads, theirs = (size_t)r * (size_t)stride;
+        l->ops->merge(o + mine * (size_t)dim, lse + mine, o2 + theirs * (size_t)dim, lse2 + theirs,
+                      at_once, heads, dim);
+    }
     return 0;
 }
 
@@ -350,9 +316,11 @@ static void cpu_gated(inf_lane *l, const inf_product *p, void *y) {
     l->ops->swiglu(l->threads, gate, gate + n, y, p->rows, n, 2 * n, n);
 }
 
-static void cpu_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host) {
-    memcpy(host, (const float *)q + (size_t)row0 * (size_t)l->q_dim,
-           (size_t)rows * (size_t)l->q_dim * sizeof(float));
+static void cpu_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host,
+                        int32_t stride) {
+    size_t row = (size_t)l->q_dim * sizeof(float);
+    cpu_copy_rows_out(l, host, (size_t)stride * (size_t)l->dims.head_dim * sizeof(float),
+                      (const float *)q + (size_t)row0 * (size_t)l->q_dim, row, (size_t)rows);
 }
 
 /* ---- answering ---- */
@@ -412,17 +380,20 @@ static int cpu_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err
 
 static const inf_backend_ops cpu_ops = {
     .close = cpu_close,
-    .alloc = cpu_alloc,
-    .free = cpu_free,
-    .alloc_pool = cpu_alloc_pool,
-    .free_pool = cpu_free_pool,
-    .matrix = cpu_matrix,
-    .adopt = cpu_adopt,
+    .alloc = inf_cpu_alloc,
+    .free = inf_cpu_free,
+    .alloc_pool = inf_cpu_alloc_pool,
+    .free_pool = inf_cpu_free_pool,
+    .matrix = inf_cpu_matrix,
+    .adopt = inf_cpu_adopt,
     .lane_open = cpu_lane_open,
     .lane_close = cpu_lane_close,
     .sync = cpu_sync,
     .copy_out = cpu_copy,
     .copy_in = cpu_copy,
+    .copy_rows_out = cpu_copy_rows_out,
+    .copy_rows_in = cpu_copy_rows_in,
+    .collective_open = inf_cpu_collective_open,
     .begin = cpu_begin,
     .record = cpu_record,
     .recorded = cpu_recorded,
@@ -453,6 +424,7 @@ inf_backend *inf_backend_cpu(int32_t isa) {
                             .act = INF_DTYPE_F32,
                             .act_bytes = sizeof(float),
                             .logit_rows = 32,
-                            .host_memory = 1};
+                            .host_memory = 1,
+                            .ranks = 1};
     return &b->base;
 }

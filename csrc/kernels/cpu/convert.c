@@ -1,5 +1,5 @@
 /* Number formats of weight files: F32, F16 (IEEE 754 binary16) and BF16 (the upper half of
- * binary32). */
+ * binary32); and of KV: those and E4M3 (cpu.h). */
 #include "kernels/convert.h"
 #include "kernels/cpu/cpu.h"
 
@@ -10,6 +10,8 @@ uint64_t inf_dtype_bytes(int32_t dtype) {
     case INF_DTYPE_F16:
     case INF_DTYPE_BF16:
         return 2;
+    case INF_DTYPE_E4M3:
+        return 1;
     default:
         return 0;
     }
@@ -41,6 +43,9 @@ static float load_number(const uint8_t *src, int32_t dtype) {
         memcpy(&value, src, sizeof(value));
         return value;
     }
+    if (dtype == INF_DTYPE_E4M3) {
+        return e4m3_to_f32(*src);
+    }
     uint16_t bits;
     memcpy(&bits, src, sizeof(bits));
     return dtype == INF_DTYPE_F16 ? f16_to_f32(bits) : bf16_to_f32(bits);
@@ -57,6 +62,13 @@ void inf_convert(void *dst, int32_t dst_dtype, const void *src, int32_t src_dtyp
         float *to = dst;
         for (uint64_t i = 0; i < n; i++) {
             to[i] = load_number(from + i * src_bytes, src_dtype);
+        }
+        return;
+    }
+    if (dst_dtype == INF_DTYPE_E4M3) {
+        uint8_t *to = dst;
+        for (uint64_t i = 0; i < n; i++) {
+            to[i] = e4m3_from_f32(load_number(from + i * src_bytes, src_dtype));
         }
         return;
     }

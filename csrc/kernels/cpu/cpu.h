@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/kernels.h"
+#include "kernels/backend.h"
 
 /* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL
  * outputs for the same input stand side by side, so that one load feeds PANEL sums and a decode
@@ -45,6 +45,38 @@ static inline float f16_to_f32(uint16_t h) {
     return f;
 }
 
+/* e4m3 as in OCP's 8-bit formats (E4M3, "fn"): sign, 4 bits of exponent with bias 7, 3 of mantissa.
+ * Exponent 0 is m 2^-9; 0x7e is 448, the largest; 0x7f is NaN; there are no infinities. */
+typedef uint8_t e4m3;
+
+static inline float e4m3_to_f32(e4m3 x) {
+    uint32_t magnitude = x & 0x7fu, bits = (magnitude << 20) + 0x3c000000u;
+    float f = (float)magnitude * 0x1p-9f;
+    if (magnitude >= 8)
+        memcpy(&f, &bits, sizeof f);
+    if (magnitude == 0x7f)
+        f = NAN;
+    return x & 0x80u ? -f : f;
+}
+
+/* Rounds to nearest, ties to even; what is beyond 448 becomes 448. NaN becomes 0x7f. */
+static inline e4m3 e4m3_from_f32(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    uint32_t sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+        return 0x7f;
+    if (magnitude >= 0x43e00000u) /* 448 */
+        return (e4m3)(sign | 0x7eu);
+    if (magnitude < 0x3c800000u) { /* below 2^-6: a multiple of 2^-9, rounded by adding 2^14 */
+        float shifted = fabsf(f) + 0x1p14f;
+        memcpy(&bits, &shifted, sizeof bits);
+        return (e4m3)(sign | (bits - 0x46800000u));
+    }
+    uint32_t odd = (magnitude >> 20) & 1u;
+    return (e4m3)(sign | ((magnitude - 0x3c000000u + 0x7ffffu + odd) >> 20));
+}
+
 static inline int32_t ceil_div(int32_t a, int32_t b) { return a / b + (a % b != 0); }
 static inline int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
@@ -71,6 +103,22 @@ static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t h
 uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k);
 void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                   void *dst);
+
+typedef struct cpu_backend {
+    inf_backend base;
+    const inf_ops *ops;
+} cpu_backend;
+
+/* As in inf_backend_ops. */
+void *inf_cpu_alloc(inf_backend *b, uint64_t bytes);
+void inf_cpu_free(inf_backend *b, void *device);
+void *inf_cpu_alloc_pool(inf_backend *b, uint64_t bytes);
+void inf_cpu_free_pool(inf_backend *b, void *device, uint64_t bytes);
+void *inf_cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype, int32_t n,
+                     int32_t k, int32_t cut);
+void *inf_cpu_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut);
+int inf_cpu_collective_open(const inf_collective_config *config, inf_collective **out,
+                            inf_err *err);
 
 /* The tables; NULL where the build lacks the instruction set. */
 const inf_ops *inf_ops_c(void);

@@ -72,6 +72,23 @@ static inline vec v_load_bf16_n(const bf16 *p, int32_t n) {
     return v_load_bf16(all);
 }
 
+/* e4m3_to_f32 for each number. Exponent and mantissa in f16's places make a number 2^8 too small,
+ * and f16's small numbers need no care; 0x7f gets the exponent that f16's NaN has. Every CPU with
+ * AVX2 converts f16. */
+static inline vec v_load_e4m3(const e4m3 *p) {
+    __m128i x = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)p));
+    __m128i size = _mm_and_si128(x, _mm_set1_epi16(0x7f));
+    __m128i nan = _mm_slli_epi16(_mm_add_epi16(size, _mm_set1_epi16(1)), 7);
+    __m128i half = _mm_or_si128(_mm_slli_epi16(size, 7), _mm_slli_epi16(_mm_srli_epi16(x, 7), 15));
+    half = _mm_or_si128(half, _mm_and_si128(nan, _mm_set1_epi16(0x4000)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
+}
+static inline vec v_load_e4m3_n(const e4m3 *p, int32_t n) {
+    e4m3 all[8] = {0};
+    memcpy(all, p, (size_t)n * sizeof *p);
+    return v_load_e4m3(all);
+}
+
 /* bf16_from_f32 for each number. */
 static inline void v_store_bf16(bf16 *p, vec x) {
     __m256i bits = _mm256_castps_si256(x);

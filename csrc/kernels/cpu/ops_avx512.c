@@ -48,6 +48,23 @@ static inline vec v_load_bf16_n(const bf16 *p, int32_t n) {
     return widen(_mm256_maskz_loadu_epi16(first_n(n), p));
 }
 
+/* e4m3_to_f32 for each number. Exponent and mantissa in f16's places make a number 2^8 too small,
+ * and f16's small numbers need no care; 0x7f gets the exponent that f16's NaN has. */
+static inline vec widen_e4m3(__m128i bytes) {
+    __m256i x = _mm256_cvtepu8_epi16(bytes), size = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
+    __m256i nan = _mm256_slli_epi16(_mm256_add_epi16(size, _mm256_set1_epi16(1)), 7);
+    __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(x, 7), 15);
+    __m256i half = _mm256_or_si256(_mm256_slli_epi16(size, 7), sign);
+    half = _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x4000)));
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
+}
+static inline vec v_load_e4m3(const e4m3 *p) {
+    return widen_e4m3(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+static inline vec v_load_e4m3_n(const e4m3 *p, int32_t n) {
+    return widen_e4m3(_mm_maskz_loadu_epi8(first_n(n), p));
+}
+
 /* bf16_from_f32 for each number. */
 static inline void v_store_bf16(bf16 *p, vec x) {
     __m512i bits = _mm512_castps_si512(x);

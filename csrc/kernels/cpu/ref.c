@@ -105,6 +105,11 @@ static void store_kv(uint8_t *dst, const float *src, int32_t n, int32_t dtype) {
         memcpy(dst, src, (size_t)n * sizeof *src);
         return;
     }
+    if (dtype == INF_DTYPE_E4M3) {
+        for (int32_t i = 0; i < n; i++)
+            dst[i] = e4m3_from_f32(src[i]);
+        return;
+    }
     for (int32_t i = 0; i < n; i++)
         ((bf16 *)dst)[i] = bf16_from_f32(src[i]);
 }
@@ -112,6 +117,11 @@ static void store_kv(uint8_t *dst, const float *src, int32_t n, int32_t dtype) {
 static void load_kv(float *dst, const uint8_t *src, int32_t n, int32_t dtype) {
     if (dtype == INF_DTYPE_F32) {
         memcpy(dst, src, (size_t)n * sizeof *dst);
+        return;
+    }
+    if (dtype == INF_DTYPE_E4M3) {
+        for (int32_t i = 0; i < n; i++)
+            dst[i] = e4m3_to_f32(src[i]);
         return;
     }
     for (int32_t i = 0; i < n; i++)

@@ -77,7 +77,7 @@ static void attn_begin(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t
 }
 
 /* s of `queries` x 4 keys; rest: numbers beyond the full vectors. */
-INLINE void attn_dot(const int is_bf16, const int32_t queries, const attn_tile *t, int32_t query,
+INLINE void attn_dot(const int format, const int32_t queries, const attn_tile *t, int32_t query,
                      int32_t key, float *s) {
     const float *q = t->q + query * t->stride;
     vec sum[ATTN_Q][4];
@@ -87,7 +87,7 @@ INLINE void attn_dot(const int is_bf16, const int32_t queries, const attn_tile *
     for (int32_t d = 0; d < t->full; d += W) {
         vec k[4];
         UNROLL_FOR (j, 4)
-            k[j] = load_as(is_bf16, t->k[key + j], (size_t)d);
+            k[j] = load_as(format, t->k[key + j], (size_t)d);
         UNROLL_FOR (i, queries) {
             vec each = v_load(q + i * t->stride + d);
             UNROLL_FOR (j, 4)
@@ -96,7 +96,7 @@ INLINE void attn_dot(const int is_bf16, const int32_t queries, const attn_tile *
     }
     if (t->full < t->dim) {
         UNROLL_FOR (j, 4) {
-            vec k = load_as_n(is_bf16, t->k[key + j], (size_t)t->full, t->dim - t->full);
+            vec k = load_as_n(format, t->k[key + j], (size_t)t->full, t->dim - t->full);
             UNROLL_FOR (i, queries)
                 sum[i][j] = v_fma(v_load(q + i * t->stride + t->full), k, sum[i][j]);
         }
@@ -113,20 +113,20 @@ INLINE void attn_prefetch(const uint8_t *row, int32_t bytes) {
         __builtin_prefetch(row + at, 0, 2);
 }
 
-INLINE void attn_scores(const int is_bf16, attn_tile *t) {
+INLINE void attn_scores(const int format, attn_tile *t) {
     for (int32_t key = t->begin / 4 * 4; key < t->end; key += 4) {
         for (int32_t j = 0; j < 4; j++)
             attn_prefetch(t->k[key + j] + t->to_v, t->row_bytes);
         for (int32_t i = 0; i < t->queries;) {
             float *s = t->s + i * TILE_T + key;
             if (ATTN_Q == 4 && t->queries - i >= 4) {
-                attn_dot(is_bf16, ATTN_Q, t, i, key, s);
+                attn_dot(format, ATTN_Q, t, i, key, s);
                 i += 4;
             } else if (t->queries - i >= 2) {
-                attn_dot(is_bf16, 2, t, i, key, s);
+                attn_dot(format, 2, t, i, key, s);
                 i += 2;
             } else {
-                attn_dot(is_bf16, 1, t, i, key, s);
+                attn_dot(format, 1, t, i, key, s);
                 i++;
             }
         }
@@ -163,7 +163,7 @@ static void attn_softmax(attn_tile *t, int32_t t0) {
 
 /* o of `queries` x `vecs` vectors at d; n: numbers of the vector, W unless it is the tail (vecs 1).
  */
-INLINE void attn_add(const int is_bf16, const int32_t queries, const int32_t vecs, attn_tile *t,
+INLINE void attn_add(const int format, const int32_t queries, const int32_t vecs, attn_tile *t,
                      int32_t query, int32_t d, int32_t n) {
     vec sum[ATTN_Q][ATTN_V];
     float *o = t->o + query * t->stride + d;
@@ -179,8 +179,8 @@ INLINE void attn_add(const int is_bf16, const int32_t queries, const int32_t vec
             attn_prefetch(t->next[j], t->row_bytes);
         vec value[ATTN_V];
         UNROLL_FOR (v, vecs)
-            value[v] = vecs == 1 && n < W ? load_as_n(is_bf16, row, (size_t)d, n)
-                                          : load_as(is_bf16, row, (size_t)d + (size_t)v * W);
+            value[v] = vecs == 1 && n < W ? load_as_n(format, row, (size_t)d, n)
+                                          : load_as(format, row, (size_t)d + (size_t)v * W);
         UNROLL_FOR (i, queries) {
             vec each = v_set(p[i * TILE_T + j]);
             UNROLL_FOR (v, vecs)
@@ -192,25 +192,25 @@ INLINE void attn_add(const int is_bf16, const int32_t queries, const int32_t vec
             v_store(o + i * t->stride + v * W, sum[i][v]);
 }
 
-INLINE void attn_values_of(const int is_bf16, const int32_t queries, attn_tile *t, int32_t query) {
+INLINE void attn_values_of(const int format, const int32_t queries, attn_tile *t, int32_t query) {
     int32_t d = 0;
     for (; d + ATTN_V * W <= t->dim; d += ATTN_V * W)
-        attn_add(is_bf16, queries, ATTN_V, t, query, d, W);
+        attn_add(format, queries, ATTN_V, t, query, d, W);
     for (; d < t->dim; d += W)
-        attn_add(is_bf16, queries, 1, t, query, d, min_i32(W, t->dim - d));
+        attn_add(format, queries, 1, t, query, d, min_i32(W, t->dim - d));
 }
 
 /* Each o is scaled even where none of its keys is in the tile: then by 1. */
-INLINE void attn_values(const int is_bf16, attn_tile *t) {
+INLINE void attn_values(const int format, attn_tile *t) {
     for (int32_t i = 0; i < t->queries;)
         if (ATTN_Q == 4 && t->queries - i >= 4) {
-            attn_values_of(is_bf16, ATTN_Q, t, i);
+            attn_values_of(format, ATTN_Q, t, i);
             i += 4;
         } else if (t->queries - i >= 2) {
-            attn_values_of(is_bf16, 2, t, i);
+            attn_values_of(format, 2, t, i);
             i += 2;
         } else {
-            attn_values_of(is_bf16, 1, t, i);
+            attn_values_of(format, 1, t, i);
             i++;
         }
 }
@@ -259,14 +259,18 @@ static void attn_walk(attn_tile *t, const inf_attn *a, int32_t kv_head) {
             t->next = t->k;
         attn_range(t, t0, &t->begin, &t->end);
         if (a->kv->dtype == INF_DTYPE_BF16)
-            attn_scores(1, t);
+            attn_scores(IN_BF16, t);
+        else if (a->kv->dtype == INF_DTYPE_E4M3)
+            attn_scores(IN_E4M3, t);
         else
-            attn_scores(0, t);
+            attn_scores(IN_F32, t);
         attn_softmax(t, t0);
         if (a->kv->dtype == INF_DTYPE_BF16)
-            attn_values(1, t);
+            attn_values(IN_BF16, t);
+        else if (a->kv->dtype == INF_DTYPE_E4M3)
+            attn_values(IN_E4M3, t);
         else
-            attn_values(0, t);
+            attn_values(IN_F32, t);
         const uint8_t **k = t->k;
         t->k = t->next;
         t->next = k;

@@ -32,12 +32,20 @@ INLINE vec v_exp(vec x) {
     return v_ldexp(sum, n);
 }
 
-/* W numbers, or the first n of them and zeros, at element i of f32 or bf16 data. */
-INLINE vec load_as(const int is_bf16, const void *p, size_t i) {
-    return is_bf16 ? v_load_bf16((const bf16 *)p + i) : v_load((const float *)p + i);
+/* The format of what is loaded: a constant, so that the choice is the compiler's. f32 and bf16 are
+ * also gemm's is_bf16. */
+enum { IN_F32 = 0, IN_BF16 = 1, IN_E4M3 = 2 };
+
+/* W numbers, or the first n of them and zeros, at element i of data in a format. */
+INLINE vec load_as(const int format, const void *p, size_t i) {
+    return format == IN_E4M3   ? v_load_e4m3((const e4m3 *)p + i)
+           : format == IN_BF16 ? v_load_bf16((const bf16 *)p + i)
+                               : v_load((const float *)p + i);
 }
-INLINE vec load_as_n(const int is_bf16, const void *p, size_t i, int32_t n) {
-    return is_bf16 ? v_load_bf16_n((const bf16 *)p + i, n) : v_load_n((const float *)p + i, n);
+INLINE vec load_as_n(const int format, const void *p, size_t i, int32_t n) {
+    return format == IN_E4M3   ? v_load_e4m3_n((const e4m3 *)p + i, n)
+           : format == IN_BF16 ? v_load_bf16_n((const bf16 *)p + i, n)
+                               : v_load_n((const float *)p + i, n);
 }
 
 #endif

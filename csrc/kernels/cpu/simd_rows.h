@@ -152,6 +152,11 @@ static void store_kv(uint8_t *dst, const float *src, int32_t n, int32_t dtype) {
         memcpy(dst, src, (size_t)n * sizeof *src);
         return;
     }
+    if (dtype == INF_DTYPE_E4M3) { /* a few numbers of a step, beside all that attention reads */
+        for (int32_t j = 0; j < n; j++)
+            dst[j] = e4m3_from_f32(src[j]);
+        return;
+    }
     bf16 *to = (bf16 *)(void *)dst;
     int32_t i = 0;
     for (; i + W <= n; i += W)

@@ -109,14 +109,14 @@ static void fetch_queries(inf_lane *l, const inf_attn *args, const answer_batch 
             continue;
         }
         float *at = (float *)a->q;
-        if (!lane_direct(l, a->rows, &at, NULL)) {
+        if (!lane_direct(l, a->rows, l->dims.heads, &at, NULL)) {
             at = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
             memcpy(at, a->q, (uint64_t)a->rows * (uint64_t)l->q_dim * sizeof(float));
         }
-        if (!inf_cuda_runs_add(&p.runs, row0, a->rows, at, NULL)) {
+        if (!inf_cuda_runs_add(&p.runs, row0, a->rows, at, NULL, l->dims.heads)) {
             lane_ok(l, inf_cuda_fetch_launch(&p, l->stream), "queries");
             p.runs.n = p.runs.rows = 0;
-            (void)inf_cuda_runs_add(&p.runs, row0, a->rows, at, NULL);
+            (void)inf_cuda_runs_add(&p.runs, row0, a->rows, at, NULL, l->dims.heads);
         }
         row0 += (uint32_t)a->rows;
     }
@@ -134,7 +134,7 @@ static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
     if (b->continued) {
         inf_cuda_merge m = {
             {}, l->o32, l->lse, l->dims.heads, l->dims.head_dim, l->backend->early_rows};
-        (void)inf_cuda_runs_add(&m.runs, 0, args[b->first].rows, l->o2, l->lse2);
+        (void)inf_cuda_runs_add(&m.runs, 0, args[b->first].rows, l->o2, l->lse2, l->dims.heads);
         lane_ok(l, inf_cuda_merge_launch(&m, l->stream), "merge");
     }
 }
@@ -165,14 +165,14 @@ static void give_partials(inf_lane *l, const inf_attn *args, const answer_batch 
             continue;
         }
         float *at = a->o, *lse = a->lse;
-        if (!lane_direct(l, a->rows, &at, &lse)) {
+        if (!lane_direct(l, a->rows, l->dims.heads, &at, &lse)) {
             at = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
             lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
         }
-        if (!inf_cuda_runs_add(&p.runs, row0, a->rows, at, lse)) {
+        if (!inf_cuda_runs_add(&p.runs, row0, a->rows, at, lse, l->dims.heads)) {
             lane_ok(l, inf_cuda_give_launch(&p, l->stream), "partials");
             p.runs.n = p.runs.rows = 0;
-            (void)inf_cuda_runs_add(&p.runs, row0, a->rows, at, lse);
+            (void)inf_cuda_runs_add(&p.runs, row0, a->rows, at, lse, l->dims.heads);
         }
         row0 += (uint32_t)a->rows;
     }

@@ -76,13 +76,19 @@ static inline int known_dtype(int32_t dtype) {
     return dtype == INF_DTYPE_F32 || dtype == INF_DTYPE_F16 || dtype == INF_DTYPE_BF16;
 }
 
+/* Host: whether KV has a format that there is, and its size. */
+static inline int kv_format_holds(const inf_kv_shape *kv) {
+    return kv->dtype == INF_DTYPE_E4M3
+               ? kv->elem == 1
+               : known_dtype(kv->dtype) && kv->elem == (kv->dtype == INF_DTYPE_F32 ? 4 : 2);
+}
+
 /* Host: what every attention launcher asks of its parameters. */
 static inline int attn_shape_holds(const inf_cuda_attn *p) {
-    return known_dtype(p->act) && known_dtype(p->o_dtype) && known_dtype(p->kv.dtype) &&
-           p->kv.elem == (p->kv.dtype == INF_DTYPE_F32 ? 4 : 2) && p->heads > 0 &&
-           p->kv.kv_heads > 0 && p->heads % p->kv.kv_heads == 0 && p->kv.block_size > 0 &&
-           p->kv.head_dim > 0 && p->layer >= 0 && p->layer < p->kv.layers && p->window >= 0 &&
-           p->max_work >= 0;
+    return known_dtype(p->act) && known_dtype(p->o_dtype) && kv_format_holds(&p->kv) &&
+           p->heads > 0 && p->kv.kv_heads > 0 && p->heads % p->kv.kv_heads == 0 &&
+           p->kv.block_size > 0 && p->kv.head_dim > 0 && p->layer >= 0 && p->layer < p->kv.layers &&
+           p->window >= 0 && p->max_work >= 0;
 }
 
 #endif

@@ -160,6 +160,11 @@ template <class C> static int call_cut(const decode_call &c) {
 /* Tiles of 8 KiB whatever the head_dim: KEYS is for 128. */
 template <int KEYS, int STAGES, int WARPS, bool BULK> static int call_shape(const decode_call &c) {
     bool wide = c.p->kv.head_dim == 128;
+    if (c.p->kv.dtype == INF_DTYPE_E4M3) { /* of half the bytes, so twice the keys */
+        constexpr int narrow = 4 * KEYS < 64 ? 4 * KEYS : 64; /* the most that a cut takes */
+        return wide ? call_cut<decode_cut<e4m3, 128, 2 * KEYS, STAGES, WARPS, BULK>>(c)
+                    : call_cut<decode_cut<e4m3, 64, narrow, STAGES, WARPS, BULK>>(c);
+    }
     if (c.p->act == INF_DTYPE_BF16) {
         return wide ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK>>(c)
                     : call_cut<decode_cut<bf16, 64, 2 * KEYS, STAGES, WARPS, BULK>>(c);
@@ -176,7 +181,8 @@ static int (*const variants[])(const decode_call &) = {
 enum { WITH_BULK = 0, WITHOUT = 1 };
 
 int inf_cuda_attn_decode_takes(const inf_cuda_attn *p) {
-    return attn_shape_holds(p) && p->act == p->kv.dtype && p->act != INF_DTYPE_F32 &&
+    bool e4m3_kv = p->kv.dtype == INF_DTYPE_E4M3 && (uintptr_t)p->q % 8 == 0;
+    return attn_shape_holds(p) && (p->act == p->kv.dtype || e4m3_kv) && p->act != INF_DTYPE_F32 &&
            (p->kv.head_dim == 64 || p->kv.head_dim == 128) && p->kv.block_size % 8 == 0 &&
            p->kv.block_bytes % 16 == 0 && (uintptr_t)p->pool % 16 == 0 &&
            p->heads / p->kv.kv_heads <= INF_CUDA_DECODE_ROWS && p->scale > 0.0f;

@@ -19,6 +19,7 @@
  *
  * Per key and (row, head): 4 head_dim flops, 2 head_dim numbers from L1 or L2. */
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/e4m3.cuh"
 
 enum { PLAIN_WARPS = 4, PLAIN_MAX_DIM = 256, PLAIN_DIMS = PLAIN_MAX_DIM / 32 };
 
@@ -44,6 +45,14 @@ template <int VEC, class T> static __device__ __forceinline__ void load_some(flo
         uint2 v = *(const uint2 *)p;
         x[0] = number_of(v.x & 0xffffu, T()), x[1] = number_of(v.x >> 16, T());
         x[2] = number_of(v.y & 0xffffu, T()), x[3] = number_of(v.y >> 16, T());
+    } else {
+        x[0] = load1(p);
+    }
+}
+
+template <int VEC> static __device__ __forceinline__ void load_some(float *x, const e4m3 *p) {
+    if (VEC == 4) {
+        e4m3x4_to_float(*(const uint32_t *)p, x);
     } else {
         x[0] = load1(p);
     }
@@ -191,6 +200,8 @@ int inf_cuda_attn_plain_launch(const inf_cuda_attn *p, inf_stream stream) {
         return launch_plain<float>(p, stream);
     case INF_DTYPE_BF16:
         return launch_plain<bf16>(p, stream);
+    case INF_DTYPE_E4M3:
+        return launch_plain<e4m3>(p, stream);
     default:
         return launch_plain<f16>(p, stream);
     }

@@ -34,15 +34,17 @@
 #include <stdio.h>
 
 #include "kernels/cuda/attention_prefill.h"
-#include "kernels/cuda/prefill.cuh"
+#include "kernels/cuda/prefill_e4m3.cuh"
 
-/* T: bf16 or f16. */
+/* T, of K and V: bf16, f16 or e4m3 (prefill_e4m3.cuh). */
 template <class T, int DIM> struct prefill_cut {
     typedef T number;
     static constexpr int dim = DIM, keys = 64, warps = 4, threads = warps * 32;
-    static constexpr int row = DIM * 2, words = row / 16; /* bytes, and 16-byte words, of a row */
-    static constexpr int groups = keys / 8;               /* column groups of the scores */
-    static constexpr int q_bytes = PREFILL_M * row, half = keys * row;
+    static constexpr bool narrow = sizeof(T) == 1;
+    /* Bytes of a row of q, and bytes and 16-byte words of one of K or V. */
+    static constexpr int q_row = DIM * 2, row = DIM * (int)sizeof(T), words = row / 16;
+    static constexpr int groups = keys / 8; /* column groups of the scores */
+    static constexpr int q_bytes = PREFILL_M * q_row, half = keys * row;
     static constexpr int shared = q_bytes + 2 * half;
     static constexpr int resident = 2;
     static constexpr int rows_at_once =
@@ -56,12 +58,6 @@ template <class C> struct prefill_rows {
     float m[2][2], l[2][2];    /* maximum of q.k; this thread's share of the sum */
 };
 
-/* Where the word of a row is. Rows a multiple of 8 apart have a word at the same place: then the
- * distance is C::row times the difference, which the callers use to keep few addresses. */
-template <class C> static __device__ __forceinline__ int word_at(int row, int word) {
-    return row * C::row + ((word ^ (row & 7)) << 4);
-}
-
 /* ---- copies ---- */
 
 template <class C>
@@ -73,7 +69,7 @@ static __device__ __forceinline__ void copy_queries(const inf_cuda_attn &p, cons
         bool there = row < x.n_rows;
         const uint8_t *from =
             (const uint8_t *)p.q + prefill_query(p, x, there ? row : 0) * C::row + word * 16;
-        cp_async_16(to + word_at<C>(row, word), from, there);
+        cp_async_16(to + word_at<C::row>(row, word), from, there);
     }
 }
 
@@ -92,7 +88,7 @@ static __device__ __forceinline__ void copy_keys(const prefill_tile &x, uint32_t
     static_assert(C::rows_at_once % 8 == 0, "");
     bool whole = t0 >= x.first && t0 + C::keys <= x.end;
     head += (row % 8) * C::row + word * 16;
-    to += word_at<C>(row, word);
+    to += word_at<C::row>(row, word);
 #pragma unroll
     for (int i = 0; i < C::keys / C::rows_at_once; i++) {
         int at = row / 8 + i * (C::rows_at_once / 8);
@@ -172,8 +168,8 @@ static __device__ __forceinline__ void mask(const inf_cuda_attn &p, const prefil
     }
 }
 
-/* Scores to weights, in the KV's format and the layout of a left operand, which is that of the
- * scores: no exchange. o so far is brought to the new maximum. */
+/* Scores to weights, in the KV's format (f16 for e4m3) and the layout of a left operand, which is
+ * that of the scores: no exchange. o so far is brought to the new maximum. */
 template <class C>
 static __device__ __forceinline__ void weigh(prefill_rows<C> &rows, float scale,
                                              float s[2][C::groups][4],
@@ -226,7 +222,11 @@ static __device__ __forceinline__ void attend(const inf_cuda_attn &p, const pref
     uint8_t *q = shared, *k = shared + C::q_bytes, *v = k + C::half;
     uint32_t unit = look_up<C>(p, x, x.token0), next = look_up<C>(p, x, x.token0 + C::keys);
     if (x.key_tiles > 0) {
-        copy_queries<C>(p, x, q);
+        if constexpr (C::narrow) {
+            e4m3_copy_queries<C>(p, x, q);
+        } else {
+            copy_queries<C>(p, x, q);
+        }
         copy_keys<C>(x, x.token0, x.keys, unit, k);
     }
     cp_async_commit();
@@ -237,7 +237,11 @@ static __device__ __forceinline__ void attend(const inf_cuda_attn &p, const pref
         __syncthreads(); /* K is there for all, and all have done with the V before */
         copy_keys<C>(x, t0, x.values, unit, v);
         cp_async_commit();
-        scores<C>(q, k, s);
+        if constexpr (C::narrow) {
+            e4m3_scores<C>(q, k, s);
+        } else {
+            scores<C>(q, k, s);
+        }
         cp_async_wait<0>();
         __syncthreads(); /* V is there for all, and all have done with K */
         if (j + 1 < x.key_tiles) {
@@ -251,7 +255,11 @@ static __device__ __forceinline__ void attend(const inf_cuda_attn &p, const pref
         }
         uint32_t w[2][C::groups / 2][4];
         weigh(rows, x.scale, s, w);
-        add_values(rows, v, w);
+        if constexpr (C::narrow) {
+            e4m3_add_values<C>(rows, v, w);
+        } else {
+            add_values(rows, v, w);
+        }
     }
 }
 
@@ -267,9 +275,14 @@ static __device__ __forceinline__ void write_rows(const inf_cuda_attn &p, const 
             float l = rows.l[r][h];
             l += __shfl_xor_sync(0xffffffffu, l, 1);
             l += __shfl_xor_sync(0xffffffffu, l, 2);
-            if (i < x.n_rows) {
-                write_row<C::dim / 8>(rows.o[r], 2 * h, rows.m[r][h], l, x.scale,
-                                      prefill_out(p, x, i));
+            if (i >= x.n_rows) {
+                continue;
+            }
+            out_place out = prefill_out(p, x, i);
+            if constexpr (C::narrow) {
+                e4m3_write_row<C::dim / 8>(rows.o[r], 2 * h, rows.m[r][h], l, x.scale, out);
+            } else {
+                write_row<C::dim / 8>(rows.o[r], 2 * h, rows.m[r][h], l, x.scale, out);
             }
         }
     }
@@ -304,9 +317,10 @@ static __global__ void __launch_bounds__(C::threads, C::resident)
 /* ---- host ---- */
 
 int inf_cuda_attn_prefill_takes(const inf_cuda_attn *p) {
-    return attn_shape_holds(p) && p->act == p->kv.dtype && p->act != INF_DTYPE_F32 &&
-           (p->kv.head_dim == 64 || p->kv.head_dim == 128) && p->kv.block_size % 8 == 0 &&
-           p->kv.block_bytes % (uint64_t)(p->kv.head_dim * 2) == 0 &&
+    return attn_shape_holds(p) && (p->act == p->kv.dtype || p->kv.dtype == INF_DTYPE_E4M3) &&
+           p->act != INF_DTYPE_F32 && (p->kv.head_dim == 64 || p->kv.head_dim == 128) &&
+           p->kv.block_size % 8 == 0 &&
+           p->kv.block_bytes % (uint64_t)(p->kv.head_dim * p->kv.elem) == 0 &&
            (uintptr_t)p->pool % 16 == 0 && (uintptr_t)p->q % 16 == 0 && p->heads <= 65535 &&
            p->scale > 0.0f;
 }
@@ -360,8 +374,14 @@ static int call_variant(const inf_cuda_attn *p, int index, inf_stream stream,
         return cudaSuccess;
     }
     if (index == INF_CUDA_PREFILL_WGMMA) {
+        if (p->kv.dtype == INF_DTYPE_E4M3) {
+            return cudaErrorInvalidValue; /* it reads 16-bit K and V, by TMA */
+        }
         return out != NULL ? inf_cuda_prefill_wgmma_of(p, out)
                            : inf_cuda_prefill_wgmma_launch(p, stream);
+    }
+    if (p->kv.dtype == INF_DTYPE_E4M3) {
+        return call_mma<e4m3>(p, stream, out);
     }
     return p->act == INF_DTYPE_BF16 ? call_mma<bf16>(p, stream, out)
                                     : call_mma<f16>(p, stream, out);

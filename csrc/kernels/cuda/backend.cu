@@ -62,7 +62,8 @@ static void *upload(inf_backend *b, const void *host, uint64_t bytes) {
 }
 
 static void *backend_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype,
-                            int32_t n, int32_t k) {
+                            int32_t n, int32_t k, int32_t cut) {
+    (void)cut; /* one rank */
     uint64_t count = (uint64_t)n * (uint64_t)k, bytes = count * inf_dtype_bytes(dtype);
     if (dtype == src_dtype) {
         return upload(b, host, bytes);
@@ -77,7 +78,8 @@ static void *backend_matrix(inf_backend *b, int32_t dtype, const void *host, int
     return memory;
 }
 
-static void *backend_adopt(inf_backend *b, void *host, uint64_t bytes) {
+static void *backend_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut) {
+    (void)cut;
     void *memory = upload(b, host, bytes);
     free(host);
     return memory;
@@ -110,7 +112,7 @@ static int check_device(int32_t ordinal, cudaDeviceProp *props, inf_err *err) {
 }
 
 extern "C" __attribute__((visibility("default"))) int
-inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
+inf_cuda_backend_open_4(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
                         uint64_t ops_bytes, inf_backend **out, inf_err *err) {
     static inf_backend_ops ops;
     cudaDeviceProp props;
@@ -150,6 +152,7 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
     b->base.act = config->dtype;
     b->base.act_bytes = config->dtype == INF_DTYPE_F32 ? 4 : 2;
     b->base.plain_matrix = 1;
+    b->base.ranks = 1;
     b->base.logit_rows = LOGIT_ROWS;
     b->ordinal = ordinal;
     b->sms = props.multiProcessorCount;
@@ -164,12 +167,12 @@ inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config, uint64
     b->small = strstr(without, "small") == NULL;
     b->direct = strstr(without, "direct") == NULL;
     pinned_open(b);
-    b->fuse = strstr(with, "fuse") != NULL;
+    b->fuse = strstr(without, "fuse") == NULL;
     b->early_small = early && strstr(with, "early_small") != NULL;
-    b->early_rows = early && strstr(with, "early_rows") != NULL;
-    b->early_decode = early && strstr(with, "early_decode") != NULL;
+    b->early_rows = early && strstr(without, "early_rows") == NULL;
+    b->early_decode = early && strstr(without, "early_decode") == NULL;
     b->prefetch = strstr(with, "prefetch") != NULL;
-    b->wgmma = early && strstr(with, "wgmma") != NULL;
+    b->wgmma = early && strstr(without, "wgmma") == NULL;
     *out = &b->base;
     return INF_OK;
 }

@@ -6,8 +6,9 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/bulk.cuh"
 
-/* How the kernel is cut. T: bf16 or f16. KEYS: in a tile, a multiple of 16. STAGES: tiles in a
- * warp's ring. BULK: tiles come by bulk copies instead of cp.async.
+/* How the kernel is cut. T, of K and V: bf16, f16 or e4m3 (decode_e4m3.cuh). KEYS: in a tile, a
+ * multiple of 16. STAGES: tiles in a warp's ring. BULK: tiles come by bulk copies instead of
+ * cp.async.
  *
  * A tile in shared memory is K, then V. Key t of it is row t % CHUNK_ROWS of chunk t / CHUNK_ROWS;
  * a chunk is contiguous as in the pool, and the chunks are 16 bytes more apart than they are long.
@@ -18,9 +19,9 @@ template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK> struct d
     typedef T number;
     static constexpr int dim = DIM, keys = KEYS, stages = STAGES, warps = WARPS;
     static constexpr bool bulk = BULK;
-    static constexpr int row = DIM * 2;         /* bytes */
-    static constexpr int groups = KEYS / 8;     /* column groups of the scores */
-    static constexpr int chunk_rows = KEYS / 8; /* eight chunks */
+    static constexpr int row = DIM * (int)sizeof(T); /* bytes */
+    static constexpr int groups = KEYS / 8;          /* column groups of the scores */
+    static constexpr int chunk_rows = KEYS / 8;      /* eight chunks */
     static constexpr int chunk = chunk_rows * row;
     static constexpr int pitch = chunk + 16;
     static constexpr int half = 8 * pitch; /* K or V of a tile */
@@ -172,10 +173,22 @@ template <class C> struct decode_rows {
     bool upper;                /* whether rows 8 .. 15 are there, the same in all lanes */
 };
 
+/* Row lane / 4 + 8 h of the left operand, from a query of act or, if it is not there, zeros. */
+template <class C, class T>
+static __device__ __forceinline__ void load_query(decode_rows<C> &rows, int h, const void *q,
+                                                  bool there, int32_t, T) {
+    const uint32_t *from = (const uint32_t *)q + threadIdx.x % 4;
+#pragma unroll
+    for (int d = 0; d < C::dim / 16; d++) {
+        rows.q[d][h] = there ? from[d * 8] : 0;
+        rows.q[d][h + 2] = there ? from[d * 8 + 4] : 0;
+    }
+}
+
 /* s[n]: q.k of the column group's keys. */
-template <class C>
+template <class C, class T>
 static __device__ __forceinline__ void scores(const decode_rows<C> &rows, const uint8_t *stage,
-                                              float s[C::groups][4]) {
+                                              float s[C::groups][4], T) {
     int lane = (int)(threadIdx.x % 32);
     const uint8_t *at = stage + (lane % 8) * C::pitch + (lane / 8) * 16;
 #pragma unroll
@@ -188,8 +201,8 @@ static __device__ __forceinline__ void scores(const decode_rows<C> &rows, const 
         for (int n = 0; n < C::groups; n++) {
             uint32_t k[4]; /* 32 dims of the eight keys */
             ldmatrix_x4(k, at + n * C::row + d * 64);
-            mma(s[n], rows.q[2 * d], k, typename C::number());
-            mma(s[n], rows.q[2 * d + 1], k + 2, typename C::number());
+            mma(s[n], rows.q[2 * d], k, T());
+            mma(s[n], rows.q[2 * d + 1], k + 2, T());
         }
     }
 }
@@ -241,10 +254,9 @@ static __device__ __forceinline__ float weigh(decode_rows<C> &rows, int which, f
 }
 
 /* o += weights V */
-template <class C>
+template <class C, class T>
 static __device__ __forceinline__ void add_values(decode_rows<C> &rows, const uint8_t *stage,
-                                                  const float s[C::groups][4]) {
-    typedef typename C::number T;
+                                                  const float s[C::groups][4], T) {
     int lane = (int)(threadIdx.x % 32);
     const uint8_t *at =
         stage + C::half + (lane % 8) * C::pitch + (lane / 8 % 2) * C::row + (lane / 16) * 16;
@@ -264,12 +276,22 @@ static __device__ __forceinline__ void add_values(decode_rows<C> &rows, const ui
     }
 }
 
+/* Row lane / 4 + 8 h of o, to dim numbers. */
+template <class C, class T>
+static __device__ __forceinline__ void put_dims(const decode_rows<C> &rows, int h, float *to, T) {
+#pragma unroll
+    for (int d = 0; d < C::dim / 8; d++) {
+        *(float2 *)(to + d * 8 + 2 * (threadIdx.x % 4)) =
+            make_float2(rows.o[d][2 * h], rows.o[d][2 * h + 1]);
+    }
+}
+
 /* A tile that has landed. masked: some row does not see all of it. scale: times log2 e. */
 template <class C>
 static __device__ __forceinline__ void attend_tile(decode_rows<C> &rows, const uint8_t *stage,
                                                    uint32_t t0, bool masked, float scale) {
     float s[C::groups][4];
-    scores(rows, stage, s);
+    scores(rows, stage, s, typename C::number());
     if (masked) {
         mask(rows, t0, s);
     }
@@ -290,7 +312,7 @@ static __device__ __forceinline__ void attend_tile(decode_rows<C> &rows, const u
             rows.o[d][2] *= shrink1, rows.o[d][3] *= shrink1;
         }
     }
-    add_values(rows, stage, s);
+    add_values(rows, stage, s, typename C::number());
 }
 
 #endif

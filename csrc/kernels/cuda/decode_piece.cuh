@@ -3,7 +3,7 @@
 #ifndef INF_CUDA_DECODE_PIECE_CUH
 #define INF_CUDA_DECODE_PIECE_CUH
 
-#include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/decode_e4m3.cuh"
 
 /* What a piece is for all threads of the block. */
 struct decode_piece {
@@ -41,18 +41,14 @@ static __device__ __forceinline__ void begin_rows(const inf_cuda_attn &p, const 
         int i = lane / 4 + 8 * h;
         rows.m[h] = -INFINITY, rows.l[h] = 0.0f;
         rows.from[h] = 0, rows.upto[h] = 0; /* rows that are not there see nothing */
-        const uint32_t *q = (const uint32_t *)p.q;
+        const uint8_t *q = (const uint8_t *)p.q;
         if (i < x.n_rows) {
             key_range keys =
                 visible_keys(x.segment, x.work, p.window, x.work.row0 + (uint32_t)(i / x.group));
             rows.from[h] = keys.from, rows.upto[h] = keys.upto;
-            q += query_index(p, x, i) * (C::dim / 2) + lane % 4;
+            q += query_index(p, x, i) * (C::dim * 2);
         }
-#pragma unroll
-        for (int d = 0; d < C::dim / 16; d++) {
-            rows.q[d][h] = i < x.n_rows ? q[d * 8] : 0;
-            rows.q[d][h + 2] = i < x.n_rows ? q[d * 8 + 4] : 0;
-        }
+        load_query(rows, h, q, i < x.n_rows, p.act, typename C::number());
     }
 #pragma unroll
     for (int d = 0; d < C::dim / 8; d++) {
@@ -169,11 +165,7 @@ static __device__ __forceinline__ void put_results(decode_rows<C> &rows, int n_r
             if (lane % 4 == 0) {
                 m[i] = rows.m[h], l[i] = sum;
             }
-#pragma unroll
-            for (int d = 0; d < C::dim / 8; d++) {
-                *(float2 *)(to + i * C::merge_row + d * 8 + 2 * (lane % 4)) =
-                    make_float2(rows.o[d][2 * h], rows.o[d][2 * h + 1]);
-            }
+            put_dims(rows, h, to + i * C::merge_row, typename C::number());
         }
     }
 }

@@ -190,6 +190,7 @@ void draw_begin(inf_lane *l, const inf_step_buffers *s) {
 
 void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, inf_row_out *out,
                    int32_t *status) {
+    lane_enter(l);
     inf_cuda_sample p = {};
     p.logits = logits;
     p.row = l->sample_rows + first;

@@ -1,12 +1,30 @@
-/* What a step exchanges with other instances: queries out, partials in.
+/* What a lane exchanges with the host: rows of queries for other instances, their partials, and
+ * copies.
  *
- * Rows go straight to and from the messages where those are pinned (dist/slots.c has the rules), by
- * one launch for up to INF_CUDA_RUNS requests; other memory by way of the lane's staging. */
+ * Rows of queries and partials go straight to and from the messages where those are pinned
+ * (dist/slots.c has the rules), by one launch for up to INF_CUDA_RUNS requests; other memory by way
+ * of the lane's staging. Rows of a message have all heads of the model, a lane may have some of
+ * them: rows are `stride` heads apart there, and have no gaps in staging. */
 #include <string.h>
 
 #include "kernels/cuda/lane.h"
 
+/* Rows of n floats between host buffers, whose rows lie so many floats apart. */
+static void copy_rows(float *to, uint64_t to_pitch, const float *from, uint64_t from_pitch,
+                      uint64_t n, int32_t rows) {
+    if (to_pitch == n && from_pitch == n) {
+        memcpy(to, from, (uint64_t)rows * n * sizeof(float));
+        return;
+    }
+    for (uint64_t r = 0; r < (uint64_t)rows; r++) {
+        memcpy(to + r * to_pitch, from + r * from_pitch, n * sizeof(float));
+    }
+}
+
+/* ---- queries ---- */
+
 static void give_queries(inf_lane *l) {
+    lane_enter(l);
     inf_cuda_give p = {
         l->given, l->asked, NULL, l->act, l->dims.heads, l->dims.head_dim, l->backend->early_rows};
     lane_ok(l, inf_cuda_give_launch(&p, l->stream), "queries");
@@ -15,12 +33,14 @@ static void give_queries(inf_lane *l) {
 
 /* Rows for staging are noted, and leave together with the next sync: one launch writes them,
  * widened, over the bus, at their own index, however many messages name them. */
-void exchange_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host) {
+static void step_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host,
+                         int32_t stride) {
+    float *at = host;
     l->asked = q;
-    if (lane_direct(l, rows, &host, NULL)) {
-        if (!inf_cuda_runs_add(&l->given, row0, rows, host, NULL)) {
+    if (lane_direct(l, rows, stride, &at, NULL)) {
+        if (!inf_cuda_runs_add(&l->given, row0, rows, at, NULL, stride)) {
             give_queries(l);
-            (void)inf_cuda_runs_add(&l->given, row0, rows, host, NULL);
+            (void)inf_cuda_runs_add(&l->given, row0, rows, at, NULL, stride);
         }
         return;
     }
@@ -28,7 +48,7 @@ void exchange_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, f
         lane_ok(l, (int)cudaErrorInvalidValue, "queries");
         return;
     }
-    l->wait[l->n_wait++] = {row0, rows, host};
+    l->wait[l->n_wait++] = {row0, rows, stride, host};
 }
 
 static void stage_queries(inf_lane *l) {
@@ -48,11 +68,14 @@ static void stage_queries(inf_lane *l) {
     lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "queries");
 }
 
+/* ---- partials ---- */
+
 /* Merges the partials that wait for it. */
 static void merge_waiting(inf_lane *l) {
     if (l->taken_in.n == 0) {
         return;
     }
+    lane_enter(l);
     inf_cuda_merge p = {l->taken_in,   l->partial,       l->lse,
                         l->dims.heads, l->dims.head_dim, l->backend->early_rows};
     lane_ok(l, inf_cuda_merge_launch(&p, l->stream), "merge");
@@ -60,16 +83,71 @@ static void merge_waiting(inf_lane *l) {
     l->round++;
 }
 
-void exchange_merged(inf_lane *l) {
+static void step_merged(inf_lane *l) {
     if (l->fault == 0) {
         merge_waiting(l);
     }
 }
 
-int exchange_sync(inf_lane *l, inf_err *err) {
+/* One run for the launch that merges all, unless the rows have a partial that waits for it. */
+static void add_partial(inf_lane *l, uint32_t row0, int32_t rows, float *o2, float *lse2,
+                        int32_t stride) {
+    bool twice = l->taken_in.n == INF_CUDA_RUNS;
+    for (int32_t r = 0; r < rows && !twice; r++) {
+        twice = l->row_mark[row0 + (uint32_t)r] == l->round + 1;
+    }
+    if (twice) {
+        merge_waiting(l);
+    }
+    (void)inf_cuda_runs_add(&l->taken_in, row0, rows, o2, lse2, stride);
+    for (int32_t r = 0; r < rows; r++) {
+        l->row_mark[row0 + (uint32_t)r] = l->round + 1;
+    }
+}
+
+static int step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, const float *lse2,
+                      int32_t stride) {
+    uint64_t heads = (uint64_t)l->dims.heads, row = (uint64_t)l->q_dim;
+    uint64_t lse_pitch = (uint64_t)stride, pitch = lse_pitch * (uint64_t)l->dims.head_dim;
+    float *at = (float *)o2, *lse = (float *)lse2;
+    if (lane_direct(l, rows, stride, &at, &lse)) {
+        add_partial(l, row0, rows, at, lse, stride);
+        return 1;
+    }
+    for (int32_t done = 0; done < rows;) {
+        if (l->staged == l->max_rows) {
+            merge_waiting(l);
+            lane_enter(l);
+            lane_ok(l, cudaStreamSynchronize(l->stream), "merge");
+            l->staged = 0;
+        }
+        int32_t room = l->max_rows - l->staged, left = rows - done, n = room < left ? room : left;
+        float *o_to = l->staging + (uint64_t)l->staged * row;
+        float *lse_to = l->staging_lse + (uint64_t)l->staged * heads;
+        copy_rows(o_to, row, o2 + (uint64_t)done * pitch, pitch, row, n);
+        copy_rows(lse_to, heads, lse2 + (uint64_t)done * lse_pitch, lse_pitch, heads, n);
+        add_partial(l, row0 + (uint32_t)done, n, o_to, lse_to, l->dims.heads);
+        l->staged += n;
+        done += n;
+    }
+    return 0;
+}
+
+static void step_settle(inf_lane *l, void *o) {
+    lane_enter(l);
+    if (l->act != INF_DTYPE_F32) {
+        inf_cuda_cast p = {
+            l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim, l->backend->early_rows};
+        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "settle");
+    }
+}
+
+/* ---- the end of all that was asked ---- */
+
+static int step_sync(inf_lane *l, inf_err *err) {
     lane_enter(l);
     /* All that was asked is done, also in the middle of a layer's merges. */
-    exchange_merged(l);
+    step_merged(l);
     if (l->given.n > 0) {
         give_queries(l);
     }
@@ -79,8 +157,9 @@ int exchange_sync(inf_lane *l, inf_err *err) {
     int status = lane_sync(l, err);
     for (int32_t i = 0; i < l->n_wait && status == INF_OK; i++) {
         const pending_rows *w = &l->wait[i];
-        memcpy(w->host, l->staging + (uint64_t)w->row0 * (uint64_t)l->q_dim,
-               (uint64_t)w->rows * (uint64_t)l->q_dim * sizeof(float));
+        uint64_t pitch = (uint64_t)w->stride * (uint64_t)l->dims.head_dim;
+        copy_rows(w->host, pitch, l->staging + (uint64_t)w->row0 * (uint64_t)l->q_dim,
+                  (uint64_t)l->q_dim, (uint64_t)l->q_dim, w->rows);
     }
     if (status == INF_OK) {
         draw_synced(l);
@@ -89,42 +168,50 @@ int exchange_sync(inf_lane *l, inf_err *err) {
     return status;
 }
 
-/* One run for the launch that merges all, unless the rows have a partial that waits for it. */
-static void add_partial(inf_lane *l, uint32_t row0, int32_t rows, float *o2, float *lse2) {
-    bool twice = l->taken_in.n == INF_CUDA_RUNS;
-    for (int32_t r = 0; r < rows && !twice; r++) {
-        twice = l->row_mark[row0 + (uint32_t)r] == l->round + 1;
-    }
-    if (twice) {
-        merge_waiting(l);
-    }
-    (void)inf_cuda_runs_add(&l->taken_in, row0, rows, o2, lse2);
-    for (int32_t r = 0; r < rows; r++) {
-        l->row_mark[row0 + (uint32_t)r] = l->round + 1;
-    }
+/* ---- copies, on any lane ---- */
+
+static void copy_out(inf_lane *l, void *host, const void *device, uint64_t bytes) {
+    lane_enter(l);
+    lane_copy(l, host, device, bytes, cudaMemcpyDeviceToHost);
 }
 
-int exchange_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, const float *lse2) {
-    uint64_t heads = (uint64_t)l->dims.heads, row = (uint64_t)l->q_dim;
-    float *at = (float *)o2, *lse = (float *)lse2;
-    if (lane_direct(l, rows, &at, &lse)) {
-        add_partial(l, row0, rows, at, lse);
-        return 1;
-    }
-    for (int32_t done = 0; done < rows;) {
-        if (l->staged == l->max_rows) {
-            merge_waiting(l);
-            lane_ok(l, cudaStreamSynchronize(l->stream), "merge");
-            l->staged = 0;
-        }
-        int32_t room = l->max_rows - l->staged, left = rows - done, n = room < left ? room : left;
-        float *o_to = l->staging + (uint64_t)l->staged * row;
-        float *lse_to = l->staging_lse + (uint64_t)l->staged * heads;
-        memcpy(o_to, o2 + (uint64_t)done * row, (uint64_t)n * row * sizeof(float));
-        memcpy(lse_to, lse2 + (uint64_t)done * heads, (uint64_t)n * heads * sizeof(float));
-        add_partial(l, row0 + (uint32_t)done, n, o_to, lse_to);
-        l->staged += n;
-        done += n;
-    }
-    return 0;
+static void copy_in(inf_lane *l, void *device, const void *host, uint64_t bytes) {
+    lane_enter(l);
+    lane_copy(l, device, host, bytes, cudaMemcpyHostToDevice);
+}
+
+static void copy_rows_out(inf_lane *l, void *host, uint64_t pitch, const void *device,
+                          uint64_t width, uint64_t rows) {
+    lane_enter(l);
+    lane_ok(l,
+            cudaMemcpy2DAsync(host, pitch, device, width, width, rows, cudaMemcpyDeviceToHost,
+                              l->stream),
+            "a copy");
+}
+
+static void copy_rows_in(inf_lane *l, void *device, const void *host, uint64_t pitch,
+                         uint64_t width, uint64_t rows) {
+    lane_enter(l);
+    lane_ok(l,
+            cudaMemcpy2DAsync(device, width, host, pitch, width, rows, cudaMemcpyHostToDevice,
+                              l->stream),
+            "a copy");
+}
+
+static void copy(inf_lane *l, void *to, const void *from, uint64_t bytes) {
+    lane_enter(l);
+    lane_copy(l, to, from, bytes, cudaMemcpyDeviceToDevice);
+}
+
+void inf_cuda_exchange_table(inf_backend_ops *ops) {
+    ops->sync = step_sync;
+    ops->copy_out = copy_out;
+    ops->copy_in = copy_in;
+    ops->copy_rows_out = copy_rows_out;
+    ops->copy_rows_in = copy_rows_in;
+    ops->copy = copy;
+    ops->queries = step_queries;
+    ops->merge = step_merge;
+    ops->merged = step_merged;
+    ops->settle = step_settle;
 }

@@ -14,7 +14,11 @@
  * VECTOR of the second, the other ends of its rotations. So every access is 16 bytes, both numbers
  * of a pair are in one thread, and the norm is a sum over a few lanes of a warp. A head_dim of 128
  * takes 8 threads. Heads that do not divide so (half a head must be 8, 16, .. 128 numbers, for the
- * lanes' sum) take a warp each and one number at a time. */
+ * lanes' sum) take a warp each and one number at a time.
+ *
+ * K and V are rounded to the cache's format as they are written, from the f32 that was computed. In
+ * e4m3 (e4m3.cuh) they have the scale 1 and are saturated. */
+#include "kernels/cuda/e4m3.cuh"
 #include "kernels/cuda/rows.cuh"
 
 enum { HEAD_THREADS = 128, MOST_HALF = 16 * VECTOR };
@@ -49,6 +53,19 @@ static __device__ __forceinline__ void *head_at(const inf_cuda_heads &a, head_ki
     return a.pool + (uint64_t)a.kv_block[row] * a.kv.block_bytes +
            kv_head_offset(a.kv, a.layer, kind == KEY ? 0 : 1, h) +
            (size_t)a.kv_index[row] * dim * (size_t)a.kv.elem;
+}
+
+/* N numbers, one or VECTOR, of a head: only K and V may be e4m3. */
+template <int N>
+static __device__ __forceinline__ void store_head(void *to, int32_t dtype, size_t at,
+                                                  const float *x) {
+    if (dtype != INF_DTYPE_E4M3) {
+        store_run_as<N>(to, dtype, at, x);
+    } else if (N == VECTOR) {
+        *(uint2 *)((e4m3 *)to + at) = make_uint2(pack_e4m3x4(x), pack_e4m3x4(x + 4));
+    } else {
+        store1((e4m3 *)to + at, x[0]);
+    }
 }
 
 /* T: act. A thread has the runs at VECTOR * lane of both halves. */
@@ -106,8 +123,8 @@ __global__ void __launch_bounds__(HEAD_THREADS) heads_kernel(const inf_cuda_head
         }
     }
     int32_t dtype = kind == QUERY ? a.act : a.kv.dtype;
-    store_run_as<VECTOR>(to, dtype, first, x);
-    store_run_as<VECTOR>(to, dtype, half + first, y);
+    store_head<VECTOR>(to, dtype, first, x);
+    store_head<VECTOR>(to, dtype, half + first, y);
 }
 
 /* Any even head_dim and alignment; a warp per head. */
@@ -147,15 +164,14 @@ __global__ void __launch_bounds__(HEAD_THREADS) heads_any_kernel(const inf_cuda_
             y = y * c + x * s;
             x = turned;
         }
-        store_as(to, dtype, i, x);
-        store_as(to, dtype, half + i, y);
+        store_head<1>(to, dtype, i, &x);
+        store_head<1>(to, dtype, half + i, &y);
     }
 }
 
 static bool heads_shape_holds(const inf_cuda_heads *p) {
     const inf_kv_shape *kv = &p->kv;
-    return known_dtype(p->act) && known_dtype(kv->dtype) &&
-           kv->elem == (int32_t)dtype_size(kv->dtype) && p->rows >= 0 && p->heads > 0 &&
+    return known_dtype(p->act) && kv_format_holds(kv) && p->rows >= 0 && p->heads > 0 &&
            kv->kv_heads > 0 && kv->head_dim > 0 && kv->head_dim % 2 == 0 && p->layer >= 0 &&
            p->layer < kv->layers && (p->q_norm == NULL) == (p->k_norm == NULL);
 }

@@ -50,10 +50,11 @@ struct tensor_map {
 };
 #endif
 
-/* Descriptor of an operand whose rows 8 apart are 1024 bytes apart; leading: see above. */
-static __device__ __forceinline__ uint64_t operand_at(uint32_t address, uint32_t leading) {
+/* Descriptor of an operand; leading and stride offset: see above. */
+static __device__ __forceinline__ uint64_t operand_at(uint32_t address, uint32_t leading,
+                                                      uint32_t stride) {
     return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)(leading >> 4) << 16 |
-           (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+           (uint64_t)(stride >> 4) << 32 | (uint64_t)1 << 62;
 }
 
 #if !defined(INF_EMU) && INF_HAS_WGMMA
@@ -110,13 +111,14 @@ static __device__ __forceinline__ void async_fence() {
 
 /* ---- copies ---- */
 
-/* The map's box at (column, row) of its matrix, by one thread. The map is a kernel parameter. */
-static __device__ __forceinline__ void copy_box(void *shared, const tensor_map *map, int32_t column,
-                                                int32_t row, uint64_t *bar) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+/* The map's box at (0, 0, 0, at), by one thread. The map has four dimensions and is a kernel
+ * parameter. */
+static __device__ __forceinline__ void copy_box(void *shared, const tensor_map *map, int32_t at,
+                                                uint64_t *bar) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%3, "
-                 "%4}], [%2];" ::"r"(window_address(shared)),
-                 "l"(map), "r"(window_address(bar)), "r"(column), "r"(row)
+                 "%3, %3, %4}], [%2];" ::"r"(window_address(shared)),
+                 "l"(map), "r"(window_address(bar)), "r"(0), "r"(at)
                  : "memory");
 }
 static __device__ __forceinline__ void prefetch_map(const tensor_map *map) {

@@ -23,8 +23,11 @@ int lane_sync(inf_lane *l, inf_err *err) {
     if (l->fault == 0) {
         return INF_OK;
     }
-    return inf_fail(err, INF_EIO, -1, -1, "the GPU failed in %s: %s (%d)", l->fault_at,
-                    l->fault > 0 ? cudaGetErrorString((cudaError_t)l->fault) : "cuBLAS",
+    const char *text = l->fault_text;
+    if (text == NULL) {
+        text = l->fault > 0 ? cudaGetErrorString((cudaError_t)l->fault) : "cuBLAS";
+    }
+    return inf_fail(err, INF_EIO, -1, -1, "the GPU failed in %s: %s (%d)", l->fault_at, text,
                     l->fault > 0 ? l->fault : -l->fault);
 }
 

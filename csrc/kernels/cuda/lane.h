@@ -1,4 +1,4 @@
-/* The inside of the CUDA backend: what lane.cu, step.cu and answer.cu share.
+/* The inside of the CUDA backend: what lane.cu, step.cu, exchange.cu and answer.cu share.
  *
  * A lane is a stream, its scratch in device memory, and a piece of pinned host memory that both
  * sides see: what a step's kernels need of its input (tokens, tables, plans) is written there and
@@ -75,7 +75,7 @@ struct recording {
 /* Rows of q that wait for the next sync, to be copied to host memory. */
 struct pending_rows {
     uint32_t row0;
-    int32_t rows;
+    int32_t rows, stride; /* heads of a row of host memory */
     float *host;
 };
 
@@ -83,8 +83,9 @@ struct inf_lane {
     cuda_backend *backend;
     cudaStream_t stream;
     int32_t kind;
-    int32_t fault; /* the first cudaError_t, or a negative cuBLAS status */
+    int32_t fault; /* the first cudaError_t, or a negative cuBLAS or NCCL status */
     const char *fault_at;
+    const char *fault_text; /* what it means; NULL: fault says it */
 
     inf_device_config dims;
     inf_kv_shape kv;
@@ -158,6 +159,7 @@ struct inf_lane {
     recording *recordings; /* [RECORD_ROWS, keys] */
     int32_t keys;
     recording *capturing;
+    uint8_t choices[2][INF_CUDA_SMALL_ROWS + 1]; /* choose.cu */
 };
 
 enum { RECORD_ROWS = 64, LOGIT_ROWS = 128 };
@@ -177,11 +179,11 @@ template <typename T> static bool keep(inf_lane *l, T **out, uint64_t count) {
     return lane_keep(l, (void **)out, count * sizeof(T));
 }
 
-/* exchange.cu */
-int exchange_sync(inf_lane *l, inf_err *err);
-void exchange_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host);
-int exchange_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, const float *lse2);
-void exchange_merged(inf_lane *l);
+/* choose.cu: whether a product of few rows goes by the kernel for them. The first of a kind times
+ * both ways. */
+bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y);
+/* gate | up by the library, then silu(gate) * up, with the scale that x lacks. */
+bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y);
 
 /* draw.cu: sampling. */
 bool draw_memory(inf_lane *l);
@@ -229,16 +231,19 @@ void inf_cuda_pool_close(inf_backend *b, const inf_pool_key *key, uint8_t *pool)
 /* Waits until nobody in this process has the pool open; false: somebody does not let go. */
 bool shared_end(const void *pool);
 
-/* Where the GPU sees n rows of messages, in *at and, unless it is NULL, *lse. True: in place.
- * False: they are not pinned, and the caller uses staging. */
-bool lane_direct(inf_lane *l, int32_t rows, float **at, float **lse);
+/* Where the GPU sees n rows of messages, stride heads apart, in *at and, unless it is NULL, *lse.
+ * True: in place. False: they are not pinned, and the caller uses staging. */
+bool lane_direct(inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse);
 
 void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */
 int lane_sync(inf_lane *l, inf_err *err);
 void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind);
 
-void inf_cuda_step_table(inf_backend_ops *ops); /* fills in all that is not memory */
+void inf_cuda_step_table(inf_backend_ops *ops);     /* fills in all that is not memory */
+void inf_cuda_exchange_table(inf_backend_ops *ops); /* .. of which this is a part */
 bool answer_pool(inf_lane *l); /* an answer's view of the pool; false: it is too large */
+int inf_cuda_collective_open(const inf_collective_config *config, inf_collective **out,
+                             inf_err *err);
 int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err);
 int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *config, inf_lane **out, inf_err *err);
 void inf_cuda_lane_close(inf_lane *l);

@@ -5,8 +5,9 @@
  * early: 1 lets the kernel start before the one in front of it in the stream has ended (sm_90); it
  * waits by itself before it touches what that one writes.
  *
- * dtype is INF_DTYPE_F32, _F16 or _BF16. "act" is the device's format of activations that enter a
- * matrix product; the residual stream and all sums are f32. LSE is base e. */
+ * dtype is INF_DTYPE_F32, _F16 or _BF16; KV's may be _E4M3 too, whatever act is: scale 1,
+ * saturated. "act" is the device's format of activations that enter a matrix product; the residual
+ * stream and all sums are f32. LSE is base e. */
 #ifndef INF_CUDA_LAUNCH_H
 #define INF_CUDA_LAUNCH_H
 
@@ -77,12 +78,16 @@ typedef struct inf_cuda_heads {
 } inf_cuda_heads;
 int inf_cuda_heads_launch(const inf_cuda_heads *p, inf_stream stream);
 
-/* y = silu(gate) * up, gu = [rows, gate n | up n] */
+/* y = silu(s gate) * s up, gu = [rows, gate n | up n]. s is 1, or of each row what its x was not
+ * scaled by, see inf_cuda_small. */
 typedef struct inf_cuda_swiglu {
     const void *gu; /* [rows, 2 n] of act */
     void *y;        /* [rows, n] of act */
     int32_t act, rows, n;
     int32_t early;
+    const float *x_squares; /* [rows, squares], or NULL */
+    int32_t squares;        /* sums of 16 each */
+    float eps;
 } inf_cuda_swiglu;
 int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream);
 
@@ -152,7 +157,7 @@ typedef struct inf_cuda_attn {
 int inf_cuda_attn_plain_launch(const inf_cuda_attn *p, inf_stream stream);
 
 /* Decode: every piece has rows * (heads / kv_heads) <= INF_CUDA_DECODE_ROWS query rows. bf16 and
- * f16 (act and KV alike), head_dim 64 or 128, block_size a multiple of 16 (or 8). */
+ * f16 (act and KV alike, or KV in e4m3), head_dim 64 or 128, block_size a multiple of 16 (or 8). */
 enum { INF_CUDA_DECODE_ROWS = 16 };
 int inf_cuda_attn_decode_takes(
     const inf_cuda_attn *p); /* host: 1 if the launcher takes this shape */
@@ -177,13 +182,15 @@ typedef struct inf_cuda_combine {
 int inf_cuda_combine_launch(const inf_cuda_combine *p, inf_stream stream);
 
 /* Runs of rows that lie here and there, as in the messages of several peers: run i is rows row0 ..
- * of the launch's own tensors, and as many rows of f32 at `at`, [rows, heads, head_dim], and `lse`,
- * [rows, heads] or NULL. They may be host memory that the GPU sees. `first` counts the rows of the
- * runs before it. */
+ * of the launch's own tensors, and as many rows of f32 at `at`, [rows, stride, head_dim], and
+ * `lse`, [rows, stride] or NULL, of which the launch's heads come first: the others are those of
+ * other ranks. They may be host memory that the GPU sees. `first` counts the rows of the runs
+ * before it. */
 enum { INF_CUDA_RUNS = 32 };
 typedef struct inf_cuda_run {
     float *at, *lse;
     uint32_t row0, first;
+    int32_t stride; /* heads, not less than the launch's */
 } inf_cuda_run;
 typedef struct inf_cuda_runs {
     inf_cuda_run run[INF_CUDA_RUNS];
@@ -193,11 +200,11 @@ typedef struct inf_cuda_runs {
 
 /* Adds a run; 0 when there is no room. */
 static inline int inf_cuda_runs_add(inf_cuda_runs *r, uint32_t row0, int32_t rows, float *at,
-                                    float *lse) {
+                                    float *lse, int32_t stride) {
     if (r->n == INF_CUDA_RUNS) {
         return 0;
     }
-    inf_cuda_run run = {at, lse, row0, (uint32_t)r->rows};
+    inf_cuda_run run = {at, lse, row0, (uint32_t)r->rows, stride};
     r->run[r->n++] = run;
     r->rows += rows;
     return 1;

@@ -1,5 +1,10 @@
 /* Host memory that the GPU reaches where it lies: links' slots, pinned as dist asks for it.
  *
+ * A registration is good for all GPUs of the process (cudaHostRegisterPortable), and CUDA takes the
+ * same pages once; but the ranks of an instance all use them, and each may see them at an address
+ * of its own. So registrations are the process's and count their users, and a backend has a list of
+ * what it may reach.
+ *
  * Lanes ask by the address, since that is what an operation gets: what lies within one pinned
  * stretch is used where it lies, anything else goes through the lane's own memory. The list is
  * short (a few stretches per peer) and sorted; peers come and go while lanes look. */
@@ -36,14 +41,14 @@ void *pinned_find(cuda_backend *b, const void *host, uint64_t bytes) {
     return found;
 }
 
-bool lane_direct(inf_lane *l, int32_t rows, float **at, float **lse) {
-    uint64_t n = (uint64_t)rows;
-    void *o = pinned_find(l->backend, *at, n * (uint64_t)l->q_dim * sizeof(float));
-    void *s = o == NULL || lse == NULL
-                  ? NULL
-                  : pinned_find(l->backend, *lse, n * (uint64_t)l->dims.heads * sizeof(float));
+bool lane_direct(inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse) {
+    /* The last row ends with this lane's heads. */
+    uint64_t heads = (uint64_t)(rows - 1) * (uint64_t)stride + (uint64_t)l->dims.heads;
+    void *o = pinned_find(l->backend, *at, heads * (uint64_t)l->dims.head_dim * sizeof(float));
+    void *s =
+        o == NULL || lse == NULL ? NULL : pinned_find(l->backend, *lse, heads * sizeof(float));
     bool direct = o != NULL && (lse == NULL || s != NULL);
-    *(direct ? &l->direct_rows : &l->staged_rows) += n;
+    *(direct ? &l->direct_rows : &l->staged_rows) += (uint64_t)rows;
     if (direct) {
         *at = (float *)o;
         if (lse != NULL) {
@@ -52,6 +57,77 @@ bool lane_direct(inf_lane *l, int32_t rows, float **at, float **lse) {
     }
     return direct;
 }
+
+/* ---- registrations, of all backends of the process ---- */
+
+struct registration {
+    registration *next;
+    void *host;
+    uint64_t bytes;
+    int32_t users;
+};
+
+static struct {
+    pthread_mutex_t lock;
+    registration *all;
+} registered = {PTHREAD_MUTEX_INITIALIZER, NULL};
+
+/* Under the lock; points at NULL where there is none. */
+static registration **registration_of(const void *host) {
+    registration **at = &registered.all;
+    while (*at != NULL && (*at)->host != host) {
+        at = &(*at)->next;
+    }
+    return at;
+}
+
+/* Under the lock. */
+static int register_pages(void *host, uint64_t bytes) {
+    registration *mine = (registration *)malloc(sizeof *mine);
+    if (mine == NULL) {
+        return INF_ENOMEM;
+    }
+    cudaError_t status =
+        cudaHostRegister(host, bytes, cudaHostRegisterMapped | cudaHostRegisterPortable);
+    if (status != cudaSuccess) {
+        (void)cudaGetLastError(); /* an answer, not a fault that stays */
+        free(mine);
+        return status == cudaErrorMemoryAllocation ? INF_ENOMEM : INF_EUNSUPPORTED;
+    }
+    *mine = {registered.all, host, bytes, 1};
+    registered.all = mine;
+    return INF_OK;
+}
+
+static int use_pages(void *host, uint64_t bytes) {
+    int status = INF_OK;
+    pthread_mutex_lock(&registered.lock);
+    registration *r = *registration_of(host);
+    if (r == NULL) {
+        status = register_pages(host, bytes);
+    } else if (r->bytes == bytes) {
+        r->users++;
+    } else {
+        status = INF_EUNSUPPORTED;
+    }
+    pthread_mutex_unlock(&registered.lock);
+    return status;
+}
+
+static void drop_pages(void *host) {
+    pthread_mutex_lock(&registered.lock);
+    registration **at = registration_of(host), *r = *at;
+    if (r != NULL && --r->users == 0) {
+        *at = r->next;
+        free(r);
+        if (cudaHostUnregister(host) != cudaSuccess) {
+            (void)cudaGetLastError();
+        }
+    }
+    pthread_mutex_unlock(&registered.lock);
+}
+
+/* ---- a backend's list ---- */
 
 /* Under the lock. */
 static int add(pinned_list *p, const pinned_stretch *s) {
@@ -75,16 +151,14 @@ int inf_cuda_host_pin(inf_backend *backend, void *host, uint64_t bytes) {
     cuda_backend *b = (cuda_backend *)backend;
     pinned_stretch s = {(uint8_t *)host, NULL, bytes};
     void *device = NULL;
-    if (!b->direct || cudaSetDevice(b->ordinal) != cudaSuccess) {
+    if (!b->direct || cudaSetDevice(b->ordinal) != cudaSuccess || pinned_find(b, host, 1) != NULL) {
         return INF_EUNSUPPORTED;
     }
-    cudaError_t status =
-        cudaHostRegister(host, bytes, cudaHostRegisterMapped | cudaHostRegisterPortable);
-    if (status != cudaSuccess) {
-        (void)cudaGetLastError(); /* an answer, not a fault that stays */
-        return status == cudaErrorMemoryAllocation ? INF_ENOMEM : INF_EUNSUPPORTED;
+    int result = use_pages(host, bytes);
+    if (result != INF_OK) {
+        return result;
     }
-    int result = INF_EUNSUPPORTED;
+    result = INF_EUNSUPPORTED;
     if (cudaHostGetDevicePointer(&device, host, 0) == cudaSuccess) {
         s.device = (uint8_t *)device;
         pthread_mutex_lock(&b->pinned.lock);
@@ -93,7 +167,7 @@ int inf_cuda_host_pin(inf_backend *backend, void *host, uint64_t bytes) {
     }
     if (result != INF_OK) {
         (void)cudaGetLastError();
-        (void)cudaHostUnregister(host);
+        drop_pages(host);
     }
     return result;
 }
@@ -110,9 +184,8 @@ void inf_cuda_host_unpin(inf_backend *backend, void *host) {
         p->n--;
     }
     pthread_mutex_unlock(&p->lock);
-    if (found && cudaSetDevice(b->ordinal) == cudaSuccess &&
-        cudaHostUnregister(host) != cudaSuccess) {
-        (void)cudaGetLastError();
+    if (found && cudaSetDevice(b->ordinal) == cudaSuccess) {
+        drop_pages(host);
     }
 }
 

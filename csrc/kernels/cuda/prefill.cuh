@@ -90,6 +90,14 @@ static __device__ __forceinline__ size_t prefill_query(const inf_cuda_attn &p,
     return row * (size_t)p.heads + (size_t)(x.kv_head * x.group + packed % x.group);
 }
 
+/* Where the 16-byte word of a row of ROW bytes stands, so that eight rows' words of one column are
+ * in different banks. Rows a multiple of 8 apart have a word at the same place: then the distance
+ * is ROW times the difference, which the callers use to keep few addresses. */
+template <int ROW> static __device__ __forceinline__ int word_at(int row, int word) {
+    static_assert(ROW == 64 || ROW % 128 == 0, "");
+    return row * ROW + ((ROW == 64 ? word ^ (row >> 1 & 3) : word ^ (row & 7)) << 4);
+}
+
 /* The keys that packed row i of the tile sees; none if it is not there. */
 static __device__ __forceinline__ key_range prefill_keys(const inf_cuda_attn &p,
                                                          const prefill_tile &x, int i) {

@@ -78,6 +78,12 @@ static __device__ __forceinline__ float f16_to_float(uint16_t h) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
     return f;
 }
+/* Both products, rounded once each. */
+static __device__ __forceinline__ uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
 static __device__ __forceinline__ float bits_to_float(uint32_t u) { return __uint_as_float(u); }
 /* 2^x to about 2^-22; 0 for results below the normal numbers. */
 static __device__ __forceinline__ float exp2_fast(float x) {

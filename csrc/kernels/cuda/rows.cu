@@ -273,9 +273,17 @@ int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream) {
 template <class T, int N>
 __global__ void __launch_bounds__(WALK_THREADS) swiglu_kernel(const inf_cuda_swiglu a) {
     place w = walk_place<N>(a.n);
-    float gate[N], up[N];
+    __shared__ float sums[WALK_THREADS / 32];
+    float gate[N], up[N], scale = 1.0f;
     start_successor();
     after_predecessor();
+    if (a.x_squares != NULL) { /* the block is of one row */
+        float sum = 0;
+        for (int32_t i = (int32_t)threadIdx.x; i < a.squares; i += WALK_THREADS) {
+            sum += a.x_squares[(size_t)w.row * (size_t)a.squares + (size_t)i];
+        }
+        scale = 1.0f / sqrtf(block_sum(sum, sums) / (float)(16 * a.squares) + a.eps);
+    }
     if (w.at >= a.n) {
         return;
     }
@@ -283,7 +291,8 @@ __global__ void __launch_bounds__(WALK_THREADS) swiglu_kernel(const inf_cuda_swi
     load_run<N>(gate, (const T *)a.gu + 2 * row + at);
     load_run<N>(up, (const T *)a.gu + 2 * row + (size_t)a.n + at);
     for (int i = 0; i < N; i++) {
-        gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+        float g = scale * gate[i];
+        gate[i] = g / (1.0f + expf(-g)) * (scale * up[i]);
     }
     store_run<N>((T *)a.y + row + at, gate);
 }

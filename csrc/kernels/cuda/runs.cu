@@ -22,17 +22,21 @@ static __device__ __forceinline__ int32_t run_of(const inf_cuda_runs &r, uint32_
 }
 
 /* Host: may VECTOR numbers be moved at a time? */
-static bool fast_runs(const inf_cuda_runs &r, const void *tensor, int64_t n) {
+static bool fast_runs(const inf_cuda_runs &r, const void *tensor, int64_t n, int32_t head_dim) {
     bool fast = n % VECTOR == 0 && aligned_16(tensor);
     for (int32_t i = 0; i < r.n; i++) {
-        fast = fast && aligned_16(r.run[i].at);
+        fast = fast && aligned_16(r.run[i].at) && (int64_t)r.run[i].stride * head_dim % 4 == 0;
     }
     return fast;
 }
 
 static bool runs_ok(const inf_cuda_runs &r, int32_t dtype, int32_t heads, int32_t head_dim) {
-    return known_dtype(dtype) && r.n >= 0 && r.n <= INF_CUDA_RUNS && r.rows >= 0 && heads > 0 &&
-           head_dim > 0;
+    bool ok = known_dtype(dtype) && r.n >= 0 && r.n <= INF_CUDA_RUNS && r.rows >= 0 && heads > 0 &&
+              head_dim > 0;
+    for (int32_t i = 0; ok && i < r.n; i++) {
+        ok = r.run[i].stride >= heads;
+    }
+    return ok;
 }
 
 /* Block (x, y): EXCHANGE_THREADS * N numbers of row x of the runs. */
@@ -49,17 +53,18 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
     const inf_cuda_run &run = a.runs.run[run_of(a.runs, blockIdx.x)];
     const uint32_t in_run = blockIdx.x - run.first, heads = (uint32_t)a.heads;
     const size_t row = (size_t)run.row0 + in_run, n = (size_t)a.heads * (size_t)a.head_dim;
+    const size_t there = (size_t)in_run * (size_t)run.stride; /* heads before it */
     const size_t i = ((size_t)blockIdx.y * EXCHANGE_THREADS + threadIdx.x) * N;
     start_successor();
     after_predecessor();
     if (i < n) {
         float x[N];
         load_run<N>(x, (const T *)a.src + row * n + i);
-        store_run<N>(run.at + in_run * n + i, x);
+        store_run<N>(run.at + there * (size_t)a.head_dim + i, x);
     }
     for (uint32_t h = threadIdx.x; run.lse != NULL && blockIdx.y == 0 && h < heads;
          h += EXCHANGE_THREADS) {
-        run.lse[(size_t)in_run * heads + h] = a.src_lse[row * heads + h];
+        run.lse[there + h] = a.src_lse[row * heads + h];
     }
 }
 
@@ -71,7 +76,7 @@ int inf_cuda_give_launch(const inf_cuda_give *p, inf_stream stream) {
     if (p->runs.rows == 0) {
         return 0;
     }
-    bool fast = fast_runs(p->runs, p->src, n);
+    bool fast = fast_runs(p->runs, p->src, n, p->head_dim);
     dim3 grid = fast ? exchange_grid<VECTOR>(p->runs, n) : exchange_grid<1>(p->runs, n);
     return with_type(p->dtype, [&](auto number) {
         using T = decltype(number);
@@ -95,7 +100,8 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
     after_predecessor();
     if (i < n) {
         float x[N];
-        load_run<N>(x, (const float *)run.at + in_run * n + i);
+        const size_t there = in_run * (size_t)run.stride * (size_t)a.head_dim;
+        load_run<N>(x, (const float *)run.at + there + i);
         store_run_as<N>(a.dst, a.dtype, ((size_t)run.row0 + in_run) * n + i, x);
     }
 }
@@ -109,7 +115,7 @@ int inf_cuda_fetch_launch(const inf_cuda_fetch *p, inf_stream stream) {
         return 0;
     }
     dim3 block(EXCHANGE_THREADS);
-    return (int)(fast_runs(p->runs, p->dst, n)
+    return (int)(fast_runs(p->runs, p->dst, n, p->head_dim)
                      ? INF_LAUNCH_EARLY(p->early != 0, (fetch_kernel<VECTOR>),
                                         exchange_grid<VECTOR>(p->runs, n), block, 0, stream, *p)
                      : INF_LAUNCH_EARLY(p->early != 0, (fetch_kernel<1>),
@@ -130,8 +136,11 @@ __global__ void __launch_bounds__(MERGE_THREADS)
     if (from >= (size_t)a.runs.rows * heads) {
         return;
     }
-    const inf_cuda_run &run = a.runs.run[run_of(a.runs, (uint32_t)(from / heads))];
-    const size_t there = from - (size_t)run.first * heads, at = (size_t)run.row0 * heads + there;
+    const uint32_t row = (uint32_t)(from / heads);
+    const inf_cuda_run &run = a.runs.run[run_of(a.runs, row)];
+    const size_t in_run = row - run.first, head = from - (size_t)row * heads;
+    const size_t there = in_run * (size_t)run.stride + head;
+    const size_t at = ((size_t)run.row0 + in_run) * heads + head;
     const float *o2 = run.at + there * (size_t)a.head_dim;
     float *o = a.o + at * (size_t)a.head_dim;
     float x[COMBINE_DIMS], y[COMBINE_DIMS], lse2 = run.lse[there], lse = a.lse[at];
@@ -169,7 +178,7 @@ int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream) {
     }
     dim3 grid((unsigned)blocks), block(MERGE_THREADS);
     return (
-        int)(p->head_dim % 4 == 0 && fast_runs(p->runs, p->o, 0)
+        int)(p->head_dim % 4 == 0 && fast_runs(p->runs, p->o, 0, p->head_dim)
                  ? INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<4>), grid, block, 0, stream, *p)
                  : INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<1>), grid, block, 0, stream, *p));
 }

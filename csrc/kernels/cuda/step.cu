@@ -1,5 +1,4 @@
-/* The step on a lane: its input, the operations of the table, recordings. What is exchanged with
- * other instances is exchange.cu's.
+/* The step on a lane: its input, the operations of the table, and recordings.
  *
  * Recordings are CUDA graphs. Steps in which every request computes one token do the same launches
  * every time, only on other words in the same places; so the second step with a number of rows is
@@ -93,6 +92,7 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s) {
 /* ---- recordings ---- */
 
 static int step_record(inf_lane *l, uint32_t key) {
+    lane_enter(l);
     l->capturing = NULL;
     if (!l->recordable || l->fault != 0 || key >= (uint32_t)l->keys) {
         return 0;
@@ -110,6 +110,7 @@ static int step_record(inf_lane *l, uint32_t key) {
 }
 
 static void step_recorded(inf_lane *l) {
+    lane_enter(l);
     recording *r = l->capturing;
     if (r == NULL) {
         return;
@@ -126,9 +127,12 @@ static void step_recorded(inf_lane *l) {
     }
 }
 
-/* ---- operations ---- */
+/* ---- operations ----
+ *
+ * Each makes its GPU the thread's: ranks of one instance are asked in turn by one thread. */
 
 static void step_embed(inf_lane *l, const void *table, float *x) {
+    lane_enter(l);
     inf_cuda_embed p = {
         l->tokens, table, x, l->dims.dtype, l->rows, l->dims.hidden, l->backend->early_rows};
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
@@ -149,6 +153,7 @@ static inf_cuda_add_norm norm_of(const inf_lane *l, float *x, const float *weigh
 }
 
 static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
+    lane_enter(l);
     inf_cuda_add_norm p = norm_of(l, x, weight, y, l->rows);
     p.add = add;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
@@ -156,6 +161,7 @@ static void step_add_norm(inf_lane *l, float *x, const void *add, const float *w
 
 static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n,
                            const float *weight, void *y) {
+    lane_enter(l);
     inf_cuda_add_norm p = norm_of(l, (float *)x, weight, y, n);
     p.pick = l->pick + first;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
@@ -182,11 +188,12 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
 
 static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void *y) {
     inf_cuda_small s = small_of(l, p, gate, y);
-    return l->backend->small && inf_cuda_small_takes(&s) &&
+    return l->backend->small && inf_cuda_small_takes(&s) && lane_small_is_faster(l, p, &s, y) &&
            lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a small product");
 }
 
 static void step_product(inf_lane *l, const inf_product *p) {
+    lane_enter(l);
     if (l->fault == 0 && !small_product(l, p, 0, p->y)) {
         lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product");
     }
@@ -202,6 +209,7 @@ static bool fuses(const inf_lane *l, int32_t rows) {
 
 static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,
                               void *y) {
+    lane_enter(l);
     if (!fuses(l, p->rows)) {
         l->unscaled = NULL;
         step_product(l, p);
@@ -217,15 +225,16 @@ static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const
 }
 
 static void step_gated(inf_lane *l, const inf_product *p, void *y) {
+    lane_enter(l);
     if (l->fault != 0 || small_product(l, p, 1, y)) {
         return;
     }
-    step_product(l, p);
-    inf_cuda_swiglu s = {p->y, y, l->act, p->rows, p->n / 2, l->backend->early_rows};
-    lane_ok(l, inf_cuda_swiglu_launch(&s, l->stream), "swiglu");
+    inf_cuda_small s = small_of(l, p, 1, y);
+    lane_gated_by_library(l, p, &s, y);
 }
 
 static void step_heads(inf_lane *l, const inf_heads *h) {
+    lane_enter(l);
     inf_cuda_heads p = {};
     p.qkv = h->qkv;
     p.q_norm = h->q_norm;
@@ -247,6 +256,7 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
 }
 
 static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32_t open) {
+    lane_enter(l);
     const class_lists *c = &l->classes[l->class_of[layer]];
     bool whole = l->capturing != NULL;
     if (!open) {
@@ -257,40 +267,9 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     lane_attend(l, c, layer, q, l->partial, INF_DTYPE_F32, l->lse, l->rows, whole);
 }
 
-/* ---- the end of open partials ---- */
-
-static void step_settle(inf_lane *l, void *o) {
-    if (l->act != INF_DTYPE_F32) {
-        inf_cuda_cast p = {
-            l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim, l->backend->early_rows};
-        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "settle");
-    }
-}
-
-/* ---- copies, on any lane ---- */
-
-static void copy_out(inf_lane *l, void *host, const void *device, uint64_t bytes) {
-    lane_enter(l);
-    lane_copy(l, host, device, bytes, cudaMemcpyDeviceToHost);
-}
-
-static void copy_in(inf_lane *l, void *device, const void *host, uint64_t bytes) {
-    lane_enter(l);
-    lane_copy(l, device, host, bytes, cudaMemcpyHostToDevice);
-}
-
-static void copy(inf_lane *l, void *to, const void *from, uint64_t bytes) {
-    lane_enter(l);
-    lane_copy(l, to, from, bytes, cudaMemcpyDeviceToDevice);
-}
-
 void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->lane_open = inf_cuda_lane_open;
     ops->lane_close = inf_cuda_lane_close;
-    ops->sync = exchange_sync;
-    ops->copy_out = copy_out;
-    ops->copy_in = copy_in;
-    ops->copy = copy;
     ops->begin = step_begin;
     ops->record = step_record;
     ops->recorded = step_recorded;
@@ -301,12 +280,10 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->product_norm = step_product_norm;
     ops->heads = step_heads;
     ops->attend = step_attend;
-    ops->merge = exchange_merge;
-    ops->merged = exchange_merged;
-    ops->settle = step_settle;
     ops->gated = step_gated;
-    ops->queries = exchange_queries;
     ops->slot_open = inf_cuda_slot_open;
     ops->sample = inf_cuda_draw;
     ops->answer = inf_cuda_answer;
+    ops->collective_open = inf_cuda_collective_open;
+    inf_cuda_exchange_table(ops);
 }

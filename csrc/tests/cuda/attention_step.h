@@ -27,9 +27,24 @@ static uint16_t to_f16(float f) {
     return (uint16_t)(sign | (uint16_t)(e + 14) << 10 | ((uint16_t)(m * 2048) & 1023));
 }
 
+/* The nearest code, by a table over f32's upper 16 bits: near enough for an input. */
+static uint8_t e4m3_codes(float x) {
+    static uint8_t table[1 << 16];
+    static int filled = 0;
+    for (uint32_t h = 0; h < 1 << 16 && !filled; h++) {
+        table[h] = to_e4m3((double)from_bf16((uint16_t)h));
+    }
+    filled = 1;
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return table[u >> 16];
+}
+
 static void put(uint8_t *p, int32_t dtype, size_t i, float x) {
     if (dtype == INF_DTYPE_F32) {
         ((float *)p)[i] = x;
+    } else if (dtype == INF_DTYPE_E4M3) {
+        p[i] = e4m3_codes(x);
     } else {
         ((uint16_t *)p)[i] = dtype == INF_DTYPE_BF16 ? to_bf16(x) : to_f16(x);
     }
@@ -236,6 +251,12 @@ static const float *numbers_of(int32_t dtype) {
 static void read_numbers(float *to, const uint8_t *from, int32_t dtype, size_t i, int32_t n) {
     if (dtype == INF_DTYPE_F32) {
         memcpy(to, from + 4 * i, (size_t)n * 4);
+        return;
+    }
+    if (dtype == INF_DTYPE_E4M3) {
+        for (int32_t d = 0; d < n; d++) {
+            to[d] = (float)from_e4m3(from[i + (size_t)d]);
+        }
         return;
     }
     const float *table = numbers_of(dtype);

@@ -20,10 +20,13 @@ static int32_t some_early() {
 }
 
 static const char *format_name(int32_t dtype) {
-    return dtype == INF_DTYPE_F32 ? "f32" : dtype == INF_DTYPE_F16 ? "f16" : "bf16";
+    return dtype == INF_DTYPE_F32    ? "f32"
+           : dtype == INF_DTYPE_F16  ? "f16"
+           : dtype == INF_DTYPE_E4M3 ? "e4m3"
+                                     : "bf16";
 }
 
-static size_t format_size(int32_t dtype) { return dtype == INF_DTYPE_F32 ? 4 : 2; }
+static size_t format_size(int32_t dtype) { return (size_t)bytes_of(dtype); }
 
 struct guarded {
     uint8_t *base;
@@ -73,6 +76,9 @@ static double number_at(const uint8_t *bytes, int32_t dtype, size_t i) {
         memcpy(&f, bytes + 4 * i, sizeof f);
         return (double)f;
     }
+    if (dtype == INF_DTYPE_E4M3) {
+        return from_e4m3(bytes[i]);
+    }
     uint16_t h;
     memcpy(&h, bytes + 2 * i, sizeof h);
     return number_of(h, dtype);
@@ -100,8 +106,13 @@ static std::vector<uint8_t> random_numbers(size_t n, int32_t dtype) {
 /* Whether got is want, computed in f32 with an error of up to `slack` of its size plus `floor`, and
  * rounded once to the format. */
 static bool rounded_once(double got, double want, int32_t dtype, double slack, double floor) {
-    double half = dtype == INF_DTYPE_F32 ? 0x1p-24 : dtype == INF_DTYPE_F16 ? 0x1p-11 : 0x1p-8;
-    double least = dtype == INF_DTYPE_F16 ? 0x1p-25 : 0.0; /* half of its smallest number */
+    double half = dtype == INF_DTYPE_F32    ? 0x1p-24
+                  : dtype == INF_DTYPE_F16  ? 0x1p-11
+                  : dtype == INF_DTYPE_E4M3 ? 0x1p-4
+                                            : 0x1p-8;
+    double least = dtype == INF_DTYPE_F16    ? 0x1p-25
+                   : dtype == INF_DTYPE_E4M3 ? 0x1p-10
+                                             : 0.0; /* half of its smallest number */
     return fabs(got - want) <= fabs(want) * (half + slack) * 1.01 + floor + least;
 }
 

@@ -26,17 +26,30 @@ static std::vector<uint32_t> some_rows(int32_t rows, int32_t all, bool mixed) {
     return at;
 }
 
-/* Launches over runs that say: row i of at and lse is row[i] of the launch's tensors. */
+/* Where a launch's heads are in rows of `stride` heads: from `first` on. Now and then all of them,
+ * and at times those of a rank. */
+struct place_of_heads {
+    size_t first, stride;
+};
+
+static place_of_heads some_place(size_t heads) {
+    size_t ranks = 1 + (size_t)below(3), rank = (size_t)below((int32_t)ranks);
+    return {rank * heads, ranks * heads + (size_t)below(2) * (ranks - 1)};
+}
+
+/* Launches over runs that say: row i of at and lse, in which the launch's heads come first, is
+ * row[i] of the launch's tensors. */
 template <class P>
 static void launch_runs(P p, int (*launch)(const P *, inf_stream), const std::vector<uint32_t> &row,
-                        float *at, float *lse, size_t heads, size_t head_dim) {
+                        float *at, float *lse, size_t stride, size_t head_dim) {
     for (size_t i = 0; i < row.size();) {
         size_t n = 1;
         while (i + n < row.size() && row[i + n] == row[i + n - 1] + 1) {
             n++;
         }
-        float *to_lse = lse != NULL ? lse + i * heads : NULL;
-        if (!inf_cuda_runs_add(&p.runs, row[i], (int32_t)n, at + i * heads * head_dim, to_lse)) {
+        float *to_lse = lse != NULL ? lse + i * stride : NULL;
+        if (!inf_cuda_runs_add(&p.runs, row[i], (int32_t)n, at + i * stride * head_dim, to_lse,
+                               (int32_t)stride)) {
             CHECK(launch(&p, NULL) == 0, "launch");
             p.runs.n = p.runs.rows = 0;
             continue;

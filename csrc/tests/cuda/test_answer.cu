@@ -1,13 +1,15 @@
 /* Answers on the GPU: the messages of several debtors, in different layers, in one call, in memory
- * that is pinned and in memory that is not, against the CPU's; and what a step exchanges. */
+ * that is pinned and in memory that is not, against the CPU's; and what a step exchanges. By one
+ * backend, and by one that is made of two, of which each has its heads of every row. */
 #include "guarded.h"
 
 #include <pthread.h>
 #include <sys/mman.h>
 
 #include "kernels/cuda/lane.h"
+#include "kernels/tp/tp.h"
 
-extern "C" int inf_cuda_backend_open_2(int32_t ordinal, const inf_device_config *config,
+extern "C" int inf_cuda_backend_open_4(int32_t ordinal, const inf_device_config *config,
                                        uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                        inf_err *err);
 
@@ -28,13 +30,56 @@ struct rig {
     inf_device_config config;
     inf_kv_shape kv;
     inf_backend *gpu, *cpu;
-    std::vector<float> cpu_pool;
+    std::vector<uint8_t> cpu_pool;
     uint8_t *pool;
+    int32_t ranks;  /* of gpu */
     uint8_t *slots; /* [2 * SLOTS] of SLOT bytes: whole pages, as a link's are */
 };
 
-static rig open_rig() {
+static inf_backend *open_gpu(const inf_device_config *c, int32_t ranks) {
+    inf_backend *part[INF_MAX_RANKS] = {}, *b = NULL;
+    for (int32_t i = 0; i < ranks; i++) {
+        CHECK(inf_cuda_backend_open_4(0, c, sizeof *c, sizeof(inf_backend_ops), &part[i], &err) ==
+                  INF_OK,
+              "%s", err.message);
+    }
+    if (ranks == 1) {
+        return part[0];
+    }
+    CHECK(inf_backend_tp(part, ranks, c, &b, &err) == INF_OK, "%s", err.message);
+    return b;
+}
+
+/* The lane of a rank, and its part of device memory. */
+static inf_lane *lane_of(const rig *r, inf_lane *lane, int32_t rank) {
+    return r->ranks == 1 ? lane : ((tp_lane *)(void *)lane)->rank[rank];
+}
+
+static float *part_of(const rig *r, void *memory, int32_t rank) {
+    return (float *)(r->ranks == 1 ? memory : tp_part(memory, rank));
+}
+
+static inf_lane *open_lane(rig *r, inf_backend *b, int32_t kind);
+
+/* Numbers, or codes of small ones. */
+static void fill_pool(rig *r) {
+    r->cpu_pool.resize(r->kv.block_bytes * BLOCKS);
+    for (size_t i = 0; i < r->cpu_pool.size(); i += (size_t)r->kv.elem) {
+        float x = number();
+        r->cpu_pool[i] = (uint8_t)(below(0x39) | below(2) << 7);
+        memcpy(&r->cpu_pool[i], &x, r->kv.elem == 4 ? 4 : 0);
+    }
+    r->pool = (uint8_t *)r->gpu->ops->alloc_pool(r->gpu, r->cpu_pool.size());
+    CHECK(r->pool != NULL, "no pool");
+    inf_lane *lane = open_lane(r, r->gpu, INF_LANE_COPY);
+    r->gpu->ops->copy_in(lane, r->pool, r->cpu_pool.data(), r->cpu_pool.size());
+    CHECK(r->gpu->ops->sync(lane, &err) == INF_OK, "%s", err.message);
+    r->gpu->ops->lane_close(lane);
+}
+
+static rig open_rig(int32_t ranks, int32_t kv_dtype) {
     rig r = {};
+    r.ranks = ranks;
     r.config.layers = LAYERS;
     r.config.hidden = ROW;
     r.config.intermediate = 64;
@@ -50,19 +95,11 @@ static rig open_rig() {
     r.config.max_step_blocks = BLOCKS;
     r.config.max_step_spans = SEGMENTS;
     r.config.rope_scale = 1;
-    uint64_t layer = 2ull * KV_HEADS * BLOCK * DIM * sizeof(float);
-    r.kv = {LAYERS, KV_HEADS, BLOCK, DIM, INF_DTYPE_F32, sizeof(float), LAYERS * layer};
-    CHECK(inf_cuda_backend_open_2(0, &r.config, sizeof r.config, sizeof(inf_backend_ops), &r.gpu,
-                                  &err) == INF_OK,
-          "%s", err.message);
+    uint64_t elem = format_size(kv_dtype), layer = 2 * KV_HEADS * BLOCK * DIM * elem;
+    r.kv = {LAYERS, KV_HEADS, BLOCK, DIM, kv_dtype, (int32_t)elem, LAYERS * layer};
+    r.gpu = open_gpu(&r.config, ranks);
     r.cpu = inf_backend_cpu(0);
-    r.cpu_pool.resize(r.kv.block_bytes * BLOCKS / sizeof(float));
-    for (float &x : r.cpu_pool) {
-        x = number();
-    }
-    r.pool = (uint8_t *)r.gpu->ops->alloc(r.gpu, r.kv.block_bytes * BLOCKS);
-    must(cudaMemcpy(r.pool, r.cpu_pool.data(), r.kv.block_bytes * BLOCKS, cudaMemcpyHostToDevice),
-         "the pool");
+    fill_pool(&r);
     r.slots = (uint8_t *)mmap(NULL, 2 * SLOTS * SLOT, PROT_READ | PROT_WRITE,
                               MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(r.slots != MAP_FAILED, "map");
@@ -76,7 +113,7 @@ static inf_lane *open_lane(rig *r, inf_backend *b, int32_t kind) {
     c.kind = kind;
     c.device = &r->config;
     c.kv = r->kv;
-    c.pool = b == r->gpu ? r->pool : (uint8_t *)r->cpu_pool.data();
+    c.pool = b == r->gpu ? r->pool : r->cpu_pool.data();
     c.windows = WINDOWS;
     c.inv_freq = inv_freq;
     c.scale = 0.125f;
@@ -151,7 +188,7 @@ static void compare(rig *r, messages *m, inf_lane *cpu, inf_lane *gpu, const cha
     for (size_t i = 0; i < args.size(); i++) {
         bool same = i > 0 && m->args[i].o == m->args[i - 1].o;
         row += i > 0 && !same ? args[i - 1].rows : 0;
-        args[i].pool = (uint8_t *)r->cpu_pool.data();
+        args[i].pool = r->cpu_pool.data();
         args[i].o = &o[(size_t)row * ROW];
         args[i].lse = &lse[(size_t)row * HEADS];
     }
@@ -190,10 +227,14 @@ static void test_answers(rig *r) {
         }
         for (int i = 0; i < 6; i++) {
             fill(r, &m, i == 5); /* the last has more rows than a batch takes */
-            uint64_t direct = gpu->direct_rows, staged = gpu->staged_rows;
+            inf_lane *first = lane_of(r, gpu, 0);
+            uint64_t direct = first->direct_rows, staged = first->staged_rows;
             compare(r, &m, cpu, gpu, "answers");
-            direct = gpu->direct_rows - direct;
-            staged = gpu->staged_rows - staged;
+            direct = first->direct_rows - direct;
+            staged = first->staged_rows - staged;
+            if (r->ranks > 1) { /* they get copies of their heads */
+                continue;
+            }
             CHECK(pinned != 0 || direct == 0, "nothing is pinned");
             CHECK(pinned != 1 || (direct > 0 && staged > 0), "one message of three is pinned");
             CHECK(pinned != 2 || staged == 0, "everything is pinned");
@@ -232,6 +273,51 @@ static void test_pins(rig *r) {
     ops->host_unpin(r->gpu, at + 3 * SLOT);
 }
 
+/* Ranks share a registration: all of them have the pages, or none that had not before. */
+static void test_pins_of_ranks(rig *r) {
+    tp_backend *b = (tp_backend *)r->gpu;
+    const inf_backend_ops *ops = r->gpu->ops;
+    uint8_t *at = r->slots;
+    CHECK(ops->host_pin(r->gpu, at, SLOT) == INF_OK, "pin");
+    for (int32_t i = 0; i < r->ranks; i++) {
+        CHECK(pinned_find((cuda_backend *)b->rank[i], at, SLOT) != NULL, "rank %d", i);
+    }
+    CHECK(ops->host_pin(r->gpu, at, SLOT) != INF_OK, "pinned twice");
+    CHECK(pinned_find((cuda_backend *)b->rank[0], at, SLOT) != NULL, "it stays pinned");
+    ops->host_unpin(r->gpu, at);
+    CHECK(cudaHostUnregister(at) != cudaSuccess, "unpinned in the driver too");
+    (void)cudaGetLastError();
+    CHECK(b->ops->host_pin(b->rank[1], at, SLOT) == INF_OK, "pin");
+    CHECK(ops->host_pin(r->gpu, at, SLOT) != INF_OK, "not by all ranks");
+    CHECK(b->ops->host_pin(b->rank[0], at, 2 * SLOT) != INF_OK, "more than is registered");
+    CHECK(pinned_find((cuda_backend *)b->rank[0], at, 1) == NULL, "the first rank let go");
+    CHECK(pinned_find((cuda_backend *)b->rank[1], at, SLOT) != NULL, "the second one has its own");
+    b->ops->host_unpin(b->rank[1], at);
+    CHECK(cudaHostUnregister(at) != cudaSuccess, "unpinned in the driver too");
+    (void)cudaGetLastError();
+}
+
+/* Rows of all heads to and from the ranks' parts of device memory. */
+static void put_rows(const rig *r, void *device, const std::vector<float> &all) {
+    size_t n = ROW / (size_t)r->ranks;
+    for (int32_t k = 0; k < r->ranks; k++) {
+        must(cudaMemcpy2D(part_of(r, device, k), n * 4, &all[(size_t)k * n], ROW * 4, n * 4, ROWS,
+                          cudaMemcpyHostToDevice),
+             "rows");
+    }
+}
+
+static std::vector<float> get_rows(const rig *r, void *device) {
+    std::vector<float> all((size_t)ROWS * ROW);
+    size_t n = ROW / (size_t)r->ranks;
+    for (int32_t k = 0; k < r->ranks; k++) {
+        must(cudaMemcpy2D(&all[(size_t)k * n], ROW * 4, part_of(r, device, k), n * 4, n * 4, ROWS,
+                          cudaMemcpyDeviceToHost),
+             "rows");
+    }
+    return all;
+}
+
 /* Queries out of a step's lane and partials into it, in place: 1 means that merge reads later. */
 static void test_exchange(rig *r) {
     inf_lane *lane = open_lane(r, r->gpu, INF_LANE_STEP);
@@ -241,25 +327,32 @@ static void test_exchange(rig *r) {
         x = number();
     }
     float *device = (float *)ops->alloc(r->gpu, q.size() * sizeof(float));
-    must(cudaMemcpy(device, q.data(), q.size() * sizeof(float), cudaMemcpyHostToDevice), "q");
+    put_rows(r, device, q);
     float *host = (float *)(r->slots + 64), *far = (float *)(r->slots + 3 * SLOT);
     CHECK(ops->host_pin(r->gpu, r->slots, SLOT) == INF_OK, "pin");
     memset(r->slots, 0, 4 * SLOT);
     for (uint32_t i = 0; i < ROWS; i++) { /* in turn to pinned and to other memory */
-        ops->queries(lane, device, i, 1, (i % 2 ? far : host) + (ROWS - 1 - i) * ROW);
+        ops->queries(lane, device, i, 1, (i % 2 ? far : host) + (ROWS - 1 - i) * ROW, HEADS);
     }
     CHECK(ops->sync(lane, &err) == INF_OK, "%s", err.message);
     for (uint32_t i = 0; i < ROWS; i++) {
         float *at = (i % 2 ? far : host) + (ROWS - 1 - i) * ROW;
         CHECK(memcmp(at, &q[i * ROW], ROW * sizeof(float)) == 0, "row %u", i);
     }
-    CHECK(lane->direct_rows == ROWS / 2 && lane->staged_rows == ROWS / 2, "half of them in place");
+    for (int32_t k = 0; k < r->ranks; k++) {
+        const inf_lane *l = lane_of(r, lane, k);
+        CHECK(l->direct_rows == ROWS / 2 && l->staged_rows == ROWS / 2, "half of them in place");
+    }
 
     /* A partial of lse -inf in the lane takes what is merged as it is. */
     std::vector<float> none((size_t)ROWS * HEADS, -INFINITY);
-    must(cudaMemcpy(lane->lse, none.data(), none.size() * sizeof(float), cudaMemcpyHostToDevice),
-         "lse");
-    lane->partial = device;
+    for (int32_t k = 0; k < r->ranks; k++) {
+        inf_lane *l = lane_of(r, lane, k);
+        must(cudaMemcpy(l->lse, none.data(), none.size() * sizeof(float) / (size_t)r->ranks,
+                        cudaMemcpyHostToDevice),
+             "lse");
+        l->partial = part_of(r, device, k);
+    }
     for (int i = 0; i < ROWS * ROW; i++) {
         host[i] = far[i] = number();
     }
@@ -267,10 +360,10 @@ static void test_exchange(rig *r) {
     memset(lse, 0, ROWS * HEADS * sizeof(float));
     memset(far_lse, 0, ROWS * HEADS * sizeof(float));
     for (uint32_t i = 0; i < IN_PLACE; i++) { /* more runs than a launch takes */
-        CHECK(ops->merge(lane, i, 1, host + i * ROW, lse + i * HEADS) == 1, "read in place");
+        CHECK(ops->merge(lane, i, 1, host + i * ROW, lse + i * HEADS, HEADS) == 1, "read in place");
     }
     CHECK(ops->merge(lane, IN_PLACE, ROWS - IN_PLACE, far + IN_PLACE * ROW,
-                     far_lse + IN_PLACE * HEADS) == 0,
+                     far_lse + IN_PLACE * HEADS, HEADS) == 0,
           "staged");
     std::vector<float> host_was(host, host + ROWS * ROW);
     std::vector<float> far_was(far, far + ROWS * ROW);
@@ -280,8 +373,7 @@ static void test_exchange(rig *r) {
     memset(host, 0xff, ROWS * ROW * sizeof(float));
     ops->merged(lane);
     CHECK(ops->sync(lane, &err) == INF_OK, "%s", err.message);
-    std::vector<float> got(q.size());
-    must(cudaMemcpy(got.data(), device, got.size() * sizeof(float), cudaMemcpyDeviceToHost), "o");
+    std::vector<float> got = get_rows(r, device);
     size_t wrong = 0;
     for (int i = 0; i < ROWS * ROW; i++) {
         const std::vector<float> &want = i < IN_PLACE * ROW ? host_was : far_was;
@@ -295,13 +387,15 @@ static void test_exchange(rig *r) {
 
 int main(int argc, char **argv) {
     start(argc, argv);
-    rig r = open_rig();
-    test_pins(&r);
-    test_answers(&r);
-    test_exchange(&r);
-    r.gpu->ops->free(r.gpu, r.pool);
-    r.gpu->ops->close(r.gpu);
-    r.cpu->ops->close(r.cpu);
-    munmap(r.slots, 2 * SLOTS * SLOT);
+    for (int32_t i = 0; i < 4; i++) {
+        rig r = open_rig(1 + i / 2, i % 2 ? INF_DTYPE_E4M3 : INF_DTYPE_F32);
+        r.ranks == 1 ? test_pins(&r) : test_pins_of_ranks(&r);
+        test_answers(&r);
+        test_exchange(&r);
+        r.gpu->ops->free_pool(r.gpu, r.pool, r.cpu_pool.size());
+        r.gpu->ops->close(r.gpu);
+        r.cpu->ops->close(r.cpu);
+        munmap(r.slots, 2 * SLOTS * SLOT);
+    }
     return report("test_answer");
 }

@@ -222,10 +222,11 @@ static void run_merging(const step *s, const uploaded &u, int index, const outpu
 
 static int32_t one_of(const int32_t *list, int32_t n) { return list[below(n)]; }
 
-static const int32_t heads_of[][2] = {{4, 1}, {8, 2}, {2, 2}, {3, 1}, {16, 1}, {6, 2}, {7, 1}};
+static const int32_t heads_of[][2] = {{4, 1},  {8, 2}, {2, 2}, {3, 1},
+                                      {16, 1}, {6, 2}, {7, 1}, {8, 1}};
 
 static form random_form(int32_t act, int32_t kv, int32_t out, int32_t head_dim) {
-    int32_t h = below(7);
+    int32_t h = below(8);
     static const int32_t windows[] = {0, 0, 1, 7, 33, 100, 1000};
     return {act, kv, out, head_dim, heads_of[h][0], heads_of[h][1], 0, one_of(windows, 7)};
 }
@@ -301,13 +302,13 @@ static void print_variants(const char *what, const variant_log *logs) {
     }
 }
 
-static void test_decode(int32_t act, int32_t head_dim) {
+static void test_decode(int32_t act, int32_t kv, int32_t head_dim) {
     static const int32_t blocks[] = {8, 16, 16, 24, 32, 64, 128};
     variant_log logs[MOST_VARIANTS] = {};
     for (int32_t i = 0; i < rounds(); i++) {
         static step s;
         int32_t out = below(2) ? act : (int32_t)INF_DTYPE_F32;
-        form f = random_form(act, act, out, head_dim);
+        form f = random_form(act, kv, out, head_dim);
         f.block_size = one_of(blocks, 7);
         int32_t most = INF_CUDA_DECODE_ROWS / (f.heads / f.kv_heads);
         make_step(&s, &f, most + 2, MOST_TOKENS);
@@ -315,16 +316,17 @@ static void test_decode(int32_t act, int32_t head_dim) {
         drop_step(&s);
     }
     char what[64];
-    snprintf(what, sizeof what, "%s, head_dim %d", format_name(act), head_dim);
+    snprintf(what, sizeof what, "%s, KV %s, head_dim %d", format_name(act), format_name(kv),
+             head_dim);
     print_variants(what, logs);
 }
 
 /* One request, its last token, long enough that every ring wraps many times: in one piece, cut by
  * the plan, and cut into more parts than a warp takes at a time. */
-static void test_long(uint32_t tokens) {
+static void test_long(uint32_t tokens, int32_t kv) {
     static step s;
     variant_log logs[MOST_VARIANTS] = {};
-    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
+    form f = {INF_DTYPE_BF16, kv, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
     inf_cuda_segment only = {0, 1, tokens - 1, 0, tokens, 0};
     for (int cut = 0; cut < 3; cut++) {
         make_step(&s, &f, 0, 0, &only);
@@ -335,17 +337,17 @@ static void test_long(uint32_t tokens) {
         drop_step(&s);
     }
     char what[64];
-    snprintf(what, sizeof what, "one row of %u tokens", tokens);
+    snprintf(what, sizeof what, "one row of %u tokens, KV %s", tokens, format_name(kv));
     print_variants(what, logs);
 }
 
 /* Rows of which the first still see some keys in their window and the last none, and the other way
  * round, rows of which the first stand before all keys. */
-static void test_edges() {
+static void test_edges(int32_t kv) {
     variant_log logs[MOST_VARIANTS] = {};
     for (int32_t i = 0; i < rounds(); i++) {
         static step s;
-        form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_F32, 128, 2, 2, 16, 1 + below(100)};
+        form f = {INF_DTYPE_BF16, kv, INF_DTYPE_F32, 128, 2, 2, 16, 1 + below(100)};
         uint32_t rows = (uint32_t)(2 + below(15)), n = (uint32_t)(1 + below(90));
         inf_cuda_segment only = {0, rows, 0, 0, n, 0};
         only.q_pos0 = n + (uint32_t)f.window - 1 - (uint32_t)below((int32_t)(rows < n ? rows : n));
@@ -357,7 +359,9 @@ static void test_edges() {
         run_variants(&s, logs);
         drop_step(&s);
     }
-    print_variants("rows at the edges of keys", logs);
+    print_variants(kv == INF_DTYPE_E4M3 ? "rows at the edges of e4m3 keys"
+                                        : "rows at the edges of keys",
+                   logs);
 }
 
 static void test_refusals(void) {
@@ -398,16 +402,21 @@ int main(int argc, char **argv) {
         test_plain(formats[a], INF_DTYPE_F32, INF_DTYPE_F32);
         test_plain(formats[a], INF_DTYPE_BF16, formats[a]);
         test_plain(formats[a], INF_DTYPE_F16, formats[a]);
+        test_plain(formats[a], INF_DTYPE_E4M3, formats[a]);
     }
     for (int a = 1; a < 3; a++) {
-        test_decode(formats[a], 128);
-        test_decode(formats[a], 64);
+        for (int32_t head_dim : {128, 64}) {
+            test_decode(formats[a], formats[a], head_dim);
+            test_decode(formats[a], INF_DTYPE_E4M3, head_dim);
+        }
     }
-    test_edges();
+    for (int32_t kv : {INF_DTYPE_BF16, INF_DTYPE_E4M3}) {
+        test_edges(kv);
 #ifdef INF_EMU
-    test_long(4321);
+        test_long(4321, kv);
 #else
-    test_long(100001);
+        test_long(100001, kv);
 #endif
+    }
     return report("attention");
 }

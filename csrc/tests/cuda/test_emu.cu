@@ -1,5 +1,6 @@
 /* Machine instructions as prelude.cuh describes them, against plain C: formats, mma, ldmatrix,
  * cp.async. On a GPU this checks the descriptions, in emulation the emulator. */
+#include "kernels/cuda/e4m3.cuh"
 #include "tests/cuda/words.h"
 
 /* ---- formats ---- */
@@ -84,6 +85,70 @@ static void check_formats() {
     }
     CHECK(worst < 0x1p-21, "2^x is off by %g", worst);
     printf("formats: 2^x off by at most %.2g\n", worst);
+}
+
+/* Two words in: their product as pairs of f16, the first one's bytes as four f16, and both as e4m3.
+ */
+static __global__ void e4m3_kernel(words_args a) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (4 * i < a.n) {
+        uint32_t x = a.in[2 * i], y = a.in[2 * i + 1];
+        a.out[4 * i] = mul_f16x2(x, y);
+        e4m3x4_to_f16(x, a.out + 4 * i + 1);
+        a.out[4 * i + 3] = pack_e4m3x2(bits_to_float(x), bits_to_float(y));
+    }
+}
+
+static bool same(double got, double want) { return got == want || (got != got && want != want); }
+
+/* All bytes at every place of a word; f32 at, beside and half way between all e4m3 numbers,
+ * infinite, NaN, too large and at random. */
+static std::vector<uint32_t> e4m3_words() {
+    std::vector<uint32_t> v = edge_numbers();
+    for (uint32_t i = 0; i < 256; i++) {
+        for (int shift = 0; shift < 32; shift += 8) {
+            v.push_back(((uint32_t)next_u64() & ~(0xffu << shift)) | i << shift);
+        }
+    }
+    for (uint32_t code = 0; code < 0x7f; code++) {
+        double x = from_e4m3((uint8_t)code),
+               next = code < 0x7e ? from_e4m3((uint8_t)(code + 1)) : 480;
+        for (double at : {x, (x + next) / 2}) {
+            uint32_t u = word_of((float)at);
+            for (uint32_t w : {u, u + 1, u == 0 ? 0 : u - 1}) {
+                v.push_back(w);
+                v.push_back(w | 0x80000000u);
+            }
+        }
+    }
+    for (int i = 0; i < 2000; i++) {
+        v.push_back(((uint32_t)next_u64() & 0x807fffff) | (uint32_t)(114 + below(26)) << 23);
+    }
+    return v;
+}
+
+static void check_e4m3() {
+    std::vector<uint32_t> in = e4m3_words();
+    in.resize(in.size() / 2 * 2);
+    std::vector<uint32_t> out =
+        run(e4m3_kernel, (int)(in.size() / 256 + 1), 128, 0, in, in.size() * 2);
+    for (size_t i = 0; i < in.size() / 2; i++) {
+        const uint32_t *x = &in[2 * i], *y = &out[4 * i];
+        for (int k = 0; k < 4; k++) {
+            uint8_t byte = (uint8_t)(x[0] >> (8 * k));
+            double got = f16_number((uint16_t)(y[1 + k / 2] >> (16 * (k % 2))));
+            CHECK(same(got, from_e4m3(byte)), "e4m3 %#x is %g", byte, got);
+        }
+        for (int k = 0; k < 2; k++) {
+            uint8_t code = (uint8_t)(y[3] >> (8 * k)), want = to_e4m3((double)float_of(x[k]));
+            CHECK(code == want, "%a to e4m3 is %#x, not %#x", (double)float_of(x[k]), code, want);
+            double a = f16_number((uint16_t)(x[0] >> (16 * k)));
+            double b = f16_number((uint16_t)(x[1] >> (16 * k)));
+            uint16_t h = (uint16_t)(y[0] >> (16 * k));
+            CHECK(is_nearest((float)(a * b), h, INF_DTYPE_F16), "%a * %a is %#x", a, b, h);
+        }
+    }
+    printf("e4m3\n");
 }
 
 /* ---- mma and ldmatrix ---- */
@@ -231,6 +296,7 @@ static void check_copies() {
 int main(int argc, char **argv) {
     start(argc, argv);
     check_formats();
+    check_e4m3();
     check_mma(INF_DTYPE_BF16);
     check_mma(INF_DTYPE_F16);
     check_ldmatrix();

@@ -149,12 +149,15 @@ static void test_heads() {
     for (int32_t dim : dims) {
         for (int32_t act : FORMATS) {
             int32_t kv = below(2) ? act : FORMATS[below(3)], kv_heads = 1 + below(4);
+            kv = below(3) == 0 ? (int32_t)INF_DTYPE_E4M3 : kv;
             int32_t heads = kv_heads * (1 + below(5)), rows = below(2) ? 1 : 1 + below(SOME_ROWS);
             check_heads({act, kv, rows, heads, kv_heads, dim, true, below(4) == 0});
             check_heads({act, kv, rows, heads, kv_heads, dim, false, below(4) == 0});
         }
     }
     check_heads({INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 32, 8, 128, true, false});
+    check_heads({INF_DTYPE_BF16, INF_DTYPE_E4M3, BIG_ROWS, 32, 8, 128, true, false});
+    check_heads({INF_DTYPE_F32, INF_DTYPE_E4M3, SOME_ROWS, 5, 5, 6, true, true});
     printf("heads\n");
 }
 
@@ -290,16 +293,23 @@ static void check_merge(int32_t rows, int32_t heads, int32_t head_dim, bool list
         }
     }
     size_t off = below(3) ? 0 : 4;
+    const place_of_heads place = some_place((size_t)heads);
+    const size_t first = place.first * dim, pitch = place.stride * dim;
+    std::vector<float> far_o((size_t)rows * pitch, NAN), far_lse((size_t)rows * place.stride, NAN);
+    for (size_t i = 0; i < (size_t)rows; i++) {
+        memcpy(&far_o[i * pitch + first], &more.o[i * heads * dim], heads * dim * 4);
+        memcpy(&far_lse[i * place.stride + place.first], &more.lse[i * heads], (size_t)heads * 4);
+    }
     guarded o = guard_copy(p.o, off), lse = guard_copy(p.lse);
-    guarded o2 = guard_copy(more.o), lse2 = guard_copy(more.lse);
+    guarded o2 = guard_copy(far_o), lse2 = guard_copy(far_lse);
     inf_cuda_merge a = {};
     a.o = o.as<float>();
     a.lse = lse.as<float>();
     a.heads = heads;
     a.head_dim = head_dim;
     a.early = some_early();
-    launch_runs(a, inf_cuda_merge_launch, row, o2.as<float>(), lse2.as<float>(), (size_t)heads,
-                dim);
+    launch_runs(a, inf_cuda_merge_launch, row, o2.as<float>() + first,
+                lse2.as<float>() + place.first, place.stride, dim);
     std::vector<uint8_t> got_o = take(o), got_lse = take(lse);
     size_t wrong = 0, other = 0;
     std::vector<double> want(dim);

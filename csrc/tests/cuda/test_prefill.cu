@@ -169,6 +169,7 @@ static void run(const step *s, int variant, const pieces &p, tolerances *tol) {
     a.part_o = part_o.as<float>(), a.part_lse = part_lse.as<float>();
     /* fewer than pieces: each block takes several; more: some have none */
     a.max_work = below(2) ? 1 + below(n + 1) : n + below(3);
+    a.wgmma = k->dtype == INF_DTYPE_E4M3; /* asked for, and not taken */
     int error = launch(&a, variant);
     CHECK(error == 0, "launch: error %d", error);
     for (const guarded &g : {list, n_work, q, pool, blocks, segments}) {
@@ -239,7 +240,7 @@ static void print_way(const inf_cuda_prefill_variant &v, const tolerances &tol) 
     fflush(stdout);
 }
 
-static void test_random(int32_t act, int32_t head_dim) {
+static void test_random(int32_t act, int32_t kv, int32_t head_dim) {
     static const int32_t windows[] = {0, 0, 0, 1, 7, 33, 100, 1000};
     static const int32_t blocks[] = {16, 32, 16, 64, 16, 8, 24};
     tolerances tol = {act == INF_DTYPE_BF16 ? 1e-2 : 2e-3, 1e-3, 0, 0, 0, 0};
@@ -248,7 +249,7 @@ static void test_random(int32_t act, int32_t head_dim) {
         static step s;
         int32_t h = below(8), out = below(2) ? act : (int32_t)INF_DTYPE_F32;
         form f = {act,
-                  act,
+                  kv,
                   out,
                   head_dim,
                   heads_of[h][0],
@@ -268,15 +269,16 @@ static void test_random(int32_t act, int32_t head_dim) {
         }
         drop_step(&s);
     }
-    printf("%s, head_dim %d, random segments\n", format_name(act), head_dim);
+    printf("%s, KV %s, head_dim %d, random segments\n", format_name(act), format_name(kv),
+           head_dim);
     print_way(v, tol);
 }
 
 /* One prompt, its keys partly in front, in full pieces. */
 static void test_prompt(uint32_t rows, uint32_t before_it, int32_t head_dim, int32_t heads,
-                        int32_t kv_heads) {
+                        int32_t kv_heads, int32_t kv) {
     static step s;
-    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, head_dim, heads, kv_heads, 16, 0};
+    form f = {INF_DTYPE_BF16, kv, INF_DTYPE_BF16, head_dim, heads, kv_heads, 16, 0};
     make_step(&s, &f, 1, 1);
     drop_step(&s);
     uint32_t tokens = before_it + rows;
@@ -292,8 +294,8 @@ static void test_prompt(uint32_t rows, uint32_t before_it, int32_t head_dim, int
     s.shape.decode_chunk = 0, s.shape.prefill_chunk = 1 << 20;
     make_plan(&s);
     pieces plan = planned(&s);
-    printf("prompt of %u rows behind %u, head_dim %d, heads %d / %d\n", rows, before_it, head_dim,
-           heads, kv_heads);
+    printf("prompt of %u rows behind %u, head_dim %d, heads %d / %d, KV %s\n", rows, before_it,
+           head_dim, heads, kv_heads, format_name(kv));
     inf_cuda_prefill_variant v;
     tolerances tol = {1e-2, 1e-3, 0, 0, 0, 0};
     if (about(&s, &v)) {
@@ -301,6 +303,20 @@ static void test_prompt(uint32_t rows, uint32_t before_it, int32_t head_dim, int
     }
     print_way(v, tol);
     drop_step(&s);
+}
+
+static void test_prompts(int32_t kv) {
+#ifdef INF_EMU
+    test_prompt(70, 50, 128, 4, 1, kv);
+    test_prompt(200, 100, 64, 1, 1, kv);
+#else
+    if (!brief()) {
+        test_prompt(1024, 0, 128, 32, 8, kv);
+        test_prompt(2000, 3001, 128, 8, 1, kv);
+        test_prompt(512, 20000, 128, 4, 4, kv);
+        test_prompt(1000, 1000, 64, 8, 2, kv);
+    }
+#endif
 }
 
 static void test_refusals(void) {
@@ -327,6 +343,13 @@ static void test_refusals(void) {
     CHECK(inf_cuda_prefill_variant_launch(&s.args, INF_CUDA_PREFILL_VARIANTS, NULL) != 0,
           "one too many");
     drop_step(&s);
+    f.kv = INF_DTYPE_E4M3;
+    make_step(&s, &f, 1, 50);
+    inf_cuda_prefill_variant v;
+    CHECK(inf_cuda_attn_prefill_takes(&s.args) &&
+              inf_cuda_prefill_variant_of(&s.args, INF_CUDA_PREFILL_WGMMA, &v) != 0,
+          "wgmma on e4m3");
+    drop_step(&s);
 }
 
 int main(int argc, char **argv) {
@@ -338,20 +361,17 @@ int main(int argc, char **argv) {
         last = argc > 2 ? first : INF_CUDA_PREFILL_VARIANTS - 1;
     for (only = first; only <= last; only++) {
         for (int32_t act : BOTH_FORMATS) {
-            test_random(act, 128);
-            test_random(act, 64);
+            test_random(act, act, 128);
+            test_random(act, act, 64);
         }
-#ifdef INF_EMU
-        test_prompt(70, 50, 128, 4, 1);
-        test_prompt(200, 100, 64, 1, 1);
-#else
-        if (!brief()) {
-            test_prompt(1024, 0, 128, 32, 8);
-            test_prompt(2000, 3001, 128, 8, 1);
-            test_prompt(512, 20000, 128, 4, 4);
-            test_prompt(1000, 1000, 64, 8, 2);
+        test_prompts(INF_DTYPE_BF16);
+        if (only != INF_CUDA_PREFILL_WGMMA) {
+            for (int32_t act : BOTH_FORMATS) {
+                test_random(act, INF_DTYPE_E4M3, 128);
+                test_random(act, INF_DTYPE_E4M3, 64);
+            }
+            test_prompts(INF_DTYPE_E4M3);
         }
-#endif
     }
     return report("prefill");
 }

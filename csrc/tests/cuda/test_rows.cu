@@ -181,7 +181,8 @@ static void test_add_norm() {
     printf("add_norm\n");
 }
 
-static void check_swiglu(int32_t act, int32_t rows, int32_t n) {
+/* squares: of the norm that gate and up were not scaled by; 0: they were. */
+static void check_swiglu(int32_t act, int32_t rows, int32_t n, int32_t squares) {
     std::vector<uint8_t> gu = random_numbers((size_t)rows * 2 * n, act);
     if (act == INF_DTYPE_F32) { /* wider: 1 + e^-gate over its whole range */
         for (size_t i = 0; i < (size_t)rows * 2 * n; i++) {
@@ -191,29 +192,49 @@ static void check_swiglu(int32_t act, int32_t rows, int32_t n) {
     }
     guarded in = guard_copy(gu, some_shift(act));
     guarded y = guard((size_t)rows * n * format_size(act), some_shift(act));
-    inf_cuda_swiglu p = {in.p(), y.p(), act, rows, n, some_early()};
+    std::vector<float> sums((size_t)rows * (size_t)squares);
+    std::vector<double> scale((size_t)rows, 1.0);
+    for (float &f : sums) {
+        f = 16 * (0.5f + number() * number());
+    }
+    for (int32_t r = 0; r < rows && squares > 0; r++) {
+        double sum = 0;
+        for (int32_t i = 0; i < squares; i++) {
+            sum += (double)sums[(size_t)(r * squares + i)];
+        }
+        scale[(size_t)r] = 1 / sqrt(sum / (16 * squares) + 1e-5);
+    }
+    std::vector<uint8_t> bytes(sums.size() * 4);
+    memcpy(bytes.data(), sums.data(), bytes.size());
+    guarded of = guard_copy(bytes, 0);
+    inf_cuda_swiglu p = {
+        in.p(),  y.p(), act, rows, n, some_early(), squares > 0 ? (const float *)of.p() : NULL,
+        squares, 1e-5f};
     CHECK(inf_cuda_swiglu_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got = take(y);
     size_t wrong = 0;
     for (size_t i = 0; i < (size_t)rows * n; i++) {
         size_t at = i / n * 2 * n + i % n;
-        double gate = number_at(gu, act, at), up = number_at(gu, act, at + n);
+        double s = scale[i / (size_t)n];
+        double gate = s * number_at(gu, act, at), up = s * number_at(gu, act, at + n);
         double want = gate / (1.0 + exp(-gate)) * up;
         /* above e^88 the f32 exponential overflows and the result is 0 */
-        wrong += !rounded_once(number_at(got, act, i), want, act, 2e-6, 1e-34);
+        wrong += !rounded_once(number_at(got, act, i), want, act, squares > 0 ? 2e-5 : 2e-6, 1e-34);
     }
     CHECK(wrong == 0, "%s, %d rows of %d: %zu numbers are wrong", format_name(act), rows, n, wrong);
     take(in);
+    take(of);
 }
 
 static void test_swiglu() {
     static const int32_t lengths[] = {8, 14336, 1000, 2056, 77, 1};
     for (int32_t act : FORMATS) {
         for (int32_t n : lengths) {
-            check_swiglu(act, 1, n);
-            check_swiglu(act, 1 + below(SOME_ROWS), n);
+            check_swiglu(act, 1, n, 0);
+            check_swiglu(act, 1 + below(SOME_ROWS), n, 0);
+            check_swiglu(act, 1 + below(8), n, 1 + below(300));
         }
-        check_swiglu(act, BIG_ROWS, 136);
+        check_swiglu(act, BIG_ROWS, 136, 0);
     }
     printf("swiglu\n");
 }

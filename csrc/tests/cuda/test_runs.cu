@@ -24,7 +24,9 @@ static void check_give(int32_t dtype, int32_t rows, int32_t heads, int32_t head_
     for (float &x : lse) {
         x = number();
     }
-    std::vector<float> empty((size_t)rows * n, NAN), no_lse((size_t)rows * (size_t)heads, NAN);
+    const place_of_heads place = some_place((size_t)heads);
+    const size_t first = place.first * (size_t)head_dim, pitch = place.stride * (size_t)head_dim;
+    std::vector<float> empty((size_t)rows * pitch, NAN), no_lse((size_t)rows * place.stride, NAN);
     std::vector<uint8_t> none(q.size(), 0xa5);
     guarded src = guard_copy(q), src_lse = guard_copy(lse), back = guard_copy(none);
     guarded at = guard_copy(empty, below(3) ? 0 : 4), at_lse = guard_copy(no_lse);
@@ -35,25 +37,26 @@ static void check_give(int32_t dtype, int32_t rows, int32_t heads, int32_t head_
     out.heads = heads;
     out.head_dim = head_dim;
     out.early = some_early();
-    launch_runs(out, inf_cuda_give_launch, row, at.as<float>(), at_lse.as<float>(), (size_t)heads,
-                (size_t)head_dim);
+    launch_runs(out, inf_cuda_give_launch, row, at.as<float>() + first,
+                at_lse.as<float>() + place.first, place.stride, (size_t)head_dim);
     inf_cuda_fetch in = {};
     in.dst = back.as<void>();
     in.dtype = dtype;
     in.heads = heads;
     in.head_dim = head_dim;
     in.early = some_early();
-    launch_runs(in, inf_cuda_fetch_launch, row, at.as<float>(), NULL, (size_t)heads,
+    launch_runs(in, inf_cuda_fetch_launch, row, at.as<float>() + first, NULL, place.stride,
                 (size_t)head_dim);
     std::vector<uint8_t> got = take(at), got_lse = take(at_lse), got_back = take(back);
     size_t wrong = 0;
     for (size_t i = 0; i < (size_t)rows; i++) {
         size_t r = row[i];
-        wrong += memcmp(&got[i * n * 4], &plain[r * n], n * 4) != 0;
-        wrong += memcmp(&got_lse[i * (size_t)heads * 4], &lse[r * (size_t)heads],
-                        (size_t)heads * 4) != 0;
+        memcpy(&empty[i * pitch + first], &plain[r * n], n * 4);
+        memcpy(&no_lse[i * place.stride + place.first], &lse[r * (size_t)heads], (size_t)heads * 4);
         memcpy(&none[r * n * bytes], &q[r * n * bytes], n * bytes);
     }
+    wrong += memcmp(got.data(), empty.data(), got.size()) != 0; /* nothing between them either */
+    wrong += memcmp(got_lse.data(), no_lse.data(), got_lse.size()) != 0;
     CHECK(wrong == 0 && got_back == none, "format %d, %d rows of %d x %d, mixed %d: %zu wrong",
           dtype, rows, heads, head_dim, mixed, wrong);
     for (const guarded &g : {src, src_lse}) {
@@ -75,6 +78,11 @@ static void test_give() {
     CHECK(inf_cuda_give_launch(&p, NULL) == 0, "nothing to give");
     p.runs.n = INF_CUDA_RUNS + 1;
     CHECK(inf_cuda_give_launch(&p, NULL) != 0, "more runs than there are");
+    p.runs.n = p.runs.rows = 0;
+    float x = 0;
+    (void)inf_cuda_runs_add(&p.runs, 0, 1, &x, NULL, 1);
+    p.heads = 2;
+    CHECK(inf_cuda_give_launch(&p, NULL) != 0, "rows that overlap");
     printf("give and fetch\n");
 }
 

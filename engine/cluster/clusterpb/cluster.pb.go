@@ -76,6 +76,7 @@ type JoinRequest struct {
 	// What the largest message of a link depends on, so the same for all; 0: not told.
 	MaxNumBatchedTokens uint32 `protobuf:"varint,5,opt,name=max_num_batched_tokens,json=maxNumBatchedTokens,proto3" json:"max_num_batched_tokens,omitempty"`
 	MaxNumSeqs          uint32 `protobuf:"varint,6,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`
+	KvDtype             string `protobuf:"bytes,7,opt,name=kv_dtype,json=kvDtype,proto3" json:"kv_dtype,omitempty"` // of the KV cache: the blocks of all have the same bytes
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -150,6 +151,13 @@ func (x *JoinRequest) GetMaxNumSeqs() uint32 {
 		return x.MaxNumSeqs
 	}
 	return 0
+}
+
+func (x *JoinRequest) GetKvDtype() string {
+	if x != nil {
+		return x.KvDtype
+	}
+	return ""
 }
 
 type JoinReply struct {
@@ -1287,7 +1295,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
 	"&engine/cluster/clusterpb/cluster.proto\x12\x13infinite.cluster.v1\"\x1f\n" +
 	"\tLinkBytes\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xcb\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xe6\x01\n" +
 	"\vJoinRequest\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x1d\n" +
@@ -1296,7 +1304,8 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x02id\x18\x04 \x01(\tR\x02id\x123\n" +
 	"\x16max_num_batched_tokens\x18\x05 \x01(\rR\x13maxNumBatchedTokens\x12 \n" +
 	"\fmax_num_seqs\x18\x06 \x01(\rR\n" +
-	"maxNumSeqs\"\x80\x01\n" +
+	"maxNumSeqs\x12\x19\n" +
+	"\bkv_dtype\x18\a \x01(\tR\akvDtype\"\x80\x01\n" +
 	"\tJoinReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +

@@ -119,6 +119,7 @@ func TestDevicesThatAreNotThere(t *testing.T) {
 		"cannot use --device cuda:999":             {"--device", "cuda:999"},
 		"cannot use flag --gpu-memory-utilization": {"--gpu-memory-utilization", "2"},
 		"between 2 and":                            {"--device", "cpu", "--kv-cache-memory", "4096"},
+		"the model's 2 KV heads are no multiple":   {"--device", "cpu", "--tensor-parallel-size", "4"},
 	} {
 		cmd := command(append([]string{"serve", "--port", "0", "--cluster-port", "0"}, args...)...)
 		cmd.Env = append(cmd.Env, "INFINITE_CUDA_LIBRARY=")

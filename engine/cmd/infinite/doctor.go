@@ -130,7 +130,8 @@ func gpuNeed(cfg config.Config, place node.Place) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("on %s an instance gets a pool of %d blocks (%d tokens) in %s", place.Name(), d.NumBlocks, d.NumBlocks*d.BlockSize, dtype), nil
+	return fmt.Sprintf("on %s an instance gets a pool of %d blocks (%d tokens) in %s", place.Name(), d.NumBlocks, d.NumBlocks*d.BlockSize,
+		node.KVDType(cfg.KVCacheDType, dtype)), nil
 }
 
 // ringBytes is the locked memory of the links to one peer: a query lane and a move lane in each direction. A

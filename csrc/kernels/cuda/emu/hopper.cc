@@ -28,33 +28,42 @@ static uint8_t *swizzled(uint32_t address, emu_site site) {
 struct box {
     uint32_t to;
     const tensor_map *map;
-    int32_t column, row;
+    int32_t at; /* in the last dimension */
     emu_site site;
 };
 
 static void land(const box &x) {
-    for (uint32_t r = 0; r < x.map->box_rows; r++) {
-        int64_t row = (int64_t)x.row + r;
-        for (uint32_t i = 0; i < 128; i++) {
-            int64_t column = x.column + (int64_t)(i / 2);
-            bool there = row >= 0 && row < (int64_t)x.map->rows && column >= 0 &&
-                         column < (int64_t)x.map->columns;
-            *swizzled(x.to + r * 128 + i, x.site) =
-                there ? x.map->base[((uint64_t)row * x.map->columns + (uint64_t)column) * 2 + i % 2]
-                      : 0;
+    const tensor_map &m = *x.map;
+    uint32_t to = x.to, i[4];
+    for (i[3] = 0; i[3] < m.box[3]; i[3]++) {
+        for (i[2] = 0; i[2] < m.box[2]; i[2]++) {
+            for (i[1] = 0; i[1] < m.box[1]; i[1]++) {
+                for (i[0] = 0; i[0] < m.box[0]; i[0]++, to += 2) {
+                    const uint8_t *from = m.base;
+                    bool there = true;
+                    for (int k = 0; k < 4; k++) {
+                        int64_t at = (k == 3 ? (int64_t)x.at : 0) + i[k];
+                        there = there && at >= 0 && at < (int64_t)m.size[k];
+                        from += there ? (uint64_t)at * m.pitch[k] : 0;
+                    }
+                    for (uint32_t b = 0; b < 2; b++) {
+                        *swizzled(to + b, x.site) = there ? from[b] : 0;
+                    }
+                }
+            }
         }
     }
 }
 
-/* Boxes are whole atoms or whole rows of one. */
-void emu_copy_box(void *shared, const tensor_map *map, int32_t column, int32_t row, uint64_t *bar,
-                  emu_site site) {
-    box x = {emu_window_address(shared, site), map, column, row, site};
-    if (x.to % 128 != 0 || (uintptr_t)map % 64 != 0) {
-        emu_fault(site, "copy_box to %#x by the map at %p: not aligned", x.to, (const void *)map);
+/* Boxes are whole atoms. */
+void emu_copy_box(void *shared, const tensor_map *map, int32_t at, uint64_t *bar, emu_site site) {
+    box x = {emu_window_address(shared, site), map, at, site};
+    if (x.to % 1024 != 0 || (uintptr_t)map % 64 != 0 || map->box[0] != 64) {
+        emu_fault(site, "copy_box to %#x by the map at %p: not aligned, or not 128 bytes wide",
+                  x.to, (const void *)map);
     }
     emu_copy_later(
-        shared, map->box_rows * 128, bar, [x] { land(x); }, site);
+        shared, map->box[1] * map->box[2] * map->box[3] * 128, bar, [x] { land(x); }, site);
 }
 
 /* ---- products ---- */

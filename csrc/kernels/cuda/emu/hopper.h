@@ -32,19 +32,19 @@ static inline void barrier_wait(uint64_t *bar, uint32_t parity, emu_site site = 
 }
 static inline void async_fence() {}
 
-/* ---- tensor maps of two dimensions, 16-bit numbers, boxes of 64 columns, 128-byte swizzle ---- */
+/* ---- tensor maps of four dimensions, 16-bit numbers, 128-byte swizzle: boxes are 64 numbers wide
+ * ---- */
 
 struct alignas(64) tensor_map {
     const uint8_t *base;
-    uint64_t columns, rows;
-    uint32_t box_rows;
+    uint64_t size[4], pitch[4]; /* numbers; bytes from one to the next */
+    uint32_t box[4];
 };
 
-void emu_copy_box(void *shared, const tensor_map *map, int32_t column, int32_t row, uint64_t *bar,
-                  emu_site site);
-static inline void copy_box(void *shared, const tensor_map *map, int32_t column, int32_t row,
-                            uint64_t *bar, emu_site site = EMU_SITE) {
-    emu_copy_box(shared, map, column, row, bar, site);
+void emu_copy_box(void *shared, const tensor_map *map, int32_t at, uint64_t *bar, emu_site site);
+static inline void copy_box(void *shared, const tensor_map *map, int32_t at, uint64_t *bar,
+                            emu_site site = EMU_SITE) {
+    emu_copy_box(shared, map, at, bar, site);
 }
 static inline void prefetch_map(const tensor_map *) {}
 

@@ -25,6 +25,10 @@ static inline uint32_t pack_bf16x2(float lo, float hi) {
 static inline uint32_t pack_f16x2(float lo, float hi) {
     return (uint32_t)emu_to_f16(hi) << 16 | emu_to_f16(lo);
 }
+static inline uint32_t mul_f16x2(uint32_t a, uint32_t b) { /* f32 holds such a product whole */
+    return pack_f16x2(f16_to_float((uint16_t)a) * f16_to_float((uint16_t)b),
+                      f16_to_float((uint16_t)(a >> 16)) * f16_to_float((uint16_t)(b >> 16)));
+}
 static inline float exp2_fast(float x) {
     float y = exp2f(x < -126.0f ? -INFINITY : x);
     return x != x ? x : y;

@@ -288,6 +288,7 @@ cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int threads, siz
 
 /* Refuses what a GPU would refuse. */
 cudaError_t emu_check_launch(const void *kernel, const emu_grid *grid);
+cudaError_t emu_check_stream(cudaStream_t stream);
 /* Notes where the grid stands in its stream, and runs it. */
 void emu_run_step(emu_grid *grid);
 /* Puts work into a stream, or into the graph that the stream is being captured to. */
@@ -305,7 +306,8 @@ static inline cudaError_t emu_launch(const char *name, bool early, void (*kernel
     static_assert(sizeof(Args) <= 4096, "kernels take at most 4 KiB of parameters");
     emu_grid g = {name, grid, block, shared, early, emu_call<Args>, (const void *)kernel,
                   NULL, NULL, 0};
-    cudaError_t status = emu_check_launch((const void *)kernel, &g);
+    cudaError_t status = emu_check_stream(stream);
+    status = status != cudaSuccess ? status : emu_check_launch((const void *)kernel, &g);
     if (status == cudaSuccess) {
         Args copy = args;
         status = emu_enqueue(stream, [g, copy] {

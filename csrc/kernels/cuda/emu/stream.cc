@@ -29,6 +29,7 @@ struct CUevent_st {
     std::mutex lock;
     std::shared_ptr<emu_mark> mark; /* of the last record */
     bool timing = true;
+    int device = 0;
 };
 
 namespace {
@@ -162,6 +163,14 @@ void emu_finish_all(bool also_non_blocking) {
     }
 }
 
+/* A kernel goes to the thread's device, so its stream must be of that. */
+cudaError_t emu_check_stream(cudaStream_t stream) {
+    emu_stream s = emu_find_stream(stream);
+    return s == NULL || (stream != NULL && s->device != emu_device())
+               ? emu_fail(cudaErrorInvalidResourceHandle)
+               : cudaSuccess;
+}
+
 cudaError_t emu_enqueue(cudaStream_t stream, emu_work work) {
     return enqueue(emu_find_stream(stream), std::move(work));
 }
@@ -171,6 +180,7 @@ cudaError_t emu_enqueue(cudaStream_t stream, emu_work work) {
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int) {
     emu_stream s = std::make_shared<CUstream_st>();
     s->blocking = (flags & cudaStreamNonBlocking) == 0;
+    s->device = emu_device();
     std::lock_guard<std::mutex> guard(streams()->lock);
     streams()->all.push_back(s);
     *out = s.get();
@@ -252,6 +262,7 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags) {
     *out = new CUevent_st;
     (*out)->timing = (flags & cudaEventDisableTiming) == 0;
+    (*out)->device = emu_device();
     return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t *out) { return cudaEventCreateWithFlags(out, 0); }
@@ -271,7 +282,7 @@ static std::shared_ptr<emu_mark> mark_of(cudaEvent_t event) {
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     emu_stream s = emu_find_stream(stream);
-    if (event == NULL || s == NULL) {
+    if (event == NULL || s == NULL || (stream != NULL && event->device != s->device)) {
         return emu_fail(cudaErrorInvalidResourceHandle);
     }
     std::shared_ptr<emu_mark> mark = std::make_shared<emu_mark>();

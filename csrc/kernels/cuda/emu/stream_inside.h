@@ -25,6 +25,7 @@ struct CUstream_st {
     std::shared_ptr<emu_capture> capture;
     bool origin = false; /* of the capture */
     bool blocking = true;
+    int device = 0; /* that was the thread's when it was made */
 };
 
 /* NULL: there is no such stream. */

@@ -1,0 +1,87 @@
+/* Products of few rows can go by product_small.cu or by the library, and which is faster depends on
+ * the GPU: of Llama-3-8B's shapes and one row, gate and up take 79 us by the former and 83 by the
+ * latter on an H100, but 60 and 56 on an H200, the LM head 337 and 350, but 277 and 243. So the
+ * first product of a kind and a number of rows times both, as product.cu does with the library's
+ * algorithms. It is of a step that is not captured yet, and what it computes twice it computes from
+ * the same input. */
+#include "kernels/cuda/lane.h"
+
+enum { NOT_KNOWN, BY_SMALL, BY_LIBRARY, TIMED = 5 };
+
+#ifndef INF_EMU
+
+/* Milliseconds of TIMED calls after one to warm up; negative: it failed. */
+template <class F> static float time_of(inf_lane *l, const cudaEvent_t event[2], const F &call) {
+    float ms = -1;
+    bool ok = call() && cudaEventRecord(event[0], l->stream) == cudaSuccess;
+    for (int i = 0; ok && i < TIMED; i++) {
+        ok = call();
+    }
+    ok = ok && cudaEventRecord(event[1], l->stream) == cudaSuccess &&
+         cudaEventSynchronize(event[1]) == cudaSuccess &&
+         cudaEventElapsedTime(&ms, event[0], event[1]) == cudaSuccess;
+    return ok ? ms : -1;
+}
+
+template <class S, class L> static int faster(inf_lane *l, const S &small, const L &library) {
+    cudaEvent_t event[2] = {};
+    int choice = BY_SMALL;
+    if (cudaEventCreate(&event[0]) == cudaSuccess && cudaEventCreate(&event[1]) == cudaSuccess) {
+        float by_small = time_of(l, event, small), by_library = time_of(l, event, library);
+        choice = by_library > 0 && (by_small < 0 || by_library < by_small) ? BY_LIBRARY : BY_SMALL;
+    }
+    for (cudaEvent_t e : event) {
+        if (e != NULL) {
+            (void)cudaEventDestroy(e);
+        }
+    }
+    return choice;
+}
+
+#else
+
+/* Time says nothing in emulation: both are taken, by turns. */
+template <class S, class L> static int faster(inf_lane *, const S &, const L &library) {
+    static int turn;
+    return ++turn % 2 != 0 && library() ? BY_LIBRARY : BY_SMALL;
+}
+
+#endif
+
+bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
+    inf_cuda_swiglu w = {};
+    w.gu = p->y;
+    w.y = y;
+    w.act = l->act;
+    w.rows = p->rows;
+    w.n = s->n;
+    w.x_squares = s->x_squares;
+    w.squares = p->k / 16;
+    w.eps = s->eps;
+    w.early = l->backend->early_rows;
+    return lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product") &&
+           lane_ok(l, inf_cuda_swiglu_launch(&w, l->stream), "swiglu");
+}
+
+bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
+    /* The kinds whose output the library can be followed by a scale of, or that need none. */
+    bool head = p->y_f32 && s->x_squares == NULL;
+    if (!s->gate && !head) {
+        return true;
+    }
+    uint8_t *choice = &l->choices[s->gate ? 0 : 1][p->rows];
+    if (*choice == NOT_KNOWN) {
+        if (l->capturing != NULL) {
+            return true;
+        }
+        auto small = [&] {
+            return lane_ok(l, inf_cuda_small_launch(s, l->stream), "a small product");
+        };
+        auto library = [&] {
+            return s->gate ? lane_gated_by_library(l, p, s, y)
+                           : lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product");
+        };
+        *choice = (uint8_t)faster(l, small, library);
+    }
+    return *choice == BY_SMALL;
+}

@@ -1,0 +1,46 @@
+/* NCCL, loaded at run time: a sum over the GPUs of one process. Plain C, no CUDA header: streams
+ * are the runtime's, as pointers.
+ *
+ * One thread calls, for all GPUs as one group. The first failure stays: the communicators are
+ * aborted, so that no GPU waits for another for ever, and every later call fails for the same
+ * reason. */
+#ifndef INF_CUDA_NCCL_H
+#define INF_CUDA_NCCL_H
+
+#include <stdint.h>
+
+#include "infinite/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Names the library, else libnccl.so.2 is looked for where the linker looks. */
+#define INF_NCCL_LIBRARY "INFINITE_NCCL_LIBRARY"
+
+typedef struct inf_nccl inf_nccl;
+
+/* A communicator per device, in their order. INF_EUNSUPPORTED and why, if there is no NCCL or it
+ * cannot sum over these. */
+int inf_nccl_open(const int32_t *ordinals, int32_t n, inf_nccl **out, inf_err *err);
+
+/* Enqueues on every stream: y[r][i] = sum over ranks of y[rank][i], count numbers of an
+ * INF_DTYPE_*. 0, or the ncclResult_t of the first failure. */
+int inf_nccl_sum(inf_nccl *nccl, void *const *y, uint64_t count, int32_t dtype,
+                 void *const *streams);
+
+/* What befell a communicator since: 0, or a ncclResult_t. */
+int inf_nccl_failed(inf_nccl *nccl);
+
+/* Ends what is under way; from then on everything fails. */
+void inf_nccl_abort(inf_nccl *nccl);
+
+/* Why it failed; "" while it has not. Lives as long as nccl does. */
+const char *inf_nccl_why(const inf_nccl *nccl);
+
+void inf_nccl_close(inf_nccl *nccl); /* safe on NULL */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,170 @@
+/* The step of a tensor-parallel backend: each operation on all ranks. */
+#include "kernels/tp/tp.h"
+
+static tp_lane *of(inf_lane *lane) { return (tp_lane *)(void *)lane; }
+
+#define EACH_RANK(l) for (int32_t r = 0; r < (l)->n; r++)
+
+static void tp_begin(inf_lane *lane, const inf_step_buffers *step) {
+    tp_lane *l = of(lane);
+    EACH_RANK(l) { l->ops->begin(l->rank[r], step); }
+}
+
+/* Steps of several ranks are not recorded: backend.c. */
+static int tp_record(inf_lane *lane, uint32_t key) {
+    (void)lane;
+    (void)key;
+    return 0;
+}
+
+static void tp_recorded(inf_lane *lane) { (void)lane; }
+
+static void tp_embed(inf_lane *lane, const void *table, float *x) {
+    tp_lane *l = of(lane);
+    EACH_RANK(l) { l->ops->embed(l->rank[r], tp_part(table, r), tp_part(x, r)); }
+}
+
+static void tp_add_norm(inf_lane *lane, float *x, const void *add, const float *weight, void *y) {
+    tp_lane *l = of(lane);
+    EACH_RANK(l) {
+        l->ops->add_norm(l->rank[r], tp_part(x, r), tp_part(add, r), tp_part(weight, r),
+                         tp_part(y, r));
+    }
+}
+
+/* Only the LM head reads it. */
+static void tp_pick_norm(inf_lane *lane, const float *x, uint32_t first, int32_t n,
+                         const float *weight, void *y) {
+    tp_lane *l = of(lane);
+    l->ops->pick_norm(l->rank[0], tp_part(x, 0), first, n, tp_part(weight, 0), tp_part(y, 0));
+}
+
+static inf_product product_of(const inf_product *p, int32_t rank) {
+    inf_product mine = *p;
+    mine.x = tp_part(p->x, rank);
+    mine.w = tp_part(p->w, rank);
+    mine.bias = tp_part(p->bias, rank);
+    mine.y = tp_part(p->y, rank);
+    return mine;
+}
+
+static void tp_product(inf_lane *lane, const inf_product *p) {
+    tp_lane *l = of(lane);
+    for (int32_t r = 0; r < (p->y_f32 ? 1 : l->n); r++) {
+        inf_product mine = product_of(p, r);
+        l->ops->product(l->rank[r], &mine);
+    }
+}
+
+static void tp_product_norm(inf_lane *lane, const inf_product *p, float *x, const float *weight,
+                            void *y) {
+    tp_lane *l = of(lane);
+    void *parts[INF_MAX_RANKS];
+    EACH_RANK(l) {
+        inf_product mine = product_of(p, r);
+        mine.bias = r == 0 ? mine.bias : NULL; /* once in the sum */
+        parts[r] = mine.y;
+        l->ops->product(l->rank[r], &mine);
+    }
+    pthread_mutex_lock(&l->backend->gate);
+    l->sum->ops->sum(l->sum, parts, (uint64_t)p->rows * (uint64_t)p->n);
+    pthread_mutex_unlock(&l->backend->gate);
+    tp_add_norm(lane, x, p->y, weight, y);
+}
+
+static void tp_gated(inf_lane *lane, const inf_product *p, void *y) {
+    tp_lane *l = of(lane);
+    EACH_RANK(l) {
+        inf_product mine = product_of(p, r);
+        l->ops->gated(l->rank[r], &mine, tp_part(y, r));
+    }
+}
+
+static void tp_heads(inf_lane *lane, const inf_heads *p) {
+    tp_lane *l = of(lane);
+    EACH_RANK(l) {
+        inf_heads mine = {tp_part(p->qkv, r), tp_part(p->q_norm, r), tp_part(p->k_norm, r),
+                          tp_part(p->q, r), p->layer};
+        l->ops->heads(l->rank[r], &mine);
+    }
+}
+
+static void tp_attend(inf_lane *lane, int32_t layer, const void *q, void *o, int32_t open) {
+    tp_lane *l = of(lane);
+    EACH_RANK(l) { l->ops->attend(l->rank[r], layer, tp_part(q, r), tp_part(o, r), open); }
+}
+
+/* ---- exchange: host memory has all heads, a rank its columns ---- */
+
+/* The host memory is held if a rank holds it. */
+static int tp_merge(inf_lane *lane, uint32_t row0, int32_t rows, const float *o2, const float *lse2,
+                    int32_t stride) {
+    tp_lane *l = of(lane);
+    int32_t heads = l->dims.heads / l->n, held = 0;
+    EACH_RANK(l) {
+        held |= l->ops->merge(l->rank[r], row0, rows, o2 + r * heads * l->dims.head_dim,
+                              lse2 + r * heads, stride);
+    }
+    return held;
+}
+
+static void tp_merged(inf_lane *lane) {
+    tp_lane *l = of(lane);
+    EACH_RANK(l) { l->ops->merged(l->rank[r]); }
+}
+
+static void tp_settle(inf_lane *lane, void *o) {
+    tp_lane *l = of(lane);
+    EACH_RANK(l) { l->ops->settle(l->rank[r], tp_part(o, r)); }
+}
+
+static void tp_queries(inf_lane *lane, const void *q, uint32_t row0, int32_t rows, float *host,
+                       int32_t stride) {
+    tp_lane *l = of(lane);
+    int32_t heads = l->dims.heads / l->n;
+    EACH_RANK(l) {
+        l->ops->queries(l->rank[r], tp_part(q, r), row0, rows, host + r * heads * l->dims.head_dim,
+                        stride);
+    }
+}
+
+/* ---- sampling: the first rank's, which has the logits ---- */
+
+static int tp_slot_open(inf_lane *lane, uint32_t slot, const inf_sampling *sampling,
+                        const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
+                        const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err) {
+    tp_lane *l = of(lane);
+    pthread_mutex_lock(&l->backend->gate);
+    int status = l->ops->slot_open(l->rank[0], slot, sampling, tokens, n_tokens, n_prompt, bias_ids,
+                                   bias, n_bias, err);
+    pthread_mutex_unlock(&l->backend->gate);
+    return status;
+}
+
+static void tp_sample(inf_lane *lane, const float *logits, uint32_t first, int32_t n,
+                      inf_row_out *out, int32_t *status) {
+    tp_lane *l = of(lane);
+    l->ops->sample(l->rank[0], tp_part(logits, 0), first, n, out, status);
+}
+
+void inf_tp_step_table(inf_backend_ops *ops, const inf_backend_ops *rank) {
+    ops->begin = tp_begin;
+    ops->record = tp_record;
+    ops->recorded = tp_recorded;
+    ops->embed = tp_embed;
+    ops->add_norm = tp_add_norm;
+    ops->pick_norm = tp_pick_norm;
+    ops->product = tp_product;
+    ops->product_norm = tp_product_norm;
+    ops->gated = tp_gated;
+    ops->heads = tp_heads;
+    ops->attend = tp_attend;
+    ops->merge = tp_merge;
+    ops->merged = tp_merged;
+    ops->settle = tp_settle;
+    ops->queries = tp_queries;
+    if (rank->sample != NULL) {
+        ops->slot_open = tp_slot_open;
+        ops->sample = tp_sample;
+    }
+}
