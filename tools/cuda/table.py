@@ -69,10 +69,24 @@ def steps():
           ["batch", "context", "ms", "floor: bytes over copy bandwidth", "of floor"], rows)
     rows = [[d["tokens"], d["context"], f"{d['ms']:.1f}", f"{d['tflops']:.0f}"] for d in of("step_prefill")]
     table("Whole prefill step, same model", ["tokens", "keys before", "ms", "TFLOP/s"], rows)
-    rows = [[d["shape"], d["batch"], context(d["context"]), f"{d['local_ms']:.2f}", f"{d['spread_ms']:.2f}",
-             f"{d['spread_ms'] / d['local_ms']:.2f}"] for d in of("step_pair")]
-    table("Decode step of one instance, half of its KV with another on the same GPU, over shm",
-          ["shape", "batch", "context", "local ms", "spread ms", "ratio"], rows)
+    rows = []
+    for d in of("step_pair"):
+        local, spread = d["local_ms"], d["spread_ms"]
+        fetched = d.get("move_ms", 0) + local
+        rows.append([d["shape"], d.get("kv", "bf16"), d["batch"], context(d["context"]),
+                     f"{local:.2f}" if local else "does not fit", f"{spread:.2f}", f"{spread / local:.2f}" if local else "",
+                     f"{d['move_ms']:.1f}" if "move_ms" in d else "",
+                     f"{fetched / spread:.1f}" if local and "move_ms" in d else ""])
+    table("Decode step of one instance, half of its KV with another on the same GPU, over shm. Fetching that half"
+          " for a step: the time to move it, plus a local step, over the step that sends queries",
+          ["shape", "KV", "batch", "context", "local ms", "spread ms", "spread / local", "to move the half, ms",
+           "fetching / sending"], rows)
+    merges = [d for d in of("rows") if d["name"] == "merge of a partial"]
+    whole = {d["case"]: d["us"] for d in reversed(of("decode")) if d["what"] == "variant"}
+    rows = [[case, f"{d['us']:.1f}", f"{whole[case]:.1f}", f"{100 * d['us'] / whole[case]:.2f} %"]
+            for d in merges if d["rows"] == 1 for case in whole if case.startswith("1 x ")]
+    table("Merge of another instance's partial, which lies in pinned host memory", ["batch x context", "us",
+          "decode attention, us", "share"], rows)
 
 
 def products():

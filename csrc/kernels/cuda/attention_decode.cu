@@ -174,8 +174,8 @@ template <int KEYS, int STAGES, int WARPS, bool BULK> static int call_shape(cons
 }
 
 static int (*const variants[])(const decode_call &) = {
-    call_shape<16, 3, 4, true>,  call_shape<16, 3, 4, false>, call_shape<32, 3, 2, true>,
-    call_shape<32, 3, 2, false>, call_shape<16, 2, 4, false>, call_shape<32, 3, 4, true>,
+    call_shape<32, 3, 4, true>,  call_shape<16, 3, 4, false>, call_shape<16, 3, 4, true>,
+    call_shape<32, 3, 2, true>,  call_shape<32, 3, 2, false>, call_shape<16, 2, 4, false>,
     call_shape<16, 3, 8, false>,
 };
 enum { WITH_BULK = 0, WITHOUT = 1 };

@@ -21,7 +21,9 @@ static void *backend_alloc(inf_backend *b, uint64_t bytes) {
         (void)cudaGetLastError(); /* out of memory is an answer, not a fault that stays */
         return NULL;
     }
-    if (cudaMemset(memory, 0, bytes) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
+    /* Of the default stream alone: others may be capturing. */
+    if (cudaMemset(memory, 0, bytes) != cudaSuccess || cudaStreamSynchronize(NULL) != cudaSuccess) {
+        (void)cudaGetLastError();
         (void)cudaFree(memory);
         return NULL;
     }
@@ -55,6 +57,7 @@ static void *upload(inf_backend *b, const void *host, uint64_t bytes) {
         return NULL;
     }
     if (cudaMemcpy(memory, host, bytes, cudaMemcpyHostToDevice) != cudaSuccess) {
+        (void)cudaGetLastError();
         (void)cudaFree(memory);
         return NULL;
     }

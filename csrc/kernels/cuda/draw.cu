@@ -111,19 +111,22 @@ int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
     fresh.sampling = *sampling;
     fresh.counted =
         sampling->repetition != 1 || sampling->presence != 0 || sampling->frequency != 0;
+    if (!take_bias(&fresh, bias_ids, bias, n_bias)) {
+        free(fresh.bias_ids);
+        free(fresh.bias);
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the logit bias");
+    }
     cudaError_t status = cudaSetDevice(l->backend->ordinal);
     if (status == cudaSuccess && fresh.counted) {
         status = make_counts(l, slot, tokens, n_tokens, n_prompt);
     }
     if (status != cudaSuccess) {
         (void)cudaGetLastError(); /* or the thread's next launch would report it */
-        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot open slot %u on the GPU: %s", slot,
-                        cudaGetErrorString(status));
-    }
-    if (!take_bias(&fresh, bias_ids, bias, n_bias)) {
+        s->counted = 0;           /* its counts may be half of the old and half of the new */
         free(fresh.bias_ids);
         free(fresh.bias);
-        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the logit bias");
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot open slot %u on the GPU: %s", slot,
+                        cudaGetErrorString(status));
     }
     free(s->bias_ids);
     free(s->bias);

@@ -53,7 +53,7 @@ static const struct {
     double alone;               /* least share of a token's time that a lone block takes */
     double tail;                /* of the mean piece, beyond the even share */
 } constants[CLASSES] = {
-    [DECODE] = {64, 8, 1, 1, 2, 32, 8, 64, 0.5, 0.5},
+    [DECODE] = {64, 8, 1, 1, 1, 64, 16, 128, 0.65, 0.5},
     [PREFILL] = {128, 2, 2, 8, 2, 32, 128, 64, 0.6, 0.5},
 };
 
@@ -179,7 +179,8 @@ static double estimate(const planner *p, int class, uint32_t chunk) {
     if (rounds <= 1.0) {
         /* What shares the bandwidth is faster the fewer there are; what shares an SM, once every
          * block has one of its own. */
-        double alone = p->slots[class] > p->shape->sms ? constants[class].alone : 1.0;
+        double alone =
+            class == DECODE || p->slots[class] > p->shape->sms ? constants[class].alone : 1.0;
         double least = class == DECODE ? rounds : blocks > p->shape->sms ? 1.0 : alone;
         time = big * (least > alone ? least : alone);
     } else {

@@ -108,6 +108,7 @@ int inf_cuda_products_open(int32_t act, inf_cuda_products **out, inf_err *err) {
     }
     if (s->lt.create(&s->handle) != 0 || cudaMalloc(&s->workspace, WORKSPACE) != cudaSuccess ||
         cudaEventCreate(&s->begin) != cudaSuccess || cudaEventCreate(&s->end) != cudaSuccess) {
+        (void)cudaGetLastError();
         inf_cuda_products_close(s);
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot start cuBLASLt");
     }
