@@ -185,9 +185,10 @@ struct inf_backend_ops {
     void (*begin)(inf_lane *, const inf_step_buffers *step);
     /* Work between record and recorded depends on nothing but what begin took, the number of rows
      * and the key. 1: it was done from a recording, and the caller leaves it out. 0: the caller
-     * asks for it. */
+     * asks for it, and again if recorded says 1: what was asked was to be recorded and nothing of
+     * it was done. */
     int (*record)(inf_lane *, uint32_t key);
-    void (*recorded)(inf_lane *);
+    int (*recorded)(inf_lane *);
 
     /* x[r, :] = table[token r, :] */
     void (*embed)(inf_lane *, const void *table, float *x);
