@@ -118,7 +118,11 @@ static void fill_pool(inf_device *d) {
     }
     for (uint64_t at = 0; at < d->pool_bytes; at += piece) {
         uint64_t n = d->pool_bytes - at < piece ? d->pool_bytes - at : piece;
-        ops->copy_in(lane, d->pool + at, bytes, n);
+        if (at > 0 && ops->copy != NULL) {
+            ops->copy(lane, d->pool + at, d->pool, n);
+        } else {
+            ops->copy_in(lane, d->pool + at, bytes, n);
+        }
     }
     CHECK(ops->sync(lane, &err) == INF_OK);
     free(bytes);

@@ -185,9 +185,10 @@ struct inf_backend_ops {
     void (*begin)(inf_lane *, const inf_step_buffers *step);
     /* Work between record and recorded depends on nothing but what begin took, the number of rows
      * and the key. 1: it was done from a recording, and the caller leaves it out. 0: the caller
-     * asks for it. */
+     * asks for it, and again if recorded says 1: what was asked was to be recorded and nothing of
+     * it was done. */
     int (*record)(inf_lane *, uint32_t key);
-    void (*recorded)(inf_lane *);
+    int (*recorded)(inf_lane *);
 
     /* x[r, :] = table[token r, :] */
     void (*embed)(inf_lane *, const void *table, float *x);
@@ -267,7 +268,7 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_4"
+#define INF_CUDA_OPEN "inf_cuda_backend_open_5"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
                                 uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                 inf_err *err);

@@ -191,15 +191,25 @@ static void local_layers(inf_forward *f) {
     if (f->ops->record(f->lane, 0)) {
         return;
     }
-    start_layers(f);
-    for (int32_t layer = 0; layer < f->dims.layers; layer++) {
-        f->ops->attend(f->lane, layer, f->q, f->o, 0);
-        finish_layer(f, layer);
-        if (layer + 1 < f->dims.layers) {
-            project(f, layer + 1);
+    do {
+        start_layers(f);
+        for (int32_t layer = 0; layer < f->dims.layers; layer++) {
+            f->ops->attend(f->lane, layer, f->q, f->o, 0);
+            finish_layer(f, layer);
+            if (layer + 1 < f->dims.layers) {
+                project(f, layer + 1);
+            }
         }
+    } while (f->ops->recorded(f->lane));
+}
+
+/* From the merged partials of a layer to the queries of the next. */
+static void go_on(inf_forward *f, int32_t layer) {
+    f->ops->settle(f->lane, f->o);
+    finish_layer(f, layer);
+    if (layer + 1 < f->dims.layers) {
+        project(f, layer + 1);
     }
-    f->ops->recorded(f->lane);
 }
 
 /* Some KV is with others. Queries for remote spans leave before the local partials are computed,
@@ -207,25 +217,24 @@ static void local_layers(inf_forward *f) {
  * exchanges is one recording. */
 static void shared_layers(inf_forward *f) {
     if (!f->ops->record(f->lane, 1)) {
-        start_layers(f);
-        f->ops->recorded(f->lane);
+        do {
+            start_layers(f);
+        } while (f->ops->recorded(f->lane));
     }
     for (int32_t layer = 0; layer < f->dims.layers; layer++) {
         int32_t asked = inf_dist_post(f->c.dist, f->step, layer, f->lane, f->q);
         if (!f->ops->record(f->lane, 2 + 2 * (uint32_t)layer)) {
-            f->ops->attend(f->lane, layer, f->q, f->o, 1);
-            f->ops->recorded(f->lane);
+            do {
+                f->ops->attend(f->lane, layer, f->q, f->o, 1);
+            } while (f->ops->recorded(f->lane));
         }
         if (asked > 0) {
             inf_dist_collect(f->c.dist, f->step, layer, f->lane);
         }
         if (!f->ops->record(f->lane, 3 + 2 * (uint32_t)layer)) {
-            f->ops->settle(f->lane, f->o);
-            finish_layer(f, layer);
-            if (layer + 1 < f->dims.layers) {
-                project(f, layer + 1);
-            }
-            f->ops->recorded(f->lane);
+            do {
+                go_on(f, layer);
+            } while (f->ops->recorded(f->lane));
         }
     }
 }

@@ -170,7 +170,10 @@ static int cpu_record(inf_lane *l, uint32_t key) {
     return 0;
 }
 
-static void cpu_recorded(inf_lane *l) { (void)l; }
+static int cpu_recorded(inf_lane *l) {
+    (void)l;
+    return 0;
+}
 
 /* Rows of the embedding table, widened to f32. */
 static void embed_token(void *arg, int32_t index, int32_t thread) {

@@ -114,10 +114,31 @@ static int check_device(int32_t ordinal, cudaDeviceProp *props, inf_err *err) {
     return INF_OK;
 }
 
+static inf_backend_ops make_table(void) {
+    inf_backend_ops ops = {};
+    ops.alloc = backend_alloc;
+    ops.alloc_pool = backend_alloc_pool;
+    ops.free = backend_free;
+    ops.free_pool = backend_free_pool;
+    ops.matrix = backend_matrix;
+    ops.adopt = backend_adopt;
+    ops.host_pin = inf_cuda_host_pin;
+    ops.host_unpin = inf_cuda_host_unpin;
+    ops.nic_export = inf_cuda_nic_export;
+    ops.nic_peermem = inf_cuda_nic_peermem;
+    ops.nic_flush = inf_cuda_nic_flush;
+    ops.pool_export = inf_cuda_pool_export;
+    ops.pool_open = inf_cuda_pool_open;
+    ops.pool_close = inf_cuda_pool_close;
+    inf_cuda_step_table(&ops);
+    ops.close = backend_close;
+    return ops;
+}
+
 extern "C" __attribute__((visibility("default"))) int
-inf_cuda_backend_open_4(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
+inf_cuda_backend_open_5(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
                         uint64_t ops_bytes, inf_backend **out, inf_err *err) {
-    static inf_backend_ops ops;
+    static const inf_backend_ops ops = make_table(); /* once, whoever comes first */
     cudaDeviceProp props;
     *out = NULL;
     if (config_bytes != sizeof *config || ops_bytes != sizeof ops) {
@@ -131,24 +152,6 @@ inf_cuda_backend_open_4(int32_t ordinal, const inf_device_config *config, uint64
     cuda_backend *b = (cuda_backend *)calloc(1, sizeof *b);
     if (b == NULL) {
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the CUDA backend");
-    }
-    if (ops.close == NULL) { /* the same values whoever writes them */
-        ops.alloc = backend_alloc;
-        ops.alloc_pool = backend_alloc_pool;
-        ops.free = backend_free;
-        ops.free_pool = backend_free_pool;
-        ops.matrix = backend_matrix;
-        ops.adopt = backend_adopt;
-        ops.host_pin = inf_cuda_host_pin;
-        ops.host_unpin = inf_cuda_host_unpin;
-        ops.nic_export = inf_cuda_nic_export;
-        ops.nic_peermem = inf_cuda_nic_peermem;
-        ops.nic_flush = inf_cuda_nic_flush;
-        ops.pool_export = inf_cuda_pool_export;
-        ops.pool_open = inf_cuda_pool_open;
-        ops.pool_close = inf_cuda_pool_close;
-        inf_cuda_step_table(&ops);
-        ops.close = backend_close;
     }
     b->base.ops = &ops;
     b->base.name = "cuda";

@@ -68,8 +68,8 @@ struct lane_slot {
 };
 
 struct recording {
-    cudaGraphExec_t exec;
-    int32_t seen;
+    cudaGraphExec_t exec; /* NULL: none yet, or it came to nothing */
+    int32_t seen;         /* times that the work was asked for; recorded the second time */
 };
 
 /* Rows of q that wait for the next sync, to be copied to host memory. */

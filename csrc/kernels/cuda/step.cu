@@ -102,29 +102,38 @@ static int step_record(inf_lane *l, uint32_t key) {
         lane_ok(l, cudaGraphLaunch(r->exec, l->stream), "a recorded step");
         return 1;
     }
-    if (r->seen++ == 1) {
-        int status = cudaStreamBeginCapture(l->stream, cudaStreamCaptureModeThreadLocal);
-        l->capturing = lane_ok(l, status, "the recording of a step") ? r : NULL;
+    if (r->seen++ == 1 &&
+        cudaStreamBeginCapture(l->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
+        l->capturing = r;
     }
+    (void)cudaGetLastError(); /* without a recording it takes longer, that is all */
     return 0;
 }
 
-static void step_recorded(inf_lane *l) {
+/* A recording that came to nothing, for want of memory say, is not tried again. What failed in it
+ * fails again when it is asked for once more, if it was not for the recording. */
+static int step_recorded(inf_lane *l) {
     lane_enter(l);
     recording *r = l->capturing;
     if (r == NULL) {
-        return;
+        return 0;
     }
     l->capturing = NULL;
     cudaGraph_t graph = NULL;
-    if (!lane_ok(l, cudaStreamEndCapture(l->stream, &graph), "the recording of a step")) {
-        return;
+    bool ok = cudaStreamEndCapture(l->stream, &graph) == cudaSuccess && l->fault == 0 &&
+              cudaGraphInstantiateWithFlags(&r->exec, graph, 0) == cudaSuccess;
+    if (graph != NULL) {
+        (void)cudaGraphDestroy(graph);
     }
-    int status = cudaGraphInstantiateWithFlags(&r->exec, graph, 0);
-    (void)cudaGraphDestroy(graph);
-    if (lane_ok(l, status, "the recording of a step")) {
-        lane_ok(l, cudaGraphLaunch(r->exec, l->stream), "a recorded step");
+    if (!ok) {
+        (void)cudaGetLastError();
+        r->exec = NULL;
+        l->fault = 0;
+        l->fault_at = NULL;
+        return 1;
     }
+    lane_ok(l, cudaGraphLaunch(r->exec, l->stream), "a recorded step");
+    return 0;
 }
 
 /* ---- operations ----

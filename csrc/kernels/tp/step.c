@@ -17,7 +17,10 @@ static int tp_record(inf_lane *lane, uint32_t key) {
     return 0;
 }
 
-static void tp_recorded(inf_lane *lane) { (void)lane; }
+static int tp_recorded(inf_lane *lane) {
+    (void)lane;
+    return 0;
+}
 
 static void tp_embed(inf_lane *lane, const void *table, float *x) {
     tp_lane *l = of(lane);

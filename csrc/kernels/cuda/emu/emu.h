@@ -16,7 +16,8 @@
  *
  * Environment: INF_EMU_SEED (a number, 1 by default) chooses the order of threads; INF_EMU_EAGER=1
  * does work when it is asked for instead of when it is waited for; INF_EMU_DEVICES is the number of
- * devices, INF_EMU_MEMORY their bytes, INF_EMU_CAPABILITY what they say they are (80). What a
+ * devices, INF_EMU_MEMORY their bytes, INF_EMU_CAPABILITY what they say they are (80),
+ * INF_EMU_GRAPHS how many graphs there is memory for. What a
  * kernel must not do ends the process with a message that names the kernel, the block and the
  * threads.
  *
