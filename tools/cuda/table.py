@@ -32,11 +32,16 @@ def decode():
             key = (d["batch"], d["context"])
             torch[key] = min(torch.get(key, (9e9, "")), (d["ms"] * 1e3, d["backend"].split("_")[0].lower()))
     rows = []
+    eight = []
     for case in dict.fromkeys(d["case"] for d in of("decode") if d["what"] == "variant"):
         of_case = [d for d in of("decode") if d["case"] == case and d["what"] == "variant"]
         # What the launcher takes comes first.
         d = of_case[0]
         batch, _, length = case.partition(" x ")
+        if length.endswith(" e4m3"):
+            wide = [e for e in of("decode") if e["case"] == case[:-5] and e["what"] == "variant"]
+            eight.append([case[:-5], f"{d['us']:.1f}", f"{100 * d['share_of_copy']:.0f} %",
+                          f"{wide[0]['us'] / d['us']:.2f}" if wide else ""])
         if not length.endswith("K"):
             continue
         best, backend = torch.get((int(batch), int(length[:-1]) * 1024), (None, ""))
@@ -44,6 +49,7 @@ def decode():
         rows.append([case, f"{d['us']:.1f}", f"{100 * d['share_of_copy']:.0f} %", ratio])
     table("Decode attention of one layer, Llama-3-8B's heads, bf16, paged",
           ["batch x context", "us", "of copy", "x PyTorch's best backend"], rows)
+    table("The same with KV in fp8 (e4m3)", ["batch x context", "us", "of copy", "x bf16"], eight)
 
 
 def prefill():
@@ -83,8 +89,10 @@ def steps():
            "fetching / sending"], rows)
     merges = [d for d in of("rows") if d["name"] == "merge of a partial"]
     whole = {d["case"]: d["us"] for d in reversed(of("decode")) if d["what"] == "variant"}
+    whole = dict(reversed(whole.items()))
     rows = [[case, f"{d['us']:.1f}", f"{whole[case]:.1f}", f"{100 * d['us'] / whole[case]:.2f} %"]
-            for d in merges if d["rows"] == 1 for case in whole if case.startswith("1 x ")]
+            for d in merges if d["rows"] == 1
+            for case in whole if case.startswith("1 x ") and case.endswith("K")]
     table("Merge of another instance's partial, which lies in pinned host memory", ["batch x context", "us",
           "decode attention, us", "share"], rows)
 

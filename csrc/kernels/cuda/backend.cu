@@ -39,7 +39,12 @@ static void backend_free(inf_backend *b, void *device) {
 /* Whole pages of any host: a dma-buf has no others. */
 static void *backend_alloc_pool(inf_backend *b, uint64_t bytes) {
     const uint64_t page = 65536;
-    return backend_alloc(b, (bytes + page - 1) / page * page);
+    void *pool = backend_alloc(b, (bytes + page - 1) / page * page);
+    if (pool != NULL && !shared_begin(pool)) {
+        backend_free(b, pool);
+        pool = NULL;
+    }
+    return pool;
 }
 
 static void backend_free_pool(inf_backend *b, void *device, uint64_t bytes) {

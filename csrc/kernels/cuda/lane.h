@@ -228,6 +228,8 @@ int inf_cuda_nic_flush(inf_backend *b);
 int inf_cuda_pool_export(inf_backend *b, void *pool, inf_pool_key *out, const char **why);
 uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, const char **why);
 void inf_cuda_pool_close(inf_backend *b, const inf_pool_key *key, uint8_t *pool);
+/* A pool that may be exported from here on, until shared_end; false: no memory. */
+bool shared_begin(const void *pool);
 /* Waits until nobody in this process has the pool open; false: somebody does not let go. */
 bool shared_end(const void *pool);
 

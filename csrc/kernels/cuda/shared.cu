@@ -59,7 +59,28 @@ static const char *reason(const char *what, cudaError_t status) {
     return why;
 }
 
+bool shared_begin(const void *pool) {
+    shared_pool *s = (shared_pool *)calloc(1, sizeof *s);
+    if (s == NULL) {
+        return false;
+    }
+    s->pool = pool;
+    pthread_mutex_lock(&shared.lock);
+    s->next = shared.all;
+    shared.all = s;
+    pthread_mutex_unlock(&shared.lock);
+    return true;
+}
+
 int inf_cuda_pool_export(inf_backend *b, void *pool, inf_pool_key *out, const char **why) {
+    pthread_mutex_lock(&shared.lock);
+    bool known = *find(pool) != NULL;
+    uint64_t process = this_process();
+    pthread_mutex_unlock(&shared.lock);
+    if (!known) { /* CUDA has a handle for the middle of an allocation, too */
+        *why = "cannot export the pool to other processes: no pool begins there";
+        return INF_EINVAL;
+    }
     cudaIpcMemHandle_t handle;
     cudaError_t status = cudaSetDevice(((cuda_backend *)b)->ordinal);
     memset(&handle, 0, sizeof handle);
@@ -71,19 +92,8 @@ int inf_cuda_pool_export(inf_backend *b, void *pool, inf_pool_key *out, const ch
     memset(out, 0, sizeof *out);
     memcpy(out->handle, &handle, sizeof handle);
     out->address = (uint64_t)(uintptr_t)pool;
-    pthread_mutex_lock(&shared.lock);
-    out->process = this_process();
-    shared_pool **at = find(pool);
-    if (*at == NULL) {
-        *at = (shared_pool *)calloc(1, sizeof **at);
-    }
-    shared_pool *mine = *at;
-    if (mine != NULL) {
-        mine->pool = pool;
-    }
-    pthread_mutex_unlock(&shared.lock);
-    *why = "no memory to share the pool";
-    return mine != NULL ? INF_OK : INF_ENOMEM;
+    out->process = process;
+    return INF_OK;
 }
 
 /* A pool of this process; NULL: there is none, or it is about to go. */

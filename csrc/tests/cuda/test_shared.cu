@@ -46,7 +46,8 @@ static void test_own(inf_backend *a, inf_backend *b) {
     CHECK(a->ops->pool_export(a, pool, &again, &why) == INF_OK &&
               memcmp(&key, &again, sizeof key) == 0,
           "another peer gets the same key");
-    CHECK(a->ops->pool_export(a, pool + 512, &again, &why) != INF_OK && strstr(why, "cannot"),
+    CHECK(a->ops->pool_export(a, pool + 512, &again, &why) != INF_OK &&
+              strstr(why, "no pool begins") != NULL,
           "no pool begins there");
     uint8_t *far = b->ops->pool_open(b, &key, &why);
     CHECK(far == pool, "%s", why);
@@ -133,7 +134,7 @@ static void test_handles() {
     int host = 0;
     must(cudaMalloc(&memory, 4096), "cudaMalloc");
     CHECK(cudaIpcGetMemHandle(&handle, &host) == cudaErrorInvalidValue, "host memory");
-    CHECK(cudaIpcGetMemHandle(&handle, (char *)memory + 1) == cudaErrorInvalidValue, "its middle");
+    must(cudaIpcGetMemHandle(&handle, (char *)memory + 1), "its middle will do");
     must(cudaIpcGetMemHandle(&handle, memory), "a handle");
     memset(&other, 7, sizeof other);
     CHECK(cudaIpcOpenMemHandle(&opened, other, cudaIpcMemLazyEnablePeerAccess) ==

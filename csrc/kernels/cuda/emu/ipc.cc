@@ -23,7 +23,7 @@ std::map<uintptr_t, int> opened; /* how often */
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *memory) {
     uintptr_t begin = 0;
     if (handle == NULL || emu_place_of(memory, 1) != EMU_DEVICE ||
-        emu_allocation_of(memory, &begin) == 0 || begin != (uintptr_t)memory) {
+        emu_allocation_of(memory, &begin) == 0) { /* its middle will do, as on a GPU */
         return emu_fail(cudaErrorInvalidValue);
     }
     ipc_handle h = {MAGIC, (uint64_t)getpid(), (uint64_t)begin};
