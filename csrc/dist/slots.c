@@ -19,10 +19,11 @@
 
 enum { PINNED_OF_SLOT = 4 << 20 };
 
-/* The index-th stretch of slots that are pinned together; [at, end) is empty after the last one.
+/* The index-th stretch of slots that are pinned together; no bytes after the last one.
  * Pages are whole, and no page is in two stretches. */
 typedef struct stretch {
-    uintptr_t at, end;
+    uint8_t *at;
+    uint64_t bytes;
     uint32_t next; /* slot after it */
 } stretch;
 
@@ -32,23 +33,26 @@ static bool next_stretch(const inf_link *link, uint32_t slot, stretch *s) {
     most = most < PINNED_OF_SLOT ? most : PINNED_OF_SLOT;
     *s = (stretch){.next = slot};
     while (inf_link_slot(link, s->next, &at)) {
-        uintptr_t from = (uintptr_t)at / page * page;
-        uintptr_t end = ((uintptr_t)at + most + page - 1) / page * page;
-        if (s->end != 0 && (from < s->at || from > s->end)) {
+        uint64_t before = (uintptr_t)at % page;
+        uint8_t *from = (uint8_t *)at - before;
+        uint64_t bytes = (before + most + page - 1) / page * page;
+        uint64_t gap =
+            (uint64_t)((uintptr_t)from - (uintptr_t)s->at); /* from the stretch's begin */
+        if (s->bytes != 0 && gap > s->bytes) {
             break;
         }
-        s->at = s->end == 0 ? from : s->at;
-        s->end = end;
+        s->at = s->bytes == 0 ? from : s->at;
+        s->bytes = s->bytes == 0 ? bytes : gap + bytes;
         s->next++;
     }
-    return s->end != 0;
+    return s->bytes != 0;
 }
 
 void inf_slots_pin(inf_dist *d, inf_link *link) {
     stretch s;
     bool ok = d->ops->host_pin != NULL;
     for (uint32_t slot = 0; ok && next_stretch(link, slot, &s); slot = s.next) {
-        ok = d->ops->host_pin(d->backend, (void *)s.at, s.end - s.at) == INF_OK;
+        ok = d->ops->host_pin(d->backend, s.at, s.bytes) == INF_OK;
     }
 }
 
@@ -57,7 +61,7 @@ void inf_query_link_close(inf_dist *d, inf_link *link) {
     for (uint32_t slot = 0;
          link != NULL && d->ops->host_unpin != NULL && next_stretch(link, slot, &s);
          slot = s.next) {
-        d->ops->host_unpin(d->backend, (void *)s.at);
+        d->ops->host_unpin(d->backend, s.at);
     }
     inf_link_close(link);
 }
