@@ -9,13 +9,14 @@
  *     cluster that passed the signed handshake of this very link, on this host.
  *  2. Opening gives that member all of the pool to write, as long as it has it open: grants are not
  *     guarded by hardware as they are with a NIC. A member that is not trusted with that is not to
- *     be a member. What it says of the pool is checked: what it is told is not beyond it, and what
- *     the peer grants lies within it.
+ *     be a member, and how big its own pool is is believed. What the peer grants is checked: it
+ * lies within what the peer said, and the pool is not this end's own.
  *  3. Copies are complete, by a sync of the lane, before LANDED leaves; the receiver needs no
  * flush.
  *  4. Nothing can revoke a grant that its sender makes no use of. So the sender begins to copy
- *     COPY_NS at most after it asked, and else ends the lane; the receiver gives granted blocks to
- *     others after a multiple of that at the earliest (land.c), if it hears nothing.
+ *     COPY_NS at most after it asked, on a lane that is well, and else ends the lane; the receiver
+ *     gives granted blocks to others after a multiple of that at the earliest, if it hears nothing
+ *     and however the lane ends (land.c).
  *  5. Where a key cannot be had or opened (another host, another driver, GPUs that do not see each
  *     other, a pool of host memory or cut over ranks) blocks travel in messages, and the reason is
  *     noted. */
@@ -77,6 +78,10 @@ void inf_direct_open(inf_dist *d, inf_rail *r) {
         r->far_bytes = n.block_bytes * n.num_blocks;
         r->far_key = n.key;
         r->far = d->ops->pool_open(d->backend, &n.key, &why);
+        if (r->far == d->pool) { /* our own key, come back */
+            inf_direct_close(d, r);
+            why = "the peer's pool is ours";
+        }
     }
     if (r->far == NULL) {
         inf_rails_note(d, why);
@@ -96,6 +101,10 @@ int inf_direct_copy(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_
                     uint64_t asked_ns) {
     if (inf_now() - asked_ns > COPY_NS) {
         return INF_ETIMEOUT;
+    }
+    int status = inf_link_status(r->link, NULL);
+    if (status != INF_OK) {
+        return status;
     }
     for (uint32_t i = 0; i < n; i++) {
         const inf_put *p = &puts[i];

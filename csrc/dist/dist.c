@@ -193,6 +193,7 @@ void inf_dist_close(inf_dist *d) {
         inf_query_link_close(d, p->squery);
     }
     inf_regions_close(d);
+    inf_land_settle_late(d, true);
     for (inf_move *m = d->done.head, *next; m != NULL; m = next) {
         next = m->next;
         free(m);

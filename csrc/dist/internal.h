@@ -109,6 +109,14 @@ typedef struct inf_landing {
     uint64_t granted_ns;
 } inf_landing;
 
+/* Blocks of a lane that is over, which its sender may write for some more time. */
+typedef struct inf_late inf_late;
+struct inf_late {
+    inf_late *next;
+    inf_wire_move ask;
+    uint64_t until_ns;
+};
+
 /* A move lane. Its thread's, the mover's or the lander's, but for dead. */
 typedef struct inf_rail {
     inf_link *link;
@@ -249,6 +257,7 @@ struct inf_dist {
 
     /* Hosted spans. */
     pthread_mutex_t span_lock;
+    inf_late *late; /* guarded by span_lock: land.c */
     pthread_cond_t span_free;
     inf_span *span; /* [max_spans] */
     inf_retired *retired;
@@ -352,6 +361,9 @@ void inf_query_link_close(inf_dist *d, inf_link *link);
 int inf_send_run(inf_dist *d, inf_rail *r);
 void inf_send_give_up(inf_rail *r); /* its pieces wait for another rail */
 int inf_land_run(inf_dist *d, inf_rail *r);
+/* Frees what is claimed for senders that were late, and cannot be any more; all: what is claimed at
+ * all. */
+void inf_land_settle_late(inf_dist *d, bool all);
 void inf_land_give_up(inf_dist *d, inf_rail *r); /* its claims end */
 
 /* --- spans.c --- */

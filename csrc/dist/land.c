@@ -12,7 +12,10 @@
 #include "dist/internal.h"
 #include "dist/marks.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* A sender that was granted blocks and says nothing more for so long has failed. */
 #define GRANTED_NS UINT64_C(5000000000)
@@ -360,11 +363,54 @@ int inf_land_run(inf_dist *d, inf_rail *r) {
     return status == INF_OK && overdue(r) ? INF_ETIMEOUT : status;
 }
 
+/* Nothing revokes the grants of an offered pool: the sender, which may be alive and only late, can
+ * still copy into the blocks. So they stay claimed, and the span's close waits, until it cannot. */
+static void settle_later(inf_dist *d, const inf_wire_move *ask) {
+    inf_late *late = malloc(sizeof *late);
+    uint64_t until = inf_now() + GRANTED_NS;
+    if (late == NULL) {
+        uint32_t landed;
+        struct timespec rest = {.tv_sec = GRANTED_NS / 1000000000};
+        while (nanosleep(&rest, &rest) != 0 && errno == EINTR) {
+        }
+        inf_span_settle(d, ask, INF_EPEER, &landed);
+        return;
+    }
+    pthread_mutex_lock(&d->span_lock);
+    *late = (inf_late){.ask = *ask, .until_ns = until, .next = d->late};
+    d->late = late;
+    pthread_mutex_unlock(&d->span_lock);
+}
+
+void inf_land_settle_late(inf_dist *d, bool all) {
+    uint64_t now = inf_now();
+    for (;;) {
+        pthread_mutex_lock(&d->span_lock);
+        inf_late **at = &d->late;
+        while (*at != NULL && !all && (*at)->until_ns > now) {
+            at = &(*at)->next;
+        }
+        inf_late *due = *at;
+        if (due != NULL) {
+            *at = due->next;
+        }
+        pthread_mutex_unlock(&d->span_lock);
+        if (due == NULL) {
+            return;
+        }
+        uint32_t landed;
+        inf_span_settle(d, &due->ask, INF_EPEER, &landed);
+        free(due);
+    }
+}
+
 void inf_land_give_up(inf_dist *d, inf_rail *r) {
     uint32_t landed;
     for (int i = 0; i < INF_WIRE_PIECES; i++) {
         inf_landing *l = &r->landings[i];
-        if (l->state > INF_LANDING_CLAIMING) {
+        if (l->state > INF_LANDING_CLAIMING && r->offered) {
+            settle_later(d, &l->ask);
+        } else if (l->state > INF_LANDING_CLAIMING) {
             inf_span_settle(d, &l->ask, INF_EPEER, &landed);
         }
         l->state = INF_LANDING_FREE;
@@ -378,6 +424,7 @@ void *inf_land_main(void *dist) {
     while (!atomic_load(&d->stopping)) {
         inf_dist_unwake(d->lander.wake);
         inf_near_follow(d, &d->lander);
+        inf_land_settle_late(d, false);
         uint32_t n = inf_rails_round(d, &d->lander, false, rails, links);
         for (uint32_t i = 0; i < n; i++) {
             /* One that an earlier rail has ended is not heard any more. */

@@ -3,6 +3,8 @@
  * grants what its pool has not is ended before a byte is copied. */
 #include "wire_raw.h"
 
+#include "dist/internal.h"
+
 static struct {
     atomic_uint exports, opens, open, copies;
     atomic_bool refuse_export, refuse_open;
@@ -184,6 +186,35 @@ static void notes(void) {
     inf_link_close(s);
 }
 
+/* A sender that is late: it has a grant, and its lanes end. What it may still copy into is not
+ * given to others: the span's close waits as long as a sender may be late (land.c), 5 s. */
+static void late(void) {
+    inst b = w_open(64);
+    inf_link *raw[2], *s[2];
+    inf_err err;
+    static raw_msg ask;
+    const uint8_t *msg = NULL;
+    uint64_t len = 0;
+    w_lanes(INF_PROVIDER_SHM, &b, raw, s);
+    CHECK(inf_dist_peer_serve(b.d, 2, s[0], s[1], &err) == INF_OK);
+    CHECK(inf_dist_span_set(b.d, 2, 1, 1, (int32_t[]){9, 10}, 2, &err) == INF_OK);
+    ask.len = inf_wire_move_head();
+    *raw_head(&ask) =
+        (inf_wire_head){.magic = INF_WIRE_MAGIC, .kind = INF_WIRE_ASK, .bytes = ask.len};
+    *raw_move(&ask) = (inf_wire_move){.handle = 1, .generation = 1, .n = 2, .ticket = 8};
+    CHECK(raw_send(raw[1], ask.data, ask.len) == INF_OK);
+    CHECK(raw_receive(raw[1], &msg, &len) == INF_OK);
+    CHECK(raw_head(&ask)->magic == INF_WIRE_MAGIC && len > inf_wire_move_head()); /* a grant */
+    uint64_t granted = inf_now();
+    inf_link_close(raw[0]);
+    inf_link_close(raw[1]);
+    w_expect_status(&b, 2, INF_EPEER);
+    CHECK(inf_dist_peer_detach(b.d, 2, &err) == INF_OK);
+    CHECK(inf_dist_span_close(b.d, 1, 1, &err) == INF_OK);
+    CHECK(inf_now() - granted > 4500000000u);
+    w_close(&b);
+}
+
 int main(void) {
     use_fake();
     notes();
@@ -192,5 +223,6 @@ int main(void) {
     lying(8, 0, true);                 /* right behind the pool */
     lying(UINT64_MAX / 4096, 0, true); /* far behind it */
     lying(0, 64, false);
+    late();
     return 0;
 }

@@ -34,6 +34,8 @@
  */
 #include <stdio.h>
 
+#include <atomic>
+
 #include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/decode_merge.cuh"
 
@@ -204,14 +206,21 @@ int inf_cuda_decode_variant_launch(const inf_cuda_attn *p, int index, inf_stream
     return p->max_work == 0 ? (int)cudaSuccess : variants[index]({p, stream, false, NULL});
 }
 
-/* Whether the bulk variant runs here: asked once, of one shape for all. */
+/* Whether the bulk variant runs on the current device: asked once of each, of one shape for all. */
 static int runnable(const inf_cuda_attn *p) {
-    static int known = -1; /* threads that race here find the same */
-    if (known < 0) {
-        inf_cuda_decode_variant v;
-        known = inf_cuda_decode_variant_of(p, WITH_BULK, &v) == 0 && v.resident > 0;
+    enum { UNKNOWN, NO, YES, MOST = 64 };
+    static std::atomic<uint8_t> known[MOST];
+    int device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= MOST) {
+        (void)cudaGetLastError();
+        return 0;
     }
-    return known;
+    if (known[device] == UNKNOWN) {
+        inf_cuda_decode_variant v;
+        bool runs = inf_cuda_decode_variant_of(p, WITH_BULK, &v) == 0 && v.resident > 0;
+        known[device] = runs ? YES : NO;
+    }
+    return known[device] == YES;
 }
 
 int inf_cuda_attn_decode_launch(const inf_cuda_attn *p, inf_stream stream) {

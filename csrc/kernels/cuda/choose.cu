@@ -4,22 +4,26 @@
  * first product of a kind and a number of rows times both, as product.cu does with the library's
  * algorithms. It is of a step that is not captured yet, and what it computes twice it computes from
  * the same input. */
+#include <atomic>
+
 #include "kernels/cuda/lane.h"
 
 enum { NOT_KNOWN, BY_SMALL, BY_LIBRARY, TIMED = 5 };
 
 #ifndef INF_EMU
 
-/* Milliseconds of TIMED calls after one to warm up; negative: it failed. */
+/* Milliseconds of TIMED calls after one to warm up; negative: it failed, which is an answer and no
+ * fault of the lane. */
 template <class F> static float time_of(inf_lane *l, const cudaEvent_t event[2], const F &call) {
     float ms = -1;
-    bool ok = call() && cudaEventRecord(event[0], l->stream) == cudaSuccess;
+    bool ok = call() == 0 && cudaEventRecord(event[0], l->stream) == cudaSuccess;
     for (int i = 0; ok && i < TIMED; i++) {
-        ok = call();
+        ok = call() == 0;
     }
     ok = ok && cudaEventRecord(event[1], l->stream) == cudaSuccess &&
          cudaEventSynchronize(event[1]) == cudaSuccess &&
          cudaEventElapsedTime(&ms, event[0], event[1]) == cudaSuccess;
+    (void)cudaGetLastError();
     return ok ? ms : -1;
 }
 
@@ -35,6 +39,7 @@ template <class S, class L> static int faster(inf_lane *l, const S &small, const
             (void)cudaEventDestroy(e);
         }
     }
+    (void)cudaGetLastError();
     return choice;
 }
 
@@ -42,13 +47,14 @@ template <class S, class L> static int faster(inf_lane *l, const S &small, const
 
 /* Time says nothing in emulation: both are taken, by turns. */
 template <class S, class L> static int faster(inf_lane *, const S &, const L &library) {
-    static int turn;
-    return ++turn % 2 != 0 && library() ? BY_LIBRARY : BY_SMALL;
+    static std::atomic<int> turn;
+    return ++turn % 2 != 0 && library() == 0 ? BY_LIBRARY : BY_SMALL;
 }
 
 #endif
 
-bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
+/* gate | up by the library, then silu(gate) * up, with the scale that x lacks; 0 or a status. */
+static int gated(const inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
     inf_cuda_swiglu w = {};
     w.gu = p->y;
     w.y = y;
@@ -59,14 +65,20 @@ bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_sma
     w.squares = p->k / 16;
     w.eps = s->eps;
     w.early = l->backend->early_rows;
-    return lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product") &&
-           lane_ok(l, inf_cuda_swiglu_launch(&w, l->stream), "swiglu");
+    int status = inf_cuda_product(l->products, p, l->stream);
+    return status != 0 ? status : inf_cuda_swiglu_launch(&w, l->stream);
+}
+
+bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
+    return lane_ok(l, gated(l, p, s, y), "gate and up");
 }
 
 bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
-    /* The kinds whose output the library can be followed by a scale of, or that need none. */
+    /* The kinds whose output the library can be followed by a scale of, or that need none. What is
+     * not scaled yet can be beyond f16, and is not to be rounded to it. */
     bool head = p->y_f32 && s->x_squares == NULL;
-    if (!s->gate && !head) {
+    bool beyond = s->gate && s->x_squares != NULL && l->act == INF_DTYPE_F16;
+    if ((!s->gate && !head) || beyond) {
         return true;
     }
     uint8_t *choice = &l->choices[s->gate ? 0 : 1][p->rows];
@@ -74,12 +86,9 @@ bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_smal
         if (l->capturing != NULL) {
             return true;
         }
-        auto small = [&] {
-            return lane_ok(l, inf_cuda_small_launch(s, l->stream), "a small product");
-        };
+        auto small = [&] { return inf_cuda_small_launch(s, l->stream); };
         auto library = [&] {
-            return s->gate ? lane_gated_by_library(l, p, s, y)
-                           : lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product");
+            return s->gate ? gated(l, p, s, y) : inf_cuda_product(l->products, p, l->stream);
         };
         *choice = (uint8_t)faster(l, small, library);
     }

@@ -410,7 +410,9 @@ int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out,
                         d->num_blocks);
     }
     int low = 0, high = 0;
-    (void)cudaDeviceGetStreamPriorityRange(&low, &high);
+    if (cudaSetDevice(backend->ordinal) == cudaSuccess) { /* or another GPU would get a context */
+        (void)cudaDeviceGetStreamPriorityRange(&low, &high);
+    }
     /* Others' steps wait for answers, and this instance's step for others' answers. */
     int priority = c->kind == INF_LANE_ANSWER ? high : low;
     if (cudaSetDevice(backend->ordinal) != cudaSuccess ||

@@ -184,8 +184,10 @@ void inf_cuda_host_unpin(inf_backend *backend, void *host) {
         p->n--;
     }
     pthread_mutex_unlock(&p->lock);
-    if (found && cudaSetDevice(b->ordinal) == cudaSuccess) {
+    if (found) { /* also if the device is not there any more: the pages are about to go */
+        (void)cudaSetDevice(b->ordinal);
         drop_pages(host);
+        (void)cudaGetLastError();
     }
 }
 

@@ -205,7 +205,9 @@ static void check_swiglu(int32_t act, int32_t rows, int32_t n, int32_t squares) 
         scale[(size_t)r] = 1 / sqrt(sum / (16 * squares) + 1e-5);
     }
     std::vector<uint8_t> bytes(sums.size() * 4);
-    memcpy(bytes.data(), sums.data(), bytes.size());
+    if (squares > 0) {
+        memcpy(bytes.data(), sums.data(), bytes.size());
+    }
     guarded of = guard_copy(bytes, 0);
     inf_cuda_swiglu p = {
         in.p(),  y.p(), act, rows, n, some_early(), squares > 0 ? (const float *)of.p() : NULL,
