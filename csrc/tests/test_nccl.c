@@ -3,16 +3,7 @@
 #include "tests/fake/fake_nccl.h"
 
 #include "kernels/cuda/nccl.c"
-
-#define CHECK(cond, ...)                                                                           \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond);                             \
-            fprintf(stderr, __VA_ARGS__);                                                          \
-            fprintf(stderr, "\n");                                                                 \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "tests/check_says.h"
 
 enum { COUNT = 1003 };
 static const int32_t ordinals[] = {0, 1, 2, 3, 4, 5, 6, 7, 8};

@@ -17,6 +17,15 @@ def table(title, head, rows):
             print("| " + " | ".join(str(c) for c in row) + " |")
 
 
+def taken():
+    """The line of each case of decode attention that is of what the launcher takes, which comes first."""
+    first = {}
+    for d in of("decode"):
+        if d["what"] == "variant":
+            first.setdefault(d["case"], d)
+    return first
+
+
 def context(tokens):
     return f"{tokens // 1024}K"
 
@@ -33,15 +42,13 @@ def decode():
             torch[key] = min(torch.get(key, (9e9, "")), (d["ms"] * 1e3, d["backend"].split("_")[0].lower()))
     rows = []
     eight = []
-    for case in dict.fromkeys(d["case"] for d in of("decode") if d["what"] == "variant"):
-        of_case = [d for d in of("decode") if d["case"] == case and d["what"] == "variant"]
-        # What the launcher takes comes first.
-        d = of_case[0]
+    first = taken()
+    for case, d in first.items():
         batch, _, length = case.partition(" x ")
         if length.endswith(" e4m3"):
-            wide = [e for e in of("decode") if e["case"] == case[:-5] and e["what"] == "variant"]
+            wide = first.get(case[:-5])
             eight.append([case[:-5], f"{d['us']:.1f}", f"{100 * d['share_of_copy']:.0f} %",
-                          f"{wide[0]['us'] / d['us']:.2f}" if wide else ""])
+                          f"{wide['us'] / d['us']:.2f}" if wide else ""])
         if not length.endswith("K"):
             continue
         best, backend = torch.get((int(batch), int(length[:-1]) * 1024), (None, ""))
@@ -88,8 +95,7 @@ def steps():
           ["shape", "KV", "batch", "context", "local ms", "spread ms", "spread / local", "to move the half, ms",
            "fetching / sending"], rows)
     merges = [d for d in of("rows") if d["name"] == "merge of a partial"]
-    whole = {d["case"]: d["us"] for d in reversed(of("decode")) if d["what"] == "variant"}
-    whole = dict(reversed(whole.items()))
+    whole = {case: d["us"] for case, d in taken().items()}
     rows = [[case, f"{d['us']:.1f}", f"{whole[case]:.1f}", f"{100 * d['us'] / whole[case]:.2f} %"]
             for d in merges if d["rows"] == 1
             for case in whole if case.startswith("1 x ") and case.endswith("K")]

@@ -102,6 +102,10 @@ static void fetch_queries(inf_lane *l, const inf_attn *args, const answer_batch 
     p.heads = l->dims.heads;
     p.head_dim = l->dims.head_dim;
     p.early = l->backend->early_rows;
+    auto flush = [&] {
+        lane_ok(l, inf_cuda_fetch_launch(&p, l->stream), "queries");
+        p.runs.n = p.runs.rows = 0;
+    };
     uint32_t row0 = 0;
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
@@ -113,14 +117,10 @@ static void fetch_queries(inf_lane *l, const inf_attn *args, const answer_batch 
             at = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
             memcpy(at, a->q, (uint64_t)a->rows * (uint64_t)l->q_dim * sizeof(float));
         }
-        if (!inf_cuda_runs_add(&p.runs, row0, a->rows, at, NULL, l->dims.heads)) {
-            lane_ok(l, inf_cuda_fetch_launch(&p, l->stream), "queries");
-            p.runs.n = p.runs.rows = 0;
-            (void)inf_cuda_runs_add(&p.runs, row0, a->rows, at, NULL, l->dims.heads);
-        }
+        add_run(&p.runs, row0, a->rows, at, NULL, l->dims.heads, flush);
         row0 += (uint32_t)a->rows;
     }
-    lane_ok(l, inf_cuda_fetch_launch(&p, l->stream), "queries");
+    flush();
 }
 
 /* The batch's partials into o32 and lse; a request that goes on from the batch before is merged
@@ -158,6 +158,10 @@ static void give_partials(inf_lane *l, const inf_attn *args, const answer_batch 
     p.heads = l->dims.heads;
     p.head_dim = l->dims.head_dim;
     p.early = l->backend->early_rows;
+    auto flush = [&] {
+        lane_ok(l, inf_cuda_give_launch(&p, l->stream), "partials");
+        p.runs.n = p.runs.rows = 0;
+    };
     uint32_t row0 = 0;
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
@@ -169,14 +173,10 @@ static void give_partials(inf_lane *l, const inf_attn *args, const answer_batch 
             at = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
             lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
         }
-        if (!inf_cuda_runs_add(&p.runs, row0, a->rows, at, lse, l->dims.heads)) {
-            lane_ok(l, inf_cuda_give_launch(&p, l->stream), "partials");
-            p.runs.n = p.runs.rows = 0;
-            (void)inf_cuda_runs_add(&p.runs, row0, a->rows, at, lse, l->dims.heads);
-        }
+        add_run(&p.runs, row0, a->rows, at, lse, l->dims.heads, flush);
         row0 += (uint32_t)a->rows;
     }
-    lane_ok(l, inf_cuda_give_launch(&p, l->stream), "partials");
+    flush();
 }
 
 static void give_staged(const inf_lane *l, const inf_attn *args, const answer_batch *b) {

@@ -38,10 +38,7 @@ static void step_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows
     float *at = host;
     l->asked = q;
     if (lane_direct(l, rows, stride, &at, NULL)) {
-        if (!inf_cuda_runs_add(&l->given, row0, rows, at, NULL, stride)) {
-            give_queries(l);
-            (void)inf_cuda_runs_add(&l->given, row0, rows, at, NULL, stride);
-        }
+        add_run(&l->given, row0, rows, at, NULL, stride, [&] { give_queries(l); });
         return;
     }
     if (l->n_wait == l->max_wait) {

@@ -215,22 +215,26 @@ bool lane_keep(inf_lane *l, void **out, uint64_t bytes) {
     return memory != NULL;
 }
 
-/* Sorts the layers into classes by their windows, which refuse has counted; false: no memory. */
-static bool classify(inf_lane *l, const int32_t *windows) {
+/* Sorts the layers into classes by their windows. */
+static int classify(inf_lane *l, const int32_t *windows, inf_err *err) {
     if (!keep(l, &l->class_of, (uint64_t)l->dims.layers)) {
-        return false;
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane");
     }
     for (int32_t i = 0; i < l->dims.layers; i++) {
         int32_t c = 0;
         while (c < l->n_classes && l->classes[c].window != windows[i]) {
             c++;
         }
+        if (c == MAX_CLASSES) {
+            return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                            "on a GPU a model has at most %d different windows", (int)MAX_CLASSES);
+        }
         if (c == l->n_classes) {
             l->classes[l->n_classes++].window = windows[i];
         }
         l->class_of[i] = c;
     }
-    return true;
+    return INF_OK;
 }
 
 /* A step's rows are each in one segment. In an answer every span is a segment, and those of a
@@ -296,7 +300,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
     if (l->kind == INF_LANE_COPY) {
         return true;
     }
-    if (!classify(l, c->windows) || !size_plans(l) || !take_plans(l) || !take(l, &l->o32, q) ||
+    if (!size_plans(l) || !take_plans(l) || !take(l, &l->o32, q) ||
         !take(l, &l->lse, rows * heads) || !pin(l, &l->staging, q) ||
         !pin(l, &l->staging_lse, rows * heads)) {
         return false;
@@ -354,38 +358,14 @@ void inf_cuda_lane_close(inf_lane *l) {
     free(l);
 }
 
-/* What a lane cannot be made for, however much memory there is. */
-static int refuse(const inf_lane_config *c, inf_err *err) {
-    const inf_device_config *d = c->device;
-    if (c->kind == INF_LANE_STEP && d->vocab > INF_CUDA_SAMPLE_MAX_VOCAB) {
-        return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
-                        "on a GPU a vocabulary has at most %d tokens; the model's has %d",
-                        (int)INF_CUDA_SAMPLE_MAX_VOCAB, d->vocab);
-    }
-    int32_t seen[MAX_CLASSES], n = 0;
-    for (int32_t i = 0; c->kind != INF_LANE_COPY && i < d->layers; i++) {
-        int32_t k = 0;
-        while (k < n && seen[k] != c->windows[i]) {
-            k++;
-        }
-        if (k == MAX_CLASSES) {
-            return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
-                            "on a GPU a model has at most %d different windows", (int)MAX_CLASSES);
-        }
-        if (k == n) {
-            seen[n++] = c->windows[i];
-        }
-    }
-    return INF_OK;
-}
-
 int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
     cuda_backend *backend = (cuda_backend *)b;
     const inf_device_config *d = c->device;
     *out = NULL;
-    int status = refuse(c, err);
-    if (status != INF_OK) {
-        return status;
+    if (c->kind == INF_LANE_STEP && d->vocab > INF_CUDA_SAMPLE_MAX_VOCAB) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                        "on a GPU a vocabulary has at most %d tokens; the model's has %d",
+                        (int)INF_CUDA_SAMPLE_MAX_VOCAB, d->vocab);
     }
     inf_lane *l = (inf_lane *)calloc(1, sizeof *l);
     if (l == NULL) {
@@ -415,9 +395,13 @@ int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out,
     }
     /* Others' steps wait for answers, and this instance's step for others' answers. */
     int priority = c->kind == INF_LANE_ANSWER ? high : low;
-    if (cudaSetDevice(backend->ordinal) != cudaSuccess ||
-        cudaStreamCreateWithPriority(&l->stream, cudaStreamNonBlocking, priority) != cudaSuccess ||
-        !take_memory(l, c)) {
+    int status = c->kind == INF_LANE_COPY ? INF_OK : classify(l, c->windows, err);
+    if (status != INF_OK) {
+        /* closed below */
+    } else if (cudaSetDevice(backend->ordinal) != cudaSuccess ||
+               cudaStreamCreateWithPriority(&l->stream, cudaStreamNonBlocking, priority) !=
+                   cudaSuccess ||
+               !take_memory(l, c)) {
         (void)cudaGetLastError(); /* or the thread's next launch would report it */
         status = inf_fail(err, INF_ENOMEM, -1, -1,
                           "cannot allocate a lane of %d rows and %d blocks on the GPU", c->max_rows,

@@ -197,6 +197,16 @@ int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
 void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, inf_row_out *out,
                    int32_t *status);
 
+/* Adds a run; when there is room for no more, flush launches what is there, and empties it. */
+template <class F>
+static void add_run(inf_cuda_runs *runs, uint32_t row0, int32_t rows, float *o, float *lse,
+                    int32_t stride, const F &flush) {
+    if (!inf_cuda_runs_add(runs, row0, rows, o, lse, stride)) {
+        flush();
+        (void)inf_cuda_runs_add(runs, row0, rows, o, lse, stride);
+    }
+}
+
 /* Notes the first fault; true when there is none so far. */
 bool lane_ok(inf_lane *l, int status, const char *at);
 

@@ -1,7 +1,7 @@
 /* What the emulator must notice: each wrong kernel runs in a child process, which has to end with a
  * message that names the fault, or has to give another result in one of many orders of threads. On
  * a GPU there is nothing to test. */
-#include "tests/cuda/words.h"
+#include "tests/cuda/ring.h"
 
 #ifdef INF_EMU
 
@@ -116,25 +116,6 @@ static void check_faults() {
 }
 
 /* ---- faults that only some orders of threads show ---- */
-
-enum { THREADS = 128 };
-
-/* Without the barrier that ROUND says, a word may come from the round before or the one behind. */
-template <int MISSING> static __global__ void ring_kernel(words_args a) {
-    __shared__ uint32_t ring[THREADS];
-    uint32_t t = threadIdx.x, x = t;
-    for (int i = 0; i < 4; i++) {
-        ring[t] = x;
-        if (MISSING != 1) {
-            __syncthreads();
-        }
-        x = ring[(t + 33) % THREADS] + 1;
-        if (MISSING != 2) {
-            __syncthreads();
-        }
-    }
-    a.out[blockIdx.x * THREADS + t] = x;
-}
 
 /* The same within a warp. */
 template <bool WITH> static __global__ void warp_ring_kernel(words_args a) {

@@ -1,6 +1,6 @@
 /* The race detector (emu/race.h): wrong kernels in child processes must be told of, right ones not.
  * Without it, there is nothing to test. */
-#include "tests/cuda/words.h"
+#include "tests/cuda/ring.h"
 
 #if defined(INF_EMU) && defined(INF_EMU_RACES)
 
@@ -8,25 +8,6 @@
 
 #include <sys/wait.h>
 #include <unistd.h>
-
-enum { THREADS = 128 };
-
-/* MISSING: the barrier that is left out. */
-template <int MISSING> static __global__ void ring_kernel(words_args a) {
-    __shared__ uint32_t ring[THREADS];
-    uint32_t t = threadIdx.x, x = t;
-    for (int i = 0; i < 4; i++) {
-        ring[t] = x;
-        if (MISSING != 1) {
-            __syncthreads();
-        }
-        x = ring[(t + 33) % THREADS] + 1;
-        if (MISSING != 2) {
-            __syncthreads();
-        }
-    }
-    a.out[t] = x;
-}
 
 /* Lanes exchange by memory; a shuffle does not order that. */
 template <bool SHUFFLE> static __global__ void lanes_kernel(words_args a) {
