@@ -250,6 +250,8 @@ func TestDrainCutsShort(t *testing.T) {
 	n := c.nodes[0]
 	release := n.hold(true)
 	s := submit(t, n, Request{ID: "a", Prompt: prompt(1, 600), MaxTokens: 1 << 20, Sampling: sampling(1)})
+	// In a step, or the loop could take the abort along with the request, before it is looked for.
+	eventually(t, "it runs", func() bool { return n.eng.Requests()[0].Running })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	drained := make(chan error, 1)
