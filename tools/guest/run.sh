@@ -116,7 +116,7 @@ share() {
 
 set -- -no-user-config -nodefaults -no-reboot -display none -nic none -accel "$accel" -cpu "$cpu" -smp "$cpus" -m "$mem" \
     -kernel "$tree/kernel" -initrd "$tree/initramfs.zst" \
-    -append "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off random.trust_cpu=on audit=0 rcupdate.rcu_expedited=1 no_timer_check nowatchdog" \
+    -append "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off random.trust_cpu=on audit=0 rcupdate.rcu_expedited=1 no_timer_check nowatchdog highres=off" \
     -chardev file,id=console,path=console -serial chardev:console \
     -device virtio-serial-pci -chardev file,id=out,path=out -device virtserialport,chardev=out,name=out \
     -fsdev "$(share root / readonly=on,)" -device virtio-9p-pci,fsdev=root,mount_tag=root \
