@@ -12,14 +12,25 @@ bool lane_ok(inf_lane *l, int status, const char *at) {
     if (status != 0 && l->fault == 0) {
         l->fault = status;
         l->fault_at = at;
+        if (l->sum != NULL) { /* no rank is recorded, so this is one that stays */
+            collective_lose(l, status, at);
+        }
     }
     return l->fault == 0;
 }
 
 void lane_enter(inf_lane *l) { lane_ok(l, cudaSetDevice(l->backend->ordinal), "cudaSetDevice"); }
 
+cudaError_t lane_await(inf_lane *l, cudaEvent_t event) {
+    return l->sum != NULL  ? collective_await(l, event)
+           : event != NULL ? cudaEventSynchronize(event)
+                           : cudaStreamSynchronize(l->stream);
+}
+
 int lane_sync(inf_lane *l, inf_err *err) {
-    lane_ok(l, cudaStreamSynchronize(l->stream), "cudaStreamSynchronize");
+    cudaError_t status = lane_await(l, NULL);
+    (void)collective_tell(l); /* before what follows from it */
+    lane_ok(l, status, "cudaStreamSynchronize");
     if (l->fault == 0) {
         return INF_OK;
     }

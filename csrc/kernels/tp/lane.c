@@ -80,17 +80,17 @@ static int tp_lane_open(inf_backend *backend, const inf_lane_config *c, inf_lane
     return INF_OK;
 }
 
-/* All ranks are waited for, whatever befell one of them; the first that failed is reported. */
+/* All ranks are waited for, whatever befell one of them. What is reported is the one that failed
+ * first, since the others' failures may be its doing; where nobody knows, the first in order. */
 static int tp_sync(inf_lane *lane, inf_err *err) {
     tp_lane *l = of(lane);
     int status = INF_OK;
-    if (l->sum != NULL) {
-        l->sum->ops->wait(l->sum);
-    }
+    int32_t first =
+        l->sum != NULL ? l->sum->ops->wait(l->sum).failed : -1; /* reported before any other */
     for (int32_t r = 0; r < l->n; r++) {
         inf_err e = {0};
         int s = l->ops->sync(l->rank[r], &e);
-        if (s != INF_OK && status == INF_OK) {
+        if (s != INF_OK && (status == INF_OK || r == first)) {
             status = inf_fail(err, s, e.instance, e.layer, "rank %d: %s", r, e.message);
         }
     }

@@ -1,0 +1,220 @@
+/* What a rank that is lost does to the others, over emulated GPUs and a NCCL that is none: a sum is
+ * held until it is aborted, as the kernel of a GPU is whose neighbour never comes. Nobody waits for
+ * ever, whichever way they wait, and the rank that is reported is the one that was lost. An alarm
+ * ends a test that hangs. */
+#include "kernels/cuda/nccl.h"
+#include "kernels/cuda/team.h"
+#include "kernels/tp/tp.h"
+#include "tests/cuda/ranks.h"
+
+#ifdef INF_EMU
+
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+
+enum { N = 2, FEW = 4, PART = INNER / N, SOON_MS = 8000, HANGS_S = 60 };
+
+static fake_nccl nccl;
+static std::atomic<int> aborts_before;
+
+static int aborts() { return __atomic_load_n(nccl.aborts, __ATOMIC_SEQ_CST); }
+
+static void hold_sum(void *stream) {
+    must(emu_hold((cudaStream_t)stream, [] { return aborts() == aborts_before; }), "emu_hold");
+}
+
+static int64_t now_ms() {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* ---- an instance of two ranks, in a step ---- */
+
+struct instance {
+    inf_device_config config;
+    inf_lane_config lane_config;
+    inf_backend *b;
+    const inf_backend_ops *ops;
+    inf_lane *lane;
+    uint8_t *pool;
+    float *x, *norm;
+    void *h, *a, *w_down;
+    int64_t began;
+};
+
+static inf_lane *open_lane(instance *t, int32_t kind, inf_err *err) {
+    inf_lane_config c = t->lane_config;
+    inf_lane *lane = NULL;
+    c.kind = kind;
+    c.device = &t->config;
+    CHECK((t->ops->lane_open(t->b, &c, &lane, err) == INF_OK) == (lane != NULL), "a lane or not");
+    return lane;
+}
+
+static void begin_step(instance *t) {
+    static int32_t tokens[FEW], blocks[1];
+    static inf_step_head head;
+    static inf_step_seq seq;
+    static inf_step_buffers step;
+    head.n_seqs = 1, head.n_tokens = FEW, head.n_blocks = 1;
+    seq.n_tokens = FEW, seq.n_blocks = 1;
+    step.head = &head, step.seqs = &seq, step.tokens = tokens, step.blocks = blocks;
+    t->ops->begin(t->lane, &step);
+}
+
+static void give_sum(instance *t) {
+    inf_product p = {t->a, t->w_down, NULL, t->h, FEW, HIDDEN, PART, 0};
+    t->ops->product_norm(t->lane, &p, t->x, t->norm, t->h);
+}
+
+/* Ranks on GPUs of their own have sums by NCCL; those of the instance that it opens in its first
+ * step, and all later ones, are held. */
+enum rig { HELD, NOT_HELD, ONE_GPU };
+static instance open_instance(const char *name, const char *deadline_ms, rig how) {
+    const bool apart = how != ONE_GPU;
+    instance t = {};
+    inf_backend *ranks[N];
+    inf_err err = {};
+    printf("%s\n", name);
+    (void)fflush(stdout);
+    alarm(HANGS_S);
+    setenv(INF_TEAM_DEADLINE, deadline_ms, 1);
+    if (apart) {
+        setenv(INF_NCCL_LIBRARY, getenv("FAKE_NCCL"), 1);
+    } else {
+        unsetenv(INF_NCCL_LIBRARY);
+    }
+    t.config = config_of(INF_DTYPE_BF16);
+    for (int32_t r = 0; r < N; r++) {
+        ranks[r] = open_gpu(apart ? r : 0, &t.config);
+    }
+    CHECK(inf_backend_tp(ranks, N, &t.config, &t.b, &err) == INF_OK, "%s", err.message);
+    t.ops = t.b->ops;
+    t.lane_config = lane_of(&t.config);
+    t.lane_config.pool = t.pool = (uint8_t *)t.ops->alloc_pool(t.b, t.lane_config.kv.block_bytes);
+    t.lane = open_lane(&t, INF_LANE_STEP, &err);
+    CHECK(t.lane != NULL, "%s", err.message);
+    t.x = (float *)t.ops->alloc(t.b, FEW * HIDDEN * 4);
+    t.norm = (float *)t.ops->alloc(t.b, HIDDEN * 4);
+    t.h = t.ops->alloc(t.b, FEW * HIDDEN * 2);
+    t.a = t.ops->alloc(t.b, FEW * PART * 2);
+    t.w_down = t.ops->alloc(t.b, HIDDEN * PART * 2);
+    CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
+    aborts_before = aborts();
+    *nccl.hold = how == HELD ? hold_sum : NULL;
+    begin_step(&t);
+    give_sum(&t);
+    t.began = now_ms();
+    return t;
+}
+
+static void close_memory(instance *t) {
+    void *all[] = {t->x, t->norm, t->h, t->a, t->w_down};
+    for (void *p : all) {
+        t->ops->free(t->b, p);
+    }
+    t->ops->free_pool(t->b, t->pool, t->lane_config.kv.block_bytes);
+    t->ops->close(t->b);
+    alarm(0);
+}
+
+/* The step ends, with that as its cause; and the instance can be closed. */
+static void end_step(instance *t, const char *cause) {
+    inf_err err = {};
+    CHECK(t->ops->sync(t->lane, &err) == INF_EIO, "the step goes on");
+    CHECK(strncmp(err.message, cause, strlen(cause)) == 0, "%s", err.message);
+    t->ops->lane_close(t->lane);
+    CHECK(aborts() == aborts_before + N && *nccl.open_comms == 0, "%d", *nccl.open_comms);
+    for (int32_t r = 0; r < N; r++) {
+        emu_lose_device(r, cudaSuccess);
+    }
+    (void)cudaGetLastError();
+    close_memory(t);
+}
+
+static void soon(const instance *t) {
+    CHECK(now_ms() - t->began < SOON_MS, "after %lld ms", (long long)(now_ms() - t->began));
+}
+
+/* ---- deadlines ---- */
+
+static void test_deadline() {
+    instance t = open_instance("a rank that says nothing", "1000", HELD);
+    end_step(&t, "rank 0: the GPU failed in the sum over ranks: cannot end it: no rank went on "
+                 "within 1000 ms");
+}
+
+/* The thread of the step is not there to look: it is in a call of the driver's. */
+static void test_blocked() {
+    instance t = open_instance("a step that waits in the driver", "1000", HELD);
+    static float out[FEW * HIDDEN]; /* pageable */
+    t.ops->copy_out(t.lane, out, t.x, sizeof out);
+    end_step(&t, "rank 0: the GPU failed in the sum over ranks: cannot end it");
+}
+
+/* By the kernel there is nothing that ends it: the step does. */
+static void test_kernel() {
+    instance t = open_instance("a GPU that says nothing", "1000", ONE_GPU);
+    static std::atomic<bool> held{true};
+    inf_err err = {};
+    CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
+    cudaStream_t stream = ((tp_lane *)(void *)t.lane)->rank[1]->stream;
+    must(cudaSetDevice(0), "the GPU");
+    must(emu_hold(stream, [] { return held.load(); }), "emu_hold");
+    begin_step(&t);
+    give_sum(&t);
+    t.began = now_ms();
+    CHECK(t.ops->sync(t.lane, &err) == INF_EIO, "the step goes on");
+    CHECK(strstr(err.message, "no rank went on within 1000 ms") != NULL, "%s", err.message);
+    soon(&t);
+    held = false;
+    t.ops->lane_close(t.lane);
+    close_memory(&t);
+}
+
+/* NCCL says it by itself, while all wait. */
+static void test_asked() {
+    instance t = open_instance("a failure that NCCL tells of", "20000", HELD);
+    *nccl.fail_later = 6;
+    end_step(&t, "rank 0: the GPU failed in the sum over ranks: NCCL: a sum failed: remote");
+    *nccl.fail_later = 0;
+    CHECK(now_ms() - t.began < SOON_MS, "late");
+}
+
+/* ---- the first cause ---- */
+
+static void test_first() {
+    instance t = open_instance("the first cause", "20000", HELD);
+    emu_lose_device(1, cudaErrorLaunchFailure);
+    give_sum(&t); /* rank 1 cannot be asked for its product, rank 0 not for the sum */
+    emu_lose_device(0, cudaErrorIllegalAddress);
+    end_step(&t, "rank 1: the GPU failed in a small product: ");
+}
+
+int main(int argc, char **argv) {
+    start(argc, argv);
+    const char *fake = getenv("FAKE_NCCL");
+    if (fake == NULL) {
+        printf("FAKE_NCCL must name a library\n");
+        return 2;
+    }
+    nccl = fake_nccl_at(fake);
+    test_deadline();
+    test_blocked();
+    test_kernel();
+    test_asked();
+    test_first();
+    return report("test_lost_rank");
+}
+
+#else
+
+int main() {
+    printf("GPUs are not lost for a test\n");
+    return 0;
+}
+
+#endif
