@@ -128,6 +128,11 @@ struct inf_collective {
     const inf_collective_ops *ops;
 };
 
+/* Whether a slot's tokens are counted. */
+static inline int inf_sampling_counts(const inf_sampling *s) {
+    return s->repetition != 1 || s->presence != 0 || s->frequency != 0;
+}
+
 struct inf_backend_ops {
     void (*close)(inf_backend *);
 

@@ -29,7 +29,7 @@ static const int32_t windows[1];
 static const inf_backend_ops *real;
 static int countdown; /* calls that give something until one does not */
 static inf_lane *lanes[RANKS];
-static int n_lanes, n_syncs;
+static int n_lanes, n_syncs, n_closed;
 static int broken = -1; /* the rank whose lane fails */
 static int broken_too = -1;
 static inf_collective_end ended = {-1, 0}; /* how they come out of a wait */
@@ -65,6 +65,11 @@ static int some_lane(inf_backend *b, const inf_lane_config *c, inf_lane **out, i
         lanes[n_lanes++ % RANKS] = *out;
     }
     return status;
+}
+
+static void some_close(inf_lane *l) {
+    n_closed++;
+    real->lane_close(l);
 }
 
 /* A sum of the CPU's that ends as the test wants it. */
@@ -130,6 +135,7 @@ static inf_backend *open_ranks(void) {
     ops.adopt = some_adopt;
     ops.lane_open = some_lane;
     ops.collective_open = some_collective;
+    ops.lane_close = some_close;
     ops.sync = some_sync;
     ops.answer = some_answer;
     for (int r = 0; r < RANKS; r++) {
@@ -263,6 +269,31 @@ static void test_first(void) {
     b->ops->close(b);
 }
 
+/* While a GPU does not come to an end nothing is asked of it that would wait for that. */
+static void test_busy(void) {
+    inf_backend *b = open_ranks();
+    uint8_t *pool = b->ops->alloc_pool(b, kv.block_bytes * 3);
+    inf_err err;
+    n_lanes = 0;
+    inf_lane *l = open_lane(b, INF_LANE_STEP, pool, &err);
+    CHECK(pool != NULL && l != NULL);
+    ended = (inf_collective_end){1, 1};
+    CHECK(open_lane(b, INF_LANE_COPY, pool, &err) == NULL);
+    CHECK(strcmp(err.message, "cannot open a lane: rank 1 failed") == 0 && n_lanes == RANKS);
+    ended.failed = RANKS;
+    CHECK(open_lane(b, INF_LANE_COPY, pool, &err) == NULL);
+    CHECK(strcmp(err.message, "cannot open a lane: the ranks failed") == 0);
+    n_closed = 0;
+    b->ops->lane_close(l);
+    CHECK(n_closed == 0);
+    ended = (inf_collective_end){-1, 0};
+    for (int r = 0; r < RANKS; r++) {
+        real->lane_close(lanes[r]);
+    }
+    b->ops->free_pool(b, pool, kv.block_bytes * 3);
+    b->ops->close(b);
+}
+
 static void test_answer(void) {
     inf_backend *b = open_ranks();
     uint8_t *pool = b->ops->alloc_pool(b, kv.block_bytes * 3);
@@ -313,6 +344,7 @@ int main(void) {
     test_memory();
     test_sync();
     test_first();
+    test_busy();
     test_answer();
     test_refusals();
     puts("faults of ranks: ok");

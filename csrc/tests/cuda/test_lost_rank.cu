@@ -139,6 +139,91 @@ static void soon(const instance *t) {
     CHECK(now_ms() - t->began < SOON_MS, "after %lld ms", (long long)(now_ms() - t->began));
 }
 
+static const char first_cause[] = "rank 1: the GPU failed in a step: ";
+
+/* ---- who allocates ---- */
+
+static int open_slot(instance *t, float presence, inf_err *err) {
+    static const int32_t text[3] = {1, 2, 3};
+    inf_sampling s = {};
+    s.top_p = s.repetition = 1;
+    s.presence = presence;
+    return t->ops->slot_open(t->lane, 0, &s, text, 3, 2, NULL, NULL, 0, err);
+}
+
+static void test_slot() {
+    instance t = open_instance("a slot with counts", "20000", HELD);
+    inf_err err = {};
+    emu_lose_device(1, cudaErrorLaunchFailure);
+    CHECK(open_slot(&t, 0, &err) == INF_OK, "without counts: %s", err.message);
+    CHECK(aborts() == aborts_before, "a slot without counts waits for nothing");
+    CHECK(open_slot(&t, 0.5f, &err) == INF_EIO, "it was opened");
+    CHECK(strcmp(err.message, "cannot open a slot: rank 1 failed") == 0, "%s", err.message);
+    soon(&t);
+    end_step(&t, first_cause);
+}
+
+/* The step's thread comes to its next sum while another holds the gate. */
+static void test_gate() {
+    instance t = open_instance("the gate", "20000", HELD);
+    std::atomic<bool> stop{false};
+    emu_lose_device(1, cudaErrorLaunchFailure);
+    std::thread slots([&] {
+        inf_err err = {};
+        while (!stop) {
+            CHECK(open_slot(&t, 0.5f, &err) == INF_EIO, "it was opened");
+        }
+    });
+    for (int i = 0; i < 20; i++) {
+        give_sum(&t);
+    }
+    stop = true;
+    slots.join();
+    soon(&t);
+    end_step(&t, "rank 1: the GPU failed in ");
+}
+
+static void test_pages() {
+    void *pages = NULL;
+    CHECK(posix_memalign(&pages, 4096, 8192) == 0, "no memory");
+    instance t = open_instance("pinned pages", "20000", HELD);
+    emu_lose_device(1, cudaErrorLaunchFailure);
+    CHECK(t.ops->host_pin(t.b, pages, 4096) != INF_OK, "they are pinned");
+    soon(&t);
+    end_step(&t, first_cause);
+    t = open_instance("pages to unpin", "20000", NOT_HELD);
+    inf_err err = {};
+    CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
+    CHECK(t.ops->host_pin(t.b, pages, 4096) == INF_OK, "they are not pinned");
+    inf_lane *copies = open_lane(&t, INF_LANE_COPY, &err);
+    *nccl.hold = hold_sum;
+    give_sum(&t);
+    t.began = now_ms();
+    emu_lose_device(1, cudaErrorLaunchFailure);
+    t.ops->host_unpin(t.b, pages);
+    t.ops->lane_close(copies);
+    CHECK(open_lane(&t, INF_LANE_COPY, &err) == NULL, "a lane was opened");
+    soon(&t);
+    end_step(&t, first_cause);
+    free(pages);
+}
+
+/* Without a failure all of them wait for the sums, and then have what they asked for. */
+static void test_healthy() {
+    instance t = open_instance("nothing is lost", "20000", HELD);
+    inf_err err = {};
+    std::thread later([] {
+        (void)usleep(50000);
+        aborts_before = -1; /* lets them go */
+    });
+    CHECK(open_slot(&t, 0.5f, &err) == INF_OK, "%s", err.message);
+    CHECK(now_ms() - t.began >= 40, "it did not wait");
+    later.join();
+    CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
+    t.ops->lane_close(t.lane);
+    close_memory(&t);
+}
+
 /* ---- deadlines ---- */
 
 static void test_deadline() {
@@ -161,7 +246,8 @@ static void test_kernel() {
     static std::atomic<bool> held{true};
     inf_err err = {};
     CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
-    cudaStream_t stream = ((tp_lane *)(void *)t.lane)->rank[1]->stream;
+    const tp_lane parts = *(tp_lane *)(void *)t.lane;
+    cudaStream_t stream = parts.rank[1]->stream;
     must(cudaSetDevice(0), "the GPU");
     must(emu_hold(stream, [] { return held.load(); }), "emu_hold");
     begin_step(&t);
@@ -170,8 +256,16 @@ static void test_kernel() {
     CHECK(t.ops->sync(t.lane, &err) == INF_EIO, "the step goes on");
     CHECK(strstr(err.message, "no rank went on within 1000 ms") != NULL, "%s", err.message);
     soon(&t);
+    CHECK(open_slot(&t, 0.5f, &err) == INF_EIO, "a slot was opened");
+    CHECK(strcmp(err.message, "cannot open a slot: the ranks failed") == 0, "%s", err.message);
+    t.ops->lane_close(t.lane); /* leaves its parts */
+    soon(&t);
     held = false;
-    t.ops->lane_close(t.lane);
+    must(cudaStreamSynchronize(stream), "the stream");
+    parts.sum->ops->close(parts.sum);
+    for (int32_t r = 0; r < N; r++) {
+        parts.ops->lane_close(parts.rank[r]);
+    }
     close_memory(&t);
 }
 
@@ -202,6 +296,10 @@ int main(int argc, char **argv) {
         return 2;
     }
     nccl = fake_nccl_at(fake);
+    test_slot();
+    test_gate();
+    test_pages();
+    test_healthy();
     test_deadline();
     test_blocked();
     test_kernel();
