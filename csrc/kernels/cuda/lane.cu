@@ -369,6 +369,10 @@ void inf_cuda_lane_close(inf_lane *l) {
     free(l);
 }
 
+static int await_event(void *lane, void *event) {
+    return lane_await((inf_lane *)lane, (cudaEvent_t)event);
+}
+
 int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
     cuda_backend *backend = (cuda_backend *)b;
     const inf_device_config *d = c->device;
@@ -418,7 +422,8 @@ int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out,
                           "cannot allocate a lane of %d rows and %d blocks on the GPU", c->max_rows,
                           c->max_blocks);
     } else if (c->kind == INF_LANE_STEP) {
-        status = inf_cuda_products_open(l->act, &l->products, err);
+        inf_cuda_waiter waiter = {await_event, l};
+        status = inf_cuda_products_open(l->act, &waiter, &l->products, err);
     }
     if (status != INF_OK) {
         inf_cuda_lane_close(l);

@@ -14,7 +14,7 @@
 #include <atomic>
 #include <thread>
 
-enum { N = 2, FEW = 4, PART = INNER / N, SOON_MS = 8000, HANGS_S = 60 };
+enum { N = 2, FEW = 4, K = 64, PART = INNER / N, SOON_MS = 8000, HANGS_S = 60 };
 
 static fake_nccl nccl;
 static std::atomic<int> aborts_before;
@@ -41,7 +41,7 @@ struct instance {
     inf_lane *lane;
     uint8_t *pool;
     float *x, *norm;
-    void *h, *a, *w_down;
+    void *h, *gu, *a, *w_up, *w_down;
     int64_t began;
 };
 
@@ -100,7 +100,9 @@ static instance open_instance(const char *name, const char *deadline_ms, rig how
     t.x = (float *)t.ops->alloc(t.b, FEW * HIDDEN * 4);
     t.norm = (float *)t.ops->alloc(t.b, HIDDEN * 4);
     t.h = t.ops->alloc(t.b, FEW * HIDDEN * 2);
+    t.gu = t.ops->alloc(t.b, FEW * 2 * PART * 2);
     t.a = t.ops->alloc(t.b, FEW * PART * 2);
+    t.w_up = t.ops->alloc(t.b, 2 * PART * K * 2);
     t.w_down = t.ops->alloc(t.b, HIDDEN * PART * 2);
     CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
     aborts_before = aborts();
@@ -112,7 +114,7 @@ static instance open_instance(const char *name, const char *deadline_ms, rig how
 }
 
 static void close_memory(instance *t) {
-    void *all[] = {t->x, t->norm, t->h, t->a, t->w_down};
+    void *all[] = {t->x, t->norm, t->h, t->gu, t->a, t->w_up, t->w_down};
     for (void *p : all) {
         t->ops->free(t->b, p);
     }
@@ -224,10 +226,45 @@ static void test_healthy() {
     close_memory(&t);
 }
 
+/* ---- who times a product ---- */
+
+static void test_timing() {
+    instance t = open_instance("a product that is timed", "20000", HELD);
+    emu_lose_device(1, cudaErrorLaunchFailure);
+    inf_product up = {t.h, t.w_up, NULL, t.gu, FEW, 2 * PART, K, 0};
+    t.ops->gated(t.lane, &up, t.a);
+    soon(&t);
+    end_step(&t, "rank 1: the GPU failed in ");
+}
+
+/* ---- who waits for room in the middle of a step ---- */
+
+static void test_merge() {
+    instance t = open_instance("partials that wait for room", "20000", HELD);
+    const float o2[FEW * HEADS * DIM] = {}, lse2[FEW * HEADS] = {}; /* not pinned */
+    uint64_t bytes = FEW * HEADS / N * DIM * 2;
+    void *q = t.ops->alloc(t.b, bytes), *o = t.ops->alloc(t.b, bytes);
+    t.ops->attend(t.lane, 0, q, o, 1);
+    for (int32_t rows = 0; rows <= t.lane_config.max_rows; rows += FEW) {
+        if (rows == t.lane_config.max_rows) { /* rank 0 waits before rank 1 is asked for anything */
+            emu_lose_device(1, cudaErrorLaunchFailure);
+        }
+        CHECK(t.ops->merge(t.lane, 0, FEW, o2, lse2, HEADS) == 0, "they are held");
+    }
+    soon(&t);
+    t.ops->free(t.b, q); /* all has come to its end */
+    t.ops->free(t.b, o);
+    end_step(&t, "rank 1: the GPU failed in ");
+}
+
 /* ---- deadlines ---- */
 
-static void test_deadline() {
+static void test_deadline(bool times) {
     instance t = open_instance("a rank that says nothing", "1000", HELD);
+    if (times) {
+        inf_product up = {t.h, t.w_up, NULL, t.gu, FEW, 2 * PART, K, 0};
+        t.ops->gated(t.lane, &up, t.a);
+    }
     end_step(&t, "rank 0: the GPU failed in the sum over ranks: cannot end it: no rank went on "
                  "within 1000 ms");
 }
@@ -300,7 +337,10 @@ int main(int argc, char **argv) {
     test_gate();
     test_pages();
     test_healthy();
-    test_deadline();
+    test_timing();
+    test_merge();
+    test_deadline(false);
+    test_deadline(true);
     test_blocked();
     test_kernel();
     test_asked();
