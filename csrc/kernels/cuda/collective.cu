@@ -41,9 +41,17 @@ struct cuda_collective {
     int32_t ranks;
     inf_lane *lanes[INF_MAX_RANKS];
     inf_team *team;
-    inf_nccl *nccl;                     /* NULL: by the kernel */
-    cudaEvent_t reached[INF_MAX_RANKS]; /* the kernel: what each stream has come to */
+    inf_nccl *nccl; /* NULL: by the kernel */
+    /* What each stream has come to: at the sum, for the kernel; within the last AHEAD / 2 sums of
+     * NCCL. */
+    cudaEvent_t reached[INF_MAX_RANKS];
+    uint64_t given; /* sums, to NCCL */
 };
+
+/* Sums that the host is ahead of the GPUs, at most. A stream takes about a thousand launches, and
+ * then keeps the caller until one is done: inside NCCL, where nothing may end what is under way.
+ * Between two sums are half a layer's launches. */
+enum { AHEAD = 64 };
 
 static const char at_sum[] = "the sum over ranks";
 
@@ -178,7 +186,21 @@ static void sum_in_memory(cuda_collective *c, void *const *y, uint64_t count) {
     }
 }
 
+/* Every so many sums: waits until the GPUs have come to where they were last time. */
+static void hold_back(cuda_collective *c) {
+    if (c->given++ % (AHEAD / 2) != 0) {
+        return;
+    }
+    for (int32_t r = 0; r < c->ranks; r++) {
+        inf_lane *l = c->lanes[r];
+        lane_enter(l);
+        lane_ok(l, collective_await(l, c->reached[r]), at_sum);
+        lane_ok(l, cudaEventRecord(c->reached[r], l->stream), at_sum);
+    }
+}
+
 static void sum_by_nccl(cuda_collective *c, void *const *y, uint64_t count) {
+    hold_back(c);
     void *streams[INF_MAX_RANKS];
     for (int32_t r = 0; r < c->ranks; r++) {
         streams[r] = (void *)c->lanes[r]->stream;
@@ -286,7 +308,7 @@ int inf_cuda_collective_open(const inf_collective_config *config, inf_collective
     if (!one_memory(c)) {
         status = inf_nccl_open(ordinals, c->ranks, &c->nccl, err);
     }
-    for (int32_t r = 0; r < c->ranks && c->nccl == NULL && status == INF_OK; r++) {
+    for (int32_t r = 0; r < c->ranks && status == INF_OK; r++) {
         cudaError_t made = cudaSetDevice(ordinals[r]);
         if (made == cudaSuccess) {
             made = cudaEventCreateWithFlags(&c->reached[r], cudaEventDisableTiming);

@@ -315,6 +315,25 @@ static void test_asked() {
     CHECK(now_ms() - t.began < SOON_MS, "late");
 }
 
+/* A stream has no room for all sums of a long step while the first is held; one that is full would
+ * keep the caller within NCCL. */
+static void test_ahead() {
+    enum { SUMS = 200, MOST = 64 };
+    instance t = open_instance("sums ahead", "20000", HELD);
+    std::atomic<int> given{1};
+    std::thread step([&] {
+        for (; given < SUMS; given++) {
+            give_sum(&t);
+        }
+    });
+    (void)usleep(300000);
+    CHECK(given > MOST / 4 && given <= MOST, "%d sums are ahead", given.load());
+    emu_lose_device(1, cudaErrorLaunchFailure);
+    step.join();
+    soon(&t);
+    end_step(&t, "rank 1: the GPU failed in ");
+}
+
 /* ---- the first cause ---- */
 
 static void test_first() {
@@ -344,6 +363,7 @@ int main(int argc, char **argv) {
     test_blocked();
     test_kernel();
     test_asked();
+    test_ahead();
     test_first();
     return report("test_lost_rank");
 }
