@@ -269,7 +269,7 @@ static void check_refusals() {
     printf("refusals\n");
 }
 
-#ifdef INF_EMU
+#if defined INF_EMU && !defined INF_EMU_RACES
 
 /* ---- what does not end by itself, and devices that are lost ---- */
 
@@ -337,7 +337,7 @@ int main(int argc, char **argv) {
     check_graph();
     check_spoilt();
     check_refusals();
-#ifdef INF_EMU
+#if defined INF_EMU && !defined INF_EMU_RACES
     check_held();
     check_lost();
 #endif

@@ -7,7 +7,7 @@
 #include "kernels/tp/tp.h"
 #include "tests/cuda/ranks.h"
 
-#ifdef INF_EMU
+#if defined INF_EMU && !defined INF_EMU_RACES
 
 #include <unistd.h>
 
