@@ -79,7 +79,7 @@ int main(int argc, char **argv) {
     CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     const uint8_t *w = (const uint8_t *)noise((size_t)2 << 30);
     void *x = noise((size_t)128 * 14336 * 2), *y = noise((size_t)128 * 128256 * 4);
-    if (inf_cuda_products_open(INF_DTYPE_BF16, &library, &err) != INF_OK) {
+    if (inf_cuda_products_open(INF_DTYPE_BF16, NULL, &library, &err) != INF_OK) {
         printf("%s\n", err.message);
         return 2;
     }

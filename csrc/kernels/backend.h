@@ -104,21 +104,34 @@ typedef struct inf_collective_config {
     inf_pool *threads;            /* as the lanes have it */
 } inf_collective_config;
 
+/* How the ranks came out of a wait. */
+typedef struct inf_collective_end {
+    int32_t failed; /* the rank that failed first; -1: none did; `ranks`: it is no one's own */
+    int32_t busy;   /* 1: one failed, and what another does came to no end since: it may write to
+                     * the memory it was given, and whoever waits for it waits for ever */
+} inf_collective_end;
+
 /* One caller asks for all ranks at once, in the order of their lanes' other work. */
 typedef struct inf_collective_ops {
     /* y[r][i] = sum over ranks of y[rank][i], for count numbers of act in rank r's memory. Every
      * rank gets the same bits. A lane that cannot go on takes the others with it, so that none
      * waits for it for ever. */
     void (*sum)(inf_collective *, void *const *y, uint64_t count);
-    /* Before the lanes are synchronised one after the other: waits until all are done or one has
-     * failed, and then ends what the others wait for. */
-    void (*wait)(inf_collective *);
+    /* Before the lanes are synchronised one after the other, and before anything that waits for
+     * the device unconditionally: waits until all are done. If one fails or a deadline passes, it
+     * ends what the others wait for. From any thread. */
+    inf_collective_end (*wait)(inf_collective *);
     void (*close)(inf_collective *); /* before the lanes; safe on NULL */
 } inf_collective_ops;
 
 struct inf_collective {
     const inf_collective_ops *ops;
 };
+
+/* Whether a slot's tokens are counted. */
+static inline int inf_sampling_counts(const inf_sampling *s) {
+    return s->repetition != 1 || s->presence != 0 || s->frequency != 0;
+}
 
 struct inf_backend_ops {
     void (*close)(inf_backend *);
@@ -268,7 +281,7 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_5"
+#define INF_CUDA_OPEN "inf_cuda_backend_open_6"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
                                 uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                 inf_err *err);

@@ -52,7 +52,7 @@ static void test_halves(void) {
     inf_nccl_close(c);
 }
 
-/* After a failure nothing waits: communicators are aborted, and the reason stays. */
+/* After a failure communicators can be aborted, once, and the reason stays. */
 static void test_failure(const fake_nccl *f, int *where, int result, const char *text) {
     float y[2] = {1, 2};
     void *parts[2] = {&y[0], &y[1]}, *streams[2] = {NULL, NULL};
@@ -62,6 +62,8 @@ static void test_failure(const fake_nccl *f, int *where, int result, const char 
     CHECK(inf_nccl_sum(c, parts, 1, INF_DTYPE_F32, streams) == result, "no failure");
     *where = 0;
     CHECK(strstr(inf_nccl_why(c), text) != NULL, "%s", inf_nccl_why(c));
+    CHECK(inf_nccl_sum(c, parts, 1, INF_DTYPE_F32, streams) == result, "it came back");
+    inf_nccl_abort(c);
     CHECK(*f->aborts == aborts + 2 && *f->open_comms == 0 && *f->depth == 0,
           "%d aborted, %d open, depth %d", *f->aborts - aborts, *f->open_comms, *f->depth);
     CHECK(inf_nccl_sum(c, parts, 1, INF_DTYPE_F32, streams) == result, "it came back");

@@ -29,8 +29,10 @@ static const int32_t windows[1];
 static const inf_backend_ops *real;
 static int countdown; /* calls that give something until one does not */
 static inf_lane *lanes[RANKS];
-static int n_lanes, n_syncs;
+static int n_lanes, n_syncs, n_closed;
 static int broken = -1; /* the rank whose lane fails */
+static int broken_too = -1;
+static inf_collective_end ended = {-1, 0}; /* how they come out of a wait */
 
 static int runs_out(void) { return countdown-- == 0; }
 
@@ -65,19 +67,56 @@ static int some_lane(inf_backend *b, const inf_lane_config *c, inf_lane **out, i
     return status;
 }
 
+static void some_close(inf_lane *l) {
+    n_closed++;
+    real->lane_close(l);
+}
+
+/* A sum of the CPU's that ends as the test wants it. */
+typedef struct some_sum {
+    inf_collective base;
+    inf_collective *real;
+} some_sum;
+
+static void sum_all(inf_collective *c, void *const *y, uint64_t count) {
+    inf_collective *sum = ((some_sum *)c)->real;
+    sum->ops->sum(sum, y, count);
+}
+
+static inf_collective_end sum_wait(inf_collective *c) {
+    (void)c;
+    return ended;
+}
+
+static void sum_close(inf_collective *c) {
+    inf_collective *sum = ((some_sum *)c)->real;
+    sum->ops->close(sum);
+    free(c);
+}
+
 static int some_collective(const inf_collective_config *c, inf_collective **out, inf_err *err) {
-    return runs_out() ? inf_fail(err, INF_EUNSUPPORTED, -1, -1, "no sum")
-                      : real->collective_open(c, out, err);
+    static const inf_collective_ops ops = {sum_all, sum_wait, sum_close};
+    some_sum *s = runs_out() ? NULL : calloc(1, sizeof *s);
+    if (s == NULL) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1, "no sum");
+    }
+    s->base.ops = &ops;
+    CHECK(real->collective_open(c, &s->real, err) == INF_OK);
+    *out = &s->base;
+    return INF_OK;
+}
+
+static int is_broken(const inf_lane *l) {
+    return (broken >= 0 && l == lanes[broken]) || (broken_too >= 0 && l == lanes[broken_too]);
 }
 
 static int some_sync(inf_lane *l, inf_err *err) {
     n_syncs++;
-    return broken >= 0 && l == lanes[broken] ? inf_fail(err, INF_EIO, -1, 4, "it broke") : INF_OK;
+    return is_broken(l) ? inf_fail(err, INF_EIO, -1, 4, "it broke") : INF_OK;
 }
 
 static int some_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) {
-    return broken >= 0 && l == lanes[broken] ? inf_fail(err, INF_EIO, -1, 4, "it broke")
-                                             : real->answer(l, args, n, err);
+    return is_broken(l) ? inf_fail(err, INF_EIO, -1, 4, "it broke") : real->answer(l, args, n, err);
 }
 
 static inf_backend *open_ranks(void) {
@@ -96,6 +135,7 @@ static inf_backend *open_ranks(void) {
     ops.adopt = some_adopt;
     ops.lane_open = some_lane;
     ops.collective_open = some_collective;
+    ops.lane_close = some_close;
     ops.sync = some_sync;
     ops.answer = some_answer;
     for (int r = 0; r < RANKS; r++) {
@@ -206,6 +246,54 @@ static void test_sync(void) {
     b->ops->close(b);
 }
 
+/* Of several that failed, the one that did so first. */
+static void test_first(void) {
+    inf_backend *b = open_ranks();
+    uint8_t *pool = b->ops->alloc_pool(b, kv.block_bytes * 3);
+    inf_err err;
+    n_lanes = 0;
+    inf_lane *l = open_lane(b, INF_LANE_STEP, pool, &err);
+    CHECK(pool != NULL && l != NULL);
+    broken = 0;
+    broken_too = RANKS - 1;
+    for (int32_t first = -1; first <= RANKS; first++) {
+        ended.failed = first;
+        n_syncs = 0;
+        CHECK(b->ops->sync(l, &err) == INF_EIO && n_syncs == RANKS);
+        CHECK(strcmp(err.message, first == RANKS - 1 ? "rank 2: it broke" : "rank 0: it broke") ==
+              0);
+    }
+    broken = broken_too = ended.failed = -1;
+    b->ops->lane_close(l);
+    b->ops->free_pool(b, pool, kv.block_bytes * 3);
+    b->ops->close(b);
+}
+
+/* While a GPU does not come to an end nothing is asked of it that would wait for that. */
+static void test_busy(void) {
+    inf_backend *b = open_ranks();
+    uint8_t *pool = b->ops->alloc_pool(b, kv.block_bytes * 3);
+    inf_err err;
+    n_lanes = 0;
+    inf_lane *l = open_lane(b, INF_LANE_STEP, pool, &err);
+    CHECK(pool != NULL && l != NULL);
+    ended = (inf_collective_end){1, 1};
+    CHECK(open_lane(b, INF_LANE_COPY, pool, &err) == NULL);
+    CHECK(strcmp(err.message, "cannot open a lane: rank 1 failed") == 0 && n_lanes == RANKS);
+    ended.failed = RANKS;
+    CHECK(open_lane(b, INF_LANE_COPY, pool, &err) == NULL);
+    CHECK(strcmp(err.message, "cannot open a lane: the ranks failed") == 0);
+    n_closed = 0;
+    b->ops->lane_close(l);
+    CHECK(n_closed == 0);
+    ended = (inf_collective_end){-1, 0};
+    for (int r = 0; r < RANKS; r++) {
+        real->lane_close(lanes[r]);
+    }
+    b->ops->free_pool(b, pool, kv.block_bytes * 3);
+    b->ops->close(b);
+}
+
 static void test_answer(void) {
     inf_backend *b = open_ranks();
     uint8_t *pool = b->ops->alloc_pool(b, kv.block_bytes * 3);
@@ -255,6 +343,8 @@ int main(void) {
     countdown = 1000;
     test_memory();
     test_sync();
+    test_first();
+    test_busy();
     test_answer();
     test_refusals();
     puts("faults of ranks: ok");

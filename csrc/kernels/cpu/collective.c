@@ -41,7 +41,11 @@ static void cpu_sum(inf_collective *collective, void *const *y, uint64_t count) 
     inf_pool_run(c->threads, sum_chunk, c, (int32_t)((count + CHUNK - 1) / CHUNK));
 }
 
-static void cpu_wait(inf_collective *collective) { (void)collective; }
+/* A sum is done on return, and no rank can fail or stay away from it: one thread asks for all. */
+static inf_collective_end cpu_wait(inf_collective *collective) {
+    (void)collective;
+    return (inf_collective_end){-1, 0};
+}
 
 static void cpu_close(inf_collective *collective) { free(collective); }
 

@@ -8,9 +8,12 @@
 
 #include "kernels/cuda/lane.h"
 
-enum { NOT_KNOWN, BY_SMALL, BY_LIBRARY, TIMED = 5 };
-
-#ifndef INF_EMU
+enum { NOT_KNOWN, BY_SMALL, BY_LIBRARY };
+#ifdef INF_EMU
+enum { TIMED = 1 }; /* time says nothing there */
+#else
+enum { TIMED = 5 };
+#endif
 
 /* Milliseconds of TIMED calls after one to warm up; negative: it failed, which is an answer and no
  * fault of the lane. */
@@ -21,18 +24,27 @@ template <class F> static float time_of(inf_lane *l, const cudaEvent_t event[2],
         ok = call() == 0;
     }
     ok = ok && cudaEventRecord(event[1], l->stream) == cudaSuccess &&
-         cudaEventSynchronize(event[1]) == cudaSuccess &&
+         lane_await(l, event[1]) == cudaSuccess &&
          cudaEventElapsedTime(&ms, event[0], event[1]) == cudaSuccess;
     (void)cudaGetLastError();
     return ok ? ms : -1;
+}
+
+static int choose(float by_small, float by_library) {
+#ifdef INF_EMU /* both are taken, by turns */
+    static std::atomic<int> turn;
+    by_library = ++turn % 2 != 0 ? by_library : -1;
+    by_small = by_library > 0 ? -1 : by_small;
+#endif
+    return by_library > 0 && (by_small < 0 || by_library < by_small) ? BY_LIBRARY : BY_SMALL;
 }
 
 template <class S, class L> static int faster(inf_lane *l, const S &small, const L &library) {
     cudaEvent_t event[2] = {};
     int choice = BY_SMALL;
     if (cudaEventCreate(&event[0]) == cudaSuccess && cudaEventCreate(&event[1]) == cudaSuccess) {
-        float by_small = time_of(l, event, small), by_library = time_of(l, event, library);
-        choice = by_library > 0 && (by_small < 0 || by_library < by_small) ? BY_LIBRARY : BY_SMALL;
+        float by_small = time_of(l, event, small);
+        choice = choose(by_small, time_of(l, event, library));
     }
     for (cudaEvent_t e : event) {
         if (e != NULL) {
@@ -42,16 +54,6 @@ template <class S, class L> static int faster(inf_lane *l, const S &small, const
     (void)cudaGetLastError();
     return choice;
 }
-
-#else
-
-/* Time says nothing in emulation: both are taken, by turns. */
-template <class S, class L> static int faster(inf_lane *, const S &, const L &library) {
-    static std::atomic<int> turn;
-    return ++turn % 2 != 0 && library() == 0 ? BY_LIBRARY : BY_SMALL;
-}
-
-#endif
 
 /* gate | up by the library, then silu(gate) * up, with the scale that x lacks; 0 or a status. */
 static int gated(const inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {

@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/lane.h"
 #include "kernels/cuda/nccl.h"
+#include "kernels/cuda/team.h"
 
 struct sum_args {
     void *y[INF_MAX_RANKS];
@@ -39,39 +40,121 @@ struct cuda_collective {
     inf_collective base;
     int32_t ranks;
     inf_lane *lanes[INF_MAX_RANKS];
-    inf_nccl *nccl;                     /* NULL: by the kernel */
-    cudaEvent_t reached[INF_MAX_RANKS]; /* the kernel: what each stream has come to */
+    inf_team *team;
+    inf_nccl *nccl; /* NULL: by the kernel */
+    /* What each stream has come to: at the sum, for the kernel; within the last AHEAD / 2 sums of
+     * NCCL. */
+    cudaEvent_t reached[INF_MAX_RANKS];
+    uint64_t given; /* sums, to NCCL */
 };
 
-/* One rank cannot go on, so none can: the others' streams must not wait for it. */
-static bool any_fault(cuda_collective *c) {
-    inf_lane *first = NULL;
-    for (int32_t r = 0; r < c->ranks && first == NULL; r++) {
-        first = c->lanes[r]->fault != 0 ? c->lanes[r] : NULL;
-    }
-    if (first == NULL) {
-        return false;
-    }
+/* Sums that the host is ahead of the GPUs, at most. A stream takes about a thousand launches, and
+ * then keeps the caller until one is done: inside NCCL, where nothing may end what is under way.
+ * Between two sums are half a layer's launches. */
+enum { AHEAD = 64 };
+
+static const char at_sum[] = "the sum over ranks";
+
+/* ---- the ranks' failures ----
+ *
+ * Any thread may find one: the step's, and those that wait for the ranks before they allocate. So
+ * what is found is noted with the team, and each lane takes note of it in the thread that uses the
+ * lane (collective_tell). */
+
+static cuda_collective *of(inf_collective *collective) { return (cuda_collective *)collective; }
+
+/* One rank cannot go on, so none can: the team's thread ends what the others wait for. */
+static void end_sums(void *arg) {
+    cuda_collective *c = (cuda_collective *)arg;
     if (c->nccl != NULL) {
         inf_nccl_abort(c->nccl);
     }
-    for (int32_t r = 0; r < c->ranks; r++) {
-        if (c->lanes[r]->fault == 0) {
-            c->lanes[r]->fault_text = "another rank failed";
-            lane_ok(c->lanes[r], first->fault, "the sum over ranks");
-        }
-    }
-    return true;
+}
+
+void collective_lose(inf_lane *l, int32_t status, const char *at) {
+    inf_team_lose(of(l->sum)->team, l->rank, status, at, NULL);
 }
 
 static void nccl_failed(cuda_collective *c, int result) {
+    inf_team_lose(c->team, -1, -result, at_sum, inf_nccl_why(c->nccl));
+}
+
+bool collective_tell(inf_lane *l) {
+    const inf_team_loss *loss = l->sum != NULL ? inf_team_lost(of(l->sum)->team) : NULL;
+    if (loss != NULL && l->fault == 0) {
+        bool own = loss->rank == l->rank;
+        l->fault = loss->status;
+        l->fault_at = own ? loss->at : at_sum;
+        l->fault_text = own ? NULL : loss->rank >= 0 ? "another rank failed" : loss->why;
+    }
+    return loss != NULL;
+}
+
+/* Whether the rank has nothing under way; a fault is such an end. */
+static bool is_done(cuda_collective *c, int32_t rank) {
+    inf_lane *l = c->lanes[rank];
+    cudaError_t status = cudaSetDevice(l->backend->ordinal);
+    status = status != cudaSuccess ? status : cudaStreamQuery(l->stream);
+    if (status == cudaSuccess) {
+        return true;
+    }
+    (void)cudaGetLastError(); /* or a launch would report it */
+    if (status != cudaErrorNotReady) {
+        inf_team_lose(c->team, rank, status, "a step", NULL);
+    }
+    return status != cudaErrorNotReady;
+}
+
+static bool all_done(cuda_collective *c) {
+    bool done = true;
     for (int32_t r = 0; r < c->ranks; r++) {
-        if (c->lanes[r]->fault == 0) {
-            c->lanes[r]->fault_text = inf_nccl_why(c->nccl);
-            lane_ok(c->lanes[r], -result, "the sum over ranks");
+        done = is_done(c, r) && done;
+    }
+    return done;
+}
+
+static void ask_nccl(cuda_collective *c) {
+    if (c->nccl != NULL && inf_team_enter(c->team)) {
+        int result = inf_nccl_failed(c->nccl);
+        inf_team_leave(c->team);
+        if (result != 0) {
+            nccl_failed(c, result);
         }
     }
 }
+
+/* One round; 1: it is no use to wait any longer. */
+static bool look(cuda_collective *c) {
+    (void)all_done(c);
+    ask_nccl(c);
+    return inf_team_given_up(c->team) != 0;
+}
+
+static cudaError_t ask(inf_lane *l, cudaEvent_t event) {
+    cudaError_t status = event != NULL ? cudaEventQuery(event) : cudaStreamQuery(l->stream);
+    if (status == cudaErrorNotReady) {
+        (void)cudaGetLastError(); /* or a launch would report it */
+    }
+    return status;
+}
+
+cudaError_t collective_await(inf_lane *l, cudaEvent_t event) {
+    cuda_collective *c = of(l->sum);
+    cudaError_t status = ask(l, event);
+    if (status != cudaErrorNotReady) {
+        return status;
+    }
+    (void)inf_team_wait(c->team);
+    for (bool go_on = true; status == cudaErrorNotReady && go_on;) {
+        go_on = !look(c);
+        lane_enter(l); /* looking goes round all GPUs */
+        status = ask(l, event);
+    }
+    inf_team_waited(c->team, 0);
+    return status;
+}
+
+/* ---- the sum ---- */
 
 static int launch_sum(const sum_args &a, int32_t dtype, cudaStream_t stream) {
     uint64_t blocks = (a.count + 255) / 256;
@@ -82,7 +165,6 @@ static int launch_sum(const sum_args &a, int32_t dtype, cudaStream_t stream) {
 }
 
 static void sum_in_memory(cuda_collective *c, void *const *y, uint64_t count) {
-    static const char at[] = "the sum over ranks";
     inf_lane *first = c->lanes[0];
     sum_args a = {};
     a.count = count;
@@ -92,83 +174,98 @@ static void sum_in_memory(cuda_collective *c, void *const *y, uint64_t count) {
         a.y[r] = y[r];
         if (r > 0) {
             lane_enter(l);
-            lane_ok(l, cudaEventRecord(c->reached[r], l->stream), at);
-            lane_ok(first, cudaStreamWaitEvent(first->stream, c->reached[r], 0), at);
+            lane_ok(l, cudaEventRecord(c->reached[r], l->stream), at_sum);
+            lane_ok(first, cudaStreamWaitEvent(first->stream, c->reached[r], 0), at_sum);
         }
     }
     lane_enter(first);
-    lane_ok(first, launch_sum(a, first->act, first->stream), at);
-    lane_ok(first, cudaEventRecord(c->reached[0], first->stream), at);
+    lane_ok(first, launch_sum(a, first->act, first->stream), at_sum);
+    lane_ok(first, cudaEventRecord(c->reached[0], first->stream), at_sum);
     for (int32_t r = 1; r < c->ranks; r++) {
-        lane_ok(c->lanes[r], cudaStreamWaitEvent(c->lanes[r]->stream, c->reached[0], 0), at);
+        lane_ok(c->lanes[r], cudaStreamWaitEvent(c->lanes[r]->stream, c->reached[0], 0), at_sum);
     }
 }
 
-static void collective_sum(inf_collective *collective, void *const *y, uint64_t count) {
-    cuda_collective *c = (cuda_collective *)collective;
-    if (count == 0 || any_fault(c)) {
+/* Every so many sums: waits until the GPUs have come to where they were last time. */
+static void hold_back(cuda_collective *c) {
+    if (c->given++ % (AHEAD / 2) != 0) {
         return;
     }
-    if (c->nccl == NULL) {
-        sum_in_memory(c, y, count);
-        return;
+    for (int32_t r = 0; r < c->ranks; r++) {
+        inf_lane *l = c->lanes[r];
+        lane_enter(l);
+        lane_ok(l, collective_await(l, c->reached[r]), at_sum);
+        lane_ok(l, cudaEventRecord(c->reached[r], l->stream), at_sum);
     }
+}
+
+static void sum_by_nccl(cuda_collective *c, void *const *y, uint64_t count) {
+    hold_back(c);
     void *streams[INF_MAX_RANKS];
     for (int32_t r = 0; r < c->ranks; r++) {
         streams[r] = (void *)c->lanes[r]->stream;
     }
-    int result = inf_nccl_sum(c->nccl, y, count, c->lanes[0]->act, streams);
-    if (result != 0) {
-        nccl_failed(c, result);
-    }
-}
-
-/* 1: the lane has nothing under way, or a fault. */
-static bool is_done(inf_lane *l) {
-    lane_enter(l);
-    cudaError_t status = cudaStreamQuery(l->stream);
-    if (status == cudaErrorNotReady) {
-        (void)cudaGetLastError(); /* or a launch would report it */
-        return false;
-    }
-    lane_ok(l, status, "a step");
-    return true;
-}
-
-/* With the kernel a stream waits only for events, which come whatever fails. With NCCL a GPU whose
- * neighbour has failed waits in a kernel, and only an abort ends that. */
-static void collective_wait(inf_collective *collective) {
-    enum { ASK = 256 }; /* rounds between questions to NCCL */
-    cuda_collective *c = (cuda_collective *)collective;
-    if (c->nccl == NULL) {
-        return;
-    }
-    bool busy = true;
-    for (uint32_t round = 1; busy && !any_fault(c); round++) {
-        busy = false;
-        for (int32_t r = 0; r < c->ranks; r++) {
-            busy = !is_done(c->lanes[r]) || busy;
-        }
-        int result = !busy || round % ASK == 0 ? inf_nccl_failed(c->nccl) : 0;
+    if (inf_team_enter(c->team)) {
+        int result = inf_nccl_sum(c->nccl, y, count, c->lanes[0]->act, streams);
+        inf_team_leave(c->team);
         if (result != 0) {
-            inf_nccl_abort(c->nccl);
             nccl_failed(c, result);
         }
     }
 }
 
-static void collective_close(inf_collective *collective) {
-    cuda_collective *c = (cuda_collective *)collective;
-    if (c == NULL) {
+static void collective_sum(inf_collective *collective, void *const *y, uint64_t count) {
+    cuda_collective *c = of(collective);
+    bool lost = false;
+    for (int32_t r = 0; r < c->ranks; r++) {
+        lost = collective_tell(c->lanes[r]);
+    }
+    if (count == 0 || lost) {
         return;
     }
-    for (int32_t r = 0; r < c->ranks; r++) { /* what is under way uses it */
-        lane_enter(c->lanes[r]);
-        (void)cudaStreamSynchronize(c->lanes[r]->stream);
+    inf_team_begin(c->team);
+    if (c->nccl == NULL) {
+        sum_in_memory(c, y, count);
+    } else {
+        sum_by_nccl(c, y, count);
+    }
+}
+
+/* With the kernel a stream waits only for events, which come whatever fails. With NCCL a GPU whose
+ * neighbour has failed waits in a kernel, and only an abort ends that. After a loss the others have
+ * some time to come to an end, since they may be writing to host memory. */
+static inf_collective_end collective_wait(inf_collective *collective) {
+    enum { ASK = 256 }; /* rounds between questions to NCCL */
+    cuda_collective *c = of(collective);
+    uint64_t begun = inf_team_wait(c->team);
+    bool done = false;
+    for (uint32_t round = 1; !done; round++) {
+        done = all_done(c);
+        if (done || round % ASK == 0) {
+            ask_nccl(c);
+            if (!done && inf_team_given_up(c->team)) {
+                break;
+            }
+        }
+    }
+    inf_team_waited(c->team, begun);
+    const inf_team_loss *loss = inf_team_lost(c->team);
+    return {loss == NULL ? -1 : loss->rank >= 0 ? loss->rank : c->ranks, !done};
+}
+
+/* What cannot be ended stays: the GPU, or NCCL, may still use it. */
+static void collective_close(inf_collective *collective) {
+    cuda_collective *c = of(collective);
+    if (c == NULL || collective_wait(collective).busy || !inf_team_close(c->team)) {
+        return;
+    }
+    for (int32_t r = 0; r < c->ranks; r++) {
         if (c->reached[r] != NULL) {
+            (void)cudaSetDevice(c->lanes[r]->backend->ordinal);
             (void)cudaEventDestroy(c->reached[r]);
         }
         c->lanes[r]->fault_text = NULL;
+        c->lanes[r]->sum = NULL;
     }
     inf_nccl_close(c->nccl);
     free(c);
@@ -197,15 +294,21 @@ int inf_cuda_collective_open(const inf_collective_config *config, inf_collective
     }
     c->base.ops = &ops;
     c->ranks = config->ranks;
+    int status = inf_team_open(end_sums, c, (int32_t)cudaErrorNotReady, &c->team, err);
+    if (status != INF_OK) {
+        free(c);
+        return status;
+    }
     for (int32_t r = 0; r < c->ranks; r++) {
         c->lanes[r] = config->lanes[r];
+        c->lanes[r]->sum = &c->base;
+        c->lanes[r]->rank = r;
         ordinals[r] = c->lanes[r]->backend->ordinal;
     }
-    int status = INF_OK;
     if (!one_memory(c)) {
         status = inf_nccl_open(ordinals, c->ranks, &c->nccl, err);
     }
-    for (int32_t r = 0; r < c->ranks && c->nccl == NULL && status == INF_OK; r++) {
+    for (int32_t r = 0; r < c->ranks && status == INF_OK; r++) {
         cudaError_t made = cudaSetDevice(ordinals[r]);
         if (made == cudaSuccess) {
             made = cudaEventCreateWithFlags(&c->reached[r], cudaEventDisableTiming);

@@ -109,8 +109,7 @@ int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
                        const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err) {
     lane_slot fresh = {}, *s = &l->slots[slot];
     fresh.sampling = *sampling;
-    fresh.counted =
-        sampling->repetition != 1 || sampling->presence != 0 || sampling->frequency != 0;
+    fresh.counted = inf_sampling_counts(sampling);
     if (!take_bias(&fresh, bias_ids, bias, n_bias)) {
         free(fresh.bias_ids);
         free(fresh.bias);

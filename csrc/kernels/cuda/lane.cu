@@ -12,14 +12,25 @@ bool lane_ok(inf_lane *l, int status, const char *at) {
     if (status != 0 && l->fault == 0) {
         l->fault = status;
         l->fault_at = at;
+        if (l->sum != NULL) { /* no rank is recorded, so this is one that stays */
+            collective_lose(l, status, at);
+        }
     }
     return l->fault == 0;
 }
 
 void lane_enter(inf_lane *l) { lane_ok(l, cudaSetDevice(l->backend->ordinal), "cudaSetDevice"); }
 
+cudaError_t lane_await(inf_lane *l, cudaEvent_t event) {
+    return l->sum != NULL  ? collective_await(l, event)
+           : event != NULL ? cudaEventSynchronize(event)
+                           : cudaStreamSynchronize(l->stream);
+}
+
 int lane_sync(inf_lane *l, inf_err *err) {
-    lane_ok(l, cudaStreamSynchronize(l->stream), "cudaStreamSynchronize");
+    cudaError_t status = lane_await(l, NULL);
+    (void)collective_tell(l); /* before what follows from it */
+    lane_ok(l, status, "cudaStreamSynchronize");
     if (l->fault == 0) {
         return INF_OK;
     }
@@ -358,6 +369,10 @@ void inf_cuda_lane_close(inf_lane *l) {
     free(l);
 }
 
+static int await_event(void *lane, void *event) {
+    return lane_await((inf_lane *)lane, (cudaEvent_t)event);
+}
+
 int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
     cuda_backend *backend = (cuda_backend *)b;
     const inf_device_config *d = c->device;
@@ -407,7 +422,8 @@ int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out,
                           "cannot allocate a lane of %d rows and %d blocks on the GPU", c->max_rows,
                           c->max_blocks);
     } else if (c->kind == INF_LANE_STEP) {
-        status = inf_cuda_products_open(l->act, &l->products, err);
+        inf_cuda_waiter waiter = {await_event, l};
+        status = inf_cuda_products_open(l->act, &waiter, &l->products, err);
     }
     if (status != INF_OK) {
         inf_cuda_lane_close(l);

@@ -86,6 +86,8 @@ struct inf_lane {
     int32_t fault; /* the first cudaError_t, or a negative cuBLAS or NCCL status */
     const char *fault_at;
     const char *fault_text; /* what it means; NULL: fault says it */
+    inf_collective *sum;    /* over the ranks of which this lane is one; NULL: it is not */
+    int32_t rank;
 
     inf_device_config dims;
     inf_kv_shape kv;
@@ -247,6 +249,11 @@ bool shared_end(const void *pool);
  * True: in place. False: they are not pinned, and the caller uses staging. */
 bool lane_direct(inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse);
 
+/* Waits for the event, or for all of the stream where that is NULL; the lane's GPU is the thread's.
+ * What another rank's failure
+ * keeps from coming is waited for no longer than until that is found out. */
+cudaError_t lane_await(inf_lane *l, cudaEvent_t event);
+
 void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */
 int lane_sync(inf_lane *l, inf_err *err);
 void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind);
@@ -254,6 +261,11 @@ void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemc
 void inf_cuda_step_table(inf_backend_ops *ops);     /* fills in all that is not memory */
 void inf_cuda_exchange_table(inf_backend_ops *ops); /* .. of which this is a part */
 bool answer_pool(inf_lane *l); /* an answer's view of the pool; false: it is too large */
+/* collective.cu, of a lane with a sum. lose: the lane failed. tell: the lane takes note of what was
+ * lost, in the thread that uses it; true: something was. await: lane_await. */
+void collective_lose(inf_lane *l, int32_t status, const char *at);
+bool collective_tell(inf_lane *l);
+cudaError_t collective_await(inf_lane *l, cudaEvent_t event);
 int inf_cuda_collective_open(const inf_collective_config *config, inf_collective **out,
                              inf_err *err);
 int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err);

@@ -139,10 +139,7 @@ int inf_nccl_sum(inf_nccl *c, void *const *y, uint64_t count, int32_t dtype, voi
         int ended = c->api.group_end(); /* also after a failure, or the thread's group stays open */
         result = result != NCCL_SUCCESS ? result : ended;
     }
-    if (note(c, "cannot sum", result) != NCCL_SUCCESS) {
-        inf_nccl_abort(c);
-    }
-    return c->result;
+    return note(c, "cannot sum", result);
 }
 
 int inf_nccl_failed(inf_nccl *c) {

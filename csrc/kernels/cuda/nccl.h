@@ -1,9 +1,9 @@
 /* NCCL, loaded at run time: a sum over the GPUs of one process. Plain C, no CUDA header: streams
  * are the runtime's, as pointers.
  *
- * One thread calls, for all GPUs as one group. The first failure stays: the communicators are
- * aborted, so that no GPU waits for another for ever, and every later call fails for the same
- * reason. */
+ * One thread calls at a time, for all GPUs as one group. The first failure stays, and every later
+ * call fails for the same reason. Who is told of it aborts, so that no GPU waits for another for
+ * ever. */
 #ifndef INF_CUDA_NCCL_H
 #define INF_CUDA_NCCL_H
 

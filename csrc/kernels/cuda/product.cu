@@ -44,6 +44,7 @@ struct inf_cuda_products {
     void *handle;
     void *workspace;
     cudaEvent_t begin, end;
+    inf_cuda_waiter waiter; /* wait NULL: CUDA's */
     int32_t act;
     plan plans[SLOTS];
     plan spare; /* for a shape that the table has no room for */
@@ -92,13 +93,15 @@ static int load_api(lt_api *lt) {
     return handle != NULL;
 }
 
-int inf_cuda_products_open(int32_t act, inf_cuda_products **out, inf_err *err) {
+int inf_cuda_products_open(int32_t act, const inf_cuda_waiter *waiter, inf_cuda_products **out,
+                           inf_err *err) {
     *out = NULL;
     inf_cuda_products *s = (inf_cuda_products *)calloc(1, sizeof *s);
     if (s == NULL) {
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the matrix products");
     }
     s->act = act;
+    s->waiter = waiter != NULL ? *waiter : s->waiter;
     if (!load_api(&s->lt)) {
         const char *why = dlerror();
         int status = inf_fail(err, INF_EUNSUPPORTED, -1, -1, "cannot load cuBLASLt: %s",
@@ -204,6 +207,11 @@ static int describe(inf_cuda_products *s, plan *pl, const inf_product *p, lt_heu
     return status != 0 ? status : *n > 0 ? 0 : 15; /* CUBLAS_STATUS_NOT_SUPPORTED */
 }
 
+static int await_end(inf_cuda_products *s) {
+    return s->waiter.wait != NULL ? s->waiter.wait(s->waiter.arg, s->end)
+                                  : cudaEventSynchronize(s->end);
+}
+
 /* The fastest candidate, by the time of TIMED runs after one to warm up. */
 static int fastest(inf_cuda_products *s, plan *pl, const inf_product *p, const lt_heuristic *found,
                    int n, inf_stream stream) {
@@ -220,8 +228,7 @@ static int fastest(inf_cuda_products *s, plan *pl, const inf_product *p, const l
         for (int t = 0; t < TIMED; t++) {
             (void)run(s, pl, &found[i].algo, p, stream);
         }
-        if (cudaEventRecord(s->end, (cudaStream_t)stream) != cudaSuccess ||
-            cudaEventSynchronize(s->end) != cudaSuccess ||
+        if (cudaEventRecord(s->end, (cudaStream_t)stream) != cudaSuccess || await_end(s) != 0 ||
             cudaEventElapsedTime(&ms, s->begin, s->end) != cudaSuccess) {
             return 0;
         }
@@ -284,7 +291,8 @@ struct inf_cuda_products {
     int32_t act;
 };
 
-int inf_cuda_products_open(int32_t act, inf_cuda_products **out, inf_err *err) {
+int inf_cuda_products_open(int32_t act, const inf_cuda_waiter *, inf_cuda_products **out,
+                           inf_err *err) {
     *out = (inf_cuda_products *)calloc(1, sizeof **out);
     if (*out == NULL) {
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the matrix products");

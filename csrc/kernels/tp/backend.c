@@ -32,7 +32,13 @@
  * the loop the limit: decode of small models. Recordings would lift that, but steps of several
  * ranks are not recorded: NCCL's user guide warns of deadlocks where one thread launches graphs
  * that hold sums of several GPUs. Answers to other instances wait for the device within the
- * operation, so there each rank has a thread: answer.c. */
+ * operation, so there each rank has a thread: answer.c.
+ *
+ * Failures. A rank that is lost, or one that never comes to a sum, keeps the others in it, and
+ * whoever waits for them. So the sum has a deadline and a thread that keeps it (cuda/team.h), those
+ * that wait for a rank look at all of them, and nothing that waits for a GPU unconditionally, as an
+ * allocation may, is asked of it before its sums are over (tp.h, gate). An instance is lost with
+ * its first rank, which is the one that is reported. */
 #include <stdlib.h>
 
 #include "kernels/tp/tp.h"

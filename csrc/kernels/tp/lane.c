@@ -6,21 +6,40 @@
 
 static tp_lane *of(inf_lane *lane) { return (tp_lane *)(void *)lane; }
 
+/* ---- the gate ---- */
+
+inf_collective_end inf_tp_hold(tp_backend *b) {
+    pthread_mutex_lock(&b->gate);
+    return b->sum != NULL ? b->sum->ops->wait(b->sum) : (inf_collective_end){-1, 0};
+}
+
+void inf_tp_let_go(tp_backend *b) { pthread_mutex_unlock(&b->gate); }
+
+int inf_tp_lost(const inf_collective_end *end, const tp_backend *b, const char *what,
+                inf_err *err) {
+    return end->failed < b->n
+               ? inf_fail(err, INF_EIO, -1, -1, "cannot %s: rank %d failed", what, end->failed)
+               : inf_fail(err, INF_EIO, -1, -1, "cannot %s: the ranks failed", what);
+}
+
+/* ---- lanes ---- */
+
 static void tp_lane_close(inf_lane *lane) {
     tp_lane *l = of(lane);
     if (l == NULL) {
         return;
     }
     tp_backend *b = l->backend;
-    pthread_mutex_lock(&b->gate);
+    inf_collective_end end = inf_tp_hold(b);
     inf_tp_answer_close(l);
     if (l->sum != NULL) {
+        b->sum = NULL;
         l->sum->ops->close(l->sum);
     }
-    for (int32_t r = 0; r < l->n; r++) {
+    for (int32_t r = 0; r < l->n && !end.busy; r++) {
         l->ops->lane_close(l->rank[r]);
     }
-    pthread_mutex_unlock(&b->gate);
+    inf_tp_let_go(b);
     free(l);
 }
 
@@ -61,17 +80,17 @@ static int tp_lane_open(inf_backend *backend, const inf_lane_config *c, inf_lane
     l->rank_kv.block_bytes /= (uint64_t)b->n;
     l->max_rows = c->max_rows;
     l->max_segments = c->max_segments;
-    pthread_mutex_lock(&b->gate);
-    int status = open_ranks(l, c, err);
+    inf_collective_end end = inf_tp_hold(b);
+    int status = end.failed < 0 ? open_ranks(l, c, err) : inf_tp_lost(&end, b, "open a lane", err);
     if (status == INF_OK && c->kind == INF_LANE_STEP) {
         inf_collective_config sum = {b->n, b->rank, l->rank, c->threads};
         status = b->ops->collective_open(&sum, &l->sum, err);
-        l->sum = status == INF_OK ? l->sum : NULL;
+        b->sum = l->sum = status == INF_OK ? l->sum : NULL;
     }
     if (status == INF_OK && c->kind == INF_LANE_ANSWER) {
         status = inf_tp_answer_open(l, c, err);
     }
-    pthread_mutex_unlock(&b->gate);
+    inf_tp_let_go(b);
     if (status != INF_OK) {
         tp_lane_close((inf_lane *)(void *)l);
         return status;
@@ -80,17 +99,17 @@ static int tp_lane_open(inf_backend *backend, const inf_lane_config *c, inf_lane
     return INF_OK;
 }
 
-/* All ranks are waited for, whatever befell one of them; the first that failed is reported. */
+/* All ranks are waited for, whatever befell one of them. What is reported is the one that failed
+ * first, since the others' failures may be its doing; where nobody knows, the first in order. */
 static int tp_sync(inf_lane *lane, inf_err *err) {
     tp_lane *l = of(lane);
     int status = INF_OK;
-    if (l->sum != NULL) {
-        l->sum->ops->wait(l->sum);
-    }
+    int32_t first =
+        l->sum != NULL ? l->sum->ops->wait(l->sum).failed : -1; /* reported before any other */
     for (int32_t r = 0; r < l->n; r++) {
         inf_err e = {0};
         int s = l->ops->sync(l->rank[r], &e);
-        if (s != INF_OK && status == INF_OK) {
+        if (s != INF_OK && (status == INF_OK || r == first)) {
             status = inf_fail(err, s, e.instance, e.layer, "rank %d: %s", r, e.message);
         }
     }

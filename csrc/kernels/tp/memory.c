@@ -154,23 +154,27 @@ static void unpin_ranks(tp_backend *b, int32_t n, void *host) {
  * share one registration (cuda/pinned.cu). */
 static int tp_host_pin(inf_backend *backend, void *host, uint64_t bytes) {
     tp_backend *b = (tp_backend *)backend;
-    int status = INF_OK;
-    pthread_mutex_lock(&b->gate);
+    inf_collective_end end = inf_tp_hold(b);
+    int status = end.failed < 0 ? INF_OK : INF_EIO;
     for (int32_t r = 0; r < b->n && status == INF_OK; r++) {
         status = b->ops->host_pin(b->rank[r], host, bytes);
         if (status != INF_OK) {
             unpin_ranks(b, r, host);
         }
     }
-    pthread_mutex_unlock(&b->gate);
+    inf_tp_let_go(b);
     return status;
 }
 
+/* Of a GPU that will not be idle, pages stay registered when they go: to wait for it would keep
+ * whoever closes a link for ever. */
 static void tp_host_unpin(inf_backend *backend, void *host) {
     tp_backend *b = (tp_backend *)backend;
-    pthread_mutex_lock(&b->gate);
-    unpin_ranks(b, b->n, host);
-    pthread_mutex_unlock(&b->gate);
+    inf_collective_end end = inf_tp_hold(b);
+    if (!end.busy) {
+        unpin_ranks(b, b->n, host);
+    }
+    inf_tp_let_go(b);
 }
 
 /* What others reach a pool with is left NULL: pool_export, pool_open, pool_close and copy, and

@@ -133,14 +133,19 @@ static void tp_queries(inf_lane *lane, const void *q, uint32_t row0, int32_t row
 
 /* ---- sampling: the first rank's, which has the logits ---- */
 
+/* Only counts are allocated for. */
 static int tp_slot_open(inf_lane *lane, uint32_t slot, const inf_sampling *sampling,
                         const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
                         const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err) {
     tp_lane *l = of(lane);
-    pthread_mutex_lock(&l->backend->gate);
-    int status = l->ops->slot_open(l->rank[0], slot, sampling, tokens, n_tokens, n_prompt, bias_ids,
-                                   bias, n_bias, err);
-    pthread_mutex_unlock(&l->backend->gate);
+    int counts = inf_sampling_counts(sampling);
+    inf_collective_end end = counts ? inf_tp_hold(l->backend) : (inf_collective_end){-1, 0};
+    int status = end.failed < 0 ? l->ops->slot_open(l->rank[0], slot, sampling, tokens, n_tokens,
+                                                    n_prompt, bias_ids, bias, n_bias, err)
+                                : inf_tp_lost(&end, l->backend, "open a slot", err);
+    if (counts) {
+        inf_tp_let_go(l->backend);
+    }
     return status;
 }
 

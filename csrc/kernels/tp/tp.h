@@ -31,8 +31,11 @@ typedef struct tp_backend {
     tp_pool pool;
     /* Held while a sum is given to the ranks, and by what allocates while steps run. A GPU may wait
      * with an allocation until it is idle, and hold up calls for the GPUs it is linked to; if it
-     * had begun a sum that another has not been given yet, neither would go on. */
+     * had begun a sum that another has not been given yet, neither would go on. And if another
+     * failed within a sum, it would not be idle until that is ended: so who allocates first waits
+     * until the sums are over, and looks for such a failure meanwhile (inf_tp_hold). */
     pthread_mutex_t gate;
+    inf_collective *sum; /* under the gate: of the lane of steps, NULL while there is none */
 } tp_backend;
 
 /* An inf_lane of this backend. */
@@ -60,6 +63,13 @@ static inline inf_device_config tp_share(const inf_device_config *config, int32_
     c.intermediate /= n;
     return c;
 }
+
+/* Takes the gate to allocate or free. busy: a GPU will not be idle, and that would wait for it for
+ * ever. lane.c */
+inf_collective_end inf_tp_hold(tp_backend *b);
+void inf_tp_let_go(tp_backend *b);
+/* The end of an operation that such a GPU keeps from being done. */
+int inf_tp_lost(const inf_collective_end *end, const tp_backend *b, const char *what, inf_err *err);
 
 /* Each fills in its part of the table. */
 void inf_tp_memory_table(inf_backend_ops *ops, const inf_backend_ops *rank);

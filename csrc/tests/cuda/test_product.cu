@@ -168,7 +168,7 @@ int main(int argc, char **argv) {
     CHECK(inf_cuda_small_takes(&p) == 0 && inf_cuda_small_launch(&p, NULL) != 0, "k of 96");
     for (int32_t dtype : {INF_DTYPE_BF16, INF_DTYPE_F16}) {
         inf_err err;
-        if (inf_cuda_products_open(dtype, &library, &err) != INF_OK) {
+        if (inf_cuda_products_open(dtype, NULL, &library, &err) != INF_OK) {
             CHECK(0, "%s", err.message);
             continue;
         }

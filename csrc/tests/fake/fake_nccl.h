@@ -8,7 +8,7 @@
 #include <string.h>
 
 typedef struct fake_nccl {
-    void (**sync)(void *stream);
+    void (**sync)(void *stream), (**hold)(void *stream);
     int *fail_init, *fail_call, *fail_end, *fail_later;
     int *open_comms, *aborts, *sums, *depth;
 } fake_nccl;
@@ -19,6 +19,7 @@ static inline fake_nccl fake_nccl_at(const char *path) {
         void *at;
         const char *name;
     } symbols[] = {{&f.sync, "fake_nccl_sync"},
+                   {&f.hold, "fake_nccl_hold"},
                    {&f.fail_init, "fake_nccl_fail_init"},
                    {&f.fail_call, "fake_nccl_fail_call"},
                    {&f.fail_end, "fake_nccl_fail_end"},

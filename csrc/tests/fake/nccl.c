@@ -24,6 +24,7 @@ typedef struct call {
 
 /* What the test sets and reads. */
 EXPORT void (*fake_nccl_sync)(void *stream); /* waits for what is in a stream; NULL: nothing */
+EXPORT void (*fake_nccl_hold)(void *stream); /* instead of a sum; NULL: there is one */
 EXPORT int fake_nccl_fail_init, fake_nccl_fail_call, fake_nccl_fail_end; /* results, 0: none */
 EXPORT int fake_nccl_fail_later; /* what communicators say of what went wrong since */
 EXPORT int fake_nccl_open_comms, fake_nccl_aborts, fake_nccl_sums, fake_nccl_depth;
@@ -114,9 +115,14 @@ EXPORT int ncclGroupEnd(void) {
             c->type != calls[0].type) {
             return INVALID_USAGE;
         }
-        if (fake_nccl_sync != NULL) {
+        if (fake_nccl_hold != NULL) {
+            fake_nccl_hold(c->stream);
+        } else if (fake_nccl_sync != NULL) {
             fake_nccl_sync(c->stream);
         }
+    }
+    if (fake_nccl_hold != NULL) {
+        return SUCCESS;
     }
     for (size_t i = 0; i < calls[0].count; i++) {
         float sum = get(calls[0].y, i, calls[0].type);
@@ -148,7 +154,7 @@ static int end(void *comm_) {
 }
 
 EXPORT int ncclCommAbort(void *comm_) {
-    fake_nccl_aborts++;
+    __atomic_fetch_add(&fake_nccl_aborts, 1, __ATOMIC_SEQ_CST); /* any thread reads it */
     return end(comm_);
 }
 

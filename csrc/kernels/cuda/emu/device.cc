@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 
@@ -26,6 +27,19 @@ cudaError_t emu_fail(cudaError_t error) {
 }
 
 int emu_device() { return current_device; }
+
+enum { DEVICES_MOST = 64 };
+static std::atomic<cudaError_t> lost[DEVICES_MOST];
+
+cudaError_t emu_lost_device(int device) {
+    return device >= 0 && device < DEVICES_MOST ? lost[device].load() : cudaSuccess;
+}
+
+void emu_lose_device(int device, cudaError_t error) {
+    if (device >= 0 && device < DEVICES_MOST) {
+        lost[device] = error;
+    }
+}
 
 cudaError_t cudaPeekAtLastError() { return last_error; }
 cudaError_t cudaGetLastError() {
@@ -53,6 +67,9 @@ static const struct {
      "part or all of the requested memory range is already mapped"},
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
      "pointer does not correspond to a registered memory region"},
+    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress",
+     "an illegal memory access was encountered"},
+    {cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
      "operation not permitted when stream is capturing"},

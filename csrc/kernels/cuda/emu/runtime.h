@@ -231,6 +231,12 @@ cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end);
 
+/* For tests. The stream goes no further while held says so, which any thread may ask. */
+cudaError_t emu_hold(cudaStream_t stream, std::function<bool()> held);
+/* The device's context is lost, as after a fault of a kernel: what was put into its streams is not
+ * done, and calls about them fail with this error. cudaSuccess: it is as new. */
+void emu_lose_device(int device, cudaError_t error);
+
 /* ---- graphs ---- */
 
 typedef enum cudaStreamCaptureMode {

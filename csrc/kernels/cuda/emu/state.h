@@ -14,6 +14,8 @@ cudaError_t emu_fail(cudaError_t error);
 /* What a capture forbids its thread: refuses and spoils the capture. */
 bool emu_is_forbidden();
 int emu_device();
+/* Why the device is lost; cudaSuccess: it is not. */
+cudaError_t emu_lost_device(int device);
 /* Does everything that was put into streams: all, or those that the legacy stream waits for. */
 void emu_finish_all(bool also_non_blocking);
 

@@ -5,10 +5,14 @@
  * thread at a time. Waiting for an event does the work in front of it in the stream that recorded
  * it; such waits follow the order in which calls were made, so they cannot form a ring.
  *
+ * What is held (emu_hold) keeps its stream from going on, as a kernel does that waits for another
+ * device: who asks after the stream is told that it is not done, and who waits for it waits.
+ *
  * The legacy stream (NULL) and the blocking ones wait for each other: before one is put something
  * into, the others are finished. */
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "kernels/cuda/emu/stream_inside.h"
 
@@ -60,36 +64,63 @@ double now() {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Does one piece of work; false: there is none. */
-bool do_one(CUstream_st *s) {
+enum progress { NOTHING_LEFT, ONE_DONE, NOT_YET };
+
+/* Does one piece of work. A device that is lost does none: what is in its streams is dropped. */
+progress do_one(CUstream_st *s) {
     std::lock_guard<std::recursive_mutex> turn(s->turn);
+    std::function<bool()> ready;
     emu_work work;
     {
         std::lock_guard<std::mutex> guard(s->lock);
-        if (s->queue.empty()) {
-            return false;
+        if (emu_lost_device(s->device) != cudaSuccess) {
+            s->queue.clear();
         }
-        work = std::move(s->queue.front());
+        if (s->queue.empty()) {
+            return NOTHING_LEFT;
+        }
+        ready = s->queue.front().ready;
+    }
+    if (ready && !ready()) {
+        return NOT_YET;
+    }
+    {
+        std::lock_guard<std::mutex> guard(s->lock);
+        work = std::move(s->queue.front().work);
         s->queue.pop_front();
     }
-    emu_step_stream = s;
-    emu_step++;
-    work();
-    return true;
+    if (work) {
+        emu_step_stream = s;
+        emu_step++;
+        work();
+    }
+    return ONE_DONE;
 }
 
+/* Others may ask after the stream while this thread waits for what is not ready. */
 void finish(CUstream_st *s) {
-    std::lock_guard<std::recursive_mutex> turn(s->turn);
-    while (do_one(s)) {
+    for (progress p = do_one(s); p != NOTHING_LEFT; p = do_one(s)) {
+        if (p == NOT_YET) {
+            (void)usleep(1000);
+        }
     }
+}
+
+/* What there is to do in front of the mark. */
+progress approach(const std::shared_ptr<emu_mark> &mark) {
+    progress p = NOTHING_LEFT;
+    while (mark->stream != NULL && !mark->done) {
+        p = do_one(mark->stream.get());
+        if (p != ONE_DONE) {
+            return p;
+        }
+    }
+    return NOTHING_LEFT;
 }
 
 void finish_mark(const std::shared_ptr<emu_mark> &mark) {
-    if (mark->stream == NULL || mark->done) {
-        return;
-    }
-    std::lock_guard<std::recursive_mutex> turn(mark->stream->turn);
-    while (!mark->done && do_one(mark->stream.get())) {
+    while (approach(mark) == NOT_YET) {
+        (void)usleep(1000);
     }
 }
 
@@ -99,9 +130,12 @@ std::vector<emu_stream> all_streams() {
     return s->all;
 }
 
-cudaError_t enqueue(const emu_stream &s, emu_work work) {
+cudaError_t enqueue(const emu_stream &s, emu_work work, std::function<bool()> ready = nullptr) {
     if (s == NULL) {
         return emu_fail(cudaErrorInvalidResourceHandle);
+    }
+    if (emu_lost_device(s->device) != cudaSuccess) {
+        return emu_fail(emu_lost_device(s->device));
     }
     if (s->capture != NULL) {
         if (s->capture->spoilt) {
@@ -124,7 +158,7 @@ cudaError_t enqueue(const emu_stream &s, emu_work work) {
     }
     {
         std::lock_guard<std::mutex> guard(s->lock);
-        s->queue.push_back(std::move(work));
+        s->queue.push_back({std::move(work), std::move(ready)});
     }
     if (is_eager()) {
         finish(s.get());
@@ -175,6 +209,10 @@ cudaError_t emu_enqueue(cudaStream_t stream, emu_work work) {
     return enqueue(emu_find_stream(stream), std::move(work));
 }
 
+cudaError_t emu_hold(cudaStream_t stream, std::function<bool()> held) {
+    return enqueue(emu_find_stream(stream), nullptr, [held] { return !held(); });
+}
+
 /* ---- streams ---- */
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int) {
@@ -214,10 +252,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 
-/* A captured stream cannot be waited for. */
+/* A captured stream cannot be waited for, nor one of a device that is lost. */
 static cudaError_t check_waitable(const emu_stream &s) {
     if (s == NULL) {
         return emu_fail(cudaErrorInvalidResourceHandle);
+    }
+    if (emu_lost_device(s->device) != cudaSuccess) {
+        return emu_fail(emu_lost_device(s->device));
     }
     if (s->capture != NULL) {
         s->capture->spoilt = true;
@@ -231,6 +272,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     cudaError_t status = check_waitable(s);
     if (status == cudaSuccess) {
         finish(s.get());
+        status = check_waitable(s);
     }
     return status;
 }
@@ -242,7 +284,10 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (status != cudaSuccess) {
         return status;
     }
-    return do_one(s.get()) ? cudaErrorNotReady : cudaSuccess;
+    if (do_one(s.get()) != NOTHING_LEFT) {
+        return cudaErrorNotReady;
+    }
+    return check_waitable(s); /* it may have been lost since */
 }
 
 cudaError_t cudaDeviceSynchronize() {
@@ -322,7 +367,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     if (s->capture != NULL) {
         return emu_fail(cudaErrorStreamCaptureUnsupported);
     }
-    return enqueue(s, [mark] { finish_mark(mark); });
+    return enqueue(s, nullptr, [mark] { return approach(mark) != NOT_YET; });
 }
 
 static cudaError_t check_event(cudaEvent_t event, std::shared_ptr<emu_mark> *mark) {
@@ -330,6 +375,9 @@ static cudaError_t check_event(cudaEvent_t event, std::shared_ptr<emu_mark> *mar
         return emu_fail(cudaErrorInvalidResourceHandle);
     }
     *mark = mark_of(event);
+    if (emu_lost_device(event->device) != cudaSuccess) {
+        return emu_fail(emu_lost_device(event->device));
+    }
     if (*mark != NULL && (*mark)->capture != NULL) {
         (*mark)->capture->spoilt = true;
         return emu_fail(cudaErrorStreamCaptureUnsupported);
@@ -342,6 +390,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     cudaError_t status = check_event(event, &mark);
     if (status == cudaSuccess && mark != NULL) {
         finish_mark(mark);
+        status = check_event(event, &mark);
     }
     return status;
 }

@@ -18,10 +18,16 @@ struct emu_capture {
     std::vector<emu_stream> joined; /* by an event */
 };
 
+/* Work of a stream. ready says whether it may be done yet; empty: it may. */
+struct emu_item {
+    emu_work work;
+    std::function<bool()> ready;
+};
+
 struct CUstream_st {
     std::mutex lock;
     std::recursive_mutex turn;
-    std::deque<emu_work> queue;
+    std::deque<emu_item> queue;
     std::shared_ptr<emu_capture> capture;
     bool origin = false; /* of the capture */
     bool blocking = true;
