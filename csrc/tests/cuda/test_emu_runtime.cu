@@ -269,7 +269,7 @@ static void check_refusals() {
     printf("refusals\n");
 }
 
-#if defined INF_EMU && !defined INF_EMU_RACES
+#ifdef INF_EMU
 
 /* ---- what does not end by itself, and devices that are lost ---- */
 
@@ -337,7 +337,7 @@ int main(int argc, char **argv) {
     check_graph();
     check_spoilt();
     check_refusals();
-#if defined INF_EMU && !defined INF_EMU_RACES
+#ifdef INF_EMU
     check_held();
     check_lost();
 #endif

@@ -7,7 +7,7 @@
 #include "kernels/tp/tp.h"
 #include "tests/cuda/ranks.h"
 
-#if defined INF_EMU && !defined INF_EMU_RACES
+#ifdef INF_EMU
 
 #include <unistd.h>
 

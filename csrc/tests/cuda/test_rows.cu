@@ -195,7 +195,8 @@ static void check_swiglu(int32_t act, int32_t rows, int32_t n, int32_t squares) 
     std::vector<float> sums((size_t)rows * (size_t)squares);
     std::vector<double> scale((size_t)rows, 1.0);
     for (float &f : sums) {
-        f = 16 * (0.5f + number() * number());
+        float x = number();
+        f = 16 * (0.5f + x * x);
     }
     for (int32_t r = 0; r < rows && squares > 0; r++) {
         double sum = 0;

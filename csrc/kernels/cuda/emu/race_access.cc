@@ -270,17 +270,28 @@ void emu_race_forget(const void *p) {
     void __tsan_write##bytes(void *p) { access(p, bytes, EMU_WRITES, EMU_FROM); }                  \
     void __tsan_unaligned_read##bytes(void *p) { access(p, bytes, 0, EMU_FROM); }                  \
     void __tsan_unaligned_write##bytes(void *p) { access(p, bytes, EMU_WRITES, EMU_FROM); }
+/* Those that change memory, before they do. */
+#define EMU_ATOMIC_CHANGE(type, p)                                                                 \
+    if (emu_self != NULL) {                                                                        \
+        access((const void *)(p), sizeof(type), EMU_WRITES | EMU_ATOMIC, EMU_FROM);                \
+        emu_race_atomic((const void *)(p));                                                        \
+    }
 #define EMU_ATOMIC_ACCESS(bits, type)                                                              \
     type __tsan_atomic##bits##_load(const volatile type *p, int) {                                 \
         access((const void *)p, sizeof(type), EMU_ATOMIC, EMU_FROM);                               \
         return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                               \
     }                                                                                              \
+    void __tsan_atomic##bits##_store(volatile type *p, type next, int) {                           \
+        EMU_ATOMIC_CHANGE(type, p)                                                                 \
+        __atomic_store_n(p, next, __ATOMIC_SEQ_CST);                                               \
+    }                                                                                              \
+    type __tsan_atomic##bits##_fetch_add(volatile type *p, type more, int) {                       \
+        EMU_ATOMIC_CHANGE(type, p)                                                                 \
+        return __atomic_fetch_add(p, more, __ATOMIC_SEQ_CST);                                      \
+    }                                                                                              \
     int __tsan_atomic##bits##_compare_exchange_strong(volatile type *p, type *expected, type next, \
                                                       int, int) {                                  \
-        if (emu_self != NULL) {                                                                    \
-            access((const void *)p, sizeof(type), EMU_WRITES | EMU_ATOMIC, EMU_FROM);              \
-            emu_race_atomic((const void *)p);                                                      \
-        }                                                                                          \
+        EMU_ATOMIC_CHANGE(type, p)                                                                 \
         return __atomic_compare_exchange_n(p, expected, next, false, __ATOMIC_SEQ_CST,             \
                                            __ATOMIC_SEQ_CST);                                      \
     }
@@ -299,6 +310,7 @@ EMU_ACCESS(2)
 EMU_ACCESS(4)
 EMU_ACCESS(8)
 EMU_ACCESS(16)
+EMU_ATOMIC_ACCESS(8, uint8_t)
 EMU_ATOMIC_ACCESS(32, uint32_t)
 EMU_ATOMIC_ACCESS(64, unsigned long)
 }
