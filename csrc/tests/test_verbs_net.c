@@ -1,5 +1,6 @@
 /* Links over RDMA on a bad network: loss, ports that go down, addresses that vanish, silence. Needs
  * Soft-RoCE on two ends of a veth pair and the functions that GUEST_LIB names (see tools/guest). */
+#include "transport/verbs/ring.h"
 #include "verbs_pair.h"
 
 #include <pthread.h>
@@ -160,6 +161,51 @@ static void test_close_unheard(void) {
     shell("guest_loss 0");
 }
 
+/* While nothing that was sent is acknowledged, and the device has patience, a little more is sent
+ * now and then: it wakes a device that sleeps. Then all arrives. */
+static void test_nudge(void) {
+    inf_link *l[2];
+    pair_links(&ports, (pair_shape){.slots = 4, .slot_bytes = 4096, .timeout = 18}, l, NULL);
+    exchange(l, 20, 4096);
+    const inf_verbs_link *v = (const inf_verbs_link *)l[0];
+    inf_link_wait(&l[0], 1, -1, 100000000); /* what was sent is acknowledged */
+    shell("guest_loss 100%");
+    uint64_t before = v->ep->q.posted.wrs[INF_WR_OTHER];
+    for (uint64_t i = 0; i < 3; i++)
+        CHECK(try_send(l[0], i, 4096) == INF_OK);
+    CHECK(v->ep->q.signaled > 0);
+    CHECK(inf_link_wait(&l[0], 1, -1, INT64_C(2800000000)) == INF_AGAIN);
+    uint64_t nudges = v->ep->q.posted.wrs[INF_WR_OTHER] - before;
+    printf("  %llu times in 2.8 s\n", (unsigned long long)nudges);
+    CHECK(nudges >= 1 && nudges <= 3 && v->ep->q.signaled > nudges);
+    shell("guest_loss 0");
+    for (uint64_t i = 0; i < 3; i++)
+        take_at(l[1], i, 4096, __LINE__);
+    new_link();
+    inf_link_close(l[0]);
+    inf_link_close(l[1]);
+}
+
+/* A link that nobody looked at for long is not taken for one on which nothing moves. */
+static void test_rest(void) {
+    inf_link *l[2];
+    pair_links(&ports, (pair_shape){4, 4096, 0, 0}, l, NULL);
+    inf_err err;
+    uint64_t told = ((const inf_verbs_link *)l[0])->stuck_limit_ms;
+    shell("for dev in v0 v1; do tc qdisc replace dev $dev root netem delay 20ms; done");
+    for (uint64_t i = 0; i < 2; i++) { /* one of them is signaled */
+        CHECK(try_send(l[0], i, 4096) == INF_OK);
+        inf_link_wait(&l[0], 1, -1, 10000000);
+        TAKE(l[1], i, 4096);
+        if (i == 0)
+            usleep((useconds_t)told * 1000 + 200000);
+    }
+    shell("guest_loss 0");
+    CHECK_OK(inf_link_status(l[0], &err));
+    inf_link_close(l[0]);
+    inf_link_close(l[1]);
+}
+
 int main(void) {
     rdma_find_or_skip(&ports);
     if (!getenv("GUEST_LIB") || strcmp(ports.name[0], ports.name[1]) == 0) {
@@ -173,6 +219,10 @@ int main(void) {
     test_loss("delay 2ms loss 0.5%", 300, 100000);
     printf("close\n");
     test_close_unheard();
+    printf("nudge\n");
+    test_nudge();
+    printf("rest\n");
+    test_rest();
     printf("breaks\n");
     for (int idle = 0; idle < 2; idle++) {
         test_break("our port down", "guest_down v0", "guest_up v0", idle);

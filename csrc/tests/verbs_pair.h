@@ -90,6 +90,7 @@ typedef struct {
     uint32_t slots;
     uint64_t slot_bytes;
     uint32_t flags;
+    uint32_t timeout; /* 0: as usual */
 } pair_shape;
 
 static inline inf_verbs_config pair_config(const rdma_ports *p, int side, pair_shape shape) {
@@ -97,6 +98,7 @@ static inline inf_verbs_config pair_config(const rdma_ports *p, int side, pair_s
                               .slots = shape.slots,
                               .slot_bytes = shape.slot_bytes,
                               .peer = side == 0 ? 7 : 9,
+                              .timeout = shape.timeout,
                               .flags = shape.flags};
 }
 

@@ -112,7 +112,7 @@ static int plan_queues(inf_verbs_endpoint *ep, inf_err *err) {
     q->budget[INF_WR_CREDIT] = slots;
     q->budget[INF_WR_PUT] = INF_VERBS_PUTS;
     q->budget[INF_WR_BIND] = INF_VERBS_BINDS;
-    q->budget[INF_WR_OTHER] = 2;
+    q->budget[INF_WR_OTHER] = 6;
     for (int i = 0; i < INF_WR_KINDS; i++)
         q->send_depth += q->budget[i];
     q->send_depth += 1;            /* the mark of a drain */

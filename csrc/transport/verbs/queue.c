@@ -109,7 +109,8 @@ int inf_verbs_post(inf_verbs_endpoint *ep, struct ibv_send_wr *first, uint32_t n
                               ep->config.peer, strerror(rc));
     q->send_posted = number;
     if (signal) {
-        q->signaled++;
+        if (q->signaled++ == 0)
+            q->since_ms = inf_verbs_now_ms();
         q->unsignaled = 0;
     }
     return INF_OK;

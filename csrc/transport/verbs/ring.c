@@ -41,6 +41,7 @@ enum { LIVENESS_EVERY = 64, POLL_BATCH = 16 };
 enum {
     GRACE_MS = 20,   /* from the socket's end to the link's: the last messages may come */
     PROBE_MS = 250,  /* of silence, before an empty write */
+    NUDGE_MS = 1000, /* that work is under way and none is completed, before one as well */
     STUCK_MS = 5000, /* that the device may keep a work request, plus all its retries */
 };
 /* A close waits so long for what was posted to be complete: a lost packet may be sent again once.
@@ -49,12 +50,6 @@ enum { CLOSE_SLICES = 20 };
 static const int64_t CLOSE_SLICE_NS = 5000000;
 
 static inf_verbs_link *as_verbs(inf_link *link) { return (inf_verbs_link *)link; }
-
-static uint64_t now_ms(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 static int fail_gone(inf_verbs_link *v) {
     inf_verbs_fail(v->ep, INF_EPEER, "cannot reach peer %d: its end of the verbs link is closed",
@@ -211,14 +206,14 @@ static int look_at_socket(inf_verbs_link *v) {
         return inf_verbs_violation(v, "number of bytes on the socket", 1, 0);
     if ((n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) && !v->gone) {
         v->gone = true;
-        v->gone_ms = now_ms();
+        v->gone_ms = inf_verbs_now_ms();
     }
     return INF_OK;
 }
 
 /* Nothing is there to poll. INF_AGAIN, or why nothing will come. */
 static int nothing(inf_verbs_link *v) {
-    if (v->last_word || (v->gone && now_ms() - v->gone_ms >= GRACE_MS))
+    if (v->last_word || (v->gone && inf_verbs_now_ms() - v->gone_ms >= GRACE_MS))
         return fail_gone(v);
     return INF_AGAIN;
 }
@@ -266,20 +261,32 @@ static int probe(inf_verbs_link *v) {
 
 int inf_verbs_watch(inf_verbs_link *v) {
     inf_verbs_queues *q = &v->ep->q;
-    uint64_t now = now_ms(), rx = q->recv_done;
+    uint64_t now = inf_verbs_now_ms(), rx = q->recv_done;
     if (rx != v->seen_rx || q->send_done != v->seen_done)
         v->active_ms = now;
-    if (q->send_done != v->seen_done || q->signaled == 0)
+    if (q->send_done != v->seen_done)
         v->stuck_ms = now;
+    if (v->stuck_ms < q->since_ms)
+        v->stuck_ms = q->since_ms; /* nobody may have looked at a link at rest */
     v->seen_rx = rx;
     v->seen_done = q->send_done;
-    if (now - v->stuck_ms > v->stuck_limit_ms)
+    if (q->signaled > 0 && now - v->stuck_ms > v->stuck_limit_ms)
         return inf_verbs_fail(v->ep, INF_ETIMEOUT,
                               "cannot reach peer %d: %s completes nothing any more",
                               v->base.config.peer, v->ep->device->context->name);
-    if (now - v->active_ms < PROBE_MS || q->signaled > 0)
+    if (q->signaled == 0) {
+        if (now - v->active_ms < PROBE_MS)
+            return INF_OK;
+        v->active_ms = now;
+        return probe(v);
+    }
+    /* The device gives a peer up in time, if it is awake. Soft-RoCE's sender stops while many
+     * packets are on their way, and says by a plain flag that it wants to be woken; what is posted
+     * wakes it in any case. */
+    uint64_t since = v->nudged_ms > v->stuck_ms ? v->nudged_ms : v->stuck_ms;
+    if (now - since < NUDGE_MS)
         return INF_OK;
-    v->active_ms = now;
+    v->nudged_ms = now;
     return probe(v);
 }
 
@@ -406,7 +413,7 @@ int inf_link_attach_verbs(const inf_link_config *config, inf_verbs_endpoint *ep,
     v->base.ops = &VERBS_OPS;
     v->base.config = *config;
     v->ep = ep;
-    v->active_ms = v->stuck_ms = now_ms();
+    v->active_ms = v->stuck_ms = inf_verbs_now_ms();
     v->stuck_limit_ms = STUCK_MS + inf_verbs_retry_ms(ep);
     *out = &v->base;
     return INF_OK;

@@ -22,7 +22,8 @@ typedef struct inf_verbs_link {
     uint64_t gone_ms;            /* when it ended */
     uint64_t seen_rx, seen_done; /* counters when ready looked last */
     uint64_t active_ms;          /* when one of them last moved */
-    uint64_t stuck_ms;           /* when the send queue last moved, or had nothing in flight */
+    uint64_t stuck_ms;           /* when the send queue last moved, or something got in flight */
+    uint64_t nudged_ms;          /* when work was posted for the sake of work under way */
     uint64_t stuck_limit_ms;
 } inf_verbs_link;
 

@@ -12,6 +12,13 @@
  *   region.c    registering memory, host's or GPU's
  *   near.c      the CPUs beside a device
  *
+ * Who polls: the thread that waits for a message polls its own links' completion queues, near the
+ * device (near.c), and sleeps on their events when nothing comes. An instance has a few such
+ * threads, however many peers: the step's, one for all debtors' queries, one that sends blocks and
+ * one that lands them. A poller thread per device, which hands messages on, costs a wake-up in
+ * every message, on both sides: between Soft-RoCE devices a round trip of 64 bytes took 1.06
+ * to 1.48 times as long through one (median 1.45), of 16 KiB 1.07 to 1.21 (median 1.12).
+ *
  * An endpoint is one thread's; only `event` is written by another, the device's async thread, which
  * also sets the queue pair to ERR. It finds endpoints in the context's list, under the context's
  * lock.
@@ -21,6 +28,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "infinite/verbs.h"
 #include "transport/link_impl.h"
@@ -114,6 +122,7 @@ typedef struct inf_verbs_queues {
     uint64_t recv_posted, recv_done;
     uint32_t signal_every, unsignaled; /* work requests since the last signaled one */
     uint32_t signaled;                 /* in flight */
+    uint64_t since_ms;                 /* when the first of these, after none, was posted */
     uint32_t budget[INF_WR_KINDS];
     inf_verbs_tally posted, done;
     inf_verbs_tally *notes; /* [send_depth]: posted, as of that work request */
@@ -158,6 +167,12 @@ struct inf_verbs_endpoint {
     struct ibv_sge *sges; /* [long_wrs] */
     inf_verbs_puts puts;
 };
+
+static inline uint64_t inf_verbs_now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
 
 /* --- device.c --- */
 void inf_verbs_device_hold(inf_verbs_device *device);
