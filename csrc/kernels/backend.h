@@ -145,10 +145,12 @@ struct inf_backend_ops {
 
     /* Pools that instances of one host copy into, each other's. All NULL: the device's memory
      * cannot be shared. export makes a key that only members of the cluster may have, with which
-     * another process opens the pool as device memory of its own; close before the backend is, and
+     * another process opens the pool as device memory of its own, of *bytes bytes at the least:
+     * that is known here, and not the word of who made the key. close before the backend is, and
      * after the last copy. *why: of a failure, in words, good until the thread's next call. */
     int (*pool_export)(inf_backend *, void *pool, inf_pool_key *out, const char **why);
-    uint8_t *(*pool_open)(inf_backend *, const inf_pool_key *key, const char **why);
+    uint8_t *(*pool_open)(inf_backend *, const inf_pool_key *key, uint64_t *bytes,
+                          const char **why);
     void (*pool_close)(inf_backend *, const inf_pool_key *key, uint8_t *pool);
 
     /* What a NIC needs to write into device memory; each returns 0 or an errno. All NULL: device
@@ -268,7 +270,7 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_5"
+#define INF_CUDA_OPEN "inf_cuda_backend_open_6"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
                                 uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                 inf_err *err);

@@ -8,7 +8,8 @@
 static struct {
     atomic_uint exports, opens, open, copies;
     atomic_bool refuse_export, refuse_open;
-} fake;
+    atomic_uint_least64_t bytes; /* that are there of an opened pool */
+} fake = {.bytes = UINT64_MAX};
 
 static int fake_export(inf_backend *b, void *pool, inf_pool_key *out, const char **why) {
     (void)b;
@@ -21,8 +22,10 @@ static int fake_export(inf_backend *b, void *pool, inf_pool_key *out, const char
     return INF_OK;
 }
 
-static uint8_t *fake_open(inf_backend *b, const inf_pool_key *key, const char **why) {
+static uint8_t *fake_open(inf_backend *b, const inf_pool_key *key, uint64_t *bytes,
+                          const char **why) {
     (void)b;
+    *bytes = atomic_load(&fake.bytes);
     *why = "no opening today";
     if (atomic_load(&fake.refuse_open) || key->process != 77) {
         return NULL;
@@ -94,6 +97,10 @@ static void ways(void) {
     CHECK(lend_and_step(INF_PROVIDER_SHM, &rails) == 0 && rails.puts == 0);
     CHECK(strcmp(rails.no_puts, "no opening today") == 0);
     atomic_store(&fake.refuse_open, false);
+    atomic_store(&fake.bytes, 4096); /* less than the note says */
+    CHECK(lend_and_step(INF_PROVIDER_SHM, &rails) == 0 && rails.puts == 0);
+    CHECK(strstr(rails.no_puts, "smaller than it says") != NULL);
+    atomic_store(&fake.bytes, UINT64_MAX);
     atomic_store(&fake.refuse_export, true);
     CHECK(lend_and_step(INF_PROVIDER_SHM, &rails) == 0 && rails.puts == 0);
     atomic_store(&fake.refuse_export, false);

@@ -40,7 +40,7 @@ static void backend_free(inf_backend *b, void *device) {
 static void *backend_alloc_pool(inf_backend *b, uint64_t bytes) {
     const uint64_t page = 65536;
     void *pool = backend_alloc(b, (bytes + page - 1) / page * page);
-    if (pool != NULL && !shared_begin(pool)) {
+    if (pool != NULL && !shared_begin(pool, bytes)) {
         backend_free(b, pool);
         pool = NULL;
     }
@@ -141,7 +141,7 @@ static inf_backend_ops make_table(void) {
 }
 
 extern "C" __attribute__((visibility("default"))) int
-inf_cuda_backend_open_5(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
+inf_cuda_backend_open_6(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
                         uint64_t ops_bytes, inf_backend **out, inf_err *err) {
     static const inf_backend_ops ops = make_table(); /* once, whoever comes first */
     cudaDeviceProp props;

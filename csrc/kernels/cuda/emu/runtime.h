@@ -176,7 +176,7 @@ enum { cudaEnableDefault = 0 };
 int emu_gpudirect(void);
 cudaError_t cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarget target,
                                                cudaFlushGPUDirectRDMAWritesScope scope);
-/* Of the driver it has cuMemGetHandleForAddressRange. */
+/* Of the driver it has cuMemGetHandleForAddressRange and cuMemGetAddressRange. */
 cudaError_t cudaGetDriverEntryPoint(const char *name, void **out, unsigned long long flags);
 
 /* Memory of another process is not emulated: its handles are not supported. Those of this process
