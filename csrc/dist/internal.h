@@ -22,7 +22,8 @@
  * thread otherwise, under dist.lock; each of the three other threads its own lane's links, which it
  * lists anew in every round. A link leaves a peer under dist.lock, and is closed by its thread, or
  * when that thread has begun another round (inf_worker.round) or cleared in_step: so no link is
- * closed while it is used.
+ * closed while it is used. The close itself, and whatever else may wait for the device, is done
+ * without the lock: steps take it.
  *
  * A peer dies as a whole: the first link that fails sets peer.dead, and every thread then closes
  * its link, so that the other end sees it at once. What is left is taken away by detach. Only the
@@ -309,11 +310,18 @@ uint32_t inf_server_round(inf_dist *d, inf_link **links, uint32_t *ids);
 
 /* --- rails.c --- */
 
-/* Makes the link able to put, where that can be; NULL where it cannot. May take long. */
-inf_region *inf_rail_region(inf_dist *d, inf_link *link);
-/* Takes the link, also when it fails. The caller holds dist.lock and has asked for the region. */
-int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link *link,
-                 inf_region *region);
+/* A link of a move lane that no peer has so far, able to put where that can be. */
+typedef struct inf_move_link {
+    inf_link *link;
+    inf_region *region;
+    bool offered;
+} inf_move_link;
+
+/* Asks NICs and the device, and may take long: dist.lock is not held. The link is still the
+ * caller's, and nothing is to be undone but its close. */
+inf_move_link inf_rail_prepare(inf_dist *d, bool out, inf_link *link);
+/* Takes the link, unless it fails. The caller holds dist.lock. */
+int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, const inf_move_link *m);
 /* What inf_server_round does, for the lander's and the mover's rails. */
 uint32_t inf_rails_round(inf_dist *d, inf_worker *w, bool out, inf_rail **rails, inf_link **links);
 /* The rail is over: at once, with the peer, if it is the first or the peer broke the protocol. */
@@ -354,7 +362,8 @@ int inf_direct_copy(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_
 
 /* May take a while; never fails, but then does nothing. */
 void inf_slots_pin(inf_dist *d, inf_link *link);
-/* Unpins and closes a query link. Safe on NULL. */
+/* Unpins and closes a query link: nobody has it any more, and dist.lock is not held, since the
+ * device is waited for. Safe on NULL. */
 void inf_query_link_close(inf_dist *d, inf_link *link);
 
 /* --- send.c, land.c: one look at a rail; a status < 0 ends it --- */

@@ -5,15 +5,22 @@
 
 #include "dist/internal.h"
 
+#include <semaphore.h>
+
 static struct {
     atomic_uint exports, opens, open, copies;
     atomic_bool refuse_export, refuse_open;
     atomic_uint_least64_t bytes; /* that are there of an opened pool */
+    sem_t held, go;              /* an export waits between them */
+    atomic_bool hold;
 } fake = {.bytes = UINT64_MAX};
 
 static int fake_export(inf_backend *b, void *pool, inf_pool_key *out, const char **why) {
     (void)b;
     *why = "no export today";
+    if (atomic_exchange(&fake.hold, false)) {
+        CHECK(sem_post(&fake.held) == 0 && sem_wait(&fake.go) == 0);
+    }
     if (atomic_load(&fake.refuse_export)) {
         return INF_EUNSUPPORTED;
     }
@@ -224,6 +231,56 @@ static void late(void) {
     w_close(&b);
 }
 
+/* While a pool is being exported for one peer, which may take long, others are served. */
+typedef struct {
+    inst *w;
+    inf_link *link[2];
+} serving;
+
+static void *serve_one(void *arg) {
+    serving *s = arg;
+    inf_err err;
+    CHECK(inf_dist_peer_serve(s->w->d, 7, s->link[0], s->link[1], &err) == INF_OK);
+    return NULL;
+}
+
+static void *let_go_later(void *arg) {
+    atomic_bool *late = arg;
+    nanosleep(&(struct timespec){3, 0}, NULL);
+    atomic_store(late, true);
+    CHECK(sem_post(&fake.go) == 0);
+    return NULL;
+}
+
+static void beside_an_export(void) {
+    inst a = w_open(64), b = w_open(64);
+    inf_link *c[2];
+    pthread_t thread, alarm;
+    atomic_bool late = false;
+    uint64_t rng = 6;
+    w_join(INF_PROVIDER_SHM, &a, 1, &b, 2);
+    req *r = w_req(&a, 40, 1, &rng);
+    w_lend(&a, r, &b, 1, 2, 4);
+    step *s = calloc(1, sizeof *s);
+    serving v = {.w = &a};
+    w_lanes(INF_PROVIDER_SHM, &a, c, v.link);
+    CHECK(sem_init(&fake.held, 0, 0) == 0 && sem_init(&fake.go, 0, 0) == 0);
+    atomic_store(&fake.hold, true);
+    CHECK(pthread_create(&thread, NULL, serve_one, &v) == 0 && sem_wait(&fake.held) == 0);
+    CHECK(pthread_create(&alarm, NULL, let_go_later, &late) == 0);
+    w_begin(&a, s, &r, 1, 1);
+    CHECK(w_layer(&a, s, &r, 0, &rng) == 1 && w_error(s, r, 0, 0) < 1e-5);
+    inf_dist_end(a.d);
+    CHECK(!atomic_load(&late));
+    CHECK(pthread_join(alarm, NULL) == 0 && pthread_join(thread, NULL) == 0);
+    inf_link_close(c[0]);
+    inf_link_close(c[1]);
+    free(s);
+    free(r);
+    w_close(&a);
+    w_close(&b);
+}
+
 int main(void) {
     use_fake();
     notes();
@@ -232,6 +289,7 @@ int main(void) {
     lying(8, 0, true);                 /* right behind the pool */
     lying(UINT64_MAX / 4096, 0, true); /* far behind it */
     lying(0, 64, false);
+    beside_an_export();
     late();
     return 0;
 }
