@@ -13,7 +13,9 @@
  * logits are f32.
  *
  * Failure: operations return nothing. The first fault of a lane stays with it, what follows may do
- * nothing, and sync says so. */
+ * nothing, and sync says so. Such a lane can only be closed, after which nothing that was asked of
+ * it is under way. Another one may be as good as the first; lane_open says INF_EIO if none can be,
+ * because the device itself has failed. */
 #ifndef INF_BACKEND_H
 #define INF_BACKEND_H
 
@@ -242,7 +244,8 @@ struct inf_backend_ops {
     /* Partials of host q into host o and lse, one inf_attn per span. Those that follow each other
      * with the same o are spans of the same rows, and merged. They may be of several messages and
      * layers, max_segments at most; those whose windows are the same stand together. Done on
-     * return; the status is the lane's. */
+     * return. INF_EINVAL: some are more than the lane holds, and it is as good as before. Any other
+     * status is the lane's. */
     int (*answer)(inf_lane *, const inf_attn *args, int32_t n, inf_err *err);
 };
 

@@ -52,6 +52,9 @@ const char *cudaGetErrorName(cudaError_t error);
 const char *cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
+/* For tests, a fault of the device itself: from now on what allocates, launches, copies or waits
+ * says error, and does nothing; cudaSuccess mends it. */
+void emu_break(cudaError_t error);
 
 /* ---- devices ---- */
 
