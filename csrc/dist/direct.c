@@ -15,9 +15,9 @@
  *  3. Copies are complete, by a sync of the lane, before LANDED leaves; the receiver needs no
  * flush.
  *  4. Nothing can revoke a grant that its sender makes no use of. So the sender begins to copy
- *     COPY_NS at most after it asked, on a lane that is well, and else ends the lane; the receiver
- *     gives granted blocks to others after a multiple of that at the earliest, if it hears nothing
- *     and however the lane ends (land.c).
+ *     COPY_NS at most after it asked, on a lane that is well, and else says that it will not, which
+ *     ends that move and nothing besides; the receiver gives granted blocks to others after a
+ *     multiple of that at the earliest, if it hears nothing and however the lane ends (land.c).
  *  5. Where a key cannot be had or opened (another host, another driver, GPUs that do not see each
  *     other, a pool of host memory or cut over ranks) blocks travel in messages, and the reason is
  *     noted. */
@@ -106,11 +106,21 @@ void inf_direct_close(inf_dist *d, inf_rail *r) {
     }
 }
 
-int inf_direct_copy(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_t n,
+/* Once; INF_EIO: the lane failed, and nothing of it is under way any more. */
+static int copy_all(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_t n,
                     uint64_t asked_ns) {
-    if (inf_now() - asked_ns > COPY_NS) {
-        return INF_ETIMEOUT;
+    int status = inf_now() - asked_ns > COPY_NS ? INF_ETIMEOUT : inf_lane_take(d, &d->moving);
+    if (status != INF_OK) {
+        return status == INF_ENOMEM ? INF_AGAIN : status;
     }
+    for (uint32_t i = 0; i < n; i++) {
+        d->ops->copy(d->moving.lane, r->far + puts[i].remote, d->pool + puts[i].offset,
+                     puts[i].bytes);
+    }
+    return inf_lane_sync(d, &d->moving);
+}
+
+int inf_direct_copy(inf_dist *d, inf_rail *r, const inf_put *puts, uint32_t n, uint64_t asked_ns) {
     int status = inf_link_status(r->link, NULL);
     if (status != INF_OK) {
         return status;
@@ -121,8 +131,14 @@ int inf_direct_copy(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_
             return INF_EPROTO;
         }
     }
-    for (uint32_t i = 0; i < n; i++) {
-        d->ops->copy(d->moving, r->far + puts[i].remote, d->pool + puts[i].offset, puts[i].bytes);
+    status = copy_all(d, r, puts, n, asked_ns);
+    if (status == INF_EIO) { /* the lane's fault, or the pool's: that shows on another lane */
+        status = copy_all(d, r, puts, n, asked_ns);
     }
-    return d->ops->sync(d->moving, NULL) == INF_OK ? INF_OK : INF_EIO;
+    if (status == INF_EIO) {
+        inf_rails_note(d, "copies into the peer's pool failed");
+        atomic_store(&r->puts, false);
+        inf_direct_close(d, r);
+    }
+    return status;
 }

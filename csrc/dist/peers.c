@@ -11,6 +11,10 @@ static const char *reason(int32_t status) {
         return "it broke the protocol";
     case INF_ETIMEOUT:
         return "it did not answer in time";
+    case INF_EINVAL:
+        return "it asked for more than this device takes";
+    case INF_ENOMEM:
+        return "this device cannot serve it";
     case INF_EIO:
         return "this device failed";
     default:
@@ -18,15 +22,26 @@ static const char *reason(int32_t status) {
     }
 }
 
+/* In words, for peer_status. */
+static void say_why(inf_dist *d, uint32_t peer, int32_t status, const inf_link *link) {
+    inf_peer *p = &d->peers[peer];
+    inf_err err = {0};
+    char said[sizeof p->why] = "";
+    if (link != NULL && inf_link_status(link, &err) != INF_OK) {
+        memcpy(p->why, err.message, sizeof p->why);
+        return;
+    }
+    if (status == INF_EIO || status == INF_ENOMEM) {
+        inf_lane_said(d, said, sizeof said);
+    }
+    snprintf(p->why, sizeof p->why, "peer %u: %s%s%s", peer, reason(status),
+             said[0] != 0 ? ": " : "", said);
+}
+
 void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status, const inf_link *link) {
     inf_peer *p = &d->peers[peer];
     if (!atomic_exchange(&p->dying, true)) {
-        inf_err err = {0};
-        if (link != NULL && inf_link_status(link, &err) != INF_OK) {
-            memcpy(p->why, err.message, sizeof p->why);
-        } else {
-            snprintf(p->why, sizeof p->why, "peer %u: %s", peer, reason(status));
-        }
+        say_why(d, peer, status, link);
         atomic_store(&p->dead, status); /* why is there before it */
         atomic_fetch_add(&d->refused, status == INF_EPROTO ? 1 : 0);
         inf_dist_wake(d->server.wake);
@@ -101,13 +116,17 @@ static int take_links(inf_dist *d, uint32_t peer, bool client, inf_link *query,
 
 static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
                      inf_err *err) {
-    const char *why = "";
+    const char *why = "", *of = "";
+    inf_err fault;
     int status = INF_EINVAL;
     if (query == NULL || move == NULL || peer >= INF_MAX_PEERS) {
         why = "a peer needs an index below 256 and both lanes";
     } else if (inf_link_slot_bytes(query) < d->query_bytes ||
                inf_link_slot_bytes(move) < d->move_bytes) {
         why = "the links' slots are smaller than this device's messages";
+    } else if ((status = inf_dist_fault(d, &fault)) != INF_OK) {
+        of = "cannot take a peer, this device failed: ";
+        why = fault.message;
     } else { /* whatever may wait for the device is done before the lock is taken */
         inf_slots_pin(d, query);
         inf_move_link m = inf_rail_prepare(d, client, move);
@@ -118,7 +137,7 @@ static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, i
     if (status != INF_OK) {
         inf_query_link_close(d, query);
         inf_link_close(move);
-        return inf_dist_error(err, status, (int32_t)peer, "%s", why);
+        return inf_dist_error(err, status, (int32_t)peer, "%s%s", of, why);
     }
     inf_dist_wake(client ? d->mover.wake : d->server.wake);
     inf_dist_wake(client ? d->mover.wake : d->lander.wake);
