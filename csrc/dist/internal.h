@@ -313,7 +313,8 @@ int inf_span_settle(inf_dist *d, const inf_wire_move *m, int status, uint32_t *l
 
 /* --- lanes.c --- */
 
-/* Opens the lane, if it is not and its time has come. INF_EIO: the device is over. */
+/* Opens the lane, if it is not and its time has come. INF_ENOMEM: there may be one later. INF_EIO:
+ * the device is over (inf_dist_fault), or there was none for so long that it is as good as that. */
 int inf_lane_take(inf_dist *d, inf_own_lane *l);
 /* What the lane was asked failed, for a reason of its own: closes it and opens another, which may
  * not succeed. */

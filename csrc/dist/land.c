@@ -93,6 +93,9 @@ static int copy_blocks(inf_dist *d, const inf_wire_move *m, const int32_t *block
 
 static int land_blocks(inf_dist *d, inf_rail *r, inf_wire_move *m, const uint8_t *data) {
     const int32_t *blocks = NULL;
+    if (inf_lane_rests(&d->landing) > 0) {
+        return INF_AGAIN; /* the message is kept until it may be tried */
+    }
     int status = inf_span_claim(d, r->peer, m, &blocks, &m->landed);
     if (status == INF_OK) {
         status = copy_blocks(d, m, blocks, data);
@@ -102,7 +105,7 @@ static int land_blocks(inf_dist *d, inf_rail *r, inf_wire_move *m, const uint8_t
         bool later = status == INF_ENOMEM;
         status = inf_span_settle(d, m, status, &m->landed);
         if (later) {
-            return INF_AGAIN; /* the message is kept until the lane is there again */
+            return INF_AGAIN;
         }
     }
     if (status == INF_EIO) {

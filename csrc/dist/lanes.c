@@ -7,7 +7,8 @@
  * by itself; who fails again fails alone.
  *  2. It does not, and the backend says INF_EIO: the device is over, and so is all that the
  * instance does. That is noted once, for its next step to end with, and no peer is taken any more.
- *  3. It does not for another reason: it is tried again after a while.
+ *  3. It does not for another reason: it is tried again after a while. Blocks wait for that, though
+ *     not for ever.
  *
  * After a fault the thread rests, longer if nothing was done since the one before, so that a fault
  * that comes again and again costs little. Whoever has something to ask waits so long, and is
@@ -18,7 +19,10 @@
 
 #define REST_NS UINT64_C(10000000) /* after the first fault */
 
-enum { MOST_DOUBLINGS = 5 }; /* of it: 320 ms, less than a peer waits */
+enum {
+    MOST_DOUBLINGS = 5, /* of it: 320 ms, less than a peer waits */
+    MOST_TRIES = 16,    /* in a row: about 4 s */
+};
 
 /* Notes what a lane, or its opening, says. What was said of a device that is over stays. */
 static void note(inf_dist *d, bool over, const inf_err *err) {
@@ -80,6 +84,9 @@ static int open_lane(inf_dist *d, inf_own_lane *l) {
     return status;
 }
 
+/* There is none now, and may be later; or so long already that nobody is to wait for it. */
+static int none(const inf_own_lane *l) { return l->faults > MOST_TRIES ? INF_EIO : INF_ENOMEM; }
+
 int inf_lane_take(inf_dist *d, inf_own_lane *l) {
     if (l->lane != NULL) {
         return INF_OK;
@@ -88,13 +95,13 @@ int inf_lane_take(inf_dist *d, inf_own_lane *l) {
         return INF_EIO;
     }
     if (inf_lane_rests(l) > 0) {
-        return INF_ENOMEM;
+        return none(l);
     }
     int status = open_lane(d, l);
     if (status != INF_OK) {
         rest(l);
     }
-    return status;
+    return status == INF_OK || status == INF_EIO ? status : none(l);
 }
 
 void inf_lane_failed(inf_dist *d, inf_own_lane *l, const inf_err *err) {

@@ -178,6 +178,19 @@ static void no_lane(_Atomic int *breaks) {
     close_world(w);
 }
 
+/* Moves do not wait for ever; peers are none the worse. */
+static void no_lane_for_long(_Atomic int *breaks, int32_t status) {
+    world *w = open_world(INF_PROVIDER_SHM);
+    lend_and_step(w);
+    atomic_store(&fake.refuse, INF_ENOMEM);
+    atomic_store(breaks, 1);
+    CHECK(move(w) == status);
+    expect_peers(w);
+    atomic_store(&fake.refuse, INF_OK);
+    lend_and_step(w);
+    close_world(w);
+}
+
 /* The device is over. */
 static void no_device(_Atomic int *breaks) {
     world *w = open_world(INF_PROVIDER_SHM);
@@ -208,6 +221,8 @@ int main(void) {
     }
     no_lane(&fake.break_out);
     no_lane(&fake.break_in);
+    no_lane_for_long(&fake.break_out, INF_EIO);
+    no_lane_for_long(&fake.break_in, INF_ESTALE);
     no_device(&fake.break_out);
     no_device(&fake.break_in);
     CHECK(atomic_load(&fake.broken) == NULL);
