@@ -7,6 +7,8 @@
  * stay so. */
 #include "wire_raw.h"
 
+#include "dist/internal.h"
+
 #include <semaphore.h>
 
 enum { DEBTORS = 5, PLUG = 0 };
@@ -20,8 +22,10 @@ static struct {
     _Atomic uint32_t deadly; /* the same, and its lane has failed from then on */
     atomic_bool break_next;  /* the next call does that, whatever it is */
     _Atomic(inf_lane *) broken;
-    _Atomic uint32_t opens; /* of lanes that answer */
-    atomic_int refuse;      /* how opening one fails */
+    _Atomic uint32_t opens;  /* of lanes that answer */
+    _Atomic uint64_t gap_ns; /* between the last two of them */
+    uint64_t opened_ns;      /* the server thread's */
+    atomic_int refuse;       /* how opening one fails */
     int (*lane_open)(inf_backend *, const inf_lane_config *, inf_lane **, inf_err *);
     void (*lane_close)(inf_lane *);
 } fake;
@@ -34,7 +38,10 @@ static int say(inf_err *err, int code, const char *text) {
 static int fake_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
     int refuse = atomic_load(&fake.refuse);
     if (c->kind == INF_LANE_ANSWER) {
+        uint64_t now = inf_now();
         atomic_fetch_add(&fake.opens, 1);
+        atomic_store(&fake.gap_ns, now - fake.opened_ns);
+        fake.opened_ns = now;
         if (refuse != INF_OK) {
             *out = NULL;
             return say(err, refuse, "no such lane today");
@@ -335,6 +342,7 @@ static void no_lanes(void) {
         collect(&w->d[i], INF_EPEER);
         expect_why(&w->v, 10 + i, INF_ENOMEM, "no such lane today");
     }
+    CHECK(atomic_load(&fake.gap_ns) >= 10000000); /* the second query waited for its try */
     atomic_store(&fake.refuse, INF_OK);
     ask(&w->d[2], 7); /* within the rest that follows a fault */
     collect(&w->d[2], INF_OK);
