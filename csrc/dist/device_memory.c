@@ -31,12 +31,16 @@ static int flush(void *arg, uint64_t address, uint64_t bytes) {
 
 static int copy(inf_dist *d, void *host, uint64_t address, uint64_t bytes, bool out) {
     pthread_mutex_lock(&d->memory_lock);
-    if (out) {
-        d->ops->copy_out(d->memory_lane, host, pointer(address), bytes);
-    } else {
-        d->ops->copy_in(d->memory_lane, pointer(address), host, bytes);
+    int status = inf_lane_take(d, &d->memory_lane);
+    if (status == INF_OK) {
+        inf_lane *lane = d->memory_lane.lane;
+        if (out) {
+            d->ops->copy_out(lane, host, pointer(address), bytes);
+        } else {
+            d->ops->copy_in(lane, pointer(address), host, bytes);
+        }
+        status = inf_lane_sync(d, &d->memory_lane);
     }
-    int status = d->ops->sync(d->memory_lane, NULL);
     pthread_mutex_unlock(&d->memory_lock);
     return status == INF_OK ? 0 : EIO;
 }
@@ -66,7 +70,7 @@ const inf_memory_ops *inf_device_memory(inf_dist *d) {
     if (m->arg != NULL) {
         return m;
     }
-    if (d->ops->nic_export == NULL || inf_dist_lane(d, INF_LANE_COPY, &d->memory_lane) != INF_OK) {
+    if (d->ops->nic_export == NULL || inf_lane_take(d, &d->memory_lane) != INF_OK) {
         return NULL;
     }
     *m = (inf_memory_ops){.arg = d,

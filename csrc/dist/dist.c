@@ -75,21 +75,6 @@ static int alloc(inf_dist *d) {
                : INF_OK;
 }
 
-int inf_dist_lane(inf_dist *d, int32_t kind, inf_lane **out) {
-    /* Queries come rotated, so a lane of this kind has no use for frequencies. */
-    inf_lane_config c = {.kind = kind,
-                         .device = &d->config,
-                         .kv = d->kv,
-                         .pool = d->pool,
-                         .windows = d->windows,
-                         .scale = d->scale,
-                         .threads = d->workers,
-                         .max_rows = (int32_t)d->max_tokens,
-                         .max_segments = (int32_t)d->max_entries,
-                         .max_blocks = d->num_blocks};
-    return d->ops->lane_open(d->backend, &c, out, NULL);
-}
-
 static int start(inf_dist *d) {
     struct {
         inf_worker *w;
@@ -113,6 +98,8 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
         return inf_dist_error(err, INF_ENOMEM, -1, "no memory for the links between instances");
     }
     d->step_wake = d->server.wake = d->lander.wake = d->mover.wake = -1;
+    d->landing.kind = d->moving.kind = d->memory_lane.kind = INF_LANE_COPY;
+    d->answering.kind = INF_LANE_ANSWER;
     d->backend = c->backend;
     d->ops = c->backend->ops;
     d->config = *dev;
@@ -148,8 +135,8 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
     pthread_cond_init(&d->done_cond, &mono);
     pthread_condattr_destroy(&mono);
     int status = alloc(d);
-    status = status != INF_OK ? status : inf_dist_lane(d, INF_LANE_COPY, &d->landing);
-    status = status != INF_OK ? status : inf_dist_lane(d, INF_LANE_COPY, &d->moving);
+    status = status != INF_OK ? status : inf_lane_take(d, &d->landing);
+    status = status != INF_OK ? status : inf_lane_take(d, &d->moving);
     status = status != INF_OK ? status : start(d);
     if (status != INF_OK) {
         inf_dist_close(d);
@@ -209,10 +196,10 @@ void inf_dist_close(inf_dist *d) {
         free(r);
     }
     if (d->ops != NULL) {
-        d->ops->lane_close(d->answering);
-        d->ops->lane_close(d->landing);
-        d->ops->lane_close(d->moving);
-        d->ops->lane_close(d->memory_lane);
+        d->ops->lane_close(d->answering.lane);
+        d->ops->lane_close(d->landing.lane);
+        d->ops->lane_close(d->moving.lane);
+        d->ops->lane_close(d->memory_lane.lane);
     }
     inf_pool_close(d->workers);
     pthread_mutex_destroy(&d->lock);

@@ -63,6 +63,10 @@ int inf_dist_peer_detach(inf_dist *, uint32_t peer, inf_err *);
 int inf_dist_peer_status(inf_dist *, uint32_t peer, inf_err *);
 void inf_dist_stats(inf_dist *, inf_device_stats *inout);
 
+/* INF_EIO, and what the device said, once work for others has shown that the device is over: no
+ * lane can be had of it any more, and none of this instance's steps will succeed. */
+int inf_dist_fault(inf_dist *, inf_err *err);
+
 uint64_t inf_dist_query_slot_bytes(const inf_device_config *);
 uint64_t inf_dist_move_slot_bytes(const inf_device_config *);
 

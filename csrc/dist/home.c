@@ -43,7 +43,9 @@ static void release_held(inf_dist *d) {
 }
 
 /* Lets go of the peer's query link, at once and for the rest of the step: a detach waits for it.
- * The lane first lets go of its slots; it may have failed, and then runs nothing any more. */
+ * The lane first lets go of its slots; it may have failed, and then runs nothing any more. Of a
+ * dead peer the mover closes it, if no detach does: that waits for the device, and others' answers
+ * are due. */
 static void let_go(inf_dist *d, inf_target *t) {
     if (t->link == NULL) {
         return;
@@ -55,12 +57,11 @@ static void let_go(inf_dist *d, inf_target *t) {
     inf_peer *p = &d->peers[t->peer];
     pthread_mutex_lock(&d->lock);
     p->in_step = false;
-    if (atomic_load(&p->dead) != INF_OK) {
-        inf_query_link_close(d, p->query);
-        p->query = NULL;
-    }
     pthread_cond_broadcast(&d->changed);
     pthread_mutex_unlock(&d->lock);
+    if (atomic_load(&p->dead) != INF_OK) {
+        inf_dist_wake(d->mover.wake);
+    }
     t->link = NULL;
 }
 

@@ -6,11 +6,13 @@
  *   serve.c   answers to others' queries
  *   query.c   what a query says, and what is said to it
  *   slots.c   slots of query links as memory of the device
+ *   lanes.c   the threads' lanes of the device, and what is to be done when one fails
  *   spans.c   what is hosted, and how much of it is there
  *   rails.c   move lanes: their coming and going, registered memory
  *   moves.c   moves as their callers know them; the thread that sends them
  *   send.c    pieces of moves over one rail
  *   land.c    pieces that arrive
+ *   late.c    blocks that a sender which is gone may still write
  *   direct.c  pools of one host's GPUs, copied into by their peers
  *   device_memory.c  a GPU's pool as memory that NICs write to
  *
@@ -22,7 +24,8 @@
  * thread otherwise, under dist.lock; each of the three other threads its own lane's links, which it
  * lists anew in every round. A link leaves a peer under dist.lock, and is closed by its thread, or
  * when that thread has begun another round (inf_worker.round) or cleared in_step: so no link is
- * closed while it is used.
+ * closed while it is used. The close itself, and whatever else may wait for the device, is done
+ * without the lock: steps take it.
  *
  * A peer dies as a whole: the first link that fails sets peer.dead, and every thread then closes
  * its link, so that the other end sees it at once. What is left is taken away by detach. Only the
@@ -36,112 +39,12 @@
 #include <time.h>
 
 #include "dist/dist.h"
-#include "dist/wire.h"
+#include "dist/rail.h"
 #include "infinite/verbs.h"
 
 enum { INF_MAX_REGIONS = 16, INF_SERVE_MESSAGES = 64 };
 
-typedef struct inf_move inf_move;
 typedef struct inf_query inf_query;
-
-/* Blocks [first, first + n) of a move. */
-typedef struct inf_stretch {
-    int32_t first, n;
-} inf_stretch;
-
-/* Blocks of a move. AGAIN: of a piece that was begun and whose end is not known; its first block is
- * AGAIN_FIRST. The receiver has all of such a piece or nothing of it, so it is never joined with
- * others. */
-enum { INF_MOVE_WAITS, INF_MOVE_AGAIN, INF_MOVE_AGAIN_FIRST, INF_MOVE_BEGUN, INF_MOVE_ACKED };
-
-/* One block move. */
-struct inf_move {
-    inf_move *next;
-    uint32_t handle, generation, first;
-    int32_t n;
-    int32_t begun;  /* no block before this one waits */
-    int32_t acked;  /* blocks that have landed, in any order */
-    int32_t pieces; /* under way */
-    uint64_t ticket;
-    int32_t status;   /* the first refusal: nothing more is begun */
-    uint8_t *state;   /* [n] INF_MOVE_*, behind blocks */
-    int32_t blocks[]; /* [n], a copy of the caller's list */
-};
-
-typedef struct inf_moves {
-    inf_move *head, *tail;
-} inf_moves;
-
-/* A piece of a move, at the sender. */
-enum { INF_PIECE_FREE, INF_PIECE_ASKED, INF_PIECE_PUTTING, INF_PIECE_SENT };
-
-typedef struct inf_piece {
-    int32_t state;
-    inf_move *move;
-    inf_stretch part;
-    uint64_t order; /* of its message that is not answered (ASKED, SENT) */
-    uint64_t put;   /* bytes of it that were put */
-    uint64_t asked_ns;
-    uint32_t n_grants;
-    inf_grant grants[INF_WIRE_PIECE_BLOCKS];
-} inf_piece;
-
-/* A piece at the receiver: its blocks are claimed in the span from the ask to the acknowledgement.
- */
-enum {
-    INF_LANDING_FREE,
-    INF_LANDING_CLAIMING, /* a dead rail has the blocks still */
-    INF_LANDING_GRANTING,
-    INF_LANDING_GRANTED,
-    INF_LANDING_REVOKING, /* the sender has said that it is done */
-    INF_LANDING_UNDOING,  /* not every grant could be had */
-};
-
-typedef struct inf_landing {
-    int32_t state;
-    inf_wire_move ask;
-    int32_t outcome;       /* of a piece that the sender says has landed */
-    const int32_t *blocks; /* the span's list */
-    uint32_t done;         /* blocks granted */
-    uint64_t revoked;      /* grants, a bit each */
-    uint32_t n_grants;
-    inf_grant grants[INF_WIRE_PIECE_BLOCKS];
-    uint64_t granted_ns;
-} inf_landing;
-
-/* Blocks of a lane that is over, which its sender may write for some more time. */
-typedef struct inf_late inf_late;
-struct inf_late {
-    inf_late *next;
-    inf_wire_move ask;
-    uint64_t until_ns;
-};
-
-/* A move lane. Its thread's, the mover's or the lander's, but for dead. */
-typedef struct inf_rail {
-    inf_link *link;
-    uint32_t peer, number;
-    uint64_t lane;      /* in every message; at the receiver as the last one had it */
-    bool out;           /* this end sends */
-    inf_region *region; /* of the pool, that puts use; NULL: there are none */
-    _Atomic bool puts;  /* there is one, and as far as is known the peer has one too */
-    /* Of lanes whose puts are copies: direct.c. in: the pool is offered. out: the peer's pool. */
-    bool offered, wants; /* wants: it is not opened so far, and may be */
-    uint8_t *far;        /* NULL: it is not opened */
-    uint64_t far_bytes;
-    inf_pool_key far_key;
-    _Atomic int32_t dead; /* of rails beyond the first; the first one's death is the peer's */
-
-    inf_piece pieces[INF_WIRE_PIECES]; /* out */
-    uint64_t order;                    /* messages sent */
-    uint64_t heard_ns;                 /* when one began to be waited for, or an answer came */
-    uint64_t limit;                    /* of bytes put in flight, as the link was told */
-
-    inf_landing landings[INF_WIRE_PIECES]; /* in */
-    inf_landing *busy; /* is being granted, revoked or undone: nothing is polled before it is */
-    const void *msg;   /* polled, and not dealt with: a dead rail has its blocks still */
-    uint64_t len;
-} inf_rail;
 
 typedef struct inf_peer {
     /* Guarded by dist.lock; the pointers' targets as said above. */
@@ -188,6 +91,14 @@ typedef struct inf_worker {
     uint64_t round; /* guarded by dist.lock */
     uint32_t nears; /* as of dist.nears when the thread was pinned last; its own */
 } inf_worker;
+
+/* A lane of one thread, which alone looks at it. */
+typedef struct inf_own_lane {
+    inf_lane *lane; /* NULL: it is not open */
+    int32_t kind;
+    uint32_t faults;   /* without anything done between them */
+    uint64_t again_ns; /* nothing is asked of it before; 0: there was no fault */
+} inf_own_lane;
 
 enum { INF_BLOCK_EMPTY, INF_BLOCK_CLAIMED, INF_BLOCK_LANDED };
 
@@ -236,8 +147,10 @@ struct inf_dist {
     } regions[INF_MAX_REGIONS];
     inf_memory_ops memory;       /* of a device's pool; arg NULL: not made */
     pthread_mutex_t memory_lock; /* of its lane */
-    inf_lane *memory_lane;
+    inf_own_lane memory_lane;
+    _Atomic bool over;            /* the device has failed for good */
     pthread_mutex_t note_lock;    /* guards what follows */
+    inf_err fault;                /* what a lane said last; its code is set with over */
     char no_puts[240];            /* why the last region could not be had */
     uint64_t near[INF_CPU_WORDS]; /* CPUs beside the devices in use */
     _Atomic uint32_t nears;       /* how often it has changed */
@@ -257,7 +170,7 @@ struct inf_dist {
 
     /* Hosted spans. */
     pthread_mutex_t span_lock;
-    inf_late *late; /* guarded by span_lock: land.c */
+    inf_late *late; /* guarded by span_lock: late.c */
     pthread_cond_t span_free;
     inf_span *span; /* [max_spans] */
     inf_retired *retired;
@@ -265,9 +178,9 @@ struct inf_dist {
     /* The query server's scratch. */
     inf_pool *workers;
     bool answering_tried;
-    inf_lane *answering; /* opened by the first query; NULL: it could not be */
+    inf_own_lane answering; /* opened by the first query */
     /* The threads' that copy blocks. */
-    inf_lane *landing, *moving;
+    inf_own_lane landing, moving;
     inf_query *queries; /* [INF_SERVE_MESSAGES]: the batch that is gathered; query.h */
     uint32_t n_queries, batch_groups, batch_entries, batch_rows;
     inf_wire_group *wire_groups;  /* [max_groups]: copies, checked where nobody can change them */
@@ -309,11 +222,18 @@ uint32_t inf_server_round(inf_dist *d, inf_link **links, uint32_t *ids);
 
 /* --- rails.c --- */
 
-/* Makes the link able to put, where that can be; NULL where it cannot. May take long. */
-inf_region *inf_rail_region(inf_dist *d, inf_link *link);
-/* Takes the link, also when it fails. The caller holds dist.lock and has asked for the region. */
-int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link *link,
-                 inf_region *region);
+/* A link of a move lane that no peer has so far, able to put where that can be. */
+typedef struct inf_move_link {
+    inf_link *link;
+    inf_region *region;
+    bool offered;
+} inf_move_link;
+
+/* Asks NICs and the device, and may take long: dist.lock is not held. The link is still the
+ * caller's, and nothing is to be undone but its close. */
+inf_move_link inf_rail_prepare(inf_dist *d, bool out, inf_link *link);
+/* Takes the link, unless it fails. The caller holds dist.lock. */
+int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, const inf_move_link *m);
 /* What inf_server_round does, for the lander's and the mover's rails. */
 uint32_t inf_rails_round(inf_dist *d, inf_worker *w, bool out, inf_rail **rails, inf_link **links);
 /* The rail is over: at once, with the peer, if it is the first or the peer broke the protocol. */
@@ -346,21 +266,29 @@ bool inf_direct_wants(inf_dist *d, const inf_link *link);
 /* Opens it, if the peer has offered it by now; the rail can put then. */
 void inf_direct_open(inf_dist *d, inf_rail *r);
 void inf_direct_close(inf_dist *d, inf_rail *r);
-/* Puts by copies; they are complete on return. */
-int inf_direct_copy(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_t n,
-                    uint64_t asked_ns);
+/* Puts by copies; they are complete on return. INF_ETIMEOUT: too late, and nothing was copied.
+ * INF_EIO: they failed, and the peer's pool is closed. Either way nothing is copied any more, and
+ * the link is none the worse. INF_AGAIN: the lane rests. */
+int inf_direct_copy(inf_dist *d, inf_rail *r, const inf_put *puts, uint32_t n, uint64_t asked_ns);
 
 /* --- slots.c --- */
 
 /* May take a while; never fails, but then does nothing. */
 void inf_slots_pin(inf_dist *d, inf_link *link);
-/* Unpins and closes a query link. Safe on NULL. */
+/* Unpins and closes a query link: nobody has it any more, and dist.lock is not held, since the
+ * device is waited for. Safe on NULL. */
 void inf_query_link_close(inf_dist *d, inf_link *link);
 
 /* --- send.c, land.c: one look at a rail; a status < 0 ends it --- */
 int inf_send_run(inf_dist *d, inf_rail *r);
 void inf_send_give_up(inf_rail *r); /* its pieces wait for another rail */
 int inf_land_run(inf_dist *d, inf_rail *r);
+
+/* A sender that was granted blocks and says nothing more for so long has failed. */
+#define INF_GRANTED_NS UINT64_C(5000000000)
+
+/* Keeps the claim of a piece for that long, and then ends it. */
+void inf_land_settle_later(inf_dist *d, const inf_wire_move *ask);
 /* Frees what is claimed for senders that were late, and cannot be any more; all: what is claimed at
  * all. */
 void inf_land_settle_late(inf_dist *d, bool all);
@@ -383,8 +311,29 @@ int inf_span_claim(inf_dist *d, uint32_t owner, const inf_wire_move *m, const in
  * meanwhile. */
 int inf_span_settle(inf_dist *d, const inf_wire_move *m, int status, uint32_t *landed);
 
-/* Opens one of dist's lanes. */
-int inf_dist_lane(inf_dist *d, int32_t kind, inf_lane **out);
+/* --- lanes.c --- */
+
+/* Opens the lane, if it is not and its time has come. INF_ENOMEM: there may be one later. INF_EIO:
+ * the device is over (inf_dist_fault), or there was none for so long that it is as good as that. */
+int inf_lane_take(inf_dist *d, inf_own_lane *l);
+/* What the lane was asked failed, for a reason of its own: closes it and opens another, which may
+ * not succeed. */
+void inf_lane_failed(inf_dist *d, inf_own_lane *l, const inf_err *err);
+static inline void inf_lane_worked(inf_own_lane *l) {
+    if (l->faults > 0) {
+        l->faults = 0;
+        l->again_ns = 0;
+    }
+}
+/* Syncs, and says what is to be said of the lane. INF_OK or INF_EIO. */
+int inf_lane_sync(inf_dist *d, inf_own_lane *l);
+/* For how long nothing is to be asked of the lane. */
+uint64_t inf_lane_rests(const inf_own_lane *l);
+/* Waits for links; while the lane rests, for the time to pass. */
+void inf_lane_wait(const inf_own_lane *l, inf_link *const *links, uint32_t n, int wake,
+                   int64_t timeout_ns);
+/* What a lane said last of a fault, "" if none did. */
+void inf_lane_said(inf_dist *d, char *out, uint64_t bytes);
 
 void *inf_serve_main(void *dist);
 void *inf_land_main(void *dist);

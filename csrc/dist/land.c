@@ -12,13 +12,7 @@
 #include "dist/internal.h"
 #include "dist/marks.h"
 
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-/* A sender that was granted blocks and says nothing more for so long has failed. */
-#define GRANTED_NS UINT64_C(5000000000)
 
 /* What one window covers on the devices that matter. */
 #define GRANT_BYTES (UINT64_C(1) << 30)
@@ -71,7 +65,8 @@ static bool end_older(inf_dist *d, const inf_rail *r, const inf_wire_move *m) {
         inf_rail *other = d->peers[r->peer].in[k];
         for (int i = 0; other != NULL && other != r && i < INF_WIRE_PIECES; i++) {
             const inf_landing *l = &other->landings[i];
-            if (l->state > INF_LANDING_CLAIMING && overlap(&l->ask, m)) {
+            if (l->state > INF_LANDING_CLAIMING && l->state != INF_LANDING_LATE &&
+                overlap(&l->ask, m)) {
                 inf_rail_fail(d, other, INF_EPEER);
                 found = true;
             }
@@ -81,20 +76,43 @@ static bool end_older(inf_dist *d, const inf_rail *r, const inf_wire_move *m) {
     return found;
 }
 
+/* Blocks from a message into those claimed; INF_EIO: the lane failed. */
+static int copy_blocks(inf_dist *d, const inf_wire_move *m, const int32_t *blocks,
+                       const uint8_t *data) {
+    int status = inf_lane_take(d, &d->landing);
+    uint64_t block = d->kv.block_bytes;
+    if (status != INF_OK) {
+        return status;
+    }
+    for (uint32_t i = 0; i < m->n; i++) {
+        d->ops->copy_in(d->landing.lane, d->pool + (uint64_t)blocks[m->first + i] * block,
+                        data + (uint64_t)i * block, block);
+    }
+    return inf_lane_sync(d, &d->landing);
+}
+
 static int land_blocks(inf_dist *d, inf_rail *r, inf_wire_move *m, const uint8_t *data) {
     const int32_t *blocks = NULL;
+    if (inf_lane_rests(&d->landing) > 0) {
+        return INF_AGAIN; /* the message is kept until it may be tried */
+    }
     int status = inf_span_claim(d, r->peer, m, &blocks, &m->landed);
     if (status == INF_OK) {
-        uint64_t block = d->kv.block_bytes;
-        for (uint32_t i = 0; i < m->n; i++) {
-            d->ops->copy_in(d->landing, d->pool + (uint64_t)blocks[m->first + i] * block,
-                            data + (uint64_t)i * block, block);
+        status = copy_blocks(d, m, blocks, data);
+        if (status == INF_EIO) { /* the lane's fault, or the piece's: that shows on another lane */
+            status = copy_blocks(d, m, blocks, data);
         }
-        status = d->ops->sync(d->landing, NULL) == INF_OK ? INF_OK : INF_EIO;
+        bool later = status == INF_ENOMEM;
         status = inf_span_settle(d, m, status, &m->landed);
+        if (later) {
+            return INF_AGAIN;
+        }
     }
     if (status == INF_EIO) {
-        return INF_EIO; /* this device's own fault: the link ends, and with it all that was sent */
+        if (inf_dist_fault(d, NULL) != INF_OK) {
+            return INF_EIO; /* the link ends, and with it all that was sent */
+        }
+        status = INF_ESTALE; /* the sender has the blocks still, and only this move ends */
     }
     if (status == INF_AGAIN) {
         if (end_older(d, r, m)) {
@@ -277,6 +295,11 @@ static int take_landed(inf_dist *d, inf_rail *r, const inf_wire_move *m) {
     ask.status = INF_OK;
     for (int i = 0; i < INF_WIRE_PIECES; i++) {
         inf_landing *l = &r->landings[i];
+        if (l->state == INF_LANDING_LATE && memcmp(&l->ask, &ask, sizeof ask) == 0) {
+            ask.status = INF_ESTALE;
+            l->state = INF_LANDING_FREE;
+            return answer(d, r, INF_WIRE_ACK, &ask, NULL, 0);
+        }
         if (l->state == INF_LANDING_GRANTED && memcmp(&l->ask, &ask, sizeof ask) == 0) {
             l->state = INF_LANDING_REVOKING;
             l->outcome = m->status;
@@ -325,12 +348,23 @@ static int take_message(inf_dist *d, inf_rail *r, const uint8_t *msg, uint64_t l
     }
 }
 
-static bool overdue(const inf_rail *r) {
+/* A sender that was granted blocks and is silent: it has failed, if what it may write can be
+ * revoked with its lane. If not, the lane's end would be of no use: its blocks are given back when
+ * it cannot begin to write any more, as late as if it had gone (late.c), and the lane is as good as
+ * before. */
+static bool overdue(inf_dist *d, inf_rail *r) {
     for (int i = 0; i < INF_WIRE_PIECES; i++) {
-        const inf_landing *l = &r->landings[i];
-        if (l->state == INF_LANDING_GRANTED && inf_now() - l->granted_ns > GRANTED_NS) {
+        inf_landing *l = &r->landings[i];
+        uint64_t limit = r->offered ? 2 * INF_GRANTED_NS : INF_GRANTED_NS;
+        if (l->state != INF_LANDING_GRANTED || inf_now() - l->granted_ns <= limit) {
+            continue;
+        }
+        if (!r->offered) {
             return true;
         }
+        uint32_t landed;
+        inf_span_settle(d, &l->ask, INF_EPEER, &landed);
+        l->state = INF_LANDING_LATE;
     }
     return false;
 }
@@ -360,57 +394,17 @@ int inf_land_run(inf_dist *d, inf_rail *r) {
         }
     }
     status = status == INF_AGAIN ? INF_OK : status;
-    return status == INF_OK && overdue(r) ? INF_ETIMEOUT : status;
-}
-
-/* Nothing revokes the grants of an offered pool: the sender, which may be alive and only late, can
- * still copy into the blocks. So they stay claimed, and the span's close waits, until it cannot. */
-static void settle_later(inf_dist *d, const inf_wire_move *ask) {
-    inf_late *late = malloc(sizeof *late);
-    uint64_t until = inf_now() + GRANTED_NS;
-    if (late == NULL) {
-        uint32_t landed;
-        struct timespec rest = {.tv_sec = GRANTED_NS / 1000000000};
-        while (nanosleep(&rest, &rest) != 0 && errno == EINTR) {
-        }
-        inf_span_settle(d, ask, INF_EPEER, &landed);
-        return;
-    }
-    pthread_mutex_lock(&d->span_lock);
-    *late = (inf_late){.ask = *ask, .until_ns = until, .next = d->late};
-    d->late = late;
-    pthread_mutex_unlock(&d->span_lock);
-}
-
-void inf_land_settle_late(inf_dist *d, bool all) {
-    uint64_t now = inf_now();
-    for (;;) {
-        pthread_mutex_lock(&d->span_lock);
-        inf_late **at = &d->late;
-        while (*at != NULL && !all && (*at)->until_ns > now) {
-            at = &(*at)->next;
-        }
-        inf_late *due = *at;
-        if (due != NULL) {
-            *at = due->next;
-        }
-        pthread_mutex_unlock(&d->span_lock);
-        if (due == NULL) {
-            return;
-        }
-        uint32_t landed;
-        inf_span_settle(d, &due->ask, INF_EPEER, &landed);
-        free(due);
-    }
+    return status == INF_OK && overdue(d, r) ? INF_ETIMEOUT : status;
 }
 
 void inf_land_give_up(inf_dist *d, inf_rail *r) {
     uint32_t landed;
     for (int i = 0; i < INF_WIRE_PIECES; i++) {
         inf_landing *l = &r->landings[i];
-        if (l->state > INF_LANDING_CLAIMING && r->offered) {
-            settle_later(d, &l->ask);
-        } else if (l->state > INF_LANDING_CLAIMING) {
+        bool claims = l->state > INF_LANDING_CLAIMING && l->state != INF_LANDING_LATE;
+        if (claims && r->offered) {
+            inf_land_settle_later(d, &l->ask);
+        } else if (claims) {
             inf_span_settle(d, &l->ask, INF_EPEER, &landed);
         }
         l->state = INF_LANDING_FREE;
@@ -434,7 +428,7 @@ void *inf_land_main(void *dist) {
                 inf_rail_fail(d, rails[i], status);
             }
         }
-        inf_link_wait(links, n, d->lander.wake, 100000000);
+        inf_lane_wait(&d->landing, links, n, d->lander.wake, 100000000);
     }
     return NULL;
 }

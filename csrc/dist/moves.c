@@ -145,6 +145,8 @@ static bool has_rails(const inf_peer *p) {
 /* Ends the moves of dead peers, once no rail reads their blocks; and looks after query links that
  * no step uses: otherwise their death would show only in the next step. */
 static void settle(inf_dist *d, bool probe) {
+    inf_link *over[INF_MAX_PEERS];
+    uint32_t n_over = 0;
     pthread_mutex_lock(&d->lock);
     for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
         inf_peer *p = &d->peers[i];
@@ -162,12 +164,15 @@ static void settle(inf_dist *d, bool probe) {
         if (!has_rails(p) && !atomic_load(&p->leaving)) { /* else the detach has them still */
             inf_moves_fail(d, p, atomic_load(&p->dead));
         }
-        if (idle) {
-            inf_query_link_close(d, p->query);
+        if (idle && !atomic_load(&p->leaving)) {
+            over[n_over++] = p->query;
             p->query = NULL;
         }
     }
     pthread_mutex_unlock(&d->lock);
+    while (n_over > 0) { /* before this thread's next round, for which a detach waits */
+        inf_query_link_close(d, over[--n_over]);
+    }
 }
 
 void *inf_mover_main(void *dist) {
@@ -195,7 +200,7 @@ void *inf_mover_main(void *dist) {
         bool probe = inf_now() - probed >= PROBE_NS;
         probed = probe ? inf_now() : probed;
         settle(d, probe);
-        inf_link_wait(links, n, d->mover.wake, (int64_t)PROBE_NS);
+        inf_lane_wait(&d->moving, links, n, d->mover.wake, (int64_t)PROBE_NS);
     }
     return NULL;
 }

@@ -11,6 +11,10 @@ static const char *reason(int32_t status) {
         return "it broke the protocol";
     case INF_ETIMEOUT:
         return "it did not answer in time";
+    case INF_EINVAL:
+        return "it asked for more than this device takes";
+    case INF_ENOMEM:
+        return "this device cannot serve it";
     case INF_EIO:
         return "this device failed";
     default:
@@ -18,15 +22,26 @@ static const char *reason(int32_t status) {
     }
 }
 
+/* In words, for peer_status. */
+static void say_why(inf_dist *d, uint32_t peer, int32_t status, const inf_link *link) {
+    inf_peer *p = &d->peers[peer];
+    inf_err err = {0};
+    char said[sizeof p->why] = "";
+    if (link != NULL && inf_link_status(link, &err) != INF_OK) {
+        memcpy(p->why, err.message, sizeof p->why);
+        return;
+    }
+    if (status == INF_EIO || status == INF_ENOMEM) {
+        inf_lane_said(d, said, sizeof said);
+    }
+    snprintf(p->why, sizeof p->why, "peer %u: %s%s%s", peer, reason(status),
+             said[0] != 0 ? ": " : "", said);
+}
+
 void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status, const inf_link *link) {
     inf_peer *p = &d->peers[peer];
     if (!atomic_exchange(&p->dying, true)) {
-        inf_err err = {0};
-        if (link != NULL && inf_link_status(link, &err) != INF_OK) {
-            memcpy(p->why, err.message, sizeof p->why);
-        } else {
-            snprintf(p->why, sizeof p->why, "peer %u: %s", peer, reason(status));
-        }
+        say_why(d, peer, status, link);
         atomic_store(&p->dead, status); /* why is there before it */
         atomic_fetch_add(&d->refused, status == INF_EPROTO ? 1 : 0);
         inf_dist_wake(d->server.wake);
@@ -36,18 +51,36 @@ void inf_peer_fail(inf_dist *d, uint32_t peer, int32_t status, const inf_link *l
     }
 }
 
-uint32_t inf_server_round(inf_dist *d, inf_link **links, uint32_t *ids) {
+/* Lists the living; those of the dead are taken from their peers. dist.lock is held. */
+static uint32_t list(inf_dist *d, inf_link **links, uint32_t *ids, inf_link **over,
+                     uint32_t *n_over) {
     uint32_t n = 0;
-    pthread_mutex_lock(&d->lock);
+    *n_over = 0;
     for (uint32_t i = 0; i < INF_MAX_PEERS; i++) {
         inf_peer *p = &d->peers[i];
         if (p->squery != NULL && atomic_load(&p->dead) != INF_OK) {
-            inf_query_link_close(d, p->squery);
+            over[(*n_over)++] = p->squery;
             p->squery = NULL;
         } else if (p->squery != NULL) {
             links[n] = p->squery;
             ids[n++] = i;
         }
+    }
+    return n;
+}
+
+uint32_t inf_server_round(inf_dist *d, inf_link **links, uint32_t *ids) {
+    inf_link *over[INF_MAX_PEERS];
+    uint32_t n_over;
+    pthread_mutex_lock(&d->lock);
+    uint32_t n = list(d, links, ids, over, &n_over);
+    while (n_over > 0) { /* until the round begins a detach waits */
+        pthread_mutex_unlock(&d->lock);
+        while (n_over-- > 0) {
+            inf_query_link_close(d, over[n_over]);
+        }
+        pthread_mutex_lock(&d->lock);
+        n = list(d, links, ids, over, &n_over); /* some may have left since */
     }
     d->server.round++;
     pthread_cond_broadcast(&d->changed);
@@ -62,51 +95,49 @@ static uint64_t draw_lane(uint32_t peer) {
                                                                                 : inf_now() ^ peer;
 }
 
-/* Gives the peer a pair of links, or closes them; the caller holds dist.lock. Both lanes come
- * together or not at all. */
-static int take_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
-                      inf_region *region, const char **why) {
+/* Gives the peer a pair of links: both lanes come together or not at all. The caller holds
+ * dist.lock; on failure the links are still its own. */
+static int take_links(inf_dist *d, uint32_t peer, bool client, inf_link *query,
+                      const inf_move_link *move, const char **why) {
     inf_peer *p = &d->peers[peer];
-    *why = "no memory for a peer, or too many rails";
-    int status = INF_EINVAL;
     if ((client ? p->query : p->squery) != NULL || atomic_load(&p->dead) != INF_OK ||
         atomic_load(&p->leaving)) {
         *why = "the peer has links already; detach it first";
-        inf_link_close(move);
-    } else {
-        p->lane = client ? draw_lane(peer) : p->lane;
-        status = inf_rail_add(d, peer, 0, client, move, region);
+        return INF_EINVAL;
     }
-    if (status != INF_OK) {
-        inf_query_link_close(d, query);
-        return status;
+    *why = "no memory for a peer, or too many rails";
+    p->lane = client ? draw_lane(peer) : p->lane;
+    int status = inf_rail_add(d, peer, 0, client, move);
+    if (status == INF_OK) {
+        *(client ? &p->query : &p->squery) = query;
     }
-    *(client ? &p->query : &p->squery) = query;
-    return INF_OK;
+    return status;
 }
 
 static int add_links(inf_dist *d, uint32_t peer, bool client, inf_link *query, inf_link *move,
                      inf_err *err) {
-    const char *why = NULL;
+    const char *why = "", *of = "";
+    inf_err fault;
+    int status = INF_EINVAL;
     if (query == NULL || move == NULL || peer >= INF_MAX_PEERS) {
         why = "a peer needs an index below 256 and both lanes";
     } else if (inf_link_slot_bytes(query) < d->query_bytes ||
                inf_link_slot_bytes(move) < d->move_bytes) {
         why = "the links' slots are smaller than this device's messages";
+    } else if ((status = inf_dist_fault(d, &fault)) != INF_OK) {
+        of = "cannot take a peer, this device failed: ";
+        why = fault.message;
+    } else { /* whatever may wait for the device is done before the lock is taken */
+        inf_slots_pin(d, query);
+        inf_move_link m = inf_rail_prepare(d, client, move);
+        pthread_mutex_lock(&d->lock);
+        status = take_links(d, peer, client, query, &m, &why);
+        pthread_mutex_unlock(&d->lock);
     }
-    if (why != NULL) {
-        inf_link_close(query);
-        inf_link_close(move);
-        return inf_dist_error(err, INF_EINVAL, (int32_t)peer, "%s", why);
-    }
-    inf_near_add(d, move);
-    inf_slots_pin(d, query);
-    inf_region *region = inf_rail_region(d, move);
-    pthread_mutex_lock(&d->lock);
-    int status = take_links(d, peer, client, query, move, region, &why);
-    pthread_mutex_unlock(&d->lock);
     if (status != INF_OK) {
-        return inf_dist_error(err, status, (int32_t)peer, "%s", why);
+        inf_query_link_close(d, query);
+        inf_link_close(move);
+        return inf_dist_error(err, status, (int32_t)peer, "%s%s", of, why);
     }
     inf_dist_wake(client ? d->mover.wake : d->server.wake);
     inf_dist_wake(client ? d->mover.wake : d->lander.wake);
@@ -158,7 +189,7 @@ int inf_dist_peer_detach(inf_dist *d, uint32_t peer, inf_err *err) {
     p->squery = NULL;
     inf_rails_take(d, p, rails);
     wait_for_release(d, p);
-    inf_link *query = p->query; /* a step that used it may have closed it */
+    inf_link *query = p->query; /* the mover may have closed it */
     p->query = NULL;
     pthread_mutex_unlock(&d->lock); /* a close may take a while; nobody else has any of these */
     for (int i = 0; i < 2 * INF_MAX_RAILS; i++) {

@@ -82,7 +82,8 @@ static inf_region *region_on(inf_dist *d, inf_verbs_device *device) {
     return region;
 }
 
-inf_region *inf_rail_region(inf_dist *d, inf_link *link) {
+/* Makes the link able to put, where that can be; NULL where it cannot. May take long. */
+static inf_region *region_for(inf_dist *d, inf_link *link) {
     inf_verbs_device *device = inf_link_verbs_device(link);
     if (device == NULL) {
         return NULL;
@@ -166,8 +167,14 @@ static inf_rail **place_of(inf_dist *d, uint32_t peer, uint32_t number, bool out
     return out ? &p->out[number] : &p->in[number];
 }
 
-int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link *link,
-                 inf_region *region) {
+inf_move_link inf_rail_prepare(inf_dist *d, bool out, inf_link *link) {
+    inf_near_add(d, link);
+    inf_move_link m = {.link = link, .region = region_for(d, link)};
+    m.offered = !out && m.region == NULL && inf_direct_offer(d, link);
+    return m;
+}
+
+int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, const inf_move_link *m) {
     inf_rail *r = NULL;
     bool extra = number > 0; /* the first ones of all peers have their places */
     int status = extra && d->extra_rails[out] >= MAX_EXTRA ? INF_EFULL : INF_OK;
@@ -176,18 +183,17 @@ int inf_rail_add(inf_dist *d, uint32_t peer, uint32_t number, bool out, inf_link
         status = r != NULL ? INF_OK : INF_ENOMEM;
     }
     if (status != INF_OK) {
-        inf_link_close(link);
         return status;
     }
-    r->link = link;
+    r->link = m->link;
     r->peer = peer;
     r->number = number;
     r->out = out;
     r->lane = out ? d->peers[peer].lane : 0;
-    r->region = region;
-    r->offered = !out && region == NULL && inf_direct_offer(d, link);
-    r->wants = out && region == NULL && inf_direct_wants(d, link);
-    atomic_init(&r->puts, region != NULL || r->offered);
+    r->region = m->region;
+    r->offered = m->offered;
+    r->wants = out && m->region == NULL && inf_direct_wants(d, m->link);
+    atomic_init(&r->puts, m->region != NULL || r->offered);
     *place_of(d, peer, number, out) = r;
     d->extra_rails[out] += extra;
     return INF_OK;
@@ -306,20 +312,18 @@ int inf_dist_peer_rail(inf_dist *d, uint32_t peer, uint32_t number, bool server,
         why = "the link's slots are smaller than this device's messages";
     }
     if (why == NULL) {
-        inf_near_add(d, link);
-        inf_region *region = inf_rail_region(d, link);
+        inf_move_link m = inf_rail_prepare(d, !server, link);
         pthread_mutex_lock(&d->lock);
         end_same(d, peer, number, !server);
         why = misfit(d, peer, number, !server);
         if (why == NULL) {
-            status = inf_rail_add(d, peer, number, !server, link, region);
-            link = NULL;
+            status = inf_rail_add(d, peer, number, !server, &m);
             why = status != INF_OK ? "there are too many rails, or no memory" : NULL;
         }
         pthread_mutex_unlock(&d->lock);
     }
-    inf_link_close(link);
     if (why != NULL) {
+        inf_link_close(link);
         return inf_dist_error(err, status, (int32_t)peer, "%s", why);
     }
     inf_dist_wake(server ? d->lander.wake : d->mover.wake);

@@ -9,7 +9,9 @@
  *
  * Between GPUs of one host a put is a copy (direct.c), complete when it returns.
  *
- * A piece whose move was refused meanwhile is not put, but the peer is told: its grant must end. */
+ * A piece whose move was refused meanwhile, or whose time is over (direct.c), is not put, but the
+ * peer is told: its grant must end. What fails at this end ends the move, or has the piece sent
+ * another way; it is nothing to the lane, the peer, or the queries beside it. */
 #include "dist/internal.h"
 #include "dist/marks.h"
 
@@ -102,7 +104,9 @@ static void write_head(const inf_rail *r, const inf_piece *c, uint32_t kind, uin
                        .first = m->first + (uint32_t)c->part.first,
                        .n = (uint32_t)c->part.n,
                        .ticket = m->ticket,
-                       .status = kind == INF_WIRE_LANDED ? m->status : INF_OK};
+                       .status = kind == INF_WIRE_LANDED && (m->status | c->given_up) != INF_OK
+                                     ? INF_ESTALE /* whatever it was: of the two that there are */
+                                     : INF_OK};
     memset(buf, 0, inf_wire_move_head());
     memcpy(buf, &h, sizeof h);
     memcpy(buf + sizeof h, &w, sizeof w);
@@ -130,16 +134,36 @@ static int post(inf_dist *d, inf_rail *r, inf_piece *c, int32_t state, uint64_t 
     return status;
 }
 
-static int post_blocks(inf_dist *d, inf_rail *r, inf_piece *c, uint8_t *buf) {
-    uint64_t block = d->kv.block_bytes, bytes = inf_wire_move_head() + bytes_of(d, c);
-    write_head(r, c, INF_WIRE_MOVE, bytes, buf);
-    uint8_t *at = buf + inf_wire_move_head();
+/* Blocks into the message; INF_EIO: the lane failed. */
+static int copy_blocks(inf_dist *d, const inf_piece *c, uint8_t *at) {
+    int status = inf_lane_take(d, &d->moving);
+    uint64_t block = d->kv.block_bytes;
+    if (status != INF_OK) {
+        return status;
+    }
     for (int32_t i = 0; i < c->part.n; i++, at += block) {
         const uint8_t *from = d->pool + (uint64_t)c->move->blocks[c->part.first + i] * block;
-        d->ops->copy_out(d->moving, at, from, block);
+        d->ops->copy_out(d->moving.lane, at, from, block);
     }
-    int status = d->ops->sync(d->moving, NULL);
-    return status != INF_OK ? status : post(d, r, c, INF_PIECE_SENT, bytes);
+    return inf_lane_sync(d, &d->moving);
+}
+
+/* Sends the piece, or ends its move, whose blocks cannot be read. INF_AGAIN: the lane rests. */
+static int post_blocks(inf_dist *d, inf_rail *r, inf_piece *c, uint8_t *buf) {
+    uint64_t bytes = inf_wire_move_head() + bytes_of(d, c);
+    write_head(r, c, INF_WIRE_MOVE, bytes, buf);
+    int status = copy_blocks(d, c, buf + inf_wire_move_head());
+    if (status == INF_EIO) { /* the lane's fault, or the blocks': that shows on another lane */
+        status = copy_blocks(d, c, buf + inf_wire_move_head());
+    }
+    if (status == INF_EIO && inf_dist_fault(d, NULL) == INF_OK) {
+        c->move->status = INF_EIO;
+        status = INF_AGAIN;
+    }
+    if (status != INF_OK) {
+        return status == INF_ENOMEM ? INF_AGAIN : status;
+    }
+    return post(d, r, c, INF_PIECE_SENT, bytes);
 }
 
 /* Begins pieces while there is room and something to send. */
@@ -157,10 +181,11 @@ static int begin_pieces(inf_dist *d, inf_rail *r) {
          * once whenever there is room, until another prepare has taken note of it. */
         void *buf = NULL;
         int status = inf_link_prepare(r->link, &buf);
-        if (status != INF_OK || !next_part(p, most(d, r), c)) {
+        if (status != INF_OK || inf_lane_rests(&d->moving) > 0 || !next_part(p, most(d, r), c)) {
             return status == INF_AGAIN ? INF_OK : status;
         }
         c->put = 0;
+        c->given_up = INF_OK;
         c->asked_ns = inf_now();
         if (atomic_load(&r->puts)) {
             write_head(r, c, INF_WIRE_ASK, inf_wire_move_head(), buf);
@@ -170,7 +195,7 @@ static int begin_pieces(inf_dist *d, inf_rail *r) {
         }
         if (status != INF_OK) {
             end_piece(c, INF_MOVE_AGAIN);
-            return status;
+            return status == INF_AGAIN ? INF_OK : status;
         }
         atomic_fetch_add(&d->moved_blocks, (uint64_t)c->part.n);
         atomic_fetch_add(&d->moved_bytes, bytes_of(d, c));
@@ -221,17 +246,32 @@ static uint32_t stretches(const inf_dist *d, const inf_rail *r, const inf_piece 
     return n;
 }
 
-/* Puts what may be put now, and says so when it was all. */
-static int put_piece(inf_dist *d, inf_rail *r, inf_piece *c) {
+/* Puts what may be put now: all of what is wanted, or as much as there is room for (INF_AGAIN). */
+static int put_blocks(inf_dist *d, inf_rail *r, inf_piece *c) {
     inf_put puts[INF_PUT_MAX];
     int status = set_limit(d, r);
-    bool wanted = c->move->status == INF_OK;
-    while (status == INF_OK && wanted && c->put < bytes_of(d, c)) {
+    while (status == INF_OK && c->put < bytes_of(d, c)) {
         uint64_t bytes = 0;
         uint32_t n = stretches(d, r, c, puts, &bytes);
         status = r->far != NULL ? inf_direct_copy(d, r, puts, n, c->asked_ns)
                                 : inf_link_put(r->link, puts, n);
         c->put += status == INF_OK ? bytes : 0;
+    }
+    return status;
+}
+
+/* Puts, and says so when it was all, or will be no more. */
+static int put_piece(inf_dist *d, inf_rail *r, inf_piece *c) {
+    int status = INF_OK;
+    bool direct = r->region == NULL;
+    if (direct && r->far == NULL) { /* another piece has found that it does not work */
+        c->given_up = INF_AGAIN;
+    } else if (c->move->status == INF_OK && c->given_up == INF_OK) {
+        status = put_blocks(d, r, c);
+    }
+    if (direct && (status == INF_ETIMEOUT || status == INF_EIO)) {
+        c->given_up = status == INF_EIO ? INF_AGAIN : status;
+        status = INF_OK;
     }
     void *buf = NULL;
     status = status == INF_OK ? inf_link_prepare(r->link, &buf) : status;
@@ -313,7 +353,11 @@ static int take_answer(inf_dist *d, inf_rail *r, const uint8_t *msg, uint64_t le
         SEEN(back, r, c, len);
     }
     inf_move *m = c->move;
-    if (w.status != INF_OK) {
+    if (c->state == INF_PIECE_SENT && c->given_up != INF_OK) {
+        int32_t why = c->given_up == INF_AGAIN ? INF_OK : c->given_up;
+        m->status = m->status != INF_OK ? m->status : why;
+        end_piece(c, INF_MOVE_AGAIN);
+    } else if (w.status != INF_OK) {
         m->status = m->status != INF_OK ? m->status : w.status;
         end_piece(c, INF_MOVE_AGAIN);
     } else if (c->state == INF_PIECE_SENT || is_there(&w, h.n_entries)) {

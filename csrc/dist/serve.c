@@ -14,7 +14,8 @@
  *     the answer is posted, and the message released.
  *  3. The spans of a message are held from before the call until after it.
  *  4. A message fails alone: a malformed one never gets into a batch; a stale span costs its group;
- *     and when a call for several fails, each is asked for again by itself. */
+ *     and when a call fails, each message of it is asked for again by itself, on another lane if
+ * this one has failed (lanes.c). Only a message whose own call fails ends its peer. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -28,8 +29,8 @@
 
 enum { SERVE_ROWS = 256 };
 
-/* Only a creditor needs it. Without threads of its own it still answers, on this one. */
-static void open_answering(inf_dist *d) {
+/* Only a creditor needs them. Without threads of its own it still answers, on this one. */
+static void open_workers(inf_dist *d) {
     if (d->answering_tried) {
         return;
     }
@@ -44,9 +45,6 @@ static void open_answering(inf_dist *d) {
     }
     if (keeps) {
         sched_setaffinity(0, sizeof mine, &mine);
-    }
-    if (inf_dist_lane(d, INF_LANE_ANSWER, &d->answering) != INF_OK) {
-        d->answering = NULL;
     }
 }
 
@@ -67,8 +65,19 @@ static int ask(inf_dist *d, inf_query *first, uint32_t n) {
     if (args == 0) { /* every group was refused */
         return INF_OK;
     }
+    int status = inf_lane_take(d, &d->answering);
+    if (status != INF_OK) {
+        return status;
+    }
+    inf_err err = {0};
     atomic_fetch_add(&d->served_batches, 1);
-    return d->ops->answer(d->answering, d->attn, (int32_t)args, NULL);
+    status = d->ops->answer(d->answering.lane, d->attn, (int32_t)args, &err);
+    if (status == INF_OK) {
+        inf_lane_worked(&d->answering);
+    } else if (status != INF_EINVAL) { /* which is the message's */
+        inf_lane_failed(d, &d->answering, &err);
+    }
+    return status;
 }
 
 static void compute(inf_dist *d) {
@@ -79,10 +88,11 @@ static void compute(inf_dist *d) {
         queries[i].asked = true;
     }
     int status = ask(d, queries, n);
+    bool again = status != INF_OK && (n > 1 || status != INF_EINVAL);
     for (uint32_t i = 0; i < n; i++) {
         inf_query *m = &queries[i];
         m->asked = true;
-        m->status = status != INF_OK && n > 1 ? ask(d, m, 1) : status;
+        m->status = again ? ask(d, m, 1) : status;
     }
     for (uint32_t i = 0; i < n; i++) {
         inf_query_put(d, &queries[i]);
@@ -108,14 +118,11 @@ static void answer_batch(inf_dist *d) {
     if (d->n_queries == 0) {
         return;
     }
-    open_answering(d);
-    if (d->answering != NULL) {
-        compute(d);
-    }
+    open_workers(d);
+    compute(d);
     for (uint32_t i = 0; i < d->n_queries; i++) {
         inf_query *m = &d->queries[i];
-        int status = d->answering != NULL ? m->status : INF_ENOMEM;
-        status = status != INF_OK ? status : give_answer(d, m);
+        int status = m->status != INF_OK ? m->status : give_answer(d, m);
         inf_link_release(m->link);
         if (status != INF_OK) {
             inf_peer_fail(d, m->owner, status, m->link);
@@ -199,14 +206,14 @@ void *inf_serve_main(void *dist) {
         inf_dist_unwake(d->server.wake);
         inf_near_follow(d, &d->server);
         uint32_t n = inf_server_round(d, links, ids);
-        for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t i = 0; i < n && inf_lane_rests(&d->answering) == 0; i++) {
             look_at(d, links[i], ids[i]);
             if (d->n_queries == INF_SERVE_MESSAGES) {
                 answer_batch(d);
             }
         }
         answer_batch(d);
-        inf_link_wait(links, n, d->server.wake, 100000000);
+        inf_lane_wait(&d->answering, links, n, d->server.wake, 100000000);
     }
     return NULL;
 }

@@ -13,7 +13,9 @@
  * logits are f32.
  *
  * Failure: operations return nothing. The first fault of a lane stays with it, what follows may do
- * nothing, and sync says so. */
+ * nothing, and sync says so. Such a lane can only be closed, after which nothing that was asked of
+ * it is under way. Another one may be as good as the first; lane_open says INF_EIO if none can be,
+ * because the device itself has failed. */
 #ifndef INF_BACKEND_H
 #define INF_BACKEND_H
 
@@ -158,10 +160,12 @@ struct inf_backend_ops {
 
     /* Pools that instances of one host copy into, each other's. All NULL: the device's memory
      * cannot be shared. export makes a key that only members of the cluster may have, with which
-     * another process opens the pool as device memory of its own; close before the backend is, and
+     * another process opens the pool as device memory of its own, of *bytes bytes at the least:
+     * that is known here, and not the word of who made the key. close before the backend is, and
      * after the last copy. *why: of a failure, in words, good until the thread's next call. */
     int (*pool_export)(inf_backend *, void *pool, inf_pool_key *out, const char **why);
-    uint8_t *(*pool_open)(inf_backend *, const inf_pool_key *key, const char **why);
+    uint8_t *(*pool_open)(inf_backend *, const inf_pool_key *key, uint64_t *bytes,
+                          const char **why);
     void (*pool_close)(inf_backend *, const inf_pool_key *key, uint8_t *pool);
 
     /* What a NIC needs to write into device memory; each returns 0 or an errno. All NULL: device
@@ -253,7 +257,8 @@ struct inf_backend_ops {
     /* Partials of host q into host o and lse, one inf_attn per span. Those that follow each other
      * with the same o are spans of the same rows, and merged. They may be of several messages and
      * layers, max_segments at most; those whose windows are the same stand together. Done on
-     * return; the status is the lane's. */
+     * return. INF_EINVAL: some are more than the lane holds, and it is as good as before. Any other
+     * status is the lane's. */
     int (*answer)(inf_lane *, const inf_attn *args, int32_t n, inf_err *err);
 };
 

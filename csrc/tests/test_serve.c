@@ -1,9 +1,13 @@
 /* A creditor asked by several debtors at once: what is there together is one call of answer, with
- * the results of one by one; and what is wrong with one message is nobody else's matter.
+ * the results of one by one; and what is wrong with one message is nobody else's matter, nor is a
+ * lane that fails, as long as there is another one.
  *
  * The device is a fake around the CPU's: it counts calls, holds one back until the test lets it go,
- * so that messages gather behind it, and refuses what the test has named. */
+ * so that messages gather behind it, refuses what the test has named, and has lanes that fail and
+ * stay so. */
 #include "wire_raw.h"
+
+#include "dist/internal.h"
 
 #include <semaphore.h>
 
@@ -15,10 +19,48 @@ static struct {
     sem_t held, go;
     _Atomic uint32_t calls;
     _Atomic uint32_t poison; /* a call with a query at this position fails */
+    _Atomic uint32_t deadly; /* the same, and its lane has failed from then on */
+    atomic_bool break_next;  /* the next call does that, whatever it is */
+    _Atomic(inf_lane *) broken;
+    _Atomic uint32_t opens;  /* of lanes that answer */
+    _Atomic uint64_t gap_ns; /* between the last two of them */
+    uint64_t opened_ns;      /* the server thread's */
+    atomic_int refuse;       /* how opening one fails */
+    int (*lane_open)(inf_backend *, const inf_lane_config *, inf_lane **, inf_err *);
+    void (*lane_close)(inf_lane *);
 } fake;
+
+static int say(inf_err *err, int code, const char *text) {
+    snprintf(err->message, sizeof err->message, "%s", text);
+    return code;
+}
+
+static int fake_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
+    int refuse = atomic_load(&fake.refuse);
+    if (c->kind == INF_LANE_ANSWER) {
+        uint64_t now = inf_now();
+        atomic_fetch_add(&fake.opens, 1);
+        atomic_store(&fake.gap_ns, now - fake.opened_ns);
+        fake.opened_ns = now;
+        if (refuse != INF_OK) {
+            *out = NULL;
+            return say(err, refuse, "no such lane today");
+        }
+    }
+    return fake.lane_open(b, c, out, err);
+}
+
+static void fake_lane_close(inf_lane *lane) {
+    inf_lane *mine = lane;
+    atomic_compare_exchange_strong(&fake.broken, &mine, NULL);
+    fake.lane_close(lane);
+}
 
 static int fake_answer(inf_lane *lane, const inf_attn *args, int32_t n, inf_err *err) {
     atomic_fetch_add(&fake.calls, 1);
+    if (atomic_exchange(&fake.break_next, false)) {
+        atomic_store(&fake.broken, lane);
+    }
     if (atomic_exchange(&fake.hold, false)) {
         CHECK(sem_post(&fake.held) == 0 && sem_wait(&fake.go) == 0);
     }
@@ -26,10 +68,16 @@ static int fake_answer(inf_lane *lane, const inf_attn *args, int32_t n, inf_err 
         if (args[i].q_pos0 == atomic_load(&fake.poison)) {
             return INF_EINVAL;
         }
+        if (args[i].q_pos0 == atomic_load(&fake.deadly)) {
+            atomic_store(&fake.broken, lane);
+        }
         /* A launch is of one window, so those with the same one stand together. */
         for (int32_t k = i + 1; k < n; k++) {
             CHECK(args[k].window != args[i].window || args[k - 1].window == args[i].window);
         }
+    }
+    if (atomic_load(&fake.broken) == lane) {
+        return say(err, INF_EIO, "the lane is broken");
     }
     return fake.answer(lane, args, n, err);
 }
@@ -52,8 +100,14 @@ static world *open_world(const uint32_t pos0[DEBTORS], const uint32_t rows[DEBTO
     inf_backend *b = w_backend(); /* its table is that of all instances; nobody uses it yet */
     inf_backend_ops *ops = (inf_backend_ops *)(uintptr_t)b->ops;
     CHECK(w != NULL);
-    fake.answer = fake.answer != NULL ? fake.answer : ops->answer;
-    ops->answer = fake_answer;
+    if (fake.answer == NULL) {
+        fake.answer = ops->answer;
+        fake.lane_open = ops->lane_open;
+        fake.lane_close = ops->lane_close;
+        ops->answer = fake_answer;
+        ops->lane_open = fake_lane_open;
+        ops->lane_close = fake_lane_close;
+    }
     b->ops->close(b);
     w->v = w_open(256);
     for (uint32_t i = 0; i < DEBTORS; i++) {
@@ -218,10 +272,108 @@ static void alone(void) {
     close_world(w);
 }
 
+static void expect_why(inst *w, uint32_t peer, int status, const char *why) {
+    inf_err err;
+    w_expect_status(w, peer, status);
+    CHECK(inf_dist_peer_status(w->d, peer, &err) == status && strstr(err.message, why) != NULL);
+}
+
+/* All but PLUG ask together; the calls that it took. */
+static uint32_t ask_all(world *w, uint64_t seed, uint32_t fails, int32_t status) {
+    plug(w);
+    uint32_t calls = atomic_load(&fake.calls);
+    for (uint32_t i = 1; i < DEBTORS; i++) {
+        ask(&w->d[i], seed + i);
+    }
+    if (fails == DEBTORS) {
+        atomic_store(&fake.break_next, true);
+    }
+    unplug(w);
+    for (uint32_t i = 1; i < DEBTORS; i++) {
+        collect(&w->d[i], i == fails ? status : INF_OK);
+    }
+    return atomic_load(&fake.calls) - calls;
+}
+
+/* A lane fails and stays so; another one is as good as the first. Queries that it was asked are
+ * asked again, and whose query breaks every lane loses its link, alone. */
+static void broken_lanes(void) {
+    const uint32_t pos0[DEBTORS] = {40, 41, 50, 77, 120}, rows[DEBTORS] = {1, 1, 2, 1, 3};
+    world *w = open_world(pos0, rows);
+    inf_err err;
+    for (uint32_t i = 0; i < DEBTORS; i++) {
+        w->d[i].layer = 0;
+    }
+    CHECK(ask_all(w, 7, 0, INF_OK) == 1);
+    uint32_t opens = atomic_load(&fake.opens);
+    CHECK(ask_all(w, 17, DEBTORS, INF_OK) == 1 + 4);
+    CHECK(atomic_load(&fake.opens) == opens + 1);
+    CHECK(ask_all(w, 27, 0, INF_OK) == 1);
+    atomic_store(&fake.deadly, pos0[3]);
+    CHECK(ask_all(w, 37, 3, INF_EPEER) == 1 + 4);
+    CHECK(atomic_load(&fake.opens) == opens + 3); /* the batch's lane, and its own */
+    atomic_store(&fake.deadly, 0);
+    expect_why(&w->v, 13, INF_EIO, "this device failed: the lane is broken");
+    for (uint32_t i = 0; i < DEBTORS; i++) {
+        if (i != 3) {
+            ask(&w->d[i], 47 + i);
+            collect(&w->d[i], INF_OK);
+            CHECK(inf_dist_peer_status(w->v.d, 10 + i, &err) == INF_OK);
+        }
+    }
+    CHECK(inf_dist_fault(w->v.d, &err) == INF_OK);
+    close_world(w);
+}
+
+/* No lane is to be had: for a while, or because the device is over, which is the instance's own
+ * fault and said once. */
+static void no_lanes(void) {
+    const uint32_t pos0[DEBTORS] = {40, 41, 50, 77, 120}, rows[DEBTORS] = {1, 1, 2, 1, 3};
+    world *w = open_world(pos0, rows);
+    inf_link *c[2], *s[2];
+    inf_err err;
+    for (uint32_t i = 0; i < DEBTORS; i++) {
+        w->d[i].layer = 0;
+    }
+    atomic_store(&fake.refuse, INF_ENOMEM);
+    atomic_store(&fake.break_next, true);
+    for (uint32_t i = 0; i < 2; i++) {
+        ask(&w->d[i], 7);
+        collect(&w->d[i], INF_EPEER);
+        expect_why(&w->v, 10 + i, INF_ENOMEM, "no such lane today");
+    }
+    CHECK(atomic_load(&fake.gap_ns) >= 10000000); /* the second query waited for its try */
+    atomic_store(&fake.refuse, INF_OK);
+    ask(&w->d[2], 7); /* within the rest that follows a fault */
+    collect(&w->d[2], INF_OK);
+    CHECK(inf_dist_fault(w->v.d, &err) == INF_OK);
+
+    atomic_store(&fake.refuse, INF_EIO);
+    atomic_store(&fake.break_next, true);
+    for (uint32_t i = 3; i < 5; i++) {
+        ask(&w->d[i], 7);
+        collect(&w->d[i], INF_EPEER);
+        expect_why(&w->v, 10 + i, INF_EIO, "this device failed: no such lane today");
+    }
+    atomic_store(&fake.refuse, INF_OK);
+    CHECK(inf_dist_fault(w->v.d, &err) == INF_EIO &&
+          strcmp(err.message, "no such lane today") == 0);
+    w_lanes(INF_PROVIDER_SHM, &w->v, c, s);
+    CHECK(inf_dist_peer_serve(w->v.d, 30, s[0], s[1], &err) == INF_EIO);
+    CHECK(strstr(err.message, "cannot take a peer, this device failed: no such") != NULL);
+    for (int i = 0; i < 2; i++) {
+        raw_expect_death(c[i], INF_EPEER);
+        inf_link_close(c[i]);
+    }
+    close_world(w);
+}
+
 int main(void) {
     CHECK(sem_init(&fake.held, 0, 0) == 0 && sem_init(&fake.go, 0, 0) == 0);
     together();
     bounded();
     alone();
+    broken_lanes();
+    no_lanes();
     return 0;
 }

@@ -5,6 +5,8 @@
  * a wrong result or a fault. */
 #include "wire_raw.h"
 
+#include <semaphore.h>
+
 enum { MOST = 64 };
 
 typedef struct {
@@ -22,6 +24,8 @@ static struct {
     waiting merges[MOST]; /* the step thread's */
     uint32_t n_merges, late;
     bool defer;
+    _Atomic(inf_backend *) slow; /* its next unpin waits for the test */
+    sem_t held, go;
 } fake = {.lock = PTHREAD_MUTEX_INITIALIZER, .refuse_after = UINT32_MAX};
 
 static int fake_pin(inf_backend *b, void *host, uint64_t bytes) {
@@ -47,7 +51,10 @@ static int fake_pin(inf_backend *b, void *host, uint64_t bytes) {
 }
 
 static void fake_unpin(inf_backend *b, void *host) {
-    (void)b;
+    inf_backend *slow = b;
+    if (atomic_compare_exchange_strong(&fake.slow, &slow, NULL)) {
+        CHECK(sem_post(&fake.held) == 0 && sem_wait(&fake.go) == 0);
+    }
     pthread_mutex_lock(&fake.lock);
     for (uint32_t i = 0; i < fake.n; i++) {
         if (fake.at[i] == host) {
@@ -256,11 +263,97 @@ static void given_back(void) {
     w_close(&b);
 }
 
+/* ---- while one link is being unpinned, for which a device may take its time, steps go on ---- */
+
+enum { BY_MOVER, BY_SERVER, BY_STEP, BY_CALLER, WAYS };
+
+static void *let_go_later(void *arg) {
+    atomic_bool *late = arg;
+    nanosleep(&(struct timespec){3, 0}, NULL);
+    atomic_store(late, true);
+    CHECK(sem_post(&fake.go) == 0);
+    return NULL;
+}
+
+/* Links for a peer that has some. */
+static void *attach_again(void *arg) {
+    inst *a = arg;
+    inf_link *c[2], *s[2];
+    inf_err err;
+    w_lanes(INF_PROVIDER_SHM, a, c, s);
+    CHECK(inf_dist_peer_attach(a->d, 2, c[0], c[1], &err) == INF_EINVAL);
+    inf_link_close(s[0]);
+    inf_link_close(s[1]);
+    return NULL;
+}
+
+static void beside_an_unpin(int way) {
+    inst a = w_open(128), b = w_open(128), gone = w_open(128);
+    pthread_t alarm, caller;
+    atomic_bool late = false;
+    inf_err err;
+    uint64_t rng = 8;
+    w_join(INF_PROVIDER_SHM, &a, 2, &b, 2);
+    if (way == BY_SERVER) {
+        w_join(INF_PROVIDER_SHM, &gone, 2, &a, 1);
+    } else {
+        w_join(INF_PROVIDER_SHM, &a, 1, &gone, 2);
+    }
+    req *r[2] = {w_req(&a, 40, 2, &rng), w_req(&a, 40, 1, &rng)};
+    w_lend(&a, r[0], &b, 2, 2, 2);
+    if (way == BY_STEP) {
+        w_lend(&a, r[1], &gone, 1, 2, 4);
+    }
+    step *s = calloc(1, sizeof *s);
+    if (way == BY_STEP) { /* the step has the link when its peer dies */
+        w_begin(&a, s, r, 2, 1);
+        w_layer(&a, s, r, 0, &rng);
+    }
+    atomic_store(&fake.slow, a.backend);
+    if (way == BY_CALLER) {
+        CHECK(pthread_create(&caller, NULL, attach_again, &a) == 0);
+    } else {
+        w_close(&gone);
+    }
+    if (way != BY_STEP) {
+        CHECK(sem_wait(&fake.held) == 0);
+    } else {
+        w_expect_status(&a, 1, INF_EPEER);
+    }
+    CHECK(pthread_create(&alarm, NULL, let_go_later, &late) == 0);
+    if (way != BY_STEP) {
+        w_begin(&a, s, r, 2, 1);
+    }
+    w_layer(&a, s, r, 1, &rng);
+    CHECK(s->seq_out[0].status == INF_OK && w_error(s, r[0], 0, 1) < 1e-5);
+    CHECK(s->seq_out[1].status == (way == BY_STEP ? INF_EPEER : INF_OK));
+    inf_dist_end(a.d);
+    CHECK(!atomic_load(&late));
+    CHECK(way != BY_STEP || sem_wait(&fake.held) == 0);
+    CHECK(pthread_join(alarm, NULL) == 0);
+    if (way == BY_CALLER) {
+        CHECK(pthread_join(caller, NULL) == 0);
+        w_close(&gone);
+    }
+    CHECK(inf_dist_peer_detach(a.d, 1, &err) == INF_OK);
+    CHECK(inf_dist_peer_detach(a.d, 2, &err) == INF_OK && inf_dist_peer_detach(b.d, 2, &err) == 0);
+    CHECK(pinned_now() == 0); /* a detach waits until what is taken down is gone */
+    free(s);
+    free(r[0]);
+    free(r[1]);
+    w_close(&a);
+    w_close(&b);
+}
+
 int main(void) {
+    CHECK(sem_init(&fake.held, 0, 0) == 0 && sem_init(&fake.go, 0, 0) == 0);
     use_fake();
     pins(INF_PROVIDER_SHM);
     pins(INF_PROVIDER_TCP);
     deferred();
     given_back();
+    for (int way = 0; way < WAYS; way++) {
+        beside_an_unpin(way);
+    }
     return 0;
 }

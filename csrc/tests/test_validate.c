@@ -1,7 +1,10 @@
 /* Inputs that are refused: every field of a good step is mutated, the step is refused without harm,
  * and the good step still gives what it gave before. Then the life of a device, misused in every
- * order. */
+ * order, and its end when work for others has shown it. */
 #include "tests/tiny_model.h"
+
+#include "dist/internal.h"
+#include "runtime/runtime.h"
 
 static tiny_model model;
 static inf_device *device;
@@ -270,11 +273,33 @@ static void test_life(void) {
     CHECK(inf_device_block_bytes(&model.config) == 2 * 2 * 2 * 4 * 16 * 4, "block bytes");
 }
 
+/* A step that is in itself right ends with what the thread that answers others was told by the
+ * device, and so does everything that follows. */
+static void test_over(void) {
+    inf_err err = {0};
+    device = tiny_open(&model);
+    CHECK(inf_device_buffers(device, &buf, &err) == INF_OK, "buffers");
+    tiny_slot(device, 0);
+    tiny_slot(device, 2);
+    fill();
+    CHECK(inf_device_submit(device, &err) == INF_OK, "%s", err.message);
+    CHECK(inf_device_wait(device, -1, &err) == INF_OK, "%s", err.message);
+    struct inf_dist *d = device->dist;
+    d->fault = (inf_err){.code = INF_EIO, .instance = -1, .layer = -1, .message = "no lane"};
+    atomic_store(&d->over, true);
+    CHECK(inf_device_submit(device, &err) == INF_OK, "%s", err.message);
+    CHECK(inf_device_wait(device, -1, &err) == INF_EIO && strcmp(err.message, "no lane") == 0,
+          "a step of a device that is over");
+    CHECK(inf_device_submit(device, &err) == INF_EIO, "the next step");
+    inf_device_close(device);
+}
+
 int main(void) {
     model = tiny_new(0, INF_DTYPE_F32);
     test_configs();
     test_life();
     test_mutations();
+    test_over();
     tiny_free(&model);
     puts("validate: ok");
     return 0;

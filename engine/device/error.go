@@ -73,7 +73,8 @@ func (e *Error) reason() error {
 }
 
 // StatusError is the error of a request's share of a step or of a move, nil for success. peer is -1 where
-// nobody is at fault. A share that failed with ErrIO met numbers that are not finite.
+// nobody is at fault. A share that failed with ErrIO met numbers that are not finite, a move blocks that this
+// device could not read.
 func StatusError(status, peer int32) error {
 	if status >= 0 {
 		return nil

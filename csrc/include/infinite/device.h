@@ -199,8 +199,9 @@ int inf_device_buffers(inf_device *device, inf_step_buffers *out, inf_err *err);
 int inf_device_submit(inf_device *device, inf_err *err);
 
 /* Waits for the step. INF_OK: the outputs are there; single requests may have failed (seq_out).
- * INF_AGAIN: timeout_ns passed and the step goes on. INF_EIO: the device itself failed; nothing of
- * the step counts, and the device can only be closed. */
+ * INF_AGAIN: timeout_ns passed and the step goes on. INF_EIO: the device itself failed, in this
+ * step or in work for others beside it; nothing of the step counts, and the device can only be
+ * closed. */
 int inf_device_wait(inf_device *device, int64_t timeout_ns, inf_err *err);
 
 /* ---- sampling slots ---- */
@@ -245,7 +246,8 @@ int inf_device_move_post(inf_device *device, uint32_t peer, uint32_t handle, uin
 
 typedef struct inf_move_done {
     uint64_t ticket;
-    int32_t status; /* INF_OK: every block is readable at the peer */
+    int32_t status; /* INF_OK: every block is readable at the peer. INF_EIO, INF_ETIMEOUT: this
+                       device could not read them, or not copy them in time; the peer lives. */
     int32_t reserved;
 } inf_move_done;
 

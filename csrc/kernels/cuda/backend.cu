@@ -40,7 +40,7 @@ static void backend_free(inf_backend *b, void *device) {
 static void *backend_alloc_pool(inf_backend *b, uint64_t bytes) {
     const uint64_t page = 65536;
     void *pool = backend_alloc(b, (bytes + page - 1) / page * page);
-    if (pool != NULL && !shared_begin(pool)) {
+    if (pool != NULL && !shared_begin(pool, bytes)) {
         backend_free(b, pool);
         pool = NULL;
     }

@@ -367,6 +367,22 @@ void inf_cuda_lane_close(inf_lane *l) {
         (void)cudaStreamDestroy(l->stream);
     }
     free(l);
+    (void)cudaGetLastError(); /* what failed on it is no fault of the thread's next lane */
+}
+
+/* Why there is no lane. What has befallen the GPU itself comes back from every call. */
+static int no_lane(const inf_lane_config *c, inf_err *err) {
+    size_t available = 0, total = 0;
+    (void)cudaGetLastError(); /* or the thread's next launch would report it */
+    cudaError_t fault = cudaMemGetInfo(&available, &total);
+    (void)cudaGetLastError();
+    if (fault != cudaSuccess && fault != cudaErrorMemoryAllocation) {
+        return inf_fail(err, INF_EIO, -1, -1, "cannot open a lane, the GPU failed: %s (%d)",
+                        cudaGetErrorString(fault), (int)fault);
+    }
+    return inf_fail(err, INF_ENOMEM, -1, -1,
+                    "cannot allocate a lane of %d rows and %d blocks on the GPU", c->max_rows,
+                    c->max_blocks);
 }
 
 static int await_event(void *lane, void *event) {
@@ -417,10 +433,7 @@ int inf_cuda_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out,
                cudaStreamCreateWithPriority(&l->stream, cudaStreamNonBlocking, priority) !=
                    cudaSuccess ||
                !take_memory(l, c)) {
-        (void)cudaGetLastError(); /* or the thread's next launch would report it */
-        status = inf_fail(err, INF_ENOMEM, -1, -1,
-                          "cannot allocate a lane of %d rows and %d blocks on the GPU", c->max_rows,
-                          c->max_blocks);
+        status = no_lane(c, err);
     } else if (c->kind == INF_LANE_STEP) {
         inf_cuda_waiter waiter = {await_event, l};
         status = inf_cuda_products_open(l->act, &waiter, &l->products, err);

@@ -232,16 +232,20 @@ int inf_cuda_host_pin(inf_backend *b, void *host, uint64_t bytes);
 void inf_cuda_host_unpin(inf_backend *b, void *host);
 
 /* nic.cu */
+/* A function of the driver as CUDA 11.7 has it, found at run time, so that nothing is linked with
+ * the driver; NULL: it has none of that name. */
+void *driver_function(const char *name);
 int inf_cuda_nic_export(inf_backend *b, void *device, uint64_t bytes, int *fd, uint64_t *offset);
 int inf_cuda_nic_peermem(inf_backend *b);
 int inf_cuda_nic_flush(inf_backend *b);
 
 /* shared.cu */
 int inf_cuda_pool_export(inf_backend *b, void *pool, inf_pool_key *out, const char **why);
-uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, const char **why);
+uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, uint64_t *bytes,
+                            const char **why);
 void inf_cuda_pool_close(inf_backend *b, const inf_pool_key *key, uint8_t *pool);
-/* A pool that may be exported from here on, until shared_end; false: no memory. */
-bool shared_begin(const void *pool);
+/* A pool of so many bytes that may be exported from here on, until shared_end; false: no memory. */
+bool shared_begin(const void *pool, uint64_t bytes);
 /* Waits until nobody in this process has the pool open; false: somebody does not let go. */
 bool shared_end(const void *pool);
 

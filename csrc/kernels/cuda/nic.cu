@@ -12,33 +12,31 @@
 
 #include "kernels/cuda/lane.h"
 
-/* cuMemGetHandleForAddressRange: found at run time, so that nothing is linked with the driver. */
+/* cuMemGetHandleForAddressRange */
 typedef int (*export_range)(void *handle, unsigned long long at, size_t bytes, int type,
                             unsigned long long flags);
 
 enum { DMA_BUF_FD = 1 };
 
-static export_range find_export() {
+void *driver_function(const char *name) {
     void *found = NULL;
 #if CUDART_VERSION >= 12050 && !defined(INF_EMU)
     cudaDriverEntryPointQueryResult status;
-    cudaError_t error = cudaGetDriverEntryPointByVersion("cuMemGetHandleForAddressRange", &found,
-                                                         11070, cudaEnableDefault, &status);
+    cudaError_t error =
+        cudaGetDriverEntryPointByVersion(name, &found, 11070, cudaEnableDefault, &status);
     found = status == cudaDriverEntryPointSuccess ? found : NULL;
 #elif CUDART_VERSION >= 12000 && !defined(INF_EMU)
     cudaDriverEntryPointQueryResult status;
-    cudaError_t error = cudaGetDriverEntryPoint("cuMemGetHandleForAddressRange", &found,
-                                                cudaEnableDefault, &status);
+    cudaError_t error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &status);
     found = status == cudaDriverEntryPointSuccess ? found : NULL;
 #else
-    cudaError_t error =
-        cudaGetDriverEntryPoint("cuMemGetHandleForAddressRange", &found, cudaEnableDefault);
+    cudaError_t error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault);
 #endif
     if (error != cudaSuccess) {
         (void)cudaGetLastError();
         found = NULL;
     }
-    return (export_range)found;
+    return found;
 }
 
 /* An attribute of the backend's GPU; 0 where the driver does not know it. */
@@ -55,7 +53,7 @@ int inf_cuda_nic_export(inf_backend *backend, void *device, uint64_t bytes, int 
                         uint64_t *offset) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), at = (uint64_t)(uintptr_t)device;
     uint64_t whole = (bytes + page - 1) / page * page; /* alloc_pool has rounded up as well */
-    export_range get = find_export();
+    export_range get = (export_range)driver_function("cuMemGetHandleForAddressRange");
     if (get == NULL) {
         return ENOSYS;
     }

@@ -4,7 +4,10 @@
  * made it. Such users are counted: a pool is freed when the last has closed it. Users in other
  * processes are not known here. They close when they see the link's end, which comes before the
  * pool's; the driver counts mappings, so that the memory stays until then, though CUDA's manual
- * promises nothing for a pool that is freed first. */
+ * promises nothing for a pool that is freed first.
+ *
+ * How large an opened pool is, is this end's to know: of a pool of the process from its record, of
+ * another's from the driver, which has mapped it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,9 +25,13 @@ enum { USERS_SECONDS = 30 };
 struct shared_pool {
     shared_pool *next;
     const void *pool;
+    uint64_t bytes;
     uint32_t users;
     bool ending;
 };
+
+/* cuMemGetAddressRange: the allocation that an address is in. */
+typedef int (*address_range)(unsigned long long *begin, size_t *bytes, unsigned long long at);
 
 static struct {
     pthread_mutex_t lock;
@@ -59,12 +66,13 @@ static const char *reason(const char *what, cudaError_t status) {
     return why;
 }
 
-bool shared_begin(const void *pool) {
+bool shared_begin(const void *pool, uint64_t bytes) {
     shared_pool *s = (shared_pool *)calloc(1, sizeof *s);
     if (s == NULL) {
         return false;
     }
     s->pool = pool;
+    s->bytes = bytes;
     pthread_mutex_lock(&shared.lock);
     s->next = shared.all;
     shared.all = s;
@@ -97,20 +105,34 @@ int inf_cuda_pool_export(inf_backend *b, void *pool, inf_pool_key *out, const ch
 }
 
 /* A pool of this process; NULL: there is none, or it is about to go. */
-static uint8_t *open_own(const inf_pool_key *key) {
+static uint8_t *open_own(const inf_pool_key *key, uint64_t *bytes) {
     uint8_t *pool = (uint8_t *)(uintptr_t)key->address;
     shared_pool *s = *find(pool);
     if (s == NULL || s->ending) {
         return NULL;
     }
     s->users++;
+    *bytes = s->bytes;
     return pool;
 }
 
-uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, const char **why) {
+/* What was mapped behind an opened pool's beginning; 0: the driver does not say. */
+static uint64_t mapped_bytes(const void *pool) {
+    address_range range = (address_range)driver_function("cuMemGetAddressRange");
+    unsigned long long begin = 0, at = (unsigned long long)(uintptr_t)pool;
+    size_t bytes = 0;
+    if (range == NULL || range(&begin, &bytes, at) != 0 || at < begin || at - begin > bytes) {
+        return 0;
+    }
+    return bytes - (at - begin);
+}
+
+uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, uint64_t *bytes,
+                            const char **why) {
+    *bytes = 0;
     pthread_mutex_lock(&shared.lock);
     bool own = key->process == this_process();
-    uint8_t *pool = own ? open_own(key) : NULL;
+    uint8_t *pool = own ? open_own(key, bytes) : NULL;
     pthread_mutex_unlock(&shared.lock);
     *why = "the pool is over";
     if (own) {
@@ -125,6 +147,12 @@ uint8_t *inf_cuda_pool_open(inf_backend *b, const inf_pool_key *key, const char 
                  : cudaIpcOpenMemHandle(&opened, handle, cudaIpcMemLazyEnablePeerAccess);
     if (status != cudaSuccess) {
         *why = reason("open the peer's pool", status);
+        return NULL;
+    }
+    *bytes = mapped_bytes(opened);
+    if (*bytes == 0) {
+        *why = "cannot learn the size of the peer's pool from the driver";
+        inf_cuda_pool_close(b, key, (uint8_t *)opened);
         return NULL;
     }
     return (uint8_t *)opened;

@@ -247,6 +247,58 @@ static void test_answers(rig *r) {
     r->cpu->ops->lane_close(cpu);
 }
 
+static int try_lane(rig *r, int32_t kind) {
+    inf_lane_config c = {};
+    inf_lane *lane = NULL;
+    c.kind = kind;
+    c.device = &r->config;
+    c.kv = r->kv;
+    c.pool = r->pool;
+    c.windows = WINDOWS;
+    c.max_rows = ANSWER_ROWS;
+    c.max_segments = SEGMENTS;
+    c.max_blocks = BLOCKS * 2;
+    int status = r->gpu->ops->lane_open(r->gpu, &c, &lane, &err);
+    CHECK(lane == NULL || status == INF_OK, "a lane that is none");
+    r->gpu->ops->lane_close(lane);
+    return status;
+}
+
+/* A fault stays with its lane; another lane of the same thread knows nothing of it, unless the GPU
+ * itself has failed: then there is none, and that is why. */
+static void test_faults(rig *r) {
+    const inf_backend_ops *ops = r->gpu->ops;
+    inf_lane *cpu = open_lane(r, r->cpu, INF_LANE_ANSWER), *gpu = NULL;
+    messages m;
+    for (int i = 0; i < 2; i++) {
+        gpu = open_lane(r, r->gpu, INF_LANE_ANSWER);
+        fill(r, &m, false);
+        compare(r, &m, cpu, gpu, "a good lane");
+        lane_ok(gpu, cudaSetDevice(9999), "the test"); /* the thread has an error of it, too */
+        CHECK(ops->sync(gpu, &err) == INF_EIO, "the lane");
+        CHECK(ops->answer(gpu, m.args.data(), (int32_t)m.args.size(), &err) == INF_EIO, "it stays");
+        ops->lane_close(gpu);
+    }
+    gpu = open_lane(r, r->gpu, INF_LANE_ANSWER);
+    compare(r, &m, cpu, gpu, "another lane");
+    m.args[0].rows = ANSWER_ROWS + 1;
+    CHECK(ops->answer(gpu, m.args.data(), 1, &err) == INF_EINVAL, "more than it holds");
+    fill(r, &m, false);
+    compare(r, &m, cpu, gpu, "as good as before");
+#if defined(INF_EMU)
+    emu_break(cudaErrorIllegalAddress);
+    CHECK(ops->answer(gpu, m.args.data(), 1, &err) == INF_EIO, "the GPU");
+    for (int32_t kind : {INF_LANE_ANSWER, INF_LANE_COPY}) {
+        CHECK(try_lane(r, kind) == INF_EIO && strstr(err.message, "illegal memory access") != NULL,
+              "no lane: %s", err.message);
+    }
+    emu_break(cudaSuccess);
+#endif
+    CHECK(try_lane(r, INF_LANE_ANSWER) == INF_OK, "%s", err.message);
+    ops->lane_close(gpu);
+    r->cpu->ops->lane_close(cpu);
+}
+
 /* What is pinned, and what is not: addresses at and over the ends. */
 static void test_pins(rig *r) {
     cuda_backend *b = (cuda_backend *)r->gpu;
@@ -391,6 +443,9 @@ int main(int argc, char **argv) {
         rig r = open_rig(1 + i / 2, i % 2 ? INF_DTYPE_E4M3 : INF_DTYPE_F32);
         r.ranks == 1 ? test_pins(&r) : test_pins_of_ranks(&r);
         test_answers(&r);
+        if (r.ranks == 1) {
+            test_faults(&r);
+        }
         test_exchange(&r);
         r.gpu->ops->free_pool(r.gpu, r.pool, r.cpu_pool.size());
         r.gpu->ops->close(r.gpu);

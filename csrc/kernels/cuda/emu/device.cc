@@ -26,6 +26,15 @@ cudaError_t emu_fail(cudaError_t error) {
     return error;
 }
 
+static std::atomic<cudaError_t> broken{cudaSuccess};
+
+void emu_break(cudaError_t error) { broken = error; }
+
+cudaError_t emu_broken() {
+    cudaError_t error = broken;
+    return error == cudaSuccess ? error : emu_fail(error);
+}
+
 int emu_device() { return current_device; }
 
 enum { DEVICES_MOST = 64 };
@@ -63,6 +72,8 @@ static const struct {
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress",
+     "an illegal memory access was encountered"},
     {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered",
      "part or all of the requested memory range is already mapped"},
     {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",

@@ -41,6 +41,9 @@ cudaError_t allocate(void **out, size_t bytes, emu_place place) {
         return emu_fail(cudaErrorInvalidValue);
     }
     *out = NULL;
+    if (emu_broken() != cudaSuccess) {
+        return emu_broken();
+    }
     if (emu_is_forbidden()) {
         return emu_fail(cudaErrorStreamCaptureUnsupported);
     }
@@ -249,6 +252,9 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *a, const void *p) {
 }
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    if (emu_broken() != cudaSuccess) {
+        return emu_broken();
+    }
     memory_map *m = memory();
     std::lock_guard<std::mutex> guard(m->lock);
     *total = total_bytes();

@@ -1,4 +1,4 @@
-/* GPUDirect, as far as a NIC is not needed for it. */
+/* GPUDirect, as far as a NIC is not needed for it, and functions of the driver. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -30,11 +30,27 @@ static int export_range(void *handle, unsigned long long at, size_t bytes, int t
     return *(int *)handle >= 0 ? 0 : unsupported;
 }
 
+/* The driver's, which takes an address within an allocation of device memory. */
+static int address_range(unsigned long long *begin, size_t *bytes, unsigned long long at) {
+    const int invalid = 1;
+    uintptr_t first = 0;
+    void *p = (void *)(uintptr_t)at;
+    size_t n = emu_place_of(p, 1) == EMU_DEVICE ? emu_allocation_of(p, &first) : 0;
+    if (n == 0) {
+        return invalid;
+    }
+    *begin = first;
+    *bytes = n;
+    return 0;
+}
+
 cudaError_t cudaGetDriverEntryPoint(const char *name, void **out, unsigned long long flags) {
     if (name == NULL || out == NULL || flags != cudaEnableDefault) {
         return emu_fail(cudaErrorInvalidValue);
     }
-    *out = strcmp(name, "cuMemGetHandleForAddressRange") == 0 ? (void *)export_range : NULL;
+    *out = strcmp(name, "cuMemGetHandleForAddressRange") == 0 ? (void *)export_range
+           : strcmp(name, "cuMemGetAddressRange") == 0        ? (void *)address_range
+                                                              : NULL;
     return *out != NULL ? cudaSuccess : emu_fail(cudaErrorNotSupported);
 }
 

@@ -52,6 +52,9 @@ const char *cudaGetErrorName(cudaError_t error);
 const char *cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
+/* For tests, a fault of the device itself: from now on what allocates, launches, copies or waits
+ * says error, and does nothing; cudaSuccess mends it. */
+void emu_break(cudaError_t error);
 
 /* ---- devices ---- */
 
@@ -176,7 +179,7 @@ enum { cudaEnableDefault = 0 };
 int emu_gpudirect(void);
 cudaError_t cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTarget target,
                                                cudaFlushGPUDirectRDMAWritesScope scope);
-/* Of the driver it has cuMemGetHandleForAddressRange. */
+/* Of the driver it has cuMemGetHandleForAddressRange and cuMemGetAddressRange. */
 cudaError_t cudaGetDriverEntryPoint(const char *name, void **out, unsigned long long flags);
 
 /* Memory of another process is not emulated: its handles are not supported. Those of this process

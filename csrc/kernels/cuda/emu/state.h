@@ -11,6 +11,8 @@ typedef std::function<void()> emu_work;
 
 /* Remembers the calling thread's last error, and returns it. */
 cudaError_t emu_fail(cudaError_t error);
+/* What emu_break has said, or cudaSuccess. */
+cudaError_t emu_broken();
 /* What a capture forbids its thread: refuses and spoils the capture. */
 bool emu_is_forbidden();
 int emu_device();

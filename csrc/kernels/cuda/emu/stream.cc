@@ -206,6 +206,9 @@ cudaError_t emu_check_stream(cudaStream_t stream) {
 }
 
 cudaError_t emu_enqueue(cudaStream_t stream, emu_work work) {
+    if (emu_broken() != cudaSuccess) {
+        return emu_broken();
+    }
     return enqueue(emu_find_stream(stream), std::move(work));
 }
 
@@ -216,6 +219,9 @@ cudaError_t emu_hold(cudaStream_t stream, std::function<bool()> held) {
 /* ---- streams ---- */
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int) {
+    if (emu_broken() != cudaSuccess) {
+        return emu_broken();
+    }
     emu_stream s = std::make_shared<CUstream_st>();
     s->blocking = (flags & cudaStreamNonBlocking) == 0;
     s->device = emu_device();
@@ -264,7 +270,7 @@ static cudaError_t check_waitable(const emu_stream &s) {
         s->capture->spoilt = true;
         return emu_fail(cudaErrorStreamCaptureUnsupported);
     }
-    return cudaSuccess;
+    return emu_broken();
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
