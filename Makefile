@@ -105,6 +105,7 @@ bench: lib
 	@cmake --build --preset cpu --target bench_kernels >/dev/null
 	@.build/cpu/bench_kernels 1
 	@.build/cpu/bench_kernels $(JOBS)
+	@$(GO) test ./engine -run '^$$' -bench 'BenchmarkStep$$' -benchtime 3000x
 
 clean:
 	rm -rf .build bin
