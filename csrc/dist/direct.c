@@ -109,7 +109,10 @@ void inf_direct_close(inf_dist *d, inf_rail *r) {
 /* Once; INF_EIO: the lane failed, and nothing of it is under way any more. */
 static int copy_all(inf_dist *d, const inf_rail *r, const inf_put *puts, uint32_t n,
                     uint64_t asked_ns) {
-    int status = inf_now() - asked_ns > COPY_NS ? INF_ETIMEOUT : inf_lane_take(d, &d->moving);
+    int status = inf_lane_take(d, &d->moving);
+    if (inf_now() - asked_ns > COPY_NS) { /* after the lane, which may take its time to open */
+        return INF_ETIMEOUT;
+    }
     if (status != INF_OK) {
         return status == INF_ENOMEM ? INF_AGAIN : status;
     }

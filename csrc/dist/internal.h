@@ -97,6 +97,7 @@ typedef struct inf_own_lane {
     inf_lane *lane; /* NULL: it is not open */
     int32_t kind;
     uint32_t faults;   /* without anything done between them */
+    uint64_t since_ns; /* when the first of these was */
     uint64_t again_ns; /* nothing is asked of it before; 0: there was no fault */
 } inf_own_lane;
 
@@ -325,6 +326,9 @@ static inline void inf_lane_worked(inf_own_lane *l) {
         l->again_ns = 0;
     }
 }
+/* What a lane that is not there is to those who wait for it: INF_ENOMEM, it may be later; INF_EIO,
+ * it has been so for so long that nobody is to wait. */
+int inf_lane_none(const inf_own_lane *l);
 /* Syncs, and says what is to be said of the lane. INF_OK or INF_EIO. */
 int inf_lane_sync(inf_dist *d, inf_own_lane *l);
 /* For how long nothing is to be asked of the lane. */

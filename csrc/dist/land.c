@@ -93,10 +93,12 @@ static int copy_blocks(inf_dist *d, const inf_wire_move *m, const int32_t *block
 
 static int land_blocks(inf_dist *d, inf_rail *r, inf_wire_move *m, const uint8_t *data) {
     const int32_t *blocks = NULL;
-    if (inf_lane_rests(&d->landing) > 0) {
+    int status = INF_EIO; /* also without a try: each is one rail's, and all of them wait */
+    if (inf_lane_rests(&d->landing) == 0) {
+        status = inf_span_claim(d, r->peer, m, &blocks, &m->landed);
+    } else if (inf_lane_none(&d->landing) != INF_EIO) {
         return INF_AGAIN; /* the message is kept until it may be tried */
     }
-    int status = inf_span_claim(d, r->peer, m, &blocks, &m->landed);
     if (status == INF_OK) {
         status = copy_blocks(d, m, blocks, data);
         if (status == INF_EIO) { /* the lane's fault, or the piece's: that shows on another lane */
@@ -393,8 +395,10 @@ int inf_land_run(inf_dist *d, inf_rail *r) {
             r->msg = NULL;
         }
     }
-    status = status == INF_AGAIN ? INF_OK : status;
-    return status == INF_OK && overdue(d, r) ? INF_ETIMEOUT : status;
+    /* A sender whose messages are still to be looked at is not silent. */
+    return status == INF_AGAIN && r->msg == NULL && overdue(d, r) ? INF_ETIMEOUT
+           : status == INF_AGAIN                                  ? INF_OK
+                                                                  : status;
 }
 
 void inf_land_give_up(inf_dist *d, inf_rail *r) {

@@ -12,17 +12,16 @@
  *
  * After a fault the thread rests, longer if nothing was done since the one before, so that a fault
  * that comes again and again costs little. Whoever has something to ask waits so long, and is
- * refused only by a try. Where all is well none of this costs more than a comparison. */
+ * refused only by a try; blocks also without, once there was none for HOPE_NS. Where all is well
+ * none of this costs more than a comparison. */
 #include "dist/internal.h"
 
 #include <stdio.h>
 
-#define REST_NS UINT64_C(10000000) /* after the first fault */
+#define REST_NS UINT64_C(10000000)   /* after the first fault */
+#define HOPE_NS UINT64_C(3000000000) /* a sender gives a silent peer up after 5 s (send.c) */
 
-enum {
-    MOST_DOUBLINGS = 5, /* of it: 320 ms, less than a peer waits */
-    MOST_TRIES = 16,    /* in a row: about 4 s */
-};
+enum { MOST_DOUBLINGS = 5 }; /* of the rest: 320 ms */
 
 /* Notes what a lane, or its opening, says. What was said of a device that is over stays. */
 static void note(inf_dist *d, bool over, const inf_err *err) {
@@ -58,8 +57,9 @@ void inf_lane_said(inf_dist *d, char *out, uint64_t bytes) {
 }
 
 static void rest(inf_own_lane *l) {
-    l->again_ns =
-        inf_now() + (REST_NS << (l->faults < MOST_DOUBLINGS ? l->faults : MOST_DOUBLINGS));
+    uint64_t now = inf_now();
+    l->since_ns = l->faults == 0 ? now : l->since_ns;
+    l->again_ns = now + (REST_NS << (l->faults < MOST_DOUBLINGS ? l->faults : MOST_DOUBLINGS));
     l->faults++;
 }
 
@@ -84,8 +84,9 @@ static int open_lane(inf_dist *d, inf_own_lane *l) {
     return status;
 }
 
-/* There is none now, and may be later; or so long already that nobody is to wait for it. */
-static int none(const inf_own_lane *l) { return l->faults > MOST_TRIES ? INF_EIO : INF_ENOMEM; }
+int inf_lane_none(const inf_own_lane *l) {
+    return l->faults > 0 && inf_now() - l->since_ns > HOPE_NS ? INF_EIO : INF_ENOMEM;
+}
 
 int inf_lane_take(inf_dist *d, inf_own_lane *l) {
     if (l->lane != NULL) {
@@ -95,13 +96,13 @@ int inf_lane_take(inf_dist *d, inf_own_lane *l) {
         return INF_EIO;
     }
     if (inf_lane_rests(l) > 0) {
-        return none(l);
+        return inf_lane_none(l);
     }
     int status = open_lane(d, l);
     if (status != INF_OK) {
         rest(l);
     }
-    return status == INF_OK || status == INF_EIO ? status : none(l);
+    return status == INF_OK || status == INF_EIO ? status : inf_lane_none(l);
 }
 
 void inf_lane_failed(inf_dist *d, inf_own_lane *l, const inf_err *err) {
