@@ -41,6 +41,8 @@ func (d *idleDevice) Wait(time.Duration) (bool, error) { return true, nil }
 
 func (d *idleDevice) OpenSlot(uint32, batch.Sampling, []int32, int, []batch.Bias) error { return nil }
 
+func (d *idleDevice) Err() error { return nil }
+
 type noLender struct{}
 
 func (noLender) Offload(sched.Offload)  {}

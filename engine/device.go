@@ -15,6 +15,8 @@ type Device interface {
 	// Wait returns true when the step is over, false after the timeout.
 	Wait(timeout time.Duration) (bool, error)
 	OpenSlot(slot uint32, s batch.Sampling, tokens []int32, nPrompt int, bias []batch.Bias) error
+	// Err says why the device is over, though no step has shown it; nil while it is well.
+	Err() error
 }
 
 // Lender places blocks with other instances. None of its methods may wait for the engine.

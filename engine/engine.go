@@ -29,6 +29,7 @@ type Config struct {
 	PeerTimeout  time.Duration // longest wait for one remote partial; default 10 s
 	StepTimeout  time.Duration // longest step; default 10 min. A longer one ends the loop.
 	StallRefresh time.Duration // how often the view is read while every request waits for room; default 20 ms
+	IdleCheck    time.Duration // how often the device is looked after while there is no request; default 1 s
 	StepFlags    uint32        // batch.Flag*
 }
 
@@ -136,6 +137,9 @@ func New(cfg Config, dev Device, kv *kvcache.Manager, lender Lender) (*Engine, e
 	}
 	if cfg.StallRefresh == 0 {
 		cfg.StallRefresh = 20 * time.Millisecond
+	}
+	if cfg.IdleCheck == 0 {
+		cfg.IdleCheck = time.Second
 	}
 	s, err := sched.New(cfg.Sched, kv)
 	if err != nil {

@@ -348,6 +348,31 @@ func TestRefusedAndEndlessSteps(t *testing.T) {
 	}
 }
 
+// An instance without a request of its own ends too when its device fails.
+func TestIdleDeviceFails(t *testing.T) {
+	c := newSim(t, 1, 10, small)
+	n := c.nodes[0]
+	e, err := New(Config{Sched: small, IdleCheck: time.Millisecond}, n, n.kv, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := make(chan error, 1)
+	go func() { ran <- e.Run(t.Context()) }()
+	over := errors.New("no device any more")
+	c.mu.Lock()
+	n.over = over
+	c.mu.Unlock()
+	if err := <-ran; !errors.Is(err, over) {
+		t.Fatalf("got %v", err)
+	}
+	if n.kv.Hostable() != 0 {
+		t.Fatal("an instance without a working device lends blocks")
+	}
+	c.mu.Lock()
+	n.over = nil // for the sim's own loop
+	c.mu.Unlock()
+}
+
 // A move counts before a loss when it was reported before it: what came after a peer was back is not lost
 // with what was there before.
 func TestMovesAndLossesInOrder(t *testing.T) {

@@ -77,6 +77,7 @@ type simNode struct {
 	prompt bool          // steps with prompt tokens pass the gate, so that a request halts after its first token
 	lost   []int
 	refuse error
+	over   error // the device is
 	opens  int
 	hungry uint64
 }
@@ -139,6 +140,12 @@ func (n *simNode) OpenSlot(slot uint32, s batch.Sampling, tokens []int32, nPromp
 	n.opens++
 	n.slots[slot] = &simSlot{seed: s.Seed, tokens: slices.Clone(tokens), bias: bias}
 	return nil
+}
+
+func (n *simNode) Err() error {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	return n.over
 }
 
 func (n *simNode) Wait(timeout time.Duration) (bool, error) {

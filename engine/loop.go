@@ -33,6 +33,9 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 		e.publish(plan)
 		if len(plan.Items) == 0 || !e.fill(plan) {
 			e.wait(ctx)
+			if err := e.dev.Err(); err != nil {
+				return fmt.Errorf("the device failed in work for others: %w", err)
+			}
 			continue
 		}
 		if err := e.step(); err != nil {
@@ -43,18 +46,18 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 }
 
 // wait waits for news. While requests wait for room it also ends after a short while, because room with
-// others shows in the view alone.
+// others shows in the view alone; else after a longer one, to look after the device.
 func (e *Engine) wait(ctx context.Context) {
-	var refresh <-chan time.Time
+	most := e.cfg.IdleCheck
 	if !e.sched.Idle() {
-		t := time.NewTimer(e.cfg.StallRefresh)
-		defer t.Stop()
-		refresh = t.C
+		most = e.cfg.StallRefresh
 	}
+	t := time.NewTimer(most)
+	defer t.Stop()
 	select {
 	case <-ctx.Done():
 	case <-e.wake:
-	case <-refresh:
+	case <-t.C:
 	}
 }
 

@@ -125,6 +125,11 @@ int inf_device_peer_status(inf_device *d, uint32_t peer, inf_err *err) {
     return status != INF_OK ? status : inf_dist_peer_status(d->dist, peer, err);
 }
 
+int inf_device_fault(inf_device *d, inf_err *err) {
+    int status = check_ready(d, err);
+    return status != INF_OK ? status : inf_dist_fault(d->dist, err);
+}
+
 uint64_t inf_device_query_slot_bytes(const inf_device_config *config) {
     return inf_dist_query_slot_bytes(config);
 }

@@ -138,6 +138,13 @@ func (d *Device) PeerStatus(peer uint32) error {
 	})
 }
 
+// Err says why the device has failed for good in what it did for other instances, nil while it is well.
+func (d *Device) Err() error {
+	return d.call("go on", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_fault(h, e)
+	})
+}
+
 // Stats are counters since Open.
 type Stats struct {
 	Steps, Tokens                           uint64

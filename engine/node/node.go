@@ -125,7 +125,7 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 	n.stop = stop
 	leader := &cluster.Leader{}
 	go func() { defer close(n.followed); cluster.FollowLeader(life, n.etcd, hello.ClusterId, leader) }()
-	go func() { n.finished <- n.eng.Run(life) }()
+	go func() { n.finished <- n.eng.Run(life); close(n.finished) }()
 	n.rman.Start(&home{eng: n.eng, kv: n.kv, dev: n.dev, id: n.ID, memory: n.meter.memory}, n.dir, leader)
 
 	n.grpc = grpc.NewServer(cluster.ServerOptions(n.cfg.ClusterSecret)...)
@@ -144,7 +144,7 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 	return nil
 }
 
-// Failed reports an error that ended the step loop.
+// Failed reports an error that ended the step loop. Whoever reads it then calls Close.
 func (n *Node) Failed() <-chan error { return n.finished }
 
 // Close leaves the cluster, finishes running requests until ctx ends, and frees everything.

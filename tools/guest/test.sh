@@ -7,7 +7,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd -P)
 repo=$(cd "$here/../.." && pwd -P)
 build=$repo/.build/guest/rdma-test
-limit=600 # seconds, against a guest that hangs
+limit=900 # seconds, against a guest that hangs
 
 say() { echo "rdma-test: $*"; }
 
@@ -149,7 +149,7 @@ in_guest() {
     rdma resource show >"$OUT/objects.before"
     cd "$repo/engine/cmd/infinite"
     for test in $("$build/bin/infinite.test" -test.list '^TestVerbs'); do
-        suite "cluster-${test#TestVerbs}" 240 "$build/bin/infinite.test" -test.v -test.run "^$test\$"
+        suite "cluster-${test#TestVerbs}" 300 "$build/bin/infinite.test" -test.v -test.run "^$test\$"
     done
     suite nothing-left 30 "$here/test.sh" nothing-left
     [ -z "$failed" ] || fail "pass:$failed"

@@ -297,6 +297,10 @@ int inf_device_peer_detach(inf_device *device, uint32_t peer, inf_err *err);
 /* INF_OK while all links of the peer live, else why not. */
 int inf_device_peer_status(inf_device *device, uint32_t peer, inf_err *err);
 
+/* INF_OK, or INF_EIO and why: the device has failed for good in what it did for others. A step that
+ * runs then ends with that too, so this is for an instance that runs none. */
+int inf_device_fault(inf_device *device, inf_err *err);
+
 /* Largest message of the query and the move lane, for the links' slot_bytes. The two depend on
  * the config alone, so both ends of a link compute the same. */
 uint64_t inf_device_query_slot_bytes(const inf_device_config *config);

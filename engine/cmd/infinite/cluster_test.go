@@ -171,6 +171,36 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// An instance whose device is over ends, with an error, also when it has no request of its own: it leaves the
+// cluster, and what comes after it is served.
+func TestDeviceIsOver(t *testing.T) {
+	p := serve(t, "--dtype", "float32", poolFlag(t, 30))
+	h := holdSteps(t, 0) // what starts from here on
+	h.release()
+	log := &process{t: t}
+	joined := command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", poolFlag(t, 30))
+	joined.Stderr = log
+	if err := joined.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(patience, func() { _ = joined.Process.Kill() })
+	defer kill.Stop()
+	t.Cleanup(func() { _ = joined.Process.Kill() }) // does nothing after Wait
+	p.eventually("two instances", func(v server.ClusterView) bool { return len(v.Instances) == 2 })
+	if got := p.complete(body(prompt(16*45, 1), 16)); got.status != 200 {
+		t.Fatalf("both together: %d %s", got.status, got.message)
+	}
+	h.fail()
+	err := joined.Wait()
+	if why := "the device failed in work for others: no device any more"; err == nil || joined.ProcessState.ExitCode() != 1 || !strings.Contains(log.logs(), why) {
+		t.Fatalf("%v\n%s", err, log.logs())
+	}
+	p.eventually("one instance", func(v server.ClusterView) bool { return len(v.Instances) == 1 })
+	if got := p.complete(body(prompt(50, 1), 8)); got.status != 200 {
+		t.Fatalf("after the loss: %d %s", got.status, got.message)
+	}
+}
+
 // An instance that would run with other limits of a step is refused by the flag's name.
 func TestJoinWithOtherLimits(t *testing.T) {
 	p := serve(t)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -42,6 +43,14 @@ func (h *hold) from(from int) {
 	}
 }
 
+// fail makes the devices be over.
+func (h *hold) fail() {
+	h.t.Helper()
+	if err := os.WriteFile(h.file+".failed", nil, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
 func (h *hold) release() { _ = os.Remove(h.file) }
 
 // heldDevice is a device whose steps can be held up. The rest of its instance goes on: heartbeats, calls,
@@ -57,6 +66,13 @@ func (d heldDevice) Wait(timeout time.Duration) (bool, error) {
 		return false, nil
 	}
 	return d.Device.Wait(timeout)
+}
+
+func (d heldDevice) Err() error {
+	if _, err := os.Stat(d.file + ".failed"); err == nil {
+		return errors.New("no device any more")
+	}
+	return d.Device.Err()
 }
 
 func (d heldDevice) held() bool {
