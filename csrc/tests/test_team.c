@@ -145,6 +145,7 @@ static void *stay(void *arg) {
     for (int i = 0; i < TRIES && atomic_load(&ends) == 0; i++) {
         (void)usleep(5000);
     }
+    CHECK(atomic_load(&ends) == 1, "nobody ended what it was in");
     inf_team_leave(t);
     return NULL;
 }
