@@ -50,7 +50,7 @@ struct cuda_collective {
 };
 
 /* Sums that the host is ahead of the GPUs, at most. A stream takes about a thousand launches, and
- * then keeps the caller until one is done: inside NCCL, where nothing may end what is under way.
+ * then keeps the caller until one is done: inside NCCL, where what is under way is ended late.
  * Between two sums are half a layer's launches. */
 enum { AHEAD = 64 };
 

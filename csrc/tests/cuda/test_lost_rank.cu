@@ -14,7 +14,7 @@
 #include <atomic>
 #include <thread>
 
-enum { N = 2, FEW = 4, K = 64, PART = INNER / N, SOON_MS = 8000, HANGS_S = 60 };
+enum { N = 2, FEW = 4, K = 64, PART = INNER / N, SOON_MS = 15000, HANGS_S = 60 };
 
 static fake_nccl nccl;
 static std::atomic<int> aborts_before;
@@ -176,7 +176,7 @@ static void end_stuck(instance *t, const char *cause) {
 }
 
 static const char late_cause[] = "rank 0: the GPU failed in the sum over ranks: cannot end it: no "
-                                 "rank went on within 1000 ms";
+                                 "rank went on within ";
 static const char first_cause[] = "rank 1: the GPU failed in a step: ";
 
 /* ---- who allocates ---- */
@@ -341,7 +341,7 @@ static void test_blocked() {
 
 /* By the kernel there is nothing that ends it: the step does. */
 static void test_kernel() {
-    instance t = open_instance("a GPU that says nothing", "1000", ONE_GPU);
+    instance t = open_instance("a GPU that says nothing", "2000", ONE_GPU);
     void *pages = NULL;
     inf_err err = {};
     CHECK(posix_memalign(&pages, 4096, 4096) == 0, "no memory");
@@ -354,7 +354,7 @@ static void test_kernel() {
     give_sum(&t);
     t.began = now_ms();
     CHECK(t.ops->sync(t.lane, &err) == INF_EIO, "the step goes on");
-    CHECK(strstr(err.message, "no rank went on within 1000 ms") != NULL, "%s", err.message);
+    CHECK(strstr(err.message, "no rank went on within 2000 ms") != NULL, "%s", err.message);
     soon(&t);
     CHECK(open_slot(&t, 0.5f, &err) == INF_EIO, "a slot was opened");
     CHECK(strcmp(err.message, "cannot open a slot: the ranks failed") == 0, "%s", err.message);
@@ -365,7 +365,7 @@ static void test_kernel() {
 /* ---- the cause, where a wait in the middle of a step is given up ---- */
 
 static instance open_stuck(const char *name) {
-    instance t = open_instance(name, "1000", NOT_HELD);
+    instance t = open_instance(name, "2000", NOT_HELD);
     stuck = true;
     *nccl.hold = hold_stuck;
     give_sum(&t);
