@@ -121,8 +121,9 @@ typedef struct inf_collective_ops {
     void (*sum)(inf_collective *, void *const *y, uint64_t count);
     /* Before the lanes are synchronised one after the other, and before anything that waits for
      * the device unconditionally: waits until all are done. If one fails or a deadline passes, it
-     * ends what the others wait for. From any thread. */
-    inf_collective_end (*wait)(inf_collective *);
+     * ends what the others wait for. From any thread. patient: asking all the time would be in the
+     * way of others, and some tens of microseconds do not matter. */
+    inf_collective_end (*wait)(inf_collective *, int patient);
     void (*close)(inf_collective *); /* before the lanes; safe on NULL */
 } inf_collective_ops;
 

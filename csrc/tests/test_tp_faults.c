@@ -3,8 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/backend.h"
-#include "runtime/fail.h"
+#include "kernels/tp/tp.h"
 #include "tests/check.h"
 
 enum { RANKS = 3, HEADS = 6, DIM = 4, HIDDEN = 10, INNER = 12, ROWS = 5 };
@@ -29,7 +28,7 @@ static const int32_t windows[1];
 static const inf_backend_ops *real;
 static int countdown; /* calls that give something until one does not */
 static inf_lane *lanes[RANKS];
-static int n_lanes, n_syncs, n_closed;
+static int n_lanes, n_syncs, n_closed, n_freed;
 static int broken = -1; /* the rank whose lane fails */
 static int broken_too = -1;
 static inf_collective_end ended = {-1, 0}; /* how they come out of a wait */
@@ -38,6 +37,21 @@ static int runs_out(void) { return countdown-- == 0; }
 
 static void *some_alloc(inf_backend *b, uint64_t bytes) {
     return runs_out() ? NULL : real->alloc(b, bytes);
+}
+
+static void some_free(inf_backend *b, void *device) {
+    n_freed++;
+    real->free(b, device);
+}
+
+static void some_free_pool(inf_backend *b, void *device, uint64_t bytes) {
+    n_freed++;
+    real->free_pool(b, device, bytes);
+}
+
+static void some_end(inf_backend *b) {
+    n_freed++;
+    real->close(b);
 }
 
 static void *some_pool(inf_backend *b, uint64_t bytes) {
@@ -83,8 +97,9 @@ static void sum_all(inf_collective *c, void *const *y, uint64_t count) {
     sum->ops->sum(sum, y, count);
 }
 
-static inf_collective_end sum_wait(inf_collective *c) {
+static inf_collective_end sum_wait(inf_collective *c, int patient) {
     (void)c;
+    (void)patient;
     return ended;
 }
 
@@ -130,6 +145,9 @@ static inf_backend *open_ranks(void) {
     }
     ops = *real;
     ops.alloc = some_alloc;
+    ops.free = some_free;
+    ops.free_pool = some_free_pool;
+    ops.close = some_end;
     ops.alloc_pool = some_pool;
     ops.matrix = some_matrix;
     ops.adopt = some_adopt;
@@ -269,15 +287,18 @@ static void test_first(void) {
     b->ops->close(b);
 }
 
-/* While a GPU does not come to an end nothing is asked of it that would wait for that. */
+/* While a GPU does not come to an end nothing is asked of it that would wait for that, and what it
+ * may write to stays when the instance is closed. */
 static void test_busy(void) {
     inf_backend *b = open_ranks();
     uint8_t *pool = b->ops->alloc_pool(b, kv.block_bytes * 3);
+    void *memory = b->ops->alloc(b, 100);
     inf_err err;
     n_lanes = 0;
     inf_lane *l = open_lane(b, INF_LANE_STEP, pool, &err);
-    CHECK(pool != NULL && l != NULL);
+    CHECK(pool != NULL && memory != NULL && l != NULL);
     ended = (inf_collective_end){1, 1};
+    n_freed = 0;
     CHECK(open_lane(b, INF_LANE_COPY, pool, &err) == NULL);
     CHECK(strcmp(err.message, "cannot open a lane: rank 1 failed") == 0 && n_lanes == RANKS);
     ended.failed = RANKS;
@@ -285,13 +306,21 @@ static void test_busy(void) {
     CHECK(strcmp(err.message, "cannot open a lane: the ranks failed") == 0);
     n_closed = 0;
     b->ops->lane_close(l);
-    CHECK(n_closed == 0);
-    ended = (inf_collective_end){-1, 0};
+    ended = (inf_collective_end){-1, 0}; /* there is no sum any more that would say otherwise */
+    CHECK(open_lane(b, INF_LANE_COPY, pool, &err) == NULL);
+    CHECK(strcmp(err.message, "cannot open a lane: the ranks failed") == 0);
+    b->ops->free(b, memory);
+    b->ops->free_pool(b, pool, kv.block_bytes * 3);
+    b->ops->close(b);
+    CHECK(n_closed == 0 && n_freed == 0);
+    ((tp_backend *)b)->busy = 0; /* now the test takes back what was left */
     for (int r = 0; r < RANKS; r++) {
         real->lane_close(lanes[r]);
     }
+    b->ops->free(b, memory);
     b->ops->free_pool(b, pool, kv.block_bytes * 3);
     b->ops->close(b);
+    CHECK(n_freed == 3 * RANKS);
 }
 
 static void test_answer(void) {

@@ -11,6 +11,7 @@
  * The emulated GPUs have one memory too, so they sum by the kernel unless a library is named. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kernels/cuda/lane.h"
 #include "kernels/cuda/nccl.h"
@@ -49,7 +50,7 @@ struct cuda_collective {
 };
 
 /* Sums that the host is ahead of the GPUs, at most. A stream takes about a thousand launches, and
- * then keeps the caller until one is done: inside NCCL, where nothing may end what is under way.
+ * then keeps the caller until one is done: inside NCCL, where what is under way is ended late.
  * Between two sums are half a layer's launches. */
 enum { AHEAD = 64 };
 
@@ -194,7 +195,9 @@ static void hold_back(cuda_collective *c) {
     for (int32_t r = 0; r < c->ranks; r++) {
         inf_lane *l = c->lanes[r];
         lane_enter(l);
-        lane_ok(l, collective_await(l, c->reached[r]), at_sum);
+        cudaError_t status = collective_await(l, c->reached[r]);
+        (void)collective_tell(l); /* before what follows from it */
+        lane_ok(l, status, at_sum);
         lane_ok(l, cudaEventRecord(c->reached[r], l->stream), at_sum);
     }
 }
@@ -233,9 +236,10 @@ static void collective_sum(inf_collective *collective, void *const *y, uint64_t 
 
 /* With the kernel a stream waits only for events, which come whatever fails. With NCCL a GPU whose
  * neighbour has failed waits in a kernel, and only an abort ends that. After a loss the others have
- * some time to come to an end, since they may be writing to host memory. */
-static inf_collective_end collective_wait(inf_collective *collective) {
-    enum { ASK = 256 }; /* rounds between questions to NCCL */
+ * some time to come to an end, since they may be writing to host memory. The step waits thus
+ * itself, and spins; others would take the driver's locks from it, and the core. */
+static inf_collective_end collective_wait(inf_collective *collective, int patient) {
+    enum { ASK = 256, NAP_US = 50 }; /* rounds between questions to NCCL */
     cuda_collective *c = of(collective);
     uint64_t begun = inf_team_wait(c->team);
     bool done = false;
@@ -247,6 +251,9 @@ static inf_collective_end collective_wait(inf_collective *collective) {
                 break;
             }
         }
+        if (!done && patient && round > ASK) {
+            (void)usleep(NAP_US);
+        }
     }
     inf_team_waited(c->team, begun);
     const inf_team_loss *loss = inf_team_lost(c->team);
@@ -256,7 +263,7 @@ static inf_collective_end collective_wait(inf_collective *collective) {
 /* What cannot be ended stays: the GPU, or NCCL, may still use it. */
 static void collective_close(inf_collective *collective) {
     cuda_collective *c = of(collective);
-    if (c == NULL || collective_wait(collective).busy || !inf_team_close(c->team)) {
+    if (c == NULL || collective_wait(collective, 1).busy || !inf_team_close(c->team)) {
         return;
     }
     for (int32_t r = 0; r < c->ranks; r++) {

@@ -115,7 +115,9 @@ static int step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
         if (l->staged == l->max_rows) {
             merge_waiting(l);
             lane_enter(l);
-            lane_ok(l, lane_await(l, NULL), "merge");
+            cudaError_t status = lane_await(l, NULL);
+            (void)collective_tell(l); /* before what follows from it */
+            lane_ok(l, status, "merge");
             l->staged = 0;
         }
         int32_t room = l->max_rows - l->staged, left = rows - done, n = room < left ? room : left;

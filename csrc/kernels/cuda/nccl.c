@@ -5,6 +5,7 @@
 #include "kernels/cuda/nccl.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,9 +33,12 @@ typedef struct nccl_api {
 struct inf_nccl {
     nccl_api api;
     int32_t n;
-    void *comms[INF_MAX_RANKS]; /* NULL once aborted */
-    int result;                 /* the first failure */
-    char why[160];
+    void *comms[INF_MAX_RANKS];
+    int ended; /* they are no more */
+    /* An abort and a call that it ends may both have one. */
+    pthread_mutex_t lock;
+    int result;    /* under lock: the first failure */
+    char why[160]; /* written once, with result */
 };
 
 /* Never closed: what it started outlives a communicator. */
@@ -73,14 +77,20 @@ static int load_api(nccl_api *api, char *why, size_t bytes) {
     return handle != NULL;
 }
 
-/* Notes the first failure; the result. */
-static int note(inf_nccl *c, const char *at, int result) {
+/* Notes the first failure; the result. text NULL: result says it. */
+static int note(inf_nccl *c, int result, const char *at, const char *text) {
+    pthread_mutex_lock(&c->lock);
     if (result != NCCL_SUCCESS && c->result == NCCL_SUCCESS) {
+        text = text != NULL ? text : c->api.error_string(result);
+        snprintf(c->why, sizeof c->why, "NCCL: %s%s%s", at, at[0] != 0 ? ": " : "", text);
         c->result = result;
-        snprintf(c->why, sizeof c->why, "NCCL: %s: %s", at, c->api.error_string(result));
     }
-    return c->result;
+    int first = c->result;
+    pthread_mutex_unlock(&c->lock);
+    return first;
 }
+
+static int noted(inf_nccl *c) { return note(c, NCCL_SUCCESS, "", NULL); }
 
 int inf_nccl_open(const int32_t *ordinals, int32_t n, inf_nccl **out, inf_err *err) {
     char why[160] = "";
@@ -110,9 +120,12 @@ int inf_nccl_open(const int32_t *ordinals, int32_t n, inf_nccl **out, inf_err *e
         }
     }
     c->n = n;
-    if (note(c, "cannot connect the GPUs", c->api.init_all(c->comms, n, devices)) != NCCL_SUCCESS) {
+    (void)pthread_mutex_init(&c->lock, NULL);
+    int result = c->api.init_all(c->comms, n, devices);
+    if (note(c, result, "cannot connect the GPUs", NULL) != NCCL_SUCCESS) {
         int status =
             inf_fail(err, INF_EUNSUPPORTED, -1, -1, "cannot sum over %d GPUs: %s", n, c->why);
+        (void)pthread_mutex_destroy(&c->lock);
         free(c); /* its communicators are not made when it fails */
         return status;
     }
@@ -127,10 +140,11 @@ static int type_of(int32_t dtype) {
 }
 
 int inf_nccl_sum(inf_nccl *c, void *const *y, uint64_t count, int32_t dtype, void *const *streams) {
-    if (c->result != NCCL_SUCCESS) {
-        return c->result;
+    int result = noted(c);
+    if (result != NCCL_SUCCESS) {
+        return result;
     }
-    int result = c->api.group_start();
+    result = c->api.group_start();
     if (result == NCCL_SUCCESS) {
         for (int32_t r = 0; r < c->n && result == NCCL_SUCCESS; r++) {
             result = c->api.all_reduce(y[r], y[r], (size_t)count, type_of(dtype), NCCL_SUM,
@@ -139,40 +153,38 @@ int inf_nccl_sum(inf_nccl *c, void *const *y, uint64_t count, int32_t dtype, voi
         int ended = c->api.group_end(); /* also after a failure, or the thread's group stays open */
         result = result != NCCL_SUCCESS ? result : ended;
     }
-    return note(c, "cannot sum", result);
+    return note(c, result, "cannot sum", NULL);
 }
 
 int inf_nccl_failed(inf_nccl *c) {
-    for (int32_t r = 0; r < c->n && c->result == NCCL_SUCCESS; r++) {
+    int first = noted(c);
+    for (int32_t r = 0; r < c->n && first == NCCL_SUCCESS; r++) {
         int error = NCCL_SUCCESS;
         int result = c->api.async_error(c->comms[r], &error);
         result = result != NCCL_SUCCESS ? result : error;
-        note(c, "a sum failed", result == NCCL_IN_PROGRESS ? NCCL_SUCCESS : result);
+        first = note(c, result == NCCL_IN_PROGRESS ? NCCL_SUCCESS : result, "a sum failed", NULL);
     }
-    return c->result;
+    return first;
 }
 
 /* NCCL says of both ways to end a communicator that all of a host take part in it; so one thread
  * ends them as a group, where none waits for the next. */
 static void end_all(inf_nccl *c, int (*end)(void *comm)) {
+    if (c->ended) {
+        return;
+    }
+    c->ended = 1;
     (void)c->api.group_start();
     for (int32_t r = 0; r < c->n; r++) {
-        if (c->comms[r] != NULL) {
-            (void)end(c->comms[r]);
-            c->comms[r] = NULL;
-        }
+        (void)end(c->comms[r]);
     }
     (void)c->api.group_end();
 }
 
+/* Noted first: what a call says that it ends is no cause, and none begins any more. */
 void inf_nccl_abort(inf_nccl *c) {
-    if (c->comms[0] != NULL) {
-        end_all(c, c->api.abort);
-    }
-    if (c->result == NCCL_SUCCESS) {
-        c->result = NCCL_INVALID_USAGE;
-        snprintf(c->why, sizeof c->why, "NCCL: it was aborted");
-    }
+    (void)note(c, NCCL_INVALID_USAGE, "", "it was aborted");
+    end_all(c, c->api.abort);
 }
 
 const char *inf_nccl_why(const inf_nccl *c) { return c->why; }
@@ -181,8 +193,7 @@ void inf_nccl_close(inf_nccl *c) {
     if (c == NULL) {
         return;
     }
-    if (c->comms[0] != NULL) {
-        end_all(c, c->api.destroy);
-    }
+    end_all(c, c->api.destroy);
+    (void)pthread_mutex_destroy(&c->lock);
     free(c);
 }

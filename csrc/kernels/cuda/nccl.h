@@ -1,9 +1,9 @@
 /* NCCL, loaded at run time: a sum over the GPUs of one process. Plain C, no CUDA header: streams
  * are the runtime's, as pointers.
  *
- * One thread calls at a time, for all GPUs as one group. The first failure stays, and every later
- * call fails for the same reason. Who is told of it aborts, so that no GPU waits for another for
- * ever. */
+ * One thread calls at a time, for all GPUs as one group; only an abort may come beside a call that
+ * blocks. The first failure stays, and every later call fails for the same reason. Who is told of
+ * it aborts, so that no GPU waits for another for ever. */
 #ifndef INF_CUDA_NCCL_H
 #define INF_CUDA_NCCL_H
 
@@ -21,7 +21,8 @@ extern "C" {
 typedef struct inf_nccl inf_nccl;
 
 /* A communicator per device, in their order. INF_EUNSUPPORTED and why, if there is no NCCL or it
- * cannot sum over these. */
+ * cannot sum over these. It has no deadline: there is no communicator yet that could be aborted.
+ * That is at the start of an instance, which nobody waits for but who starts it. */
 int inf_nccl_open(const int32_t *ordinals, int32_t n, inf_nccl **out, inf_err *err);
 
 /* Enqueues on every stream: y[r][i] = sum over ranks of y[rank][i], count numbers of an
@@ -32,7 +33,7 @@ int inf_nccl_sum(inf_nccl *nccl, void *const *y, uint64_t count, int32_t dtype,
 /* What befell a communicator since: 0, or a ncclResult_t. */
 int inf_nccl_failed(inf_nccl *nccl);
 
-/* Ends what is under way; from then on everything fails. */
+/* Ends what is under way, a call of another thread's too; from then on everything fails. */
 void inf_nccl_abort(inf_nccl *nccl);
 
 /* Why it failed; "" while it has not. Lives as long as nccl does. */

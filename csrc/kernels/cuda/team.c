@@ -10,11 +10,12 @@
 
 #include "runtime/fail.h"
 
-enum { TICKS = 20 }; /* of a deadline */
+enum { TICKS = 20, LEAVE = TICKS / 4 }; /* of a deadline; ticks that end waits for leave */
 
 struct inf_team {
     pthread_mutex_t lock;
     pthread_cond_t changed;
+    pthread_cond_t left; /* nobody is between enter and leave any more, or there is a loss */
     pthread_t thread;
     void (*end)(void *arg);
     void *arg;
@@ -27,6 +28,8 @@ struct inf_team {
     atomic_int lost;
     int64_t lost_at; /* ns, as loss */
     int stop, gone;  /* under lock; the thread is to end, and has come to its end */
+    int used;        /* under lock, not the lock itself: what is used may block, and nothing else
+                      * is to wait for that */
 };
 
 static int64_t now_ns(void) {
@@ -35,11 +38,11 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Under the lock: waits for a change, that long at most; 0: there was none. */
-static int wait_change(inf_team *t, int64_t ns) {
-    int64_t at = now_ns() + ns;
+/* Under the lock: waits for a change, a tick at most; 0: there was none. */
+static int wait_tick(inf_team *t, pthread_cond_t *change) {
+    int64_t at = now_ns() + t->deadline_ms * 1000000 / TICKS;
     struct timespec until = {(time_t)(at / 1000000000), (long)(at % 1000000000)};
-    return pthread_cond_timedwait(&t->changed, &t->lock, &until) == 0;
+    return pthread_cond_timedwait(change, &t->lock, &until) == 0;
 }
 
 /* Under the lock. */
@@ -52,6 +55,7 @@ static void lose(inf_team *t, int32_t rank, int32_t status, const char *at, cons
     t->lost_at = now_ns();
     atomic_store(&t->lost, 1);
     (void)pthread_cond_broadcast(&t->changed);
+    (void)pthread_cond_broadcast(&t->left);
 }
 
 static void lose_late(inf_team *t) {
@@ -61,6 +65,13 @@ static void lose_late(inf_team *t) {
     lose(t, -1, t->late, "the sum over ranks", why);
 }
 
+/* Under the lock, after a loss: whoever is between enter and leave has some time for it. */
+static void await_leave(inf_team *t) {
+    for (int ticks = 0; t->used && ticks < LEAVE;) {
+        ticks += !wait_tick(t, &t->left);
+    }
+}
+
 /* Ticks are counted, not time: a process that was stopped has missed none. */
 static void *keep(void *arg) {
     inf_team *t = arg;
@@ -68,7 +79,7 @@ static void *keep(void *arg) {
     int ticks = 0;
     pthread_mutex_lock(&t->lock);
     while (!t->stop && !atomic_load(&t->lost)) {
-        if (wait_change(t, t->deadline_ms * 1000000 / TICKS)) {
+        if (wait_tick(t, &t->changed)) {
             continue;
         }
         uint64_t begun = atomic_load(&t->begun), moves = begun + atomic_load(&t->waits);
@@ -80,8 +91,9 @@ static void *keep(void *arg) {
         }
     }
     if (atomic_load(&t->lost)) {
+        await_leave(t);
         pthread_mutex_unlock(&t->lock);
-        t->end(t->arg); /* nobody is between enter and leave any more */
+        t->end(t->arg); /* beside whoever does not leave: only this may let him */
         pthread_mutex_lock(&t->lock);
     }
     t->gone = 1;
@@ -109,9 +121,14 @@ static int init_locks(inf_team *t) {
     }
     int ok = pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) == 0 &&
              pthread_cond_init(&t->changed, &attr) == 0;
+    if (ok && pthread_cond_init(&t->left, &attr) != 0) {
+        (void)pthread_cond_destroy(&t->changed);
+        ok = 0;
+    }
     (void)pthread_condattr_destroy(&attr);
     if (ok && pthread_mutex_init(&t->lock, NULL) != 0) {
         (void)pthread_cond_destroy(&t->changed);
+        (void)pthread_cond_destroy(&t->left);
         ok = 0;
     }
     return ok;
@@ -119,6 +136,7 @@ static int init_locks(inf_team *t) {
 
 static void drop(inf_team *t) {
     (void)pthread_cond_destroy(&t->changed);
+    (void)pthread_cond_destroy(&t->left);
     (void)pthread_mutex_destroy(&t->lock);
     free(t);
 }
@@ -146,14 +164,21 @@ int inf_team_open(void (*end)(void *arg), void *arg, int32_t late, inf_team **ou
 
 int inf_team_enter(inf_team *t) {
     pthread_mutex_lock(&t->lock);
-    if (atomic_load(&t->lost)) {
-        pthread_mutex_unlock(&t->lock);
-        return 0;
+    while (t->used && !atomic_load(&t->lost)) {
+        (void)pthread_cond_wait(&t->left, &t->lock);
     }
-    return 1;
+    int may = !atomic_load(&t->lost);
+    t->used |= may;
+    pthread_mutex_unlock(&t->lock);
+    return may;
 }
 
-void inf_team_leave(inf_team *t) { pthread_mutex_unlock(&t->lock); }
+void inf_team_leave(inf_team *t) {
+    pthread_mutex_lock(&t->lock);
+    t->used = 0;
+    (void)pthread_cond_broadcast(&t->left);
+    pthread_mutex_unlock(&t->lock);
+}
 
 void inf_team_begin(inf_team *t) { atomic_fetch_add(&t->begun, 1); }
 
@@ -193,7 +218,7 @@ int inf_team_close(inf_team *t) {
     t->stop = 1;
     (void)pthread_cond_broadcast(&t->changed);
     while (!t->gone && !inf_team_given_up(t)) {
-        (void)wait_change(t, 1000000 * t->deadline_ms / TICKS);
+        (void)wait_tick(t, &t->changed);
     }
     int gone = t->gone;
     pthread_mutex_unlock(&t->lock);

@@ -35,12 +35,14 @@ typedef struct inf_team_loss {
     char why[160];  /* "": the status says it */
 } inf_team_loss;
 
-/* end(arg) is called once, by the team's thread, after the first loss. late is the status of a
- * deadline that has passed. */
+/* end(arg) is called once, by the team's thread, after the first loss, and beside who is between
+ * enter and leave if he stays there for a quarter of the deadline after it. late is the status of
+ * a deadline that has passed. */
 int inf_team_open(void (*end)(void *arg), void *arg, int32_t late, inf_team **out, inf_err *err);
 
-/* 1: no rank was lost, and none will be noticed as lost before inf_team_leave: what end ends may be
- * used between the two. 0: do not. */
+/* 1: no rank was lost, and what end ends may be used until inf_team_leave, by one thread at a time.
+ * The deadline is kept meanwhile and losses are noted, so that a call that blocks in between is
+ * ended as well. 0: a rank was lost; do not use it, nor leave. */
 int inf_team_enter(inf_team *t);
 void inf_team_leave(inf_team *t);
 

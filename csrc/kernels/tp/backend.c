@@ -37,8 +37,9 @@
  * Failures. A rank that is lost, or one that never comes to a sum, keeps the others in it, and
  * whoever waits for them. So the sum has a deadline and a thread that keeps it (cuda/team.h), those
  * that wait for a rank look at all of them, and nothing that waits for a GPU unconditionally, as an
- * allocation may, is asked of it before its sums are over (tp.h, gate). An instance is lost with
- * its first rank, which is the one that is reported. */
+ * allocation may, is asked of it before its sums are over (tp.h, gate). Where a GPU does not come
+ * to an end even then, an instance that is closed leaves its memory to it (tp.h, busy). An instance
+ * is lost with its first rank, which is the one that is reported. */
 #include <stdlib.h>
 
 #include "kernels/tp/tp.h"
@@ -51,6 +52,9 @@ static void close_ranks(inf_backend *const *ranks, int32_t n) {
 
 static void tp_close(inf_backend *backend) {
     tp_backend *b = (tp_backend *)backend;
+    if (inf_tp_busy(b)) { /* ranks let go of pinned pages, which waits */
+        return;
+    }
     close_ranks(b->rank, b->n);
     (void)pthread_mutex_destroy(&b->gate);
     free(b);

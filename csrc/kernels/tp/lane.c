@@ -10,10 +10,20 @@ static tp_lane *of(inf_lane *lane) { return (tp_lane *)(void *)lane; }
 
 inf_collective_end inf_tp_hold(tp_backend *b) {
     pthread_mutex_lock(&b->gate);
-    return b->sum != NULL ? b->sum->ops->wait(b->sum) : (inf_collective_end){-1, 0};
+    if (b->busy) {
+        return (inf_collective_end){b->n, 1};
+    }
+    return b->sum != NULL ? b->sum->ops->wait(b->sum, 1) : (inf_collective_end){-1, 0};
 }
 
 void inf_tp_let_go(tp_backend *b) { pthread_mutex_unlock(&b->gate); }
+
+int inf_tp_busy(tp_backend *b) {
+    pthread_mutex_lock(&b->gate);
+    int busy = b->busy;
+    pthread_mutex_unlock(&b->gate);
+    return busy;
+}
 
 int inf_tp_lost(const inf_collective_end *end, const tp_backend *b, const char *what,
                 inf_err *err) {
@@ -31,6 +41,7 @@ static void tp_lane_close(inf_lane *lane) {
     }
     tp_backend *b = l->backend;
     inf_collective_end end = inf_tp_hold(b);
+    b->busy = end.busy;
     inf_tp_answer_close(l);
     if (l->sum != NULL) {
         b->sum = NULL;
@@ -105,7 +116,7 @@ static int tp_sync(inf_lane *lane, inf_err *err) {
     tp_lane *l = of(lane);
     int status = INF_OK;
     int32_t first =
-        l->sum != NULL ? l->sum->ops->wait(l->sum).failed : -1; /* reported before any other */
+        l->sum != NULL ? l->sum->ops->wait(l->sum, 0).failed : -1; /* reported before any other */
     for (int32_t r = 0; r < l->n; r++) {
         inf_err e = {0};
         int s = l->ops->sync(l->rank[r], &e);

@@ -7,9 +7,7 @@
 #include "kernels/tp/tp.h"
 #include "runtime/pages.h"
 
-static void tp_free(inf_backend *backend, void *device) {
-    tp_backend *b = (tp_backend *)backend;
-    tp_memory *m = device;
+static void drop(tp_backend *b, tp_memory *m) {
     for (int32_t r = 0; m != NULL && r < b->n; r++) {
         if (r == 0 || m->part[r] != m->part[0]) {
             b->ops->free(b->rank[r], m->part[r]);
@@ -18,13 +16,20 @@ static void tp_free(inf_backend *backend, void *device) {
     free(m);
 }
 
+static void tp_free(inf_backend *backend, void *device) {
+    tp_backend *b = (tp_backend *)backend;
+    if (!inf_tp_busy(b)) {
+        drop(b, device);
+    }
+}
+
 static void *tp_alloc(inf_backend *backend, uint64_t bytes) {
     tp_backend *b = (tp_backend *)backend;
     tp_memory *m = calloc(1, sizeof *m);
     for (int32_t r = 0; m != NULL && r < b->n; r++) {
         m->part[r] = b->ops->alloc(b->rank[r], bytes);
         if (m->part[r] == NULL) {
-            tp_free(backend, m);
+            drop(b, m);
             return NULL;
         }
     }
@@ -35,7 +40,7 @@ static void *tp_alloc(inf_backend *backend, uint64_t bytes) {
 
 static void tp_free_pool(inf_backend *backend, void *device, uint64_t bytes) {
     tp_backend *b = (tp_backend *)backend;
-    if (device == NULL) {
+    if (device == NULL || inf_tp_busy(b)) {
         return;
     }
     for (int32_t r = 0; r < b->n; r++) {
@@ -100,7 +105,7 @@ static void *tp_matrix(inf_backend *backend, int32_t dtype, const void *host, in
                                   : NULL;
         free(piece);
         if (m->part[r] == NULL) {
-            tp_free(backend, m);
+            drop(b, m);
             return NULL;
         }
     }
@@ -136,7 +141,7 @@ static void *tp_adopt(inf_backend *backend, void *host, uint64_t bytes, int32_t 
         m->part[r] = m->part[0];
     }
     if (!ok) {
-        tp_free(backend, m);
+        drop(b, m);
         m = NULL;
     }
     return m;

@@ -36,6 +36,10 @@ typedef struct tp_backend {
      * until the sums are over, and looks for such a failure meanwhile (inf_tp_hold). */
     pthread_mutex_t gate;
     inf_collective *sum; /* under the gate: of the lane of steps, NULL while there is none */
+    /* Under the gate: a lane was closed that a GPU is not done with, nor will be. It stays, and so
+     * does all memory: to free any would wait for that GPU for ever, to unmap it would let the GPU
+     * write to what is another's by then. */
+    int busy;
 } tp_backend;
 
 /* An inf_lane of this backend. */
@@ -68,6 +72,8 @@ static inline inf_device_config tp_share(const inf_device_config *config, int32_
  * ever. lane.c */
 inf_collective_end inf_tp_hold(tp_backend *b);
 void inf_tp_let_go(tp_backend *b);
+/* 1: what is to be freed, unpinned or closed stays (busy, above). lane.c */
+int inf_tp_busy(tp_backend *b);
 /* The end of an operation that such a GPU keeps from being done. */
 int inf_tp_lost(const inf_collective_end *end, const tp_backend *b, const char *what, inf_err *err);
 

@@ -46,7 +46,7 @@ static void check_sums(team *t, int32_t dtype, size_t count, const char *how) {
     for (int32_t r = 0; r < t->n; r++) {
         ops->copy_out(t->lanes[r], twice[r].data(), y[r], bytes);
     }
-    t->sum->ops->wait(t->sum);
+    t->sum->ops->wait(t->sum, 0);
     for (int32_t r = 0; r < t->n; r++) {
         inf_err err = {};
         CHECK(ops->sync(t->lanes[r], &err) == INF_OK, "%s, rank %d: %s", how, r, err.message);
@@ -131,7 +131,7 @@ static void sync_stream(void *stream) { must(cudaStreamSynchronize((cudaStream_t
 /* Both lanes fail, and say why. */
 static void check_failed(team *t, const char *first, const char *second) {
     const char *texts[2] = {first, second};
-    t->sum->ops->wait(t->sum);
+    t->sum->ops->wait(t->sum, 0);
     for (int32_t r = 0; r < 2; r++) {
         inf_err err = {};
         CHECK(t->backends[r]->ops->sync(t->lanes[r], &err) == INF_EIO, "rank %d goes on", r);

@@ -14,7 +14,7 @@
 #include <atomic>
 #include <thread>
 
-enum { N = 2, FEW = 4, K = 64, PART = INNER / N, SOON_MS = 8000, HANGS_S = 60 };
+enum { N = 2, FEW = 4, K = 64, PART = INNER / N, SOON_MS = 15000, HANGS_S = 60 };
 
 static fake_nccl nccl;
 static std::atomic<int> aborts_before;
@@ -25,11 +25,20 @@ static void hold_sum(void *stream) {
     must(emu_hold((cudaStream_t)stream, [] { return aborts() == aborts_before; }), "emu_hold");
 }
 
-static int64_t now_ms() {
+/* A GPU that nothing ends. */
+static std::atomic<bool> stuck;
+
+static void hold_stuck(void *stream) {
+    must(emu_hold((cudaStream_t)stream, [] { return stuck.load(); }), "emu_hold");
+}
+
+static int64_t clock_ms(clockid_t clock) {
     struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    (void)clock_gettime(clock, &t);
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
+
+static int64_t now_ms() { return clock_ms(CLOCK_MONOTONIC); }
 
 /* ---- an instance of two ranks, in a step ---- */
 
@@ -113,6 +122,10 @@ static instance open_instance(const char *name, const char *deadline_ms, rig how
     return t;
 }
 
+static void soon(const instance *t) {
+    CHECK(now_ms() - t->began < SOON_MS, "after %lld ms", (long long)(now_ms() - t->began));
+}
+
 static void close_memory(instance *t) {
     void *all[] = {t->x, t->norm, t->h, t->gu, t->a, t->w_up, t->w_down};
     for (void *p : all) {
@@ -137,10 +150,33 @@ static void end_step(instance *t, const char *cause) {
     close_memory(t);
 }
 
-static void soon(const instance *t) {
-    CHECK(now_ms() - t->began < SOON_MS, "after %lld ms", (long long)(now_ms() - t->began));
+/* The step ends, with that as its cause, while a GPU is stuck. The instance can be closed, and the
+ * GPU is left what it may write to. What was left goes when it has come to its end after all. */
+static void end_stuck(instance *t, const char *cause) {
+    tp_backend *b = (tp_backend *)(void *)t->b;
+    const tp_lane parts = *(tp_lane *)(void *)t->lane;
+    inf_err err = {};
+    CHECK(t->ops->sync(t->lane, &err) == INF_EIO, "the step goes on");
+    CHECK(strncmp(err.message, cause, strlen(cause)) == 0, "%s", err.message);
+    t->ops->lane_close(t->lane);
+    close_memory(t);
+    soon(t);
+    *nccl.hold = NULL;
+    stuck = false;
+    for (int32_t r = 0; r < N; r++) {
+        must(cudaSetDevice(parts.rank[r]->backend->ordinal), "the GPU");
+        must(cudaStreamSynchronize(parts.rank[r]->stream), "the stream");
+    }
+    parts.sum->ops->close(parts.sum);
+    for (int32_t r = 0; r < N; r++) {
+        parts.ops->lane_close(parts.rank[r]);
+    }
+    b->busy = 0;
+    close_memory(t);
 }
 
+static const char late_cause[] = "rank 0: the GPU failed in the sum over ranks: cannot end it: no "
+                                 "rank went on within ";
 static const char first_cause[] = "rank 1: the GPU failed in a step: ";
 
 /* ---- who allocates ---- */
@@ -210,16 +246,20 @@ static void test_pages() {
     free(pages);
 }
 
-/* Without a failure all of them wait for the sums, and then have what they asked for. */
+/* Without a failure all of them wait for the sums, and then have what they asked for. They do not
+ * take the core meanwhile. */
 static void test_healthy() {
     instance t = open_instance("nothing is lost", "20000", HELD);
     inf_err err = {};
     std::thread later([] {
-        (void)usleep(50000);
+        (void)usleep(400000);
         aborts_before = -1; /* lets them go */
     });
+    int64_t worked = clock_ms(CLOCK_THREAD_CPUTIME_ID);
     CHECK(open_slot(&t, 0.5f, &err) == INF_OK, "%s", err.message);
-    CHECK(now_ms() - t.began >= 40, "it did not wait");
+    worked = clock_ms(CLOCK_THREAD_CPUTIME_ID) - worked;
+    CHECK(now_ms() - t.began >= 390, "it did not wait");
+    CHECK(worked < 100, "%lld ms of work", (long long)worked);
     later.join();
     CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
     t.ops->lane_close(t.lane);
@@ -265,8 +305,30 @@ static void test_deadline(bool times) {
         inf_product up = {t.h, t.w_up, NULL, t.gu, FEW, 2 * PART, K, 0};
         t.ops->gated(t.lane, &up, t.a);
     }
-    end_step(&t, "rank 0: the GPU failed in the sum over ranks: cannot end it: no rank went on "
-                 "within 1000 ms");
+    end_step(&t, late_cause);
+}
+
+static int wait_in_call() {
+    while (aborts() == aborts_before) {
+        (void)usleep(1000);
+    }
+    return 6;
+}
+
+/* NCCL does not return from the call for a sum, as where it connects the GPUs in the first one. */
+static void test_in_call() {
+    instance t = open_instance("a call for a sum that blocks", "1000", NOT_HELD);
+    *nccl.block = wait_in_call;
+    std::thread slots([&] {
+        inf_err err = {};
+        int status = open_slot(&t, 0.5f, &err);
+        CHECK(status == INF_OK || status == INF_EIO, "%s", err.message);
+    });
+    give_sum(&t);
+    slots.join();
+    soon(&t);
+    *nccl.block = NULL;
+    end_step(&t, late_cause);
 }
 
 /* The thread of the step is not there to look: it is in a call of the driver's. */
@@ -279,31 +341,53 @@ static void test_blocked() {
 
 /* By the kernel there is nothing that ends it: the step does. */
 static void test_kernel() {
-    instance t = open_instance("a GPU that says nothing", "1000", ONE_GPU);
-    static std::atomic<bool> held{true};
+    instance t = open_instance("a GPU that says nothing", "2000", ONE_GPU);
+    void *pages = NULL;
     inf_err err = {};
+    CHECK(posix_memalign(&pages, 4096, 4096) == 0, "no memory");
     CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
-    const tp_lane parts = *(tp_lane *)(void *)t.lane;
-    cudaStream_t stream = parts.rank[1]->stream;
+    CHECK(t.ops->host_pin(t.b, pages, 4096) == INF_OK, "they are not pinned");
     must(cudaSetDevice(0), "the GPU");
-    must(emu_hold(stream, [] { return held.load(); }), "emu_hold");
+    stuck = true;
+    hold_stuck(((tp_lane *)(void *)t.lane)->rank[1]->stream);
     begin_step(&t);
     give_sum(&t);
     t.began = now_ms();
     CHECK(t.ops->sync(t.lane, &err) == INF_EIO, "the step goes on");
-    CHECK(strstr(err.message, "no rank went on within 1000 ms") != NULL, "%s", err.message);
+    CHECK(strstr(err.message, "no rank went on within 2000 ms") != NULL, "%s", err.message);
     soon(&t);
     CHECK(open_slot(&t, 0.5f, &err) == INF_EIO, "a slot was opened");
     CHECK(strcmp(err.message, "cannot open a slot: the ranks failed") == 0, "%s", err.message);
-    t.ops->lane_close(t.lane); /* leaves its parts */
-    soon(&t);
-    held = false;
-    must(cudaStreamSynchronize(stream), "the stream");
-    parts.sum->ops->close(parts.sum);
-    for (int32_t r = 0; r < N; r++) {
-        parts.ops->lane_close(parts.rank[r]);
+    end_stuck(&t, late_cause);
+    free(pages);
+}
+
+/* ---- the cause, where a wait in the middle of a step is given up ---- */
+
+static instance open_stuck(const char *name) {
+    instance t = open_instance(name, "2000", NOT_HELD);
+    stuck = true;
+    *nccl.hold = hold_stuck;
+    give_sum(&t);
+    return t;
+}
+
+static void test_cause_ahead() {
+    instance t = open_stuck("sums ahead of a GPU that says nothing");
+    for (int i = 0; i < 100; i++) {
+        give_sum(&t);
     }
-    close_memory(&t);
+    end_stuck(&t, late_cause);
+}
+
+static void test_cause_merge() {
+    instance t = open_stuck("partials ahead of a GPU that says nothing");
+    const float o2[FEW * HEADS * DIM] = {}, lse2[FEW * HEADS] = {}; /* not pinned */
+    t.ops->attend(t.lane, 0, t.h, t.gu, 1);
+    for (int32_t rows = 0; rows <= t.lane_config.max_rows; rows += FEW) {
+        CHECK(t.ops->merge(t.lane, 0, FEW, o2, lse2, HEADS) == 0, "they are held");
+    }
+    end_stuck(&t, late_cause);
 }
 
 /* NCCL says it by itself, while all wait. */
@@ -326,6 +410,9 @@ static void test_ahead() {
             give_sum(&t);
         }
     });
+    for (int64_t began = now_ms(); given <= MOST / 4 && now_ms() - began < SOON_MS;) {
+        (void)usleep(1000);
+    }
     (void)usleep(300000);
     CHECK(given > MOST / 4 && given <= MOST, "%d sums are ahead", given.load());
     emu_lose_device(1, cudaErrorLaunchFailure);
@@ -360,8 +447,11 @@ int main(int argc, char **argv) {
     test_merge();
     test_deadline(false);
     test_deadline(true);
+    test_in_call();
     test_blocked();
     test_kernel();
+    test_cause_ahead();
+    test_cause_merge();
     test_asked();
     test_ahead();
     test_first();

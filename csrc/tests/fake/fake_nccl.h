@@ -9,6 +9,7 @@
 
 typedef struct fake_nccl {
     void (**sync)(void *stream), (**hold)(void *stream);
+    int (**block)(void);
     int *fail_init, *fail_call, *fail_end, *fail_later;
     int *open_comms, *aborts, *sums, *depth;
 } fake_nccl;
@@ -20,6 +21,7 @@ static inline fake_nccl fake_nccl_at(const char *path) {
         const char *name;
     } symbols[] = {{&f.sync, "fake_nccl_sync"},
                    {&f.hold, "fake_nccl_hold"},
+                   {&f.block, "fake_nccl_block"},
                    {&f.fail_init, "fake_nccl_fail_init"},
                    {&f.fail_call, "fake_nccl_fail_call"},
                    {&f.fail_end, "fake_nccl_fail_end"},

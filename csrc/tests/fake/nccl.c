@@ -25,6 +25,8 @@ typedef struct call {
 /* What the test sets and reads. */
 EXPORT void (*fake_nccl_sync)(void *stream); /* waits for what is in a stream; NULL: nothing */
 EXPORT void (*fake_nccl_hold)(void *stream); /* instead of a sum; NULL: there is one */
+EXPORT int (*fake_nccl_block)(
+    void); /* the call that gives a sum, and its result; NULL: there is one */
 EXPORT int fake_nccl_fail_init, fake_nccl_fail_call, fake_nccl_fail_end; /* results, 0: none */
 EXPORT int fake_nccl_fail_later; /* what communicators say of what went wrong since */
 EXPORT int fake_nccl_open_comms, fake_nccl_aborts, fake_nccl_sums, fake_nccl_depth;
@@ -108,6 +110,9 @@ EXPORT int ncclGroupEnd(void) {
     fake_nccl_depth--;
     if (fake_nccl_fail_end != SUCCESS || n_calls == 0) {
         return fake_nccl_fail_end;
+    }
+    if (fake_nccl_block != NULL) {
+        return fake_nccl_block();
     }
     for (int r = 0; r < n_calls; r++) { /* every rank once, all about the same */
         const call *c = &calls[r];
