@@ -35,7 +35,7 @@ static void make_link(world *w, uint64_t bytes, int rail, inf_link *end[2]) {
             p.device[0] = ports.device[1], p.device[1] = ports.device[0];
             p.port[0] = ports.port[1], p.port[1] = ports.port[0];
         }
-        pair_links(&p, (pair_shape){.slots = W_SLOTS, .slot_bytes = bytes}, end, NULL);
+        pair_links(&p, (pair_shape){W_SLOTS, bytes, 0}, end, NULL);
     }
     if (rail >= 0) {
         w->out[rail] = end[0];

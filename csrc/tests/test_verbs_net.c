@@ -165,7 +165,9 @@ static void test_close_unheard(void) {
  * now and then: it wakes a device that sleeps. Then all arrives. */
 static void test_nudge(void) {
     inf_link *l[2];
-    pair_links(&ports, (pair_shape){.slots = 4, .slot_bytes = 4096, .timeout = 18}, l, NULL);
+    pair_timeout = 18;
+    pair_links(&ports, (pair_shape){4, 4096, 0}, l, NULL);
+    pair_timeout = 0;
     exchange(l, 20, 4096);
     const inf_verbs_link *v = (const inf_verbs_link *)l[0];
     inf_link_wait(&l[0], 1, -1, 100000000); /* what was sent is acknowledged */
@@ -189,7 +191,7 @@ static void test_nudge(void) {
 /* A link that nobody looked at for long is not taken for one on which nothing moves. */
 static void test_rest(void) {
     inf_link *l[2];
-    pair_links(&ports, (pair_shape){4, 4096, 0, 0}, l, NULL);
+    pair_links(&ports, (pair_shape){4, 4096, 0}, l, NULL);
     inf_err err;
     uint64_t told = ((const inf_verbs_link *)l[0])->stuck_limit_ms;
     shell("for dev in v0 v1; do tc qdisc replace dev $dev root netem delay 20ms; done");

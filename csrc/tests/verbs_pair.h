@@ -90,15 +90,16 @@ typedef struct {
     uint32_t slots;
     uint64_t slot_bytes;
     uint32_t flags;
-    uint32_t timeout; /* 0: as usual */
 } pair_shape;
+
+static uint32_t pair_timeout; /* of endpoints made from now on; 0: as usual */
 
 static inline inf_verbs_config pair_config(const rdma_ports *p, int side, pair_shape shape) {
     return (inf_verbs_config){.port = p->port[side],
                               .slots = shape.slots,
                               .slot_bytes = shape.slot_bytes,
                               .peer = side == 0 ? 7 : 9,
-                              .timeout = shape.timeout,
+                              .timeout = pair_timeout,
                               .flags = shape.flags};
 }
 
