@@ -16,8 +16,8 @@
  * device (near.c), and sleeps on their events when nothing comes. An instance has a few such
  * threads, however many peers: the step's, one for all debtors' queries, one that sends blocks and
  * one that lands them. A poller thread per device, which hands messages on, costs a wake-up in
- * every message, on both sides: between Soft-RoCE devices a round trip of 64 bytes took 1.06
- * to 1.48 times as long through one (median 1.45), of 16 KiB 1.07 to 1.21 (median 1.12).
+ * every message, on both sides: between Soft-RoCE devices a round trip of 64 bytes took 1.06 to
+ * 1.49 times as long through one (median of ten runs 1.32), of 16 KiB 0.97 to 1.28 (1.14).
  *
  * An endpoint is one thread's; only `event` is written by another, the device's async thread, which
  * also sets the queue pair to ERR. It finds endpoints in the context's list, under the context's
