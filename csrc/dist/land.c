@@ -395,10 +395,11 @@ int inf_land_run(inf_dist *d, inf_rail *r) {
             r->msg = NULL;
         }
     }
+    if (status != INF_AGAIN) {
+        return status;
+    }
     /* A sender whose messages are still to be looked at is not silent. */
-    return status == INF_AGAIN && r->msg == NULL && overdue(d, r) ? INF_ETIMEOUT
-           : status == INF_AGAIN                                  ? INF_OK
-                                                                  : status;
+    return r->msg == NULL && overdue(d, r) ? INF_ETIMEOUT : INF_OK;
 }
 
 void inf_land_give_up(inf_dist *d, inf_rail *r) {

@@ -5,8 +5,7 @@
 #include "wire_raw.h"
 
 #include "dist/internal.h"
-
-#include <semaphore.h>
+#include "held.h"
 
 static struct {
     atomic_uint exports, opens, open, copies;
@@ -16,7 +15,7 @@ static struct {
     _Atomic(inf_lane *) broken;
     int (*sync)(inf_lane *, inf_err *);
     void (*lane_close)(inf_lane *);
-    sem_t held, go; /* an export waits between them */
+    held_call exporting;
     atomic_bool hold;
 } fake = {.bytes = UINT64_MAX};
 
@@ -24,7 +23,7 @@ static int fake_export(inf_backend *b, void *pool, inf_pool_key *out, const char
     (void)b;
     *why = "no export today";
     if (atomic_exchange(&fake.hold, false)) {
-        CHECK(sem_post(&fake.held) == 0 && sem_wait(&fake.go) == 0);
+        held_here(&fake.exporting);
     }
     if (atomic_load(&fake.refuse_export)) {
         return INF_EUNSUPPORTED;
@@ -453,19 +452,10 @@ static void *serve_one(void *arg) {
     return NULL;
 }
 
-static void *let_go_later(void *arg) {
-    atomic_bool *late = arg;
-    nanosleep(&(struct timespec){3, 0}, NULL);
-    atomic_store(late, true);
-    CHECK(sem_post(&fake.go) == 0);
-    return NULL;
-}
-
 static void beside_an_export(void) {
     inst a = w_open(64), b = w_open(64);
     inf_link *c[2];
-    pthread_t thread, alarm;
-    atomic_bool late = false;
+    pthread_t thread;
     uint64_t rng = 6;
     w_join(INF_PROVIDER_SHM, &a, 1, &b, 2);
     req *r = w_req(&a, 40, 1, &rng);
@@ -473,15 +463,17 @@ static void beside_an_export(void) {
     step *s = calloc(1, sizeof *s);
     serving v = {.w = &a};
     w_lanes(INF_PROVIDER_SHM, &a, c, v.link);
-    CHECK(sem_init(&fake.held, 0, 0) == 0 && sem_init(&fake.go, 0, 0) == 0);
+    held_open(&fake.exporting);
     atomic_store(&fake.hold, true);
-    CHECK(pthread_create(&thread, NULL, serve_one, &v) == 0 && sem_wait(&fake.held) == 0);
-    CHECK(pthread_create(&alarm, NULL, let_go_later, &late) == 0);
+    CHECK(pthread_create(&thread, NULL, serve_one, &v) == 0);
+    held_await(&fake.exporting);
+    held_begin(&fake.exporting);
     w_begin(&a, s, &r, 1, 1);
     CHECK(w_layer(&a, s, &r, 0, &rng) == 1 && w_error(s, r, 0, 0) < 1e-5);
     inf_dist_end(a.d);
-    CHECK(!atomic_load(&late));
-    CHECK(pthread_join(alarm, NULL) == 0 && pthread_join(thread, NULL) == 0);
+    CHECK(!atomic_load(&fake.exporting.late));
+    held_end(&fake.exporting);
+    CHECK(pthread_join(thread, NULL) == 0);
     inf_link_close(c[0]);
     inf_link_close(c[1]);
     free(s);

@@ -5,7 +5,7 @@
  * a wrong result or a fault. */
 #include "wire_raw.h"
 
-#include <semaphore.h>
+#include "held.h"
 
 enum { MOST = 64 };
 
@@ -25,7 +25,7 @@ static struct {
     uint32_t n_merges, late;
     bool defer;
     _Atomic(inf_backend *) slow; /* its next unpin waits for the test */
-    sem_t held, go;
+    held_call unpinning;
 } fake = {.lock = PTHREAD_MUTEX_INITIALIZER, .refuse_after = UINT32_MAX};
 
 static int fake_pin(inf_backend *b, void *host, uint64_t bytes) {
@@ -53,7 +53,7 @@ static int fake_pin(inf_backend *b, void *host, uint64_t bytes) {
 static void fake_unpin(inf_backend *b, void *host) {
     inf_backend *slow = b;
     if (atomic_compare_exchange_strong(&fake.slow, &slow, NULL)) {
-        CHECK(sem_post(&fake.held) == 0 && sem_wait(&fake.go) == 0);
+        held_here(&fake.unpinning);
     }
     pthread_mutex_lock(&fake.lock);
     for (uint32_t i = 0; i < fake.n; i++) {
@@ -267,14 +267,6 @@ static void given_back(void) {
 
 enum { BY_MOVER, BY_SERVER, BY_STEP, BY_CALLER, WAYS };
 
-static void *let_go_later(void *arg) {
-    atomic_bool *late = arg;
-    nanosleep(&(struct timespec){3, 0}, NULL);
-    atomic_store(late, true);
-    CHECK(sem_post(&fake.go) == 0);
-    return NULL;
-}
-
 /* Links for a peer that has some. */
 static void *attach_again(void *arg) {
     inst *a = arg;
@@ -289,8 +281,7 @@ static void *attach_again(void *arg) {
 
 static void beside_an_unpin(int way) {
     inst a = w_open(128), b = w_open(128), gone = w_open(128);
-    pthread_t alarm, caller;
-    atomic_bool late = false;
+    pthread_t caller;
     inf_err err;
     uint64_t rng = 8;
     w_join(INF_PROVIDER_SHM, &a, 2, &b, 2);
@@ -316,11 +307,11 @@ static void beside_an_unpin(int way) {
         w_close(&gone);
     }
     if (way != BY_STEP) {
-        CHECK(sem_wait(&fake.held) == 0);
+        held_await(&fake.unpinning);
     } else {
         w_expect_status(&a, 1, INF_EPEER);
     }
-    CHECK(pthread_create(&alarm, NULL, let_go_later, &late) == 0);
+    held_begin(&fake.unpinning);
     if (way != BY_STEP) {
         w_begin(&a, s, r, 2, 1);
     }
@@ -328,9 +319,11 @@ static void beside_an_unpin(int way) {
     CHECK(s->seq_out[0].status == INF_OK && w_error(s, r[0], 0, 1) < 1e-5);
     CHECK(s->seq_out[1].status == (way == BY_STEP ? INF_EPEER : INF_OK));
     inf_dist_end(a.d);
-    CHECK(!atomic_load(&late));
-    CHECK(way != BY_STEP || sem_wait(&fake.held) == 0);
-    CHECK(pthread_join(alarm, NULL) == 0);
+    CHECK(!atomic_load(&fake.unpinning.late));
+    if (way == BY_STEP) {
+        held_await(&fake.unpinning);
+    }
+    held_end(&fake.unpinning);
     if (way == BY_CALLER) {
         CHECK(pthread_join(caller, NULL) == 0);
         w_close(&gone);
@@ -346,7 +339,7 @@ static void beside_an_unpin(int way) {
 }
 
 int main(void) {
-    CHECK(sem_init(&fake.held, 0, 0) == 0 && sem_init(&fake.go, 0, 0) == 0);
+    held_open(&fake.unpinning);
     use_fake();
     pins(INF_PROVIDER_SHM);
     pins(INF_PROVIDER_TCP);

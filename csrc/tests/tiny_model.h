@@ -11,18 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check_says.h"
 #include "infinite/device.h"
 #include "kernels/convert.h"
-
-#define CHECK(cond, ...)                                                                           \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            fprintf(stderr, "%s:%d: %s:", __FILE__, __LINE__, #cond);                              \
-            fprintf(stderr, " " __VA_ARGS__);                                                      \
-            fprintf(stderr, "\n");                                                                 \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
 
 enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_DOWN + 1, TINY_WINDOW = 7 };
 

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <time.h>
 
 #include "infinite/link.h"
 
@@ -65,6 +66,13 @@ struct inf_link {
     bool wants_room; /* the last prepare found no slot */
     bool many_cpus;  /* spinning can pay */
 };
+
+/* For what takes milliseconds or more: a tick's precision, and no call of the kernel. */
+static inline uint64_t inf_link_now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
 
 /* Kills the link: records the reason, unless one is recorded already, and returns the recorded
  * code. */

@@ -254,8 +254,7 @@ bool shared_end(const void *pool);
 bool lane_direct(inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse);
 
 /* Waits for the event, or for all of the stream where that is NULL; the lane's GPU is the thread's.
- * What another rank's failure
- * keeps from coming is waited for no longer than until that is found out. */
+ * What another rank's failure keeps from coming is waited for until that is found out. */
 cudaError_t lane_await(inf_lane *l, cudaEvent_t event);
 
 void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */

@@ -234,17 +234,11 @@ static int tcp_poll(inf_link *link, const void **msg, uint64_t *len) {
 
 static void tcp_release(inf_link *link) { as_tcp(link)->rx_tail++; }
 
-static uint64_t now_ms(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 /* Has the peer's host vanished? A window that is shut is probed too, and a living host answers the
  * probes, however long its process does not read. The longer it has been shut the rarer they are:
  * that lane may tell late, and the peer's other lane tells first. */
 static void look_at_host(tcp_link *t) {
-    uint64_t now = now_ms();
+    uint64_t now = inf_link_now_ms();
     if (now - t->looked_ms < LOOK_MS)
         return;
     struct tcp_info info = {0};

@@ -110,7 +110,7 @@ int inf_verbs_post(inf_verbs_endpoint *ep, struct ibv_send_wr *first, uint32_t n
     q->send_posted = number;
     if (signal) {
         if (q->signaled++ == 0)
-            q->since_ms = inf_verbs_now_ms();
+            q->since_ms = inf_link_now_ms();
         q->unsignaled = 0;
     }
     return INF_OK;

@@ -206,14 +206,14 @@ static int look_at_socket(inf_verbs_link *v) {
         return inf_verbs_violation(v, "number of bytes on the socket", 1, 0);
     if ((n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) && !v->gone) {
         v->gone = true;
-        v->gone_ms = inf_verbs_now_ms();
+        v->gone_ms = inf_link_now_ms();
     }
     return INF_OK;
 }
 
 /* Nothing is there to poll. INF_AGAIN, or why nothing will come. */
 static int nothing(inf_verbs_link *v) {
-    if (v->last_word || (v->gone && inf_verbs_now_ms() - v->gone_ms >= GRACE_MS))
+    if (v->last_word || (v->gone && inf_link_now_ms() - v->gone_ms >= GRACE_MS))
         return fail_gone(v);
     return INF_AGAIN;
 }
@@ -261,7 +261,7 @@ static int probe(inf_verbs_link *v) {
 
 int inf_verbs_watch(inf_verbs_link *v) {
     inf_verbs_queues *q = &v->ep->q;
-    uint64_t now = inf_verbs_now_ms(), rx = q->recv_done;
+    uint64_t now = inf_link_now_ms(), rx = q->recv_done;
     if (rx != v->seen_rx || q->send_done != v->seen_done)
         v->active_ms = now;
     if (q->send_done != v->seen_done)
@@ -413,7 +413,7 @@ int inf_link_attach_verbs(const inf_link_config *config, inf_verbs_endpoint *ep,
     v->base.ops = &VERBS_OPS;
     v->base.config = *config;
     v->ep = ep;
-    v->active_ms = v->stuck_ms = inf_verbs_now_ms();
+    v->active_ms = v->stuck_ms = inf_link_now_ms();
     v->stuck_limit_ms = STUCK_MS + inf_verbs_retry_ms(ep);
     *out = &v->base;
     return INF_OK;

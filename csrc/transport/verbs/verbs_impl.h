@@ -28,7 +28,6 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <time.h>
 
 #include "infinite/verbs.h"
 #include "transport/link_impl.h"
@@ -167,12 +166,6 @@ struct inf_verbs_endpoint {
     struct ibv_sge *sges; /* [long_wrs] */
     inf_verbs_puts puts;
 };
-
-static inline uint64_t inf_verbs_now_ms(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 /* --- device.c --- */
 void inf_verbs_device_hold(inf_verbs_device *device);

@@ -152,11 +152,7 @@ func TestJoin(t *testing.T) {
 	}
 	log := &process{t: t}
 	joined := command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", poolFlag(t, 30))
-	joined.Stderr = log
-	if err := joined.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = joined.Process.Kill() }) // does nothing after Wait
+	startBeside(t, joined, log)
 	p.eventually("two instances", func(v server.ClusterView) bool { return len(v.Instances) == 2 })
 	sameAnswer(t, single.complete(req), p.complete(req))
 	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
@@ -179,13 +175,9 @@ func TestDeviceIsOver(t *testing.T) {
 	h.release()
 	log := &process{t: t}
 	joined := command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", poolFlag(t, 30))
-	joined.Stderr = log
-	if err := joined.Start(); err != nil {
-		t.Fatal(err)
-	}
+	startBeside(t, joined, log)
 	kill := time.AfterFunc(patience, func() { _ = joined.Process.Kill() })
 	defer kill.Stop()
-	t.Cleanup(func() { _ = joined.Process.Kill() }) // does nothing after Wait
 	p.eventually("two instances", func(v server.ClusterView) bool { return len(v.Instances) == 2 })
 	if got := p.complete(body(prompt(16*45, 1), 16)); got.status != 200 {
 		t.Fatalf("both together: %d %s", got.status, got.message)
