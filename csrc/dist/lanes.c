@@ -4,9 +4,9 @@
  * and it is closed and opened anew:
  *
  *  1. It opens: the fault was the work's, or memory was short. What was asked is asked once more,
- * by itself; who fails again fails alone.
+ *     by itself; who fails again fails alone.
  *  2. It does not, and the backend says INF_EIO: the device is over, and so is all that the
- * instance does. That is noted once, for its next step to end with, and no peer is taken any more.
+ *     instance does. That is noted once: its next step ends with it, and no peer is taken.
  *  3. It does not for another reason: it is tried again after a while. Blocks wait for that, though
  *     not for ever.
  *

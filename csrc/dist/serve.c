@@ -15,7 +15,7 @@
  *  3. The spans of a message are held from before the call until after it.
  *  4. A message fails alone: a malformed one never gets into a batch; a stale span costs its group;
  *     and when a call fails, each message of it is asked for again by itself, on another lane if
- * this one has failed (lanes.c). Only a message whose own call fails ends its peer. */
+ *     this one has failed (lanes.c). Only a message whose own call fails ends its peer. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

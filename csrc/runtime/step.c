@@ -26,10 +26,8 @@ static void *step_main(void *arg) {
         uint64_t start = now_ns();
         inf_err err = {0};
         int status = inf_forward_step(d->forward, &d->step, &err);
-        if (status ==
-            INF_OK) { /* what shows in work for others is this device's fault all the same */
-            status = inf_dist_fault(d->dist, &err);
-        }
+        /* What shows in work for others is this device's fault all the same. */
+        status = status != INF_OK ? status : inf_dist_fault(d->dist, &err);
         atomic_fetch_add(&d->step_ns, now_ns() - start);
         atomic_fetch_add(&d->steps, 1);
         atomic_fetch_add(&d->tokens, d->step.head->n_tokens);

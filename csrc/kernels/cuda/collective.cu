@@ -195,9 +195,7 @@ static void hold_back(cuda_collective *c) {
     for (int32_t r = 0; r < c->ranks; r++) {
         inf_lane *l = c->lanes[r];
         lane_enter(l);
-        cudaError_t status = collective_await(l, c->reached[r]);
-        (void)collective_tell(l); /* before what follows from it */
-        lane_ok(l, status, at_sum);
+        lane_settle(l, c->reached[r], at_sum);
         lane_ok(l, cudaEventRecord(c->reached[r], l->stream), at_sum);
     }
 }

@@ -115,9 +115,7 @@ static int step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
         if (l->staged == l->max_rows) {
             merge_waiting(l);
             lane_enter(l);
-            cudaError_t status = lane_await(l, NULL);
-            (void)collective_tell(l); /* before what follows from it */
-            lane_ok(l, status, "merge");
+            lane_settle(l, NULL, "merge");
             l->staged = 0;
         }
         int32_t room = l->max_rows - l->staged, left = rows - done, n = room < left ? room : left;

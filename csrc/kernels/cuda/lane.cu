@@ -27,10 +27,14 @@ cudaError_t lane_await(inf_lane *l, cudaEvent_t event) {
                            : cudaStreamSynchronize(l->stream);
 }
 
-int lane_sync(inf_lane *l, inf_err *err) {
-    cudaError_t status = lane_await(l, NULL);
+void lane_settle(inf_lane *l, cudaEvent_t event, const char *at) {
+    cudaError_t status = lane_await(l, event);
     (void)collective_tell(l); /* before what follows from it */
-    lane_ok(l, status, "cudaStreamSynchronize");
+    lane_ok(l, status, at);
+}
+
+int lane_sync(inf_lane *l, inf_err *err) {
+    lane_settle(l, NULL, "cudaStreamSynchronize");
     if (l->fault == 0) {
         return INF_OK;
     }

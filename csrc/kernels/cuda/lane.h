@@ -256,6 +256,9 @@ bool lane_direct(inf_lane *l, int32_t rows, int32_t stride, float **at, float **
 /* Waits for the event, or for all of the stream where that is NULL; the lane's GPU is the thread's.
  * What another rank's failure keeps from coming is waited for until that is found out. */
 cudaError_t lane_await(inf_lane *l, cudaEvent_t event);
+/* Waits likewise, and notes what the lane comes to: a rank that was lost, or else that the wait
+ * failed. */
+void lane_settle(inf_lane *l, cudaEvent_t event, const char *at);
 
 void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */
 int lane_sync(inf_lane *l, inf_err *err);
