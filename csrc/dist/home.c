@@ -241,7 +241,7 @@ static int take_slot(inf_dist *d, const inf_step_buffers *s, inf_target *t, void
         if (inf_link_full(t->link) || now >= deadline) {
             return now >= deadline ? INF_ETIMEOUT : INF_EPROTO;
         }
-        inf_link_wait(&t->link, 1, d->step_wake, (int64_t)(deadline - now));
+        inf_link_wait_awake(&t->link, 1, d->step_wake, (int64_t)(deadline - now), d->awake_ns);
         inf_dist_unwake(d->step_wake);
     }
 }
@@ -407,7 +407,7 @@ void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf
             }
             break;
         }
-        inf_link_wait(links, left, d->step_wake, (int64_t)(deadline - now));
+        inf_link_wait_awake(links, left, d->step_wake, (int64_t)(deadline - now), d->awake_ns);
         inf_dist_unwake(d->step_wake);
     }
     d->ops->merged(lane);

@@ -128,6 +128,7 @@ struct inf_dist {
     int32_t *windows; /* [layers] */
     float scale;
     int32_t layers, heads, head_dim, num_blocks, threads;
+    int64_t awake_ns; /* as in inf_dist_config */
     uint32_t max_tokens, max_seqs, max_groups, max_entries, max_spans;
     uint64_t query_bytes, move_bytes; /* slot sizes */
 
@@ -333,9 +334,9 @@ int inf_lane_none(const inf_own_lane *l);
 int inf_lane_sync(inf_dist *d, inf_own_lane *l);
 /* For how long nothing is to be asked of the lane. */
 uint64_t inf_lane_rests(const inf_own_lane *l);
-/* Waits for links; while the lane rests, for the time to pass. */
+/* Waits for links, awake for spin_ns (link.h); while the lane rests, for the time to pass. */
 void inf_lane_wait(const inf_own_lane *l, inf_link *const *links, uint32_t n, int wake,
-                   int64_t timeout_ns);
+                   int64_t timeout_ns, int64_t spin_ns);
 /* What a lane said last of a fault, "" if none did. */
 void inf_lane_said(inf_dist *d, char *out, uint64_t bytes);
 

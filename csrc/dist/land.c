@@ -433,7 +433,7 @@ void *inf_land_main(void *dist) {
                 inf_rail_fail(d, rails[i], status);
             }
         }
-        inf_lane_wait(&d->landing, links, n, d->lander.wake, 100000000);
+        inf_lane_wait(&d->landing, links, n, d->lander.wake, 100000000, 0);
     }
     return NULL;
 }

@@ -130,10 +130,10 @@ uint64_t inf_lane_rests(const inf_own_lane *l) {
 }
 
 void inf_lane_wait(const inf_own_lane *l, inf_link *const *links, uint32_t n, int wake,
-                   int64_t timeout_ns) {
+                   int64_t timeout_ns, int64_t spin_ns) {
     uint64_t rests = inf_lane_rests(l);
     if (rests == 0) {
-        inf_link_wait(links, n, wake, timeout_ns);
+        inf_link_wait_awake(links, n, wake, timeout_ns, spin_ns);
         return;
     }
     /* What is there to be taken stays; what was posted goes on. */

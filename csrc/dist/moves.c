@@ -200,7 +200,7 @@ void *inf_mover_main(void *dist) {
         bool probe = inf_now() - probed >= PROBE_NS;
         probed = probe ? inf_now() : probed;
         settle(d, probe);
-        inf_lane_wait(&d->moving, links, n, d->mover.wake, (int64_t)PROBE_NS);
+        inf_lane_wait(&d->moving, links, n, d->mover.wake, (int64_t)PROBE_NS, 0);
     }
     return NULL;
 }

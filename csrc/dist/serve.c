@@ -198,6 +198,15 @@ static void look_at(inf_dist *d, inf_link *link, uint32_t peer) {
     }
 }
 
+/* A debtor's next layer follows soon, so who has just answered stays awake for it. */
+static int64_t awake_for(inf_dist *d) {
+    if (d->awake_ns == 0) {
+        return 0;
+    }
+    int64_t since = (int64_t)(inf_now() - atomic_load(&d->answered_ns));
+    return since < d->awake_ns ? d->awake_ns - since : 0;
+}
+
 void *inf_serve_main(void *dist) {
     inf_dist *d = dist;
     inf_link *links[INF_MAX_PEERS];
@@ -213,7 +222,7 @@ void *inf_serve_main(void *dist) {
             }
         }
         answer_batch(d);
-        inf_lane_wait(&d->answering, links, n, d->server.wake, 100000000);
+        inf_lane_wait(&d->answering, links, n, d->server.wake, 100000000, awake_for(d));
     }
     return NULL;
 }

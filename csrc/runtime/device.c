@@ -268,7 +268,19 @@ static int open_step(inf_device *d, inf_err *err) {
     return INF_OK;
 }
 
+/* Threads stay awake where the device is none of the CPUs, and the instance's share of these is
+ * enough for the three that do: the step's, its waiter's and the one that answers queries.
+ * INFINITE_AWAKE_US: for another time, 0 for none. */
+static int64_t awake_ns(const inf_device *d) {
+    enum { CPUS = 4, US = 1000, MOST_US = 1000000 };
+    const char *named = getenv("INFINITE_AWAKE_US");
+    long us = named != NULL ? strtol(named, NULL, 10) : US;
+    us = us < 0 ? 0 : us > MOST_US ? MOST_US : us;
+    return d->backend->host_memory || d->config.threads < CPUS ? 0 : (int64_t)us * 1000;
+}
+
 static int open_parts(inf_device *d, inf_err *err) {
+    d->awake_ns = awake_ns(d);
     int status = open_pool(d, err);
     if (status == INF_OK) {
         status = open_step(d, err);
@@ -281,7 +293,7 @@ static int open_parts(inf_device *d, inf_err *err) {
         return status;
     }
     float scale = inf_attention_scale(d->config.head_dim);
-    inf_dist_config dist = {d->backend, &d->config, d->kv, d->pool, d->windows, scale};
+    inf_dist_config dist = {d->backend, &d->config, d->kv, d->pool, d->windows, scale, d->awake_ns};
     status = inf_dist_open(&dist, &d->dist, err);
     if (status != INF_OK) {
         d->dist = NULL;

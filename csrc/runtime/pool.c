@@ -28,14 +28,6 @@
 #include "infinite/status.h"
 #include "kernels/kernels.h"
 
-#if defined(__x86_64__) || defined(__i386__)
-#define cpu_relax() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define cpu_relax() __asm__ __volatile__("yield")
-#else
-#define cpu_relax() ((void)0)
-#endif
-
 /* Looks before sleeping: about 5 microseconds, the cost of one sleep and wake-up. */
 enum { SPINS = 150, CACHE_LINE = 64 };
 
@@ -98,7 +90,7 @@ static void *worker_main(void *arg) {
     while (!atomic_load(&pool->stop)) {
         uint32_t epoch = epoch_of(work_off(pool, w->thread));
         for (int i = 0; i < SPINS && idle(pool, epoch); i++)
-            cpu_relax();
+            inf_cpu_relax();
         if (!idle(pool, epoch))
             continue;
         pthread_mutex_lock(&pool->lock);
@@ -198,7 +190,7 @@ void inf_pool_run(inf_pool *pool, inf_task task, void *arg, int32_t n) {
 
     work_off(pool, 0);
     for (int i = 0; i < SPINS && atomic_load(&pool->pending) != 0; i++)
-        cpu_relax();
+        inf_cpu_relax();
     if (atomic_load(&pool->pending) == 0)
         return;
     pthread_mutex_lock(&pool->lock);

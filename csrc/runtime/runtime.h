@@ -30,19 +30,25 @@ struct inf_device {
     inf_dist *dist;
     inf_forward *forward;
 
+    /* For how long threads that take part in steps look for what comes next before they sleep: a
+     * sleep and a wake-up cost tens of microseconds, of which a step would have several. 0 where
+     * others want the CPUs. */
+    int64_t awake_ns;
+
     inf_step_buffers step;
     void *step_memory;
     /* [num_blocks], zero between validations: who lists a block in this step (validate.c) */
     uint32_t *block_marks;
     uint8_t *slot_marks; /* [max_seqs], 1 while the slot is in the step in flight */
 
-    /* Guarded by mutex: state, fault, quit, slots, slot_marks, weights while loading. */
+    /* Guarded by mutex: state, fault, quit, slots, slot_marks, weights while loading. state and
+     * quit are looked at without it by who is awake, and then with it. */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     pthread_t thread;
     int thread_started;
-    int quit;
-    inf_step_state state;
+    atomic_int quit;
+    _Atomic inf_step_state state;
     inf_err fault;    /* of the device itself: code 0 while it works */
     inf_slot **slots; /* [max_seqs] */
 

@@ -4,7 +4,10 @@
 #include <time.h>
 
 #include "runtime/fail.h"
+#include "runtime/pool.h"
 #include "runtime/runtime.h"
+
+enum { AWAKE_FOR_STEP = 16 };
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -12,10 +15,25 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* Looks for as long as the device's threads stay awake, and timeout_ns at most (-1: no matter)
+ * while a step is running, or while none is. A step takes longer than what is between two. */
+static void stay_awake(inf_device *d, int running, int64_t timeout_ns) {
+    int64_t most = running ? AWAKE_FOR_STEP * d->awake_ns : d->awake_ns;
+    most = timeout_ns >= 0 && timeout_ns < most ? timeout_ns : most;
+    uint64_t begun = most > 0 ? now_ns() : 0;
+    while (most > 0 && (atomic_load(&d->state) == INF_STEP_RUNNING) == running &&
+           !atomic_load(&d->quit) && now_ns() - begun < (uint64_t)most) {
+        for (int i = 0; i < 8; i++) {
+            inf_cpu_relax();
+        }
+    }
+}
+
 static void *step_main(void *arg) {
     inf_device *d = arg;
-    pthread_mutex_lock(&d->mutex);
     for (;;) {
+        stay_awake(d, 0, -1);
+        pthread_mutex_lock(&d->mutex);
         while (d->state != INF_STEP_RUNNING && !d->quit) {
             pthread_cond_wait(&d->changed, &d->mutex);
         }
@@ -41,6 +59,7 @@ static void *step_main(void *arg) {
             d->fault = err;
         }
         pthread_cond_broadcast(&d->changed);
+        pthread_mutex_unlock(&d->mutex);
     }
     pthread_mutex_unlock(&d->mutex);
     return NULL;
@@ -110,6 +129,7 @@ int inf_device_wait(inf_device *d, int64_t timeout_ns, inf_err *err) {
     }
     struct timespec until = deadline(timeout_ns > 0 ? timeout_ns : 0);
     int status = INF_OK, late = 0;
+    stay_awake(d, 1, timeout_ns);
     pthread_mutex_lock(&d->mutex);
     while (d->state == INF_STEP_RUNNING && !late) {
         if (timeout_ns < 0) {

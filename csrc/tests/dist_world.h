@@ -100,6 +100,9 @@ static inline inf_backend *w_backend(void) {
     return b;
 }
 
+/* inf_dist_config.awake_ns of what is opened. */
+static int64_t w_awake_ns;
+
 static inline inst w_open_with(int32_t num_blocks, int32_t max_step_spans) {
     inst w = {0};
     w.config = (inf_device_config){.layers = W_LAYERS,
@@ -126,7 +129,7 @@ static inline inst w_open_with(int32_t num_blocks, int32_t max_step_spans) {
     w.pool = malloc((size_t)num_blocks * w.kv.block_bytes);
     CHECK(w.ops != NULL && w.pool != NULL);
     memset(w.pool, 0xa5, (size_t)num_blocks * w.kv.block_bytes);
-    inf_dist_config c = {w.backend, &w.config, w.kv, w.pool, W_WINDOWS, W_SCALE};
+    inf_dist_config c = {w.backend, &w.config, w.kv, w.pool, W_WINDOWS, W_SCALE, w_awake_ns};
     inf_err err;
     CHECK(inf_dist_open(&c, &w.d, &err) == INF_OK);
     return w;

@@ -335,6 +335,7 @@ int main(void) {
     double worst = 0;
     for (uint32_t provider = INF_PROVIDER_SHM; provider <= INF_PROVIDER_TCP; provider++) {
         for (int n = 2; n <= 4; n += 2) {
+            w_awake_ns = n == 2 ? 300000 : 0;
             worst = fmax(worst, merge_world(provider, n, 1));
             worst = fmax(worst, merge_world(provider, n, 33));
         }
@@ -344,6 +345,9 @@ int main(void) {
         silent(provider, INF_ETIMEOUT);
         silent(provider, INF_EPEER);
         silent(provider, INF_OK);
+        w_awake_ns = 300000;
+        silent(provider, INF_ETIMEOUT);
+        silent(provider, INF_EPEER);
         lost_instance(provider);
     }
     printf("largest difference from attention over the whole: %.2g\n", worst);

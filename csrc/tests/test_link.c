@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #endif
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -279,6 +281,40 @@ static void test_wait(uint32_t provider) {
 
 /* Control words of shm: the server's head, tail at 256 and 320; its first slot after the client's.
  */
+/* Who waits awake is not woken: nothing is written to its descriptor, and it never gives up its CPU
+ * by itself. Who sleeps is, and does. */
+static void *send_after_a_while(void *link) {
+    usleep(20000);
+    CHECK(try_send(link, 3, 100) == INF_OK);
+    return NULL;
+}
+
+static long sleeps_of_wait(uint32_t provider, int64_t spin_ns) {
+    link_ends e = make_ends(provider, 4, 1024);
+    inf_link *c, *s;
+    open_ends(&e, &c, &s);
+    struct rusage before, after;
+    pthread_t sender;
+    CHECK(pthread_create(&sender, NULL, send_after_a_while, c) == 0);
+    CHECK(getrusage(RUSAGE_THREAD, &before) == 0);
+    CHECK(inf_link_wait_awake(&s, 1, -1, LONG_NS, spin_ns) == INF_OK);
+    CHECK(getrusage(RUSAGE_THREAD, &after) == 0);
+    CHECK(pthread_join(sender, NULL) == 0);
+    take(s, 3, 100);
+    inf_link_close(c);
+    inf_link_close(s);
+    return after.ru_nvcsw - before.ru_nvcsw;
+}
+
+static void test_awake(uint32_t provider) {
+    cpu_set_t cpus;
+    CHECK(sched_getaffinity(0, sizeof cpus, &cpus) == 0);
+    if (CPU_COUNT(&cpus) > 1) {
+        CHECK(sleeps_of_wait(provider, LONG_NS) == 0);
+    }
+    CHECK(sleeps_of_wait(provider, 0) > 0);
+}
+
 static void test_lying_shm(void) {
     const uint32_t slots = 2;
     const uint64_t bytes = 64, wrong[] = {3, UINT64_MAX, UINT64_C(1) << 63};
@@ -410,6 +446,7 @@ int main(void) {
         test_both_directions(p, 4, 8192, 1500);
         test_both_directions(p, 3, 8 << 20, 30);
         test_wait(p);
+        test_awake(p);
     }
     test_lying_shm();
     test_lying_tcp();

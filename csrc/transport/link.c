@@ -233,10 +233,10 @@ static void relax(void) {
 #endif
 }
 
-static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
-    if (n == 0 || n > SPIN_LINKS || !links[0]->many_cpus)
+static bool spin(inf_link *const *links, uint32_t n, int64_t deadline, int64_t spin_ns) {
+    if (n == 0 || (n > SPIN_LINKS && spin_ns <= SPIN_NS) || !links[0]->many_cpus)
         return false;
-    int64_t now = now_ns(), end = now + SPIN_NS;
+    int64_t now = now_ns(), end = now + (spin_ns > SPIN_NS ? spin_ns : SPIN_NS);
     if (deadline >= 0 && deadline < end)
         end = deadline;
     while (now < end) {
@@ -286,6 +286,11 @@ static bool sleep_once(inf_link *const *links, uint32_t n, int wake_fd, int64_t 
 }
 
 int inf_link_wait(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeout_ns) {
+    return inf_link_wait_awake(links, n, wake_fd, timeout_ns, 0);
+}
+
+int inf_link_wait_awake(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeout_ns,
+                        int64_t spin_ns) {
     if (n > INF_LINK_WAIT_MAX || (n > 0 && !links))
         return INF_EINVAL;
     for (uint32_t i = 0; i < n; i++)
@@ -298,7 +303,7 @@ int inf_link_wait(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeo
         int64_t now = now_ns();
         deadline = timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns;
     }
-    if (timeout_ns != 0 && spin(links, n, deadline))
+    if (timeout_ns != 0 && spin(links, n, deadline, spin_ns))
         return INF_OK;
     for (;;) {
         int status;

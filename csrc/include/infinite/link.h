@@ -78,6 +78,10 @@ enum { INF_LINK_WAIT_MAX = 512 }; /* links of one wait */
  * wake_fd (-1: none) is readable, or timeout_ns has passed. Spins briefly first. INF_OK or
  * INF_AGAIN at the time limit. Progress of posted messages goes on meanwhile. */
 int inf_link_wait(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeout_ns);
+/* The same, spinning for spin_ns if that is longer, and before it looks at wake_fd: for a thread
+ * that has a CPU to itself and is asked again soon. A wake-up costs both ends some microseconds. */
+int inf_link_wait_awake(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeout_ns,
+                        int64_t spin_ns);
 
 /* The peer index of the config. */
 int32_t inf_link_peer(const inf_link *link);
