@@ -1,5 +1,6 @@
 /* What a step computes: against the plain forward pass, and against itself when the same tokens
  * come in one chunk, in ragged chunks, one by one, alone and among others. */
+#include "tests/farther.h"
 #include "tests/tiny_model.h"
 
 enum { TEXT = 45, BLOCKS = 12 };
@@ -78,10 +79,10 @@ static double distance(const request *r, double reference[][TINY_VOCAB]) {
     double worst = 0;
     for (int t = 0; t < TEXT; t++) {
         const inf_row_out *o = &r->rows[t];
-        worst = fmax(worst, fabs((double)o->logprob - reference[t][o->token]));
+        worst = farther(worst, (double)o->logprob, reference[t][o->token]);
         CHECK(o->n_top == INF_MAX_TOP, "%u", o->n_top);
         for (uint32_t k = 0; k < o->n_top; k++) {
-            worst = fmax(worst, fabs((double)o->top_logprobs[k] - reference[t][o->top_ids[k]]));
+            worst = farther(worst, (double)o->top_logprobs[k], reference[t][o->top_ids[k]]);
         }
     }
     return worst;

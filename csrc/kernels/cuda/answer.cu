@@ -2,8 +2,9 @@
  *
  * The spans of all messages are segments of one plan, so all requests, and all spans of each, run
  * in the same launches; the merge of a row's parts is that of its spans too. Queries are
- * read from the messages where these are pinned, and narrowed on the way; partials go back the same
- * way (runs.cu).
+ * read from the messages where these are pinned, and narrowed on the way (runs.cu). Partials are
+ * written where the messages want them by the kernel that computes them, if one does: between a
+ * query and its answer each kernel that is not there saves as much as the wire takes.
  *
  * Debtors are in different layers when they ask, and a launch is of one. But a layer of a block is
  * a block of a pool with one layer, since layers lie one behind the other in it: layer i of block b
@@ -123,19 +124,33 @@ static void fetch_queries(inf_lane *l, const inf_attn *args, const answer_batch 
     flush();
 }
 
-/* The batch's partials into o32 and lse; a request that goes on from the batch before is merged
- * with what was computed there, which run_batch left in o2 and lse2. */
-static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
-    class_lists *c = &l->classes[l->class_of[args[b->first].layer]];
-    lane_plan(l, c, b->n, b->rows);
-    inbox_send(l);
-    fetch_queries(l, args, b);
-    lane_attend(l, c, 0, l->q, l->o32, INF_DTYPE_F32, l->lse, b->rows, false);
-    if (b->continued) {
-        inf_cuda_merge m = {
-            {}, l->o32, l->lse, l->dims.heads, l->dims.head_dim, l->backend->early_rows};
-        (void)inf_cuda_runs_add(&m.runs, 0, args[b->first].rows, l->o2, l->lse2, l->dims.heads);
-        lane_ok(l, inf_cuda_merge_launch(&m, l->stream), "merge");
+/* Where the rows of a request of the batch, of which row0 is the first, are to go: where the
+ * message wants them, or staging, which give_staged empties after a sync. */
+static inf_cuda_place place_for(inf_lane *l, const inf_attn *a, uint32_t row0) {
+    inf_cuda_place p = {a->o, a->lse};
+    if (!lane_direct(l, a->rows, l->dims.heads, &p.o, &p.lse)) {
+        p.o = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
+        p.lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
+    }
+    return p;
+}
+
+/* Each row's place into the inbox. */
+static void put_places(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+    uint64_t bytes = (uint64_t)b->rows * sizeof(inf_cuda_place);
+    inf_cuda_place *at = (inf_cuda_place *)(void *)inbox_put(l, l->places, bytes);
+    uint32_t row0 = 0;
+    for (int32_t i = 0; at != NULL && i < b->n; i++) {
+        const inf_attn *a = &args[b->first + i];
+        if (!begins(args, b, i)) {
+            continue;
+        }
+        inf_cuda_place p = place_for(l, a, row0);
+        for (uint32_t r = 0; r < (uint32_t)a->rows; r++) {
+            at[row0 + r] = {p.o + (uint64_t)r * (uint64_t)l->q_dim,
+                            p.lse + (uint64_t)r * (uint64_t)l->dims.heads};
+        }
+        row0 += (uint32_t)a->rows;
     }
 }
 
@@ -147,9 +162,8 @@ static void keep_last(inf_lane *l, const answer_batch *b, int32_t rows) {
     lane_copy(l, l->lse2, l->lse + at * heads, n * heads * sizeof(float), cudaMemcpyDeviceToDevice);
 }
 
-/* Partials on their way to where the messages want them, or to staging: what is not in place then
- * is for give_staged, after a sync. Where a request goes on they are overwritten by the next batch.
- */
+/* Partials from o32 and lse on their way to their places. Where a request goes on they are
+ * overwritten by the next batch. */
 static void give_partials(inf_lane *l, const inf_attn *args, const answer_batch *b) {
     inf_cuda_give p = {};
     p.src = l->o32;
@@ -168,15 +182,39 @@ static void give_partials(inf_lane *l, const inf_attn *args, const answer_batch 
         if (!begins(args, b, i)) {
             continue;
         }
-        float *at = a->o, *lse = a->lse;
-        if (!lane_direct(l, a->rows, l->dims.heads, &at, &lse)) {
-            at = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
-            lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
-        }
-        add_run(&p.runs, row0, a->rows, at, lse, l->dims.heads, flush);
+        inf_cuda_place at = place_for(l, a, row0);
+        add_run(&p.runs, row0, a->rows, at.o, at.lse, l->dims.heads, flush);
         row0 += (uint32_t)a->rows;
     }
     flush();
+}
+
+/* The batch's partials, to their places by attention itself where it can. A request that goes on
+ * from the batch before is merged with what was computed there, which is in o2 and lse2. */
+static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b, bool goes_on) {
+    class_lists *c = &l->classes[l->class_of[args[b->first].layer]];
+    lane_plan(l, c, b->n, b->rows);
+    bool placed = !b->continued && !goes_on && l->fault == 0 && lane_places(l, c);
+    if (placed) {
+        put_places(l, args, b);
+    }
+    inbox_send(l);
+    fetch_queries(l, args, b);
+    attend_to to = {l->o32, INF_DTYPE_F32, l->lse, placed ? l->places : NULL};
+    lane_attend(l, c, 0, l->q, &to, b->rows, false);
+    if (placed) {
+        return;
+    }
+    if (b->continued) {
+        inf_cuda_merge m = {
+            {}, l->o32, l->lse, l->dims.heads, l->dims.head_dim, l->backend->early_rows};
+        (void)inf_cuda_runs_add(&m.runs, 0, args[b->first].rows, l->o2, l->lse2, l->dims.heads);
+        lane_ok(l, inf_cuda_merge_launch(&m, l->stream), "merge");
+    }
+    if (goes_on) {
+        keep_last(l, b, args[b->first + b->n - 1].rows);
+    }
+    give_partials(l, args, b);
 }
 
 static void give_staged(const inf_lane *l, const inf_attn *args, const answer_batch *b) {
@@ -205,19 +243,15 @@ int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) 
                             "a span of %d rows and %u tokens exceeds what the lane holds",
                             args[first].rows, args[first].n_tokens);
         }
+        int32_t next = first + b.n;
         put_batch(l, args, &b);
-        run_batch(l, args, &b);
-        int32_t last = first + b.n - 1;
-        if (last + 1 < n && args[last + 1].o == args[last].o) {
-            keep_last(l, &b, args[last].rows);
-        }
-        give_partials(l, args, &b);
+        run_batch(l, args, &b, next < n && args[next].o == args[next - 1].o);
         int status = lane_sync(l, err);
         if (status != INF_OK) {
             return status;
         }
         give_staged(l, args, &b);
-        first += b.n;
+        first = next;
     }
     return INF_OK;
 }

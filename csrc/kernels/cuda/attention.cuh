@@ -60,13 +60,21 @@ struct out_place {
     size_t at;
 };
 
+static __device__ __forceinline__ out_place row_place(const inf_cuda_attn &p, size_t row,
+                                                      int32_t head) {
+    if (p.places != NULL) {
+        inf_cuda_place place = p.places[row];
+        return {place.o, place.lse, INF_DTYPE_F32, (size_t)head};
+    }
+    return {p.o, p.lse, p.o_dtype, row * (size_t)p.heads + (size_t)head};
+}
+
 static __device__ __forceinline__ out_place place_of(const inf_cuda_attn &p,
                                                      const inf_cuda_segment &s,
                                                      const inf_cuda_work &w, uint32_t row,
                                                      int32_t head) {
     if (w.part == INF_CUDA_WHOLE) {
-        size_t r = (size_t)s.row0 + w.row0 + row;
-        return {p.o, p.lse, p.o_dtype, r * (size_t)p.heads + (size_t)head};
+        return row_place(p, (size_t)s.row0 + w.row0 + row, head);
     }
     size_t r = (size_t)w.part + row;
     return {p.part_o, p.part_lse, INF_DTYPE_F32, r * (size_t)p.heads + (size_t)head};

@@ -70,12 +70,12 @@ static __device__ __forceinline__ void merge_row(const inf_cuda_attn &p, size_t 
         }
         m.o[k] *= inverse;
     }
-    size_t at = row * (size_t)p.heads + (size_t)head;
+    out_place out = row_place(p, row, head);
     if (lane < lanes) {
-        store4(p.o, p.o_dtype, at * C::dim + (size_t)(lane * 4), m.o);
+        store4(out.o, out.dtype, out.at * C::dim + (size_t)(lane * 4), m.o);
     }
-    if (lane == 0 && p.lse != NULL) {
-        p.lse[at] = m.sum != 0.0f ? m.top + logf(m.sum) : -INFINITY;
+    if (lane == 0 && out.lse != NULL) {
+        out.lse[out.at] = m.sum != 0.0f ? m.top + logf(m.sum) : -INFINITY;
     }
 }
 

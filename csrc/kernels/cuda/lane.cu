@@ -60,6 +60,7 @@ struct inbox_args {
 /* Block (x, y): a share of section y's words. */
 __global__ void inbox_kernel(const __grid_constant__ inbox_args a) {
     const inbox_section s = a.sections[blockIdx.y];
+    start_successor();
     for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < s.words;
          i += gridDim.x * blockDim.x) {
         s.to[i] = a.inbox[s.from + i];
@@ -146,30 +147,42 @@ void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows) {
     }
 }
 
-void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q, void *o,
-                 int32_t o_dtype, float *lse, int32_t rows, bool whole) {
+static inf_cuda_attn attn_of(inf_lane *l, const class_lists *c, int32_t layer) {
     inf_cuda_attn a = {};
-    a.q = q;
     a.pool = l->pool;
     a.kv = l->kv;
     a.blocks = l->blocks;
     a.segments = l->segments;
-    a.o = o;
-    a.lse = lse;
     a.part_o = l->part_o;
     a.part_lse = l->part_lse;
     a.done = l->done;
     a.off = c->off;
     a.list = c->list;
-    bool combine = c->combine;
     a.act = l->act;
-    a.o_dtype = o_dtype;
     a.heads = l->dims.heads;
     a.layer = layer;
     a.window = c->window;
     a.scale = l->scale;
     a.early = l->backend->early_decode;
     a.wgmma = l->backend->wgmma;
+    return a;
+}
+
+bool lane_places(inf_lane *l, const class_lists *c) {
+    inf_cuda_attn a = attn_of(l, c, 0);
+    a.q = l->q;
+    return c->n_prefill == 0 && (c->n_parts == 0 || inf_cuda_attn_decode_takes(&a));
+}
+
+void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q,
+                 const attend_to *to, int32_t rows, bool whole) {
+    inf_cuda_attn a = attn_of(l, c, layer);
+    a.q = q;
+    a.o = to->o;
+    a.o_dtype = to->o_dtype;
+    a.lse = to->lse;
+    a.places = to->places;
+    bool combine = c->combine;
     if (c->n_decode > 0 || whole) {
         a.work = c->decode;
         a.n_work = c->counts;
@@ -189,9 +202,17 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
         lane_ok(l, status, "prefill attention");
     }
     if (combine) {
-        inf_cuda_combine m = {
-            o,    lse,           l->part_o,        l->part_lse,           c->off, c->list, o_dtype,
-            rows, l->dims.heads, l->dims.head_dim, l->backend->early_rows};
+        inf_cuda_combine m = {to->o,
+                              to->lse,
+                              l->part_o,
+                              l->part_lse,
+                              c->off,
+                              c->list,
+                              to->o_dtype,
+                              rows,
+                              l->dims.heads,
+                              l->dims.head_dim,
+                              l->backend->early_rows};
         lane_ok(l, inf_cuda_combine_launch(&m, l->stream), "the merge of partials");
     }
 }
@@ -321,7 +342,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         return false;
     }
     if (l->kind == INF_LANE_ANSWER) {
-        return take(l, &l->o2, q) && take(l, &l->lse2, rows * heads) &&
+        return take(l, &l->o2, q) && take(l, &l->lse2, rows * heads) && take(l, &l->places, rows) &&
                take(l, (uint8_t **)&l->q, q * (uint64_t)l->act_bytes);
     }
     l->keys = 2 + 2 * l->dims.layers;

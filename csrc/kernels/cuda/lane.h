@@ -125,12 +125,13 @@ struct inf_lane {
     inf_cuda_segment *segments;
     float *inv_freq, *cos, *sin;
     float *part_o, *part_lse;
-    uint32_t *done;       /* [max_rows, kv_heads], zeros between launches */
-    float *squares;       /* [8 rows, hidden / 16], of a product that ended in a norm */
-    const void *unscaled; /* .. and its y, which the products that read it scale; NULL: none */
-    float *o32, *lse;     /* [max_rows, heads, head_dim], [max_rows, heads] */
-    float *o2, *lse2;     /* answer: of a run of spans that goes on in a second batch */
-    void *q;              /* answer: [max_rows, heads, head_dim] of act */
+    uint32_t *done;         /* [max_rows, kv_heads], zeros between launches */
+    float *squares;         /* [8 rows, hidden / 16], of a product that ended in a norm */
+    const void *unscaled;   /* .. and its y, which the products that read it scale; NULL: none */
+    float *o32, *lse;       /* [max_rows, heads, head_dim], [max_rows, heads] */
+    float *o2, *lse2;       /* answer: of a run of spans that goes on in a second batch */
+    void *q;                /* answer: [max_rows, heads, head_dim] of act */
+    inf_cuda_place *places; /* answer: [max_rows] */
 
     /* Sampling: slots in ordinary memory, results in pinned memory, the rest on the device. */
     lane_slot *slots; /* [max_seqs] */
@@ -219,10 +220,19 @@ void inbox_send(inf_lane *l);
 
 /* Makes the plan of a class for host_segments and puts it into the inbox. */
 void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows);
-/* Attention by a class's plan, and the merge of its parts. lse NULL: nobody reads it. whole: also
- * what the plan of this step has no use for, since a graph is recorded that later steps use. */
-void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q, void *o,
-                 int32_t o_dtype, float *lse, int32_t rows, bool whole);
+/* What becomes of attention. */
+struct attend_to {
+    void *o;
+    int32_t o_dtype;
+    float *lse;                   /* NULL: nobody reads it */
+    const inf_cuda_place *places; /* NULL, or where it goes instead, if lane_places said so */
+};
+/* Attention by a class's plan, and the merge of its parts. whole: also what the plan of this step
+ * has no use for, since a graph is recorded that later steps use. */
+void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q,
+                 const attend_to *to, int32_t rows, bool whole);
+/* Whether the plan's rows can each go to a place of their own. */
+bool lane_places(inf_lane *l, const class_lists *c);
 
 /* pinned.cu: where the GPU sees what lies at host, NULL if not all of it is pinned. */
 void *pinned_find(cuda_backend *b, const void *host, uint64_t bytes);

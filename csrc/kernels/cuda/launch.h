@@ -126,6 +126,12 @@ typedef struct inf_cuda_work {
     uint32_t part;
 } inf_cuda_work;
 
+/* Where the result of a row of q goes, if not into o and lse: f32 [heads, head_dim] and [heads],
+ * perhaps in host memory that the GPU sees. */
+typedef struct inf_cuda_place {
+    float *o, *lse;
+} inf_cuda_place;
+
 typedef struct inf_cuda_attn {
     const void *q; /* [rows, heads, head_dim] of act */
     const uint8_t *pool;
@@ -134,11 +140,12 @@ typedef struct inf_cuda_attn {
     const inf_cuda_segment *segments;
     const inf_cuda_work *work;
     const int32_t
-        *n_work;     /* device memory, so that a captured graph can be replayed with other work */
-    void *o;         /* [rows, heads, head_dim] of o_dtype, normalised */
-    float *lse;      /* [rows, heads], or NULL when nobody reads it */
-    float *part_o;   /* [parts, heads, head_dim] f32, normalised */
-    float *part_lse; /* [parts, heads] */
+        *n_work; /* device memory, so that a captured graph can be replayed with other work */
+    void *o;     /* [rows, heads, head_dim] of o_dtype, normalised */
+    float *lse;  /* [rows, heads], or NULL when nobody reads it */
+    const inf_cuda_place *places; /* [rows], or NULL; not prefill. o and lse are not written then */
+    float *part_o;                /* [parts, heads, head_dim] f32, normalised */
+    float *part_lse;              /* [parts, heads] */
     /* Decode merges the parts itself when done is not NULL: [q's rows, kv_heads] zeros, which it
      * leaves as zeros; off and list are inf_cuda_combine's. All rows of a tile have the same
      * pieces. */
@@ -221,7 +228,8 @@ typedef struct inf_cuda_give {
 } inf_cuda_give;
 int inf_cuda_give_launch(const inf_cuda_give *p, inf_stream stream);
 
-/* Rows from the runs, narrowed: dst[row0 + i] = at[i]. */
+/* Rows from the runs, narrowed: dst[row0 + i] = at[i]. The runs are read before the kernel in front
+ * has ended: none writes them. */
 typedef struct inf_cuda_fetch {
     inf_cuda_runs runs;
     void *dst; /* [*, heads, head_dim] of dtype */

@@ -268,12 +268,9 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     lane_enter(l);
     const class_lists *c = &l->classes[l->class_of[layer]];
     bool whole = l->capturing != NULL;
-    if (!open) {
-        lane_attend(l, c, layer, q, o, l->act, NULL, l->rows, whole);
-        return;
-    }
-    l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
-    lane_attend(l, c, layer, q, l->partial, INF_DTYPE_F32, l->lse, l->rows, whole);
+    l->partial = l->act == INF_DTYPE_F32 || !open ? (float *)o : l->o32;
+    attend_to to = {l->partial, open ? INF_DTYPE_F32 : l->act, open ? l->lse : NULL, NULL};
+    lane_attend(l, c, layer, q, &to, l->rows, whole);
 }
 
 void inf_cuda_step_table(inf_backend_ops *ops) {

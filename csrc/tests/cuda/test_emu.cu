@@ -2,6 +2,7 @@
  * cp.async. On a GPU this checks the descriptions, in emulation the emulator. */
 #include "kernels/cuda/e4m3.cuh"
 #include "tests/cuda/words.h"
+#include "tests/farther.h"
 
 /* ---- formats ---- */
 
@@ -79,7 +80,7 @@ static void check_formats() {
             } else if (power > 0x1.fffffep127) {
                 CHECK(isinf(y), "2^%a is %a", (double)x, (double)y);
             } else if (x == x) {
-                worst = fmax(worst, fabs((double)y / power - 1));
+                worst = farther(worst, (double)y / power, 1);
             }
         }
     }
@@ -207,7 +208,7 @@ static void check_mma(int32_t dtype) {
         for (size_t k = 0; k < 16; k++) {
             want += number_of(m[row * 16 + k], dtype) * number_of(m[256 + k * 8 + column], dtype);
         }
-        worst = fmax(worst, fabs((double)float_of(out[i]) - want));
+        worst = farther(worst, (double)float_of(out[i]), want);
     }
     CHECK(worst < 2e-5, "mma of %s is off by %g", format_name(dtype), worst);
     printf("mma of %s: off by at most %.2g\n", format_name(dtype), worst);
