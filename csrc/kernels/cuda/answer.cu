@@ -9,7 +9,12 @@
  * Debtors are in different layers when they ask, and a launch is of one. But a layer of a block is
  * a block of a pool with one layer, since layers lie one behind the other in it: layer i of block b
  * is block b * layers + i of that pool. So an answer's lane has the pool as one of a single layer
- * (answer_pool), and only the window divides launches.
+ * too (answer_pool), and only the window divides launches.
+ *
+ * But most batches are of one layer, and followed by the same for the next layer: a debtor's step.
+ * These name blocks as they are, so that what the device has been told of one (segments, blocks and
+ * plan, which grow with the context) holds for the others and is not told again. What was told is
+ * kept and compared, whoever asks: handles and generations would not do, since spans grow.
  *
  * A batch is what one plan takes: a window, max_rows rows over all of its segments, and max_blocks
  * entries of block lists. More than that is answered in several batches, and a request whose spans
@@ -24,8 +29,9 @@ bool answer_pool(inf_lane *l) {
         layer != inf_kv_offset(&l->kv, 1, 0, 0, 0)) {
         return false;
     }
-    l->kv.layers = 1;
-    l->kv.block_bytes = layer;
+    l->kv_layers = l->kv_layer = l->kv;
+    l->kv_layer.layers = 1;
+    l->kv_layer.block_bytes = layer;
     return true;
 }
 
@@ -66,10 +72,9 @@ static bool begins(const inf_attn *args, const answer_batch *b, int32_t i) {
     return i == 0 || args[b->first + i].o != args[b->first + i - 1].o;
 }
 
-/* Segments and block lists into the inbox. */
-static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+/* One segment per arg; their blocks lie one behind the other. */
+static void set_segments(inf_lane *l, const inf_attn *args, const answer_batch *b) {
     uint32_t row0 = 0, rows = 0, block = 0;
-    inbox_begin(l);
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
         if (begins(args, b, i)) {
@@ -79,26 +84,81 @@ static void put_batch(inf_lane *l, const inf_attn *args, const answer_batch *b) 
         l->host_segments[i] = {row0, (uint32_t)a->rows, a->q_pos0, a->kv_pos0, a->n_tokens, block};
         block += blocks_of(l, a);
     }
+}
+
+static bool one_layer(const inf_attn *args, const answer_batch *b) {
+    bool one = true;
+    for (int32_t i = 1; i < b->n; i++) {
+        one = one && args[b->first + i].layer == args[b->first].layer;
+    }
+    return one;
+}
+
+/* Has the device been told of a batch with these segments and blocks, and of no other since? */
+static bool is_known(const inf_lane *l, const inf_attn *args, const answer_batch *b) {
+    bool same =
+        l->known.n == b->n && l->known.class_of == l->class_of[args[b->first].layer] &&
+        memcmp(l->known.segments, l->host_segments, (uint64_t)b->n * sizeof(inf_cuda_segment)) == 0;
+    for (int32_t i = 0; i < b->n && same; i++) {
+        const inf_attn *a = &args[b->first + i];
+        same = memcmp(l->known.blocks + l->host_segments[i].block_off, a->blocks,
+                      blocks_of(l, a) * sizeof(int32_t)) == 0;
+    }
+    return same;
+}
+
+/* Segments, blocks and plan into the inbox, and on their way. */
+static void tell(inf_lane *l, const inf_attn *args, const answer_batch *b, bool one) {
+    uint32_t blocks = 0;
+    class_lists *c = &l->classes[l->class_of[args[b->first].layer]];
+    inbox_begin(l);
+    for (int32_t i = 0; i < b->n; i++) {
+        blocks += blocks_of(l, &args[b->first + i]);
+    }
     uint64_t bytes = (uint64_t)b->n * sizeof(inf_cuda_segment);
     uint32_t *segments = inbox_put(l, l->segments, bytes);
-    uint32_t *blocks = inbox_put(l, l->blocks, (uint64_t)block * sizeof(int32_t));
-    if (segments == NULL || blocks == NULL) {
+    uint32_t *to = inbox_put(l, l->blocks, (uint64_t)blocks * sizeof(int32_t));
+    l->known.n = 0;
+    if (segments == NULL || to == NULL) {
         return;
     }
     memcpy(segments, l->host_segments, bytes);
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
-        uint32_t *to = blocks + l->host_segments[i].block_off, n = blocks_of(l, a);
+        uint32_t off = l->host_segments[i].block_off, n = blocks_of(l, a);
         for (uint32_t k = 0; k < n; k++) {
-            to[k] = (uint32_t)(a->blocks[k] * l->dims.layers + a->layer);
+            to[off + k] = (uint32_t)(one ? a->blocks[k] : a->blocks[k] * l->dims.layers + a->layer);
         }
+    }
+    lane_plan(l, c, b->n, b->rows);
+    inbox_send(l);
+    l->plans++;
+    if (one && l->fault == 0) {
+        memcpy(l->known.segments, segments, bytes);
+        memcpy(l->known.blocks, to, (uint64_t)blocks * sizeof(int32_t));
+        l->known.n = b->n;
+        l->known.class_of = l->class_of[args[b->first].layer];
     }
 }
 
-/* Queries to l->q, narrowed: from where they lie if that is pinned, else by way of staging. */
-static void fetch_queries(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+/* Where the rows of a request of the batch, of which row0 is the first, are to go: where the
+ * message wants them, or staging, which give_staged empties after a sync. */
+static inf_cuda_place place_for(inf_lane *l, const inf_attn *a, uint32_t row0) {
+    inf_cuda_place p = {a->o, a->lse};
+    if (!lane_direct(l, a->rows, l->dims.heads, &p.o, &p.lse)) {
+        p.o = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
+        p.lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
+    }
+    return p;
+}
+
+/* Queries to l->q, narrowed: from where they lie if that is pinned, else by way of staging. placed:
+ * and each row's place to l->places. Queries in staging are read before answers are put there: that
+ * is the attention's, which waits for all of these. */
+static void fetch_queries(inf_lane *l, const inf_attn *args, const answer_batch *b, bool placed) {
     inf_cuda_fetch p = {};
     p.dst = l->q;
+    p.places = placed ? l->places : NULL;
     p.dtype = l->act;
     p.heads = l->dims.heads;
     p.head_dim = l->dims.head_dim;
@@ -119,39 +179,12 @@ static void fetch_queries(inf_lane *l, const inf_attn *args, const answer_batch 
             memcpy(at, a->q, (uint64_t)a->rows * (uint64_t)l->q_dim * sizeof(float));
         }
         add_run(&p.runs, row0, a->rows, at, NULL, l->dims.heads, flush);
+        if (placed) {
+            p.answer[p.runs.n - 1] = place_for(l, a, row0);
+        }
         row0 += (uint32_t)a->rows;
     }
     flush();
-}
-
-/* Where the rows of a request of the batch, of which row0 is the first, are to go: where the
- * message wants them, or staging, which give_staged empties after a sync. */
-static inf_cuda_place place_for(inf_lane *l, const inf_attn *a, uint32_t row0) {
-    inf_cuda_place p = {a->o, a->lse};
-    if (!lane_direct(l, a->rows, l->dims.heads, &p.o, &p.lse)) {
-        p.o = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
-        p.lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
-    }
-    return p;
-}
-
-/* Each row's place into the inbox. */
-static void put_places(inf_lane *l, const inf_attn *args, const answer_batch *b) {
-    uint64_t bytes = (uint64_t)b->rows * sizeof(inf_cuda_place);
-    inf_cuda_place *at = (inf_cuda_place *)(void *)inbox_put(l, l->places, bytes);
-    uint32_t row0 = 0;
-    for (int32_t i = 0; at != NULL && i < b->n; i++) {
-        const inf_attn *a = &args[b->first + i];
-        if (!begins(args, b, i)) {
-            continue;
-        }
-        inf_cuda_place p = place_for(l, a, row0);
-        for (uint32_t r = 0; r < (uint32_t)a->rows; r++) {
-            at[row0 + r] = {p.o + (uint64_t)r * (uint64_t)l->q_dim,
-                            p.lse + (uint64_t)r * (uint64_t)l->dims.heads};
-        }
-        row0 += (uint32_t)a->rows;
-    }
 }
 
 /* The last request of the batch goes on in the next one: keeps its partial. */
@@ -193,15 +226,16 @@ static void give_partials(inf_lane *l, const inf_attn *args, const answer_batch 
  * from the batch before is merged with what was computed there, which is in o2 and lse2. */
 static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b, bool goes_on) {
     class_lists *c = &l->classes[l->class_of[args[b->first].layer]];
-    lane_plan(l, c, b->n, b->rows);
-    bool placed = !b->continued && !goes_on && l->fault == 0 && lane_places(l, c);
-    if (placed) {
-        put_places(l, args, b);
+    bool one = one_layer(args, b);
+    set_segments(l, args, b);
+    if (!one || !is_known(l, args, b)) {
+        tell(l, args, b, one);
     }
-    inbox_send(l);
-    fetch_queries(l, args, b);
+    l->kv = one ? l->kv_layers : l->kv_layer;
+    bool placed = !b->continued && !goes_on && l->fault == 0 && lane_places(l, c);
+    fetch_queries(l, args, b, placed);
     attend_to to = {l->o32, INF_DTYPE_F32, l->lse, placed ? l->places : NULL};
-    lane_attend(l, c, 0, l->q, &to, b->rows, false);
+    lane_attend(l, c, one ? args[b->first].layer : 0, l->q, &to, b->rows, false);
     if (placed) {
         return;
     }
@@ -244,7 +278,6 @@ int inf_cuda_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) 
                             args[first].rows, args[first].n_tokens);
         }
         int32_t next = first + b.n;
-        put_batch(l, args, &b);
         run_batch(l, args, &b, next < n && args[next].o == args[next - 1].o);
         int status = lane_sync(l, err);
         if (status != INF_OK) {

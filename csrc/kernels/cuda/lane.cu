@@ -343,6 +343,8 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
     }
     if (l->kind == INF_LANE_ANSWER) {
         return take(l, &l->o2, q) && take(l, &l->lse2, rows * heads) && take(l, &l->places, rows) &&
+               keep(l, &l->known.segments, (uint64_t)l->max_segments) &&
+               keep(l, &l->known.blocks, (uint64_t)l->max_blocks) &&
                take(l, (uint8_t **)&l->q, q * (uint64_t)l->act_bytes);
     }
     l->keys = 2 + 2 * l->dims.layers;

@@ -133,6 +133,16 @@ struct inf_lane {
     void *q;                /* answer: [max_rows, heads, head_dim] of act */
     inf_cuda_place *places; /* answer: [max_rows] */
 
+    /* Answers, in ordinary memory: of which batch the device has segments, blocks and plan
+     * (answer.cu). */
+    struct {
+        int32_t n, class_of;        /* n 0: of none */
+        inf_cuda_segment *segments; /* [max_segments] */
+        int32_t *blocks;            /* [max_blocks] */
+    } known;
+    inf_kv_shape kv_layers, kv_layer; /* the pool, and as one of a single layer */
+    uint64_t plans;                   /* that were made, for tests */
+
     /* Sampling: slots in ordinary memory, results in pinned memory, the rest on the device. */
     lane_slot *slots; /* [max_seqs] */
     inf_cuda_sample_row *sample_rows;

@@ -233,6 +233,9 @@ int inf_cuda_give_launch(const inf_cuda_give *p, inf_stream stream);
 typedef struct inf_cuda_fetch {
     inf_cuda_runs runs;
     void *dst; /* [*, heads, head_dim] of dtype */
+    /* Besides, if it is not NULL: places[row0 + i] = row i of answer, which has the run's rows. */
+    inf_cuda_place *places; /* [*] */
+    inf_cuda_place answer[INF_CUDA_RUNS];
     int32_t dtype, heads, head_dim;
     int32_t early;
 } inf_cuda_fetch;

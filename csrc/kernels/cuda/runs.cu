@@ -93,7 +93,8 @@ int inf_cuda_give_launch(const inf_cuda_give *p, inf_stream stream) {
 template <int N>
 __global__ void __launch_bounds__(EXCHANGE_THREADS)
     fetch_kernel(const __grid_constant__ inf_cuda_fetch a) {
-    const inf_cuda_run &run = a.runs.run[run_of(a.runs, blockIdx.x)];
+    const int32_t which = run_of(a.runs, blockIdx.x);
+    const inf_cuda_run &run = a.runs.run[which];
     const size_t in_run = blockIdx.x - run.first, n = (size_t)a.heads * (size_t)a.head_dim;
     const size_t i = ((size_t)blockIdx.y * EXCHANGE_THREADS + threadIdx.x) * N;
     float x[N] = {};
@@ -105,6 +106,11 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
     after_predecessor();
     if (i < n) {
         store_run_as<N>(a.dst, a.dtype, ((size_t)run.row0 + in_run) * n + i, x);
+    }
+    if (a.places != NULL && blockIdx.y == 0 && threadIdx.x == 0) {
+        const inf_cuda_place to = a.answer[which];
+        const size_t before = in_run * (size_t)run.stride;
+        a.places[run.row0 + in_run] = {to.o + before * (size_t)a.head_dim, to.lse + before};
     }
 }
 

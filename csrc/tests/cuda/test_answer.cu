@@ -263,6 +263,49 @@ static void test_answers(rig *r) {
     r->cpu->ops->lane_close(cpu);
 }
 
+/* A step's next layers are answered without telling the GPU of spans and plan again, and nothing
+ * else is: another block, position or window. */
+static void test_known(rig *r) {
+    inf_lane *cpu = open_lane(r, r->cpu, INF_LANE_ANSWER);
+    inf_lane *gpu = open_lane(r, r->gpu, INF_LANE_ANSWER), *rank = lane_of(r, gpu, 0);
+    messages m;
+    auto ask = [&](int32_t layer, uint64_t plans, const char *what) {
+        uint64_t before = rank->plans;
+        for (inf_attn &a : m.args) {
+            a.layer = layer;
+            a.window = WINDOWS[layer];
+        }
+        compare(r, &m, cpu, gpu, what);
+        CHECK(rank->plans - before == plans, "%s: %llu plans", what,
+              (unsigned long long)(rank->plans - before));
+    };
+    for (uint64_t rows = ROWS, blocks = 0; rows > ANSWER_ROWS || blocks > 2 * BLOCKS;) {
+        fill(r, &m, false); /* until it is one batch */
+        rows = blocks = 0;
+        for (const inf_attn &a : m.args) {
+            rows += (uint64_t)a.rows;
+            blocks += a.n_tokens / BLOCK;
+        }
+    }
+    ask(0, 1, "a step's first layer");
+    ask(1, 0, "its second");
+    ask(3, 0, "its last");
+    int32_t *block = &m.lists.back().back();
+    *block = (*block + 1) % BLOCKS;
+    ask(0, 1, "another block");
+    ask(1, 0, "the same blocks");
+    for (inf_attn &a : m.args) {
+        a.q_pos0++;
+    }
+    ask(1, 1, "the next token");
+    ask(2, 1, "another window");
+    ask(0, 1, "and the one before");
+    m.args.pop_back();
+    ask(0, 1, "a span less");
+    r->gpu->ops->lane_close(gpu);
+    r->cpu->ops->lane_close(cpu);
+}
+
 static int try_lane(rig *r, int32_t kind) {
     inf_lane_config c = {};
     inf_lane *lane = NULL;
@@ -465,6 +508,7 @@ int main(int argc, char **argv) {
         rig r = open_rig(c[0], c[1], c[2]);
         r.ranks == 1 ? test_pins(&r) : test_pins_of_ranks(&r);
         test_answers(&r);
+        test_known(&r);
         if (r.config.dtype == INF_DTYPE_F32) {
             if (r.ranks == 1) {
                 test_faults(&r);
