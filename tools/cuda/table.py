@@ -150,12 +150,13 @@ def gaps():
             continue
         rows.append(shown + [f"{off[d['batch']]:.2f}" if d["batch"] in off else "", f"{d['traced_ms']:.2f}", d["kernels"],
                              d["copies"], f"{d['span_us']:.0f}", f"{d['busy_us']:.0f}", f"{d['gaps_us']:.0f}",
-                             f"{100 * d['gap_share']:.1f} %", d["n_gaps"], f"{d['longest_gap_us']:.1f}",
+                             f"{100 * d['gap_share']:.1f} %", f"{100 - d['busy_us'] / d['ms'] / 10:.1f} %", d["n_gaps"], f"{d['longest_gap_us']:.1f}",
                              d["outside"] + d["untimed"] + d["lost"]])
     table("Launch gaps of a decode step, traced by CUPTI: its time without a trace, also of the traced recordings after it,"
-          " and with one; from the first kernel's begin to the last one's end, and of that what no kernel or copy ran in",
+          " and with one; from the first kernel's begin to the last one's end, and of that what no kernel or copy ran in;"
+          " what the busy time leaves of the untraced step, its host's part included",
           ["batch", "context", "ms", "after the trace", "traced", "kernels", "copies", "span, us", "busy, us", "gaps, us",
-           "of span", "gaps", "longest, us", "records in doubt"], rows)
+           "of span", "left of ms", "gaps", "longest, us", "records in doubt"], rows)
     kernels = of("gaps_kernel")
     rows = [[d["batch"], context(d["context"]), name, f"{d['calls']:g}", f"{d['us']:.1f}", f"{d['own_us']:.1f}",
              f"{d['gap_us']:.1f}"]
