@@ -8,7 +8,10 @@
 #if defined(__has_include)
 #if __has_include(<cuda.h>) && __has_include(<cupti_activity.h>)
 #include <cupti_version.h>
+#endif
+#endif
 
+#if defined(CUPTI_API_VERSION) && CUPTI_API_VERSION >= 18
 #include <cupti_activity.h>
 #if CUPTI_API_VERSION < 19
 typedef CUpti_ActivityKernel8 real_kernel;
@@ -48,7 +51,6 @@ _Static_assert((int)CUPTI_ACTIVITY_KIND_MEMCPY == CUPTI_MEMCPY &&
 _Static_assert(CUPTI_ACTIVITY_MEMCPY_KIND_HTOD == 1 && CUPTI_ACTIVITY_MEMCPY_KIND_DTOH == 2 &&
                    CUPTI_ACTIVITY_MEMCPY_KIND_DTOD == 8,
                "CUPTI's copies");
-#endif
 #endif
 
 static void test_sort(void) {
