@@ -31,7 +31,7 @@ build: lib
 	@mkdir -p bin
 	$(GO) build -o bin/infinite ./engine/cmd/infinite
 
-.PHONY: cuda build-cuda
+.PHONY: cuda build-cuda cuda-tests
 # libinfinite_cuda.so beside the program. Installs nvcc into .build where there is none.
 cuda: setup
 	@tools/cuda/toolkit.sh >/dev/null
@@ -42,9 +42,17 @@ cuda: setup
 # libcuda or its stub (in CUDA_STUBS, if set) to build, and the driver's libcuda.so.1 to start.
 build-cuda: lib
 	@mkdir -p bin
-	@stubs=$${CUDA_STUBS:-$$(ls -d $${CUDA_HOME:-/usr/local/cuda}/lib64/stubs $${CUDA_HOME:-/usr/local/cuda}/targets/*/lib/stubs /usr/lib/*-linux-gnu/stubs 2>/dev/null | head -1)}; \
-	    CGO_CFLAGS="$(CGO_CFLAGS)$${CUDA_HOME:+ -I$$CUDA_HOME/include}" CGO_LDFLAGS="$(CGO_LDFLAGS)$${stubs:+ -L$$stubs}" \
-	    $(GO) build -tags cuda -o bin/infinite-cuda ./engine/cmd/infinite
+	@$(WITH_CUDA) && $(GO) build -tags cuda -o bin/infinite-cuda ./engine/cmd/infinite
+
+# The Go tests that use a GPU, for a machine without Go (tools/cuda/pack.sh).
+CUDA_TESTS ?= .build/cuda-tests
+cuda-tests: lib
+	@mkdir -p $(CUDA_TESTS)
+	@$(WITH_CUDA) && for package in cmd/infinite device; do \
+	    $(GO) test -c -tags cuda -ldflags "-s -w" -o $(CUDA_TESTS)/$${package#*/}.test ./engine/$$package || exit 1; done
+
+WITH_CUDA = stubs=$${CUDA_STUBS:-$$(ls -d $${CUDA_HOME:-/usr/local/cuda}/lib64/stubs $${CUDA_HOME:-/usr/local/cuda}/targets/*/lib/stubs /usr/lib/*-linux-gnu/stubs 2>/dev/null | head -1)}; \
+    export CGO_CFLAGS="$(CGO_CFLAGS)$${CUDA_HOME:+ -I$$CUDA_HOME/include}" CGO_LDFLAGS="$(CGO_LDFLAGS)$${stubs:+ -L$$stubs}"
 
 run: build
 	@bin/infinite sample $(if $(ONCE),--once)

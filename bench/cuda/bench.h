@@ -59,4 +59,11 @@ template <class F> static inline double seconds_of(cudaStream_t stream, int time
     return 1e-3 * ms / times;
 }
 
+/* The same after one call that does not count. */
+template <class F>
+static inline double warm_seconds_of(cudaStream_t stream, int times, const F &f) {
+    f();
+    return seconds_of(stream, times, f);
+}
+
 #endif

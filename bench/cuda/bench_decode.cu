@@ -1,13 +1,12 @@
 /* Decode attention's speed on this GPU, one layer of Llama-3-8B's shape: 32 query heads, 8 kv
- * heads, head_dim 128, bf16, blocks of 16 tokens, block tables in random order; then the same with
- * K and V in e4m3, whose bytes are one a number.
+ * heads, head_dim 128, bf16, blocks of 16 tokens, block tables in random order; then some with
+ * tables in order, and some with K and V in e4m3, whose bytes are one a number.
  *
  * The pool is laid out as a model's is, all layers of a block together, and successive calls take
  * successive layers: so the cache holds nothing of what a call reads, and pages are touched as in a
  * real step. Calls are captured in a graph, as the step's are, and timed by events around replays.
  * The time is of decode with its merge, what a layer costs; the share is of the copy bandwidth
- * (bytes read plus bytes written, best of several sizes). Output: a table, and JSON lines, into the
- * file of argv[1] when there is one. */
+ * (memory.cuh). Output: a table, and JSON lines, into the file of argv[1] when there is one. */
 #include <algorithm>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "bench/cuda/bench.h"
+#include "bench/cuda/memory.cuh"
 #include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/plan.h"
 
@@ -23,63 +23,8 @@ enum { LAYER_BYTES = 2 * KV_HEADS * BLOCK * DIM * 2 }; /* of a block; half in e4
 enum { MOST_BATCH = 64, MOST_PARTS = 1 << 15, MOST_WORK = 1 << 14 };
 
 static cudaStream_t stream;
-static double copy_bandwidth, read_bandwidth;
+static double copy_bandwidth;
 static FILE *json;
-
-/* The same after one call that does not count. */
-template <class F> static double warm_seconds_of(int times, const F &f) {
-    f();
-    return seconds_of(stream, times, f);
-}
-
-/* ---- what the memory can do ---- */
-
-/* Numbers in (-2, 2): some bits of a word are any, some are set. */
-enum : uint32_t { ANY_BF16 = 0x80ff80ffu, SET_BF16 = 0x3f003f00u, ANY_E4M3 = 0xbfbfbfbfu };
-static __global__ void fill_kernel(uint4 *p, size_t n, uint32_t any, uint32_t set) {
-    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    for (; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        uint32_t x[4];
-        for (int k = 0; k < 4; k++) {
-            uint32_t h = (uint32_t)(i * 4 + (size_t)k) * 2654435761u;
-            h = (h ^ h >> 15) * 2246822519u;
-            h ^= h >> 13;
-            x[k] = (h & any) | set;
-        }
-        p[i] = make_uint4(x[0], x[1], x[2], x[3]);
-    }
-}
-
-static __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out) {
-    uint32_t sum = 0;
-    size_t step = (size_t)gridDim.x * blockDim.x, i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    for (; i + 3 * step < n; i += 4 * step) {
-        uint4 a = p[i], b = p[i + step], c = p[i + 2 * step], d = p[i + 3 * step];
-        sum ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^
-               d.z ^ d.w;
-    }
-    if (sum == 0x12345678u) {
-        *out = sum;
-    }
-}
-
-static void measure_memory(uint8_t *pool, size_t bytes, int sms) {
-    for (size_t size = (size_t)256 << 20; size <= (size_t)4 << 30 && 2 * size <= bytes; size *= 2) {
-        double s = warm_seconds_of(10, [&] {
-            CUDA(cudaMemcpyAsync(pool + bytes / 2, pool, size, cudaMemcpyDeviceToDevice, stream));
-        });
-        copy_bandwidth = std::max(copy_bandwidth, 2.0 * (double)size / s);
-        double r = warm_seconds_of(10, [&] {
-            read_kernel<<<sms * 8, 256, 0, stream>>>((const uint4 *)pool, size / 16,
-                                                     (uint32_t *)(pool + bytes - 16));
-        });
-        read_bandwidth = std::max(read_bandwidth, (double)size / r);
-        printf("memory, %5zu MiB: copy %.0f GB/s, read %.0f GB/s\n", size >> 20,
-               2e-9 * (double)size / s, 1e-9 * (double)size / r);
-    }
-    fprintf(json, "{\"bench\":\"memory\",\"copy_gbs\":%.1f,\"read_gbs\":%.1f}\n",
-            1e-9 * copy_bandwidth, 1e-9 * read_bandwidth);
-}
 
 /* ---- a case: a batch of one-token rows ---- */
 
@@ -90,6 +35,7 @@ struct bench_case {
     size_t most_layers; /* in the pool */
     bool sweep;         /* over forced chunks too */
     int32_t kv;         /* format */
+    bool ordered;       /* the block table ascends */
 };
 
 struct device_state {
@@ -109,7 +55,7 @@ static bench_case uniform_case(int batch, uint32_t context) {
     bench_case c;
     snprintf(c.name, sizeof c.name, "%d x %uK", batch, context >> 10);
     c.contexts.assign((size_t)batch, context);
-    c.most_layers = LAYERS, c.sweep = false, c.kv = INF_DTYPE_BF16;
+    c.most_layers = LAYERS, c.sweep = c.ordered = false, c.kv = INF_DTYPE_BF16;
     return c;
 }
 
@@ -127,13 +73,14 @@ static uint64_t layer_bytes_of(const bench_case &c) {
     return LAYER_BYTES / 2 * (uint64_t)elem_of(c);
 }
 
-/* Uploads segments and a random block table; returns the arguments but for the plan's. */
+/* Uploads segments and a block table, random unless it is to be in order; returns the arguments but
+ * for the plan's. */
 static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
     uint64_t needed = blocks_of(c), layer = layer_bytes_of(c);
     size_t layers = std::min<size_t>(c.most_layers, d.pool_bytes / (needed * layer));
     std::vector<int32_t> order(d.pool_bytes / (layers * layer));
     for (size_t i = 0; i < order.size(); i++) {
-        size_t j = next_random() % (i + 1);
+        size_t j = c.ordered ? i : next_random() % (i + 1);
         order[i] = order[j];
         order[j] = (int32_t)i;
     }
@@ -207,9 +154,9 @@ static double time_calls(const device_state &d, inf_cuda_attn a, int variant, in
             CUDA(inf_cuda_combine_launch(&c, stream));
         }
     });
-    double once = warm_seconds_of(1, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
+    double once = warm_seconds_of(stream, 1, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
     int times = (int)std::min(20.0, std::max(2.0, 0.012 / once));
-    double s = warm_seconds_of(times, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
+    double s = warm_seconds_of(stream, times, [&] { CUDA(cudaGraphLaunch(exec, stream)); });
     CUDA(cudaGraphExecDestroy(exec));
     return s / calls;
 }
@@ -242,31 +189,30 @@ static void print_timing(const char *what, const bench_case &c, const inf_cuda_a
                          const inf_cuda_decode_variant &v, int chunk, int grid, const timing &t) {
     double speed = c.kv_bytes / t.both;
     fflush(stdout);
-    printf("%-7s %-14s %-32s %4d pieces to %7u: %9.2f us (unmerged %9.2f, combine %9.2f), %5.0f "
+    printf("%-7s %-14s %s%-32s %4d pieces to %7u: %9.2f us (unmerged %9.2f, combine %9.2f), %5.0f "
            "GB/s, %5.1f %% of copy\n",
-           what, c.name, v.name, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone,
-           1e6 * t.apart, 1e-9 * speed, 100 * speed / copy_bandwidth);
+           what, c.name, c.ordered ? "ordered, " : "", v.name, t.plan.pieces, t.plan.biggest,
+           1e6 * t.both, 1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed, 100 * speed / copy_bandwidth);
     fprintf(
         json,
-        "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"kv_bytes_per_number\":%d,"
-        "\"layers\":%d,\"variant\":\"%s\","
+        "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"order\":\"%s\","
+        "\"kv_bytes_per_number\":%d,\"layers\":%d,\"variant\":\"%s\","
         "\"chunk\":%d,\"grid\":%d,\"pieces\":%d,\"biggest\":%u,\"us\":%.3f,\"unmerged_us\":%.3f,"
         "\"combine_us\":%.3f,\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
-        what, c.name, a.kv.elem, a.kv.layers, v.name, chunk, grid, t.plan.pieces, t.plan.biggest,
-        1e6 * t.both, 1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed, speed / copy_bandwidth);
+        what, c.name, c.ordered ? "ordered" : "scattered", a.kv.elem, a.kv.layers, v.name, chunk,
+        grid, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone, 1e6 * t.apart,
+        1e-9 * speed, speed / copy_bandwidth);
 }
 
-/* Every variant with the plan's own cut, then the best one started early, with grids of whole
- * waves, as recorded launches have, and with forced chunks. */
-static void run_case(const device_state &d, bench_case c) {
-    if (blocks_of(c) * layer_bytes_of(c) > d.pool_bytes) {
-        printf("case    %-14s does not fit\n", c.name);
-        return;
-    }
-    inf_cuda_attn a = set_case(d, c);
-    inf_cuda_decode_variant best = {};
-    int best_index = -1;
-    double best_time = 1e9;
+struct fastest {
+    inf_cuda_decode_variant about;
+    int index; /* -1: none runs */
+    double time;
+};
+
+/* Every variant with the plan's own cut. */
+static fastest run_variants(const device_state &d, const bench_case &c, const inf_cuda_attn &a) {
+    fastest best = {{}, -1, 1e9};
     for (int v = 0; v < inf_cuda_decode_variants(); v++) {
         inf_cuda_decode_variant about;
         CUDA(inf_cuda_decode_variant_of(&a, v, &about));
@@ -275,10 +221,31 @@ static void run_case(const device_state &d, bench_case c) {
         }
         timing t = time_case(d, c, a, v, about.resident, 0, 0);
         print_timing("variant", c, a, about, 0, 0, t);
-        if (t.both < best_time) {
-            best_time = t.both, best_index = v, best = about;
+        if (t.both < best.time) {
+            best = {about, v, t.both};
         }
     }
+    return best;
+}
+
+static bool in_pool(const device_state &d, const bench_case &c) {
+    bool fits = blocks_of(c) * layer_bytes_of(c) <= d.pool_bytes;
+    if (!fits) {
+        printf("case    %-14s does not fit\n", c.name);
+    }
+    return fits;
+}
+
+/* The variants, then the best one started early, with grids of whole waves, as recorded launches
+ * have, and with forced chunks. */
+static void run_case(const device_state &d, bench_case c) {
+    if (!in_pool(d, c)) {
+        return;
+    }
+    inf_cuda_attn a = set_case(d, c);
+    fastest found = run_variants(d, c, a);
+    const inf_cuda_decode_variant &best = found.about;
+    int best_index = found.index;
     if (best_index < 0) {
         return;
     }
@@ -353,6 +320,15 @@ static void run_e4m3(const device_state &d) {
     }
 }
 
+/* The same with every block behind the last one: what reading here and there costs. */
+static void run_ordered(const device_state &d, bench_case c) {
+    c.ordered = true;
+    if (in_pool(d, c)) {
+        inf_cuda_attn a = set_case(d, c);
+        run_variants(d, c, a);
+    }
+}
+
 static device_state open_device() {
     device_state d = {};
     size_t unused, total;
@@ -392,7 +368,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     device_state d = open_device();
-    measure_memory(d.pool, d.pool_bytes, d.sms);
+    copy_bandwidth = measure_memory(stream, d.pool, d.pool_bytes, d.sms, json);
     measure_floor(d);
     static const int batches[] = {1, 8, 64};
     static const uint32_t contexts[] = {1 << 10, 1 << 13, 1 << 15, 1 << 17, 1 << 20};
@@ -402,6 +378,9 @@ int main(int argc, char **argv) {
             uint32_t tokens = context * (uint32_t)batch;
             c.sweep = tokens >= 1 << 12 && tokens <= 1 << 19;
             run_case(d, c);
+            if (tokens >= 1 << 17 && tokens <= 1 << 19) {
+                run_ordered(d, c);
+            }
         }
     }
     bench_case mixed = uniform_case(32, 1024); /* very different lengths */

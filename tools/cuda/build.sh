@@ -3,7 +3,7 @@
 # a C++ compiler.
 #
 #   tools/cuda/build.sh [OUT_DIR [library|tests|all]]      .build/cuda and tests, with the library, by default; all
-#                                                          has the benches too
+#                                                          has the benches too, and bench_step, test_step and test_tp
 #
 # NVCC, CC, CXX   the compilers; nvcc is looked for (toolkit.sh), and given a g++ that it takes
 # ARCHS           "80 90a" by default, with nvcc 11 "80 90": code for these, and for 80 what a driver can translate
@@ -87,7 +87,7 @@ for dir in "$root/lib64" "$root/lib" "$root/targets/x86_64-linux/lib"; do
     [ -e "$dir/libcudart_static.a" ] && libs="$libs -L$dir"
 done
 NVCC_FLAGS="-std=c++17 -O3 $codes -ccbin $CXX -I. -Icsrc -Icsrc/include -Xcompiler -fPIC,-fvisibility=hidden"
-C_FLAGS="-std=gnu11 -O3 -fPIC -fvisibility=hidden -fno-math-errno -Icsrc -Icsrc/include"
+C_FLAGS="-std=gnu11 -O3 -fPIC -fvisibility=hidden -fno-math-errno -I. -Icsrc -Icsrc/include"
 export OUT NVCC NVCC_FLAGS CC C_FLAGS
 flags="$NVCC $version $NVCC_FLAGS $CC $C_FLAGS"
 [ "$(cat "$OUT/flags" 2>/dev/null)" = "$flags" ] || echo "$flags" >"$OUT/flags"
@@ -95,16 +95,20 @@ flags="$NVCC $version $NVCC_FLAGS $CC $C_FLAGS"
 # ---- what is built ----
 
 library=$(ls csrc/kernels/cuda/*.cu csrc/kernels/cuda/*.c csrc/kernels/cpu/convert.c)
-tests="" base=""
+tests="" base="" step=""
 if [ "$what" != library ]; then
     tests=$(ls csrc/tests/cuda/test_*.cu)
-    [ "$what" != all ] || tests="$tests $(ls bench/cuda/*.cu)"
+    if [ "$what" = all ]; then
+        tests="$tests $(ls bench/cuda/*.cu)"
+        step=$(find bench/cuda -name '*.c' ! -name 'test_*')
+    fi
     # All of libinfinite.a but verbs, which a build with nvcc alone may lack the headers of.
     base=$(ls csrc/runtime/*.c csrc/model/*.c csrc/kernels/cpu/*.c csrc/kernels/tp/*.c csrc/dist/*.c csrc/transport/*.c \
         csrc/transport/shm/*.c csrc/transport/tcp/*.c csrc/transport/verbs/stub.c)
 fi
+programs=${step:+csrc/tests/test_step.c csrc/tests/test_tp.c} # like bench_step, they load the library
 # The slowest first, as far as size tells.
-printf '%s\n' $library $base $tests | sort -u | xargs ls -S |
+printf '%s\n' $library $base $tests $step $programs | sort -u | xargs ls -S |
     xargs -P "${JOBS:-$(nproc 2>/dev/null || echo 2)}" -n 1 "$0" --compile
 
 objects() { for f in "$@"; do object "$f"; done; }
@@ -120,6 +124,10 @@ if [ -n "$tests" ]; then
         $CXX -o "$OUT/$name" "$(object "$t")" "$OUT/libparts.a" "$OUT/libinfinite.a" $runtime
     done
 fi
+for program in ${step:+bench_step} $programs; do
+    case $program in bench_step) files=$step ;; *) files=$program ;; esac
+    $CC -o "$OUT/$(basename "$program" .c)" $(objects $files) "$OUT/libinfinite.a" -lm -lpthread -ldl
+done
 
 # ---- the log: a line per kernel and architecture ----
 

@@ -1,17 +1,31 @@
 #!/bin/bash
 # Builds the CUDA library on a machine with a GPU, checks every kernel and the whole step, and times them: one
 # call that needs nvcc, a C compiler and, for the comparison, PyTorch. No Go: its test binaries are taken from
-# CARRY, if set, built by `go test -c` elsewhere. BUILT=1: BUILD has been made elsewhere too.
+# CARRY, if set, built by `go test -c` elsewhere. BUILT=1: BUILD has been made elsewhere too. --packed: all of it
+# has, by pack.sh, and no compiler is needed.
 #
-#   tools/cuda/gpu.sh OUT [part ...]     parts: test sanitize go decode prefill rows product step pair
-#                                profile torch
+#   tools/cuda/gpu.sh [--packed PACK.tgz] OUT [part ...]
 #
+# parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, and profile.
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 set -u
+if [ "${1:-}" = --packed ]; then
+    [ -r "${2:-}" ] || { echo "gpu: cannot read the pack ${2:-}" >&2; exit 1; }
+    pack=$(readlink -f "$2")
+    shift 2
+fi
+[ $# -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 cd "$(dirname "$0")/../.." || exit 1
-out=$(mkdir -p "$1" && cd "$1" && pwd)
+out=$(mkdir -p "$1" && cd "$1" && pwd) || exit 1
 shift
-parts=${*:-test sanitize go decode prefill rows product step pair torch}
+parts=${*:-test sanitize go decode prefill rows product step gaps pair torch}
+if [ -n "${pack:-}" ]; then
+    CARRY=$(mktemp -d) || exit 1
+    trap 'rm -rf "$CARRY"' EXIT
+    tar -xzf "$pack" -C "$CARRY" || { echo "gpu: cannot unpack $pack" >&2; exit 1; }
+    cat "$CARRY/pack.txt"
+    BUILT=1 BUILD=$CARRY/build
+fi
 build=${BUILD:-$out/build}
 mkdir -p "$build" && build=$(cd "$build" && pwd)
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
@@ -38,27 +52,46 @@ step() {
 # What is timed runs alone, what is only checked runs together: `later` starts it, `wait` ends it.
 later() { step "$@" & }
 
+# What BUILD must have when it was made elsewhere.
+if [ -n "${BUILT:-}" ]; then
+    needed=""
+    for f in csrc/tests/cuda/test_*.cu; do needed="$needed cuda_$(basename "$f" .cu)"; done
+    for f in bench/cuda/*.cu; do needed="$needed $(basename "$f" .cu)"; done
+    for f in $needed libinfinite_cuda.so bench_step test_step test_tp; do
+        [ -x "$build/$f" ] || { echo "gpu: $build lacks $f" >&2; exit 1; }
+    done
+    for f in ${pack:+device.test infinite.test}; do
+        [ -x "$CARRY/$f" ] || { echo "gpu: $pack lacks $f" >&2; exit 1; }
+    done
+fi
+
+about=$(nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>&1) ||
+    { echo "gpu: there is no GPU here: $about" >&2; exit 1; }
+echo "$about" | tee "$out/device.txt"
 arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
 arch=${arch:-90}
 [ "$arch" = 90 ] && arch=90a
-nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/device.txt"
-"$nvcc" --version | tail -2 | head -1
 
 if [ -z "${BUILT:-}" ]; then
+    "$nvcc" --version | tail -2 | head -1
     if ! NVCC=$nvcc ARCHS=$arch tools/cuda/build.sh "$build" all >"$out/build.log" 2>&1; then
         say "the build failed"
         tail -40 "$out/build.log"
         exit 1
     fi
-    for c in bench/cuda/bench_step.c csrc/tests/test_step.c csrc/tests/test_tp.c; do
-        cc -O2 -Icsrc -Icsrc/include -o "$build/$(basename "$c" .c)" "$c" "$build/libinfinite.a" -lm -lpthread -ldl || exit 1
-    done
+else
+    codes=$(sed -n 's/^code: //p' "$build/build.log" 2>/dev/null)
+    case " ${codes:-80} " in
+    *" 80 "* | *" $arch "*) ;; # 80 has code that a driver can translate
+    *) echo "gpu: $build was built for $codes, this GPU is $arch" >&2; exit 1 ;;
+    esac
 fi
-cudalib=$(dirname "$(dirname "$nvcc")")/lib64
+cuda=$(dirname "$(dirname "$nvcc")")
 say "built"
 export INFINITE_CUDA_LIBRARY=$build/libinfinite_cuda.so
-# cuBLASLt, where it is not among the linker's: beside nvcc, or of a Python package.
-export LD_LIBRARY_PATH=$cudalib:$(python3 -c 'import nvidia, os; print(":".join(os.path.join(r, "lib") for p in nvidia.__path__ for r, d, f in os.walk(p) if "lib" in d))' 2>/dev/null):${LD_LIBRARY_PATH:-}
+# cuBLASLt and CUPTI, where they are not among the linker's: beside nvcc, or of a Python package.
+wheels=$(python3 -c 'import nvidia, os; print(":".join(os.path.join(r, "lib") for p in nvidia.__path__ for r, d, f in os.walk(p) if "lib" in d))' 2>/dev/null)
+export LD_LIBRARY_PATH=$cuda/lib64:$cuda/extras/CUPTI/lib64:$wheels:${LD_LIBRARY_PATH:-}
 
 if wants test; then
     for t in csrc/tests/cuda/test_*.cu; do
@@ -84,6 +117,7 @@ if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
 if wants prefill; then step bench_prefill 60 "$build/bench_prefill"; fi
 if wants step; then step bench_step 90 "$build/bench_step" 1 8b decode prefill; fi
+if wants gaps; then BLOCKS=4500 step bench_gaps 90 "$build/bench_step" 1 8b gaps; fi
 if wants pair; then
     BLOCKS=8500 step bench_pair 90 "$build/bench_step" 1 8b pair
     BLOCKS=8500 step bench_pair13 60 "$build/bench_step" 1 13b4 pair
@@ -101,17 +135,18 @@ if wants profile && command -v ncu >/dev/null; then
 fi
 if wants torch; then step torch 100 python3 bench/cuda/peers.py; fi
 if wants sanitize && command -v compute-sanitizer >/dev/null; then
-    # The emulator's tests are about the emulator.
-    for t in $(ls csrc/tests/cuda/test_*.cu | grep -v test_emu); do
+    for t in csrc/tests/cuda/test_*.cu; do
         n=$(basename "$t" .cu)
+        case $n in test_emu*) continue ;; esac # about the emulator
         for tool in memcheck racecheck; do
             # Tests make calls that fail on purpose.
-            options=$([ $tool = memcheck ] && echo "--report-api-errors no")
-            SANITIZER=1 later "${tool}_$n" 90 compute-sanitizer --tool "$tool" $options --error-exitcode 9 "$build/cuda_$n" 1
+            options=()
+            [ $tool = memcheck ] && options=(--report-api-errors no)
+            SANITIZER=1 later "${tool}_$n" 90 compute-sanitizer --tool "$tool" "${options[@]}" --error-exitcode 9 "$build/cuda_$n" 1
         done
     done
     wait
 fi
 python3 tools/cuda/table.py "$out/lines.json" >"$out/table.md" || echo " table" >>"$out/failed"
-say "done; failed:$(cat "$out/failed" 2>/dev/null | tr -d '\n')"
+say "done; failed:$(tr -d '\n' 2>/dev/null <"$out/failed")"
 [ ! -e "$out/failed" ]

@@ -1,6 +1,8 @@
 """Tables from the JSON lines of the GPU benches: python3 tools/cuda/table.py LINES.json >TABLE.md"""
 
 import json
+import shutil
+import subprocess
 import sys
 
 lines = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
@@ -17,13 +19,18 @@ def table(title, head, rows):
             print("| " + " | ".join(str(c) for c in row) + " |")
 
 
+def variants(order):
+    """The lines of each case of decode attention, by variant, with the launcher's choice first."""
+    cases = {}
+    for d in of("decode"):
+        if d["what"] == "variant" and d.get("order", "scattered") == order:
+            cases.setdefault(d["case"], {}).setdefault(d["variant"], d)
+    return cases
+
+
 def taken():
     """The line of each case of decode attention that is of what the launcher takes, which comes first."""
-    first = {}
-    for d in of("decode"):
-        if d["what"] == "variant":
-            first.setdefault(d["case"], d)
-    return first
+    return {case: next(iter(by.values())) for case, by in variants("scattered").items()}
 
 
 def context(tokens):
@@ -32,6 +39,9 @@ def context(tokens):
 
 copy = max([d["copy_gbs"] for d in of("memory")] or [0])
 print(f"Copy bandwidth (read + written): {copy:.0f} GB/s")
+read = max([d["read_gbs"] for d in of("memory_read")] or [0])
+if read:
+    print(f"\nBandwidth of a kernel that only reads: {read:.0f} GB/s")
 
 
 def decode():
@@ -57,6 +67,20 @@ def decode():
     table("Decode attention of one layer, Llama-3-8B's heads, bf16, paged",
           ["batch x context", "us", "of copy", "x PyTorch's best backend"], rows)
     table("The same with KV in fp8 (e4m3)", ["batch x context", "us", "of copy", "x bf16"], eight)
+
+
+def orders():
+    scattered = variants("scattered")
+    rows = []
+    for case, ordered in variants("ordered").items():
+        for variant, d in ordered.items():
+            s = scattered.get(case, {}).get(variant)
+            if s is None:
+                continue
+            rows.append([case, variant, f"{s['us']:.1f}", f"{100 * s['share_of_copy']:.0f} %",
+                         f"{100 * s['gbs'] / read:.0f} %" if read else "", f"{d['us']:.1f}", f"{s['us'] / d['us']:.3f}"])
+    table("Decode attention by each of its kernels, blocks scattered over the pool and in order; the first is what is"
+          " launched", ["batch x context", "kernel", "us", "of copy", "of reading", "us in order", "scattered / in order"], rows)
 
 
 def prefill():
@@ -108,7 +132,42 @@ def products():
     table("Products of a decode step", ["product", "rows", "by", "us", "weights' bytes, of copy"], rows)
 
 
+def demangled(names):
+    """As in the source, without parameters; as they are where there is no c++filt."""
+    text = "\n".join(names)
+    if names and shutil.which("c++filt"):
+        text = subprocess.run(["c++filt", "-p"], input=text, capture_output=True, text=True, check=True).stdout.rstrip("\n")
+    return [name.removeprefix("void ").replace("|", "\\|")[:110] for name in text.split("\n")]
+
+
+def gaps():
+    off = {d["batch"]: d["off_ms"] for d in of("gaps_off")}
+    rows = []
+    for d in of("gaps"):
+        shown = [d["batch"], context(d["context"]), f"{d['ms']:.2f}"]
+        if "error" in d:
+            print(f"\nA decode step of {d['batch']} was not traced ({d['ms']:.2f} ms): {d['error']}")
+            continue
+        rows.append(shown + [f"{off[d['batch']]:.2f}" if d["batch"] in off else "", f"{d['traced_ms']:.2f}", d["kernels"],
+                             d["copies"], f"{d['span_us']:.0f}", f"{d['busy_us']:.0f}", f"{d['gaps_us']:.0f}",
+                             f"{100 * d['gap_share']:.1f} %", f"{100 - d['busy_us'] / d['ms'] / 10:.1f} %", d["n_gaps"], f"{d['longest_gap_us']:.1f}",
+                             d["outside"] + d["untimed"] + d["lost"]])
+    table("Launch gaps of a decode step, traced by CUPTI: its time without a trace, also of the traced recordings after it,"
+          " and with one; from the first kernel's begin to the last one's end, and of that what no kernel or copy ran in;"
+          " what the busy time leaves of the untraced step, its host's part included",
+          ["batch", "context", "ms", "after the trace", "traced", "kernels", "copies", "span, us", "busy, us", "gaps, us",
+           "of span", "left of ms", "gaps", "longest, us", "records in doubt"], rows)
+    kernels = of("gaps_kernel")
+    rows = [[d["batch"], context(d["context"]), name, f"{d['calls']:g}", f"{d['us']:.1f}", f"{d['own_us']:.1f}",
+             f"{d['gap_us']:.1f}"]
+            for d, name in zip(kernels, demangled([d["name"] for d in kernels]))]
+    table("Where the traced step's time goes: a kernel's time, what of it no earlier one ran in, and the gaps before it,"
+          " per step", ["batch", "context", "kernel", "times", "us", "own, us", "gaps before, us"], rows)
+
+
 decode()
+orders()
 prefill()
 steps()
+gaps()
 products()

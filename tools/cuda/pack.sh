@@ -1,0 +1,35 @@
+#!/bin/sh
+# Makes one file of all that gpu.sh needs on a machine with a GPU but without Go, nvcc or a network; this one needs Go
+# and nvcc, and no GPU.
+#
+#   tools/cuda/pack.sh [PACK.tgz]                     .gpu/pack.tgz by default
+#   tools/cuda/gpu.sh --packed PACK.tgz OUT [part ...]  there, in the same state of the repository
+#
+# NVCC, CC, CXX, JOBS   as for build.sh, which makes the CUDA library and the C programs
+# ARCHS                 "90a" by default
+# CUDA_HOME, CUDA_STUBS as for make build-cuda, which makes the Go ones
+# MOST_MIB              60: a larger pack is refused
+set -eu
+cd "$(dirname "$0")/../.."
+pack=${1:-.gpu/pack.tgz}
+build=.build/pack
+mkdir -p "$build" "$(dirname "$pack")"
+
+ARCHS=${ARCHS:-90a} tools/cuda/build.sh "$build/build" all
+make -s cuda-tests CUDA_TESTS="$build" ${JOBS:+JOBS="$JOBS"}
+{
+    echo "packed: $(git describe --always --dirty 2>/dev/null || echo unknown)"
+    sed -n 's/^nvcc: /by nvcc /p; s/^code: /for /p' "$build/build/build.log"
+} >"$build/pack.txt"
+
+# Programs and their log: what was compiled for them stays here.
+programs=$(cd "$build" && find build -maxdepth 1 -type f -perm -u+x)
+# shellcheck disable=SC2086 # a list
+tar -czf "$pack.new" -C "$build" --owner=0 --group=0 pack.txt infinite.test device.test build/build.log $programs
+bytes=$(wc -c <"$pack.new")
+if [ "$bytes" -gt $((${MOST_MIB:-60} * 1048576)) ]; then
+    echo "pack: $bytes bytes are more than ${MOST_MIB:-60} MiB; they are in $pack.new" >&2
+    exit 1
+fi
+mv "$pack.new" "$pack"
+echo "pack: $pack, $(((bytes + 524288) / 1048576)) MiB"
