@@ -1,9 +1,9 @@
 /* DistAttention: the only place that sees both kernels and transport.
  *
- * Home side, called by the step thread: begin, then per layer post (queries leave, one message per
- * creditor), local partials meanwhile, collect (remote partials arrive and are merged), then end.
- * Creditor side: progress threads answer queries over hosted spans and land moved blocks. Nothing
- * is allocated between open and close except where peers and spans come and go. */
+ * Home side, called by the step thread: begin, then per layer ask and post (queries leave, one
+ * message per creditor), local partials meanwhile, collect (remote partials arrive and are merged),
+ * then end. Creditor side: progress threads answer queries over hosted spans and land moved blocks.
+ * Nothing is allocated between open and close except where peers and spans come and go. */
 #ifndef INF_DIST_H
 #define INF_DIST_H
 
@@ -34,10 +34,14 @@ void inf_dist_close(inf_dist *dist);
  * from then on. Input was validated by the caller against the device's limits. */
 void inf_dist_begin(inf_dist *dist, const inf_step_buffers *step);
 
-/* Sends layer's queries: q [tokens, heads, head_dim] in the step's lane. Returns the number of
- * creditors asked. Failures go to seq_out. */
-int32_t inf_dist_post(inf_dist *dist, const inf_step_buffers *step, int32_t layer, inf_lane *lane,
-                      const void *q);
+/* Writes the messages that ask for layer's partials, but for the queries: q [tokens, heads,
+ * head_dim] in the step's lane, from which they are on their way. */
+void inf_dist_ask(inf_dist *dist, const inf_step_buffers *step, int32_t layer, inf_lane *lane,
+                  const void *q);
+
+/* Sends these messages once the queries are in them. Returns the number of creditors asked.
+ * Failures go to seq_out. */
+int32_t inf_dist_post(inf_dist *dist, const inf_step_buffers *step, inf_lane *lane);
 
 /* Waits for layer's partials, at most peer_timeout_ns, and merges them into the lane's open
  * partials. A peer that fails or is late is dead from then on; its requests' seq_out say so. */

@@ -1,10 +1,11 @@
 /* The home's side of a step: queries out, partials in.
  *
  * begin sorts the step's spans by creditor: one target per creditor, in it one group per request,
- * in it the request's spans there. post writes one message per target straight into the link's
- * slot: about rows * heads * head_dim * 4 bytes leave, and as many come back, whatever the spans'
- * length. collect merges each partial into the local one (design, section 2) from the slot it
- * arrived in, which is the creditor's again when the device has read it (slots.c).
+ * in it the request's spans there. ask writes one message per target straight into the link's
+ * slot, where the device puts the queries, and post sends it: about rows * heads * head_dim * 4
+ * bytes leave, and as many come back, whatever the spans' length. collect merges each partial into
+ * the local one (design, section 2) from the slot it arrived in, which is the creditor's again when
+ * the device has read it (slots.c).
  *
  * A target that fails is dead for good: its late answer could otherwise be taken for a newer one.
  */
@@ -31,7 +32,7 @@ static bool take_hold(inf_dist *d, inf_target *t) {
     return t->link != NULL;
 }
 
-/* Gives back the slots that the lane has read, after a sync. */
+/* Gives back the slots that the lane has read, as slots.c, 4, has it. */
 static void release_held(inf_dist *d) {
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
@@ -158,7 +159,7 @@ static bool visible(const inf_step_seq *q, const inf_step_span *s, int32_t windo
            (uint64_t)s->pos0 + s->n_tokens + (uint32_t)window > (uint64_t)q->pos0 + 1;
 }
 
-/* Writes one target's message, its queries by the next sync; returns its bytes, 0 when nothing is
+/* Writes one target's message, the queries by post's wait; returns its bytes, 0 when nothing is
  * to be asked in this layer. */
 static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t layer,
                             inf_lane *lane, const void *q, uint8_t *buf) {
@@ -271,10 +272,9 @@ static int post_target(inf_dist *d, inf_target *t, uint64_t bytes) {
     return status;
 }
 
-int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf_lane *lane,
-                      const void *q) {
-    int32_t asked = 0;
-    bool any = false;
+void inf_dist_ask(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf_lane *lane,
+                  const void *q) {
+    d->asking = false;
     d->step_lane = lane;
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
@@ -285,18 +285,27 @@ int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf
         if (status != INF_OK) {
             fail_target(d, s, t, status);
         }
-        any = any || d->lengths[i] > 0;
+        d->asking = d->asking || d->lengths[i] > 0;
     }
-    /* One wait for the queries of all; a lane that failed ends the step, but no peer. */
-    if (any && d->ops->sync(lane, NULL) != INF_OK) {
+    if (d->asking && d->ops->leave != NULL) {
+        d->ops->leave(lane);
+    }
+}
+
+int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, inf_lane *lane) {
+    int32_t asked = 0;
+    if (!d->asking) {
         return 0;
     }
-    if (any) {
-        release_held(d);
+    /* One wait for the queries of all; a lane that failed ends the step, but no peer. */
+    int status = d->ops->left != NULL ? d->ops->left(lane, NULL) : d->ops->sync(lane, NULL);
+    if (status != INF_OK) {
+        return 0;
     }
+    release_held(d);
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
-        int status = d->lengths[i] > 0 ? post_target(d, t, d->lengths[i]) : INF_OK;
+        status = d->lengths[i] > 0 ? post_target(d, t, d->lengths[i]) : INF_OK;
         if (status != INF_OK) {
             fail_target(d, s, t, status);
         }

@@ -167,6 +167,7 @@ struct inf_dist {
     inf_target *targets; /* [INF_MAX_PEERS] */
     uint32_t n_targets;
     inf_group *groups;    /* [max_groups] */
+    bool asking;          /* some message waits for its queries */
     uint64_t *lengths;    /* [INF_MAX_PEERS] of the messages that wait for their queries, 0: none */
     inf_step_span *spans; /* [max_entries], by group */
 

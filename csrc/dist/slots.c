@@ -5,11 +5,11 @@
  *     A slot that could not be pinned is copied through the backend's own memory.
  *  2. Of each slot as much is pinned as a decode step's messages have, rather than memory that only
  *     long prefills would touch: pinned pages cost memory, and those of a slot cost none before.
- *  3. A slot that is being filled (prepared) is posted after the lane was synced past the kernel
- *     that fills it.
+ *  3. A slot that is being filled (prepared) is posted after the kernel that fills it: the lane was
+ *     synced past it, or said that the queries have left.
  *  4. A slot that is being read (polled) is released, and its link closed or let go of, after the
- *     lane was synced past the last kernel that reads it. The step thread keeps such slots as
- *     inf_target.held until its next sync, which stands in front of the next post; the query
+ *     last kernel that reads it, likewise. The step thread keeps such slots as inf_target.held
+ * until the next layer's queries have left, which come after that kernel in the lane; the query
  *     server's answer is done when it returns.
  *  5. The peer may write into either slot at any time. Nothing that a kernel reads there is an
  * index or a length: a peer that breaks the protocol spoils numbers that are its own to give. */

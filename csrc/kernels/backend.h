@@ -40,6 +40,7 @@ struct inf_backend {
      */
     int32_t plain_matrix;
     int32_t host_memory; /* 1: device memory is host memory, and read where it lies */
+    int32_t cpus;        /* 1: it computes with the process's own threads */
     /* 1, or the ranks of a tensor-parallel backend (kernels/tp). It does each operation on all of
      * them: shapes of operations are one rank's, with heads, kv heads and intermediate divided by
      * ranks, and lanes, the pool and what is exchanged with others have those of the model. */
@@ -242,6 +243,12 @@ struct inf_backend_ops {
      * lane's come first; there after sync, and not touched by the caller before. */
     void (*queries)(inf_lane *, const void *q, uint32_t row0, int32_t rows, float *host,
                     int32_t stride);
+    /* Where the device goes on beside the caller: leave, after a layer's queries, lets them go
+     * ahead of what is asked for next; left waits until they and all that was asked for before
+     * leave are done, without waiting for the rest. INF_EIO: the lane's fault. Both NULL: sync
+     * does. */
+    void (*leave)(inf_lane *);
+    int (*left)(inf_lane *, inf_err *err);
 
     /* Sampling on the device. Both NULL: it has none, and logits are sampled on the CPU. slot_open
      * takes what inf_device_slot_open does, checked, for a slot that is in no step; from any
@@ -287,7 +294,7 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_6"
+#define INF_CUDA_OPEN "inf_cuda_backend_open_7"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
                                 uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                 inf_err *err);

@@ -213,21 +213,25 @@ static void go_on(inf_forward *f, int32_t layer) {
 }
 
 /* Some KV is with others. Queries for remote spans leave before the local partials are computed,
- * and the remote ones are collected after them, so that the two overlap. What lies between two
- * exchanges is one recording. */
+ * and the remote ones are collected after them, so that the two overlap: a device that goes on by
+ * itself is asked for the local ones while the queries are on their way to the messages. What lies
+ * between two exchanges is one recording. */
 static void shared_layers(inf_forward *f) {
     if (!f->ops->record(f->lane, 1)) {
         do {
             start_layers(f);
         } while (f->ops->recorded(f->lane));
     }
+    int ahead = f->ops->leave != NULL;
     for (int32_t layer = 0; layer < f->dims.layers; layer++) {
-        int32_t asked = inf_dist_post(f->c.dist, f->step, layer, f->lane, f->q);
+        inf_dist_ask(f->c.dist, f->step, layer, f->lane, f->q);
+        int32_t asked = ahead ? 0 : inf_dist_post(f->c.dist, f->step, f->lane);
         if (!f->ops->record(f->lane, 2 + 2 * (uint32_t)layer)) {
             do {
                 f->ops->attend(f->lane, layer, f->q, f->o, 1);
             } while (f->ops->recorded(f->lane));
         }
+        asked = ahead ? inf_dist_post(f->c.dist, f->step, f->lane) : asked;
         if (asked > 0) {
             inf_dist_collect(f->c.dist, f->step, layer, f->lane);
         }

@@ -276,7 +276,7 @@ static int64_t awake_ns(const inf_device *d) {
     const char *named = getenv("INFINITE_AWAKE_US");
     long us = named != NULL ? strtol(named, NULL, 10) : US;
     us = us < 0 ? 0 : us > MOST_US ? MOST_US : us;
-    return d->backend->host_memory || d->config.threads < CPUS ? 0 : (int64_t)us * 1000;
+    return d->backend->cpus || d->config.threads < CPUS ? 0 : (int64_t)us * 1000;
 }
 
 static int open_parts(inf_device *d, inf_err *err) {

@@ -315,7 +315,8 @@ static inline int32_t w_post(inst *home, step *s, int32_t layer, uint64_t *rng) 
     for (uint32_t i = 0; i < s->head.n_tokens * W_ROW; i++) {
         s->q[i] = 2 * w_float(rng);
     }
-    return inf_dist_post(home->d, &s->b, layer, w_step_lane(s), s->q);
+    inf_dist_ask(home->d, &s->b, layer, w_step_lane(s), s->q);
+    return inf_dist_post(home->d, &s->b, w_step_lane(s));
 }
 
 static inline void w_attend(inst *home, step *s, req *const *reqs, int32_t layer) {

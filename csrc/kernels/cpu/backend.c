@@ -428,6 +428,7 @@ inf_backend *inf_backend_cpu(int32_t isa) {
                             .act_bytes = sizeof(float),
                             .logit_rows = 32,
                             .host_memory = 1,
+                            .cpus = 1,
                             .ranks = 1};
     return &b->base;
 }

@@ -139,30 +139,56 @@ static void step_settle(inf_lane *l, void *o) {
     }
 }
 
-/* ---- the end of all that was asked ---- */
+/* ---- the end of what was asked ---- */
 
-static int step_sync(inf_lane *l, inf_err *err) {
-    lane_enter(l);
-    /* All that was asked is done, also in the middle of a layer's merges. */
-    step_merged(l);
+/* Queries on their way to where they were asked for, or to staging. */
+static void send_queries(inf_lane *l) {
     if (l->given.n > 0) {
         give_queries(l);
     }
     if (l->n_wait > 0) {
         stage_queries(l);
     }
-    int status = lane_sync(l, err);
-    for (int32_t i = 0; i < l->n_wait && status == INF_OK; i++) {
+}
+
+/* What is in staging, to where it was asked for. Staging is free then. */
+static void unstage_queries(inf_lane *l, bool ok) {
+    for (int32_t i = 0; i < l->n_wait && ok; i++) {
         const pending_rows *w = &l->wait[i];
         uint64_t pitch = (uint64_t)w->stride * (uint64_t)l->dims.head_dim;
         copy_rows(w->host, pitch, l->staging + (uint64_t)w->row0 * (uint64_t)l->q_dim,
                   (uint64_t)l->q_dim, (uint64_t)l->q_dim, w->rows);
     }
+    l->n_wait = l->staged = 0;
+}
+
+static int step_sync(inf_lane *l, inf_err *err) {
+    lane_enter(l);
+    /* All that was asked is done, also in the middle of a layer's merges. */
+    step_merged(l);
+    send_queries(l);
+    int status = lane_sync(l, err);
+    unstage_queries(l, status == INF_OK);
     if (status == INF_OK) {
         draw_synced(l);
     }
-    l->n_wait = l->staged = 0;
     return status;
+}
+
+static void step_leave(inf_lane *l) {
+    lane_enter(l);
+    step_merged(l);
+    send_queries(l);
+    lane_ok(l, cudaEventRecord(l->gone, l->stream), "queries");
+}
+
+static int step_left(inf_lane *l, inf_err *err) {
+    lane_enter(l);
+    if (l->fault == 0) {
+        lane_settle(l, l->gone, "queries");
+    }
+    unstage_queries(l, l->fault == 0);
+    return lane_status(l, err);
 }
 
 /* ---- copies, on any lane ---- */
@@ -208,6 +234,8 @@ void inf_cuda_exchange_table(inf_backend_ops *ops) {
     ops->copy_rows_in = copy_rows_in;
     ops->copy = copy;
     ops->queries = step_queries;
+    ops->leave = step_leave;
+    ops->left = step_left;
     ops->merge = step_merge;
     ops->merged = step_merged;
     ops->settle = step_settle;

@@ -35,6 +35,10 @@ void lane_settle(inf_lane *l, cudaEvent_t event, const char *at) {
 
 int lane_sync(inf_lane *l, inf_err *err) {
     lane_settle(l, NULL, "cudaStreamSynchronize");
+    return lane_status(l, err);
+}
+
+int lane_status(const inf_lane *l, inf_err *err) {
     if (l->fault == 0) {
         return INF_OK;
     }
@@ -358,7 +362,8 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         !keep(l, &l->recordings, recordings) ||
         !take(l, &l->squares,
               (uint64_t)INF_CUDA_SMALL_ROWS * (uint64_t)(l->dims.hidden / 16 + 1)) ||
-        !draw_memory(l)) {
+        !draw_memory(l) ||
+        cudaEventCreateWithFlags(&l->gone, cudaEventDisableTiming) != cudaSuccess) {
         return false;
     }
     return cudaMemcpyAsync(l->inv_freq, c->inv_freq, half * sizeof(float), cudaMemcpyHostToDevice,
@@ -389,6 +394,9 @@ void inf_cuda_lane_close(inf_lane *l) {
     }
     for (int32_t i = 0; i < l->n_kept; i++) {
         free(l->kept[i]);
+    }
+    if (l->gone != NULL) {
+        (void)cudaEventDestroy(l->gone);
     }
     if (l->stream != NULL) {
         (void)cudaStreamDestroy(l->stream);

@@ -165,6 +165,7 @@ struct inf_lane {
     pending_rows *wait; /* [max_wait] */
     int32_t n_wait, max_wait;
     int32_t staged;         /* rows of partials in staging */
+    cudaEvent_t gone;       /* the queries of the layer under way are where they are to be */
     inf_cuda_runs given;    /* queries on their way to where they lie */
     inf_cuda_runs taken_in; /* partials that wait for their merge */
     uint32_t *row_mark;     /* [max_rows]: the round of merges that a row is in */
@@ -282,6 +283,7 @@ void lane_settle(inf_lane *l, cudaEvent_t event, const char *at);
 
 void lane_enter(inf_lane *l); /* makes the lane's GPU the calling thread's */
 int lane_sync(inf_lane *l, inf_err *err);
+int lane_status(const inf_lane *l, inf_err *err); /* INF_OK, or INF_EIO and what failed */
 void lane_copy(inf_lane *l, void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind);
 
 void inf_cuda_step_table(inf_backend_ops *ops);     /* fills in all that is not memory */
