@@ -127,7 +127,7 @@ static void bench_rows() {
     CUDA(cudaMallocHost((void **)&o2, (size_t)64 * HEADS * (DIM + 1) * sizeof(float)));
     for (int32_t rows : {1, 8, 64}) {
         std::fill(o2, o2 + (size_t)64 * HEADS * (DIM + 1), 0.5f);
-        inf_cuda_merge m = {{}, x, (float *)gu, HEADS, DIM, 0};
+        inf_cuda_merge m = {{}, x, (float *)gu, NULL, 0, rows, HEADS, DIM, 0};
         (void)inf_cuda_runs_add(&m.runs, 0, rows, o2, o2 + (size_t)64 * HEADS * DIM, HEADS);
         measure("merge of a partial", rows, m, inf_cuda_merge_launch,
                 (double)rows * HEADS * DIM * 12);

@@ -419,6 +419,5 @@ void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf
         inf_link_wait_awake(links, left, d->step_wake, (int64_t)(deadline - now), d->awake_ns);
         inf_dist_unwake(d->step_wake);
     }
-    d->ops->merged(lane);
     atomic_fetch_add(&d->wait_ns, inf_now() - begun);
 }

@@ -229,8 +229,7 @@ struct inf_backend_ops {
      * where it lies, and the caller's again after the lane's next sync. */
     int (*merge)(inf_lane *, uint32_t row0, int32_t rows, const float *o2, const float *lse2,
                  int32_t stride);
-    /* After the last merge of a layer. */
-    void (*merged)(inf_lane *);
+    /* After the last merge of a layer, of which there may be none. */
     void (*settle)(inf_lane *, void *o);
     /* The same, and then x += product; y = rms_norm(x) * weight (weight NULL: only x). p->y is room
      * for the product, of which nobody else takes note; it may be y. y is for products alone: a

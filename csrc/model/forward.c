@@ -163,20 +163,28 @@ static void project(inf_forward *f, int32_t layer) {
     f->ops->heads(f->lane, &heads);
 }
 
-/* From attention's output to the next layer's normed input:
- *   x += o_proj(o);  x += down(silu(gate(norm(x))) * up(norm(x))) */
+/* From attention's output to the MLP's input: x += o_proj(o), and its norm. */
+static void finish_attention(inf_forward *f, int32_t layer) {
+    const inf_layer *l = &f->c.weights->layers[layer];
+    inf_product o = {f->o,           l->o,     NULL, f->h, (int32_t)f->step->head->n_tokens,
+                     f->dims.hidden, f->q_dim, 0};
+    f->ops->product_norm(f->lane, &o, f->x, l->mlp_norm, f->h);
+}
+
+/* x += down(silu(gate(h)) * up(h)), and on to the next layer's queries, if there is one. */
 static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_weights *w = f->c.weights;
     const inf_layer *l = &w->layers[layer];
     const inf_device_config *d = &f->dims;
-    int32_t rows = (int32_t)f->step->head->n_tokens;
-    inf_product o = {f->o, l->o, NULL, f->h, rows, d->hidden, f->q_dim, 0};
+    int32_t rows = (int32_t)f->step->head->n_tokens, more = layer + 1 < d->layers;
     inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * f->inner, d->hidden, 0};
     inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, f->inner, 0};
-    const float *next = layer + 1 < d->layers ? w->layers[layer + 1].attn_norm : NULL;
-    f->ops->product_norm(f->lane, &o, f->x, l->mlp_norm, f->h);
+    const float *next = more ? w->layers[layer + 1].attn_norm : NULL;
     f->ops->gated(f->lane, &gate_up, f->act);
     f->ops->product_norm(f->lane, &down, f->x, next, f->h);
+    if (more) {
+        project(f, layer + 1);
+    }
 }
 
 static void start_layers(inf_forward *f) {
@@ -195,27 +203,17 @@ static void local_layers(inf_forward *f) {
         start_layers(f);
         for (int32_t layer = 0; layer < f->dims.layers; layer++) {
             f->ops->attend(f->lane, layer, f->q, f->o, 0);
+            finish_attention(f, layer);
             finish_layer(f, layer);
-            if (layer + 1 < f->dims.layers) {
-                project(f, layer + 1);
-            }
         }
     } while (f->ops->recorded(f->lane));
-}
-
-/* From the merged partials of a layer to the queries of the next. */
-static void go_on(inf_forward *f, int32_t layer) {
-    f->ops->settle(f->lane, f->o);
-    finish_layer(f, layer);
-    if (layer + 1 < f->dims.layers) {
-        project(f, layer + 1);
-    }
 }
 
 /* Some KV is with others. Queries for remote spans leave before the local partials are computed,
  * and the remote ones are collected after them, so that the two overlap: a device that goes on by
  * itself is asked for the local ones while the queries are on their way to the messages. What lies
- * between two exchanges is one recording. */
+ * between two exchanges is one recording, but for its beginning: when partials have arrived nothing
+ * runs, and a single operation starts sooner than a recording, which is launched behind it. */
 static void shared_layers(inf_forward *f) {
     if (!f->ops->record(f->lane, 1)) {
         do {
@@ -235,9 +233,11 @@ static void shared_layers(inf_forward *f) {
         if (asked > 0) {
             inf_dist_collect(f->c.dist, f->step, layer, f->lane);
         }
+        f->ops->settle(f->lane, f->o);
+        finish_attention(f, layer);
         if (!f->ops->record(f->lane, 3 + 2 * (uint32_t)layer)) {
             do {
-                go_on(f, layer);
+                finish_layer(f, layer);
             } while (f->ops->recorded(f->lane));
         }
     }

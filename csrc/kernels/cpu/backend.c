@@ -305,8 +305,6 @@ static int cpu_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, 
     return 0;
 }
 
-static void cpu_merged(inf_lane *l) { (void)l; }
-
 static void cpu_settle(inf_lane *l, void *o) {
     (void)l;
     (void)o;
@@ -408,7 +406,6 @@ static const inf_backend_ops cpu_ops = {
     .heads = cpu_heads,
     .attend = cpu_attend,
     .merge = cpu_merge,
-    .merged = cpu_merged,
     .settle = cpu_settle,
     .gated = cpu_gated,
     .queries = cpu_queries,

@@ -240,8 +240,15 @@ static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b, 
         return;
     }
     if (b->continued) {
-        inf_cuda_merge m = {
-            {}, l->o32, l->lse, l->dims.heads, l->dims.head_dim, l->backend->early_rows};
+        inf_cuda_merge m = {{},
+                            l->o32,
+                            l->lse,
+                            NULL,
+                            0,
+                            b->rows,
+                            l->dims.heads,
+                            l->dims.head_dim,
+                            l->backend->early_rows};
         (void)inf_cuda_runs_add(&m.runs, 0, args[b->first].rows, l->o2, l->lse2, l->dims.heads);
         lane_ok(l, inf_cuda_merge_launch(&m, l->stream), "merge");
     }

@@ -67,39 +67,17 @@ static void stage_queries(inf_lane *l) {
 
 /* ---- partials ---- */
 
-/* Merges the partials that wait for it. */
-static void merge_waiting(inf_lane *l) {
-    if (l->taken_in.n == 0) {
+/* Merges the partials that wait for it. out NULL: into the lane's own; else what comes of all rows
+ * goes there, as act. */
+static void merge_waiting(inf_lane *l, void *out) {
+    if (l->fault != 0 || (l->taken_in.n == 0 && out == NULL)) {
         return;
     }
-    lane_enter(l);
     inf_cuda_merge p = {l->taken_in,   l->partial,       l->lse,
+                        out,           l->act,           l->rows,
                         l->dims.heads, l->dims.head_dim, l->backend->early_rows};
     lane_ok(l, inf_cuda_merge_launch(&p, l->stream), "merge");
     l->taken_in.n = l->taken_in.rows = 0;
-    l->round++;
-}
-
-static void step_merged(inf_lane *l) {
-    if (l->fault == 0) {
-        merge_waiting(l);
-    }
-}
-
-/* One run for the launch that merges all, unless the rows have a partial that waits for it. */
-static void add_partial(inf_lane *l, uint32_t row0, int32_t rows, float *o2, float *lse2,
-                        int32_t stride) {
-    bool twice = l->taken_in.n == INF_CUDA_RUNS;
-    for (int32_t r = 0; r < rows && !twice; r++) {
-        twice = l->row_mark[row0 + (uint32_t)r] == l->round + 1;
-    }
-    if (twice) {
-        merge_waiting(l);
-    }
-    (void)inf_cuda_runs_add(&l->taken_in, row0, rows, o2, lse2, stride);
-    for (int32_t r = 0; r < rows; r++) {
-        l->row_mark[row0 + (uint32_t)r] = l->round + 1;
-    }
 }
 
 static int step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2, const float *lse2,
@@ -107,14 +85,17 @@ static int step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
     uint64_t heads = (uint64_t)l->dims.heads, row = (uint64_t)l->q_dim;
     uint64_t lse_pitch = (uint64_t)stride, pitch = lse_pitch * (uint64_t)l->dims.head_dim;
     float *at = (float *)o2, *lse = (float *)lse2;
+    auto flush = [&] {
+        lane_enter(l);
+        merge_waiting(l, NULL);
+    };
     if (lane_direct(l, rows, stride, &at, &lse)) {
-        add_partial(l, row0, rows, at, lse, stride);
+        add_run(&l->taken_in, row0, rows, at, lse, stride, flush);
         return 1;
     }
     for (int32_t done = 0; done < rows;) {
         if (l->staged == l->max_rows) {
-            merge_waiting(l);
-            lane_enter(l);
+            flush();
             lane_settle(l, NULL, "merge");
             l->staged = 0;
         }
@@ -123,7 +104,7 @@ static int step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
         float *lse_to = l->staging_lse + (uint64_t)l->staged * heads;
         copy_rows(o_to, row, o2 + (uint64_t)done * pitch, pitch, row, n);
         copy_rows(lse_to, heads, lse2 + (uint64_t)done * lse_pitch, lse_pitch, heads, n);
-        add_partial(l, row0 + (uint32_t)done, n, o_to, lse_to, l->dims.heads);
+        add_run(&l->taken_in, row0 + (uint32_t)done, n, o_to, lse_to, l->dims.heads, flush);
         l->staged += n;
         done += n;
     }
@@ -132,11 +113,7 @@ static int step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
 
 static void step_settle(inf_lane *l, void *o) {
     lane_enter(l);
-    if (l->act != INF_DTYPE_F32) {
-        inf_cuda_cast p = {
-            l->o32, o, INF_DTYPE_F32, l->act, (int64_t)l->rows * l->q_dim, l->backend->early_rows};
-        lane_ok(l, inf_cuda_cast_launch(&p, l->stream), "settle");
-    }
+    merge_waiting(l, o == l->partial ? NULL : o);
 }
 
 /* ---- the end of what was asked ---- */
@@ -165,7 +142,7 @@ static void unstage_queries(inf_lane *l, bool ok) {
 static int step_sync(inf_lane *l, inf_err *err) {
     lane_enter(l);
     /* All that was asked is done, also in the middle of a layer's merges. */
-    step_merged(l);
+    merge_waiting(l, NULL);
     send_queries(l);
     int status = lane_sync(l, err);
     unstage_queries(l, status == INF_OK);
@@ -177,7 +154,7 @@ static int step_sync(inf_lane *l, inf_err *err) {
 
 static void step_leave(inf_lane *l) {
     lane_enter(l);
-    step_merged(l);
+    merge_waiting(l, NULL);
     send_queries(l);
     lane_ok(l, cudaEventRecord(l->gone, l->stream), "queries");
 }
@@ -237,6 +214,5 @@ void inf_cuda_exchange_table(inf_backend_ops *ops) {
     ops->leave = step_leave;
     ops->left = step_left;
     ops->merge = step_merge;
-    ops->merged = step_merged;
     ops->settle = step_settle;
 }

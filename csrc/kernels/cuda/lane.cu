@@ -358,8 +358,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         !take(l, &l->kv_block, rows) || !take(l, &l->kv_index, rows) ||
         !take(l, &l->pick, (uint64_t)l->dims.max_rows) || !take(l, &l->inv_freq, half) ||
         !take(l, &l->cos, rows * half) || !take(l, &l->sin, rows * half) ||
-        !keep(l, &l->wait, (uint64_t)l->max_wait) || !keep(l, &l->row_mark, rows) ||
-        !keep(l, &l->recordings, recordings) ||
+        !keep(l, &l->wait, (uint64_t)l->max_wait) || !keep(l, &l->recordings, recordings) ||
         !take(l, &l->squares,
               (uint64_t)INF_CUDA_SMALL_ROWS * (uint64_t)(l->dims.hidden / 16 + 1)) ||
         !draw_memory(l) ||

@@ -168,9 +168,7 @@ struct inf_lane {
     cudaEvent_t gone;       /* the queries of the layer under way are where they are to be */
     inf_cuda_runs given;    /* queries on their way to where they lie */
     inf_cuda_runs taken_in; /* partials that wait for their merge */
-    uint32_t *row_mark;     /* [max_rows]: the round of merges that a row is in */
-    uint32_t round;
-    recording *recordings; /* [RECORD_ROWS, keys] */
+    recording *recordings;  /* [RECORD_ROWS, keys] */
     int32_t keys;
     recording *capturing;
     uint8_t choices[2][INF_CUDA_SMALL_ROWS + 1]; /* choose.cu */

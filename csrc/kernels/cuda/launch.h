@@ -241,11 +241,14 @@ typedef struct inf_cuda_fetch {
 } inf_cuda_fetch;
 int inf_cuda_fetch_launch(const inf_cuda_fetch *p, inf_stream stream);
 
-/* Merges one more partial into rows of o and lse: the runs' rows, each once. */
+/* Merges more partials into rows of o and lse: the runs', of which several may have the same row,
+ * and which are read before the kernel in front has ended: none writes them. */
 typedef struct inf_cuda_merge {
     inf_cuda_runs runs;
-    float *o, *lse; /* [*, heads, head_dim], [*, heads] */
-    int32_t heads, head_dim;
+    float *o, *lse; /* [rows, heads, head_dim], [rows, heads]; rows that no run has stay */
+    void *out; /* NULL, or [rows, heads, head_dim] of out_dtype: all rows of o as they are after the
+                * merge, which o and lse do not get */
+    int32_t out_dtype, rows, heads, head_dim;
     int32_t early;
 } inf_cuda_merge;
 int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream);

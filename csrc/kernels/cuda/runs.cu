@@ -5,7 +5,7 @@
  *
  *   give    4 bytes per number over the bus, and 4 per (row, head) with lse
  *   fetch   4 bytes per number over the bus
- *   merge   4 bytes per number over the bus, 8 in device memory
+ *   merge   4 bytes per number over the bus, 6 to 8 in device memory
  *
  * Which run a row is in is found by walking the list, which is an argument of the kernel: constant
  * memory, and no trip over the bus before the rows' own. */
@@ -130,63 +130,105 @@ int inf_cuda_fetch_launch(const inf_cuda_fetch *p, inf_stream stream) {
                                         exchange_grid<1>(p->runs, n), block, 0, stream, *p));
 }
 
-/* ---- one more partial ---- */
+/* ---- more partials ---- */
+
+/* A lane's dims of a (row, head), and the head's lse. */
+struct head_partial {
+    float o[COMBINE_DIMS], lse;
+};
+
+/* The first run from i on that has the row; runs.n: none. */
+static __device__ __forceinline__ int32_t next_with(const inf_cuda_runs &r, uint32_t row,
+                                                    int32_t i) {
+    for (; i < r.n; i++) {
+        uint32_t end = i + 1 < r.n ? r.run[i + 1].first : (uint32_t)r.rows;
+        if (row - r.run[i].row0 < end - r.run[i].first) {
+            break;
+        }
+    }
+    return i;
+}
+
+/* What run i has of it, if there is such a run. */
+template <int VEC>
+static __device__ __forceinline__ void load_partial(head_partial &p, const inf_cuda_merge &a,
+                                                    int32_t i, uint32_t row, size_t head) {
+    if (i < a.runs.n) {
+        const inf_cuda_run &run = a.runs.run[i];
+        const size_t there = (size_t)(row - run.row0) * (size_t)run.stride + head;
+        p.lse = run.lse[there];
+        load_dims<VEC>(p.o, run.at + there * (size_t)a.head_dim, a.head_dim);
+    }
+}
+
+static __device__ __forceinline__ void merge_in(head_partial &x, const head_partial &y) {
+    if (y.lse == -INFINITY) {
+        return;
+    }
+    float m = fmaxf(x.lse, y.lse), w = expf(x.lse - m), w2 = expf(y.lse - m), sum = w + w2;
+#pragma unroll
+    for (int i = 0; i < COMBINE_DIMS; i++) {
+        x.o[i] = w == 0 ? y.o[i] : (x.o[i] * w + y.o[i] * w2) / sum;
+    }
+    x.lse = m + logf(sum);
+}
 
 /* A warp per (row, head). */
 template <int VEC>
 __global__ void __launch_bounds__(MERGE_THREADS)
     merge_kernel(const __grid_constant__ inf_cuda_merge a) {
-    const uint32_t lane = threadIdx.x % 32;
-    const size_t heads = (size_t)a.heads;
-    const size_t from = (size_t)blockIdx.x * (MERGE_THREADS / 32) + threadIdx.x / 32;
+    const size_t at = (size_t)blockIdx.x * (MERGE_THREADS / 32) + threadIdx.x / 32;
+    const size_t heads = (size_t)a.heads, head = at % heads;
+    const uint32_t row = (uint32_t)(at / heads);
     start_successor();
+    if (row >= (uint32_t)a.rows) {
+        return;
+    }
+    int32_t i = next_with(a.runs, row, 0);
+    if (i == a.runs.n && a.out == NULL) {
+        return;
+    }
+    head_partial x, y;
+    load_partial<VEC>(y, a, i, row, head);
     after_predecessor();
-    if (from >= (size_t)a.runs.rows * heads) {
-        return;
-    }
-    const uint32_t row = (uint32_t)(from / heads);
-    const inf_cuda_run &run = a.runs.run[run_of(a.runs, row)];
-    const size_t in_run = row - run.first, head = from - (size_t)row * heads;
-    const size_t there = in_run * (size_t)run.stride + head;
-    const size_t at = ((size_t)run.row0 + in_run) * heads + head;
-    const float *o2 = run.at + there * (size_t)a.head_dim;
     float *o = a.o + at * (size_t)a.head_dim;
-    float x[COMBINE_DIMS], y[COMBINE_DIMS], lse2 = run.lse[there], lse = a.lse[at];
-    load_dims<VEC>(y, o2, a.head_dim);
-    load_dims<VEC>(x, o, a.head_dim);
-    if (lse2 == -INFINITY) {
-        return;
+    x.lse = a.lse[at];
+    load_dims<VEC>(x.o, o, a.head_dim);
+    while (i < a.runs.n) {
+        merge_in(x, y);
+        i = next_with(a.runs, row, i + 1);
+        load_partial<VEC>(y, a, i, row, head);
     }
-    float m = fmaxf(lse, lse2), w = expf(lse - m), w2 = expf(lse2 - m), sum = w + w2;
 #pragma unroll
-    for (int i = 0; i < COMBINE_DIMS; i += VEC) {
-        int32_t d = dim_at<VEC>(i);
-        if (d < a.head_dim) {
-            for (int k = i; k < i + VEC; k++) {
-                x[k] = w == 0 ? y[k] : (x[k] * w + y[k] * w2) / sum;
-            }
-            store_run<VEC>(o + d, x + i);
+    for (int k = 0; k < COMBINE_DIMS; k += VEC) {
+        int32_t d = dim_at<VEC>(k);
+        if (d < a.head_dim && a.out == NULL) {
+            store_run<VEC>(o + d, x.o + k);
+        } else if (d < a.head_dim) {
+            store_run_as<VEC>(a.out, a.out_dtype, at * (size_t)a.head_dim + (size_t)d, x.o + k);
         }
     }
     __syncwarp(); /* every lane has read lse */
-    if (lane == 0) {
-        a.lse[at] = m + logf(sum);
+    if (a.out == NULL && threadIdx.x % 32 == 0) {
+        a.lse[at] = x.lse;
     }
 }
 
 int inf_cuda_merge_launch(const inf_cuda_merge *p, inf_stream stream) {
-    int64_t items = (int64_t)p->runs.rows * p->heads;
+    int64_t items = (int64_t)p->rows * p->heads;
     int64_t blocks = (items + MERGE_THREADS / 32 - 1) / (MERGE_THREADS / 32);
-    if (!runs_ok(p->runs, INF_DTYPE_F32, p->heads, p->head_dim) || p->head_dim > COMBINE_MAX_DIM ||
-        blocks > INT32_MAX) {
+    if (!runs_ok(p->runs, p->out != NULL ? p->out_dtype : (int32_t)INF_DTYPE_F32, p->heads,
+                 p->head_dim) ||
+        p->head_dim > COMBINE_MAX_DIM || p->rows < 0 || blocks > INT32_MAX) {
         return (int)cudaErrorInvalidValue;
     }
-    if (blocks == 0) {
+    if (blocks == 0 || (p->runs.n == 0 && p->out == NULL)) {
         return 0;
     }
     dim3 grid((unsigned)blocks), block(MERGE_THREADS);
+    bool fast =
+        p->head_dim % 4 == 0 && aligned_16(p->out) && fast_runs(p->runs, p->o, 0, p->head_dim);
     return (
-        int)(p->head_dim % 4 == 0 && fast_runs(p->runs, p->o, 0, p->head_dim)
-                 ? INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<4>), grid, block, 0, stream, *p)
-                 : INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<1>), grid, block, 0, stream, *p));
+        int)(fast ? INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<4>), grid, block, 0, stream, *p)
+                  : INF_LAUNCH_EARLY(p->early != 0, (merge_kernel<1>), grid, block, 0, stream, *p));
 }

@@ -111,11 +111,6 @@ static int tp_merge(inf_lane *lane, uint32_t row0, int32_t rows, const float *o2
     return held;
 }
 
-static void tp_merged(inf_lane *lane) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) { l->ops->merged(l->rank[r]); }
-}
-
 static void tp_settle(inf_lane *lane, void *o) {
     tp_lane *l = of(lane);
     EACH_RANK(l) { l->ops->settle(l->rank[r], tp_part(o, r)); }
@@ -168,7 +163,6 @@ void inf_tp_step_table(inf_backend_ops *ops, const inf_backend_ops *rank) {
     ops->heads = tp_heads;
     ops->attend = tp_attend;
     ops->merge = tp_merge;
-    ops->merged = tp_merged;
     ops->settle = tp_settle;
     ops->queries = tp_queries;
     if (rank->sample != NULL) {

@@ -281,61 +281,79 @@ static void test_combine() {
     printf("combine\n");
 }
 
-static void check_merge(int32_t rows, int32_t heads, int32_t head_dim, bool listed) {
-    int32_t all = listed ? rows + 5 : rows;
-    size_t dim = (size_t)head_dim, n = (size_t)rows * heads;
-    partials p = some_partials((size_t)all * heads, dim, 4), more = some_partials(n, dim, 4);
-    std::vector<uint32_t> row = some_rows(rows, all, listed);
-    /* o of an empty partial is not to be read */
-    for (size_t i = 0; i < p.lse.size(); i++) {
+/* copies: partials of each of the rows. out_dtype 0: merged in place. */
+static void check_merge(int32_t rows, int32_t heads, int32_t head_dim, bool listed, int32_t copies,
+                        int32_t out_dtype) {
+    int32_t all = listed ? rows + 5 : rows + (out_dtype != 0);
+    size_t dim = (size_t)head_dim, n = (size_t)rows * heads, out_size = format_size(out_dtype);
+    partials p = some_partials((size_t)all * heads, dim, 4);
+    partials more = some_partials(n * (size_t)copies, dim, 4);
+    std::vector<uint32_t> row = some_rows(rows, all, listed), rows_of_all;
+    for (int32_t i = 0; i < copies; i++) {
+        rows_of_all.insert(rows_of_all.end(), row.begin(), row.end());
+    }
+    /* o of an empty partial is not to be read, if others come to it */
+    for (size_t i = 0; out_dtype == 0 && i < p.lse.size(); i++) {
         for (size_t d = 0; d < dim && p.lse[i] == -INFINITY; d++) {
             p.o[i * dim + d] = NAN;
         }
     }
     size_t off = below(3) ? 0 : 4;
     const place_of_heads place = some_place((size_t)heads);
-    const size_t first = place.first * dim, pitch = place.stride * dim;
-    std::vector<float> far_o((size_t)rows * pitch, NAN), far_lse((size_t)rows * place.stride, NAN);
-    for (size_t i = 0; i < (size_t)rows; i++) {
+    const size_t first = place.first * dim, pitch = place.stride * dim, far = rows_of_all.size();
+    std::vector<float> far_o(far * pitch, NAN), far_lse(far * place.stride, NAN);
+    for (size_t i = 0; i < far; i++) {
         memcpy(&far_o[i * pitch + first], &more.o[i * heads * dim], heads * dim * 4);
         memcpy(&far_lse[i * place.stride + place.first], &more.lse[i * heads], (size_t)heads * 4);
     }
     guarded o = guard_copy(p.o, off), lse = guard_copy(p.lse);
     guarded o2 = guard_copy(far_o), lse2 = guard_copy(far_lse);
+    guarded out = guard((size_t)all * heads * dim * out_size, below(3) ? 0 : out_size);
     inf_cuda_merge a = {};
     a.o = o.as<float>();
     a.lse = lse.as<float>();
+    a.out = out_dtype != 0 ? out.p() : NULL;
+    a.out_dtype = out_dtype;
+    a.rows = all;
     a.heads = heads;
     a.head_dim = head_dim;
     a.early = some_early();
-    launch_runs(a, inf_cuda_merge_launch, row, o2.as<float>() + first,
+    launch_runs(a, inf_cuda_merge_launch, rows_of_all, o2.as<float>() + first,
                 lse2.as<float>() + place.first, place.stride, dim);
-    std::vector<uint8_t> got_o = take(o), got_lse = take(lse);
+    std::vector<uint8_t> got_o = take(o), got_lse = take(lse), got = take(out);
     size_t wrong = 0, other = 0;
     std::vector<double> want(dim);
-    std::vector<bool> named((size_t)all, false);
+    std::vector<int32_t> from((size_t)all, -1);
     for (int32_t i = 0; i < rows; i++) {
-        size_t r = row[(size_t)i];
-        named[r] = true;
-        for (size_t h = 0; h < (size_t)heads; h++) {
-            size_t at = r * heads + h, from = (size_t)i * heads + h;
-            double want_lse = merge_parts({&p.both[at * (1 + dim)], &more.both[from * (1 + dim)]},
-                                          dim, want.data());
-            wrong += !lse_near(number_at(got_lse, INF_DTYPE_F32, at), want_lse);
-            for (size_t d = 0; d < dim && want_lse != -INFINITY; d++) {
-                double have = number_at(got_o, INF_DTYPE_F32, at * dim + d);
-                wrong += !rounded_once(have, want[d], INF_DTYPE_F32, 1e-6, 2e-6);
-            }
+        from[row[(size_t)i]] = i;
+    }
+    const std::vector<uint8_t> &result = out_dtype != 0 ? got : got_o;
+    for (size_t at = 0; at < (size_t)all * heads; at++) {
+        std::vector<const double *> parts = {&p.both[at * (1 + dim)]};
+        int32_t i = from[at / heads];
+        for (int32_t c = 0; c < copies && i >= 0; c++) {
+            size_t part = ((size_t)(c * rows + i)) * heads + at % heads;
+            parts.push_back(&more.both[part * (1 + dim)]);
+        }
+        bool stays = out_dtype != 0 || i < 0;
+        other += stays && (memcmp(&got_lse[at * 4], &p.lse[at], 4) != 0 ||
+                           memcmp(&got_o[at * dim * 4], &p.o[at * dim], dim * 4) != 0);
+        if (out_dtype == 0 && i < 0) {
+            continue;
+        }
+        double want_lse = merge_parts(parts, dim, want.data());
+        wrong += !stays && !lse_near(number_at(got_lse, INF_DTYPE_F32, at), want_lse);
+        for (size_t d = 0; d < dim && want_lse != -INFINITY; d++) {
+            int32_t dtype = out_dtype != 0 ? out_dtype : (int32_t)INF_DTYPE_F32;
+            wrong += !rounded_once(number_at(result, dtype, at * dim + d), want[d], dtype,
+                                   copies * 1e-6, copies * 2e-6);
         }
     }
-    for (size_t at = 0; at < (size_t)all * heads; at++) {
-        other += !named[at / heads] && (memcmp(&got_lse[at * 4], &p.lse[at], 4) != 0 ||
-                                        memcmp(&got_o[at * dim * 4], &p.o[at * dim], dim * 4) != 0);
-    }
     CHECK(wrong + other == 0,
-          "%d rows, %d heads of %d, listed %d: %zu numbers are wrong, %zu of "
-          "other rows changed",
-          rows, heads, head_dim, listed, wrong, other);
+          "%d rows, %d heads of %d, listed %d, %d partials more, out %s: %zu numbers are wrong, "
+          "%zu that are to stay changed",
+          rows, heads, head_dim, listed, copies, out_dtype ? format_name(out_dtype) : "in place",
+          wrong, other);
     for (const guarded &g : {o2, lse2}) {
         take(g);
     }
@@ -344,8 +362,12 @@ static void check_merge(int32_t rows, int32_t heads, int32_t head_dim, bool list
 static void test_merge() {
     static const int32_t dims[] = {128, 64, 256, 80, 10, 1, 33};
     for (int32_t dim : dims) {
-        check_merge(1, 1 + below(9), dim, false);
-        check_merge(1 + below(SOME_ROWS), 1 + below(9), dim, true);
+        check_merge(1, 1 + below(9), dim, false, 1, 0);
+        check_merge(1 + below(SOME_ROWS), 1 + below(9), dim, true, 1, 0);
+        check_merge(1 + below(SOME_ROWS), 1 + below(9), dim, true, 3, 0);
+        for (int32_t out : FORMATS) {
+            check_merge(1 + below(SOME_ROWS), 1 + below(9), dim, false, below(4), out);
+        }
     }
     printf("merge\n");
 }
