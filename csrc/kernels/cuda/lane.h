@@ -1,4 +1,5 @@
-/* The inside of the CUDA backend: what lane.cu, step.cu, exchange.cu and answer.cu share.
+/* The inside of the CUDA backend: what lane.cu, attend.cu, step.cu, exchange.cu and answer.cu
+ * share.
  *
  * A lane is a stream, its scratch in device memory, and a piece of pinned host memory that both
  * sides see: what a step's kernels need of its input (tokens, tables, plans) is written there and
