@@ -120,8 +120,12 @@ template <class C> static int launch_cut(const inf_cuda_attn *p, bool bounded, i
 /* Registers and thread blocks per SM on the current device; a kernel for bulk copies whose code was
  * made for an older GPU is empty and counts as one that cannot run. */
 template <class C> static int describe_cut(inf_cuda_decode_variant *out) {
-    snprintf(out->name, sizeof out->name, "%s, %d keys x %d stages x %d warps",
-             C::bulk ? "bulk" : "async", C::keys, C::stages, C::warps);
+    snprintf(out->name, sizeof out->name, "%s%s, %d keys x %d stages x %d warps",
+             C::bulk ? "bulk" : "async",
+             !C::hint  ? ""
+             : C::bulk ? " once"
+                       : " of 256",
+             C::keys, C::stages, C::warps);
     out->keys = C::keys, out->stages = C::stages, out->warps = C::warps, out->bulk = C::bulk;
     out->shared = C::shared, out->registers = 0, out->resident = 1;
 #ifndef INF_EMU
@@ -159,26 +163,29 @@ template <class C> static int call_cut(const decode_call &c) {
     return c.out != NULL ? describe_cut<C>(c.out) : launch_cut<C>(c.p, c.bounded, c.stream);
 }
 
-/* Tiles of 8 KiB whatever the head_dim: KEYS is for 128. */
-template <int KEYS, int STAGES, int WARPS, bool BULK> static int call_shape(const decode_call &c) {
+/* Tiles of as many bytes whatever the format and head_dim, up to 64 keys: KEYS is for 16 bits and
+ * 128. */
+template <int KEYS, int STAGES, int WARPS, bool BULK, bool HINT>
+static int call_shape(const decode_call &c) {
+    constexpr int twice = 2 * KEYS < 64 ? 2 * KEYS : 64, four = 4 * KEYS < 64 ? 4 * KEYS : 64;
     bool wide = c.p->kv.head_dim == 128;
-    if (c.p->kv.dtype == INF_DTYPE_E4M3) { /* of half the bytes, so twice the keys */
-        constexpr int narrow = 4 * KEYS < 64 ? 4 * KEYS : 64; /* the most that a cut takes */
-        return wide ? call_cut<decode_cut<e4m3, 128, 2 * KEYS, STAGES, WARPS, BULK>>(c)
-                    : call_cut<decode_cut<e4m3, 64, narrow, STAGES, WARPS, BULK>>(c);
+    if (c.p->kv.dtype == INF_DTYPE_E4M3) {
+        return wide ? call_cut<decode_cut<e4m3, 128, twice, STAGES, WARPS, BULK, HINT>>(c)
+                    : call_cut<decode_cut<e4m3, 64, four, STAGES, WARPS, BULK, HINT>>(c);
     }
     if (c.p->act == INF_DTYPE_BF16) {
-        return wide ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK>>(c)
-                    : call_cut<decode_cut<bf16, 64, 2 * KEYS, STAGES, WARPS, BULK>>(c);
+        return wide ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK, HINT>>(c)
+                    : call_cut<decode_cut<bf16, 64, twice, STAGES, WARPS, BULK, HINT>>(c);
     }
-    return wide ? call_cut<decode_cut<f16, 128, KEYS, STAGES, WARPS, BULK>>(c)
-                : call_cut<decode_cut<f16, 64, 2 * KEYS, STAGES, WARPS, BULK>>(c);
+    return wide ? call_cut<decode_cut<f16, 128, KEYS, STAGES, WARPS, BULK, HINT>>(c)
+                : call_cut<decode_cut<f16, 64, twice, STAGES, WARPS, BULK, HINT>>(c);
 }
 
 static int (*const variants[])(const decode_call &) = {
-    call_shape<32, 3, 4, true>,  call_shape<16, 3, 4, false>, call_shape<16, 3, 4, true>,
-    call_shape<32, 3, 2, true>,  call_shape<32, 3, 2, false>, call_shape<16, 2, 4, false>,
-    call_shape<16, 3, 8, false>,
+    call_shape<32, 3, 4, true, false>,  call_shape<16, 3, 4, false, false>,
+    call_shape<32, 3, 4, true, true>,   call_shape<64, 3, 2, true, false>,
+    call_shape<16, 3, 4, true, false>,  call_shape<32, 3, 2, true, false>,
+    call_shape<16, 3, 8, false, false>, call_shape<16, 3, 8, false, true>,
 };
 enum { WITH_BULK = 0, WITHOUT = 1 };
 

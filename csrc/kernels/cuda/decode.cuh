@@ -8,17 +8,19 @@
 
 /* How the kernel is cut. T, of K and V: bf16, f16 or e4m3 (decode_e4m3.cuh). KEYS: in a tile, a
  * multiple of 16. STAGES: tiles in a warp's ring. BULK: tiles come by bulk copies instead of
- * cp.async.
+ * cp.async. HINT: the cache is told that they are read once (bulk copies), or asked for 256 bytes
+ * at a time.
  *
  * A tile in shared memory is K, then V. Key t of it is row t % CHUNK_ROWS of chunk t / CHUNK_ROWS;
  * a chunk is contiguous as in the pool, and the chunks are 16 bytes more apart than they are long.
  * Eight rows of equal place in their eight chunks thus lie in different banks: they make the 8x8
  * matrices that ldmatrix reads. So column i of the n-th column group of the scores is key
  * i * CHUNK_ROWS + n, an order that K and V share. */
-template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK> struct decode_cut {
+template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK, bool HINT>
+struct decode_cut {
     typedef T number;
     static constexpr int dim = DIM, keys = KEYS, stages = STAGES, warps = WARPS;
-    static constexpr bool bulk = BULK;
+    static constexpr bool bulk = BULK, hint = HINT;
     static constexpr int row = DIM * (int)sizeof(T); /* bytes */
     static constexpr int groups = KEYS / 8;          /* column groups of the scores */
     static constexpr int chunk_rows = KEYS / 8;      /* eight chunks */
@@ -102,6 +104,11 @@ static __device__ __forceinline__ void copy_tile_async(const key_walk<C> &walk, 
             int t = u * 8 + i * rows;
             int at = (t / C::chunk_rows) * C::pitch + (t % C::chunk_rows) * C::row;
             bool valid = whole || walk.has(t0 + (uint32_t)(t + lane_row));
+            if (C::hint) {
+                cp_async_16_of_256(to + at, from + i * 512, valid);
+                cp_async_16_of_256(to + at + C::half, from + i * 512 + to_v, valid);
+                continue;
+            }
             cp_async_16(to + at, from + i * 512, valid);
             cp_async_16(to + at + C::half, from + i * 512 + to_v, valid);
         }
@@ -124,9 +131,12 @@ static __device__ __forceinline__ void copy_tile_bulk(const key_walk<C> &walk, u
         mbar_expect(bar, copies * C::chunk);
     }
     __syncwarp();
-    if (wanted) {
-        bulk_copy(stage + (lane % 8) * C::pitch + (lane / 8) * C::half,
-                  from + (lane / 8 != 0 ? to_v : 0), C::chunk, bar);
+    uint8_t *to = stage + (lane % 8) * C::pitch + (lane / 8) * C::half;
+    from += lane / 8 != 0 ? to_v : 0;
+    if (wanted && C::hint) {
+        bulk_copy_once(to, from, C::chunk, bar);
+    } else if (wanted) {
+        bulk_copy(to, from, C::chunk, bar);
     }
 }
 #endif
