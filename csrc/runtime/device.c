@@ -1,6 +1,8 @@
 /* Opening, loading, starting and closing a device, and its sampling slots. */
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/fail.h"
 #include "runtime/runtime.h"
@@ -269,14 +271,16 @@ static int open_step(inf_device *d, inf_err *err) {
 }
 
 /* Threads stay awake where the device is none of the CPUs, and the instance's share of these is
- * enough for the three that do: the step's, its waiter's and the one that answers queries.
- * INFINITE_AWAKE_US: for another time, 0 for none. */
+ * there and enough for the three that do: the step's, its waiter's and the one that answers
+ * queries. INFINITE_AWAKE_US: for that time, wherever it may be; 0 for none. */
 static int64_t awake_ns(const inf_device *d) {
     enum { CPUS = 4, US = 1000, MOST_US = 1000000 };
     const char *named = getenv("INFINITE_AWAKE_US");
     long us = named != NULL ? strtol(named, NULL, 10) : US;
     us = us < 0 ? 0 : us > MOST_US ? MOST_US : us;
-    return d->backend->cpus || d->config.threads < CPUS ? 0 : (int64_t)us * 1000;
+    bool spare = !d->backend->cpus && d->config.threads >= CPUS &&
+                 d->config.threads <= sysconf(_SC_NPROCESSORS_ONLN);
+    return named != NULL || spare ? (int64_t)us * 1000 : 0;
 }
 
 static int open_parts(inf_device *d, inf_err *err) {

@@ -71,7 +71,7 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
                                    .max_step_blocks = 64,
                                    .max_step_spans = 8,
                                    .max_spans = 8,
-                                   .threads = gpu != NULL ? 4 : 2, /* 4: who waits is awake */
+                                   .threads = 2,
                                    .gpu = gpu != NULL ? atoi(gpu) : 0,
                                    .tensor_parallel = ranks != NULL ? atoi(ranks) : 0};
     m.windows[1] = TINY_WINDOW;
