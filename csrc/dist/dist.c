@@ -111,7 +111,7 @@ int inf_dist_open(const inf_dist_config *c, inf_dist **out, inf_err *err) {
     d->head_dim = dev->head_dim;
     d->num_blocks = dev->num_blocks;
     d->threads = dev->threads;
-    d->awake_ns = c->awake_ns;
+    d->awake_ns = c->backend->awake_ns;
     d->max_tokens = (uint32_t)dev->max_tokens;
     d->max_seqs = (uint32_t)dev->max_seqs;
     d->max_groups = d->max_entries = (uint32_t)(dev->max_step_spans > 0 ? dev->max_step_spans : 1);

@@ -21,9 +21,6 @@ typedef struct inf_dist_config {
     uint8_t *pool;          /* [num_blocks] blocks, the backend's memory */
     const int32_t *windows; /* [layers], copied */
     float scale;            /* of q.k */
-    /* For how long who takes part in steps looks for the next message before it sleeps; 0: as links
-     * do by themselves. */
-    int64_t awake_ns;
 } inf_dist_config;
 
 int inf_dist_open(const inf_dist_config *config, inf_dist **out, inf_err *err);

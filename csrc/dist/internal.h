@@ -128,7 +128,7 @@ struct inf_dist {
     int32_t *windows; /* [layers] */
     float scale;
     int32_t layers, heads, head_dim, num_blocks, threads;
-    int64_t awake_ns; /* as in inf_dist_config */
+    int64_t awake_ns; /* as in inf_backend */
     uint32_t max_tokens, max_seqs, max_groups, max_entries, max_spans;
     uint64_t query_bytes, move_bytes; /* slot sizes */
 

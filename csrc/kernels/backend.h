@@ -41,6 +41,10 @@ struct inf_backend {
     int32_t plain_matrix;
     int32_t host_memory; /* 1: device memory is host memory, and read where it lies */
     int32_t cpus;        /* 1: it computes with the process's own threads */
+    /* For how long threads that take part in steps look for what comes next before they sleep: a
+     * sleep and a wake-up cost tens of microseconds, of which a layer or a step would have several.
+     * 0 where others want the CPUs. Set by who opens the backend, before lanes are. */
+    int64_t awake_ns;
     /* 1, or the ranks of a tensor-parallel backend (kernels/tp). It does each operation on all of
      * them: shapes of operations are one rank's, with heads, kv heads and intermediate divided by
      * ranks, and lanes, the pool and what is exchanged with others have those of the model. */

@@ -284,7 +284,7 @@ static int64_t awake_ns(const inf_device *d) {
 }
 
 static int open_parts(inf_device *d, inf_err *err) {
-    d->awake_ns = awake_ns(d);
+    d->backend->awake_ns = awake_ns(d);
     int status = open_pool(d, err);
     if (status == INF_OK) {
         status = open_step(d, err);
@@ -297,7 +297,7 @@ static int open_parts(inf_device *d, inf_err *err) {
         return status;
     }
     float scale = inf_attention_scale(d->config.head_dim);
-    inf_dist_config dist = {d->backend, &d->config, d->kv, d->pool, d->windows, scale, d->awake_ns};
+    inf_dist_config dist = {d->backend, &d->config, d->kv, d->pool, d->windows, scale};
     status = inf_dist_open(&dist, &d->dist, err);
     if (status != INF_OK) {
         d->dist = NULL;

@@ -24,11 +24,13 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "infinite/status.h"
 #include "kernels/kernels.h"
 
-/* Looks before sleeping: about 5 microseconds, the cost of one sleep and wake-up. */
+/* Looks before sleeping: about 5 microseconds, what a sleep and a wake-up cost where CPUs are not
+ * virtual and not deep asleep themselves. */
 enum { SPINS = 150, CACHE_LINE = 64 };
 
 typedef struct worker {
@@ -45,6 +47,7 @@ struct inf_pool {
     _Alignas(CACHE_LINE) _Atomic int32_t sleepers;
     _Atomic int32_t caller_sleeps;
     _Atomic int32_t stop;
+    _Atomic int64_t awake_ns;
     uint32_t epoch; /* the caller's */
     int32_t threads;
     int32_t started; /* workers that exist */
@@ -84,12 +87,29 @@ static int idle(inf_pool *pool, uint32_t epoch) {
     return epoch_of(atomic_load(&pool->cursor)) == epoch && !atomic_load(&pool->stop);
 }
 
+static int64_t now_ns(void) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Whether to look an i-th time rather than sleep. The clock is looked at now and then. */
+static int keep_looking(inf_pool *pool, int i, int64_t *until) {
+    if (i < SPINS)
+        return 1;
+    int64_t awake = atomic_load_explicit(&pool->awake_ns, memory_order_relaxed);
+    if (i == SPINS)
+        *until = awake > 0 ? now_ns() + awake : 0;
+    return awake > 0 && (i % 8 != 0 || now_ns() < *until);
+}
+
 static void *worker_main(void *arg) {
     worker *w = arg;
     inf_pool *pool = w->pool;
     while (!atomic_load(&pool->stop)) {
         uint32_t epoch = epoch_of(work_off(pool, w->thread));
-        for (int i = 0; i < SPINS && idle(pool, epoch); i++)
+        int64_t until = 0;
+        for (int i = 0; idle(pool, epoch) && keep_looking(pool, i, &until); i++)
             inf_cpu_relax();
         if (!idle(pool, epoch))
             continue;
@@ -140,6 +160,7 @@ int inf_pool_open(int32_t threads, inf_pool **out) {
     atomic_init(&pool->sleepers, 0);
     atomic_init(&pool->caller_sleeps, 0);
     atomic_init(&pool->stop, 0);
+    atomic_init(&pool->awake_ns, 0);
     pool->epoch = 0;
     pool->threads = threads;
     pool->started = 0;
@@ -156,6 +177,11 @@ int inf_pool_open(int32_t threads, inf_pool **out) {
     }
     *out = pool;
     return INF_OK;
+}
+
+void inf_pool_stay_awake(inf_pool *pool, int64_t ns) {
+    if (pool != NULL)
+        atomic_store(&pool->awake_ns, ns);
 }
 
 int32_t inf_pool_threads(const inf_pool *pool) { return pool == NULL ? 1 : pool->threads; }
@@ -189,7 +215,8 @@ void inf_pool_run(inf_pool *pool, inf_task task, void *arg, int32_t n) {
     wake_workers(pool, n - 1);
 
     work_off(pool, 0);
-    for (int i = 0; i < SPINS && atomic_load(&pool->pending) != 0; i++)
+    int64_t until = 0;
+    for (int i = 0; atomic_load(&pool->pending) != 0 && keep_looking(pool, i, &until); i++)
         inf_cpu_relax();
     if (atomic_load(&pool->pending) == 0)
         return;

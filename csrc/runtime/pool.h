@@ -7,7 +7,7 @@
  *
  * One run at a time per pool, from any thread; a task must not run the same pool. A pool of one
  * thread and the NULL pool run everything on the caller. A run allocates nothing. Idle workers spin
- * for a few microseconds and then sleep, because cores are often shared. */
+ * for a few microseconds and then sleep, because cores are often shared, unless told otherwise. */
 #ifndef INF_POOL_H
 #define INF_POOL_H
 
@@ -31,6 +31,10 @@ enum { INF_POOL_MAX_THREADS = 1024 };
 /* threads: 1..INF_POOL_MAX_THREADS, the caller included. INF_EINVAL, INF_ENOMEM; *out is NULL then.
  */
 int inf_pool_open(int32_t threads, inf_pool **out);
+
+/* Idle workers, and a caller that waits for them, look for so long before they sleep; a few
+ * microseconds if that is longer. For runs that follow each other closely. NULL is allowed. */
+void inf_pool_stay_awake(inf_pool *pool, int64_t ns);
 
 void inf_pool_run(inf_pool *pool, inf_task task, void *arg, int32_t n);
 

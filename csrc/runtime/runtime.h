@@ -30,11 +30,6 @@ struct inf_device {
     inf_dist *dist;
     inf_forward *forward;
 
-    /* For how long threads that take part in steps look for what comes next before they sleep: a
-     * sleep and a wake-up cost tens of microseconds, of which a step would have several. 0 where
-     * others want the CPUs. */
-    int64_t awake_ns;
-
     inf_step_buffers step;
     void *step_memory;
     /* [num_blocks], zero between validations: who lists a block in this step (validate.c) */

@@ -18,7 +18,7 @@ static uint64_t now_ns(void) {
 /* Looks for as long as the device's threads stay awake, and timeout_ns at most (-1: no matter)
  * while a step is running, or while none is. A step takes longer than what is between two. */
 static void stay_awake(inf_device *d, int running, int64_t timeout_ns) {
-    int64_t most = running ? AWAKE_FOR_STEP * d->awake_ns : d->awake_ns;
+    int64_t most = running ? AWAKE_FOR_STEP * d->backend->awake_ns : d->backend->awake_ns;
     most = timeout_ns >= 0 && timeout_ns < most ? timeout_ns : most;
     uint64_t begun = most > 0 ? now_ns() : 0;
     while (most > 0 && (atomic_load(&d->state) == INF_STEP_RUNNING) == running &&

@@ -100,7 +100,7 @@ static inline inf_backend *w_backend(void) {
     return b;
 }
 
-/* inf_dist_config.awake_ns of what is opened. */
+/* awake_ns of backends that are opened. */
 static int64_t w_awake_ns;
 
 static inline inst w_open_with(int32_t num_blocks, int32_t max_step_spans) {
@@ -125,11 +125,12 @@ static inline inst w_open_with(int32_t num_blocks, int32_t max_step_spans) {
                           sizeof(float),
                           (uint64_t)W_LAYERS * 2 * W_KV_HEADS * W_BLOCK * W_DIM * sizeof(float)};
     w.backend = w_backend();
+    w.backend->awake_ns = w_awake_ns;
     w.ops = inf_ops_cpu(0);
     w.pool = malloc((size_t)num_blocks * w.kv.block_bytes);
     CHECK(w.ops != NULL && w.pool != NULL);
     memset(w.pool, 0xa5, (size_t)num_blocks * w.kv.block_bytes);
-    inf_dist_config c = {w.backend, &w.config, w.kv, w.pool, W_WINDOWS, W_SCALE, w_awake_ns};
+    inf_dist_config c = {w.backend, &w.config, w.kv, w.pool, W_WINDOWS, W_SCALE};
     inf_err err;
     CHECK(inf_dist_open(&c, &w.d, &err) == INF_OK);
     return w;

@@ -45,11 +45,12 @@ static void add_square(void *arg, int32_t index, int32_t thread) {
     ((sums *)arg)->of[index] += (int64_t)index * index;
 }
 
-static void test_threads(int32_t threads, int32_t rounds) {
+static void test_threads(int32_t threads, int32_t rounds, int64_t awake_ns) {
     static const int32_t sizes[] = {0, 1, 2, 3, 7, 64, MOST};
     inf_pool *pool = NULL;
     CHECK(inf_pool_open(threads, &pool) == INF_OK);
     CHECK(inf_pool_threads(pool) == threads);
+    inf_pool_stay_awake(pool, awake_ns);
     loop *l = calloc(1, sizeof *l);
     sums *s = calloc(1, sizeof *s);
     if (pool == NULL || l == NULL || s == NULL)
@@ -110,12 +111,14 @@ static void test_arguments(void) {
 
 int main(void) {
     test_arguments();
-    test_threads(1, 50);
-    test_threads(2, 2000);
-    test_threads(3, 2000);
-    test_threads(16, 500);
+    test_threads(1, 50, 0);
+    test_threads(2, 2000, 0);
+    test_threads(3, 2000, 0);
+    test_threads(2, 2000, 50000);
+    test_threads(3, 500, 50000);
+    test_threads(16, 500, 0);
     for (int32_t i = 0; i < 50; i++) /* open and close without a run, and at once after one */
-        test_threads(5, i % 2);
+        test_threads(5, i % 2, i % 3 * 50000);
     test_uneven();
     printf("pool: %s\n", failures == 0 ? "ok" : "FAILED");
     return failures == 0 ? 0 : 1;
