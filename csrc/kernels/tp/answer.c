@@ -58,10 +58,12 @@ int inf_tp_answer_open(tp_lane *l, const inf_lane_config *config, inf_err *err) 
         a->team = NULL;
         ok = 0;
     }
+    if (!ok) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane for %d rows",
+                        config->max_rows);
+    }
     inf_pool_stay_awake(a->team, l->backend->base.awake_ns);
-    return ok ? INF_OK
-              : inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane for %d rows",
-                         config->max_rows);
+    return INF_OK;
 }
 
 /* Columns of [rows, stride] to or from [rows, n] without gaps. */
