@@ -102,6 +102,7 @@ static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
     a.part_o = d.part_o, a.part_lse = d.part_lse, a.off = d.off, a.list = d.list;
     a.act = INF_DTYPE_BF16, a.o_dtype = INF_DTYPE_BF16, a.heads = HEADS;
     a.scale = 0.08838834764831845f;
+    a.rows = (int32_t)c.contexts.size();
     return a;
 }
 
@@ -193,15 +194,15 @@ static void print_timing(const char *what, const bench_case &c, const inf_cuda_a
            "GB/s, %5.1f %% of copy\n",
            what, c.name, c.ordered ? "ordered, " : "", v.name, t.plan.pieces, t.plan.biggest,
            1e6 * t.both, 1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed, 100 * speed / copy_bandwidth);
-    fprintf(
-        json,
-        "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"order\":\"%s\","
-        "\"kv_bytes_per_number\":%d,\"layers\":%d,\"variant\":\"%s\","
-        "\"chunk\":%d,\"grid\":%d,\"pieces\":%d,\"biggest\":%u,\"us\":%.3f,\"unmerged_us\":%.3f,"
-        "\"combine_us\":%.3f,\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
-        what, c.name, c.ordered ? "ordered" : "scattered", a.kv.elem, a.kv.layers, v.name, chunk,
-        grid, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone, 1e6 * t.apart,
-        1e-9 * speed, speed / copy_bandwidth);
+    fprintf(json,
+            "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"order\":\"%s\","
+            "\"kv_bytes_per_number\":%d,\"layers\":%d,\"variant\":\"%s\","
+            "\"taken\":%d,\"chunk\":%d,\"grid\":%d,\"pieces\":%d,\"biggest\":%u,\"us\":%.3f,"
+            "\"unmerged_us\":%.3f,"
+            "\"combine_us\":%.3f,\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
+            what, c.name, c.ordered ? "ordered" : "scattered", a.kv.elem, a.kv.layers, v.name,
+            v.taken, chunk, grid, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone,
+            1e6 * t.apart, 1e-9 * speed, speed / copy_bandwidth);
 }
 
 struct fastest {

@@ -20,7 +20,7 @@ def table(title, head, rows):
 
 
 def variants(order):
-    """The lines of each case of decode attention, by variant, with the launcher's choice first."""
+    """The lines of each case of decode attention, by variant."""
     cases = {}
     for d in of("decode"):
         if d["what"] == "variant" and d.get("order", "scattered") == order:
@@ -29,8 +29,9 @@ def variants(order):
 
 
 def taken():
-    """The line of each case of decode attention that is of what the launcher takes, which comes first."""
-    return {case: next(iter(by.values())) for case, by in variants("scattered").items()}
+    """The line of each case of decode attention that is of what the launcher takes; the first of older runs."""
+    return {case: next((d for d in by.values() if d.get("taken")), next(iter(by.values())))
+            for case, by in variants("scattered").items()}
 
 
 def context(tokens):

@@ -79,6 +79,7 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
     a.o_dtype = to->o_dtype;
     a.lse = to->lse;
     a.places = to->places;
+    a.rows = rows;
     bool combine = c->combine;
     if (c->n_decode > 0 || whole) {
         a.work = c->decode;

@@ -1,5 +1,4 @@
-/* The decode kernel's cuts, for the program that times them against each other. Variant 0 is what
- * inf_cuda_attn_decode_launch takes where the GPU has it, see attention_decode.cu. */
+/* The decode kernel's cuts, for the program that times them against each other. */
 #ifndef INF_CUDA_ATTENTION_DECODE_H
 #define INF_CUDA_ATTENTION_DECODE_H
 
@@ -15,6 +14,7 @@ typedef struct inf_cuda_decode_variant {
     int32_t shared;                    /* bytes of shared memory that a thread block takes */
     int32_t registers;                 /* of a thread */
     int32_t resident;                  /* thread blocks that an SM holds at a time; 0: cannot run */
+    int32_t taken; /* 1: by inf_cuda_attn_decode_launch, for this shape and number of rows */
 } inf_cuda_decode_variant;
 
 int inf_cuda_decode_variants(void);

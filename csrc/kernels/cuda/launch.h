@@ -154,6 +154,7 @@ typedef struct inf_cuda_attn {
     int32_t act, o_dtype, heads, layer;
     int32_t window; /* 0: none */
     float scale;
+    int32_t rows;     /* of q, 0 if not known: decode is cut for many of them, or for few */
     int32_t max_work; /* the grid's x is at most this; pieces beyond it are looped over */
     int32_t early;    /* 1: may start before the kernel in front has ended; sm_90; decode only */
     int32_t wgmma;    /* 1: prefill takes the sm_90 kernel where the GPU has it */

@@ -53,7 +53,7 @@ static const struct {
     double alone;               /* least share of a token's time that a lone block takes */
     double tail;                /* of the mean piece, beyond the even share */
 } constants[CLASSES] = {
-    [DECODE] = {64, 8, 1, 1, 1, 64, 16, 128, 0.65, 0.5},
+    [DECODE] = {64, 8, 1, 1, 1, 64, 16, 128, 0.6, 0.5},
     [PREFILL] = {128, 2, 2, 8, 2, 32, 128, 64, 0.6, 0.5},
 };
 
