@@ -12,6 +12,7 @@
  * else looks behind it. */
 typedef struct tp_memory {
     void *part[INF_MAX_RANKS]; /* NULL: the rank has none; equal to part[0]: it shares that one */
+    int32_t cut;               /* of a matrix */
 } tp_memory;
 
 /* The pool: block b of the model is block b of every rank's pool. Whoever copies blocks reckons
@@ -49,6 +50,7 @@ typedef struct tp_lane {
     int32_t n;
     inf_lane *rank[INF_MAX_RANKS];
     inf_collective *sum;      /* of a step's lane */
+    float *logits;            /* .. and, in rank 0's memory, those of its share: [logit_rows, n] */
     inf_device_config dims;   /* the model's */
     inf_kv_shape kv, rank_kv; /* of a block, and of a rank's part of it */
     int32_t max_rows, max_segments;
