@@ -35,7 +35,7 @@ struct inf_backend {
     const char *name; /* "avx512", "cuda", ... */
     int32_t act;
     int32_t act_bytes;
-    int32_t logit_rows; /* rows of logits that are worth computing at once */
+    int32_t logit_rows; /* rows of logits that are worth computing at once; no product has more */
     /* 1: a matrix is the row-major [n, k] that came, so that the embedding can serve as the LM head
      */
     int32_t plain_matrix;
@@ -56,8 +56,25 @@ enum {
     INF_CUT_NONE = 0,    /* every rank has the whole */
     INF_CUT_ROWS = 1,    /* rank r has the r-th of `ranks` equal parts, one behind the other */
     INF_CUT_COLUMNS = 2, /* rank r has the r-th part of every row */
-    INF_CUT_FIRST = 3,   /* rank 0 has the whole, the others nothing */
+    INF_CUT_SHARES = 3,  /* rank r has the rows of its inf_share_of */
 };
+
+/* A rank's share of n rows that need not be a multiple of the ranks, as a vocabulary: the n-th
+ * part, rounded up to whole units; where they run out a share is smaller, and those behind it are
+ * empty. A unit is what the products take at once, and where the shares of an embedding that serves
+ * as the LM head begin, it is aligned. */
+enum { INF_SHARE_UNIT = 16 };
+typedef struct inf_share {
+    int32_t first, n;
+} inf_share;
+
+static inline inf_share inf_share_of(int32_t n, int32_t ranks, int32_t rank) {
+    int32_t units = (n + INF_SHARE_UNIT - 1) / INF_SHARE_UNIT;
+    int64_t most = (int64_t)((units + ranks - 1) / ranks) * INF_SHARE_UNIT;
+    int64_t first = most * rank < n ? most * rank : n;
+    inf_share share = {(int32_t)first, (int32_t)(n - first < most ? n - first : most)};
+    return share;
+}
 
 /* What a lane is used for: the functions below say which they belong to; copies and sync are for
  * all. */
@@ -85,7 +102,8 @@ typedef struct inf_pool_key {
 } inf_pool_key;
 
 /* y[rows, n] = x[rows, k] w^T (+ bias). x of act; y of act, or f32 when y_f32, which only logits
- * are: of several ranks the first makes them. */
+ * are. They have no bias, and w is of INF_CUT_SHARES, or the embedding of a plain_matrix backend:
+ * of several ranks each makes those of its share of n, and the first one gets all. */
 typedef struct inf_product {
     const void *x;
     const void *w; /* of inf_backend_ops.matrix, [n, k] */
@@ -103,12 +121,13 @@ typedef struct inf_heads {
     int32_t layer;
 } inf_heads;
 
-/* What a sum over ranks works on; everything is borrowed until it is closed. */
+/* What sums and gathers over ranks work on; everything is borrowed until they are closed. */
 typedef struct inf_collective_config {
     int32_t ranks;
     inf_backend *const *backends; /* [ranks], of one kind */
     inf_lane *const *lanes;       /* [ranks], of steps */
     inf_pool *threads;            /* as the lanes have it */
+    int32_t max_rows, cols;       /* of a gather: rows at most, and the columns of them all */
 } inf_collective_config;
 
 /* How the ranks came out of a wait. */
@@ -124,6 +143,9 @@ typedef struct inf_collective_ops {
      * rank gets the same bits. A lane that cannot go on takes the others with it, so that none
      * waits for it for ever. */
     void (*sum)(inf_collective *, void *const *y, uint64_t count);
+    /* whole[rows, cols], in rank 0's memory, from the ranks' columns: part[r] [rows, n], in rank
+     * r's memory, has those of r's inf_share_of(cols, ranks, r). f32. Fails as a sum does. */
+    void (*gather)(inf_collective *, float *const *part, float *whole, int32_t rows);
     /* Before the lanes are synchronised one after the other, and before anything that waits for
      * the device unconditionally: waits until all are done. If one fails or a deadline passes, it
      * ends what the others wait for. From any thread. patient: asking all the time would be in the
@@ -198,7 +220,7 @@ struct inf_backend_ops {
     /* From device memory to device memory, of which one may be an opened pool's; NULL where
      * pool_open is. */
     void (*copy)(inf_lane *, void *to, const void *from, uint64_t bytes);
-    /* A sum over the ranks whose lanes are named. */
+    /* Sums and gathers over the ranks whose lanes are named. */
     int (*collective_open)(const inf_collective_config *config, inf_collective **out, inf_err *err);
 
     /* ---- the step, on the step's lane ---- */

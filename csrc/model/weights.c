@@ -5,8 +5,9 @@
  * that goes layer by layer therefore holds one stage at a time.
  *
  * Where the backend has several ranks, each gets the rows of Q, K, V, gate and up, and the columns
- * of o and down, that belong to its heads and its part of intermediate (model/weights.h). A stage
- * and a bias hold the ranks one behind the other: rank 0's Q, K and V, then rank 1's, and so on. */
+ * of o and down, that belong to its heads and its part of intermediate (model/weights.h), and a
+ * share of the head's rows. A stage and a bias hold the ranks one behind the other: rank 0's Q, K
+ * and V, then rank 1's, and so on. */
 #include "model/weights.h"
 
 #include <stdlib.h>
@@ -198,7 +199,7 @@ static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
     case INF_ROLE_FINAL_NORM:
         return take_vector(&w->final_norm, in->cols, 0, 1, in);
     case INF_ROLE_LM_HEAD:
-        return take_matrix(w, &w->lm_head, INF_CUT_FIRST, in);
+        return take_matrix(w, &w->lm_head, INF_CUT_SHARES, in);
     default: { /* the lookup table stays row-major; the tied head is a copy of it, if it must be one
                 */
         uint64_t n = (uint64_t)in->rows * (uint64_t)in->cols;
@@ -208,7 +209,7 @@ static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
         }
         inf_convert(w->embed, w->config.dtype, in->data, in->dtype, n);
         return (w->config.model_flags & INF_MODEL_TIED) != 0 && !w->backend->plain_matrix
-                   ? take_matrix(w, &w->lm_head, INF_CUT_FIRST, in)
+                   ? take_matrix(w, &w->lm_head, INF_CUT_SHARES, in)
                    : INF_OK;
     }
     }

@@ -1,8 +1,8 @@
 /* The weights of a model as the forward pass wants them, in the backend's memory: matrices for
  * product, Q, K and V as one and gate and up as another, norms in f32, biases in the format of
  * activations. Matrices and vectors have the shapes below whatever ranks the backend has: it cuts
- * qkv, its bias and gate_up by rows, o and down by columns, and keeps the head on its first rank.
- */
+ * qkv, its bias and gate_up by rows, o and down by columns, and the head by shares of the
+ * vocabulary. */
 #ifndef INF_MODEL_WEIGHTS_H
 #define INF_MODEL_WEIGHTS_H
 

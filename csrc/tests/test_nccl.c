@@ -52,17 +52,50 @@ static void test_halves(void) {
     inf_nccl_close(c);
 }
 
+/* What the ranks but the first send, at most count numbers each, or none; with what lies behind it.
+ */
+static void test_gather(const fake_nccl *f, int32_t n, int32_t silent) {
+    static float from[INF_MAX_RANKS][COUNT], to[INF_MAX_RANKS][COUNT + 1];
+    inf_nccl_piece pieces[INF_MAX_RANKS];
+    void *streams[INF_MAX_RANKS] = {NULL};
+    int sends = *f->sends, sums = *f->sums, want = 0;
+    inf_nccl *c = open_ranks(n);
+    for (int32_t r = 0; r < n; r++) {
+        uint64_t count = r == silent ? 0 : (uint64_t)(COUNT - 5 * r);
+        pieces[r] = (inf_nccl_piece){from[r], to[r], count};
+        want += r > 0 && count > 0;
+        for (int i = 0; i < COUNT; i++) {
+            from[r][i] = (float)(i * 31 % 97 + r);
+            to[r][i] = to[r][COUNT] = -1;
+        }
+    }
+    CHECK(inf_nccl_gather(c, pieces, streams) == 0, "%s", inf_nccl_why(c));
+    CHECK(*f->sends == sends + want && *f->sums == sums, "%d sent", *f->sends - sends);
+    for (int32_t r = 0; r < n; r++) {
+        for (int i = 0; i <= COUNT; i++) {
+            float it = r > 0 && (uint64_t)i < pieces[r].count ? from[r][i] : -1;
+            CHECK(to[r][i] == it, "rank %d of %d, [%d]: %g", r, n, i, (double)to[r][i]);
+        }
+    }
+    inf_nccl_close(c);
+}
+
 /* After a failure communicators can be aborted, once, and the reason stays. */
-static void test_failure(const fake_nccl *f, int *where, int result, const char *text) {
-    float y[2] = {1, 2};
+static void test_failure(const fake_nccl *f, int gathers, int *where, int result,
+                         const char *text) {
+    float y[2] = {1, 2}, to;
     void *parts[2] = {&y[0], &y[1]}, *streams[2] = {NULL, NULL};
+    const inf_nccl_piece pieces[2] = {{&y[0], &y[0], 1}, {&y[1], &to, 1}};
     int aborts = *f->aborts;
     inf_nccl *c = open_ranks(2);
     *where = result;
-    CHECK(inf_nccl_sum(c, parts, 1, INF_DTYPE_F32, streams) == result, "no failure");
+    CHECK((gathers ? inf_nccl_gather(c, pieces, streams)
+                   : inf_nccl_sum(c, parts, 1, INF_DTYPE_F32, streams)) == result,
+          "no failure");
     *where = 0;
     CHECK(strstr(inf_nccl_why(c), text) != NULL, "%s", inf_nccl_why(c));
     CHECK(inf_nccl_sum(c, parts, 1, INF_DTYPE_F32, streams) == result, "it came back");
+    CHECK(inf_nccl_gather(c, pieces, streams) == result, "it came back");
     inf_nccl_abort(c);
     CHECK(*f->aborts == aborts + 2 && *f->open_comms == 0 && *f->depth == 0,
           "%d aborted, %d open, depth %d", *f->aborts - aborts, *f->open_comms, *f->depth);
@@ -129,8 +162,15 @@ int main(void) {
     }
     test_halves();
     CHECK(*f.open_comms == 0 && *f.sums == INF_MAX_RANKS + 2, "%d open", *f.open_comms);
-    test_failure(&f, f.fail_call, 2, "NCCL: cannot sum: unhandled system error");
-    test_failure(&f, f.fail_end, 6, "remote process exited");
+    for (int32_t n = 1; n <= INF_MAX_RANKS; n++) {
+        for (int32_t silent = 0; silent <= n; silent++) {
+            test_gather(&f, n, silent);
+        }
+    }
+    test_failure(&f, 0, f.fail_call, 2, "NCCL: cannot sum: unhandled system error");
+    test_failure(&f, 1, f.fail_call, 2, "NCCL: cannot gather: unhandled system error");
+    test_failure(&f, 0, f.fail_end, 6, "remote process exited");
+    test_failure(&f, 1, f.fail_end, 6, "NCCL: cannot gather: remote process exited");
     test_later_failure(&f);
     test_refusals(&f);
     puts("nccl: ok");

@@ -1,5 +1,6 @@
 /* Tensor parallelism: instances of 1, 2 and 4 ranks compute what the plain forward pass does, with
- * one kv head per rank and with several, in every format; without the sum over ranks they do not.
+ * one kv head per rank and with several, in every format; without the sum over ranks, or the gather
+ * of the logits, they do not.
  * Blocks have one layout outside of the ranks, so instances that are cut differently attend over
  * each other's KV. With INFINITE_TEST_GPU the ranks are GPUs. */
 #define _GNU_SOURCE
@@ -102,32 +103,46 @@ static void test_steps(uint32_t flags, int32_t dtype, int32_t heads, int32_t kv_
     tiny_free(&m);
 }
 
-/* ---- the sum over ranks ---- */
+/* ---- what ranks do together ---- */
 
-static void no_sum(inf_collective *c, void *const *y, uint64_t count) {
+/* The CPU's, of which something is left out; one at a time. */
+enum { NOTHING, THE_SUM, THE_GATHER };
+static int left_out;
+static inf_collective *whole_one;
+static int (*open_whole)(const inf_collective_config *config, inf_collective **out, inf_err *err);
+
+static void some_sum(inf_collective *c, void *const *y, uint64_t count) {
     (void)c;
-    (void)y;
-    (void)count;
+    if (left_out != THE_SUM) {
+        whole_one->ops->sum(whole_one, y, count);
+    }
 }
 
-static inf_collective_end no_wait(inf_collective *c, int patient) {
+static void some_gather(inf_collective *c, float *const *part, float *whole, int32_t rows) {
     (void)c;
-    (void)patient;
-    return (inf_collective_end){-1, 0};
+    if (left_out != THE_GATHER) {
+        whole_one->ops->gather(whole_one, part, whole, rows);
+    }
 }
 
-static void no_close(inf_collective *c) { (void)c; }
-
-static int open_no_sum(const inf_collective_config *config, inf_collective **out, inf_err *err) {
-    static const inf_collective_ops ops = {no_sum, no_wait, no_close};
-    static inf_collective none = {&ops};
-    (void)config;
-    (void)err;
-    *out = &none;
-    return INF_OK;
+static inf_collective_end some_wait(inf_collective *c, int patient) {
+    (void)c;
+    return whole_one->ops->wait(whole_one, patient);
 }
 
-/* Two CPU ranks; without the sum if it is asked. */
+static void some_close(inf_collective *c) {
+    (void)c;
+    whole_one->ops->close(whole_one);
+}
+
+static int open_some(const inf_collective_config *config, inf_collective **out, inf_err *err) {
+    static const inf_collective_ops ops = {some_sum, some_gather, some_wait, some_close};
+    static inf_collective some = {&ops};
+    *out = &some;
+    return open_whole(config, &whole_one, err);
+}
+
+/* Two CPU ranks that leave something out. */
 static inf_backend *two_ranks(const inf_device_config *config, int without) {
     static inf_backend_ops ops;
     inf_backend *ranks[2], *b = NULL;
@@ -137,7 +152,9 @@ static inf_backend *two_ranks(const inf_device_config *config, int without) {
         CHECK(ranks[r] != NULL, "no backend");
         ops = *ranks[r]->ops;
     }
-    ops.collective_open = without ? open_no_sum : ops.collective_open;
+    left_out = without;
+    open_whole = ops.collective_open;
+    ops.collective_open = open_some;
     ranks[0]->ops = ranks[1]->ops = &ops;
     CHECK(inf_backend_tp(ranks, 2, config, &b, &err) == INF_OK, "%s", err.message);
     return b;
@@ -206,10 +223,12 @@ static double forward_distance(const tiny_model *m, inf_backend *b) {
 
 static void test_sum(void) {
     tiny_model m = tiny_new(INF_MODEL_QKV_BIAS, INF_DTYPE_F32);
-    double with = forward_distance(&m, two_ranks(&m.config, 0));
-    double without = forward_distance(&m, two_ranks(&m.config, 1));
+    double with = forward_distance(&m, two_ranks(&m.config, NOTHING));
+    double no_sum = forward_distance(&m, two_ranks(&m.config, THE_SUM));
+    double no_gather = forward_distance(&m, two_ranks(&m.config, THE_GATHER));
     CHECK(with < 1e-4, "off by %g", with);
-    CHECK(without > 0.1, "without the sum it is off by %g only", without);
+    CHECK(no_sum > 0.1, "without the sum it is off by %g only", no_sum);
+    CHECK(no_gather > 0.1, "without the gather it is off by %g only", no_gather);
     tiny_free(&m);
 }
 
@@ -231,7 +250,7 @@ static void test_cpu_sum(void) {
         want[i] = (y[0][i] + y[1][i]) + y[2][i];
     }
     CHECK(inf_pool_open(3, &threads) == INF_OK, "no threads");
-    inf_collective_config config = {RANKS, backends, lanes, threads};
+    inf_collective_config config = {RANKS, backends, lanes, threads, 0, 0};
     CHECK(b->ops->collective_open(&config, &c, &err) == INF_OK, "%s", err.message);
     c->ops->sum(c, parts, COUNT);
     c->ops->wait(c, 0);
@@ -249,7 +268,7 @@ static void test_cpu_sum(void) {
 static void test_blocks(void) {
     tiny_model m = tiny_new_of(0, INF_DTYPE_BF16, 8, 4);
     inf_kv_shape kv = shape_of(&m.config);
-    inf_backend *b = two_ranks(&m.config, 0);
+    inf_backend *b = two_ranks(&m.config, NOTHING);
     uint64_t bytes = kv.block_bytes * 8;
     uint8_t *pool = b->ops->alloc_pool(b, bytes);
     uint8_t *in = malloc(kv.block_bytes * 2), *back = malloc(kv.block_bytes * 2);

@@ -18,7 +18,8 @@ static const inf_device_config config = {.layers = 1,
                                          .rope_scale = 1,
                                          .dtype = INF_DTYPE_F32,
                                          .block_size = 2,
-                                         .num_blocks = 3};
+                                         .num_blocks = 3,
+                                         .max_rows = ROWS};
 static const inf_kv_shape kv = {1, HEADS, 2, DIM, INF_DTYPE_F32, 4, 2 * HEADS * 2 * DIM * 4};
 static const float inv_freq[DIM / 2] = {1, 0.1f};
 static const int32_t windows[1];
@@ -92,9 +93,25 @@ typedef struct some_sum {
     inf_collective *real;
 } some_sum;
 
+static tp_backend *watched; /* NULL: none */
+static int n_given;
+
+/* Nobody may allocate meanwhile. */
+static void is_given(void) {
+    n_given++;
+    CHECK(watched == NULL || pthread_mutex_trylock(&watched->gate) != 0);
+}
+
 static void sum_all(inf_collective *c, void *const *y, uint64_t count) {
+    is_given();
     inf_collective *sum = ((some_sum *)c)->real;
     sum->ops->sum(sum, y, count);
+}
+
+static void gather_all(inf_collective *c, float *const *part, float *whole, int32_t rows) {
+    is_given();
+    inf_collective *sum = ((some_sum *)c)->real;
+    sum->ops->gather(sum, part, whole, rows);
 }
 
 static inf_collective_end sum_wait(inf_collective *c, int patient) {
@@ -110,7 +127,7 @@ static void sum_close(inf_collective *c) {
 }
 
 static int some_collective(const inf_collective_config *c, inf_collective **out, inf_err *err) {
-    static const inf_collective_ops ops = {sum_all, sum_wait, sum_close};
+    static const inf_collective_ops ops = {sum_all, gather_all, sum_wait, sum_close};
     some_sum *s = runs_out() ? NULL : calloc(1, sizeof *s);
     if (s == NULL) {
         return inf_fail(err, INF_EUNSUPPORTED, -1, -1, "no sum");
@@ -187,7 +204,7 @@ static int take_all(inf_backend *b) {
     enum { MATRICES = 4, LANES = 3 };
     const inf_backend_ops *ops = b->ops;
     static float host[HIDDEN * INNER];
-    const int32_t cuts[MATRICES] = {INF_CUT_NONE, INF_CUT_ROWS, INF_CUT_COLUMNS, INF_CUT_FIRST};
+    const int32_t cuts[MATRICES] = {INF_CUT_NONE, INF_CUT_ROWS, INF_CUT_COLUMNS, INF_CUT_SHARES};
     void *got[MATRICES + 3] = {NULL};
     inf_lane *lane[LANES] = {NULL};
     inf_err err;
@@ -305,6 +322,7 @@ static void test_busy(void) {
     CHECK(open_lane(b, INF_LANE_COPY, pool, &err) == NULL);
     CHECK(strcmp(err.message, "cannot open a lane: the ranks failed") == 0);
     n_closed = 0;
+    float *logits = ((tp_lane *)(void *)l)->logits;
     b->ops->lane_close(l);
     ended = (inf_collective_end){-1, 0}; /* there is no sum any more that would say otherwise */
     CHECK(open_lane(b, INF_LANE_COPY, pool, &err) == NULL);
@@ -314,6 +332,7 @@ static void test_busy(void) {
     b->ops->close(b);
     CHECK(n_closed == 0 && n_freed == 0);
     ((tp_backend *)b)->busy = 0; /* now the test takes back what was left */
+    real->free(b, logits);
     for (int r = 0; r < RANKS; r++) {
         real->lane_close(lanes[r]);
     }
@@ -321,6 +340,40 @@ static void test_busy(void) {
     b->ops->free_pool(b, pool, kv.block_bytes * 3);
     b->ops->close(b);
     CHECK(n_freed == 3 * RANKS);
+}
+
+/* What the ranks do together is given to all of them under the gate. */
+static void test_gate(void) {
+    static float host[HIDDEN * INNER];
+    inf_backend *b = open_ranks();
+    uint8_t *pool = b->ops->alloc_pool(b, kv.block_bytes * 3);
+    inf_err err;
+    inf_lane *l = open_lane(b, INF_LANE_STEP, pool, &err);
+    CHECK(pool != NULL && l != NULL);
+    float *x = b->ops->alloc(b, sizeof host), *y = b->ops->alloc(b, sizeof host);
+    void *down =
+        b->ops->matrix(b, INF_DTYPE_F32, host, INF_DTYPE_F32, HIDDEN, INNER, INF_CUT_COLUMNS);
+    void *head =
+        b->ops->matrix(b, INF_DTYPE_F32, host, INF_DTYPE_F32, config.vocab, HIDDEN, INF_CUT_SHARES);
+    inf_step_head step_head = {.n_tokens = 2};
+    inf_step_buffers step = {.head = &step_head};
+    b->ops->begin(l, &step);
+    watched = (tp_backend *)b;
+    n_given = 0;
+    inf_product sum = {y, down, NULL, y, 2, HIDDEN, INNER / RANKS, 0};
+    b->ops->product_norm(l, &sum, x, NULL, y);
+    CHECK(n_given == 1);
+    inf_product logits = {x, head, NULL, y, 2, config.vocab, HIDDEN, 1};
+    b->ops->product(l, &logits);
+    CHECK(n_given == 2);
+    watched = NULL;
+    void *all[] = {x, y, down, head};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        b->ops->free(b, all[i]);
+    }
+    b->ops->lane_close(l);
+    b->ops->free_pool(b, pool, kv.block_bytes * 3);
+    b->ops->close(b);
 }
 
 static void test_answer(void) {
@@ -374,6 +427,7 @@ int main(void) {
     test_sync();
     test_first();
     test_busy();
+    test_gate();
     test_answer();
     test_refusals();
     puts("faults of ranks: ok");

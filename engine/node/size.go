@@ -171,7 +171,10 @@ func stepBytes(d device.Config) uint64 {
 	act := u(elem(d.DType))
 	activations := rows * (4*hidden + act*(hidden+3*q+2*u(d.KVHeads)*u(d.HeadDim)+3*u(d.Intermediate)))
 	logits := 2 * 4 * u(min(logitRows, d.MaxRows)) * u(d.Vocab) // and a copy with biases and penalties
-	counts := 4 * u(d.MaxSeqs) * u(d.Vocab)                     // of tokens, for penalties
+	if ranks > 1 {
+		logits += logits / 2 // the shares that the first rank gathers
+	}
+	counts := 4 * u(d.MaxSeqs) * u(d.Vocab) // of tokens, for penalties
 	attention := lanes * 4 * (3*rows*q + partials*u(d.HeadDim))
 	return activations + logits + counts + attention
 }

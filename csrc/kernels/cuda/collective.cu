@@ -1,4 +1,5 @@
-/* The sum over the ranks of a tensor-parallel instance whose ranks are GPUs.
+/* The sum over the ranks of a tensor-parallel instance whose ranks are GPUs, and the gather of what
+ * each has in the first one's memory.
  *
  * Ranks on GPUs of their own sum by NCCL (nccl.h), each on its lane's stream. It refuses two ranks
  * on one GPU, and there it is not needed: their memory is one. One kernel, on the first rank's
@@ -6,7 +7,10 @@
  * the other streams and them for it. It is there for tests and for trying things out: ranks that
  * share a GPU are slower than one.
  *
- *   bytes   2 n count size, of which n count size are read
+ * A gather is one kernel on the first rank's stream too. By NCCL it reads what the others sent, a
+ * message of all rows each, since many small ones are slow. They come to a room of their own, as
+ * columns of several ranks are not one stretch of memory. Whatever is said of sums below holds for
+ * gathers: who waits for them, how far ahead they are given, and what their failure ends.
  *
  * The emulated GPUs have one memory too, so they sum by the kernel unless a library is named. */
 #include <stdlib.h>
@@ -15,38 +19,22 @@
 
 #include "kernels/cuda/lane.h"
 #include "kernels/cuda/nccl.h"
+#include "kernels/cuda/ranks.h"
 #include "kernels/cuda/team.h"
-
-struct sum_args {
-    void *y[INF_MAX_RANKS];
-    uint64_t count;
-    int32_t ranks;
-};
-
-/* A number per thread, from rank 0 on in f32; rounded once, so every rank gets the same bits. */
-template <typename T> __global__ void sum_kernel(const __grid_constant__ sum_args a) {
-    uint64_t step = (uint64_t)gridDim.x * blockDim.x;
-    for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < a.count; i += step) {
-        float total = load1((const T *)a.y[0] + i);
-        for (int32_t r = 1; r < a.ranks; r++) {
-            total += load1((const T *)a.y[r] + i);
-        }
-        for (int32_t r = 0; r < a.ranks; r++) {
-            store1((T *)a.y[r] + i, total);
-        }
-    }
-}
 
 struct cuda_collective {
     inf_collective base;
     int32_t ranks;
     inf_lane *lanes[INF_MAX_RANKS];
     inf_team *team;
-    inf_nccl *nccl; /* NULL: by the kernel */
+    inf_nccl *nccl; /* NULL: by the kernels */
+    int32_t cols;   /* of a gather */
+    float *room;    /* in rank 0's memory, for the others' columns: [max_rows, cols less its own];
+                     * NULL: by the kernels */
     /* What each stream has come to: at the sum, for the kernel; within the last AHEAD / 2 sums of
      * NCCL. */
     cudaEvent_t reached[INF_MAX_RANKS];
-    uint64_t given; /* sums, to NCCL */
+    uint64_t given; /* sums and gathers, to NCCL */
 };
 
 /* Sums that the host is ahead of the GPUs, at most. A stream takes about a thousand launches, and
@@ -54,7 +42,7 @@ struct cuda_collective {
  * Between two sums are half a layer's launches. */
 enum { AHEAD = 64 };
 
-static const char at_sum[] = "the sum over ranks";
+static const char at_sum[] = "the sum over ranks", at_gather[] = "the gather over ranks";
 
 /* ---- the ranks' failures ----
  *
@@ -76,8 +64,8 @@ void collective_lose(inf_lane *l, int32_t status, const char *at) {
     inf_team_lose(of(l->sum)->team, l->rank, status, at, NULL);
 }
 
-static void nccl_failed(cuda_collective *c, int result) {
-    inf_team_lose(c->team, -1, -result, at_sum, inf_nccl_why(c->nccl));
+static void nccl_failed(cuda_collective *c, int result, const char *at) {
+    inf_team_lose(c->team, -1, -result, at, inf_nccl_why(c->nccl));
 }
 
 bool collective_tell(inf_lane *l) {
@@ -85,7 +73,7 @@ bool collective_tell(inf_lane *l) {
     if (loss != NULL && l->fault == 0) {
         bool own = loss->rank == l->rank;
         l->fault = loss->status;
-        l->fault_at = own ? loss->at : at_sum;
+        l->fault_at = own || loss->rank < 0 ? loss->at : at_sum;
         l->fault_text = own ? NULL : loss->rank >= 0 ? "another rank failed" : loss->why;
     }
     return loss != NULL;
@@ -119,7 +107,7 @@ static void ask_nccl(cuda_collective *c) {
         int result = inf_nccl_failed(c->nccl);
         inf_team_leave(c->team);
         if (result != 0) {
-            nccl_failed(c, result);
+            nccl_failed(c, result, at_sum);
         }
     }
 }
@@ -157,34 +145,37 @@ cudaError_t collective_await(inf_lane *l, cudaEvent_t event) {
 
 /* ---- the sum ---- */
 
-static int launch_sum(const sum_args &a, int32_t dtype, cudaStream_t stream) {
-    uint64_t blocks = (a.count + 255) / 256;
-    dim3 grid((uint32_t)(blocks < 1024 ? blocks : 1024)), block(256);
-    return dtype == INF_DTYPE_F32   ? INF_LAUNCH(sum_kernel<float>, grid, block, 0, stream, a)
-           : dtype == INF_DTYPE_F16 ? INF_LAUNCH(sum_kernel<f16>, grid, block, 0, stream, a)
-                                    : INF_LAUNCH(sum_kernel<bf16>, grid, block, 0, stream, a);
+/* In one memory: the first rank's stream waits for the others, and its GPU is the thread's. */
+static inf_lane *meet(cuda_collective *c, const char *at) {
+    inf_lane *first = c->lanes[0];
+    for (int32_t r = 1; r < c->ranks; r++) {
+        inf_lane *l = c->lanes[r];
+        lane_enter(l);
+        lane_ok(l, cudaEventRecord(c->reached[r], l->stream), at);
+        lane_ok(first, cudaStreamWaitEvent(first->stream, c->reached[r], 0), at);
+    }
+    lane_enter(first);
+    return first;
+}
+
+/* .. and they for it. */
+static void go_on(cuda_collective *c, const char *at) {
+    inf_lane *first = c->lanes[0];
+    lane_ok(first, cudaEventRecord(c->reached[0], first->stream), at);
+    for (int32_t r = 1; r < c->ranks; r++) {
+        lane_ok(c->lanes[r], cudaStreamWaitEvent(c->lanes[r]->stream, c->reached[0], 0), at);
+    }
 }
 
 static void sum_in_memory(cuda_collective *c, void *const *y, uint64_t count) {
-    inf_lane *first = c->lanes[0];
-    sum_args a = {};
-    a.count = count;
-    a.ranks = c->ranks;
-    for (int32_t r = 0; r < c->ranks; r++) {
-        inf_lane *l = c->lanes[r];
-        a.y[r] = y[r];
-        if (r > 0) {
-            lane_enter(l);
-            lane_ok(l, cudaEventRecord(c->reached[r], l->stream), at_sum);
-            lane_ok(first, cudaStreamWaitEvent(first->stream, c->reached[r], 0), at_sum);
-        }
-    }
-    lane_enter(first);
-    lane_ok(first, launch_sum(a, first->act, first->stream), at_sum);
-    lane_ok(first, cudaEventRecord(c->reached[0], first->stream), at_sum);
-    for (int32_t r = 1; r < c->ranks; r++) {
-        lane_ok(c->lanes[r], cudaStreamWaitEvent(c->lanes[r]->stream, c->reached[0], 0), at_sum);
-    }
+    inf_lane *first = meet(c, at_sum);
+    inf_cuda_sum p = {};
+    memcpy(p.y, y, (size_t)c->ranks * sizeof *y);
+    p.count = count;
+    p.act = first->act;
+    p.ranks = c->ranks;
+    lane_ok(first, inf_cuda_sum_launch(&p, first->stream), at_sum);
+    go_on(c, at_sum);
 }
 
 /* Every so many sums: waits until the GPUs have come to where they were last time. */
@@ -201,34 +192,97 @@ static void hold_back(cuda_collective *c) {
 }
 
 static void sum_by_nccl(cuda_collective *c, void *const *y, uint64_t count) {
-    hold_back(c);
     void *streams[INF_MAX_RANKS];
     for (int32_t r = 0; r < c->ranks; r++) {
         streams[r] = (void *)c->lanes[r]->stream;
     }
+    hold_back(c);
     if (inf_team_enter(c->team)) {
         int result = inf_nccl_sum(c->nccl, y, count, c->lanes[0]->act, streams);
         inf_team_leave(c->team);
         if (result != 0) {
-            nccl_failed(c, result);
+            nccl_failed(c, result, at_sum);
         }
     }
 }
 
-static void collective_sum(inf_collective *collective, void *const *y, uint64_t count) {
-    cuda_collective *c = of(collective);
+/* Whether there is something to be done, and no rank was lost. */
+static bool begin(cuda_collective *c, bool any) {
     bool lost = false;
     for (int32_t r = 0; r < c->ranks; r++) {
         lost = collective_tell(c->lanes[r]);
     }
-    if (count == 0 || lost) {
+    if (any && !lost) {
+        inf_team_begin(c->team);
+    }
+    return any && !lost;
+}
+
+static void collective_sum(inf_collective *collective, void *const *y, uint64_t count) {
+    cuda_collective *c = of(collective);
+    if (!begin(c, count > 0)) {
         return;
     }
-    inf_team_begin(c->team);
     if (c->nccl == NULL) {
         sum_in_memory(c, y, count);
     } else {
         sum_by_nccl(c, y, count);
+    }
+}
+
+/* ---- the gather ---- */
+
+static void gather_in_memory(cuda_collective *c, const inf_cuda_gather *p) {
+    inf_lane *first = meet(c, at_gather);
+    lane_ok(first, inf_cuda_gather_launch(p, first->stream), at_gather);
+    go_on(c, at_gather);
+}
+
+/* The others' columns come to the room, one rank's behind the other's. */
+static void gather_by_nccl(cuda_collective *c, inf_cuda_gather *p) {
+    inf_nccl_piece pieces[INF_MAX_RANKS] = {};
+    void *streams[INF_MAX_RANKS];
+    float *to = c->room;
+    for (int32_t r = 0; r < c->ranks; r++) {
+        streams[r] = (void *)c->lanes[r]->stream;
+        if (r > 0) {
+            pieces[r].from = p->part[r];
+            pieces[r].to = to;
+            pieces[r].count = (uint64_t)p->rows * (uint64_t)inf_share_of(c->cols, c->ranks, r).n;
+            p->part[r] = to;
+            to += pieces[r].count;
+        }
+    }
+    hold_back(c);
+    if (!inf_team_enter(c->team)) {
+        return;
+    }
+    int result = inf_nccl_gather(c->nccl, pieces, streams);
+    inf_team_leave(c->team);
+    if (result != 0) {
+        nccl_failed(c, result, at_gather);
+        return;
+    }
+    lane_enter(c->lanes[0]);
+    lane_ok(c->lanes[0], inf_cuda_gather_launch(p, c->lanes[0]->stream), at_gather);
+}
+
+static void collective_gather(inf_collective *collective, float *const *part, float *whole,
+                              int32_t rows) {
+    cuda_collective *c = of(collective);
+    inf_cuda_gather p = {};
+    memcpy(p.part, part, (size_t)c->ranks * sizeof *part);
+    p.whole = whole;
+    p.rows = rows;
+    p.cols = c->cols;
+    p.share = inf_share_of(c->cols, c->ranks, 0).n;
+    if (!begin(c, rows > 0 && c->cols > 0)) {
+        return;
+    }
+    if (c->nccl == NULL) {
+        gather_in_memory(c, &p);
+    } else {
+        gather_by_nccl(c, &p);
     }
 }
 
@@ -272,6 +326,8 @@ static void collective_close(inf_collective *collective) {
         c->lanes[r]->fault_text = NULL;
         c->lanes[r]->sum = NULL;
     }
+    inf_backend *first = &c->lanes[0]->backend->base;
+    first->ops->free(first, c->room);
     inf_nccl_close(c->nccl);
     free(c);
 }
@@ -288,9 +344,19 @@ static bool one_memory(const cuda_collective *c) {
     return one;
 }
 
+static int take_room(cuda_collective *c, int32_t max_rows, inf_err *err) {
+    inf_backend *first = &c->lanes[0]->backend->base;
+    uint64_t others = (uint64_t)(c->cols - inf_share_of(c->cols, c->ranks, 0).n);
+    c->room = (float *)first->ops->alloc(first, (uint64_t)max_rows * others * sizeof(float));
+    return c->room != NULL ? INF_OK
+                           : inf_fail(err, INF_ENOMEM, -1, -1,
+                                      "cannot allocate the logits of %d ranks", c->ranks);
+}
+
 int inf_cuda_collective_open(const inf_collective_config *config, inf_collective **out,
                              inf_err *err) {
-    static const inf_collective_ops ops = {collective_sum, collective_wait, collective_close};
+    static const inf_collective_ops ops = {collective_sum, collective_gather, collective_wait,
+                                           collective_close};
     int32_t ordinals[INF_MAX_RANKS];
     *out = NULL;
     cuda_collective *c = (cuda_collective *)calloc(1, sizeof *c);
@@ -299,6 +365,7 @@ int inf_cuda_collective_open(const inf_collective_config *config, inf_collective
     }
     c->base.ops = &ops;
     c->ranks = config->ranks;
+    c->cols = config->cols;
     int status = inf_team_open(end_sums, c, (int32_t)cudaErrorNotReady, &c->team, err);
     if (status != INF_OK) {
         free(c);
@@ -312,6 +379,7 @@ int inf_cuda_collective_open(const inf_collective_config *config, inf_collective
     }
     if (!one_memory(c)) {
         status = inf_nccl_open(ordinals, c->ranks, &c->nccl, err);
+        status = status == INF_OK ? take_room(c, config->max_rows, err) : status;
     }
     for (int32_t r = 0; r < c->ranks && status == INF_OK; r++) {
         cudaError_t made = cudaSetDevice(ordinals[r]);

@@ -24,6 +24,8 @@ typedef struct nccl_api {
     int (*group_end)(void);
     int (*all_reduce)(const void *from, void *to, size_t count, int type, int op, void *comm,
                       void *stream);
+    int (*send)(const void *from, size_t count, int type, int peer, void *comm, void *stream);
+    int (*receive)(void *to, size_t count, int type, int peer, void *comm, void *stream);
     int (*async_error)(void *comm, int *error);
     int (*abort)(void *comm);
     int (*destroy)(void *comm);
@@ -62,6 +64,8 @@ static int load_api(nccl_api *api, char *why, size_t bytes) {
                    {&api->group_start, "ncclGroupStart"},
                    {&api->group_end, "ncclGroupEnd"},
                    {&api->all_reduce, "ncclAllReduce"},
+                   {&api->send, "ncclSend"},
+                   {&api->receive, "ncclRecv"},
                    {&api->async_error, "ncclCommGetAsyncError"},
                    {&api->abort, "ncclCommAbort"},
                    {&api->destroy, "ncclCommDestroy"},
@@ -139,7 +143,34 @@ static int type_of(int32_t dtype) {
                                     : NCCL_BFLOAT16;
 }
 
-int inf_nccl_sum(inf_nccl *c, void *const *y, uint64_t count, int32_t dtype, void *const *streams) {
+/* What is asked of all ranks as one group. */
+typedef struct work {
+    void *const *y; /* of a sum */
+    uint64_t count;
+    int32_t dtype;
+    const inf_nccl_piece *pieces; /* of a gather; NULL: it is a sum */
+    void *const *streams;
+} work;
+
+static int sum_rank(const inf_nccl *c, const work *w, int32_t rank) {
+    return c->api.all_reduce(w->y[rank], w->y[rank], (size_t)w->count, type_of(w->dtype), NCCL_SUM,
+                             c->comms[rank], w->streams[rank]);
+}
+
+/* Both ends of what a rank sends, in its own stream and in rank 0's. */
+static int gather_rank(const inf_nccl *c, const work *w, int32_t rank) {
+    const inf_nccl_piece *p = &w->pieces[rank];
+    if (rank == 0 || p->count == 0) {
+        return NCCL_SUCCESS;
+    }
+    int result =
+        c->api.send(p->from, (size_t)p->count, NCCL_FLOAT32, 0, c->comms[rank], w->streams[rank]);
+    return result != NCCL_SUCCESS ? result
+                                  : c->api.receive(p->to, (size_t)p->count, NCCL_FLOAT32, rank,
+                                                   c->comms[0], w->streams[0]);
+}
+
+static int ask_all(inf_nccl *c, const work *w, const char *at) {
     int result = noted(c);
     if (result != NCCL_SUCCESS) {
         return result;
@@ -147,13 +178,22 @@ int inf_nccl_sum(inf_nccl *c, void *const *y, uint64_t count, int32_t dtype, voi
     result = c->api.group_start();
     if (result == NCCL_SUCCESS) {
         for (int32_t r = 0; r < c->n && result == NCCL_SUCCESS; r++) {
-            result = c->api.all_reduce(y[r], y[r], (size_t)count, type_of(dtype), NCCL_SUM,
-                                       c->comms[r], streams[r]);
+            result = w->pieces != NULL ? gather_rank(c, w, r) : sum_rank(c, w, r);
         }
         int ended = c->api.group_end(); /* also after a failure, or the thread's group stays open */
         result = result != NCCL_SUCCESS ? result : ended;
     }
-    return note(c, result, "cannot sum", NULL);
+    return note(c, result, at, NULL);
+}
+
+int inf_nccl_sum(inf_nccl *c, void *const *y, uint64_t count, int32_t dtype, void *const *streams) {
+    work w = {.y = y, .count = count, .dtype = dtype, .streams = streams};
+    return ask_all(c, &w, "cannot sum");
+}
+
+int inf_nccl_gather(inf_nccl *c, const inf_nccl_piece *pieces, void *const *streams) {
+    work w = {.pieces = pieces, .streams = streams};
+    return ask_all(c, &w, "cannot gather");
 }
 
 int inf_nccl_failed(inf_nccl *c) {

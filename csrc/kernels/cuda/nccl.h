@@ -1,5 +1,5 @@
-/* NCCL, loaded at run time: a sum over the GPUs of one process. Plain C, no CUDA header: streams
- * are the runtime's, as pointers.
+/* NCCL, loaded at run time: sums and gathers over the GPUs of one process. Plain C, no CUDA header:
+ * streams are the runtime's, as pointers.
  *
  * One thread calls at a time, for all GPUs as one group; only an abort may come beside a call that
  * blocks. The first failure stays, and every later call fails for the same reason. Who is told of
@@ -29,6 +29,16 @@ int inf_nccl_open(const int32_t *ordinals, int32_t n, inf_nccl **out, inf_err *e
  * INF_DTYPE_*. 0, or the ncclResult_t of the first failure. */
 int inf_nccl_sum(inf_nccl *nccl, void *const *y, uint64_t count, int32_t dtype,
                  void *const *streams);
+
+/* What a rank sends to rank 0: count numbers of f32, none if that is 0. */
+typedef struct inf_nccl_piece {
+    const float *from; /* in the rank's memory */
+    float *to;         /* in rank 0's */
+    uint64_t count;
+} inf_nccl_piece;
+
+/* Enqueues on every stream: the pieces of ranks 1 and on, which are [n]. As inf_nccl_sum. */
+int inf_nccl_gather(inf_nccl *nccl, const inf_nccl_piece *pieces, void *const *streams);
 
 /* What befell a communicator since: 0, or a ncclResult_t. */
 int inf_nccl_failed(inf_nccl *nccl);

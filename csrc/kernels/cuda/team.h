@@ -3,10 +3,10 @@
  *
  * A GPU in a sum waits in a kernel for the others. If one of them never comes, it waits for ever,
  * and with it every thread that waits for that GPU, wherever it does: in a loop of this program, or
- * within the driver, which makes allocations and copies wait too. So a thread of the team's own,
- * which never calls CUDA but to end the sums, keeps the deadline, and ends what is under way when a
- * rank has failed or the deadline has passed. It does so for whoever found out, since ending sums
- * may take as long as the driver likes.
+ * within the driver, which makes allocations and copies wait too. A gather is a sum here. So a
+ * thread of the team's own, which never calls CUDA but to end the sums, keeps the deadline, and
+ * ends what is under way when a rank has failed or the deadline has passed. It does so for whoever
+ * found out, since ending sums may take as long as the driver likes.
  *
  * The first loss stays, and is the cause that is reported: what other ranks come to after it is
  * its consequence. */

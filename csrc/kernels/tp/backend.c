@@ -12,13 +12,17 @@
  *     all             o = sum_r o_r                          2 (n - 1) / n rows hidden numbers each
  *     every rank      x += o, h = norm(x)
  *     ...             the same with gate | up and down
+ *     rank r          logits of its share of the vocabulary  [rows, share], f32
+ *     rank 0          all logits, gathered; the tokens       [rows, vocab]
  *
- * The LM head is the first rank's alone, and so is sampling: it costs the others nothing, but the
- * first one the time of the whole head. Embedding and norms are on every rank.
+ * The LM head is cut by rows of the vocabulary, which need not be a multiple of the ranks
+ * (inf_share_of); an embedding that serves as the head is whole on every rank, and each reads its
+ * share of it. Sampling is rank 0's alone. Embedding and norms are on every rank.
  *
  * model/forward.c is the program of a rank: its products have a rank's shapes (inf_backend.ranks),
  * and this backend does each operation on all ranks. A device pointer of the model's is a record of
- * n pointers here. Only product_norm does more: product, sum, norm.
+ * n pointers here. Only product_norm does more: product, sum, norm; and product of logits, which
+ * are gathered.
  *
  * The pool. A rank's pool has as many blocks as the model's, each with the rank's kv heads: block b
  * of the model is block b of all ranks. On the wire and in host memory a block is [layer, k|v,
@@ -26,20 +30,21 @@
  * exchange blocks; a rank's part are n-th parts of the block's rows (layer, k|v). Queries and
  * partials of other instances have all heads too, and each rank takes the columns of its own.
  *
- * One thread asks the ranks in turn, and NCCL for a sum on all of them as one group. A thread per
- * rank would take a wake-up per operation or a second copy of the step's loop; on GPUs an operation
- * is a launch of a few microseconds, and only where a step is shorter than n times its launches is
- * the loop the limit: decode of small models. Recordings would lift that, but steps of several
- * ranks are not recorded: NCCL's user guide warns of deadlocks where one thread launches graphs
- * that hold sums of several GPUs. Answers to other instances wait for the device within the
+ * One thread asks the ranks in turn, and NCCL for a sum or a gather on all of them as one group. A
+ * thread per rank would take a wake-up per operation or a second copy of the step's loop; on GPUs
+ * an operation is a launch of a few microseconds, and only where a step is shorter than n times its
+ * launches is the loop the limit: decode of small models. Recordings would lift that, but steps of
+ * several ranks are not recorded: NCCL's user guide warns of deadlocks where one thread launches
+ * graphs that hold sums of several GPUs. Answers to other instances wait for the device within the
  * operation, so there each rank has a thread: answer.c.
  *
  * Failures. A rank that is lost, or one that never comes to a sum, keeps the others in it, and
- * whoever waits for them. So the sum has a deadline and a thread that keeps it (cuda/team.h), those
- * that wait for a rank look at all of them, and nothing that waits for a GPU unconditionally, as an
- * allocation may, is asked of it before its sums are over (tp.h, gate). Where a GPU does not come
- * to an end even then, an instance that is closed leaves its memory to it (tp.h, busy). An instance
- * is lost with its first rank, which is the one that is reported. */
+ * whoever waits for them; a gather is a sum in all this. So the sum has a deadline and a thread
+ * that keeps it (cuda/team.h), those that wait for a rank look at all of them, and nothing that
+ * waits for a GPU unconditionally, as an allocation may, is asked of it before its sums are over
+ * (tp.h, gate). Where a GPU does not come to an end even then, an instance that is closed leaves
+ * its memory to it (tp.h, busy). An instance is lost with its first rank, which is the one that is
+ * reported. */
 #include <stdlib.h>
 
 #include "kernels/tp/tp.h"

@@ -50,6 +50,9 @@ static void tp_lane_close(inf_lane *lane) {
     for (int32_t r = 0; r < l->n && !end.busy; r++) {
         l->ops->lane_close(l->rank[r]);
     }
+    if (!end.busy) {
+        l->ops->free(b->rank[0], l->logits);
+    }
     inf_tp_let_go(b);
     free(l);
 }
@@ -69,6 +72,22 @@ static int open_ranks(tp_lane *l, const inf_lane_config *config, inf_err *err) {
         }
     }
     return INF_OK;
+}
+
+/* What ranks do together in a step. */
+static int open_step(tp_lane *l, const inf_lane_config *config, inf_err *err) {
+    tp_backend *b = l->backend;
+    int32_t rows = l->dims.max_rows, vocab = l->dims.vocab;
+    rows = rows < b->base.logit_rows ? rows : b->base.logit_rows;
+    uint64_t share = (uint64_t)inf_share_of(vocab, l->n, 0).n;
+    inf_collective_config c = {b->n, b->rank, l->rank, config->threads, rows, vocab};
+    l->logits = b->ops->alloc(b->rank[0], (uint64_t)rows * share * sizeof(float));
+    if (l->logits == NULL) {
+        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate %d rows of logits", rows);
+    }
+    int status = b->ops->collective_open(&c, &l->sum, err);
+    b->sum = l->sum = status == INF_OK ? l->sum : NULL;
+    return status;
 }
 
 static int tp_lane_open(inf_backend *backend, const inf_lane_config *c, inf_lane **out,
@@ -94,9 +113,7 @@ static int tp_lane_open(inf_backend *backend, const inf_lane_config *c, inf_lane
     inf_collective_end end = inf_tp_hold(b);
     int status = end.failed < 0 ? open_ranks(l, c, err) : inf_tp_lost(&end, b, "open a lane", err);
     if (status == INF_OK && c->kind == INF_LANE_STEP) {
-        inf_collective_config sum = {b->n, b->rank, l->rank, c->threads};
-        status = b->ops->collective_open(&sum, &l->sum, err);
-        b->sum = l->sum = status == INF_OK ? l->sum : NULL;
+        status = open_step(l, c, err);
     }
     if (status == INF_OK && c->kind == INF_LANE_ANSWER) {
         status = inf_tp_answer_open(l, c, err);

@@ -85,22 +85,31 @@ static void *columns(const void *host, int32_t rank, int32_t n, uint64_t rows, u
     return piece;
 }
 
+/* A rank's rows of n. */
+static inf_share rows_of(const tp_backend *b, int32_t cut, int32_t n, int32_t rank) {
+    int32_t part = n / b->n;
+    return cut == INF_CUT_ROWS     ? (inf_share){rank * part, part}
+           : cut == INF_CUT_SHARES ? inf_share_of(n, b->n, rank)
+                                   : (inf_share){0, n};
+}
+
 static void *tp_matrix(inf_backend *backend, int32_t dtype, const void *host, int32_t src_dtype,
                        int32_t n, int32_t k, int32_t cut) {
     tp_backend *b = (tp_backend *)backend;
     uint64_t row = (uint64_t)k * inf_dtype_bytes(src_dtype);
-    int32_t rows = cut == INF_CUT_ROWS ? n / b->n : n;
     int32_t cols = cut == INF_CUT_COLUMNS ? k / b->n : k;
     tp_memory *m = calloc(1, sizeof *m);
-    for (int32_t r = 0; m != NULL && r < (cut == INF_CUT_FIRST ? 1 : b->n); r++) {
-        const uint8_t *from = host;
+    for (int32_t r = 0; m != NULL && r < b->n; r++) {
+        inf_share rows = rows_of(b, cut, n, r);
+        const uint8_t *from = (const uint8_t *)host + (uint64_t)rows.first * row;
         void *piece = NULL;
-        if (cut == INF_CUT_ROWS) {
-            from += (uint64_t)r * (uint64_t)rows * row;
-        } else if (cut == INF_CUT_COLUMNS) {
+        if (rows.n == 0) {
+            continue;
+        }
+        if (cut == INF_CUT_COLUMNS) {
             from = piece = columns(host, r, b->n, (uint64_t)n, row);
         }
-        m->part[r] = from != NULL ? b->ops->matrix(b->rank[r], dtype, from, src_dtype, rows, cols,
+        m->part[r] = from != NULL ? b->ops->matrix(b->rank[r], dtype, from, src_dtype, rows.n, cols,
                                                    INF_CUT_NONE)
                                   : NULL;
         free(piece);
@@ -108,6 +117,9 @@ static void *tp_matrix(inf_backend *backend, int32_t dtype, const void *host, in
             drop(b, m);
             return NULL;
         }
+    }
+    if (m != NULL) {
+        m->cut = cut;
     }
     return m;
 }

@@ -1,4 +1,5 @@
 /* The step of a tensor-parallel backend: each operation on all ranks. */
+#include "kernels/convert.h"
 #include "kernels/tp/tp.h"
 
 static tp_lane *of(inf_lane *lane) { return (tp_lane *)(void *)lane; }
@@ -35,11 +36,12 @@ static void tp_add_norm(inf_lane *lane, float *x, const void *add, const float *
     }
 }
 
-/* Only the LM head reads it. */
 static void tp_pick_norm(inf_lane *lane, const float *x, uint32_t first, int32_t n,
                          const float *weight, void *y) {
     tp_lane *l = of(lane);
-    l->ops->pick_norm(l->rank[0], tp_part(x, 0), first, n, tp_part(weight, 0), tp_part(y, 0));
+    EACH_RANK(l) {
+        l->ops->pick_norm(l->rank[r], tp_part(x, r), first, n, tp_part(weight, r), tp_part(y, r));
+    }
 }
 
 static inf_product product_of(const inf_product *p, int32_t rank) {
@@ -51,9 +53,43 @@ static inf_product product_of(const inf_product *p, int32_t rank) {
     return mine;
 }
 
+/* Where a rank's share of the head begins: an embedding that serves as the head is row-major, and
+ * whole on every rank. */
+static const void *head_of(const tp_lane *l, const inf_product *p, int32_t rank, int32_t first) {
+    const uint8_t *w = tp_part(p->w, rank);
+    if (((const tp_memory *)p->w)->cut == INF_CUT_SHARES) {
+        return w;
+    }
+    return w + (uint64_t)first * (uint64_t)p->k * inf_dtype_bytes(l->dims.dtype);
+}
+
+/* Each rank's share of the logits, and all of them in rank 0's memory. The others have room for
+ * their share where rank 0 has the whole. */
+static void tp_logits(tp_lane *l, const inf_product *p) {
+    float *parts[INF_MAX_RANKS];
+    EACH_RANK(l) {
+        inf_share share = inf_share_of(p->n, l->n, r);
+        inf_product mine = product_of(p, r);
+        parts[r] = r == 0 ? l->logits : mine.y;
+        mine.w = head_of(l, p, r, share.first);
+        mine.y = parts[r];
+        mine.n = share.n;
+        if (share.n > 0) {
+            l->ops->product(l->rank[r], &mine);
+        }
+    }
+    pthread_mutex_lock(&l->backend->gate);
+    l->sum->ops->gather(l->sum, parts, tp_part(p->y, 0), p->rows);
+    pthread_mutex_unlock(&l->backend->gate);
+}
+
 static void tp_product(inf_lane *lane, const inf_product *p) {
     tp_lane *l = of(lane);
-    for (int32_t r = 0; r < (p->y_f32 ? 1 : l->n); r++) {
+    if (p->y_f32) {
+        tp_logits(l, p);
+        return;
+    }
+    EACH_RANK(l) {
         inf_product mine = product_of(p, r);
         l->ops->product(l->rank[r], &mine);
     }

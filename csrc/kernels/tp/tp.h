@@ -12,6 +12,7 @@
  * else looks behind it. */
 typedef struct tp_memory {
     void *part[INF_MAX_RANKS]; /* NULL: the rank has none; equal to part[0]: it shares that one */
+    int32_t cut;               /* of a matrix */
 } tp_memory;
 
 /* The pool: block b of the model is block b of every rank's pool. Whoever copies blocks reckons
@@ -29,11 +30,11 @@ typedef struct tp_backend {
     inf_backend *rank[INF_MAX_RANKS];
     const inf_backend_ops *ops; /* of every rank */
     tp_pool pool;
-    /* Held while a sum is given to the ranks, and by what allocates while steps run. A GPU may wait
-     * with an allocation until it is idle, and hold up calls for the GPUs it is linked to; if it
-     * had begun a sum that another has not been given yet, neither would go on. And if another
-     * failed within a sum, it would not be idle until that is ended: so who allocates first waits
-     * until the sums are over, and looks for such a failure meanwhile (inf_tp_hold). */
+    /* Held while a sum or a gather is given to the ranks, and by what allocates while steps run. A
+     * GPU may wait with an allocation until it is idle, and hold up calls for the GPUs it is linked
+     * to; if it had begun a sum that another has not been given yet, neither would go on. And if
+     * another failed within a sum, it would not be idle until that is ended: so who allocates first
+     * waits until the sums are over, and looks for such a failure meanwhile (inf_tp_hold). */
     pthread_mutex_t gate;
     inf_collective *sum; /* under the gate: of the lane of steps, NULL while there is none */
     /* Under the gate: a lane was closed that a GPU is not done with, nor will be. It stays, and so
@@ -49,6 +50,7 @@ typedef struct tp_lane {
     int32_t n;
     inf_lane *rank[INF_MAX_RANKS];
     inf_collective *sum;      /* of a step's lane */
+    float *logits;            /* .. and, in rank 0's memory, those of its share: [logit_rows, n] */
     inf_device_config dims;   /* the model's */
     inf_kv_shape kv, rank_kv; /* of a block, and of a rank's part of it */
     int32_t max_rows, max_segments;

@@ -52,8 +52,8 @@ struct team {
     inf_collective *sum;
 };
 
-/* apart: a GPU for each. */
-static team open_team(int32_t n, int32_t dtype, bool apart) {
+/* apart: a GPU for each. Gathers are of ROWS rows at most. */
+static team open_team(int32_t n, int32_t dtype, bool apart, int32_t cols = VOCAB) {
     team t = {};
     inf_device_config c = config_of(dtype);
     inf_lane_config lane = lane_of(&c);
@@ -66,7 +66,7 @@ static team open_team(int32_t n, int32_t dtype, bool apart) {
             exit(2);
         }
     }
-    inf_collective_config config = {n, t.backends, t.lanes, NULL};
+    inf_collective_config config = {n, t.backends, t.lanes, NULL, ROWS, cols};
     int status = t.backends[0]->ops->collective_open(&config, &t.sum, &err);
     if (status != INF_OK) {
         printf("cannot open a sum: %s\n", err.message);

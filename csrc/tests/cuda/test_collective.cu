@@ -141,26 +141,38 @@ static void check_failed(team *t, const char *first, const char *second) {
     close_team(t);
 }
 
-static void test_failures(const fake_nccl *f) {
+static void test_failures(const fake_nccl *f, bool gathers) {
     float *y[2];
     for (int i = 0; i < 4; i++) {
         team t = open_team(2, INF_DTYPE_F32, true);
         for (int32_t r = 0; r < 2; r++) {
-            y[r] = (float *)t.backends[r]->ops->alloc(t.backends[r], 4);
+            y[r] = (float *)t.backends[r]->ops->alloc(t.backends[r], VOCAB * 4);
         }
+        float *whole = (float *)t.backends[0]->ops->alloc(t.backends[0], VOCAB * 4);
         *f->fail_call = i == 0 ? 2 : 0;
         *f->fail_end = i == 1 ? 6 : 0;
         if (i == 3) {
             lane_ok(t.lanes[1], cudaErrorLaunchFailure, "a kernel");
         }
-        t.sum->ops->sum(t.sum, (void *const *)y, 1);
+        if (gathers) {
+            t.sum->ops->gather(t.sum, y, whole, 1);
+        } else {
+            t.sum->ops->sum(t.sum, (void *const *)y, 1);
+        }
         *f->fail_later = i == 2 ? 6 : 0;
+        t.sum->ops->wait(t.sum, 0); /* or the gather's kernel would meet what is freed */
+        t.backends[0]->ops->free(t.backends[0], whole);
         for (int32_t r = 0; r < 2; r++) {
             t.backends[r]->ops->free(t.backends[r], y[r]);
         }
-        const char *text = i == 0   ? "NCCL: cannot sum: unhandled system error"
-                           : i == 1 ? "NCCL: cannot sum: remote process exited"
-                                    : "NCCL: a sum failed: remote process exited";
+        const char *sum[] = {"the sum over ranks: NCCL: cannot sum: unhandled system error",
+                             "the sum over ranks: NCCL: cannot sum: remote process exited"};
+        const char *gather[] = {
+            "the gather over ranks: NCCL: cannot gather: unhandled system error",
+            "the gather over ranks: NCCL: cannot gather: remote process exited"};
+        const char *text = i > 1     ? "NCCL: a sum failed: remote process exited"
+                           : gathers ? gather[i]
+                                     : sum[i];
         check_failed(&t, i == 3 ? "another rank failed" : text, i == 3 ? "a kernel" : text);
         CHECK(*f->open_comms == 0 && *f->depth == 0, "%d communicators", *f->open_comms);
         *f->fail_call = *f->fail_end = *f->fail_later = 0;
@@ -296,7 +308,8 @@ int main(int argc, char **argv) {
         *f.sync = sync_stream;
         int sums = *f.sums;
         CHECK(test_apart() >= 2 && *f.sums > sums, "the GPUs are not apart");
-        test_failures(&f);
+        test_failures(&f, false);
+        test_failures(&f, true);
     } else if (there) {
         (void)test_apart();
     }

@@ -1,7 +1,7 @@
-/* What a rank that is lost does to the others, over emulated GPUs and a NCCL that is none: a sum is
- * held until it is aborted, as the kernel of a GPU is whose neighbour never comes. Nobody waits for
- * ever, whichever way they wait, and the rank that is reported is the one that was lost. An alarm
- * ends a test that hangs. */
+/* What a rank that is lost does to the others, over emulated GPUs and a NCCL that is none: a sum,
+ * or a gather of logits, is held until it is aborted, as the kernel of a GPU is whose neighbour
+ * never comes. Nobody waits for ever, whichever way they wait, and the rank that is reported is the
+ * one that was lost. An alarm ends a test that hangs. */
 #include "kernels/cuda/nccl.h"
 #include "kernels/cuda/team.h"
 #include "kernels/tp/tp.h"
@@ -18,6 +18,7 @@ enum { N = 2, FEW = 4, K = 64, PART = INNER / N, SOON_MS = 15000, HANGS_S = 60 }
 
 static fake_nccl nccl;
 static std::atomic<int> aborts_before;
+static bool gathers; /* what is given is no sum */
 
 static int aborts() { return __atomic_load_n(nccl.aborts, __ATOMIC_SEQ_CST); }
 
@@ -49,8 +50,8 @@ struct instance {
     const inf_backend_ops *ops;
     inf_lane *lane;
     uint8_t *pool;
-    float *x, *norm;
-    void *h, *gu, *a, *w_up, *w_down;
+    float *x, *norm, *logits;
+    void *h, *gu, *a, *w_up, *w_down, *head;
     int64_t began;
 };
 
@@ -74,20 +75,25 @@ static void begin_step(instance *t) {
     t->ops->begin(t->lane, &step);
 }
 
-static void give_sum(instance *t) {
-    inf_product p = {t->a, t->w_down, NULL, t->h, FEW, HIDDEN, PART, 0};
-    t->ops->product_norm(t->lane, &p, t->x, t->norm, t->h);
+static void give(instance *t) {
+    inf_product down = {t->a, t->w_down, NULL, t->h, FEW, HIDDEN, PART, 0};
+    inf_product head = {t->a, t->head, NULL, t->logits, FEW, VOCAB, PART, 1};
+    if (gathers) {
+        t->ops->product(t->lane, &head);
+    } else {
+        t->ops->product_norm(t->lane, &down, t->x, t->norm, t->h);
+    }
 }
 
-/* Ranks on GPUs of their own have sums by NCCL; those of the instance that it opens in its first
- * step, and all later ones, are held. */
+/* Ranks on GPUs of their own have what is given by NCCL; what an instance is given in its first
+ * step, and later, is held. */
 enum rig { HELD, NOT_HELD, ONE_GPU };
 static instance open_instance(const char *name, const char *deadline_ms, rig how) {
     const bool apart = how != ONE_GPU;
     instance t = {};
     inf_backend *ranks[N];
     inf_err err = {};
-    printf("%s\n", name);
+    printf("%s%s\n", gathers ? "gather: " : "", name);
     (void)fflush(stdout);
     alarm(HANGS_S);
     setenv(INF_TEAM_DEADLINE, deadline_ms, 1);
@@ -113,11 +119,13 @@ static instance open_instance(const char *name, const char *deadline_ms, rig how
     t.a = t.ops->alloc(t.b, FEW * PART * 2);
     t.w_up = t.ops->alloc(t.b, 2 * PART * K * 2);
     t.w_down = t.ops->alloc(t.b, HIDDEN * PART * 2);
+    t.head = t.ops->alloc(t.b, VOCAB * PART * 2);
+    t.logits = (float *)t.ops->alloc(t.b, FEW * VOCAB * 4);
     CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
     aborts_before = aborts();
     *nccl.hold = how == HELD ? hold_sum : NULL;
     begin_step(&t);
-    give_sum(&t);
+    give(&t);
     t.began = now_ms();
     return t;
 }
@@ -127,7 +135,7 @@ static void soon(const instance *t) {
 }
 
 static void close_memory(instance *t) {
-    void *all[] = {t->x, t->norm, t->h, t->gu, t->a, t->w_up, t->w_down};
+    void *all[] = {t->x, t->norm, t->logits, t->h, t->gu, t->a, t->w_up, t->w_down, t->head};
     for (void *p : all) {
         t->ops->free(t->b, p);
     }
@@ -171,6 +179,7 @@ static void end_stuck(instance *t, const char *cause) {
     for (int32_t r = 0; r < N; r++) {
         parts.ops->lane_close(parts.rank[r]);
     }
+    parts.ops->free(b->rank[0], parts.logits);
     b->busy = 0;
     close_memory(t);
 }
@@ -213,7 +222,7 @@ static void test_gate() {
         }
     });
     for (int i = 0; i < 20; i++) {
-        give_sum(&t);
+        give(&t);
     }
     stop = true;
     slots.join();
@@ -235,7 +244,7 @@ static void test_pages() {
     CHECK(t.ops->host_pin(t.b, pages, 4096) == INF_OK, "they are not pinned");
     inf_lane *copies = open_lane(&t, INF_LANE_COPY, &err);
     *nccl.hold = hold_sum;
-    give_sum(&t);
+    give(&t);
     t.began = now_ms();
     emu_lose_device(1, cudaErrorLaunchFailure);
     t.ops->host_unpin(t.b, pages);
@@ -324,7 +333,7 @@ static void test_in_call() {
         int status = open_slot(&t, 0.5f, &err);
         CHECK(status == INF_OK || status == INF_EIO, "%s", err.message);
     });
-    give_sum(&t);
+    give(&t);
     slots.join();
     soon(&t);
     *nccl.block = NULL;
@@ -351,7 +360,7 @@ static void test_kernel() {
     stuck = true;
     hold_stuck(((tp_lane *)(void *)t.lane)->rank[1]->stream);
     begin_step(&t);
-    give_sum(&t);
+    give(&t);
     t.began = now_ms();
     CHECK(t.ops->sync(t.lane, &err) == INF_EIO, "the step goes on");
     CHECK(strstr(err.message, "no rank went on within 2000 ms") != NULL, "%s", err.message);
@@ -368,14 +377,14 @@ static instance open_stuck(const char *name) {
     instance t = open_instance(name, "2000", NOT_HELD);
     stuck = true;
     *nccl.hold = hold_stuck;
-    give_sum(&t);
+    give(&t);
     return t;
 }
 
 static void test_cause_ahead() {
     instance t = open_stuck("sums ahead of a GPU that says nothing");
     for (int i = 0; i < 100; i++) {
-        give_sum(&t);
+        give(&t);
     }
     end_stuck(&t, late_cause);
 }
@@ -407,7 +416,7 @@ static void test_ahead() {
     std::atomic<int> given{1};
     std::thread step([&] {
         for (; given < SUMS; given++) {
-            give_sum(&t);
+            give(&t);
         }
     });
     for (int64_t began = now_ms(); given <= MOST / 4 && now_ms() - began < SOON_MS;) {
@@ -426,9 +435,10 @@ static void test_ahead() {
 static void test_first() {
     instance t = open_instance("the first cause", "20000", HELD);
     emu_lose_device(1, cudaErrorLaunchFailure);
-    give_sum(&t); /* rank 1 cannot be asked for its product, rank 0 not for the sum */
+    give(&t); /* rank 1 cannot be asked for its product, rank 0 not for the sum */
     emu_lose_device(0, cudaErrorIllegalAddress);
-    end_step(&t, "rank 1: the GPU failed in a small product: ");
+    end_step(&t, gathers ? "rank 1: the GPU failed in a product: "
+                         : "rank 1: the GPU failed in a small product: ");
 }
 
 int main(int argc, char **argv) {
@@ -439,22 +449,25 @@ int main(int argc, char **argv) {
         return 2;
     }
     nccl = fake_nccl_at(fake);
-    test_slot();
-    test_gate();
-    test_pages();
-    test_healthy();
-    test_timing();
-    test_merge();
-    test_deadline(false);
-    test_deadline(true);
-    test_in_call();
-    test_blocked();
-    test_kernel();
-    test_cause_ahead();
-    test_cause_merge();
-    test_asked();
-    test_ahead();
-    test_first();
+    for (bool what : {false, true}) {
+        gathers = what;
+        test_slot();
+        test_gate();
+        test_pages();
+        test_healthy();
+        test_timing();
+        test_merge();
+        test_deadline(false);
+        test_deadline(true);
+        test_in_call();
+        test_blocked();
+        test_kernel();
+        test_cause_ahead();
+        test_cause_merge();
+        test_asked();
+        test_ahead();
+        test_first();
+    }
     return report("test_lost_rank");
 }
 

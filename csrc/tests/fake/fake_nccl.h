@@ -11,7 +11,7 @@ typedef struct fake_nccl {
     void (**sync)(void *stream), (**hold)(void *stream);
     int (**block)(void);
     int *fail_init, *fail_call, *fail_end, *fail_later;
-    int *open_comms, *aborts, *sums, *depth;
+    int *take, *open_comms, *aborts, *sums, *sends, *depth;
 } fake_nccl;
 
 static inline fake_nccl fake_nccl_at(const char *path) {
@@ -26,9 +26,11 @@ static inline fake_nccl fake_nccl_at(const char *path) {
                    {&f.fail_call, "fake_nccl_fail_call"},
                    {&f.fail_end, "fake_nccl_fail_end"},
                    {&f.fail_later, "fake_nccl_fail_later"},
+                   {&f.take, "fake_nccl_take"},
                    {&f.open_comms, "fake_nccl_open_comms"},
                    {&f.aborts, "fake_nccl_aborts"},
                    {&f.sums, "fake_nccl_sums"},
+                   {&f.sends, "fake_nccl_sends"},
                    {&f.depth, "fake_nccl_depth"}};
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
