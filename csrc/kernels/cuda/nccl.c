@@ -148,7 +148,7 @@ typedef struct work {
     void *const *y; /* of a sum */
     uint64_t count;
     int32_t dtype;
-    const inf_nccl_piece *pieces; /* of a gather; NULL: it is a sum */
+    const inf_nccl_piece *pieces; /* of a gather */
     void *const *streams;
 } work;
 
@@ -170,7 +170,8 @@ static int gather_rank(const inf_nccl *c, const work *w, int32_t rank) {
                                                    c->comms[0], w->streams[0]);
 }
 
-static int ask_all(inf_nccl *c, const work *w, const char *at) {
+static int ask_all(inf_nccl *c, const work *w,
+                   int (*ask)(const inf_nccl *c, const work *w, int32_t rank), const char *at) {
     int result = noted(c);
     if (result != NCCL_SUCCESS) {
         return result;
@@ -178,7 +179,7 @@ static int ask_all(inf_nccl *c, const work *w, const char *at) {
     result = c->api.group_start();
     if (result == NCCL_SUCCESS) {
         for (int32_t r = 0; r < c->n && result == NCCL_SUCCESS; r++) {
-            result = w->pieces != NULL ? gather_rank(c, w, r) : sum_rank(c, w, r);
+            result = ask(c, w, r);
         }
         int ended = c->api.group_end(); /* also after a failure, or the thread's group stays open */
         result = result != NCCL_SUCCESS ? result : ended;
@@ -188,12 +189,12 @@ static int ask_all(inf_nccl *c, const work *w, const char *at) {
 
 int inf_nccl_sum(inf_nccl *c, void *const *y, uint64_t count, int32_t dtype, void *const *streams) {
     work w = {.y = y, .count = count, .dtype = dtype, .streams = streams};
-    return ask_all(c, &w, "cannot sum");
+    return ask_all(c, &w, sum_rank, "cannot sum");
 }
 
 int inf_nccl_gather(inf_nccl *c, const inf_nccl_piece *pieces, void *const *streams) {
     work w = {.pieces = pieces, .streams = streams};
-    return ask_all(c, &w, "cannot gather");
+    return ask_all(c, &w, gather_rank, "cannot gather");
 }
 
 int inf_nccl_failed(inf_nccl *c) {
