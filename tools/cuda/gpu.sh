@@ -2,11 +2,12 @@
 # Builds the CUDA library on a machine with a GPU, checks every kernel and the whole step, and times them: one
 # call that needs nvcc, a C compiler and, for the comparison, PyTorch. No Go: its test binaries are taken from
 # CARRY, if set, built by `go test -c` elsewhere. BUILT=1: BUILD has been made elsewhere too. --packed: all of it
-# has, by pack.sh, and no compiler is needed.
+# has, by pack.sh, and no compiler is needed. PEERS: what peers.sh made, or the folder that it was unpacked to.
 #
 #   tools/cuda/gpu.sh [--packed PACK.tgz] OUT [part ...]
 #
-# parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, and profile.
+# parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, with PEERS flashinfer
+# too, and profile.
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 set -u
 if [ "${1:-}" = --packed ]; then
@@ -15,17 +16,25 @@ if [ "${1:-}" = --packed ]; then
     shift 2
 fi
 [ $# -gt 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ -z "${PEERS:-}" ] || PEERS=$(readlink -f "$PEERS")
 cd "$(dirname "$0")/../.." || exit 1
 out=$(mkdir -p "$1" && cd "$1" && pwd) || exit 1
 shift
-parts=${*:-test sanitize go decode prefill rows product step gaps pair torch}
+parts=${*:-test sanitize go decode prefill rows product step gaps pair torch${PEERS:+ flashinfer}}
+unpacked=()
+trap 'rm -rf "${unpacked[@]}"' EXIT
 if [ -n "${pack:-}" ]; then
-    CARRY=$(mktemp -d) || exit 1
-    trap 'rm -rf "$CARRY"' EXIT
+    CARRY=$(mktemp -d) && unpacked+=("$CARRY") || exit 1
     tar -xzf "$pack" -C "$CARRY" || { echo "gpu: cannot unpack $pack" >&2; exit 1; }
     cat "$CARRY/pack.txt"
     BUILT=1 BUILD=$CARRY/build
 fi
+if [ -f "${PEERS:-}" ]; then
+    packed=$PEERS
+    PEERS=$(mktemp -d) && unpacked+=("$PEERS") || exit 1
+    tar -xzf "$packed" -C "$PEERS" || { echo "gpu: cannot unpack $packed" >&2; exit 1; }
+fi
+[ -z "${PEERS:-}" ] || cat "$PEERS/peers.txt" || exit 1
 build=${BUILD:-$out/build}
 mkdir -p "$build" && build=$(cd "$build" && pwd)
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
@@ -134,6 +143,11 @@ if wants profile && command -v ncu >/dev/null; then
         "$build/bench_step" 1 8b decode
 fi
 if wants torch; then step torch 100 python3 bench/cuda/peers.py; fi
+if wants flashinfer; then
+    # Compiling is not for here: a module that is missing is an error.
+    step flashinfer 150 env PYTHONPATH="${PEERS:+$PEERS:}${PYTHONPATH:-}" ${PEERS:+FLASHINFER_DISABLE_JIT=1} \
+        python3 bench/cuda/peers.py flashinfer
+fi
 if wants sanitize && command -v compute-sanitizer >/dev/null; then
     for t in csrc/tests/cuda/test_*.cu; do
         n=$(basename "$t" .cu)

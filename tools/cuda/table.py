@@ -45,12 +45,31 @@ if read:
     print(f"\nBandwidth of a kernel that only reads: {read:.0f} GB/s")
 
 
-def decode():
-    torch = {}
-    for d in of("torch_decode"):
+def fastest(bench):
+    """Of each batch and context, the line of what took the least time."""
+    best = {}
+    for d in of(bench):
         if "ms" in d:
             key = (d["batch"], d["context"])
-            torch[key] = min(torch.get(key, (9e9, "")), (d["ms"] * 1e3, d["backend"].split("_")[0].lower()))
+            best[key] = min(best.get(key, d), d, key=lambda d: d["ms"])
+    return best
+
+
+def torch_name(d):
+    return d["backend"].split("_")[0].lower()
+
+
+def flashinfer_name(d):
+    return f"{d['backend'].replace('_', ' ')}, {d.get('layout') or d['kv']}"
+
+
+def against(peers, key, us, name):
+    """How many times as fast as the best peer, and which that is."""
+    return f"{peers[key]['ms'] * 1e3 / us:.2f} ({name(peers[key])})" if key in peers else ""
+
+
+def decode():
+    torch, flashinfer = fastest("torch_decode"), fastest("flashinfer_decode")
     rows = []
     eight = []
     first = taken()
@@ -62,12 +81,17 @@ def decode():
                           f"{wide['us'] / d['us']:.2f}" if wide else ""])
         if not length.endswith("K"):
             continue
-        best, backend = torch.get((int(batch), int(length[:-1]) * 1024), (None, ""))
-        ratio = f"{best / d['us']:.2f} ({backend})" if best else ""
-        rows.append([case, f"{d['us']:.1f}", f"{100 * d['share_of_copy']:.0f} %", ratio])
+        key = (int(batch), int(length[:-1]) * 1024)
+        rows.append([case, f"{d['us']:.1f}", f"{100 * d['share_of_copy']:.0f} %",
+                     against(torch, key, d["us"], torch_name)]
+                    + ([against(flashinfer, key, d["us"], flashinfer_name)] if flashinfer else []))
     table("Decode attention of one layer, Llama-3-8B's heads, bf16, paged",
-          ["batch x context", "us", "of copy", "x PyTorch's best backend"], rows)
+          ["batch x context", "us", "of copy", "x PyTorch's best backend"] + (["x FlashInfer"] if flashinfer else []),
+          rows)
     table("The same with KV in fp8 (e4m3)", ["batch x context", "us", "of copy", "x bf16"], eight)
+    for d in of("flashinfer") + of("flashinfer_check") + of("flashinfer_decode") + of("flashinfer_prefill"):
+        if "error" in d:
+            print("\nFlashInfer: " + ", ".join(f"{k} {v}" for k, v in d.items() if k != "bench"))
 
 
 def orders():
@@ -85,17 +109,16 @@ def orders():
 
 
 def prefill():
-    torch = {}
-    for d in of("torch_prefill"):
-        if "ms" in d:
-            torch[d["context"]] = max(torch.get(d["context"], (0, "")), (d["tflops"], d["backend"].split("_")[0].lower()))
+    torch, flashinfer = fastest("torch_prefill"), fastest("flashinfer_prefill")
     rows = []
     for d in of("prefill"):
         if d["cut"] == "plan":
-            best, backend = torch.get(d["rows"], (None, "")) if d["before"] == 0 else (None, "")
-            ratio = f"{d['tflops'] / best:.2f} ({backend})" if best else ""
-            rows.append([d["variant"], d["rows"], d["before"], f"{d['us']:.0f}", f"{d['tflops']:.0f}", ratio])
-    table("Prefill attention, causal", ["kernel", "rows", "keys before", "us", "TFLOP/s", "x PyTorch's best"], rows)
+            key = (1, d["rows"]) if d["before"] == 0 else None
+            rows.append([d["variant"], d["rows"], d["before"], f"{d['us']:.0f}", f"{d['tflops']:.0f}",
+                         against(torch, key, d["us"], torch_name)]
+                        + ([against(flashinfer, key, d["us"], flashinfer_name)] if flashinfer else []))
+    table("Prefill attention, causal", ["kernel", "rows", "keys before", "us", "TFLOP/s", "x PyTorch's best"]
+          + (["x FlashInfer"] if flashinfer else []), rows)
 
 
 def steps():
