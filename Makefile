@@ -110,9 +110,10 @@ fuzz: lib
 
 # What share of the machine's bandwidth and arithmetic the kernels reach.
 bench: lib
-	@cmake --build --preset cpu --target bench_kernels >/dev/null
+	@cmake --build --preset cpu --target bench_kernels bench_wakeups >/dev/null
 	@.build/cpu/bench_kernels 1
 	@.build/cpu/bench_kernels $(JOBS)
+	@.build/cpu/bench_wakeups
 	@$(GO) test ./engine -run '^$$' -bench 'BenchmarkStep$$' -benchtime 3000x
 
 clean:

@@ -93,14 +93,36 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+enum { HELD_UP_NS = 500000, REST_NS = 200000000 };
+
+static _Thread_local int64_t rests_until;
+
+inf_vigil inf_vigil_begin(int64_t ns) {
+    inf_vigil v = {0, 0};
+    if (ns > 0) {
+        v.seen = now_ns();
+        v.until = v.seen < rests_until ? v.seen : v.seen + ns;
+    }
+    return v;
+}
+
+int inf_vigil_goes_on(inf_vigil *v) {
+    if (v->until <= v->seen)
+        return 0;
+    int64_t now = now_ns();
+    if (now - v->seen > HELD_UP_NS)
+        rests_until = now + REST_NS;
+    v->seen = now < rests_until ? v->until : now;
+    return v->seen < v->until;
+}
+
 /* Whether to look an i-th time rather than sleep. The clock is looked at now and then. */
-static int keep_looking(inf_pool *pool, int i, int64_t *until) {
+static int keep_looking(inf_pool *pool, int i, inf_vigil *v) {
     if (i < SPINS)
         return 1;
-    int64_t awake = atomic_load_explicit(&pool->awake_ns, memory_order_relaxed);
     if (i == SPINS)
-        *until = awake > 0 ? now_ns() + awake : 0;
-    return awake > 0 && (i % 8 != 0 || now_ns() < *until);
+        *v = inf_vigil_begin(atomic_load_explicit(&pool->awake_ns, memory_order_relaxed));
+    return v->until > v->seen && (i % 8 != 0 || inf_vigil_goes_on(v));
 }
 
 static void *worker_main(void *arg) {
@@ -108,8 +130,8 @@ static void *worker_main(void *arg) {
     inf_pool *pool = w->pool;
     while (!atomic_load(&pool->stop)) {
         uint32_t epoch = epoch_of(work_off(pool, w->thread));
-        int64_t until = 0;
-        for (int i = 0; idle(pool, epoch) && keep_looking(pool, i, &until); i++)
+        inf_vigil v = {0, 0};
+        for (int i = 0; idle(pool, epoch) && keep_looking(pool, i, &v); i++)
             inf_cpu_relax();
         if (!idle(pool, epoch))
             continue;
@@ -215,8 +237,8 @@ void inf_pool_run(inf_pool *pool, inf_task task, void *arg, int32_t n) {
     wake_workers(pool, n - 1);
 
     work_off(pool, 0);
-    int64_t until = 0;
-    for (int i = 0; atomic_load(&pool->pending) != 0 && keep_looking(pool, i, &until); i++)
+    inf_vigil v = {0, 0};
+    for (int i = 0; atomic_load(&pool->pending) != 0 && keep_looking(pool, i, &v); i++)
         inf_cpu_relax();
     if (atomic_load(&pool->pending) == 0)
         return;

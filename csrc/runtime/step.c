@@ -18,11 +18,10 @@ static uint64_t now_ns(void) {
 /* Looks for as long as the device's threads stay awake, and timeout_ns at most (-1: no matter)
  * while a step is running, or while none is. A step takes longer than what is between two. */
 static void stay_awake(inf_device *d, int running, int64_t timeout_ns) {
-    int64_t most = running ? AWAKE_FOR_STEP * d->backend->awake_ns : d->backend->awake_ns;
-    most = timeout_ns >= 0 && timeout_ns < most ? timeout_ns : most;
-    uint64_t begun = most > 0 ? now_ns() : 0;
-    while (most > 0 && (atomic_load(&d->state) == INF_STEP_RUNNING) == running &&
-           !atomic_load(&d->quit) && now_ns() - begun < (uint64_t)most) {
+    int64_t awake = d->backend->awake_ns, most = running ? AWAKE_FOR_STEP * awake : awake;
+    inf_vigil v = inf_vigil_begin(timeout_ns >= 0 && timeout_ns < most ? timeout_ns : most);
+    while ((atomic_load(&d->state) == INF_STEP_RUNNING) == running && !atomic_load(&d->quit) &&
+           inf_vigil_goes_on(&v)) {
         for (int i = 0; i < 8; i++) {
             inf_cpu_relax();
         }

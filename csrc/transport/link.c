@@ -233,10 +233,17 @@ static void relax(void) {
 #endif
 }
 
+/* A thread that is held up while it spins has its CPU not to itself. It sleeps for a while then:
+ * who is woken is let in before those who are always there. */
+static const int64_t HELD_UP_NS = 500000, REST_NS = 200000000;
+static _Thread_local int64_t rests_until;
+
 static bool spin(inf_link *const *links, uint32_t n, int64_t deadline, int64_t spin_ns) {
-    if (n == 0 || (n > SPIN_LINKS && spin_ns <= SPIN_NS) || !links[0]->many_cpus)
+    int64_t now = now_ns(), seen = now;
+    spin_ns = spin_ns > SPIN_NS && now >= rests_until ? spin_ns : SPIN_NS;
+    if (n == 0 || (n > SPIN_LINKS && spin_ns == SPIN_NS) || !links[0]->many_cpus)
         return false;
-    int64_t now = now_ns(), end = now + (spin_ns > SPIN_NS ? spin_ns : SPIN_NS);
+    int64_t end = now + spin_ns;
     if (deadline >= 0 && deadline < end)
         end = deadline;
     while (now < end) {
@@ -245,6 +252,11 @@ static bool spin(inf_link *const *links, uint32_t n, int64_t deadline, int64_t s
         if (any_ready(links, n))
             return true;
         now = now_ns();
+        if (now - seen > HELD_UP_NS) {
+            rests_until = now + REST_NS;
+            break;
+        }
+        seen = now;
     }
     return false;
 }

@@ -79,7 +79,8 @@ enum { INF_LINK_WAIT_MAX = 512 }; /* links of one wait */
  * INF_AGAIN at the time limit. Progress of posted messages goes on meanwhile. */
 int inf_link_wait(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeout_ns);
 /* The same, spinning for spin_ns if that is longer, and before it looks at wake_fd: for a thread
- * that has a CPU to itself and is asked again soon. A wake-up costs both ends some microseconds. */
+ * that has a CPU to itself and is asked again soon. A wake-up costs both ends some microseconds.
+ * If it turns out to have no CPU to itself it sleeps after all, now and for a while. */
 int inf_link_wait_awake(inf_link *const *links, uint32_t n, int wake_fd, int64_t timeout_ns,
                         int64_t spin_ns);
 
