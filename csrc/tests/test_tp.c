@@ -353,7 +353,14 @@ static void test_lent(uint32_t via, int32_t dtype, int32_t home_ranks, int32_t h
     worst = fmax(worst, advance(home, tokens, 20, 13, &span, 0, want));
     double empty = advance(home, tokens, 33, 1, &span, INF_STEP_EMPTY_REMOTE, want);
     for (uint32_t t = 33; t < TEXT; t++) {
-        worst = fmax(worst, advance(home, tokens, t, 1, &span, 0, want));
+        if (t > 37) { /* what it did last is not always what it replays next */
+            worst = fmax(worst, advance(home, tokens, t - 3, 3, NULL, 0, want));
+        }
+        /* Recorded, replayed or asked for by itself, it is the same. */
+        double once = advance(home, tokens, t, 1, &span, 0, want);
+        double again = advance(home, tokens, t, 1, &span, 0, want);
+        CHECK(once == again, "off by %g, and then by %g", once, again);
+        worst = fmax(worst, once);
     }
     CHECK(worst < tolerance, "home of %d ranks, host of %d, dtype %d: off by %g", home_ranks,
           host_ranks, dtype, worst);
@@ -388,11 +395,19 @@ static void test_refusals(void) {
     tiny_free(&m);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     const struct {
         int32_t dtype;
         double tolerance;
     } formats[] = {{INF_DTYPE_F32, 1e-4}, {INF_DTYPE_BF16, 0.2}, {INF_DTYPE_F16, 0.03}};
+    /* lent: only homes that record, for a run in which recordings come to nothing. */
+    for (int f = 0; f < (on_gpu() ? 3 : 2); f++) {
+        test_lent(INF_PROVIDER_SHM, formats[f].dtype, 1, 1, 2 * formats[f].tolerance);
+    }
+    if (argc > 1 && strcmp(argv[1], "lent") == 0) {
+        puts("tensor parallelism, lent: ok");
+        return 0;
+    }
     const uint32_t flags[] = {0, INF_MODEL_QKV_BIAS | INF_MODEL_TIED, INF_MODEL_QK_NORM};
     for (int f = 0; f < (on_gpu() ? 3 : 2); f++) {
         for (int i = 0; i < 3; i++) {

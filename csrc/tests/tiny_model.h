@@ -53,8 +53,9 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
     tiny_model m = {.rng = flags + 1};
     const char *gpu = getenv("INFINITE_TEST_GPU"), *ranks = getenv("INFINITE_TEST_TP");
     m.config = (inf_device_config){.layers = TINY_LAYERS,
-                                   .hidden = 48,
-                                   .intermediate = 80,
+                                   /* In 16 bits as wide as what GPUs fuse asks for. */
+                                   .hidden = dtype == INF_DTYPE_F32 ? 48 : 64,
+                                   .intermediate = dtype == INF_DTYPE_F32 ? 80 : 128,
                                    .heads = heads,
                                    .kv_heads = kv_heads,
                                    .head_dim = head_dim,

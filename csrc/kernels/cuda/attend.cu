@@ -68,6 +68,7 @@ static inf_cuda_attn attn_of(inf_lane *l, const class_lists *c, int32_t layer) {
 bool lane_places(inf_lane *l, const class_lists *c) {
     inf_cuda_attn a = attn_of(l, c, 0);
     a.q = l->q;
+    a.o_dtype = INF_DTYPE_F32;
     return c->n_prefill == 0 && (c->n_parts == 0 || inf_cuda_attn_decode_takes(&a));
 }
 

@@ -172,6 +172,7 @@ struct inf_lane {
     recording *recordings;  /* [RECORD_ROWS, keys] */
     int32_t keys;
     recording *capturing;
+    const void *unscaled_before;                 /* what unscaled was when it began */
     uint8_t choices[2][INF_CUDA_SMALL_ROWS + 1]; /* choose.cu */
 };
 

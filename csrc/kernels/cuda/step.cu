@@ -105,6 +105,7 @@ static int step_record(inf_lane *l, uint32_t key) {
     if (r->seen++ == 1 &&
         cudaStreamBeginCapture(l->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
         l->capturing = r;
+        l->unscaled_before = l->unscaled;
     }
     (void)cudaGetLastError(); /* without a recording it takes longer, that is all */
     return 0;
@@ -130,6 +131,7 @@ static int step_recorded(inf_lane *l) {
         r->exec = NULL;
         l->fault = 0;
         l->fault_at = NULL;
+        l->unscaled = l->unscaled_before; /* as if nothing of it had been asked for */
         return 1;
     }
     lane_ok(l, cudaGraphLaunch(r->exec, l->stream), "a recorded step");
@@ -268,8 +270,12 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     lane_enter(l);
     const class_lists *c = &l->classes[l->class_of[layer]];
     bool whole = l->capturing != NULL;
-    l->partial = l->act == INF_DTYPE_F32 || !open ? (float *)o : l->o32;
-    attend_to to = {l->partial, open ? INF_DTYPE_F32 : l->act, open ? l->lse : NULL, NULL};
+    /* The same for every layer and step: settle asks for it also where attention was replayed. */
+    l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
+    attend_to to = {o, l->act, NULL, NULL};
+    if (open) {
+        to = {l->partial, INF_DTYPE_F32, l->lse, NULL};
+    }
     lane_attend(l, c, layer, q, &to, l->rows, whole);
 }
 
