@@ -105,7 +105,7 @@ var cLayers = map[string]struct {
 }{
 	"include":   {[]string{"infinite"}, "the doors are all that Go sees"},
 	"kernels":   {[]string{"infinite", "kernels", "runtime/fail.h", "runtime/pages.h"}, "arithmetic knows no model and no peer"},
-	"transport": {[]string{"infinite", "transport"}, "links carry bytes and know nothing of attention"},
+	"transport": {[]string{"infinite", "transport", "runtime/vigil.h"}, "links carry bytes and know nothing of attention"},
 	"dist":      {[]string{"infinite", "kernels", "dist"}, "the one place that sees both kernels and links"},
 	"model":     {[]string{"infinite", "kernels", "dist", "model", "runtime/fail.h", "runtime/pages.h"}, "the order of layers is written over the table of operations"},
 }

@@ -9,10 +9,11 @@
  *     synced past it, or said that the queries have left.
  *  4. A slot that is being read (polled) is released, and its link closed or let go of, after the
  *     last kernel that reads it, likewise. The step thread keeps such slots as inf_target.held
- * until the next layer's queries have left, which come after that kernel in the lane; the query
+ *     until the next layer's queries have left: they come after that kernel in the lane. The query
  *     server's answer is done when it returns.
  *  5. The peer may write into either slot at any time. Nothing that a kernel reads there is an
- * index or a length: a peer that breaks the protocol spoils numbers that are its own to give. */
+ *     index or a length: a peer that breaks the protocol spoils numbers that are its own to give.
+ */
 #include "dist/internal.h"
 
 #include <unistd.h>

@@ -24,10 +24,10 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "infinite/status.h"
 #include "kernels/kernels.h"
+#include "runtime/vigil.h"
 
 /* Looks before sleeping: about 5 microseconds, what a sleep and a wake-up cost where CPUs are not
  * virtual and not deep asleep themselves. */
@@ -85,35 +85,6 @@ static uint64_t work_off(inf_pool *pool, int32_t thread) {
 
 static int idle(inf_pool *pool, uint32_t epoch) {
     return epoch_of(atomic_load(&pool->cursor)) == epoch && !atomic_load(&pool->stop);
-}
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-enum { HELD_UP_NS = 500000, REST_NS = 200000000 };
-
-static _Thread_local int64_t rests_until;
-
-inf_vigil inf_vigil_begin(int64_t ns) {
-    inf_vigil v = {0, 0};
-    if (ns > 0) {
-        v.seen = now_ns();
-        v.until = v.seen < rests_until ? v.seen : v.seen + ns;
-    }
-    return v;
-}
-
-int inf_vigil_goes_on(inf_vigil *v) {
-    if (v->until <= v->seen)
-        return 0;
-    int64_t now = now_ns();
-    if (now - v->seen > HELD_UP_NS)
-        rests_until = now + REST_NS;
-    v->seen = now < rests_until ? v->until : now;
-    return v->seen < v->until;
 }
 
 /* Whether to look an i-th time rather than sleep. The clock is looked at now and then. */

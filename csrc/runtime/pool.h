@@ -22,15 +22,6 @@ static inline void inf_cpu_relax(void) {
 #endif
 }
 
-/* Looking for up to ns before one sleeps: goes_on, which reads the clock, says whether to look
- * again. A thread that was held up while it looked has its CPU not to itself, and sleeps for a
- * while from then on: who is woken is let in before those who are always there. */
-typedef struct inf_vigil {
-    int64_t seen, until;
-} inf_vigil;
-inf_vigil inf_vigil_begin(int64_t ns);
-int inf_vigil_goes_on(inf_vigil *v);
-
 typedef void (*inf_task)(void *arg, int32_t index, int32_t thread);
 
 typedef struct inf_pool inf_pool;

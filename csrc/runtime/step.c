@@ -6,6 +6,7 @@
 #include "runtime/fail.h"
 #include "runtime/pool.h"
 #include "runtime/runtime.h"
+#include "runtime/vigil.h"
 
 enum { AWAKE_FOR_STEP = 16 };
 

@@ -279,8 +279,6 @@ static void test_wait(uint32_t provider) {
     }
 }
 
-/* Control words of shm: the server's head, tail at 256 and 320; its first slot after the client's.
- */
 /* Who waits awake is not woken: it never gives up its CPU by itself. Who sleeps does. */
 typedef struct {
     uint32_t provider;
@@ -331,6 +329,8 @@ static void test_awake(uint32_t provider) {
     CHECK(sleeps_of_wait(provider, 0) > 0);
 }
 
+/* Control words of shm: the server's head, tail at 256 and 320; its first slot after the client's.
+ */
 static void test_lying_shm(void) {
     const uint32_t slots = 2;
     const uint64_t bytes = 64, wrong[] = {3, UINT64_MAX, UINT64_C(1) << 63};

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #endif
 #include "infinite/verbs.h"
+#include "runtime/vigil.h"
 #include "transport/link_impl.h"
 
 #include <errno.h>
@@ -233,31 +234,36 @@ static void relax(void) {
 #endif
 }
 
-/* A thread that is held up while it spins has its CPU not to itself. It sleeps for a while then:
- * who is woken is let in before those who are always there. */
-static const int64_t HELD_UP_NS = 500000, REST_NS = 200000000;
-static _Thread_local int64_t rests_until;
+static void relax_some(void) {
+    for (int i = 0; i < 8; i++)
+        relax();
+}
 
-static bool spin(inf_link *const *links, uint32_t n, int64_t deadline, int64_t spin_ns) {
-    int64_t now = now_ns(), seen = now;
-    spin_ns = spin_ns > SPIN_NS && now >= rests_until ? spin_ns : SPIN_NS;
-    if (n == 0 || (n > SPIN_LINKS && spin_ns == SPIN_NS) || !links[0]->many_cpus)
+/* As briefly as pays for any thread, if the links are few. */
+static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
+    int64_t now = now_ns(), end = now + SPIN_NS;
+    if (n > SPIN_LINKS)
         return false;
-    int64_t end = now + spin_ns;
     if (deadline >= 0 && deadline < end)
         end = deadline;
     while (now < end) {
-        for (int i = 0; i < 8; i++)
-            relax();
+        relax_some();
         if (any_ready(links, n))
             return true;
         now = now_ns();
-        if (now - seen > HELD_UP_NS) {
-            rests_until = now + REST_NS;
-            break;
-        }
-        seen = now;
     }
+    return false;
+}
+
+static bool stay_awake(inf_link *const *links, uint32_t n, int64_t deadline, int64_t ns) {
+    int64_t left = deadline < 0 ? ns : deadline - now_ns();
+    inf_vigil v = inf_vigil_begin(left < ns ? left : ns);
+    do {
+        if (any_ready(links, n))
+            return true;
+        inf_vigil_worked(&v); /* links make progress when they are looked at */
+        relax_some();
+    } while (inf_vigil_goes_on(&v));
     return false;
 }
 
@@ -315,7 +321,9 @@ int inf_link_wait_awake(inf_link *const *links, uint32_t n, int wake_fd, int64_t
         int64_t now = now_ns();
         deadline = timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns;
     }
-    if (timeout_ns != 0 && spin(links, n, deadline, spin_ns))
+    if (timeout_ns != 0 && n > 0 && links[0]->many_cpus &&
+        (spin(links, n, deadline) ||
+         (spin_ns > SPIN_NS && stay_awake(links, n, deadline, spin_ns))))
         return INF_OK;
     for (;;) {
         int status;

@@ -145,7 +145,8 @@ static void tell(inf_lane *l, const inf_attn *args, const answer_batch *b, bool 
  * message wants them, or staging, which give_staged empties after a sync. */
 static inf_cuda_place place_for(inf_lane *l, const inf_attn *a, uint32_t row0) {
     inf_cuda_place p = {a->o, a->lse};
-    if (!lane_direct(l, a->rows, l->dims.heads, &p.o, &p.lse)) {
+    bool aligned = (uintptr_t)a->o % 16 == 0; /* as attention writes it */
+    if (!aligned || !lane_direct(l, a->rows, l->dims.heads, &p.o, &p.lse)) {
         p.o = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
         p.lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
     }
@@ -237,6 +238,7 @@ static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b, 
     attend_to to = {l->o32, INF_DTYPE_F32, l->lse, placed ? l->places : NULL};
     lane_attend(l, c, one ? args[b->first].layer : 0, l->q, &to, b->rows, false);
     if (placed) {
+        l->placed += (uint64_t)b->rows;
         return;
     }
     if (b->continued) {
@@ -266,7 +268,8 @@ static void give_staged(const inf_lane *l, const inf_attn *args, const answer_ba
         if (!begins(args, b, i)) {
             continue;
         }
-        if (pinned_find(l->backend, a->o, rows * q * sizeof(float)) == NULL ||
+        if ((uintptr_t)a->o % 16 != 0 ||
+            pinned_find(l->backend, a->o, rows * q * sizeof(float)) == NULL ||
             pinned_find(l->backend, a->lse, rows * heads * sizeof(float)) == NULL) {
             memcpy(a->o, l->staging + row0 * q, rows * q * sizeof(float));
             memcpy(a->lse, l->staging_lse + row0 * heads, rows * heads * sizeof(float));

@@ -44,7 +44,7 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
     attn_decode_kernel(inf_cuda_attn p) {
 #if !INF_HAS_BULK
     if (C::bulk) {
-        return; /* never launched, see runnable() */
+        return; /* never launched, see gpu_of() */
     }
 #endif
     INF_SHARED(shared);

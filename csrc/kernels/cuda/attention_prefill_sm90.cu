@@ -40,6 +40,8 @@
  * the weights 32: the producers give registers away and the consumers take them. */
 #include <stdio.h>
 
+#include <atomic>
+
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/prefill_consume.cuh"
 
@@ -101,7 +103,8 @@ static int make_map(const inf_cuda_attn *p, tensor_map *map) {
                                 const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
                                 const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-    static encoder encode = NULL; /* threads that race here find the same */
+    static std::atomic<encoder> found_before{NULL}; /* threads that race here find the same */
+    encoder encode = found_before.load();
     if (encode == NULL) {
         void *found = NULL;
         cudaDriverEntryPointQueryResult status;
@@ -117,6 +120,7 @@ static int make_map(const inf_cuda_attn *p, tensor_map *map) {
             return cudaErrorNotSupported;
         }
         encode = (encoder)found;
+        found_before.store(encode);
     }
     cuuint64_t dim = (cuuint64_t)p->kv.head_dim;
     cuuint64_t size[4] = {64, 8, dim / 64, (cuuint64_t)1 << 28},

@@ -142,7 +142,7 @@ struct inf_lane {
         int32_t *blocks;            /* [max_blocks] */
     } known;
     inf_kv_shape kv_layers, kv_layer; /* the pool, and as one of a single layer */
-    uint64_t plans;                   /* that were made, for tests */
+    uint64_t plans, placed;           /* plans and rows placed by attention, for tests */
 
     /* Sampling: slots in ordinary memory, results in pinned memory, the rest on the device. */
     lane_slot *slots; /* [max_seqs] */

@@ -229,8 +229,8 @@ typedef struct inf_cuda_give {
 } inf_cuda_give;
 int inf_cuda_give_launch(const inf_cuda_give *p, inf_stream stream);
 
-/* Rows from the runs, narrowed: dst[row0 + i] = at[i]. The runs are read before the kernel in front
- * has ended: none writes them. */
+/* Rows from the runs, narrowed: dst[row0 + i] = at[i]. With early, the runs are read before the
+ * kernel in front has ended: none writes them. */
 typedef struct inf_cuda_fetch {
     inf_cuda_runs runs;
     void *dst; /* [*, heads, head_dim] of dtype */
@@ -242,8 +242,9 @@ typedef struct inf_cuda_fetch {
 } inf_cuda_fetch;
 int inf_cuda_fetch_launch(const inf_cuda_fetch *p, inf_stream stream);
 
-/* Merges more partials into rows of o and lse: the runs', of which several may have the same row,
- * and which are read before the kernel in front has ended: none writes them. */
+/* Merges more partials into rows of o and lse: the runs', of which several may have the same row.
+ * With early, what of them comes first is read before the kernel in front has ended: none writes
+ * it. */
 typedef struct inf_cuda_merge {
     inf_cuda_runs runs;
     float *o, *lse; /* [rows, heads, head_dim], [rows, heads]; rows that no run has stay */

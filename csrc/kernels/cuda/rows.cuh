@@ -54,6 +54,20 @@ template <int N, class T> static __device__ __forceinline__ void load_run(float 
     }
 }
 
+/* The same of memory that others write, past the caches of an SM: a kernel that starts early may
+ * find in them what an earlier one read. N may be 4 too. */
+template <int N> static __device__ __forceinline__ void load_fresh(float *x, const float *p) {
+    static_assert(N == 1 || N == 4 || N == VECTOR, "");
+    if constexpr (N == 1) {
+        x[0] = __ldcv(p);
+    } else {
+        for (int i = 0; i < N; i += 4) {
+            float4 v = __ldcv((const float4 *)(p + i));
+            x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+        }
+    }
+}
+
 /* Here N may be 4 too, aligned to the size of 4. */
 template <int N> static __device__ __forceinline__ void store_run(float *p, const float *x) {
     if constexpr (N == 4) {

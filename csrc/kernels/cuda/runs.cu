@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
     start_successor();
     if (i < n) { /* no kernel wrote these: they come over the bus while the one in front ends */
         const size_t there = in_run * (size_t)run.stride * (size_t)a.head_dim;
-        load_run<N>(x, (const float *)run.at + there + i);
+        load_fresh<N>(x, run.at + there + i);
     }
     after_predecessor();
     if (i < n) {
@@ -156,8 +156,8 @@ static __device__ __forceinline__ void load_partial(head_partial &p, const inf_c
     if (i < a.runs.n) {
         const inf_cuda_run &run = a.runs.run[i];
         const size_t there = (size_t)(row - run.row0) * (size_t)run.stride + head;
-        p.lse = run.lse[there];
-        load_dims<VEC>(p.o, run.at + there * (size_t)a.head_dim, a.head_dim);
+        p.lse = __ldcv(run.lse + there);
+        load_dims<VEC, true>(p.o, run.at + there * (size_t)a.head_dim, a.head_dim);
     }
 }
 

@@ -270,14 +270,18 @@ static void test_known(rig *r) {
     inf_lane *gpu = open_lane(r, r->gpu, INF_LANE_ANSWER), *rank = lane_of(r, gpu, 0);
     messages m;
     auto ask = [&](int32_t layer, uint64_t plans, const char *what) {
-        uint64_t before = rank->plans;
+        uint64_t before = rank->plans, placed = rank->placed, rows = 0;
         for (inf_attn &a : m.args) {
             a.layer = layer;
             a.window = WINDOWS[layer];
+            rows += &a == &m.args[0] || a.o != (&a)[-1].o ? (uint64_t)a.rows : 0;
         }
         compare(r, &m, cpu, gpu, what);
         CHECK(rank->plans - before == plans, "%s: %llu plans", what,
               (unsigned long long)(rank->plans - before));
+        /* In 16 bits attention itself writes all rows where they are to go. */
+        CHECK(r->config.dtype == INF_DTYPE_F32 || rank->placed - placed == rows, "%s: not placed",
+              what);
     };
     for (uint64_t rows = ROWS, blocks = 0; rows > ANSWER_ROWS || blocks > 2 * BLOCKS;) {
         fill(r, &m, false); /* until it is one batch */

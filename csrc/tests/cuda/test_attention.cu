@@ -289,6 +289,20 @@ static void run_variants(const step *s, variant_log *logs) {
     drop(u);
 }
 
+/* The variant that the launcher takes for so many rows: one of them, and one that runs here. */
+static int taken_for(step *s, int32_t rows) {
+    int taken = -1;
+    s->args.rows = rows;
+    for (int v = 0; v < inf_cuda_decode_variants(); v++) {
+        inf_cuda_decode_variant about;
+        CHECK(inf_cuda_decode_variant_of(&s->args, v, &about) == 0, "no variant %d", v);
+        CHECK(!about.taken || (taken < 0 && about.resident > 0), "variant %d is taken", v);
+        taken = about.taken ? v : taken;
+    }
+    CHECK(taken >= 0, "none is taken");
+    return taken;
+}
+
 static void print_variants(const char *what, const variant_log *logs) {
     for (int v = 0; v <= inf_cuda_decode_variants() && v < MOST_VARIANTS; v++) {
         const variant_log *l = &logs[v];
@@ -312,6 +326,11 @@ static void test_decode(int32_t act, int32_t kv, int32_t head_dim) {
         f.block_size = one_of(blocks, 7);
         int32_t most = INF_CUDA_DECODE_ROWS / (f.heads / f.kv_heads);
         make_step(&s, &f, most + 2, MOST_TOKENS);
+        inf_cuda_decode_variant bulk;
+        CHECK(inf_cuda_decode_variant_of(&s.args, 0, &bulk) == 0, "no variant");
+        int few = taken_for(&s, 1), many = taken_for(&s, 1 << 20);
+        CHECK((few != many) == (bulk.resident > 0), "%d for few rows, %d for many", few, many);
+        s.args.rows = below(2) ? 1 : 1 << 20;
         run_variants(&s, logs);
         drop_step(&s);
     }

@@ -207,6 +207,7 @@ template <typename T> static inline T __ldca(const T *p) { return *p; }
 template <typename T> static inline T __ldcs(const T *p) { return *p; }
 template <typename T> static inline T __ldcg(const T *p) { return *p; }
 template <typename T> static inline T __ldcv(const T *p) { return *(const volatile T *)p; }
+static inline float4 __ldcv(const float4 *p) { return *p; }
 template <typename T> static inline void __stcs(T *p, typename emu_same<T>::type v) { *p = v; }
 template <typename T> static inline void __stcg(T *p, typename emu_same<T>::type v) { *p = v; }
 template <typename T> static inline void __stwt(T *p, typename emu_same<T>::type v) { *p = v; }

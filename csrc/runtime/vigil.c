@@ -1,0 +1,40 @@
+#include "runtime/vigil.h"
+
+#include <time.h>
+
+static const int64_t HELD_UP_NS = 500000, REST_NS = 200000000;
+
+static _Thread_local int64_t rests_until;
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+inf_vigil inf_vigil_begin(int64_t ns) {
+    inf_vigil v = {0, 0};
+    if (ns > 0) {
+        v.seen = now_ns();
+        v.until = v.seen < rests_until ? v.seen : v.seen + ns;
+    }
+    return v;
+}
+
+int inf_vigil_goes_on(inf_vigil *v) {
+    if (v->until <= v->seen) {
+        return 0;
+    }
+    int64_t now = now_ns();
+    if (now - v->seen > HELD_UP_NS) {
+        rests_until = now + REST_NS;
+    }
+    v->seen = now < rests_until ? v->until : now;
+    return v->seen < v->until;
+}
+
+void inf_vigil_worked(inf_vigil *v) {
+    if (v->seen < v->until) {
+        v->seen = now_ns();
+    }
+}

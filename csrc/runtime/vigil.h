@@ -1,0 +1,25 @@
+/* Staying awake: looking again and again, for a limited time, for what is to come, where a sleep
+ * and a wake-up would take longer than it does to come.
+ *
+ *     inf_vigil v = inf_vigil_begin(ns);
+ *     while (!there() && inf_vigil_goes_on(&v)) ..
+ *
+ * A thread that was held up between two looks has its CPU not to itself, and its vigils are over at
+ * once for a while from then on: who sleeps and is woken is let in before those who are always
+ * there. */
+#ifndef INF_VIGIL_H
+#define INF_VIGIL_H
+
+#include <stdint.h>
+
+typedef struct inf_vigil {
+    int64_t seen, until; /* over when they are equal */
+} inf_vigil;
+
+inf_vigil inf_vigil_begin(int64_t ns);
+/* Whether to look again; reads the clock. */
+int inf_vigil_goes_on(inf_vigil *v);
+/* What the thread did since was work of its own, which did not hold it up. */
+void inf_vigil_worked(inf_vigil *v);
+
+#endif
