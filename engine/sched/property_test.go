@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/infinite-llm/infinite/engine/kvcache"
 )
 
 func seed(t *rapid.T) *rand.Rand { return rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1)) }
@@ -133,4 +135,33 @@ func TestOldRequestsAreNotStarved(t *testing.T) {
 		}
 		c.finish(200000)
 	})
+}
+
+// A process dies that borrows and lends: its creditor hears of it, and frees its spans, before its debtor
+// ends the request that has lost blocks with it. The books are right in between as well.
+func TestDebtorAndCreditorDies(t *testing.T) {
+	c := newSim(t, rand.New(rand.NewPCG(1, 1)), 16, 16, 16)
+	c.borrow(2, 0)
+	c.borrow(0, 1)
+	c.checkPools()
+	c.die(0)
+	if k := c.nodes[1].kv.Counts(); len(c.nodes[0].reqs)+len(c.nodes[2].reqs) > 0 || k.Hosted > 0 {
+		t.Fatalf("requests %v and %v are left, and %+v", c.nodes[0].reqs, c.nodes[2].reqs, k)
+	}
+	c.finish(1000)
+}
+
+// borrow gives a node a request of which one block lies with the creditor.
+func (c *simCluster) borrow(i, creditor int) {
+	n := c.nodes[i]
+	id := c.add(i, 3*simBlock, 6*simBlock)
+	for n.kv.Size(id).Movable == 0 {
+		c.step(i)
+	}
+	m := &simMove{Offload: Offload{Request: id, Blocks: 1}}
+	if !c.reserve(n, c.nodes[creditor], m, kvcache.Span{}) {
+		c.t.Fatalf("%s does not lend to %s", c.nodes[creditor].name, n.name)
+	}
+	m.begun = true
+	c.advance(i, m, false)
 }
