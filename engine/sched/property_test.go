@@ -151,17 +151,38 @@ func TestDebtorAndCreditorDies(t *testing.T) {
 	c.finish(1000)
 }
 
-// borrow gives a node a request of which one block lies with the creditor.
-func (c *simCluster) borrow(i, creditor int) {
+// A creditor is lost while a request's span there grows: the request ends, and the room behind the span is free.
+func TestCreditorIsLostInAMove(t *testing.T) {
+	c := newSim(t, rand.New(rand.NewPCG(1, 1)), 16, 16)
+	m := c.borrow(0, 1)
+	tab, err := c.nodes[0].kv.Table(m.Request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.lend(0, 1, m, tab.Spans[0])
+	c.advance(0, m, true)
+	if k := c.nodes[1].kv.Counts(); len(c.nodes[0].reqs) > 0 || k.Hosted > 0 {
+		t.Fatalf("requests %v are left, and %+v", c.nodes[0].reqs, k)
+	}
+	c.finish(1000)
+}
+
+// borrow gives a node a request of which one block lies with the creditor, and returns the move that took it there.
+func (c *simCluster) borrow(i, creditor int) *simMove {
 	n := c.nodes[i]
-	id := c.add(i, 3*simBlock, 6*simBlock)
-	for n.kv.Size(id).Movable == 0 {
+	m := &simMove{Offload: Offload{Request: c.add(i, 4*simBlock, 6*simBlock), Blocks: 1}}
+	for n.kv.Size(m.Request).Movable < 2 {
 		c.step(i)
 	}
-	m := &simMove{Offload: Offload{Request: id, Blocks: 1}}
-	if !c.reserve(n, c.nodes[creditor], m, kvcache.Span{}) {
-		c.t.Fatalf("%s does not lend to %s", c.nodes[creditor].name, n.name)
+	c.lend(i, creditor, m, kvcache.Span{})
+	c.advance(i, m, false)
+	return m
+}
+
+// lend begins a move to a creditor, behind the request's last span if that is given.
+func (c *simCluster) lend(i, creditor int, m *simMove, last kvcache.Span) {
+	if !c.reserve(c.nodes[i], c.nodes[creditor], m, last) {
+		c.t.Fatalf("%s does not lend to %s", c.nodes[creditor].name, c.nodes[i].name)
 	}
 	m.begun = true
-	c.advance(i, m, false)
 }

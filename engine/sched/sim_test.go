@@ -204,6 +204,11 @@ func (c *simCluster) advance(i int, m *simMove, refuse bool) {
 	var err error
 	switch {
 	case m.begun && refuse:
+		// Only the loss of the creditor ends a move under way, and a request with blocks there as well: one
+		// that went on would leave the room reserved behind them unused, as nobody else can have it.
+		if slices.Contains(n.kv.RequestsAt(m.span.Instance), m.Request) {
+			c.end(i, m.Request)
+		}
 		if m.span.Blocks == 0 {
 			c.release(i, []kvcache.Span{m.span})
 		}
