@@ -3,6 +3,7 @@ package kvcache
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -63,6 +64,9 @@ func TestNewRefuses(t *testing.T) {
 // TestScripts runs testdata/*.txt; -rewrite writes what comes out.
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		if filepath.Ext(path) != ".txt" {
+			return // rapid keeps what made a property fail in testdata/rapid
+		}
 		var m *Manager
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			out := runCommand(t, &m, d)

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/infinite-llm/infinite/engine/kvcache"
 )
 
 func seed(t *rapid.T) *rand.Rand { return rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1)) }
@@ -133,4 +135,54 @@ func TestOldRequestsAreNotStarved(t *testing.T) {
 		}
 		c.finish(200000)
 	})
+}
+
+// A process dies that borrows and lends: its creditor hears of it, and frees its spans, before its debtor
+// ends the request that has lost blocks with it. The books are right in between as well.
+func TestDebtorAndCreditorDies(t *testing.T) {
+	c := newSim(t, rand.New(rand.NewPCG(1, 1)), 16, 16, 16)
+	c.borrow(2, 0)
+	c.borrow(0, 1)
+	c.checkPools()
+	c.die(0)
+	if k := c.nodes[1].kv.Counts(); len(c.nodes[0].reqs)+len(c.nodes[2].reqs) > 0 || k.Hosted > 0 {
+		t.Fatalf("requests %v and %v are left, and %+v", c.nodes[0].reqs, c.nodes[2].reqs, k)
+	}
+	c.finish(1000)
+}
+
+// A creditor is lost while a request's span there grows: the request ends, and the room behind the span is free.
+func TestCreditorIsLostInAMove(t *testing.T) {
+	c := newSim(t, rand.New(rand.NewPCG(1, 1)), 16, 16)
+	m := c.borrow(0, 1)
+	tab, err := c.nodes[0].kv.Table(m.Request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.lend(0, 1, m, tab.Spans[0])
+	c.advance(0, m, true)
+	if k := c.nodes[1].kv.Counts(); len(c.nodes[0].reqs) > 0 || k.Hosted > 0 {
+		t.Fatalf("requests %v are left, and %+v", c.nodes[0].reqs, k)
+	}
+	c.finish(1000)
+}
+
+// borrow gives a node a request of which one block lies with the creditor, and returns the move that took it there.
+func (c *simCluster) borrow(i, creditor int) *simMove {
+	n := c.nodes[i]
+	m := &simMove{Offload: Offload{Request: c.add(i, 4*simBlock, 6*simBlock), Blocks: 1}}
+	for n.kv.Size(m.Request).Movable < 2 {
+		c.step(i)
+	}
+	c.lend(i, creditor, m, kvcache.Span{})
+	c.advance(i, m, false)
+	return m
+}
+
+// lend begins a move to a creditor, behind the request's last span if that is given.
+func (c *simCluster) lend(i, creditor int, m *simMove, last kvcache.Span) {
+	if !c.reserve(c.nodes[i], c.nodes[creditor], m, last) {
+		c.t.Fatalf("%s does not lend to %s", c.nodes[creditor].name, c.nodes[i].name)
+	}
+	m.begun = true
 }
