@@ -21,20 +21,24 @@ inf_vigil inf_vigil_begin(int64_t ns) {
     return v;
 }
 
-int inf_vigil_goes_on(inf_vigil *v) {
-    if (v->until <= v->seen) {
-        return 0;
-    }
+/* Looks at the clock; what is more than allowed since the last look was a hold-up. */
+static void look(inf_vigil *v, int64_t allowed) {
     int64_t now = now_ns();
-    if (now - v->seen > HELD_UP_NS) {
+    if (now - v->seen > allowed) {
         rests_until = now + REST_NS;
     }
     v->seen = now < rests_until ? v->until : now;
+}
+
+int inf_vigil_goes_on(inf_vigil *v) {
+    if (v->seen < v->until) {
+        look(v, HELD_UP_NS);
+    }
     return v->seen < v->until;
 }
 
-void inf_vigil_worked(inf_vigil *v) {
+void inf_vigil_worked(inf_vigil *v, int64_t ns) {
     if (v->seen < v->until) {
-        v->seen = now_ns();
+        look(v, HELD_UP_NS + ns);
     }
 }

@@ -19,7 +19,8 @@ typedef struct inf_vigil {
 inf_vigil inf_vigil_begin(int64_t ns);
 /* Whether to look again; reads the clock. */
 int inf_vigil_goes_on(inf_vigil *v);
-/* What the thread did since was work of its own, which did not hold it up. */
-void inf_vigil_worked(inf_vigil *v);
+/* What the thread did since was work of its own, which takes up to ns: no hold-up, if that is all.
+ */
+void inf_vigil_worked(inf_vigil *v, int64_t ns);
 
 #endif

@@ -255,13 +255,16 @@ static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
     return false;
 }
 
+/* Links make progress when they are looked at, which takes so long at most. */
+static const int64_t PASS_NS = 100000;
+
 static bool stay_awake(inf_link *const *links, uint32_t n, int64_t deadline, int64_t ns) {
     int64_t left = deadline < 0 ? ns : deadline - now_ns();
     inf_vigil v = inf_vigil_begin(left < ns ? left : ns);
     do {
         if (any_ready(links, n))
             return true;
-        inf_vigil_worked(&v); /* links make progress when they are looked at */
+        inf_vigil_worked(&v, (int64_t)n * PASS_NS);
         relax_some();
     } while (inf_vigil_goes_on(&v));
     return false;

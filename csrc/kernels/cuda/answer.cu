@@ -141,16 +141,27 @@ static void tell(inf_lane *l, const inf_attn *args, const answer_batch *b, bool 
     }
 }
 
-/* Where the rows of a request of the batch, of which row0 is the first, are to go: where the
- * message wants them, or staging, which give_staged empties after a sync. */
+/* Whether a request's rows go where its message wants them, and where the GPU sees that. Attention
+ * writes 16 bytes at a time. */
+static bool in_place(const inf_lane *l, const inf_attn *a, inf_cuda_place *place) {
+    uint64_t heads = (uint64_t)a->rows * (uint64_t)l->dims.heads;
+    uint64_t o = heads * (uint64_t)l->dims.head_dim;
+    place->o = (float *)pinned_find(l->backend, a->o, o * sizeof(float));
+    place->lse = (float *)pinned_find(l->backend, a->lse, heads * sizeof(float));
+    return place->o != NULL && place->lse != NULL && (uintptr_t)place->o % 16 == 0;
+}
+
+/* Where the rows of a request of the batch, of which row0 is the first, are to go: there, or to
+ * staging, which give_staged empties after a sync. */
 static inf_cuda_place place_for(inf_lane *l, const inf_attn *a, uint32_t row0) {
-    inf_cuda_place p = {a->o, a->lse};
-    bool aligned = (uintptr_t)a->o % 16 == 0; /* as attention writes it */
-    if (!aligned || !lane_direct(l, a->rows, l->dims.heads, &p.o, &p.lse)) {
-        p.o = l->staging + (uint64_t)row0 * (uint64_t)l->q_dim;
-        p.lse = l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads;
+    inf_cuda_place p;
+    if (in_place(l, a, &p)) {
+        l->direct_rows += (uint64_t)a->rows;
+        return p;
     }
-    return p;
+    l->staged_rows += (uint64_t)a->rows;
+    return {l->staging + (uint64_t)row0 * (uint64_t)l->q_dim,
+            l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads};
 }
 
 /* Queries to l->q, narrowed: from where they lie if that is pinned, else by way of staging. placed:
@@ -268,9 +279,8 @@ static void give_staged(const inf_lane *l, const inf_attn *args, const answer_ba
         if (!begins(args, b, i)) {
             continue;
         }
-        if ((uintptr_t)a->o % 16 != 0 ||
-            pinned_find(l->backend, a->o, rows * q * sizeof(float)) == NULL ||
-            pinned_find(l->backend, a->lse, rows * heads * sizeof(float)) == NULL) {
+        inf_cuda_place there;
+        if (!in_place(l, a, &there)) {
             memcpy(a->o, l->staging + row0 * q, rows * q * sizeof(float));
             memcpy(a->lse, l->staging_lse + row0 * heads, rows * heads * sizeof(float));
         }

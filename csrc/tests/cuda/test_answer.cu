@@ -144,6 +144,8 @@ static float rounded(float x, int32_t act) {
     return x;
 }
 
+static size_t o_shift; /* floats that o is off 16 bytes */
+
 static void fill(rig *r, messages *m, bool many) {
     m->args.clear();
     m->lists.clear();
@@ -153,7 +155,7 @@ static void fill(rig *r, messages *m, bool many) {
                                          2}; /* layers: of two windows, those of one together */
     for (int s = 0; s < SLOTS; s++) {
         float *q = (float *)(r->slots + s * SLOT + 64),
-              *o = (float *)(r->slots + (SLOTS + s) * SLOT);
+              *o = (float *)(r->slots + (SLOTS + s) * SLOT) + o_shift;
         float *lse = o + 64 * ROW;
         int32_t groups = many ? 5 : 1 + below(3), at = 0;
         for (int32_t g = 0; g < groups; g++) {
@@ -239,7 +241,8 @@ static void test_answers(rig *r) {
                   "pin");
         }
         for (int i = 0; i < 6; i++) {
-            fill(r, &m, i == 5); /* the last has more rows than a batch takes */
+            o_shift = i == 4 && pinned == 2; /* once */
+            fill(r, &m, i == 5);             /* the last has more rows than a batch takes */
             inf_lane *first = lane_of(r, gpu, 0);
             uint64_t direct = first->direct_rows, staged = first->staged_rows;
             char what[80];
@@ -253,12 +256,14 @@ static void test_answers(rig *r) {
             }
             CHECK(pinned != 0 || direct == 0, "nothing is pinned");
             CHECK(pinned != 1 || (direct > 0 && staged > 0), "one message of three is pinned");
-            CHECK(pinned != 2 || staged == 0, "everything is pinned");
+            CHECK(pinned != 2 || (staged == 0) == (o_shift == 0), "everything is pinned");
         }
         for (int way = 0; way < 2 && pinned > 0; way++) {
             r->gpu->ops->host_unpin(r->gpu, r->slots + way * SLOTS * SLOT);
         }
     }
+    o_shift = 0;
+    CHECK(r->config.dtype == INF_DTYPE_F32 || lane_of(r, gpu, 0)->placed > 0, "nothing is placed");
     r->gpu->ops->lane_close(gpu);
     r->cpu->ops->lane_close(cpu);
 }
