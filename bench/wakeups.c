@@ -8,13 +8,9 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "infinite/link.h"
+#include "bench/link_pair.h"
 
 enum { BYTES = 16 << 10, WORK_US = 30, PAUSE_US = 120, ROUNDS = 2000, TURNS = 5 };
 
@@ -70,17 +66,6 @@ static void *answer(void *arg) {
     return NULL;
 }
 
-static void open_pair(inf_link **client, inf_link **server) {
-    int s[2], mem = memfd_create("link", MFD_CLOEXEC), ev[2] = {eventfd(0, 0), eventfd(0, 0)};
-    must(socketpair(AF_UNIX, SOCK_STREAM, 0, s) == 0, "make a socket");
-    must(mem >= 0 && ftruncate(mem, (off_t)inf_link_shm_bytes(2, BYTES)) == 0, "take memory");
-    inf_link_config c = {INF_LINK_CLIENT, INF_PROVIDER_SHM, 2, 0, BYTES, s[0], mem, ev[0], ev[1]};
-    inf_link_config v = {INF_LINK_SERVER, INF_PROVIDER_SHM, 2,         0, BYTES, s[1],
-                         dup(mem),        dup(ev[1]),       dup(ev[0])};
-    must(inf_link_open(&c, client, NULL) == INF_OK && inf_link_open(&v, server, NULL) == INF_OK,
-         "open a link");
-}
-
 static int compare(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
@@ -91,7 +76,7 @@ static double round_trip(int64_t awake_ns) {
     static double us[ROUNDS];
     end home = {NULL, awake_ns}, creditor = {NULL, awake_ns};
     pthread_t thread;
-    open_pair(&home.link, &creditor.link);
+    must(link_pair(BYTES, &home.link, &creditor.link), "open a link");
     must(pthread_create(&thread, NULL, answer, &creditor) == 0, "start a thread");
     for (int i = 0; i < ROUNDS; i++) {
         const void *msg;

@@ -14,13 +14,10 @@
  * queries. */
 #define _GNU_SOURCE
 #include <string.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "bench/cuda/bench_gaps.h"
 #include "bench/cuda/step_model.h"
+#include "bench/link_pair.h"
 
 static void bench_decode(inf_device *d, const shape *s) {
     static const uint32_t cases[][2] = {{1, 1024},  {1, 8192},  {1, 131072}, {8, 1024},
@@ -65,25 +62,13 @@ static void bench_prefill(inf_device *d, const shape *s) {
 
 /* ---- two instances ---- */
 
-static void link_pair(uint64_t slot_bytes, inf_link **client, inf_link **server) {
-    int s[2], mem = memfd_create("link", MFD_CLOEXEC), ev[2] = {eventfd(0, 0), eventfd(0, 0)};
-    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, s) == 0);
-    CHECK(mem >= 0 && ftruncate(mem, (off_t)inf_link_shm_bytes(2, slot_bytes)) == 0);
-    inf_link_config c = {
-        INF_LINK_CLIENT, INF_PROVIDER_SHM, 2, 0, slot_bytes, s[0], mem, ev[0], ev[1]};
-    inf_link_config v = {INF_LINK_SERVER, INF_PROVIDER_SHM, 2,         0, slot_bytes, s[1],
-                         dup(mem),        dup(ev[1]),       dup(ev[0])};
-    CHECK(inf_link_open(&c, client, &err) == INF_OK);
-    CHECK(inf_link_open(&v, server, &err) == INF_OK);
-}
-
 /* Half of each request's KV is moved to the creditor, and then stays there for all steps. */
 static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
     static const uint32_t cases[][2] = {
         {1, 8192}, {8, 8192}, {1, 32768}, {1, 131072}, {1, 1048576}};
     inf_link *c[2], *v[2];
-    link_pair(inf_device_query_slot_bytes(&home->config), &c[0], &v[0]);
-    link_pair(inf_device_move_slot_bytes(&home->config), &c[1], &v[1]);
+    CHECK(link_pair(inf_device_query_slot_bytes(&home->config), &c[0], &v[0]));
+    CHECK(link_pair(inf_device_move_slot_bytes(&home->config), &c[1], &v[1]));
     CHECK(inf_device_peer_serve(creditor, 0, v[0], v[1], &err) == INF_OK);
     CHECK(inf_device_peer_attach(home, 0, c[0], c[1], &err) == INF_OK);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -13,15 +13,6 @@
 
 #include <stdint.h>
 
-/* For who looks again and again: lets the core's other thread go on. */
-static inline void inf_cpu_relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
 typedef void (*inf_task)(void *arg, int32_t index, int32_t thread);
 
 typedef struct inf_pool inf_pool;

@@ -4,7 +4,6 @@
 #include <time.h>
 
 #include "runtime/fail.h"
-#include "runtime/pool.h"
 #include "runtime/runtime.h"
 #include "runtime/vigil.h"
 
@@ -23,9 +22,6 @@ static void stay_awake(inf_device *d, int running, int64_t timeout_ns) {
     inf_vigil v = inf_vigil_begin(timeout_ns >= 0 && timeout_ns < most ? timeout_ns : most);
     while ((atomic_load(&d->state) == INF_STEP_RUNNING) == running && !atomic_load(&d->quit) &&
            inf_vigil_goes_on(&v)) {
-        for (int i = 0; i < 8; i++) {
-            inf_cpu_relax();
-        }
     }
 }
 

@@ -32,6 +32,9 @@ static void look(inf_vigil *v, int64_t allowed) {
 
 int inf_vigil_goes_on(inf_vigil *v) {
     if (v->seen < v->until) {
+        for (int i = 0; i < 8; i++) {
+            inf_cpu_relax();
+        }
         look(v, HELD_UP_NS);
     }
     return v->seen < v->until;

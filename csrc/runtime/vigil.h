@@ -12,12 +12,21 @@
 
 #include <stdint.h>
 
+/* For who looks again and again: lets the core's other thread go on. */
+static inline void inf_cpu_relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
 typedef struct inf_vigil {
     int64_t seen, until; /* over when they are equal */
 } inf_vigil;
 
 inf_vigil inf_vigil_begin(int64_t ns);
-/* Whether to look again; reads the clock. */
+/* Whether to look again, after a pause of some instructions; reads the clock. */
 int inf_vigil_goes_on(inf_vigil *v);
 /* What the thread did since was work of its own, which takes up to ns: no hold-up, if that is all.
  */

@@ -3,18 +3,11 @@
 
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
-static const int64_t LONG = INT64_C(3600000000000);
+#include "tests/check.h"
 
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            printf("%s:%d: %s\n", __func__, __LINE__, #condition);                                 \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+static const int64_t LONG = INT64_C(3600000000000);
 
 static void *held_up(void *arg) {
     (void)arg;

@@ -226,19 +226,6 @@ static bool any_ready(inf_link *const *links, uint32_t n) {
     return ready;
 }
 
-static void relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
-static void relax_some(void) {
-    for (int i = 0; i < 8; i++)
-        relax();
-}
-
 /* As briefly as pays for any thread, if the links are few. */
 static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
     int64_t now = now_ns(), end = now + SPIN_NS;
@@ -247,7 +234,8 @@ static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
     if (deadline >= 0 && deadline < end)
         end = deadline;
     while (now < end) {
-        relax_some();
+        for (int i = 0; i < 8; i++)
+            inf_cpu_relax();
         if (any_ready(links, n))
             return true;
         now = now_ns();
@@ -265,7 +253,6 @@ static bool stay_awake(inf_link *const *links, uint32_t n, int64_t deadline, int
         if (any_ready(links, n))
             return true;
         inf_vigil_worked(&v, (int64_t)n * PASS_NS);
-        relax_some();
     } while (inf_vigil_goes_on(&v));
     return false;
 }

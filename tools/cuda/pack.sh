@@ -26,10 +26,4 @@ make -s cuda-tests CUDA_TESTS="$build" ${JOBS:+JOBS="$JOBS"}
 programs=$(cd "$build" && find build -maxdepth 1 -type f -perm -u+x)
 # shellcheck disable=SC2086 # a list
 tar -czf "$pack.new" -C "$build" --owner=0 --group=0 pack.txt infinite.test device.test build/build.log $programs
-bytes=$(wc -c <"$pack.new")
-if [ "$bytes" -gt $((${MOST_MIB:-60} * 1048576)) ]; then
-    echo "pack: $bytes bytes are more than ${MOST_MIB:-60} MiB; they are in $pack.new" >&2
-    exit 1
-fi
-mv "$pack.new" "$pack"
-echo "pack: $pack, $(((bytes + 524288) / 1048576)) MiB"
+tools/cuda/keep.sh pack "$pack" "${MOST_MIB:-60}"

@@ -76,10 +76,4 @@ fi
 } >"$build/pack/peers.txt"
 
 tar -czf "$peers.new" -C "$build/pack" --owner=0 --group=0 .
-bytes=$(wc -c <"$peers.new")
-if [ "$bytes" -gt $((${MOST_MIB:-20} * 1048576)) ]; then
-    echo "peers: $bytes bytes are more than ${MOST_MIB:-20} MiB; they are in $peers.new" >&2
-    exit 1
-fi
-mv "$peers.new" "$peers"
-echo "peers: $peers, $(((bytes + 524288) / 1048576)) MiB"
+tools/cuda/keep.sh peers "$peers" "${MOST_MIB:-20}"

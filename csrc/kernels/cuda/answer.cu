@@ -72,8 +72,8 @@ static bool begins(const inf_attn *args, const answer_batch *b, int32_t i) {
     return i == 0 || args[b->first + i].o != args[b->first + i - 1].o;
 }
 
-/* One segment per arg; their blocks lie one behind the other. */
-static void set_segments(inf_lane *l, const inf_attn *args, const answer_batch *b) {
+/* One segment per arg; their blocks, whose number this is, lie one behind the other. */
+static uint32_t set_segments(inf_lane *l, const inf_attn *args, const answer_batch *b) {
     uint32_t row0 = 0, rows = 0, block = 0;
     for (int32_t i = 0; i < b->n; i++) {
         const inf_attn *a = &args[b->first + i];
@@ -84,6 +84,7 @@ static void set_segments(inf_lane *l, const inf_attn *args, const answer_batch *
         l->host_segments[i] = {row0, (uint32_t)a->rows, a->q_pos0, a->kv_pos0, a->n_tokens, block};
         block += blocks_of(l, a);
     }
+    return block;
 }
 
 static bool one_layer(const inf_attn *args, const answer_batch *b) {
@@ -108,13 +109,10 @@ static bool is_known(const inf_lane *l, const inf_attn *args, const answer_batch
 }
 
 /* Segments, blocks and plan into the inbox, and on their way. */
-static void tell(inf_lane *l, const inf_attn *args, const answer_batch *b, bool one) {
-    uint32_t blocks = 0;
-    class_lists *c = &l->classes[l->class_of[args[b->first].layer]];
+static void tell(inf_lane *l, const inf_attn *args, const answer_batch *b, uint32_t blocks,
+                 bool one) {
+    int32_t class_of = l->class_of[args[b->first].layer];
     inbox_begin(l);
-    for (int32_t i = 0; i < b->n; i++) {
-        blocks += blocks_of(l, &args[b->first + i]);
-    }
     uint64_t bytes = (uint64_t)b->n * sizeof(inf_cuda_segment);
     uint32_t *segments = inbox_put(l, l->segments, bytes);
     uint32_t *to = inbox_put(l, l->blocks, (uint64_t)blocks * sizeof(int32_t));
@@ -130,38 +128,36 @@ static void tell(inf_lane *l, const inf_attn *args, const answer_batch *b, bool 
             to[off + k] = (uint32_t)(one ? a->blocks[k] : a->blocks[k] * l->dims.layers + a->layer);
         }
     }
-    lane_plan(l, c, b->n, b->rows);
+    lane_plan(l, &l->classes[class_of], b->n, b->rows);
     inbox_send(l);
     l->plans++;
     if (one && l->fault == 0) {
         memcpy(l->known.segments, segments, bytes);
         memcpy(l->known.blocks, to, (uint64_t)blocks * sizeof(int32_t));
         l->known.n = b->n;
-        l->known.class_of = l->class_of[args[b->first].layer];
+        l->known.class_of = class_of;
     }
 }
 
 /* Whether a request's rows go where its message wants them, and where the GPU sees that. Attention
  * writes 16 bytes at a time. */
 static bool in_place(const inf_lane *l, const inf_attn *a, inf_cuda_place *place) {
-    uint64_t heads = (uint64_t)a->rows * (uint64_t)l->dims.heads;
-    uint64_t o = heads * (uint64_t)l->dims.head_dim;
-    place->o = (float *)pinned_find(l->backend, a->o, o * sizeof(float));
-    place->lse = (float *)pinned_find(l->backend, a->lse, heads * sizeof(float));
-    return place->o != NULL && place->lse != NULL && (uintptr_t)place->o % 16 == 0;
+    *place = {a->o, a->lse};
+    return lane_sees(l, a->rows, l->dims.heads, &place->o, &place->lse) &&
+           (uintptr_t)place->o % 16 == 0;
 }
 
 /* Where the rows of a request of the batch, of which row0 is the first, are to go: there, or to
  * staging, which give_staged empties after a sync. */
 static inf_cuda_place place_for(inf_lane *l, const inf_attn *a, uint32_t row0) {
     inf_cuda_place p;
-    if (in_place(l, a, &p)) {
-        l->direct_rows += (uint64_t)a->rows;
-        return p;
+    bool direct = in_place(l, a, &p);
+    lane_count(l, a->rows, direct);
+    if (!direct) {
+        p = {l->staging + (uint64_t)row0 * (uint64_t)l->q_dim,
+             l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads};
     }
-    l->staged_rows += (uint64_t)a->rows;
-    return {l->staging + (uint64_t)row0 * (uint64_t)l->q_dim,
-            l->staging_lse + (uint64_t)row0 * (uint64_t)l->dims.heads};
+    return p;
 }
 
 /* Queries to l->q, narrowed: from where they lie if that is pinned, else by way of staging. placed:
@@ -239,9 +235,9 @@ static void give_partials(inf_lane *l, const inf_attn *args, const answer_batch 
 static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b, bool goes_on) {
     class_lists *c = &l->classes[l->class_of[args[b->first].layer]];
     bool one = one_layer(args, b);
-    set_segments(l, args, b);
+    uint32_t blocks = set_segments(l, args, b);
     if (!one || !is_known(l, args, b)) {
-        tell(l, args, b, one);
+        tell(l, args, b, blocks, one);
     }
     l->kv = one ? l->kv_layers : l->kv_layer;
     bool placed = !b->continued && !goes_on && l->fault == 0 && lane_places(l, c);

@@ -94,22 +94,11 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
 /* ---- host ---- */
 
 /* A recorded launch is made for more pieces than most steps have, and a thread block that finds
- * nothing to do is not free: so there are at most as many as run in two waves, and these take all
- * pieces. */
-template <class C> static int32_t most_blocks(const inf_cuda_attn *p) {
-    int32_t waves = 2, sms = 132;
-#ifndef INF_EMU
-    int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-#endif
-    return (waves * sms * C::resident + p->kv.kv_heads - 1) / p->kv.kv_heads;
-}
-
-template <class C> static int launch_cut(const inf_cuda_attn *p, bool bounded, inf_stream stream) {
-    int32_t most = bounded ? most_blocks<C>(p) : 65535;
+ * nothing to do is not free: so there are at most as many as run in two waves on so many SMs (0: no
+ * bound), and these take all pieces. */
+template <class C> static int launch_cut(const inf_cuda_attn *p, int sms, inf_stream stream) {
+    int32_t waves = 2, blocks = waves * sms * C::resident;
+    int32_t most = sms > 0 ? (blocks + p->kv.kv_heads - 1) / p->kv.kv_heads : 65535;
     dim3 grid((unsigned)p->kv.kv_heads, (unsigned)(p->max_work < most ? p->max_work : most));
     int error = (int)INF_ALLOW_SHARED(attn_decode_kernel<C>, C::shared);
     return error != 0 ? error
@@ -155,12 +144,12 @@ template <class C> static int describe_cut(inf_cuda_decode_variant *out) {
 struct decode_call {
     const inf_cuda_attn *p;
     inf_stream stream;
-    bool bounded;
+    int sms;                      /* of a launch that is bounded, else 0 */
     inf_cuda_decode_variant *out; /* NULL: launch */
 };
 
 template <class C> static int call_cut(const decode_call &c) {
-    return c.out != NULL ? describe_cut<C>(c.out) : launch_cut<C>(c.p, c.bounded, c.stream);
+    return c.out != NULL ? describe_cut<C>(c.out) : launch_cut<C>(c.p, c.sms, c.stream);
 }
 
 /* Tiles of as many bytes whatever the format and head_dim, up to 64 keys: KEYS is for 16 bits and
@@ -219,7 +208,7 @@ static decode_gpu gpu_of(const inf_cuda_attn *p) {
     }
     if (known[device] == 0) {
         inf_cuda_decode_variant v;
-        bool runs = variants[BULK]({p, NULL, false, &v}) == 0 && v.resident > 0;
+        bool runs = variants[BULK]({p, NULL, 0, &v}) == 0 && v.resident > 0;
 #ifndef INF_EMU
         if (cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
             (void)cudaGetLastError();
@@ -231,8 +220,7 @@ static decode_gpu gpu_of(const inf_cuda_attn *p) {
     return {(is & BULK_RUNS) != 0, is & ~BULK_RUNS};
 }
 
-static int variant_for(const inf_cuda_attn *p) {
-    decode_gpu gpu = gpu_of(p);
+static int variant_for(const inf_cuda_attn *p, const decode_gpu &gpu) {
     bool many = (int64_t)p->rows * p->kv.kv_heads >= 2 * (int64_t)gpu.sms;
     return !gpu.bulk ? ASYNC : many ? BULK_MANY : BULK;
 }
@@ -241,20 +229,24 @@ int inf_cuda_decode_variant_of(const inf_cuda_attn *p, int index, inf_cuda_decod
     if (!inf_cuda_attn_decode_takes(p) || index < 0 || index >= inf_cuda_decode_variants()) {
         return cudaErrorInvalidValue;
     }
-    out->taken = index == variant_for(p);
-    return variants[index]({p, NULL, false, out});
+    out->taken = index == variant_for(p, gpu_of(p));
+    return variants[index]({p, NULL, 0, out});
 }
 
 int inf_cuda_decode_variant_launch(const inf_cuda_attn *p, int index, inf_stream stream) {
     if (!inf_cuda_attn_decode_takes(p) || index < 0 || index >= inf_cuda_decode_variants()) {
         return cudaErrorInvalidValue;
     }
-    return p->max_work == 0 ? (int)cudaSuccess : variants[index]({p, stream, false, NULL});
+    return p->max_work == 0 ? (int)cudaSuccess : variants[index]({p, stream, 0, NULL});
 }
 
 int inf_cuda_attn_decode_launch(const inf_cuda_attn *p, inf_stream stream) {
     if (!inf_cuda_attn_decode_takes(p)) {
         return cudaErrorInvalidValue;
     }
-    return p->max_work == 0 ? (int)cudaSuccess : variants[variant_for(p)]({p, stream, true, NULL});
+    if (p->max_work == 0) {
+        return (int)cudaSuccess;
+    }
+    decode_gpu gpu = gpu_of(p);
+    return variants[variant_for(p, gpu)]({p, stream, gpu.sms, NULL});
 }

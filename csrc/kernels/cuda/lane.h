@@ -271,7 +271,11 @@ bool shared_begin(const void *pool, uint64_t bytes);
 bool shared_end(const void *pool);
 
 /* Where the GPU sees n rows of messages, stride heads apart, in *at and, unless it is NULL, *lse.
- * True: in place. False: they are not pinned, and the caller uses staging. */
+ * False: they are not all pinned, and stay what they were. */
+bool lane_sees(const inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse);
+/* Takes note of rows that are exchanged in place, or by way of staging. */
+void lane_count(inf_lane *l, int32_t rows, bool direct);
+/* Both. False: the caller uses staging. */
 bool lane_direct(inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse);
 
 /* Waits for the event, or for all of the stream where that is NULL; the lane's GPU is the thread's.

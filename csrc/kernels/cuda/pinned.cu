@@ -41,20 +41,29 @@ void *pinned_find(cuda_backend *b, const void *host, uint64_t bytes) {
     return found;
 }
 
-bool lane_direct(inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse) {
+bool lane_sees(const inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse) {
     /* The last row ends with this lane's heads. */
     uint64_t heads = (uint64_t)(rows - 1) * (uint64_t)stride + (uint64_t)l->dims.heads;
     void *o = pinned_find(l->backend, *at, heads * (uint64_t)l->dims.head_dim * sizeof(float));
     void *s =
         o == NULL || lse == NULL ? NULL : pinned_find(l->backend, *lse, heads * sizeof(float));
-    bool direct = o != NULL && (lse == NULL || s != NULL);
-    *(direct ? &l->direct_rows : &l->staged_rows) += (uint64_t)rows;
-    if (direct) {
-        *at = (float *)o;
-        if (lse != NULL) {
-            *lse = (float *)s;
-        }
+    if (o == NULL || (lse != NULL && s == NULL)) {
+        return false;
     }
+    *at = (float *)o;
+    if (lse != NULL) {
+        *lse = (float *)s;
+    }
+    return true;
+}
+
+void lane_count(inf_lane *l, int32_t rows, bool direct) {
+    *(direct ? &l->direct_rows : &l->staged_rows) += (uint64_t)rows;
+}
+
+bool lane_direct(inf_lane *l, int32_t rows, int32_t stride, float **at, float **lse) {
+    bool direct = lane_sees(l, rows, stride, at, lse);
+    lane_count(l, rows, direct);
     return direct;
 }
 
