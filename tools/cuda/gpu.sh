@@ -7,7 +7,9 @@
 #   tools/cuda/gpu.sh [--packed PACK.tgz] OUT [part ...]
 #
 # parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, with PEERS flashinfer
-# too, and profile.
+# too, and profile, switches (decode steps without each part that can be left out, and with each that is not taken by
+# itself) and asleep (pair, with threads that do not stay awake).
+# A test of whole steps that fails is run again without each of these parts: OUT/blame.txt says without which it passes.
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 set -u
 if [ "${1:-}" = --packed ]; then
@@ -38,13 +40,14 @@ fi
 build=${BUILD:-$out/build}
 mkdir -p "$build" && build=$(cd "$build" && pwd)
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-rm -f "$out/failed"
+rm -f "$out/failed" "$out/blame.txt"
 : >"$out/lines.json"
 
 wants() { case " $parts " in *" $1 "*) return 0 ;; esac; return 1; }
 say() { printf '%4ds  %s\n' $SECONDS "$*"; }
 
-# name limit command...: runs it, keeps its output, and notes a failure.
+# name limit command...: runs it, keeps its output, and notes a failure. set: says of its lines what was set
+# otherwise than usual.
 step() {
     name=$1 limit=$2
     shift 2
@@ -55,8 +58,22 @@ step() {
         echo " $name" >>"$out/failed"
         say "$name: FAILED ($code)"
         tail -15 "$out/$name.log" | cut -c1-200
+        [ -z "${blame:-}" ] || find_part "$name" "$limit" "$@"
     fi
-    grep -h '^{' "$out/$name.log" >>"$out/lines.json"
+    sed -n "s/^{/{${set:+\"set\":\"$set\",}/p" "$out/$name.log" >>"$out/lines.json"
+}
+# The parts of the library that backend.cu can do without, and those that it takes when told to.
+left_out="graphs small fuse early_rows early_decode wgmma direct"
+added="early_small prefetch,early_small"
+find_part() {
+    culprits=""
+    for part in $left_out; do
+        if INFINITE_CUDA_WITHOUT=$part timeout "$2" "${@:3}" >"$out/$1.without_$part.log" 2>&1; then
+            culprits="$culprits $part"
+            rm "$out/$1.without_$part.log"
+        fi
+    done
+    say "$1: passes without:${culprits:- none of $left_out}" | tee -a "$out/blame.txt"
 }
 # What is timed runs alone, what is only checked runs together: `later` starts it, `wait` ends it.
 later() { step "$@" & }
@@ -107,10 +124,12 @@ if wants test; then
         n=$(basename "$t" .cu)
         case " ${SKIP:-} " in *" $n "*) ;; *) later "$n" 80 "$build/cuda_$n" ;; esac
     done
+    blame=1
     INFINITE_TEST_GPU=1 later test_step_gpu 80 "$build/test_step"
     # Ranks of one instance that share the GPU: all of tensor parallelism but NCCL.
     INFINITE_TEST_GPU=1 INFINITE_CUDA_WITH=one_gpu later test_tp_gpu 80 "$build/test_tp"
     INFINITE_TEST_GPU=1 INFINITE_CUDA_WITH=one_gpu later test_tp_head_gpu 80 "$build/test_tp_head"
+    blame=""
 fi
 if wants go && [ -n "${CARRY:-}" ]; then
     # Their data lies beside their sources. Models are told apart by the test's second level.
@@ -127,6 +146,19 @@ if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
 if wants prefill; then step bench_prefill 60 "$build/bench_prefill"; fi
 if wants step; then step bench_step 90 "$build/bench_step" 1 8b decode prefill; fi
+if wants switches; then
+    for part in $left_out; do
+        set="without $part"
+        BLOCKS=4500 INFINITE_CUDA_WITHOUT=$part step "bench_step_without_$part" 30 "$build/bench_step" 1 8b decode
+    done
+    for part in $added; do
+        set="with $part"
+        BLOCKS=4500 INFINITE_CUDA_WITH=$part step "bench_step_with_${part//,/_}" 30 "$build/bench_step" 1 8b decode
+    done
+    set="as it is" # beside the others, since a machine is not the same after a minute
+    BLOCKS=4500 step bench_step_as_is 30 "$build/bench_step" 1 8b decode
+    set=""
+fi
 if wants gaps; then BLOCKS=4500 step bench_gaps 90 "$build/bench_step" 1 8b gaps; fi
 if wants pair; then
     BLOCKS=8500 step bench_pair 90 "$build/bench_step" 1 8b pair
@@ -136,6 +168,11 @@ if wants pair; then
     if [ "${memory:-0}" -gt 135000 ]; then
         BLOCKS=66000 CREDITOR_BLOCKS=33000 step bench_pair_1m 90 "$build/bench_step" 1 8b fp8 pair
     fi
+fi
+if wants asleep; then
+    set="asleep"
+    BLOCKS=8500 INFINITE_AWAKE_US=0 step bench_pair_asleep 90 "$build/bench_step" 1 8b pair
+    set=""
 fi
 if wants profile && command -v ncu >/dev/null; then
     # One layer's kernels of a decode step, each by itself.

@@ -8,8 +8,9 @@ import sys
 lines = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
 
 
-def of(bench):
-    return [d for d in lines if d["bench"] == bench]
+def of(bench, otherwise=False):
+    """Lines of a bench, with everything as usual, or those for which something was set otherwise."""
+    return [d for d in lines if d["bench"] == bench and ("set" in d) == otherwise]
 
 
 def table(title, head, rows):
@@ -39,7 +40,7 @@ def context(tokens):
 
 
 copy = max([d["copy_gbs"] for d in of("memory")] or [0])
-print(f"Copy bandwidth (read + written): {copy:.0f} GB/s")
+print(f"Copy bandwidth (read + written): {copy:.0f} GB/s" if copy else "Copy bandwidth: not measured (part decode)")
 read = max([d["read_gbs"] for d in of("memory_read")] or [0])
 if read:
     print(f"\nBandwidth of a kernel that only reads: {read:.0f} GB/s")
@@ -124,8 +125,9 @@ def prefill():
 def steps():
     rows = []
     for d in of("step_decode"):
-        floor = (d["weight_bytes"] + d["kv_bytes"]) / copy * 1e-6
-        rows.append([d["batch"], context(d["context"]), f"{d['ms']:.2f}", f"{floor:.2f}", f"{100 * floor / d['ms']:.0f} %"])
+        floor = (d["weight_bytes"] + d["kv_bytes"]) / copy * 1e-6 if copy else 0
+        rows.append([d["batch"], context(d["context"]), f"{d['ms']:.2f}"]
+                    + ([f"{floor:.2f}", f"{100 * floor / d['ms']:.0f} %"] if copy else ["", ""]))
     table("Whole decode step, Llama-3-8B's shape, random weights, bf16",
           ["batch", "context", "ms", "floor: bytes over copy bandwidth", "of floor"], rows)
     rows = [[d["tokens"], d["context"], f"{d['ms']:.1f}", f"{d['tflops']:.0f}"] for d in of("step_prefill")]
@@ -151,8 +153,25 @@ def steps():
           "decode attention, us", "share"], rows)
 
 
+def switches():
+    """Decode steps and pairs, for which something was set otherwise, beside what they are with all as usual."""
+    rows = []
+    for bench, ms in (("step_decode", "ms"), ("step_pair", "spread_ms")):
+        def case(d):
+            return d["shape"], d.get("kv", "bf16"), d["batch"], d["context"]
+
+        usual = {case(d): d[ms] for d in of(bench) + [d for d in of(bench, True) if d["set"] == "as it is"]}
+        for d in of(bench, True):
+            base = usual.get(case(d))
+            rows.append([d["set"], bench.removeprefix("step_"), d["batch"], context(d["context"]), f"{d[ms]:.3f}",
+                         f"{base:.3f}" if base else "", f"{d[ms] / base:.3f}" if base else ""])
+    table("Decode steps, and such with half of the KV at a second instance, with something set otherwise",
+          ["set", "step", "batch", "context", "ms", "ms as it is", "ratio"], rows)
+
+
 def products():
-    rows = [[d["shape"], d["rows"], d["by"], f"{d['us']:.1f}", f"{100 * d['gb_per_s'] / copy:.0f} %"] for d in of("product")]
+    rows = [[d["shape"], d["rows"], d["by"], f"{d['us']:.1f}", f"{100 * d['gb_per_s'] / copy:.0f} %" if copy else ""]
+            for d in of("product")]
     table("Products of a decode step", ["product", "rows", "by", "us", "weights' bytes, of copy"], rows)
 
 
@@ -193,5 +212,6 @@ decode()
 orders()
 prefill()
 steps()
+switches()
 gaps()
 products()
