@@ -19,7 +19,7 @@
 #include "kernels/cuda/plan.h"
 
 enum { HEADS = 32, KV_HEADS = 8, DIM = 128, BLOCK = 16, LAYERS = 32, MOST_CALLS = 32 };
-enum { LAYER_BYTES = 2 * KV_HEADS * BLOCK * DIM * 2 }; /* of a block; half in e4m3 */
+enum { TOKEN_BYTES = 2 * KV_HEADS * DIM * 2 }; /* of a layer; half in e4m3 */
 enum { MOST_BATCH = 64, MOST_PARTS = 1 << 15, MOST_WORK = 1 << 14 };
 
 static cudaStream_t stream;
@@ -36,6 +36,7 @@ struct bench_case {
     bool sweep;         /* over forced chunks too */
     int32_t kv;         /* format */
     bool ordered;       /* the block table ascends */
+    int block;          /* tokens of one */
 };
 
 struct device_state {
@@ -55,14 +56,14 @@ static bench_case uniform_case(int batch, uint32_t context) {
     bench_case c;
     snprintf(c.name, sizeof c.name, "%d x %uK", batch, context >> 10);
     c.contexts.assign((size_t)batch, context);
-    c.most_layers = LAYERS, c.sweep = c.ordered = false, c.kv = INF_DTYPE_BF16;
+    c.most_layers = LAYERS, c.sweep = c.ordered = false, c.kv = INF_DTYPE_BF16, c.block = BLOCK;
     return c;
 }
 
 static uint64_t blocks_of(const bench_case &c) {
-    uint64_t n = 0;
+    uint64_t n = 0, size = (uint64_t)c.block;
     for (uint32_t t : c.contexts) {
-        n += (t + BLOCK - 1) / BLOCK;
+        n += (t + size - 1) / size;
     }
     return n;
 }
@@ -70,7 +71,7 @@ static uint64_t blocks_of(const bench_case &c) {
 /* Bytes of a number of K or V, and of a block's part of a layer. */
 static int32_t elem_of(const bench_case &c) { return c.kv == INF_DTYPE_E4M3 ? 1 : 2; }
 static uint64_t layer_bytes_of(const bench_case &c) {
-    return LAYER_BYTES / 2 * (uint64_t)elem_of(c);
+    return TOKEN_BYTES / 2 * (uint64_t)c.block * (uint64_t)elem_of(c);
 }
 
 /* Uploads segments and a block table, random unless it is to be in order; returns the arguments but
@@ -86,18 +87,18 @@ static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
     }
     CUDA(cudaMemcpy(d.blocks, order.data(), needed * 4, cudaMemcpyHostToDevice));
     std::vector<inf_cuda_segment> segments;
-    uint32_t block_off = 0;
+    uint32_t block_off = 0, size = (uint32_t)c.block;
     c.kv_bytes = 0;
     for (uint32_t t : c.contexts) {
         segments.push_back({(uint32_t)segments.size(), 1, t - 1, 0, t, block_off});
-        block_off += (t + BLOCK - 1) / BLOCK;
+        block_off += (t + size - 1) / size;
         c.kv_bytes += (double)t * KV_HEADS * DIM * 2 * elem_of(c);
     }
     CUDA(cudaMemcpy(d.segments, segments.data(), segments.size() * sizeof segments[0],
                     cudaMemcpyHostToDevice));
     inf_cuda_attn a = {};
     a.q = d.q, a.pool = d.pool, a.blocks = d.blocks, a.segments = d.segments;
-    a.kv = {(int32_t)layers, KV_HEADS, BLOCK, DIM, c.kv, elem_of(c), layers * layer};
+    a.kv = {(int32_t)layers, KV_HEADS, c.block, DIM, c.kv, elem_of(c), layers * layer};
     a.work = d.work, a.n_work = d.n_work, a.o = d.o, a.lse = d.lse;
     a.part_o = d.part_o, a.part_lse = d.part_lse, a.off = d.off, a.list = d.list;
     a.act = INF_DTYPE_BF16, a.o_dtype = INF_DTYPE_BF16, a.heads = HEADS;
@@ -190,19 +191,20 @@ static void print_timing(const char *what, const bench_case &c, const inf_cuda_a
                          const inf_cuda_decode_variant &v, int chunk, int grid, const timing &t) {
     double speed = c.kv_bytes / t.both;
     fflush(stdout);
-    printf("%-7s %-14s %s%-32s %4d pieces to %7u: %9.2f us (unmerged %9.2f, combine %9.2f), %5.0f "
-           "GB/s, %5.1f %% of copy\n",
-           what, c.name, c.ordered ? "ordered, " : "", v.name, t.plan.pieces, t.plan.biggest,
-           1e6 * t.both, 1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed, 100 * speed / copy_bandwidth);
+    printf("%-7s %-14s of %d %s%-32s %4d pieces to %7u: %9.2f us (unmerged %9.2f, combine %9.2f), "
+           "%5.0f GB/s, %5.1f %% of copy\n",
+           what, c.name, c.block, c.ordered ? "ordered, " : "", v.name, t.plan.pieces,
+           t.plan.biggest, 1e6 * t.both, 1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed,
+           100 * speed / copy_bandwidth);
     fprintf(json,
             "{\"bench\":\"decode\",\"what\":\"%s\",\"case\":\"%s\",\"order\":\"%s\","
-            "\"kv_bytes_per_number\":%d,\"layers\":%d,\"variant\":\"%s\","
+            "\"block\":%d,\"kv_bytes_per_number\":%d,\"layers\":%d,\"variant\":\"%s\","
             "\"taken\":%d,\"chunk\":%d,\"grid\":%d,\"pieces\":%d,\"biggest\":%u,\"us\":%.3f,"
             "\"unmerged_us\":%.3f,"
             "\"combine_us\":%.3f,\"gbs\":%.1f,\"share_of_copy\":%.4f}\n",
-            what, c.name, c.ordered ? "ordered" : "scattered", a.kv.elem, a.kv.layers, v.name,
-            v.taken, chunk, grid, t.plan.pieces, t.plan.biggest, 1e6 * t.both, 1e6 * t.alone,
-            1e6 * t.apart, 1e-9 * speed, speed / copy_bandwidth);
+            what, c.name, c.ordered ? "ordered" : "scattered", c.block, a.kv.elem, a.kv.layers,
+            v.name, v.taken, chunk, grid, t.plan.pieces, t.plan.biggest, 1e6 * t.both,
+            1e6 * t.alone, 1e6 * t.apart, 1e-9 * speed, speed / copy_bandwidth);
 }
 
 struct fastest {
@@ -330,20 +332,39 @@ static void run_ordered(const device_state &d, bench_case c) {
     }
 }
 
+/* What a block's size does: a layer's part of one lies together, 4 KiB per token, and elsewhere
+ * than that of the next. 0: all of a layer is one stretch; 1: and a request one block, in which
+ * each head's keys follow each other, as those of a tensor of PyTorch do. */
+static void run_blocks(const device_state &d) {
+    for (const bench_case &like :
+         {uniform_case(1, 1 << 17), uniform_case(8, 1 << 15), uniform_case(64, 1 << 13)}) {
+        for (int block : {16, 32, 64, 128, 256, 0, 1}) {
+            bench_case c = like;
+            c.block = block > 1 ? block : block == 1 ? (int)c.contexts[0] : BLOCK;
+            c.ordered = block <= 1;
+            c.most_layers = c.ordered ? 1 : LAYERS;
+            strcat(c.name, ", blocks");
+            if (in_pool(d, c)) {
+                run_variants(d, c, set_case(d, c));
+            }
+        }
+    }
+}
+
 static device_state open_device() {
     device_state d = {};
     size_t unused, total;
     CUDA(cudaDeviceGetAttribute(&d.sms, cudaDevAttrMultiProcessorCount, 0));
     CUDA(cudaStreamCreate(&stream));
     CUDA(cudaMemGetInfo(&unused, &total));
-    d.pool_bytes = (unused - ((size_t)3 << 30)) / LAYER_BYTES * LAYER_BYTES;
+    d.pool_bytes = (unused - ((size_t)3 << 30)) / (BLOCK * TOKEN_BYTES) * (BLOCK * TOKEN_BYTES);
     CUDA(cudaMalloc((void **)&d.pool, d.pool_bytes));
     CUDA(cudaMalloc(&d.q, MOST_BATCH * HEADS * DIM * 2));
     CUDA(cudaMalloc(&d.o, MOST_BATCH * HEADS * DIM * 2));
     CUDA(cudaMalloc((void **)&d.lse, MOST_BATCH * HEADS * 4));
     CUDA(cudaMalloc((void **)&d.part_o, (size_t)MOST_PARTS * HEADS * DIM * 4));
     CUDA(cudaMalloc((void **)&d.part_lse, (size_t)MOST_PARTS * HEADS * 4));
-    CUDA(cudaMalloc((void **)&d.blocks, d.pool_bytes / (LAYER_BYTES / 2) * 4));
+    CUDA(cudaMalloc((void **)&d.blocks, d.pool_bytes / (BLOCK * TOKEN_BYTES / 2) * 4));
     CUDA(cudaMalloc((void **)&d.segments, MOST_BATCH * sizeof(inf_cuda_segment)));
     CUDA(cudaMalloc((void **)&d.work, MOST_WORK * sizeof(inf_cuda_work)));
     CUDA(cudaMalloc((void **)&d.n_work, 4));
@@ -395,6 +416,7 @@ int main(int argc, char **argv) {
     snprintf(dense.name, sizeof dense.name, "8 x 32K dense");
     dense.most_layers = 2;
     run_case(d, dense);
+    run_blocks(d);
     run_e4m3(d);
     return json != stdout && fclose(json) != 0 ? 2 : 0;
 }

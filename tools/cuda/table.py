@@ -24,7 +24,7 @@ def variants(order):
     """The lines of each case of decode attention, by variant."""
     cases = {}
     for d in of("decode"):
-        if d["what"] == "variant" and d.get("order", "scattered") == order:
+        if d["what"] == "variant" and d.get("order", "scattered") == order and "," not in d["case"]:
             cases.setdefault(d["case"], {}).setdefault(d["variant"], d)
     return cases
 
@@ -107,6 +107,23 @@ def orders():
                          f"{100 * s['gbs'] / read:.0f} %" if read else "", f"{d['us']:.1f}", f"{s['us'] / d['us']:.3f}"])
     table("Decode attention by each of its kernels, blocks scattered over the pool and in order; the first is what is"
           " launched", ["batch x context", "kernel", "us", "of copy", "of reading", "us in order", "scattered / in order"], rows)
+
+
+def blocks():
+    """Decode attention by the size of blocks: the kernel that is launched, and the fastest."""
+    cases = {}
+    for d in of("decode"):
+        if d["what"] == "variant" and "," in d["case"]:
+            block = f"{d['block']}, in one stretch" if d["layers"] == 1 else d["block"]
+            cases.setdefault((d["case"].split(",")[0], block), []).append(d)
+    rows = []
+    for (case, block), ds in cases.items():
+        best = min(ds, key=lambda d: d["us"])
+        launched = next((d for d in ds if d["taken"]), best)
+        rows.append([case, block, f"{launched['us']:.1f}", f"{launched['gbs']:.0f}", best["variant"], f"{best['us']:.1f}",
+                     f"{best['gbs']:.0f}"])
+    table("Decode attention by the size of blocks, which lie anywhere",
+          ["batch x context", "tokens of a block", "us", "GB/s", "fastest kernel", "us", "GB/s"], rows)
 
 
 def prefill():
@@ -210,6 +227,7 @@ def gaps():
 
 decode()
 orders()
+blocks()
 prefill()
 steps()
 switches()
