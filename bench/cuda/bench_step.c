@@ -9,7 +9,8 @@
  *   parts: decode prefill pair            default: decode prefill pair
  *          gaps                           alone: bench_gaps.h
  *
- * BLOCKS and CREDITOR_BLOCKS: blocks of the pools. move_ms of a pair is what it took to move half
+ * BLOCKS and CREDITOR_BLOCKS: the pools, in blocks of 16 tokens; BLOCK_SIZE: tokens of the blocks
+ * that they are made of. move_ms of a pair is what it took to move half
  * of the KV to the creditor, which is what each step would cost that fetched KV instead of sending
  * queries. */
 #define _GNU_SOURCE
@@ -30,7 +31,7 @@ static void bench_decode(inf_device *d, const shape *s) {
         }
         set_step(d, batch, context, 1, 0);
         timing t = time_steps(d, 21);
-        uint64_t kv = (uint64_t)batch * context * d->kv.block_bytes / BLOCK;
+        uint64_t kv = (uint64_t)batch * context * d->kv.block_bytes / block_size;
         printf(
             "{\"bench\":\"step_decode\",\"shape\":\"%s\",\"batch\":%d,\"context\":%u,\"ms\":%.4f,"
             "\"least_ms\":%.4f,\"weight_bytes\":%llu,\"kv_bytes\":%llu}\n",
@@ -44,7 +45,7 @@ static void bench_prefill(inf_device *d, const shape *s) {
     static const uint32_t cases[][2] = {{512, 0}, {2048, 0}, {8192, 0}, {512, 131072 - 512}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         uint32_t n = cases[i][0], context = cases[i][1];
-        if ((uint64_t)(context + n + 16) / BLOCK > (uint64_t)d->config.num_blocks) {
+        if ((uint64_t)(context + n + block_size) / block_size > (uint64_t)d->config.num_blocks) {
             continue;
         }
         set_step(d, 1, context, n, 0);
@@ -73,7 +74,7 @@ static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
     CHECK(inf_device_peer_attach(home, 0, c[0], c[1], &err) == INF_OK);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int32_t batch = (int32_t)cases[i][0];
-        uint32_t context = cases[i][1], remote = context / 2, blocks = remote / BLOCK;
+        uint32_t context = cases[i][1], remote = context / 2, blocks = remote / block_size;
         uint64_t need = (uint64_t)batch * (blocks + 2);
         if (need > (uint64_t)home->config.num_blocks ||
             need > (uint64_t)creditor->config.num_blocks) {
@@ -138,6 +139,16 @@ static int wants(int argc, char **argv, const char *part) {
     return argc <= 3;
 }
 
+static int32_t env_or(const char *name, int32_t otherwise) {
+    const char *value = getenv(name);
+    return value != NULL ? atoi(value) : otherwise;
+}
+
+/* A pool's blocks, given in such of 16 tokens. */
+static int32_t pool_blocks(const char *name, int32_t otherwise) {
+    return (int32_t)((int64_t)env_or(name, otherwise) * 16 / block_size);
+}
+
 int main(int argc, char **argv) {
     const shape *s = argc > 2 ? shape_of(argv[2]) : NULL;
     if (s == NULL) {
@@ -154,9 +165,9 @@ int main(int argc, char **argv) {
     int gaps = argc > 3 && strcmp(argv[3], "gaps") == 0;
     int pair = !gaps && wants(argc, argv, "pair");
     int32_t kv = fp8 ? INF_DTYPE_E4M3 : 0;
-    const char *named = getenv("BLOCKS");
-    int32_t blocks = named != NULL ? atoi(named) : tiny ? 600 : pair ? 8500 : 17000;
-    const char *lent = getenv("CREDITOR_BLOCKS");
+    block_size = (uint32_t)env_or("BLOCK_SIZE", 16);
+    int32_t usual = env_or("BLOCKS", tiny ? 600 : pair ? 8500 : 17000);
+    int32_t blocks = pool_blocks("BLOCKS", usual);
     if (gaps) {
         bench_gaps(s, gpu, kv, blocks);
         return 0;
@@ -170,7 +181,7 @@ int main(int argc, char **argv) {
         bench_prefill(home, s);
     }
     if (pair) {
-        inf_device *creditor = open_device(s, gpu, kv, lent != NULL ? atoi(lent) : blocks);
+        inf_device *creditor = open_device(s, gpu, kv, pool_blocks("CREDITOR_BLOCKS", usual));
         bench_pair(home, creditor, s);
         inf_device_close(home);
         inf_device_close(creditor);

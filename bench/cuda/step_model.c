@@ -5,6 +5,7 @@
 #include <time.h>
 
 inf_err err;
+uint32_t block_size = 16;
 
 static const shape shapes[] = {{"8b", 32, 4096, 14336, 32, 8, 128, 128256},
                                {"13b", 40, 5120, 13824, 40, 40, 128, 32000},
@@ -115,7 +116,7 @@ inf_device *open_device(const shape *s, int32_t gpu, int32_t kv_dtype, int32_t n
                            .rope_scale = 1,
                            .dtype = INF_DTYPE_BF16,
                            .kv_dtype = kv_dtype,
-                           .block_size = BLOCK,
+                           .block_size = (int32_t)block_size,
                            .num_blocks = num_blocks,
                            .max_tokens = MAX_TOKENS,
                            .max_seqs = MAX_SEQS,
@@ -185,7 +186,7 @@ void set_step(inf_device *d, int32_t batch, uint32_t context, uint32_t n, uint32
         stride++;
     }
     for (int32_t i = 0; i < batch; i++) {
-        uint32_t local = context + n - remote, blocks = (local + BLOCK - 1) / BLOCK;
+        uint32_t local = context + n - remote, blocks = (local + block_size - 1) / block_size;
         b.seqs[i] = (inf_step_seq){.slot = (uint32_t)i,
                                    .token_off = b.head->n_tokens,
                                    .n_tokens = n,
@@ -213,7 +214,8 @@ void set_step(inf_device *d, int32_t batch, uint32_t context, uint32_t n, uint32
 }
 
 int fits(const inf_device *d, int32_t batch, uint32_t context) {
-    return (uint64_t)batch * (context + 17) / BLOCK <= (uint64_t)d->config.num_blocks;
+    uint64_t each = (context + block_size) / block_size; /* with a new token */
+    return (uint64_t)batch * each <= (uint64_t)d->config.num_blocks;
 }
 
 void open_slots(inf_device *d) {

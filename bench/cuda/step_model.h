@@ -25,7 +25,9 @@ typedef struct shape {
     int32_t layers, hidden, inner, heads, kv_heads, dim, vocab;
 } shape;
 
-enum { BLOCK = 16, MAX_SEQS = 64, MAX_TOKENS = 8192 };
+enum { MAX_SEQS = 64, MAX_TOKENS = 8192 };
+
+extern uint32_t block_size; /* tokens of a block: 16 at first */
 
 /* NULL: there is none of that name. */
 const shape *shape_of(const char *name);

@@ -7,8 +7,8 @@
 #   tools/cuda/gpu.sh [--packed PACK.tgz] OUT [part ...]
 #
 # parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, with PEERS flashinfer
-# too, and profile, switches (decode steps without each part that can be left out, and with each that is not taken by
-# itself) and asleep (pair, with threads that do not stay awake).
+# too, and profile, switches (decode steps without each part that can be left out, with each that is not taken by
+# itself, and with larger blocks) and asleep (pair, with threads that do not stay awake).
 # A test of whole steps that fails is run again without each of these parts: OUT/blame.txt says without which it passes.
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 set -u
@@ -154,6 +154,10 @@ if wants switches; then
     for part in $added; do
         set="with $part"
         BLOCKS=4500 INFINITE_CUDA_WITH=$part step "bench_step_with_${part//,/_}" 30 "$build/bench_step" 1 8b decode
+    done
+    for tokens in 64 256; do
+        set="blocks of $tokens"
+        BLOCKS=17000 BLOCK_SIZE=$tokens step "bench_step_blocks_$tokens" 60 "$build/bench_step" 1 8b decode
     done
     set="as it is" # beside the others, since a machine is not the same after a minute
     BLOCKS=4500 step bench_step_as_is 30 "$build/bench_step" 1 8b decode
