@@ -119,6 +119,7 @@ static void run_case(const buffers &b, uint32_t rows, uint32_t before, int varia
     a.n_work = b.n_work, a.o = b.o, a.part_o = b.part_o, a.part_lse = b.part_lse;
     a.act = a.o_dtype = INF_DTYPE_BF16, a.heads = HEADS, a.layer = 1,
     a.scale = 0.08838834764831845f;
+    a.early = 1; /* as in a step */
     inf_cuda_prefill_variant v;
     CUDA(inf_cuda_prefill_variant_of(&a, variant, &v));
     if (v.resident == 0) {

@@ -275,14 +275,12 @@ static __device__ __forceinline__ void write_rows(const inf_cuda_attn &p, const 
             float l = rows.l[r][h];
             l += __shfl_xor_sync(0xffffffffu, l, 1);
             l += __shfl_xor_sync(0xffffffffu, l, 2);
-            if (i >= x.n_rows) {
-                continue;
-            }
+            bool there = i < x.n_rows;
             out_place out = prefill_out(p, x, i);
-            if constexpr (C::narrow) {
+            if constexpr (!C::narrow) {
+                write_row<C::dim / 8>(rows.o[r], 2 * h, rows.m[r][h], l, x.scale, there, out);
+            } else if (there) {
                 e4m3_write_row<C::dim / 8>(rows.o[r], 2 * h, rows.m[r][h], l, x.scale, out);
-            } else {
-                write_row<C::dim / 8>(rows.o[r], 2 * h, rows.m[r][h], l, x.scale, out);
             }
         }
     }
@@ -321,8 +319,8 @@ int inf_cuda_attn_prefill_takes(const inf_cuda_attn *p) {
            p->act != INF_DTYPE_F32 && (p->kv.head_dim == 64 || p->kv.head_dim == 128) &&
            p->kv.block_size % 8 == 0 &&
            p->kv.block_bytes % (uint64_t)(p->kv.head_dim * p->kv.elem) == 0 &&
-           (uintptr_t)p->pool % 16 == 0 && (uintptr_t)p->q % 16 == 0 && p->heads <= 65535 &&
-           p->scale > 0.0f;
+           (uintptr_t)p->pool % 16 == 0 && (uintptr_t)p->q % 16 == 0 && (uintptr_t)p->o % 16 == 0 &&
+           p->heads <= 65535 && p->scale > 0.0f;
 }
 
 template <class C> static int launch_mma(const inf_cuda_attn *p, inf_stream stream) {

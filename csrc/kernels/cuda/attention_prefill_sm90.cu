@@ -70,6 +70,8 @@ static __global__ void __launch_bounds__(C::threads, 1)
         prefetch_map(&a.map);
     }
     __syncthreads();
+    after_predecessor();
+    start_successor();
     if (threadIdx.x < 128) {
         give_registers<PRODUCER_REGISTERS>();
         produce<C>(a, shared, state);
@@ -161,8 +163,8 @@ template <class C> static int launch_wgmma(const inf_cuda_attn *p, inf_stream st
     int64_t most = (int64_t)p->max_work * p->heads;
     dim3 grid((unsigned)(most < sms ? most : sms));
     return error != 0 ? error
-                      : (int)INF_LAUNCH(attn_wgmma_kernel<C>, grid, dim3(C::threads), C::shared,
-                                        stream, args);
+                      : (int)INF_LAUNCH_EARLY(p->early != 0, attn_wgmma_kernel<C>, grid,
+                                              dim3(C::threads), C::shared, stream, args);
 }
 
 template <class C>

@@ -141,7 +141,7 @@ typedef struct inf_cuda_attn {
     const inf_cuda_work *work;
     const int32_t
         *n_work; /* device memory, so that a captured graph can be replayed with other work */
-    void *o;     /* [rows, heads, head_dim] of o_dtype, normalised */
+    void *o;     /* [rows, heads, head_dim] of o_dtype, normalised; in prefill 16-byte aligned */
     float *lse;  /* [rows, heads], or NULL when nobody reads it */
     const inf_cuda_place *places; /* [rows], or NULL; not prefill. o and lse are not written then */
     float *part_o;                /* [parts, heads, head_dim] f32, normalised */
@@ -156,7 +156,8 @@ typedef struct inf_cuda_attn {
     float scale;
     int32_t rows;     /* of q, 0 if not known: decode is cut for many of them, or for few */
     int32_t max_work; /* the grid's x is at most this; pieces beyond it are looped over */
-    int32_t early;    /* 1: may start before the kernel in front has ended; sm_90; decode only */
+    int32_t early;    /* 1: may start before the kernel in front has ended; sm_90; in prefill
+                       * only the kernel for it */
     int32_t wgmma;    /* 1: prefill takes the sm_90 kernel where the GPU has it */
 } inf_cuda_attn;
 

@@ -108,9 +108,13 @@ static __device__ __forceinline__ key_range prefill_keys(const inf_cuda_attn &p,
                         x.work.row0 + (uint32_t)((x.m0 + i) / x.group));
 }
 
+/* Where packed row i of the tile goes; of one that is not there only the dtype is told. */
 static __device__ __forceinline__ out_place prefill_out(const inf_cuda_attn &p,
                                                         const prefill_tile &x, int i) {
     int32_t packed = x.m0 + i;
+    if (i >= x.n_rows) {
+        return {NULL, NULL, x.work.part == INF_CUDA_WHOLE ? p.o_dtype : (int32_t)INF_DTYPE_F32, 0};
+    }
     return place_of(p, x.segment, x.work, (uint32_t)(packed / x.group),
                     x.kv_head * x.group + packed % x.group);
 }
@@ -155,25 +159,60 @@ static __device__ __forceinline__ float lse_of(float m, float l, float scale) {
     return l != 0.0f ? m * scale * ln2 + logf(l) : -INFINITY;
 }
 
-/* A row of o that a quad of lanes holds together, divided by its sum, and its lse. N column groups
- * of 8: the thread's are o[n][at], o[n][at + 1], at 8 n + 2 (lane % 4). */
+/* Lane q of a quad has word q of each of four groups of four words; afterwards it has all words of
+ * group q. All lanes of the warp call. */
+static __device__ __forceinline__ void cross_quad(uint32_t w[4]) {
+    const bool high = (threadIdx.x & 2) != 0, odd = (threadIdx.x & 1) != 0;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        uint32_t got = __shfl_xor_sync(0xffffffffu, high ? w[i] : w[i + 2], 2);
+        w[i] = high ? got : w[i];
+        w[i + 2] = high ? w[i + 2] : got;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? w[i] : w[i + 1], 1);
+        w[i] = odd ? got : w[i];
+        w[i + 1] = odd ? w[i + 1] : got;
+    }
+}
+
+/* A row of o that a quad of lanes holds together, divided by its sum, and its lse, if the row is
+ * there; the dtype is the same for all lanes, which all call. N column groups of 8: the thread's
+ * are o[n][at], o[n][at + 1], at 8 n + 2 (lane % 4). 16-bit numbers are written 16 bytes at a time,
+ * so that a quad fills two sectors of memory and not a quarter of eight. */
 template <int N>
 static __device__ __forceinline__ void write_row(const float o[N][4], int at, float m, float l,
-                                                 float scale, const out_place &out) {
+                                                 float scale, bool there, const out_place &out) {
+    static_assert(N % 4 == 0, "");
     int lane = (int)(threadIdx.x % 32);
     float inverse = l != 0.0f ? 1.0f / l : 0.0f;
-    size_t base = out.at * (size_t)(N * 8) + (size_t)(2 * (lane % 4));
+    size_t base = out.at * (size_t)(N * 8);
 #pragma unroll
-    for (int n = 0; n < N; n++) {
-        float a = o[n][at] * inverse, b = o[n][at + 1] * inverse;
+    for (int n = 0; n < N; n += 4) {
         if (out.dtype == INF_DTYPE_F32) {
-            *(float2 *)((float *)out.o + base + n * 8) = make_float2(a, b);
-        } else {
-            *(uint32_t *)((uint16_t *)out.o + base + n * 8) =
-                out.dtype == INF_DTYPE_BF16 ? pack_bf16x2(a, b) : pack_f16x2(a, b);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (there) {
+                    *(float2 *)((float *)out.o + base + (n + i) * 8 + 2 * (lane % 4)) =
+                        make_float2(o[n + i][at] * inverse, o[n + i][at + 1] * inverse);
+                }
+            }
+            continue;
+        }
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float a = o[n + i][at] * inverse, b = o[n + i][at + 1] * inverse;
+            w[i] = out.dtype == INF_DTYPE_BF16 ? pack_bf16x2(a, b) : pack_f16x2(a, b);
+        }
+        cross_quad(w);
+        if (there) {
+            *(uint4 *)((uint16_t *)out.o + base + (n + lane % 4) * 8) =
+                make_uint4(w[0], w[1], w[2], w[3]);
         }
     }
-    if (lane % 4 == 0 && out.lse != NULL) {
+    if (there && lane % 4 == 0 && out.lse != NULL) {
         out.lse[out.at] = lse_of(m, l, scale);
     }
 }

@@ -195,10 +195,8 @@ static __device__ __forceinline__ void consume(const inf_cuda_attn &p, uint8_t *
             float l = rows.l[h];
             l += __shfl_xor_sync(0xffffffffu, l, 1);
             l += __shfl_xor_sync(0xffffffffu, l, 2);
-            if (row_of(h) < x.n_rows) {
-                write_row<C::dim / 8>(rows.o, 2 * h, rows.m[h], l, x.scale,
-                                      prefill_out(p, x, row_of(h)));
-            }
+            write_row<C::dim / 8>(rows.o, 2 * h, rows.m[h], l, x.scale, row_of(h) < x.n_rows,
+                                  prefill_out(p, x, row_of(h)));
         }
         release(&state.empty_x[slot]);
     }

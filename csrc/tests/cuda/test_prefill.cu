@@ -170,6 +170,7 @@ static void run(const step *s, int variant, const pieces &p, tolerances *tol) {
     /* fewer than pieces: each block takes several; more: some have none */
     a.max_work = below(2) ? 1 + below(n + 1) : n + below(3);
     a.wgmma = k->dtype == INF_DTYPE_E4M3; /* asked for, and not taken */
+    a.early = below(2);
     int error = launch(&a, variant);
     CHECK(error == 0, "launch: error %d", error);
     for (const guarded &g : {list, n_work, q, pool, blocks, segments}) {
