@@ -242,7 +242,7 @@ static void run_batch(inf_lane *l, const inf_attn *args, const answer_batch *b, 
     l->kv = one ? l->kv_layers : l->kv_layer;
     bool placed = !b->continued && !goes_on && l->fault == 0 && lane_places(l, c);
     fetch_queries(l, args, b, placed);
-    attend_to to = {l->o32, INF_DTYPE_F32, l->lse, placed ? l->places : NULL};
+    attend_to to = {l->o32, INF_DTYPE_F32, l->lse, placed ? l->places : NULL, false};
     lane_attend(l, c, one ? args[b->first].layer : 0, l->q, &to, b->rows, false);
     if (placed) {
         l->placed += (uint64_t)b->rows;

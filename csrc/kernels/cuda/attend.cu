@@ -60,7 +60,6 @@ static inf_cuda_attn attn_of(inf_lane *l, const class_lists *c, int32_t layer) {
     a.layer = layer;
     a.window = c->window;
     a.scale = l->scale;
-    a.early = l->backend->early_decode;
     a.wgmma = l->backend->wgmma;
     return a;
 }
@@ -80,6 +79,7 @@ void lane_attend(inf_lane *l, const class_lists *c, int32_t layer, const void *q
     a.o_dtype = to->o_dtype;
     a.lse = to->lse;
     a.places = to->places;
+    a.early = l->backend->early_decode ? 1 + to->own : 0;
     a.rows = rows;
     bool combine = c->combine;
     if (c->n_decode > 0 || whole) {

@@ -29,6 +29,12 @@
  * keys within a tile is free too, ldmatrix takes its eight rows from eight chunks, and those lie in
  * different banks.
  *
+ * The beginning. What a launch takes before its first key is on its way shows where contexts are
+ * short: the number of pieces, the piece, its segment, the block table, each read after the other.
+ * In a step all that was there before the kernel in front began (RoPE, which writes q and the rows'
+ * own keys), and so were all keys but those; so with early = 2 a warp asks for its first tiles
+ * before it waits for that kernel, unless own keys are in them.
+ *
  * Masks. Keys that a row does not see (causal rule within the piece's rows, window, end of the
  * span) get the weight 0, but only in tiles that need it: the last one, and the first of a window.
  */
@@ -65,19 +71,28 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
         __syncwarp(); /* the barriers are this warp's alone */
     }
 #endif
-    after_predecessor();
+    bool waited = p.early < 2;
+    if (waited) {
+        after_predecessor();
+    }
     start_successor();
     /* Pieces go from big to small: every other round of the grid is dealt in reverse, so that who
-     * had the biggest of one round has the smallest of the next. */
-    int32_t n_work = *p.n_work, n = (int32_t)gridDim.y, y = (int32_t)blockIdx.y;
+     * had the biggest of one round has the smallest of the next. The first is read beside the
+     * number of pieces, which may say that it is none. */
+    int32_t n = (int32_t)gridDim.y, y = (int32_t)blockIdx.y;
+    inf_cuda_work work = p.work[y];
+    int32_t n_work = *p.n_work;
     for (int32_t round = 0; round * n < n_work; round++) {
         int32_t index = round * n + (round % 2 == 0 ? y : n - 1 - y);
         if (index >= n_work) {
             break; /* the last round */
         }
-        decode_piece x = piece_of(p, index);
+        if (round > 0) {
+            work = p.work[index];
+        }
+        decode_piece x = piece_of(p, work);
         decode_rows<C> rows;
-        attend_piece(p, x, ring, rows);
+        attend_piece(p, x, ring, rows, waited);
         put_results(rows, x.n_rows, (float *)ring.stages);
         __syncthreads();
         write_piece<C>(p, x, (const float *)rings);
@@ -88,6 +103,9 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
         }
 #endif
         __syncthreads();
+    }
+    if (!waited) { /* it had no piece; that this kernel has ended says that those in front have */
+        after_predecessor();
     }
 }
 

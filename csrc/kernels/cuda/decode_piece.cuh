@@ -102,10 +102,16 @@ static __device__ __forceinline__ void ask(key_walk<C> &walk, const decode_ring 
 #endif
 }
 
-/* The warp's share of a piece. */
+/* Whether tokens below `upto` have keys of the segment's own rows among them. */
+static __device__ __forceinline__ bool has_own(const inf_cuda_segment &s, uint32_t upto) {
+    return (int64_t)upto > (int64_t)s.q_pos0 - s.kv_pos0;
+}
+
+/* The warp's share of a piece. waited: for the kernel in front; it has when this returns. */
 template <class C>
 static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, const decode_piece &x,
-                                                    decode_ring &ring, decode_rows<C> &rows) {
+                                                    decode_ring &ring, decode_rows<C> &rows,
+                                                    bool &waited) {
     constexpr int ahead = C::stages - 1;
     int warp = (int)(threadIdx.x / 32);
     key_walk<C> walk = begin_walk<C>(p, x);
@@ -114,10 +120,19 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
     int tiles = (int)((walk.end - walk.token0 + C::keys - 1) / C::keys);
     int n = (tiles - warp + C::warps - 1) / C::warps; /* tiles warp, warp + warps, .. */
     walk.look_up(warp, 0);
+    uint32_t asked = walk.tile_token(warp, ahead - 1) + C::keys;
+    if (!waited && has_own(x.segment, asked < walk.end ? asked : walk.end)) {
+        after_predecessor();
+        waited = true;
+    }
 #pragma unroll
     for (int j = 0; j < ahead; j++) {
         int slot = ring.slot + j;
         ask(walk, ring, warp, j, n, head, to_v, slot < C::stages ? slot : slot - C::stages);
+    }
+    if (!waited) {
+        after_predecessor();
+        waited = true;
     }
     begin_rows(p, x, rows);
     for (int j = 0; j < n; j++) {
@@ -218,9 +233,10 @@ static __device__ __forceinline__ void write_piece(const inf_cuda_attn &p, const
     }
 }
 
-static __device__ __forceinline__ decode_piece piece_of(const inf_cuda_attn &p, int32_t index) {
+static __device__ __forceinline__ decode_piece piece_of(const inf_cuda_attn &p,
+                                                        const inf_cuda_work &work) {
     decode_piece x;
-    x.work = p.work[index];
+    x.work = work;
     x.segment = p.segments[x.work.segment];
     x.kv_head = (int32_t)blockIdx.x;
     x.group = p.heads / p.kv.kv_heads;

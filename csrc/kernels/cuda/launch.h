@@ -155,9 +155,11 @@ typedef struct inf_cuda_attn {
     int32_t window; /* 0: none */
     float scale;
     int32_t rows;     /* of q, 0 if not known: decode is cut for many of them, or for few */
-    int32_t max_work; /* the grid's x is at most this; pieces beyond it are looped over */
-    int32_t early;    /* 1: may start before the kernel in front has ended; sm_90; in prefill
-                       * only the kernel for it */
+    int32_t max_work; /* the grid is for so many at most, and work has room for them; pieces beyond
+                       * are looped over */
+    int32_t early;    /* 1: may start before the kernel in front has ended; sm_90; in prefill only
+                       * the kernel for it. 2: and when that one began, the plan, blocks, segments
+                       * and all keys but the rows' own were there */
     int32_t wgmma;    /* 1: prefill takes the sm_90 kernel where the GPU has it */
 } inf_cuda_attn;
 

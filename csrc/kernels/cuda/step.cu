@@ -272,9 +272,12 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     bool whole = l->capturing != NULL;
     /* The same for every layer and step: settle asks for it also where attention was replayed. */
     l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
-    attend_to to = {o, l->act, NULL, NULL};
+    /* In front of RoPE are products, which wait for all before them unless they begin early; should
+     * the library's do so, then in layers behind the first the step's input is long there. */
+    bool own = l->backend->early_small == 0 && layer > 0;
+    attend_to to = {o, l->act, NULL, NULL, own};
     if (open) {
-        to = {l->partial, INF_DTYPE_F32, l->lse, NULL};
+        to = {l->partial, INF_DTYPE_F32, l->lse, NULL, own};
     }
     lane_attend(l, c, layer, q, &to, l->rows, whole);
 }

@@ -11,131 +11,7 @@ enum { ROUNDS = 24, MOST_TOKENS = 400, MOST_ROWS = 40, MOST_REQUESTS = 4 };
 enum { ROUNDS = 25, MOST_TOKENS = 2000, MOST_ROWS = 200, MOST_REQUESTS = 6 };
 #endif
 
-#include "tests/cuda/attention_step.h"
-
-/* ---- runs and comparison ---- */
-
-typedef struct outputs {
-    std::vector<uint8_t> o, lse, part_o, part_lse;
-} outputs;
-
-typedef struct tolerances {
-    double o, lse, seen_o,
-        seen_lse; /* of the largest |o| of the row; absolute; most that was seen */
-} tolerances;
-
-static int is_nan_bytes(const uint8_t *p, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        if (p[i] != UNWRITTEN) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
-static void check_row(const step *s, const outputs *out, const wanted &want, tolerances *tol) {
-    const inf_cuda_work *w = want.work;
-    int32_t dim = s->args.kv.head_dim;
-    double most = 0, worst = 0;
-    int whole = w->part == INF_CUDA_WHOLE;
-    size_t r = whole ? s->segments[w->segment].row0 + w->row0 + want.row : w->part + want.row;
-    size_t i = r * (size_t)s->args.heads + (size_t)want.head;
-    const std::vector<uint8_t> &o = whole ? out->o : out->part_o;
-    int32_t dtype = whole ? s->args.o_dtype : (int32_t)INF_DTYPE_F32;
-    double lse = number_at(whole ? out->lse : out->part_lse, INF_DTYPE_F32, i);
-    for (int32_t d = 0; d < dim; d++) {
-        double off = fabs(number_at(o, dtype, i * (size_t)dim + (size_t)d) - want.o[d]);
-        most = fabs(want.o[d]) > most ? fabs(want.o[d]) : most;
-        worst = !(off <= worst) ? off : worst; /* NaN stays */
-    }
-    double relative = most > 0 ? worst / most : worst;
-    double lse_off = want.lse == -INFINITY ? (lse == -INFINITY ? 0 : NAN) : fabs(lse - want.lse);
-    tol->seen_o = !(relative <= tol->seen_o) ? relative : tol->seen_o;
-    tol->seen_lse = !(lse_off <= tol->seen_lse) ? lse_off : tol->seen_lse;
-    CHECK(relative <= tol->o && lse_off <= tol->lse,
-          "o off by %g of %g, lse %g, want %g: segment %u row %u head %d, tokens %u + %u, part %u, "
-          "window %d, block %d",
-          worst, most, lse, want.lse, w->segment, w->row0 + want.row, want.head, w->token0,
-          w->tokens, w->part, s->args.window, s->args.kv.block_size);
-}
-
-static void check_outputs(const step *s, const outputs *out, const std::vector<wanted> &want,
-                          tolerances *tol) {
-    size_t row_bytes = (size_t)s->args.heads * (size_t)s->args.kv.head_dim;
-    std::vector<uint8_t> whole((size_t)s->rows, 0);
-    for (const wanted &x : want) {
-        check_row(s, out, x, tol);
-        if (x.work->part == INF_CUDA_WHOLE) {
-            whole[s->segments[x.work->segment].row0 + x.work->row0 + x.row] = 1;
-        }
-    }
-    row_bytes *= format_size(s->args.o_dtype);
-    for (int32_t r = 0; r < s->rows; r++) {
-        CHECK(whole[(size_t)r] || is_nan_bytes(&out->o[(size_t)r * row_bytes], row_bytes),
-              "row %d has no whole piece and was written", r);
-    }
-}
-
-typedef int (*launcher)(const inf_cuda_attn *p, int index, inf_stream stream);
-
-/* Variant DEFAULT is the launcher that chooses one. */
-enum { DEFAULT = -1 };
-static int launch_decode(const inf_cuda_attn *p, int index, inf_stream stream) {
-    return index == DEFAULT ? inf_cuda_attn_decode_launch(p, stream)
-                            : inf_cuda_decode_variant_launch(p, index, stream);
-}
-
-static int launch_plain(const inf_cuda_attn *p, int index, inf_stream stream) {
-    (void)index;
-    return inf_cuda_attn_plain_launch(p, stream);
-}
-
-/* A step's input on the GPU. */
-struct uploaded {
-    guarded q, pool, blocks, segments;
-};
-
-static uploaded upload(const step *s) {
-    size_t numbers_in_q = (size_t)s->rows * (size_t)s->args.heads * (size_t)s->args.kv.head_dim;
-    return {guard_copy(s->q, numbers_in_q * format_size(s->args.act)),
-            guard_copy(s->pool, (size_t)s->pool_blocks * s->args.kv.block_bytes),
-            guard_copy(s->blocks, (size_t)s->n_blocks * 4),
-            guard_copy(s->segments, (size_t)s->n_segments * sizeof s->segments[0])};
-}
-
-static void drop(const uploaded &u) {
-    for (const guarded &g : {u.q, u.pool, u.blocks, u.segments}) {
-        must(cudaFree(g.base), "cudaFree");
-    }
-}
-
-/* Runs a list through a kernel on fresh outputs and checks all of it. */
-static outputs run(const step *s, const uploaded &u, launcher launch, int index,
-                   const inf_cuda_work *work, int32_t n, const std::vector<wanted> &want,
-                   tolerances *tol) {
-    size_t heads = (size_t)s->args.heads, dim = (size_t)s->args.kv.head_dim;
-    size_t rows = (size_t)s->rows;
-    guarded list = guard_copy(work, (size_t)n * sizeof *work), n_work = guard_copy(&n, 4);
-    guarded o = guard(rows * heads * dim * format_size(s->args.o_dtype));
-    guarded lse = guard(rows * heads * 4);
-    guarded part_o = guard(s->lists.n_parts * heads * dim * 4);
-    guarded part_lse = guard(s->lists.n_parts * heads * 4);
-    inf_cuda_attn a = s->args;
-    a.q = u.q.p(), a.pool = u.pool.as<uint8_t>(), a.blocks = u.blocks.as<int32_t>();
-    a.segments = u.segments.as<inf_cuda_segment>(), a.work = list.as<inf_cuda_work>();
-    a.n_work = n_work.as<int32_t>(), a.o = o.p(), a.lse = lse.as<float>();
-    a.part_o = part_o.as<float>(), a.part_lse = part_lse.as<float>();
-    /* fewer blocks than pieces: each takes several; more: some have none */
-    a.max_work = below(2) ? 1 + below(n + 1) : n + below(3);
-    a.early = below(2);
-    int error = launch(&a, index, NULL);
-    CHECK(error == 0, "launch: error %d", error);
-    (void)take(list);
-    (void)take(n_work);
-    outputs out = {take(o), take(lse), take(part_o), take(part_lse)};
-    check_outputs(s, &out, want, tol);
-    return out;
-}
+#include "tests/cuda/attention_check.h"
 
 /* A row's parts, merged in double: o [head_dim] and lse of one head. */
 static double merged(const step *s, const outputs *parts, size_t row, size_t head,
@@ -171,7 +47,7 @@ static void run_merging(const step *s, const uploaded &u, int index, const outpu
     size_t rows = (size_t)s->rows, kv_heads = (size_t)s->args.kv.kv_heads;
     int32_t n = s->lists.n_decode;
     std::vector<uint32_t> zeros(rows * kv_heads, 0);
-    guarded list = guard_copy(s->lists.decode, (size_t)n * sizeof(inf_cuda_work));
+    guarded list = guard_list(s->lists.decode, n);
     guarded n_work = guard_copy(&n, 4), done = guard_copy(zeros);
     guarded off = guard_copy(s->lists.off, (rows + 1) * 4);
     guarded rows_of = guard_copy(s->lists.list, (size_t)s->lists.n_parts * 4);
@@ -184,7 +60,7 @@ static void run_merging(const step *s, const uploaded &u, int index, const outpu
     a.n_work = n_work.as<int32_t>(), a.o = o.p(), a.lse = lse.as<float>();
     a.part_o = part_o.as<float>(), a.part_lse = part_lse.as<float>();
     a.done = done.as<uint32_t>(), a.off = off.as<uint32_t>(), a.list = rows_of.as<uint32_t>();
-    a.max_work = n + below(3);
+    a.max_work = n + below(MORE_PIECES + 1);
     CHECK(launch_decode(&a, index, NULL) == 0, "launch");
     for (const guarded &g : {list, n_work, off, rows_of, part_o, part_lse}) {
         (void)take(g);

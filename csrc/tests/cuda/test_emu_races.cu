@@ -136,13 +136,16 @@ static const struct {
     {"an early start", early_kernel<true>, early_kernel<false>, 1},
 };
 
-/* Behind a kernel that writes out's first words. */
-static void run_behind(words_kernel kernel, int blocks) {
+/* Behind a kernel that writes out's first words, and, with `later`, has ended. */
+static void run_behind(words_kernel kernel, int blocks, bool later) {
     std::vector<uint32_t> zeros(4096);
     bool early = kernel == early_kernel<true> || kernel == early_kernel<false>;
     guarded in = guard_copy(zeros), out = guard_copy(zeros);
     words_args a = {in.as<uint32_t>(), out.as<uint32_t>(), 4096};
     must((cudaError_t)INF_LAUNCH(ring_kernel<0>, dim3(1), dim3(THREADS), 0, NULL, a), "launch");
+    if (later) {
+        must(cudaStreamSynchronize(NULL), "cudaStreamSynchronize");
+    }
     must((cudaError_t)INF_LAUNCH_EARLY(early, kernel, dim3((unsigned)blocks), dim3(THREADS), 4096,
                                        NULL, a),
          "launch");
@@ -153,7 +156,7 @@ static void run_behind(words_kernel kernel, int blocks) {
 static char said[1 << 16];
 
 /* In a child; whether it told of a race, and failed. */
-static bool is_told(words_kernel kernel, int blocks) {
+static bool is_told(words_kernel kernel, int blocks, bool later = false) {
     int ends[2];
     size_t n = 0;
     fflush(stdout);
@@ -164,7 +167,7 @@ static bool is_told(words_kernel kernel, int blocks) {
     if (child == 0) {
         (void)dup2(ends[1], 2);
         (void)close(ends[0]);
-        run_behind(kernel, blocks);
+        run_behind(kernel, blocks, later);
         exit(0);
     }
     (void)close(ends[1]);
@@ -187,6 +190,7 @@ int main(int argc, char **argv) {
         CHECK(!is_told(c.right, c.blocks), "%s: a race where none is: %s", c.name, said);
         CHECK(is_told(c.wrong, c.blocks), "%s: not told", c.name);
     }
+    CHECK(!is_told(early_kernel<false>, 1, true), "a race with what had ended: %s", said);
     return report("test_emu_races");
 }
 

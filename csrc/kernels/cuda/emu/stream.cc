@@ -84,14 +84,16 @@ progress do_one(CUstream_st *s) {
     if (ready && !ready()) {
         return NOT_YET;
     }
+    bool afresh;
     {
         std::lock_guard<std::mutex> guard(s->lock);
         work = std::move(s->queue.front().work);
+        afresh = s->queue.front().afresh;
         s->queue.pop_front();
     }
     if (work) {
         emu_step_stream = s;
-        emu_step++;
+        emu_step += afresh ? 2 : 1; /* it does not follow upon what was over */
         work();
     }
     return ONE_DONE;
@@ -104,6 +106,12 @@ void finish(CUstream_st *s) {
             (void)usleep(1000);
         }
     }
+}
+
+/* The caller is told that what was asked for before is done. */
+void told_of(CUstream_st *s) {
+    std::lock_guard<std::mutex> guard(s->lock);
+    s->over = s->queue.empty();
 }
 
 /* What there is to do in front of the mark. */
@@ -158,7 +166,8 @@ cudaError_t enqueue(const emu_stream &s, emu_work work, std::function<bool()> re
     }
     {
         std::lock_guard<std::mutex> guard(s->lock);
-        s->queue.push_back({std::move(work), std::move(ready)});
+        s->queue.push_back({std::move(work), std::move(ready), s->over});
+        s->over = false;
     }
     if (is_eager()) {
         finish(s.get());
@@ -278,6 +287,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     cudaError_t status = check_waitable(s);
     if (status == cudaSuccess) {
         finish(s.get());
+        told_of(s.get());
         status = check_waitable(s);
     }
     return status;
@@ -293,6 +303,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (do_one(s.get()) != NOTHING_LEFT) {
         return cudaErrorNotReady;
     }
+    told_of(s.get());
     return check_waitable(s); /* it may have been lost since */
 }
 

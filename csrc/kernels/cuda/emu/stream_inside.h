@@ -22,12 +22,14 @@ struct emu_capture {
 struct emu_item {
     emu_work work;
     std::function<bool()> ready;
+    bool afresh = false; /* what was asked for before was known to be over */
 };
 
 struct CUstream_st {
     std::mutex lock;
     std::recursive_mutex turn;
     std::deque<emu_item> queue;
+    bool over = false; /* somebody was told that all is done, and nothing was asked for since */
     std::shared_ptr<emu_capture> capture;
     bool origin = false; /* of the capture */
     bool blocking = true;
