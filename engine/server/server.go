@@ -57,21 +57,31 @@ type ClusterView struct {
 
 // InstanceView is one instance's pool and load.
 type InstanceView struct {
-	ID              string  `json:"id"`
-	KVBlocksTotal   int     `json:"kv_blocks_total"`
-	KVBlocksFree    int     `json:"kv_blocks_free"`
-	KVBlocksHosted  int     `json:"kv_blocks_hosted"` // blocks of others in this pool
-	KVBlocksLent    int     `json:"kv_blocks_lent"`   // blocks of its requests that lie with others
-	Running         int     `json:"running"`
-	Waiting         int     `json:"waiting"`
-	TokensPerSecond float64 `json:"tokens_per_second"`
-	Preemptions     uint64  `json:"preemptions"`
-	RemoteQueries   uint64  `json:"remote_queries"`   // messages to creditors
-	RemoteAnswers   uint64  `json:"remote_answers"`   // messages to debtors
-	KVBlocksMoved   uint64  `json:"kv_blocks_moved"`  // to creditors
-	RefusedMessages uint64  `json:"refused_messages"` // of peers: malformed, stale or out of bounds
-	MemoryTotal     uint64  `json:"memory_total_bytes"`
-	MemoryUsed      uint64  `json:"memory_used_bytes"`
+	ID                string            `json:"id"`
+	Device            string            `json:"device"`
+	KVCacheDType      string            `json:"kv_cache_dtype"`
+	Links             map[string]uint32 `json:"links,omitempty"` // peers that it may borrow from, by transport
+	KVBlocksTotal     int               `json:"kv_blocks_total"`
+	KVBlocksFree      int               `json:"kv_blocks_free"`
+	KVBlocksHosted    int               `json:"kv_blocks_hosted"` // blocks of others in this pool
+	KVBlocksLent      int               `json:"kv_blocks_lent"`   // blocks of its requests that lie with others
+	Running           int               `json:"running"`
+	Waiting           int               `json:"waiting"`
+	TokensPerSecond   float64           `json:"tokens_per_second"`
+	Preemptions       uint64            `json:"preemptions"`
+	Steps             uint64            `json:"steps"`
+	StepSeconds       float64           `json:"step_seconds"`
+	RemoteWaitSeconds float64           `json:"remote_wait_seconds"` // a part of StepSeconds: for creditors' answers
+	RemoteQueries     uint64            `json:"remote_queries"`      // messages to creditors
+	RemoteQueryBytes  uint64            `json:"remote_query_bytes"`
+	RemoteAnswers     uint64            `json:"remote_answers"` // messages to debtors
+	RemoteAnswerBytes uint64            `json:"remote_answer_bytes"`
+	AnswerBatches     uint64            `json:"answer_batches"`  // calls of the device that computed answers
+	KVBlocksMoved     uint64            `json:"kv_blocks_moved"` // to creditors
+	KVBytesMoved      uint64            `json:"kv_bytes_moved"`
+	RefusedMessages   uint64            `json:"refused_messages"` // of peers: malformed, stale or out of bounds
+	MemoryTotal       uint64            `json:"memory_total_bytes"`
+	MemoryUsed        uint64            `json:"memory_used_bytes"`
 }
 
 // RequestPlacement is where one request's KV lies, in order of position.
@@ -129,7 +139,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 		return nil, err
 	}
 	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
-	s.metrics = newMetrics(backend)
+	s.metrics = newMetrics(backend, cfg)
 	for id := range int32(tok.VocabSize()) {
 		s.longest = max(s.longest, len(tok.TokenBytes(id)))
 	}
