@@ -2,6 +2,7 @@
 //
 //	server.go       routes, start and stop
 //	cors.go         pages of other origins
+//	key.go          who has the API key
 //	body.go         bodies as clients write them
 //	request.go      their checks and defaults
 //	completions.go  /v1/completions: body -> plan -> jobs -> answer
@@ -11,6 +12,7 @@
 //	stream.go       an answer as server-sent events
 //	format.go       OpenAI's shapes
 //	watch.go        clients that go away
+//	stall.go        clients that do not read, or are still sending
 //	metrics.go      counters and gauges
 //	other.go        models, tokenize, health, cluster
 package server
@@ -18,7 +20,6 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -146,7 +147,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.http = &fasthttp.Server{
 		Handler: s.routes(), ErrorHandler: s.protocolError, ConnState: s.connState, Name: "infinite",
-		MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
+		HeaderReceived: s.headerReceived, MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
 		ReadBufferSize: 16 << 10, // the limit of a header; tokens and cookies of gateways take more than 4 KiB
 		// A write timeout would cut long streams; a client that does not read is noticed by stallConn, one that
 		// hangs up by the watcher.
@@ -239,24 +240,6 @@ func (s *Server) routes() fasthttp.RequestHandler {
 // path is the request's path as the router sees it: as it was sent, not what its dots and slashes come to.
 func path(ctx *fasthttp.RequestCtx) string { return string(ctx.URI().PathOriginal()) }
 
-// authorize checks the bearer token on everything but /health and /metrics.
-func (s *Server) authorize(next fasthttp.RequestHandler) fasthttp.RequestHandler {
-	if s.cfg.APIKey == "" {
-		return next
-	}
-	return func(ctx *fasthttp.RequestCtx) {
-		if p := path(ctx); p != "/health" && p != "/metrics" {
-			scheme, key, _ := strings.Cut(string(ctx.Request.Header.Peek("Authorization")), " ")
-			if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare([]byte(key), []byte(s.cfg.APIKey)) != 1 {
-				writeError(ctx, &Error{http.StatusUnauthorized, "AuthenticationError", "", "The API key is missing or wrong."})
-				ctx.Response.Header.Set("WWW-Authenticate", "Bearer")
-				return
-			}
-		}
-		next(ctx)
-	}
-}
-
 // protocolError answers what is not an HTTP request, and bodies that are too large.
 func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
 	var small *fasthttp.ErrSmallBuffer
@@ -274,6 +257,7 @@ func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
 	}
 	ctx.Response.Header.Set("Access-Control-Allow-Origin", "*")
 	ctx.SetConnectionClose()
+	linger(ctx)
 }
 
 func newID() string {
