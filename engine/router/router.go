@@ -265,7 +265,7 @@ func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request
 		end()
 		return nil, &Error{first.ErrorKind, first.Error}
 	}
-	return &stream{call: call, cancel: cancel, end: sync.OnceFunc(end), instance: m.ID}, nil
+	return &stream{call: call, cancel: cancel, end: sync.OnceFunc(end), instance: m.ID, prompt: len(req.Prompt)}, nil
 }
 
 func unreachable(instance string, err error) error {
