@@ -8,22 +8,16 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "bench/link_pair.h"
+#include "csrc/runtime/clock.h"
 
 enum { BYTES = 16 << 10, WORK_US = 30, PAUSE_US = 120, ROUNDS = 2000, TURNS = 5 };
 
 static const int64_t SECOND = 1000000000;
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
-}
-
 static void work(int64_t us) {
-    for (int64_t end = now_ns() + us * 1000; now_ns() < end;) {
+    for (int64_t end = inf_now() + us * 1000; inf_now() < end;) {
     }
 }
 
@@ -82,10 +76,10 @@ static double round_trip(int64_t awake_ns) {
         const void *msg;
         uint64_t bytes;
         work(PAUSE_US);
-        int64_t begun = now_ns();
+        int64_t begun = inf_now();
         give(&home, BYTES);
         must(take(&home, &msg, &bytes), "take an answer");
-        us[i] = 1e-3 * (double)(now_ns() - begun);
+        us[i] = 1e-3 * (double)(inf_now() - begun);
         inf_link_release(home.link);
     }
     inf_link_close(home.link);

@@ -104,9 +104,9 @@ var cLayers = map[string]struct {
 	why     string
 }{
 	"include":   {[]string{"infinite"}, "the doors are all that Go sees"},
-	"kernels":   {[]string{"infinite", "kernels", "runtime/fail.h", "runtime/pages.h"}, "arithmetic knows no model and no peer"},
-	"transport": {[]string{"infinite", "transport", "runtime/vigil.h"}, "links carry bytes and know nothing of attention"},
-	"dist":      {[]string{"infinite", "kernels", "dist"}, "the one place that sees both kernels and links"},
+	"kernels":   {[]string{"infinite", "kernels", "runtime/clock.h", "runtime/fail.h", "runtime/pages.h"}, "arithmetic knows no model and no peer"},
+	"transport": {[]string{"infinite", "transport", "runtime/clock.h", "runtime/vigil.h"}, "links carry bytes and know nothing of attention"},
+	"dist":      {[]string{"infinite", "kernels", "dist", "runtime/clock.h"}, "the one place that sees both kernels and links"},
 	"model":     {[]string{"infinite", "kernels", "dist", "model", "runtime/fail.h", "runtime/pages.h"}, "the order of layers is written over the table of operations"},
 }
 

@@ -36,11 +36,11 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <time.h>
 
 #include "dist/dist.h"
 #include "dist/rail.h"
 #include "infinite/verbs.h"
+#include "runtime/clock.h"
 
 enum { INF_MAX_REGIONS = 16, INF_SERVE_MESSAGES = 64 };
 
@@ -205,12 +205,6 @@ struct inf_dist {
 
 int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
-
-static inline uint64_t inf_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 void inf_dist_wake(int fd);
 void inf_dist_unwake(int fd);

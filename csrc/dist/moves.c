@@ -197,8 +197,9 @@ void *inf_mover_main(void *dist) {
                 report(d, p);
             }
         }
-        bool probe = inf_now() - probed >= PROBE_NS;
-        probed = probe ? inf_now() : probed;
+        uint64_t now = inf_now();
+        bool probe = now - probed >= PROBE_NS;
+        probed = probe ? now : probed;
         settle(d, probe);
         inf_lane_wait(&d->moving, links, n, d->mover.wake, (int64_t)PROBE_NS, 0);
     }

@@ -91,8 +91,9 @@ uint32_t inf_server_round(inf_dist *d, inf_link **links, uint32_t *ids) {
 /* A number that no other home's lanes have, but by chance: what a trace of several goes by. */
 static uint64_t draw_lane(uint32_t peer) {
     uint64_t lane;
-    return getrandom(&lane, sizeof lane, GRND_NONBLOCK) == (ssize_t)sizeof lane ? lane
-                                                                                : inf_now() ^ peer;
+    return getrandom(&lane, sizeof lane, GRND_NONBLOCK) == (ssize_t)sizeof lane
+               ? lane
+               : (uint64_t)inf_now() ^ peer;
 }
 
 /* Gives the peer a pair of links: both lanes come together or not at all. The caller holds

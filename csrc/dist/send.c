@@ -127,7 +127,9 @@ static int post(inf_dist *d, inf_rail *r, inf_piece *c, int32_t state, uint64_t 
             waits = waits || r->pieces[i].state == INF_PIECE_ASKED ||
                     r->pieces[i].state == INF_PIECE_SENT;
         }
-        r->heard_ns = waits ? r->heard_ns : inf_now();
+        if (!waits) {
+            r->heard_ns = inf_now();
+        }
         c->state = state;
         c->order = ++r->order;
     }

@@ -3,17 +3,12 @@
 #include <errno.h>
 #include <time.h>
 
+#include "runtime/clock.h"
 #include "runtime/fail.h"
 #include "runtime/runtime.h"
 #include "runtime/vigil.h"
 
 enum { AWAKE_FOR_STEP = 16 };
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* Looks for as long as the device's threads stay awake, and timeout_ns at most (-1: no matter)
  * while a step is running, or while none is. A step takes longer than what is between two. */
@@ -37,12 +32,12 @@ static void *step_main(void *arg) {
             break;
         }
         pthread_mutex_unlock(&d->mutex);
-        uint64_t start = now_ns();
+        uint64_t start = inf_now();
         inf_err err = {0};
         int status = inf_forward_step(d->forward, &d->step, &err);
         /* What shows in work for others is this device's fault all the same. */
         status = status != INF_OK ? status : inf_dist_fault(d->dist, &err);
-        atomic_fetch_add(&d->step_ns, now_ns() - start);
+        atomic_fetch_add(&d->step_ns, inf_now() - start);
         atomic_fetch_add(&d->steps, 1);
         atomic_fetch_add(&d->tokens, d->step.head->n_tokens);
         pthread_mutex_lock(&d->mutex);

@@ -1,21 +1,15 @@
 #include "runtime/vigil.h"
 
-#include <time.h>
+#include "runtime/clock.h"
 
 static const int64_t HELD_UP_NS = 500000, REST_NS = 200000000;
 
 static _Thread_local int64_t rests_until;
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 inf_vigil inf_vigil_begin(int64_t ns) {
     inf_vigil v = {0, 0};
     if (ns > 0) {
-        v.seen = now_ns();
+        v.seen = inf_now();
         v.until = v.seen < rests_until ? v.seen : v.seen + ns;
     }
     return v;
@@ -23,7 +17,7 @@ inf_vigil inf_vigil_begin(int64_t ns) {
 
 /* Looks at the clock; what is more than allowed since the last look was a hold-up. */
 static void look(inf_vigil *v, int64_t allowed) {
-    int64_t now = now_ns();
+    int64_t now = inf_now();
     if (now - v->seen > allowed) {
         rests_until = now + REST_NS;
     }

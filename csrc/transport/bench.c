@@ -9,10 +9,10 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "infinite/linkbench.h"
 #include "infinite/verbs.h"
+#include "runtime/clock.h"
 #include "transport/link_impl.h"
 
 enum {
@@ -47,12 +47,6 @@ typedef struct {
     int64_t begun;
 } patience;
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 /* The link's own failure. */
 static int fail_link(run *r, int code) {
     inf_link_error(r->err, r->link->config.peer, code, "cannot measure the link: status %d", code);
@@ -81,7 +75,7 @@ static int again(run *r, patience *p) {
     }
     if (stopped(r))
         return fail_stopped(r);
-    int64_t now = now_ns();
+    int64_t now = inf_now();
     p->begun = p->begun == 0 ? now : p->begun;
     if (now - p->begun > r->bench->silence_ns)
         return inf_link_error(r->err, r->link->config.peer, INF_ETIMEOUT,
@@ -182,7 +176,7 @@ static int one_round(run *r) {
 static int client_phase(run *r, uint64_t n, int64_t *ns) {
     const inf_bench *b = r->bench;
     bool every = b->kind == INF_BENCH_LATENCY || b->bytes >= SMALL_BYTES;
-    int64_t begun = now_ns(), last = begun;
+    int64_t begun = inf_now(), last = begun;
     uint64_t i = 0;
     bool over = n == 0;
     while (!over) {
@@ -192,7 +186,7 @@ static int client_phase(run *r, uint64_t n, int64_t *ns) {
         i++;
         over = i == n;
         if (every || i % CLOCK_EVERY == 0) {
-            int64_t now = now_ns();
+            int64_t now = inf_now();
             if (ns)
                 ns[i - 1] = now - last;
             last = now;
@@ -202,7 +196,7 @@ static int client_phase(run *r, uint64_t n, int64_t *ns) {
     r->rounds = i;
     int rc = send_message(r, 0);
     rc = rc == INF_OK ? take_message(r, 0, NULL) : rc;
-    r->took_ns = now_ns() - begun;
+    r->took_ns = inf_now() - begun;
     return rc;
 }
 

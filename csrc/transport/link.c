@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #endif
 #include "infinite/verbs.h"
+#include "runtime/clock.h"
 #include "runtime/vigil.h"
 #include "transport/link_impl.h"
 
@@ -212,12 +213,6 @@ void inf_link_release(inf_link *link) {
     link->ops->release(link);
 }
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 /* One pass over all links: every one makes progress, whichever is ready. */
 static bool any_ready(inf_link *const *links, uint32_t n) {
     bool ready = false;
@@ -228,7 +223,7 @@ static bool any_ready(inf_link *const *links, uint32_t n) {
 
 /* As briefly as pays for any thread, if the links are few. */
 static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
-    int64_t now = now_ns(), end = now + SPIN_NS;
+    int64_t now = inf_now(), end = now + SPIN_NS;
     if (n > SPIN_LINKS)
         return false;
     if (deadline >= 0 && deadline < end)
@@ -238,7 +233,7 @@ static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
             inf_cpu_relax();
         if (any_ready(links, n))
             return true;
-        now = now_ns();
+        now = inf_now();
     }
     return false;
 }
@@ -247,7 +242,7 @@ static bool spin(inf_link *const *links, uint32_t n, int64_t deadline) {
 static const int64_t PASS_NS = 100000;
 
 static bool stay_awake(inf_link *const *links, uint32_t n, int64_t deadline, int64_t ns) {
-    int64_t left = deadline < 0 ? ns : deadline - now_ns();
+    int64_t left = deadline < 0 ? ns : deadline - inf_now();
     inf_vigil v = inf_vigil_begin(left < ns ? left : ns);
     do {
         if (any_ready(links, n))
@@ -274,7 +269,7 @@ static bool sleep_once(inf_link *const *links, uint32_t n, int wake_fd, int64_t 
     *wake = (struct pollfd){.fd = wake_fd, .events = POLLIN};
     int polled = 0;
     if (!ready) {
-        int64_t left = deadline < 0 ? LOOK_NS : deadline - now_ns();
+        int64_t left = deadline < 0 ? LOOK_NS : deadline - inf_now();
         left = left < 0 ? 0 : left > LOOK_NS ? LOOK_NS : left;
         struct timespec limit = {0, (long)left};
         polled = ppoll(fds, armed * INF_LINK_FDS + 1, &limit, NULL);
@@ -308,7 +303,7 @@ int inf_link_wait_awake(inf_link *const *links, uint32_t n, int wake_fd, int64_t
         return INF_OK;
     int64_t deadline = -1;
     if (timeout_ns >= 0) {
-        int64_t now = now_ns();
+        int64_t now = inf_now();
         deadline = timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns;
     }
     if (timeout_ns != 0 && n > 0 && links[0]->many_cpus &&
@@ -321,7 +316,7 @@ int inf_link_wait_awake(inf_link *const *links, uint32_t n, int wake_fd, int64_t
             return status;
         if (any_ready(links, n))
             return INF_OK;
-        if (deadline >= 0 && now_ns() >= deadline)
+        if (deadline >= 0 && inf_now() >= deadline)
             return INF_AGAIN;
     }
 }

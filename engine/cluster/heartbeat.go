@@ -51,7 +51,7 @@ func (r *RManager) heartbeat(address string) error {
 	load, places := r.home.Report()
 	load.Hostable = uint32(r.kv.Hostable())
 	r.mu.Lock()
-	load.Starving = r.starving
+	load.Starving, load.Links = r.starving, r.transports()
 	r.mu.Unlock()
 	limited, done := r.call()
 	defer done()
@@ -73,4 +73,15 @@ func (r *RManager) heartbeat(address string) error {
 		}
 	}
 	return nil
+}
+
+// transports counts the connected peers by what their links are. The caller holds mu.
+func (r *RManager) transports() map[string]uint32 {
+	n := map[string]uint32{}
+	for _, p := range r.peers {
+		if p.session != 0 {
+			n[string(p.info.Transport)]++
+		}
+	}
+	return n
 }

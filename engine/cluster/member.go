@@ -26,6 +26,7 @@ type Member struct {
 	BlocksTotal int           `json:"blocks_total"`
 	Fingerprint string        `json:"fingerprint"`
 	KVDType     string        `json:"kv_dtype"`
+	Device      string        `json:"device"`  // for reading
 	Session     string        `json:"session"` // changes when a process is started anew under an old id
 }
 

@@ -1,11 +1,13 @@
 package cluster
 
 import (
+	"maps"
 	"testing"
 	"time"
 
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/rdma"
 )
 
 func newView(t *testing.T, peers ...*peer) *RManager {
@@ -59,6 +61,16 @@ func TestOldViewSaysLittle(t *testing.T) {
 	}
 	if got := newView(t).View(); got != (View{}) {
 		t.Fatalf("alone: %+v", got)
+	}
+}
+
+// An operator sees over what an instance may borrow; a peer without a session has no links to count.
+func TestTransportsAreCounted(t *testing.T) {
+	r := newView(t,
+		&peer{id: "a", session: 1, info: rdma.Info{Transport: rdma.TCP}}, &peer{id: "b", session: 2, info: rdma.Info{Transport: rdma.SHM}},
+		&peer{id: "c", session: 3, info: rdma.Info{Transport: rdma.TCP}}, &peer{id: "d", info: rdma.Info{Transport: rdma.Verbs}})
+	if got, want := r.transports(), (map[string]uint32{"tcp": 2, "shm": 1}); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 

@@ -99,7 +99,8 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions,
 		Memory: h.memory(),
 		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
-			Refused: d.RefusedMessages},
+			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},
+		Work: &pb.Work{Steps: d.Steps, StepNs: d.StepNs, RemoteWaitNs: d.RemoteWaitNs},
 	}
 	var places []*pb.Placement
 	for _, r := range h.eng.Requests() {

@@ -111,7 +111,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
 		return nil, err
 	}
-	return n, n.serve(ctx, hello, cluster.Member{Fingerprint: m.Fingerprint, KVDType: kvDType, BlocksTotal: shape.NumBlocks})
+	return n, n.serve(ctx, hello, cluster.Member{Fingerprint: m.Fingerprint, KVDType: kvDType, BlocksTotal: shape.NumBlocks, Device: place.Name()})
 }
 
 // serve starts what runs: step loop, rManager, gRPC; last the entry that makes others see this instance, of which m has

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/cluster"
 	"github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/server"
 )
 
 func TestMostRoomIsChosen(t *testing.T) {
@@ -110,4 +112,32 @@ func TestStamps(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// Whatever an instance reports is shown.
+func TestInstanceView(t *testing.T) {
+	in := &clusterpb.InstanceState{Id: "a", Load: &clusterpb.Load{
+		KvBlocksTotal: 1, KvBlocksFree: 2, KvBlocksHosted: 3, KvBlocksLent: 4, Running: 5, Waiting: 6, TokensPerSecond: 7.5, Preemptions: 8,
+		Memory: &clusterpb.Memory{TotalBytes: 9, UsedBytes: 10}, Links: map[string]uint32{"tcp": 11},
+		Traffic: &clusterpb.Traffic{Queries: 12, Answers: 13, MovedBlocks: 14, MovedBytes: 15, Refused: 16, QueryBytes: 17, AnswerBytes: 18, AnswerBatches: 19},
+		Work:    &clusterpb.Work{Steps: 20, StepNs: 21e9, RemoteWaitNs: 500e6},
+	}}
+	want := server.InstanceView{
+		ID: "a", Device: "cpu", KVCacheDType: "bfloat16", Links: map[string]uint32{"tcp": 11}, KVBlocksTotal: 1, KVBlocksFree: 2, KVBlocksHosted: 3,
+		KVBlocksLent: 4, Running: 5, Waiting: 6, TokensPerSecond: 7.5, Preemptions: 8, Steps: 20, StepSeconds: 21, RemoteWaitSeconds: 0.5,
+		RemoteQueries: 12, RemoteQueryBytes: 17, RemoteAnswers: 13, RemoteAnswerBytes: 18, AnswerBatches: 19, KVBlocksMoved: 14, KVBytesMoved: 15,
+		RefusedMessages: 16, MemoryTotal: 9, MemoryUsed: 10,
+	}
+	if got := instanceView(in, cluster.Member{Device: "cpu", KVDType: "bfloat16"}); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
+		if v.Field(i).IsZero() {
+			t.Errorf("this test does not know %s", v.Type().Field(i).Name)
+		}
+	}
+	// One that just left, and has reported nothing.
+	if got := instanceView(&clusterpb.InstanceState{Id: "a"}, cluster.Member{}); !reflect.DeepEqual(got, server.InstanceView{ID: "a"}) {
+		t.Errorf("%+v", got)
+	}
 }

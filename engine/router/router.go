@@ -210,16 +210,9 @@ func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
 		return nil, err
 	}
 	view := &server.ClusterView{BlockSize: r.blockSize, GManager: state.Gmanager, Instances: []server.InstanceView{}, Requests: []server.RequestPlacement{}}
+	members, _ := r.manager.Directory().Members()
 	for _, in := range state.Instances {
-		l := in.Load
-		view.Instances = append(view.Instances, server.InstanceView{
-			ID: in.Id, KVBlocksTotal: int(l.GetKvBlocksTotal()), KVBlocksFree: int(l.GetKvBlocksFree()),
-			KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
-			Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(),
-			RemoteQueries: l.GetTraffic().GetQueries(), RemoteAnswers: l.GetTraffic().GetAnswers(),
-			KVBlocksMoved: l.GetTraffic().GetMovedBlocks(), RefusedMessages: l.GetTraffic().GetRefused(),
-			Preemptions: l.GetPreemptions(), MemoryTotal: l.GetMemory().GetTotalBytes(), MemoryUsed: l.GetMemory().GetUsedBytes(),
-		})
+		view.Instances = append(view.Instances, instanceView(in, members[in.Id]))
 	}
 	for _, q := range state.Requests {
 		p := server.RequestPlacement{ID: q.Placement.Id, Home: q.Home, Tokens: int(q.Placement.Tokens), Spans: []server.SpanView{}}
@@ -230,6 +223,23 @@ func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
 	}
 	return view, nil
 }
+
+// instanceView is what an instance's heartbeat says, and what it published as a member; that is empty if it just left.
+func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
+	l, t, w := in.Load, in.Load.GetTraffic(), in.Load.GetWork()
+	return server.InstanceView{
+		ID: in.Id, Device: m.Device, KVCacheDType: m.KVDType, Links: l.GetLinks(),
+		KVBlocksTotal: int(l.GetKvBlocksTotal()), KVBlocksFree: int(l.GetKvBlocksFree()),
+		KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
+		Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(), Preemptions: l.GetPreemptions(),
+		RemoteQueries: t.GetQueries(), RemoteQueryBytes: t.GetQueryBytes(), RemoteAnswers: t.GetAnswers(), RemoteAnswerBytes: t.GetAnswerBytes(),
+		AnswerBatches: t.GetAnswerBatches(), KVBlocksMoved: t.GetMovedBlocks(), KVBytesMoved: t.GetMovedBytes(), RefusedMessages: t.GetRefused(),
+		Steps: w.GetSteps(), StepSeconds: seconds(w.GetStepNs()), RemoteWaitSeconds: seconds(w.GetRemoteWaitNs()),
+		MemoryTotal: l.GetMemory().GetTotalBytes(), MemoryUsed: l.GetMemory().GetUsedBytes(),
+	}
+}
+
+func seconds(ns uint64) float64 { return float64(ns) / 1e9 }
 
 // open sends the request to one instance and waits until it is taken.
 func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request) (engine.Stream, error) {
@@ -255,7 +265,7 @@ func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request
 		end()
 		return nil, &Error{first.ErrorKind, first.Error}
 	}
-	return &stream{call: call, cancel: cancel, end: sync.OnceFunc(end), instance: m.ID}, nil
+	return &stream{call: call, cancel: cancel, end: sync.OnceFunc(end), instance: m.ID, prompt: len(req.Prompt)}, nil
 }
 
 func unreachable(instance string, err error) error {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -71,13 +73,13 @@ func (f submitter) Submit(ctx context.Context, req *engine.Request) (engine.Stre
 }
 
 // instance serves f, and returns a router and the member to open requests at.
-func instance(t *testing.T, f submitter) (*Router, cluster.Member, *grpc.Server) {
+func instance(t *testing.T, f submitter, options ...grpc.ServerOption) (*Router, cluster.Member, *grpc.Server) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(cluster.ServerOptions(secret)...)
+	g := grpc.NewServer(append(cluster.ServerOptions(secret), options...)...)
 	routerpb.RegisterInferenceServer(g, NewInference(f))
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
@@ -153,6 +155,54 @@ func TestRemoteStream(t *testing.T) {
 	within(t, "closing", st.closed)
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("request %+v, want %+v", got, want)
+	}
+}
+
+// However long a prompt is, its log probabilities come through: the size of a message does not depend on it.
+func TestLongPromptsLogprobs(t *testing.T) {
+	top := make([]engine.Alt, batch.MaxTop)
+	for i := range top {
+		top[i] = engine.Alt{Token: math.MaxInt32 - int32(i), Logprob: -float32(i + 1)}
+	}
+	for _, tokens := range []int{1, promptPiece, promptPiece + 1, 8 * promptPiece} {
+		first := engine.Event{Token: 5, HasToken: true, StopToken: -1, Logprob: &engine.TokenLogprob{Token: 5, Logprob: -1, Rank: 1}}
+		for i := range tokens {
+			first.Prompt = append(first.Prompt, engine.TokenLogprob{Token: int32(math.MaxInt32 - i), Logprob: -1, Rank: int32(i + 1), Top: top})
+		}
+		last := engine.Event{Token: 6, HasToken: true, StopToken: -1, Finish: "length"}
+		st := newStream(first, last)
+		close(st.ch)
+		r, m, _ := instance(t, takes(st), grpc.MaxSendMsgSize(1<<20)) // 8 pieces are over 2 MiB
+		s, err := r.open(timeout(t), m, &engine.Request{Prompt: make([]int32, tokens+1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []engine.Event{first, last} {
+			if got, err := s.Next(timeout(t)); err != nil || !reflect.DeepEqual(got, want) {
+				t.Fatalf("of %d tokens %d came, token %d, finish %q: %v", tokens, len(got.Prompt), got.Token, got.Finish, err)
+			}
+		}
+		s.Close()
+	}
+}
+
+// pieces are a call that brings the same message again and again.
+type pieces struct {
+	grpc.ServerStreamingClient[routerpb.GenerateEvent]
+	ev *routerpb.GenerateEvent
+}
+
+func (p pieces) Recv() (*routerpb.GenerateEvent, error) { return p.ev, nil }
+
+// What goes on without an end does not take all memory.
+func TestPiecesWithoutEnd(t *testing.T) {
+	for _, ev := range []*routerpb.GenerateEvent{{More: true}, {More: true, Prompt: []*routerpb.TokenLogprob{{}, {}}}, {Prompt: slices.Repeat([]*routerpb.TokenLogprob{{}}, 102)}} {
+		s := &stream{call: pieces{ev: ev}, cancel: func() {}, end: func() {}, instance: "b", prompt: 101}
+		_, err := s.Next(timeout(t))
+		wantKind(t, err, server.KindPeerLost)
+		if _, err = s.Next(timeout(t)); err != io.EOF {
+			t.Errorf("after the end: %v", err)
+		}
 	}
 }
 

@@ -45,10 +45,27 @@ func (s *Inference) Generate(p *routerpb.GenerateRequest, out grpc.ServerStreami
 		if err != nil {
 			return status.Error(codes.Aborted, err.Error())
 		}
-		if err = out.Send(eventToPB(ev)); err != nil {
+		if err = sendEvent(out.Send, ev); err != nil {
 			return err
 		}
 	}
+}
+
+// promptPiece is how many of a prompt's tokens one message has the log probabilities of: with all alternatives some
+// hundred KiB, where those of a whole prompt may be more than a message can be.
+const promptPiece = 1024
+
+// sendEvent sends an event, what is long of it in pieces.
+func sendEvent(send func(*routerpb.GenerateEvent) error, ev engine.Event) error {
+	for len(ev.Prompt) > promptPiece {
+		p := eventToPB(engine.Event{Prompt: ev.Prompt[:promptPiece]})
+		p.More = true
+		if err := send(p); err != nil {
+			return err
+		}
+		ev.Prompt = ev.Prompt[promptPiece:]
+	}
+	return send(eventToPB(ev))
 }
 
 // kindOf is the API's kind of an error, "internal" where it has none.

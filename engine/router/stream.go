@@ -3,6 +3,7 @@ package router
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -20,6 +21,7 @@ type stream struct {
 	cancel   context.CancelFunc
 	end      func() // cancels, and lets go of the connection; once
 	instance string
+	prompt   int  // its tokens
 	ended    bool // Next has returned the last event
 }
 
@@ -30,7 +32,7 @@ func (s *stream) Next(ctx context.Context) (engine.Event, error) {
 	}
 	stop := context.AfterFunc(ctx, s.cancel)
 	defer stop()
-	ev, err := s.call.Recv()
+	ev, err := s.receive()
 	if err != nil {
 		s.ended = true
 		if ctx.Err() != nil {
@@ -38,9 +40,31 @@ func (s *stream) Next(ctx context.Context) (engine.Event, error) {
 		}
 		return engine.Event{}, &Error{server.KindPeerLost, fmt.Sprintf("the instance %s that ran this request is gone: %v", s.instance, err)}
 	}
-	out := eventFromPB(ev, s.instance)
-	s.ended = out.Finish != ""
-	return out, nil
+	s.ended = ev.Finish != ""
+	return ev, nil
+}
+
+// receive puts an event together from what sendEvent made of it.
+func (s *stream) receive() (engine.Event, error) {
+	var prompt []engine.TokenLogprob
+	for {
+		p, err := s.call.Recv()
+		if err != nil {
+			return engine.Event{}, err
+		}
+		ev := eventFromPB(p, s.instance)
+		prompt = append(prompt, ev.Prompt...)
+		if len(prompt) > s.prompt { // else there could be pieces for ever
+			return engine.Event{}, fmt.Errorf("it sent the log probabilities of more tokens than the %d of the prompt", s.prompt)
+		}
+		if !p.More {
+			ev.Prompt = prompt
+			return ev, nil
+		}
+		if len(ev.Prompt) == 0 {
+			return engine.Event{}, errors.New("it sent an empty piece of the prompt's log probabilities")
+		}
+	}
 }
 
 // Close cancels the request if it goes on.

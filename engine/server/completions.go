@@ -307,7 +307,7 @@ func (s *Server) deltas(ctx context.Context, p *plan, each func(delta) error) er
 		})
 	}
 	var failed error
-	left := len(p.jobs)
+	left, generated := len(p.jobs), make([]int, len(p.jobs))
 	for left > 0 && failed == nil {
 		var d delta
 		select {
@@ -320,8 +320,9 @@ func (s *Server) deltas(ctx context.Context, p *plan, each func(delta) error) er
 			failed = d.err
 			continue
 		}
+		generated[d.index] += d.generated
 		if failed = each(d); failed == nil && d.finish != "" {
-			s.metrics.finished(d.finish, p.arrived)
+			s.metrics.finished(d.finish, p.arrived, len(p.jobs[d.index].req.Prompt), generated[d.index])
 			left--
 		}
 	}

@@ -23,12 +23,15 @@ type Metrics struct {
 	generation prometheus.Counter
 	ttft, itl  prometheus.Histogram
 	e2e        prometheus.Histogram
+	prompts    prometheus.Histogram // their lengths
+	answers    prometheus.Histogram
 }
 
-func newMetrics(b Backend) *Metrics {
+func newMetrics(b Backend, cfg Config) *Metrics {
 	// From a fast step of a small model to a long prompt's prefill.
-	buckets := []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300}
-	histogram := func(name, help string) prometheus.Histogram {
+	times := []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300}
+	lengths := lengthBuckets(cfg.MaxModelLen)
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
 		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets})
 	}
 	m := &Metrics{
@@ -40,25 +43,45 @@ func newMetrics(b Backend) *Metrics {
 			Name: "infinite_request_failures_total", Help: "Requests for completions that were refused or failed, by the status their client was told."}, []string{"code"}),
 		prompt:     prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_prompt_tokens_total", Help: "Tokens of the prompts that instances took."}),
 		generation: prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_generation_tokens_total", Help: "Tokens generated."}),
-		ttft:       histogram("infinite_time_to_first_token_seconds", "From the request's arrival to a choice's first token."),
-		itl:        histogram("infinite_inter_token_latency_seconds", "Between two tokens of a choice."),
-		e2e:        histogram("infinite_e2e_request_latency_seconds", "From the request's arrival to the end of a choice."),
+		ttft:       histogram("infinite_time_to_first_token_seconds", "From the request's arrival to a choice's first token.", times),
+		itl:        histogram("infinite_inter_token_latency_seconds", "Between two tokens of a choice.", times),
+		e2e:        histogram("infinite_e2e_request_latency_seconds", "From the request's arrival to the end of a choice.", times),
+		prompts:    histogram("infinite_request_prompt_tokens", "Tokens of the prompt of a choice that ended.", lengths),
+		answers:    histogram("infinite_request_generation_tokens", "Tokens generated for a choice that ended.", lengths),
 	}
-	m.registry.MustRegister(m.inFlight, m.requests, m.failures, m.prompt, m.generation, m.ttft, m.itl, m.e2e, &clusterCollector{b},
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	model := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "infinite_model_info", Help: "The model that is served; 1.",
+		ConstLabels: prometheus.Labels{"model_name": cfg.ModelNames[0], "max_model_len": strconv.Itoa(cfg.MaxModelLen)}})
+	model.Set(1)
+	m.registry.MustRegister(m.inFlight, m.requests, m.failures, m.prompt, m.generation, m.ttft, m.itl, m.e2e, m.prompts, m.answers,
+		model, &clusterCollector{b}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, reason := range []string{"stop", "length", "abort"} {
 		m.requests.WithLabelValues(reason) // a rate needs a zero to start from
 	}
 	return m
 }
 
+// lengthBuckets are 1, 2, 5, 10, 20 and so on up to the longest that a request may be, as vLLM has them.
+func lengthBuckets(longest int) (buckets []float64) {
+	for ten := 1.0; ten <= float64(longest); ten *= 10 {
+		for _, n := range []float64{ten, 2 * ten, 5 * ten} {
+			if n <= float64(longest) {
+				buckets = append(buckets, n)
+			}
+		}
+	}
+	return buckets
+}
+
 func (m *Metrics) started(choices int) { m.inFlight.Add(float64(choices)) }
 
 // finished counts a choice that came to its end.
-func (m *Metrics) finished(reason string, arrived time.Time) {
+func (m *Metrics) finished(reason string, arrived time.Time, prompt, generated int) {
 	m.inFlight.Dec()
 	m.requests.WithLabelValues(reason).Inc()
 	m.e2e.Observe(time.Since(arrived).Seconds())
+	m.prompts.Observe(float64(prompt))
+	m.answers.Observe(float64(generated))
 }
 
 // dropped counts choices that did not; gone says that their client left.
@@ -107,10 +130,18 @@ var (
 	trafficDesc = instanceDesc("infinite_link_messages_total", "Messages of an instance's links: queries to creditors, answers to debtors, and what peers sent and was refused.", "kind")
 	movedDesc   = instanceDesc("infinite_kv_blocks_moved_total", "KV blocks that an instance sent to creditors.")
 	memoryDesc  = instanceDesc("infinite_memory_bytes", "Device memory of an instance.", "state")
+	cacheDesc   = instanceDesc("infinite_cache_config_info", "What an instance's KV cache is made of, and where it computes; 1.", "block_size", "cache_dtype", "device")
+	linksDesc   = instanceDesc("infinite_links", "Peers that an instance is connected to and may borrow KV blocks from, by transport.", "transport")
+	bytesDesc   = instanceDesc("infinite_link_bytes_total", "Bytes that an instance sent: queries to creditors, answers to debtors, KV blocks to creditors.", "kind")
+	servedDesc  = instanceDesc("infinite_served_batches_total", "Calls of an instance's device that computed answers to debtors, one or several at once.")
+	stepsDesc   = instanceDesc("infinite_steps_total", "Steps of an instance.")
+	timeDesc    = instanceDesc("infinite_step_seconds_total", "Time that an instance spent in steps.")
+	waitDesc    = instanceDesc("infinite_remote_wait_seconds_total", "Time of an instance's steps in which creditors' answers were waited for and merged.")
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, trafficDesc, movedDesc, memoryDesc} {
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, trafficDesc, movedDesc, memoryDesc,
+		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
 }
@@ -136,13 +167,24 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(rateDesc, in.TokensPerSecond)
 		gauge(memoryDesc, float64(in.MemoryTotal), "total")
 		gauge(memoryDesc, float64(in.MemoryUsed), "used")
-		counter := func(d *prometheus.Desc, v uint64, labels ...string) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), append([]string{in.ID}, labels...)...)
+		gauge(cacheDesc, 1, strconv.Itoa(view.BlockSize), in.KVCacheDType, in.Device)
+		for transport, peers := range in.Links {
+			gauge(linksDesc, float64(peers), transport)
 		}
-		counter(preemptDesc, in.Preemptions)
-		counter(trafficDesc, in.RemoteQueries, "queries")
-		counter(trafficDesc, in.RemoteAnswers, "answers")
-		counter(trafficDesc, in.RefusedMessages, "refused")
-		counter(movedDesc, in.KVBlocksMoved)
+		counter := func(d *prometheus.Desc, v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, append([]string{in.ID}, labels...)...)
+		}
+		counter(preemptDesc, float64(in.Preemptions))
+		counter(trafficDesc, float64(in.RemoteQueries), "queries")
+		counter(trafficDesc, float64(in.RemoteAnswers), "answers")
+		counter(trafficDesc, float64(in.RefusedMessages), "refused")
+		counter(bytesDesc, float64(in.RemoteQueryBytes), "queries")
+		counter(bytesDesc, float64(in.RemoteAnswerBytes), "answers")
+		counter(bytesDesc, float64(in.KVBytesMoved), "kv_blocks")
+		counter(servedDesc, float64(in.AnswerBatches))
+		counter(movedDesc, float64(in.KVBlocksMoved))
+		counter(stepsDesc, float64(in.Steps))
+		counter(timeDesc, in.StepSeconds)
+		counter(waitDesc, in.RemoteWaitSeconds)
 	}
 }

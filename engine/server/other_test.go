@@ -133,8 +133,9 @@ func (a *api) counters() map[string]string {
 	}
 	out := map[string]string{}
 	for line := range strings.Lines(string(r.body)) {
-		if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && !strings.HasPrefix(line, "#") {
-			out[name] = value
+		line = strings.TrimSpace(line)
+		if at := strings.LastIndexByte(line, ' '); at >= 0 && !strings.HasPrefix(line, "#") { // a label may have spaces
+			out[line[:at]] = line[at+1:]
 		}
 	}
 	return out
@@ -142,7 +143,10 @@ func (a *api) counters() map[string]string {
 
 func TestMetrics(t *testing.T) {
 	b := scripted(says(t, "Hello there.")...)
-	b.view = &ClusterView{Instances: []InstanceView{{ID: "a", KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2, Running: 3, Waiting: 5, Preemptions: 7, RefusedMessages: 9, KVBlocksMoved: 11}}}
+	b.view = &ClusterView{BlockSize: 16, Instances: []InstanceView{{
+		ID: "a", Device: "cuda:1 (G)", KVCacheDType: "fp8_e4m3", Links: map[string]uint32{"shm": 2, "tcp": 1}, KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2,
+		Running: 3, Waiting: 5, Preemptions: 7, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
+		AnswerBatches: 15, Steps: 16, StepSeconds: 1.5, RemoteWaitSeconds: 0.25}}}
 	a := serve(t, b)
 	var out completion
 	a.ok("/v1/completions", `{"prompt":[5,6,7],"n":2}`, &out)
@@ -157,24 +161,38 @@ func TestMetrics(t *testing.T) {
 	n := len(says(t, "Hello there."))
 	cut := out.Usage.Completion
 	for k, v := range map[string]string{
-		`infinite_request_success_total{finished_reason="stop"}`:    "4",
-		`infinite_request_success_total{finished_reason="abort"}`:   "0",
-		`infinite_request_failures_total{code="500"}`:               "1",
-		`infinite_request_failures_total{code="404"}`:               "1",
-		`infinite_requests_in_flight`:                               "0",
-		`infinite_prompt_tokens_total`:                              fmt.Sprint(3 + 3 + len(testTokenizer(t).Encode("a", true))),
-		`infinite_generation_tokens_total`:                          fmt.Sprint(3*n + cut),
-		`infinite_time_to_first_token_seconds_count`:                "4",
-		`infinite_inter_token_latency_seconds_count`:                fmt.Sprint(3*(n-1) + cut - 1),
-		`infinite_kv_blocks{instance="a",state="total"}`:            "20",
-		`infinite_kv_blocks{instance="a",state="lent"}`:             "2",
-		`infinite_e2e_request_latency_seconds_count`:                "4",
-		`infinite_num_requests_running{instance="a"}`:               "3",
-		`infinite_num_requests_waiting{instance="a"}`:               "5",
-		`infinite_kv_cache_usage_perc{instance="a"}`:                "0.75",
-		`infinite_num_preemptions_total{instance="a"}`:              "7",
-		`infinite_link_messages_total{instance="a",kind="refused"}`: "9",
-		`infinite_kv_blocks_moved_total{instance="a"}`:              "11",
+		`infinite_request_success_total{finished_reason="stop"}`:                                              "4",
+		`infinite_request_success_total{finished_reason="abort"}`:                                             "0",
+		`infinite_request_failures_total{code="500"}`:                                                         "1",
+		`infinite_request_failures_total{code="404"}`:                                                         "1",
+		`infinite_requests_in_flight`:                                                                         "0",
+		`infinite_prompt_tokens_total`:                                                                        fmt.Sprint(3 + 3 + len(testTokenizer(t).Encode("a", true))),
+		`infinite_generation_tokens_total`:                                                                    fmt.Sprint(3*n + cut),
+		`infinite_time_to_first_token_seconds_count`:                                                          "4",
+		`infinite_inter_token_latency_seconds_count`:                                                          fmt.Sprint(3*(n-1) + cut - 1),
+		`infinite_kv_blocks{instance="a",state="total"}`:                                                      "20",
+		`infinite_kv_blocks{instance="a",state="lent"}`:                                                       "2",
+		`infinite_e2e_request_latency_seconds_count`:                                                          "4",
+		`infinite_num_requests_running{instance="a"}`:                                                         "3",
+		`infinite_num_requests_waiting{instance="a"}`:                                                         "5",
+		`infinite_kv_cache_usage_perc{instance="a"}`:                                                          "0.75",
+		`infinite_num_preemptions_total{instance="a"}`:                                                        "7",
+		`infinite_link_messages_total{instance="a",kind="refused"}`:                                           "9",
+		`infinite_kv_blocks_moved_total{instance="a"}`:                                                        "11",
+		`infinite_link_bytes_total{instance="a",kind="kv_blocks"}`:                                            "12",
+		`infinite_link_bytes_total{instance="a",kind="queries"}`:                                              "13",
+		`infinite_link_bytes_total{instance="a",kind="answers"}`:                                              "14",
+		`infinite_served_batches_total{instance="a"}`:                                                         "15",
+		`infinite_steps_total{instance="a"}`:                                                                  "16",
+		`infinite_step_seconds_total{instance="a"}`:                                                           "1.5",
+		`infinite_remote_wait_seconds_total{instance="a"}`:                                                    "0.25",
+		`infinite_links{instance="a",transport="shm"}`:                                                        "2",
+		`infinite_links{instance="a",transport="tcp"}`:                                                        "1",
+		`infinite_model_info{max_model_len="512",model_name="small"}`:                                         "1",
+		`infinite_request_prompt_tokens_sum`:                                                                  fmt.Sprint(3 + 3 + 3 + len(testTokenizer(t).Encode("a", true))),
+		`infinite_request_prompt_tokens_bucket{le="500"}`:                                                     "4",
+		`infinite_request_generation_tokens_sum`:                                                              fmt.Sprint(3*n + cut),
+		`infinite_cache_config_info{block_size="16",cache_dtype="fp8_e4m3",device="cuda:1 (G)",instance="a"}`: "1",
 	} {
 		if got[k] != v {
 			t.Errorf("%s is %q, want %q", k, got[k], v)

@@ -2,6 +2,7 @@
 //
 //	server.go       routes, start and stop
 //	cors.go         pages of other origins
+//	key.go          who has the API key
 //	body.go         bodies as clients write them
 //	request.go      their checks and defaults
 //	completions.go  /v1/completions: body -> plan -> jobs -> answer
@@ -11,6 +12,7 @@
 //	stream.go       an answer as server-sent events
 //	format.go       OpenAI's shapes
 //	watch.go        clients that go away
+//	stall.go        clients that do not read, or are still sending
 //	metrics.go      counters and gauges
 //	other.go        models, tokenize, health, cluster
 package server
@@ -18,7 +20,6 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -57,21 +58,31 @@ type ClusterView struct {
 
 // InstanceView is one instance's pool and load.
 type InstanceView struct {
-	ID              string  `json:"id"`
-	KVBlocksTotal   int     `json:"kv_blocks_total"`
-	KVBlocksFree    int     `json:"kv_blocks_free"`
-	KVBlocksHosted  int     `json:"kv_blocks_hosted"` // blocks of others in this pool
-	KVBlocksLent    int     `json:"kv_blocks_lent"`   // blocks of its requests that lie with others
-	Running         int     `json:"running"`
-	Waiting         int     `json:"waiting"`
-	TokensPerSecond float64 `json:"tokens_per_second"`
-	Preemptions     uint64  `json:"preemptions"`
-	RemoteQueries   uint64  `json:"remote_queries"`   // messages to creditors
-	RemoteAnswers   uint64  `json:"remote_answers"`   // messages to debtors
-	KVBlocksMoved   uint64  `json:"kv_blocks_moved"`  // to creditors
-	RefusedMessages uint64  `json:"refused_messages"` // of peers: malformed, stale or out of bounds
-	MemoryTotal     uint64  `json:"memory_total_bytes"`
-	MemoryUsed      uint64  `json:"memory_used_bytes"`
+	ID                string            `json:"id"`
+	Device            string            `json:"device"`
+	KVCacheDType      string            `json:"kv_cache_dtype"`
+	Links             map[string]uint32 `json:"links,omitempty"` // peers that it may borrow from, by transport
+	KVBlocksTotal     int               `json:"kv_blocks_total"`
+	KVBlocksFree      int               `json:"kv_blocks_free"`
+	KVBlocksHosted    int               `json:"kv_blocks_hosted"` // blocks of others in this pool
+	KVBlocksLent      int               `json:"kv_blocks_lent"`   // blocks of its requests that lie with others
+	Running           int               `json:"running"`
+	Waiting           int               `json:"waiting"`
+	TokensPerSecond   float64           `json:"tokens_per_second"`
+	Preemptions       uint64            `json:"preemptions"`
+	Steps             uint64            `json:"steps"`
+	StepSeconds       float64           `json:"step_seconds"`
+	RemoteWaitSeconds float64           `json:"remote_wait_seconds"` // a part of StepSeconds: for creditors' answers
+	RemoteQueries     uint64            `json:"remote_queries"`      // messages to creditors
+	RemoteQueryBytes  uint64            `json:"remote_query_bytes"`
+	RemoteAnswers     uint64            `json:"remote_answers"` // messages to debtors
+	RemoteAnswerBytes uint64            `json:"remote_answer_bytes"`
+	AnswerBatches     uint64            `json:"answer_batches"`  // calls of the device that computed answers
+	KVBlocksMoved     uint64            `json:"kv_blocks_moved"` // to creditors
+	KVBytesMoved      uint64            `json:"kv_bytes_moved"`
+	RefusedMessages   uint64            `json:"refused_messages"` // of peers: malformed, stale or out of bounds
+	MemoryTotal       uint64            `json:"memory_total_bytes"`
+	MemoryUsed        uint64            `json:"memory_used_bytes"`
 }
 
 // RequestPlacement is where one request's KV lies, in order of position.
@@ -129,14 +140,14 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 		return nil, err
 	}
 	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
-	s.metrics = newMetrics(backend)
+	s.metrics = newMetrics(backend, cfg)
 	for id := range int32(tok.VocabSize()) {
 		s.longest = max(s.longest, len(tok.TokenBytes(id)))
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.http = &fasthttp.Server{
 		Handler: s.routes(), ErrorHandler: s.protocolError, ConnState: s.connState, Name: "infinite",
-		MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
+		HeaderReceived: s.headerReceived, MaxRequestBodySize: cfg.MaxBodySize, ReadTimeout: 60 * time.Second, IdleTimeout: 120 * time.Second,
 		ReadBufferSize: 16 << 10, // the limit of a header; tokens and cookies of gateways take more than 4 KiB
 		// A write timeout would cut long streams; a client that does not read is noticed by stallConn, one that
 		// hangs up by the watcher.
@@ -229,24 +240,6 @@ func (s *Server) routes() fasthttp.RequestHandler {
 // path is the request's path as the router sees it: as it was sent, not what its dots and slashes come to.
 func path(ctx *fasthttp.RequestCtx) string { return string(ctx.URI().PathOriginal()) }
 
-// authorize checks the bearer token on everything but /health and /metrics.
-func (s *Server) authorize(next fasthttp.RequestHandler) fasthttp.RequestHandler {
-	if s.cfg.APIKey == "" {
-		return next
-	}
-	return func(ctx *fasthttp.RequestCtx) {
-		if p := path(ctx); p != "/health" && p != "/metrics" {
-			scheme, key, _ := strings.Cut(string(ctx.Request.Header.Peek("Authorization")), " ")
-			if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare([]byte(key), []byte(s.cfg.APIKey)) != 1 {
-				writeError(ctx, &Error{http.StatusUnauthorized, "AuthenticationError", "", "The API key is missing or wrong."})
-				ctx.Response.Header.Set("WWW-Authenticate", "Bearer")
-				return
-			}
-		}
-		next(ctx)
-	}
-}
-
 // protocolError answers what is not an HTTP request, and bodies that are too large.
 func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
 	var small *fasthttp.ErrSmallBuffer
@@ -264,6 +257,7 @@ func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
 	}
 	ctx.Response.Header.Set("Access-Control-Allow-Origin", "*")
 	ctx.SetConnectionClose()
+	linger(ctx)
 }
 
 func newID() string {

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"testing"
@@ -32,6 +33,51 @@ func TestStalledClient(t *testing.T) {
 		t.Fatalf("%d of %d bytes came: %v", got.Len(), len(sent), err)
 	}
 	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A client that sends on after its answer finds that it can, until it has closed.
+func TestLinger(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	_ = client.SetDeadline(time.Now().Add(patience))
+	c, err := stallListener{l, patience}.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = client.Write([]byte("the beginning of a body")); err != nil {
+		t.Fatal(err)
+	}
+	c.(*stallConn).linger.Store(int64(patience))
+	closed := make(chan error, 1)
+	go func() {
+		_, err := c.Write([]byte("no"))
+		closed <- errors.Join(err, c.Close())
+	}()
+	if got, err := io.ReadAll(client); err != nil || string(got) != "no" {
+		t.Fatalf("%q %v", got, err)
+	}
+	for range 64 { // more than the socket holds
+		if _, err = client.Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-closed:
+		t.Fatalf("closed while the client was sending: %v", err)
+	default:
+	}
+	_ = client.Close()
+	if err := <-closed; err != nil {
 		t.Fatal(err)
 	}
 }

@@ -218,7 +218,7 @@ func runJob(t rapid.TB, j *job, events []engine.Event) (text string, last delta)
 	}
 	j.stream = ended(events...)
 	var b strings.Builder
-	j.run(context.Background(), tok, newMetrics(scripted()), func(d delta) bool {
+	j.run(context.Background(), tok, newMetrics(scripted(), Config{ModelNames: []string{modelName}, MaxModelLen: maxLen}), func(d delta) bool {
 		if !utf8.ValidString(d.text) {
 			t.Fatalf("torn text %q", d.text)
 		}

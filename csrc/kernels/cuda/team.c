@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "runtime/clock.h"
 #include "runtime/fail.h"
 
 enum { TICKS = 20, LEAVE = TICKS / 4 }; /* of a deadline; ticks that end waits for leave */
@@ -32,15 +32,9 @@ struct inf_team {
                       * is to wait for that */
 };
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 /* Under the lock: waits for a change, a tick at most; 0: there was none. */
 static int wait_tick(inf_team *t, pthread_cond_t *change) {
-    int64_t at = now_ns() + t->deadline_ms * 1000000 / TICKS;
+    int64_t at = inf_now() + t->deadline_ms * 1000000 / TICKS;
     struct timespec until = {(time_t)(at / 1000000000), (long)(at % 1000000000)};
     return pthread_cond_timedwait(change, &t->lock, &until) == 0;
 }
@@ -52,7 +46,7 @@ static void lose(inf_team *t, int32_t rank, int32_t status, const char *at, cons
     }
     t->loss = (inf_team_loss){.rank = rank, .status = status, .at = at};
     snprintf(t->loss.why, sizeof t->loss.why, "%s", why != NULL ? why : "");
-    t->lost_at = now_ns();
+    t->lost_at = inf_now();
     atomic_store(&t->lost, 1);
     (void)pthread_cond_broadcast(&t->changed);
     (void)pthread_cond_broadcast(&t->left);
@@ -207,7 +201,7 @@ void inf_team_lose(inf_team *t, int32_t rank, int32_t status, const char *at, co
 const inf_team_loss *inf_team_lost(inf_team *t) { return atomic_load(&t->lost) ? &t->loss : NULL; }
 
 int inf_team_given_up(inf_team *t) {
-    return atomic_load(&t->lost) && now_ns() - t->lost_at > t->deadline_ms * 1000000;
+    return atomic_load(&t->lost) && inf_now() - t->lost_at > t->deadline_ms * 1000000;
 }
 
 int inf_team_close(inf_team *t) {

@@ -28,6 +28,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "runtime/clock.h"
 #include "transport/verbs/verbs_impl.h"
 
 enum { POLL_BATCH = 16 };
@@ -217,30 +218,24 @@ int inf_verbs_poll_recv(inf_verbs_endpoint *ep, struct ibv_wc *wc, int max) {
     return n;
 }
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 /* Gives way to others: for a moment at first, then longer. */
 static void pause_since(int64_t begun) {
     const struct timespec nap = {0, 50000};
-    if (now_ns() - begun < 1000000)
+    if (inf_now() - begun < 1000000)
         sched_yield();
     else
         nanosleep(&nap, NULL);
 }
 
 int inf_verbs_flush(inf_verbs_endpoint *ep, int64_t limit_ns) {
-    int64_t begun = now_ns();
+    int64_t begun = inf_now();
     for (;;) {
         int rc = inf_verbs_poll_send(ep);
         if (rc == INF_OK)
             rc = inf_verbs_check_event(ep);
         if (rc != INF_OK || ep->q.send_done == ep->q.send_posted)
             return rc;
-        if (now_ns() - begun > limit_ns)
+        if (inf_now() - begun > limit_ns)
             return INF_AGAIN;
         pause_since(begun);
     }
@@ -277,12 +272,12 @@ void inf_verbs_drain(inf_verbs_endpoint *ep) {
     struct ibv_send_wr *bad = NULL;
     if (sends && ibv_post_send(ep->qp, &wr, &bad) != 0)
         sends = false;
-    int64_t begun = now_ns();
+    int64_t begun = inf_now();
     while (sends || ep->q.recv_done != ep->q.recv_posted) {
         ep->q.recv_done += discard_recv(ep);
         if (sends && discard_send(ep, MARK))
             sends = false;
-        if (now_ns() - begun > DRAIN_NS)
+        if (inf_now() - begun > DRAIN_NS)
             return;
         if (sends || ep->q.recv_done != ep->q.recv_posted)
             pause_since(begun);

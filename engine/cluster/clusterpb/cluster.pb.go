@@ -422,6 +422,8 @@ type Load struct {
 	Preemptions     uint64                 `protobuf:"varint,10,opt,name=preemptions,proto3" json:"preemptions,omitempty"`
 	Starving        uint64                 `protobuf:"varint,11,opt,name=starving,proto3" json:"starving,omitempty"` // arrival of a request that has long waited for room; 0: none
 	Traffic         *Traffic               `protobuf:"bytes,12,opt,name=traffic,proto3" json:"traffic,omitempty"`
+	Work            *Work                  `protobuf:"bytes,13,opt,name=work,proto3" json:"work,omitempty"`
+	Links           map[string]uint32      `protobuf:"bytes,14,rep,name=links,proto3" json:"links,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // peers that it may borrow from, by transport
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -540,6 +542,20 @@ func (x *Load) GetTraffic() *Traffic {
 	return nil
 }
 
+func (x *Load) GetWork() *Work {
+	if x != nil {
+		return x.Work
+	}
+	return nil
+}
+
+func (x *Load) GetLinks() map[string]uint32 {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
 // Traffic counts what went over an instance's links since it started.
 type Traffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -548,6 +564,9 @@ type Traffic struct {
 	MovedBlocks   uint64                 `protobuf:"varint,3,opt,name=moved_blocks,json=movedBlocks,proto3" json:"moved_blocks,omitempty"` // to creditors
 	MovedBytes    uint64                 `protobuf:"varint,4,opt,name=moved_bytes,json=movedBytes,proto3" json:"moved_bytes,omitempty"`
 	Refused       uint64                 `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"` // messages of peers that were malformed, stale or out of bounds
+	QueryBytes    uint64                 `protobuf:"varint,6,opt,name=query_bytes,json=queryBytes,proto3" json:"query_bytes,omitempty"`
+	AnswerBytes   uint64                 `protobuf:"varint,7,opt,name=answer_bytes,json=answerBytes,proto3" json:"answer_bytes,omitempty"`
+	AnswerBatches uint64                 `protobuf:"varint,8,opt,name=answer_batches,json=answerBatches,proto3" json:"answer_batches,omitempty"` // calls of the device that computed answers, of several debtors perhaps
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -617,6 +636,88 @@ func (x *Traffic) GetRefused() uint64 {
 	return 0
 }
 
+func (x *Traffic) GetQueryBytes() uint64 {
+	if x != nil {
+		return x.QueryBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetAnswerBytes() uint64 {
+	if x != nil {
+		return x.AnswerBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetAnswerBatches() uint64 {
+	if x != nil {
+		return x.AnswerBatches
+	}
+	return 0
+}
+
+// Work counts an instance's steps since it started.
+type Work struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         uint64                 `protobuf:"varint,1,opt,name=steps,proto3" json:"steps,omitempty"`
+	StepNs        uint64                 `protobuf:"varint,2,opt,name=step_ns,json=stepNs,proto3" json:"step_ns,omitempty"`
+	RemoteWaitNs  uint64                 `protobuf:"varint,3,opt,name=remote_wait_ns,json=remoteWaitNs,proto3" json:"remote_wait_ns,omitempty"` // a part of step_ns: waiting for creditors' answers and merging them
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Work) Reset() {
+	*x = Work{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Work) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Work) ProtoMessage() {}
+
+func (x *Work) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Work.ProtoReflect.Descriptor instead.
+func (*Work) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Work) GetSteps() uint64 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *Work) GetStepNs() uint64 {
+	if x != nil {
+		return x.StepNs
+	}
+	return 0
+}
+
+func (x *Work) GetRemoteWaitNs() uint64 {
+	if x != nil {
+		return x.RemoteWaitNs
+	}
+	return 0
+}
+
 type HeartbeatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -628,7 +729,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +741,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +754,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeartbeatRequest) GetId() string {
@@ -688,7 +789,7 @@ type InstanceState struct {
 
 func (x *InstanceState) Reset() {
 	*x = InstanceState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +801,7 @@ func (x *InstanceState) String() string {
 func (*InstanceState) ProtoMessage() {}
 
 func (x *InstanceState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +814,7 @@ func (x *InstanceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceState.ProtoReflect.Descriptor instead.
 func (*InstanceState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InstanceState) GetId() string {
@@ -747,7 +848,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +860,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +873,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HeartbeatReply) GetInstances() []*InstanceState {
@@ -798,7 +899,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +911,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +924,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StateRequest) GetInstancesOnly() bool {
@@ -845,7 +946,7 @@ type ClusterState struct {
 
 func (x *ClusterState) Reset() {
 	*x = ClusterState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +958,7 @@ func (x *ClusterState) String() string {
 func (*ClusterState) ProtoMessage() {}
 
 func (x *ClusterState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +971,7 @@ func (x *ClusterState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
 func (*ClusterState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ClusterState) GetInstances() []*InstanceState {
@@ -911,7 +1012,7 @@ type HomePlacement struct {
 
 func (x *HomePlacement) Reset() {
 	*x = HomePlacement{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1024,7 @@ func (x *HomePlacement) String() string {
 func (*HomePlacement) ProtoMessage() {}
 
 func (x *HomePlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1037,7 @@ func (x *HomePlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HomePlacement.ProtoReflect.Descriptor instead.
 func (*HomePlacement) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HomePlacement) GetHome() string {
@@ -971,7 +1072,7 @@ type TryMoveKVRequest struct {
 
 func (x *TryMoveKVRequest) Reset() {
 	*x = TryMoveKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1084,7 @@ func (x *TryMoveKVRequest) String() string {
 func (*TryMoveKVRequest) ProtoMessage() {}
 
 func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1097,7 @@ func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVRequest.ProtoReflect.Descriptor instead.
 func (*TryMoveKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TryMoveKVRequest) GetOwner() string {
@@ -1068,7 +1169,7 @@ type TryMoveKVReply struct {
 
 func (x *TryMoveKVReply) Reset() {
 	*x = TryMoveKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1181,7 @@ func (x *TryMoveKVReply) String() string {
 func (*TryMoveKVReply) ProtoMessage() {}
 
 func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1194,7 @@ func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVReply.ProtoReflect.Descriptor instead.
 func (*TryMoveKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TryMoveKVReply) GetAccepted() uint32 {
@@ -1141,7 +1242,7 @@ type SpanHandle struct {
 
 func (x *SpanHandle) Reset() {
 	*x = SpanHandle{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1254,7 @@ func (x *SpanHandle) String() string {
 func (*SpanHandle) ProtoMessage() {}
 
 func (x *SpanHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1267,7 @@ func (x *SpanHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpanHandle.ProtoReflect.Descriptor instead.
 func (*SpanHandle) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SpanHandle) GetHandle() uint32 {
@@ -1197,7 +1298,7 @@ type ReleaseKVRequest struct {
 
 func (x *ReleaseKVRequest) Reset() {
 	*x = ReleaseKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1310,7 @@ func (x *ReleaseKVRequest) String() string {
 func (*ReleaseKVRequest) ProtoMessage() {}
 
 func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1323,7 @@ func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReleaseKVRequest) GetOwner() string {
@@ -1261,7 +1362,7 @@ type ReleaseKVReply struct {
 
 func (x *ReleaseKVReply) Reset() {
 	*x = ReleaseKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1374,7 @@ func (x *ReleaseKVReply) String() string {
 func (*ReleaseKVReply) ProtoMessage() {}
 
 func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1387,7 @@ func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVReply.ProtoReflect.Descriptor instead.
 func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -1326,7 +1427,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\xcb\x03\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xf0\x04\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -1340,14 +1441,28 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\vpreemptions\x18\n" +
 	" \x01(\x04R\vpreemptions\x12\x1a\n" +
 	"\bstarving\x18\v \x01(\x04R\bstarving\x126\n" +
-	"\atraffic\x18\f \x01(\v2\x1c.infinite.cluster.v1.TrafficR\atraffic\"\x9b\x01\n" +
+	"\atraffic\x18\f \x01(\v2\x1c.infinite.cluster.v1.TrafficR\atraffic\x12-\n" +
+	"\x04work\x18\r \x01(\v2\x19.infinite.cluster.v1.WorkR\x04work\x12:\n" +
+	"\x05links\x18\x0e \x03(\v2$.infinite.cluster.v1.Load.LinksEntryR\x05links\x1a8\n" +
+	"\n" +
+	"LinksEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x86\x02\n" +
 	"\aTraffic\x12\x18\n" +
 	"\aqueries\x18\x01 \x01(\x04R\aqueries\x12\x18\n" +
 	"\aanswers\x18\x02 \x01(\x04R\aanswers\x12!\n" +
 	"\fmoved_blocks\x18\x03 \x01(\x04R\vmovedBlocks\x12\x1f\n" +
 	"\vmoved_bytes\x18\x04 \x01(\x04R\n" +
 	"movedBytes\x12\x18\n" +
-	"\arefused\x18\x05 \x01(\x04R\arefused\"\x8d\x01\n" +
+	"\arefused\x18\x05 \x01(\x04R\arefused\x12\x1f\n" +
+	"\vquery_bytes\x18\x06 \x01(\x04R\n" +
+	"queryBytes\x12!\n" +
+	"\fanswer_bytes\x18\a \x01(\x04R\vanswerBytes\x12%\n" +
+	"\x0eanswer_batches\x18\b \x01(\x04R\ranswerBatches\"[\n" +
+	"\x04Work\x12\x14\n" +
+	"\x05steps\x18\x01 \x01(\x04R\x05steps\x12\x17\n" +
+	"\astep_ns\x18\x02 \x01(\x04R\x06stepNs\x12$\n" +
+	"\x0eremote_wait_ns\x18\x03 \x01(\x04R\fremoteWaitNs\"\x8d\x01\n" +
 	"\x10HeartbeatRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
 	"\x04load\x18\x02 \x01(\v2\x19.infinite.cluster.v1.LoadR\x04load\x12:\n" +
@@ -1422,7 +1537,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
@@ -1432,47 +1547,51 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*Memory)(nil),           // 5: infinite.cluster.v1.Memory
 	(*Load)(nil),             // 6: infinite.cluster.v1.Load
 	(*Traffic)(nil),          // 7: infinite.cluster.v1.Traffic
-	(*HeartbeatRequest)(nil), // 8: infinite.cluster.v1.HeartbeatRequest
-	(*InstanceState)(nil),    // 9: infinite.cluster.v1.InstanceState
-	(*HeartbeatReply)(nil),   // 10: infinite.cluster.v1.HeartbeatReply
-	(*StateRequest)(nil),     // 11: infinite.cluster.v1.StateRequest
-	(*ClusterState)(nil),     // 12: infinite.cluster.v1.ClusterState
-	(*HomePlacement)(nil),    // 13: infinite.cluster.v1.HomePlacement
-	(*TryMoveKVRequest)(nil), // 14: infinite.cluster.v1.TryMoveKVRequest
-	(*TryMoveKVReply)(nil),   // 15: infinite.cluster.v1.TryMoveKVReply
-	(*SpanHandle)(nil),       // 16: infinite.cluster.v1.SpanHandle
-	(*ReleaseKVRequest)(nil), // 17: infinite.cluster.v1.ReleaseKVRequest
-	(*ReleaseKVReply)(nil),   // 18: infinite.cluster.v1.ReleaseKVReply
+	(*Work)(nil),             // 8: infinite.cluster.v1.Work
+	(*HeartbeatRequest)(nil), // 9: infinite.cluster.v1.HeartbeatRequest
+	(*InstanceState)(nil),    // 10: infinite.cluster.v1.InstanceState
+	(*HeartbeatReply)(nil),   // 11: infinite.cluster.v1.HeartbeatReply
+	(*StateRequest)(nil),     // 12: infinite.cluster.v1.StateRequest
+	(*ClusterState)(nil),     // 13: infinite.cluster.v1.ClusterState
+	(*HomePlacement)(nil),    // 14: infinite.cluster.v1.HomePlacement
+	(*TryMoveKVRequest)(nil), // 15: infinite.cluster.v1.TryMoveKVRequest
+	(*TryMoveKVReply)(nil),   // 16: infinite.cluster.v1.TryMoveKVReply
+	(*SpanHandle)(nil),       // 17: infinite.cluster.v1.SpanHandle
+	(*ReleaseKVRequest)(nil), // 18: infinite.cluster.v1.ReleaseKVRequest
+	(*ReleaseKVReply)(nil),   // 19: infinite.cluster.v1.ReleaseKVReply
+	nil,                      // 20: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	3,  // 0: infinite.cluster.v1.Placement.spans:type_name -> infinite.cluster.v1.Span
 	5,  // 1: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
 	7,  // 2: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
-	6,  // 3: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
-	4,  // 4: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
-	6,  // 5: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
-	9,  // 6: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
-	9,  // 7: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
-	13, // 8: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
-	4,  // 9: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
-	16, // 10: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
-	1,  // 11: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
-	8,  // 12: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
-	11, // 13: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
-	14, // 14: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
-	17, // 15: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	0,  // 16: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 17: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	10, // 18: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	12, // 19: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	15, // 20: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	18, // 21: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	0,  // 22: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	17, // [17:23] is the sub-list for method output_type
-	11, // [11:17] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	8,  // 3: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
+	20, // 4: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	6,  // 5: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
+	4,  // 6: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
+	6,  // 7: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
+	10, // 8: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
+	10, // 9: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
+	14, // 10: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
+	4,  // 11: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
+	17, // 12: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
+	1,  // 13: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
+	9,  // 14: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
+	12, // 15: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
+	15, // 16: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
+	18, // 17: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	0,  // 18: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 19: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	11, // 20: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	13, // 21: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	16, // 22: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	19, // 23: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	0,  // 24: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	19, // [19:25] is the sub-list for method output_type
+	13, // [13:19] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_engine_cluster_clusterpb_cluster_proto_init() }
@@ -1486,7 +1605,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -483,6 +483,7 @@ type GenerateEvent struct {
 	Error         string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
 	ErrorKind     string                 `protobuf:"bytes,9,opt,name=error_kind,json=errorKind,proto3" json:"error_kind,omitempty"` // "peer_lost", "no_room", "queue_full", "internal"
 	Spans         []*Span                `protobuf:"bytes,10,rep,name=spans,proto3" json:"spans,omitempty"`                         // with the finish: where the request's KV lay, oldest blocks first
+	More          bool                   `protobuf:"varint,11,opt,name=more,proto3" json:"more,omitempty"`                          // this is but a piece of the next event's prompt
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -587,6 +588,13 @@ func (x *GenerateEvent) GetSpans() []*Span {
 	return nil
 }
 
+func (x *GenerateEvent) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 var File_engine_router_routerpb_router_proto protoreflect.FileDescriptor
 
 const file_engine_router_routerpb_router_proto_rawDesc = "" +
@@ -633,7 +641,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x03top\x18\x04 \x03(\v2\x1f.infinite.router.v1.AlternativeR\x03top\":\n" +
 	"\x04Span\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
-	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\xf0\x02\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\x84\x03\n" +
 	"\rGenerateEvent\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x1b\n" +
 	"\thas_token\x18\x02 \x01(\bR\bhasToken\x12\x14\n" +
@@ -647,7 +655,8 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\n" +
 	"error_kind\x18\t \x01(\tR\terrorKind\x12.\n" +
 	"\x05spans\x18\n" +
-	" \x03(\v2\x18.infinite.router.v1.SpanR\x05spans2a\n" +
+	" \x03(\v2\x18.infinite.router.v1.SpanR\x05spans\x12\x12\n" +
+	"\x04more\x18\v \x01(\bR\x04more2a\n" +
 	"\tInference\x12T\n" +
 	"\bGenerate\x12#.infinite.router.v1.GenerateRequest\x1a!.infinite.router.v1.GenerateEvent0\x01B9Z7github.com/infinite-llm/infinite/engine/router/routerpbb\x06proto3"
 
