@@ -237,8 +237,8 @@ struct attend_to {
     int32_t o_dtype;
     float *lse;                   /* NULL: nobody reads it */
     const inf_cuda_place *places; /* NULL, or where it goes instead, if lane_places said so */
-    bool own;                     /* the kernel in front writes q and the rows' own keys, no more,
-                                   * and began after all others had ended */
+    bool own; /* since all that came before had ended, kernels wrote q and the rows' own keys, and
+               * nothing else that attention reads */
 };
 /* Attention by a class's plan, and the merge of its parts. whole: also what the plan of this step
  * has no use for, since a graph is recorded that later steps use. */
