@@ -109,20 +109,19 @@ def orders():
           " launched", ["batch x context", "kernel", "us", "of copy", "of reading", "us in order", "scattered / in order"], rows)
 
 
-def blocks():
-    """Decode attention by the size of blocks: the kernel that is launched, and the fastest."""
+def layouts():
+    """Decode attention by the layout of blocks: the kernel that is launched, and the fastest."""
     cases = {}
     for d in of("decode"):
         if d["what"] == "variant" and "," in d["case"]:
-            block = f"{d['block']}, in one stretch" if d["layers"] == 1 else d["block"]
-            cases.setdefault((d["case"].split(",")[0], block), []).append(d)
+            cases.setdefault(tuple(d["case"].split(", blocks of ", 1)), []).append(d)
     rows = []
-    for (case, block), ds in cases.items():
+    for (case, layout), ds in cases.items():
         best = min(ds, key=lambda d: d["us"])
         launched = next((d for d in ds if d["taken"]), best)
-        rows.append([case, block, f"{launched['us']:.1f}", f"{launched['gbs']:.0f}", best["variant"], f"{best['us']:.1f}",
+        rows.append([case, layout, f"{launched['us']:.1f}", f"{launched['gbs']:.0f}", best["variant"], f"{best['us']:.1f}",
                      f"{best['gbs']:.0f}"])
-    table("Decode attention by the size of blocks, which lie anywhere",
+    table("Decode attention by the layout of blocks, which lie anywhere, a block's layers together, unless it says otherwise",
           ["batch x context", "tokens of a block", "us", "GB/s", "fastest kernel", "us", "GB/s"], rows)
 
 
@@ -227,7 +226,7 @@ def gaps():
 
 decode()
 orders()
-blocks()
+layouts()
 prefill()
 steps()
 switches()
