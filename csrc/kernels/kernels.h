@@ -69,6 +69,7 @@ int inf_pool_open(int32_t threads, inf_pool **out);
 void inf_pool_run(inf_pool *pool, inf_task task, void *arg, int32_t n);
 void inf_pool_stay_awake(inf_pool *pool, int64_t ns);
 int32_t inf_pool_threads(const inf_pool *pool);
+void *inf_pool_scratch(inf_pool *pool, uint64_t *bytes);
 void inf_pool_close(inf_pool *pool);
 
 typedef struct inf_ops {

@@ -51,6 +51,7 @@ struct inf_pool {
     uint32_t epoch; /* the caller's */
     int32_t threads;
     int32_t started; /* workers that exist */
+    void *scratch;   /* NULL with one thread */
     pthread_mutex_t lock;
     pthread_cond_t work, done;
     worker workers[];
@@ -157,7 +158,9 @@ int inf_pool_open(int32_t threads, inf_pool **out) {
     pool->epoch = 0;
     pool->threads = threads;
     pool->started = 0;
-    if (pthread_mutex_init(&pool->lock, NULL) != 0) {
+    pool->scratch = threads > 1 ? malloc((size_t)threads * INF_POOL_SCRATCH) : NULL;
+    if ((threads > 1 && pool->scratch == NULL) || pthread_mutex_init(&pool->lock, NULL) != 0) {
+        free(pool->scratch);
         free(pool);
         return INF_ENOMEM;
     }
@@ -175,6 +178,12 @@ int inf_pool_open(int32_t threads, inf_pool **out) {
 void inf_pool_stay_awake(inf_pool *pool, int64_t ns) {
     if (pool != NULL)
         atomic_store(&pool->awake_ns, ns);
+}
+
+void *inf_pool_scratch(inf_pool *pool, uint64_t *bytes) {
+    int some = pool != NULL && pool->scratch != NULL;
+    *bytes = some ? (uint64_t)pool->threads * INF_POOL_SCRATCH : 0;
+    return some ? pool->scratch : NULL;
 }
 
 int32_t inf_pool_threads(const inf_pool *pool) { return pool == NULL ? 1 : pool->threads; }
@@ -233,5 +242,6 @@ void inf_pool_close(inf_pool *pool) {
     pthread_cond_destroy(&pool->done);
     pthread_cond_destroy(&pool->work);
     pthread_mutex_destroy(&pool->lock);
+    free(pool->scratch);
     free(pool);
 }

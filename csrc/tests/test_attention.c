@@ -217,6 +217,50 @@ static void test_batches(const inf_ops *ops, inf_pool *pool) {
     }
 }
 
+/* Long spans over few KV heads, so that the threads cut them: right, and the same bits as in one
+ * task and row by row. */
+static void test_cut(const inf_ops *ops, inf_pool *pool) {
+    static const int32_t tokens[] = {1024, 1025, 2100, 5000, 40000}, aheads[] = {0, 0, -700, -1500};
+    static const int32_t dtypes[] = {INF_DTYPE_F32, INF_DTYPE_BF16, INF_DTYPE_E4M3};
+    uint64_t bytes;
+    uint8_t *scratch = inf_pool_scratch(pool, &bytes);
+    int32_t cut = 0;
+    for (int32_t round = 0; round < 10; round++) {
+        request r = make_request((shape){.rows = 1 + below(3),
+                                         .heads = below(2) ? 4 : 6,
+                                         .kv_heads = 1 + below(2),
+                                         .dim = below(2) ? 16 : 24,
+                                         .block_size = 16,
+                                         .dtype = dtypes[below(3)],
+                                         .tokens = tokens[round % 5],
+                                         .window = below(3) ? 0 : 1 + below(3000),
+                                         .q_ahead = aheads[below(4)]});
+        size_t row = (size_t)r.s.heads * r.s.dim, queries = (size_t)r.s.rows * r.s.heads;
+        float *o = poisoned(queries * r.s.dim), *lse = poisoned(queries);
+        inf_attn args = *args_of(&r), one = args;
+        ops->attention(NULL, &args, 1);
+        check_request(ops, &r);
+        if (scratch != NULL)
+            memset(scratch, 0xff, 64);
+        args.o = o, args.lse = lse;
+        ops->attention(pool, &args, 1);
+        cut += scratch != NULL && (scratch[0] != 0xff || scratch[4] != 0xff);
+        CHECK(same_bits(o, r.o, queries * r.s.dim) && same_bits(lse, r.lse, queries),
+              "%s: threads change the result of %d tokens", ops->name, r.s.tokens);
+        one.rows = 1;
+        for (int32_t i = 0; i < r.s.rows; i++, one.q += row, one.q_pos0++) {
+            one.o = o + i * row, one.lse = lse + i * r.s.heads;
+            ops->attention(pool, &one, 1);
+        }
+        CHECK(same_bits(o, r.o, queries * r.s.dim) && same_bits(lse, r.lse, queries),
+              "%s: rows differ alone, of %d tokens", ops->name, r.s.tokens);
+        free(o);
+        free(lse);
+        free_request(&r);
+    }
+    CHECK(cut > 0 || strcmp(ops->name, "c") == 0, "%s: nothing was cut", ops->name);
+}
+
 /* A row alone has bit by bit the result that it has in a chunk. */
 static void test_rows_alone(const inf_ops *ops) {
     for (int32_t round = 0; round < 30; round++) {
@@ -398,6 +442,7 @@ int main(void) {
         }
         seed((uint64_t)isa);
         test_batches(ops, pool);
+        test_cut(ops, pool);
         test_rows_alone(ops);
         test_large_scores(ops);
         test_pieces(ops);

@@ -113,7 +113,7 @@ static inline void v_sum4(float *p, vec a, vec b, vec c, vec d) {
 
 enum { PANEL_VECS = 2 };
 
-#include "kernels/cpu/simd_attention.h"
+#include "kernels/cpu/simd_attention_cut.h"
 #include "kernels/cpu/simd_gemm.h"
 #include "kernels/cpu/simd_rows.h"
 #include "kernels/cpu/simd_table.h"

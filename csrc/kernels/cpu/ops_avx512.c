@@ -90,7 +90,7 @@ static inline void v_sum4(float *p, vec a, vec b, vec c, vec d) {
 /* A row of a panel, as vectors. */
 enum { PANEL_VECS = 1 };
 
-#include "kernels/cpu/simd_attention.h"
+#include "kernels/cpu/simd_attention_cut.h"
 #include "kernels/cpu/simd_gemm.h"
 #include "kernels/cpu/simd_rows.h"
 #include "kernels/cpu/simd_table.h"

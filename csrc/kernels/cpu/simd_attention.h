@@ -6,7 +6,8 @@
  * heads reads the cache once, not 8 times, and a prefill chunk reads it rows * group / TILE_Q
  * times.
  *
- * A task is one such tile and one KV head. It walks over the span in tiles of TILE_T keys:
+ * A task is one such tile and one KV head (simd_attention_cut.h). It walks over the span in tiles
+ * of TILE_T keys:
  *   1. scores  s = (scale q) . k     4 queries x 4 keys at a time (2 x 4 with 16 registers): the
  * vectors run along head_dim, K is read as it lies, 16 sums per 8 loads
  *   2. softmax m' = max(m, max s), p = exp(s - m'), l = l exp(m - m') + sum p
@@ -26,10 +27,12 @@
 
 enum { TILE_Q = 32, TILE_T = 64, QUARTER = TILE_T / 4 };
 
-typedef struct attn_job {
-    const inf_attn *args;
-    int32_t n_args;
-} attn_job;
+/* Partials of a tile's queries, o not divided: of chunks of keys that were computed each by itself.
+ */
+typedef struct attn_sum {
+    _Alignas(64) float o[TILE_Q * MAX_HEAD_DIM]; /* [query, dim] */
+    float m[TILE_Q], l[TILE_Q];
+} attn_sum;
 
 typedef struct attn_tile {
     _Alignas(64) float q[TILE_Q * MAX_HEAD_DIM]; /* [query, dim], scaled */
@@ -44,18 +47,34 @@ typedef struct attn_tile {
     int32_t stride;                 /* of q and o: dim rounded up to vectors */
     int32_t begin, end;             /* keys of this tile that some query sees */
     int32_t row_bytes;              /* of a token's K in one head */
+    int32_t chunk;                  /* keys after which partials begin anew */
+    int32_t folded;                 /* chunks that are in `sum` */
+    attn_sum sum;
 } attn_tile;
 
 static int32_t attn_queries(const inf_attn *a) { return a->rows * (a->heads / a->kv->kv_heads); }
 
-static int32_t attn_tiles(const inf_attn *a) {
-    return ceil_div(attn_queries(a), TILE_Q) * a->kv->kv_heads;
+/* Keys of a chunk: a span has 32 at most, so that more threads than KV heads find work in it, and a
+ * chunk's partial costs little beside its keys. A function of the span alone. */
+static int32_t attn_chunk(const inf_attn *a) {
+    enum { LEAST = 1024, CHUNKS = 32 };
+    int32_t each = ceil_div(ceil_div((int32_t)a->n_tokens, CHUNKS), TILE_T) * TILE_T;
+    return max_i32(each, LEAST);
 }
 
 /* Number of the flattened query's vector in q, o and lse. */
 static size_t attn_at(const inf_attn *a, int32_t kv_head, int32_t query) {
     int32_t group = a->heads / a->kv->kv_heads;
     return (size_t)(query / group) * a->heads + (size_t)kv_head * group + (size_t)(query % group);
+}
+
+/* Nothing was seen so far. */
+static void attn_clear(attn_tile *t) {
+    memset(t->o, 0, (size_t)(t->queries * t->stride) * sizeof *t->o);
+    for (int32_t i = 0; i < t->queries; i++) {
+        t->m[i] = -INFINITY;
+        t->l[i] = 0;
+    }
 }
 
 static void attn_begin(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t first) {
@@ -73,11 +92,11 @@ static void attn_begin(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t
         float *to = t->q + i * t->stride;
         for (int32_t d = 0; d < t->stride; d++)
             to[d] = d < t->dim ? q[d] * a->scale : 0.0f;
-        memset(t->o + i * t->stride, 0, (size_t)t->stride * sizeof *t->o);
-        t->m[i] = -INFINITY;
-        t->l[i] = 0;
         attn_visible(a, (first + i) / group, &t->lo[i], &t->hi[i]);
     }
+    t->chunk = attn_chunk(a);
+    t->folded = 0;
+    attn_clear(t);
 }
 
 /* s of `queries` x 4 keys: key, key + apart, .. */
@@ -269,16 +288,53 @@ static void attn_locate(const attn_tile *t, const inf_attn *a, int32_t kv_head, 
         k[j] = k[end - 1];
 }
 
-static void attn_walk(attn_tile *t, const inf_attn *a, int32_t kv_head) {
+/* Adds one partial to another, in this order; one that has seen no key changes nothing. */
+static void attn_fold(float *o, float *m, float *l, const float *o2, float m2, float l2,
+                      int32_t n) {
+    if (l2 == 0)
+        return;
+    if (*l == 0) {
+        memcpy(o, o2, (size_t)n * sizeof *o);
+        *m = m2;
+        *l = l2;
+        return;
+    }
+    float top = *m > m2 ? *m : m2, w = expf(*m - top), w2 = expf(m2 - top);
+    for (int32_t d = 0; d < n; d++)
+        o[d] = o[d] * w + o2[d] * w2;
+    *m = top;
+    *l = *l * w + l2 * w2;
+}
+
+/* The chunk so far goes to the sum, and the next one begins. */
+static void attn_fold_chunk(attn_tile *t) {
+    for (int32_t i = 0; i < t->queries; i++) {
+        if (t->folded == 0)
+            t->sum.l[i] = 0;
+        attn_fold(t->sum.o + i * t->stride, &t->sum.m[i], &t->sum.l[i], t->o + i * t->stride,
+                  t->m[i], t->l[i], t->stride);
+    }
+    t->folded++;
+    attn_clear(t);
+}
+
+/* Keys [from, upto) of the span: multiples of a chunk, or its end. */
+static void attn_walk(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t from,
+                      int32_t upto) {
     if (t->queries <= 0 || t->lo[0] >= t->hi[t->queries - 1])
         return;
-    int32_t stop = t->hi[t->queries - 1], t0 = t->lo[0] / TILE_T * TILE_T;
-    attn_locate(t, a, kv_head, t0, t->k);
-    for (; t0 < stop; t0 += TILE_T) {
+    int32_t stop = min_i32(t->hi[t->queries - 1], upto);
+    int32_t first = max_i32(t->lo[0], from) / TILE_T * TILE_T;
+    if (first >= stop)
+        return;
+    attn_locate(t, a, kv_head, first, t->k);
+    for (int32_t t0 = first; t0 < stop; t0 += TILE_T) {
         if (t0 + TILE_T < stop)
             attn_locate(t, a, kv_head, t0 + TILE_T, t->next);
         else
             t->next = t->k;
+        if (t0 > first && t0 % t->chunk == 0)
+            attn_fold_chunk(t);
         attn_range(t, t0, &t->begin, &t->end);
         if (a->kv->dtype == INF_DTYPE_BF16)
             attn_scores(IN_BF16, t);
@@ -297,34 +353,4 @@ static void attn_walk(attn_tile *t, const inf_attn *a, int32_t kv_head) {
         t->k = t->next;
         t->next = k;
     }
-}
-
-static void attn_task(void *arg, int32_t index, int32_t thread) {
-    (void)thread;
-    const attn_job *job = arg;
-    const inf_attn *a = job->args;
-    for (int32_t tiles = attn_tiles(a); index >= tiles; tiles = attn_tiles(a)) {
-        index -= tiles;
-        a++;
-    }
-    int32_t kv_head = index % a->kv->kv_heads, first = index / a->kv->kv_heads * TILE_Q;
-    attn_tile t;
-    attn_begin(&t, a, kv_head, first);
-    attn_walk(&t, a, kv_head);
-    for (int32_t i = 0; i < t.queries; i++) {
-        size_t at = attn_at(a, kv_head, first + i);
-        float *o = a->o + at * t.dim, l = t.l[i];
-        a->lse[at] = l == 0 ? -INFINITY : t.m[i] + logf(l);
-        float inverse = l == 0 ? 0.0f : 1.0f / l;
-        for (int32_t d = 0; d < t.dim; d++)
-            o[d] = t.o[i * t.stride + d] * inverse;
-    }
-}
-
-static void simd_attention(inf_pool *pool, const inf_attn *args, int32_t n_args) {
-    attn_job job = {.args = args, .n_args = n_args};
-    int32_t tasks = 0;
-    for (int32_t i = 0; i < n_args; i++)
-        tasks += attn_tiles(&args[i]);
-    inf_pool_run(pool, attn_task, &job, tasks);
 }
