@@ -255,7 +255,7 @@ func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
 		what, _, _ := strings.Cut(err.Error(), ": buffer size=") // the request's own bytes follow
 		writeError(ctx, badRequest("", "cannot read the request: %s", what))
 	}
-	ctx.Response.Header.Set("Access-Control-Allow-Origin", "*")
+	allowOrigin(&ctx.Response.Header)
 	ctx.SetConnectionClose()
 	linger(ctx)
 }

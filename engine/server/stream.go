@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"net"
 	"slices"
 
 	"github.com/valyala/fasthttp"
@@ -42,7 +43,27 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 			st.event([]byte("[DONE]"))
 		}
 	}
+	if !ctx.Request.Header.IsHTTP11() {
+		untilClose(ctx, events)
+		return
+	}
 	ctx.SetBodyStream(body{fasthttp.NewStreamReader(events), done}, -1)
+}
+
+// untilClose answers a client of HTTP/1.0, to whom nothing may be sent in chunks (RFC 9112, 6.1): the end of
+// the connection is the end of the body. fasthttp has no such answers, so this writes one itself, before the
+// handler returns, and leaves fasthttp a connection that was taken over and is only to be closed.
+func untilClose(ctx *fasthttp.RequestCtx, events fasthttp.StreamWriter) {
+	ctx.HijackSetNoResponse(true)
+	ctx.Hijack(func(net.Conn) {})
+	w := bufio.NewWriter(ctx.Conn())
+	h := &ctx.Response.Header
+	allowOrigin(h) // allowOrigins comes too late
+	h.SetConnectionClose()
+	_ = h.Write(w) // w keeps an error for the first event
+	_ = w.Flush()
+	events(w)
+	_ = w.Flush()
 }
 
 // body is a streamed answer on its way to the client. A connection that fails while it is written to is
