@@ -39,13 +39,16 @@ type common struct {
 	TokensAsIDs       bool              `json:"return_tokens_as_token_ids"`
 	TruncatePrompt    *integer          `json:"truncate_prompt_tokens"`
 	RequestID         string            `json:"request_id"`
+	ReturnTokenIDs    bool              `json:"return_token_ids"`
 	KVPlacement       bool              `json:"return_kv_placement"`
 	Stream            bool              `json:"stream"`
-	StreamOptions     *struct {
-		IncludeUsage bool `json:"include_usage"`
-		Continuous   bool `json:"continuous_usage_stats"`
-	} `json:"stream_options"`
+	StreamOptions     *streamOptions    `json:"stream_options"`
 	unsupported
+}
+
+type streamOptions struct {
+	IncludeUsage bool `json:"include_usage"`
+	Continuous   bool `json:"continuous_usage_stats"`
 }
 
 // completionRequest is the body of POST /v1/completions.

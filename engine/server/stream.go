@@ -84,7 +84,7 @@ type sse struct {
 	w         *bufio.Writer
 	buf       []byte
 	places    []place
-	begun     []bool // the echo went out
+	begun     []bool // a chunk went out
 	generated []int  // tokens, by choice
 }
 
@@ -104,9 +104,14 @@ func (st *sse) chunk() []byte {
 	return append(a.head(st.buf[:0], object), `,"choices":[`...)
 }
 
-// close ends a choice's chunk; with include_usage it says usage: null, or how far the choice is.
+// close ends a choice's chunk and sends it; with include_usage it says usage: null, or how far the choice is.
 func (st *sse) close(b []byte, choice int) error {
 	b = append(b, ']')
+	// A chat's prompt goes with the chunk that has the role.
+	if st.p.tokenIDs && st.p.answer.chat && !st.begun[choice] {
+		b = appendIDs(b, "prompt_token_ids", st.p.jobs[choice].req.Prompt)
+	}
+	st.begun[choice] = true
 	switch st.p.usage {
 	case usageLast:
 		b = append(b, `,"usage":null`...)
@@ -135,9 +140,9 @@ func (st *sse) begin() error {
 }
 
 func (st *sse) delta(d delta) error {
-	st.generated[d.index] += d.generated
+	st.generated[d.index] += len(d.ids)
 	first := len(st.p.echo) > 0 && !st.begun[d.index]
-	if d.text == "" && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first {
+	if d.text == "" && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first && !(st.p.tokenIDs && len(d.ids) > 0) {
 		return nil
 	}
 	b := append(st.chunk(), `{"index":`...)
@@ -154,9 +159,14 @@ func (st *sse) delta(d delta) error {
 	} else {
 		b = st.appendText(b, d, first)
 	}
-	b = append(appendFinish(b, d.finish, d.stopReason, d.spans), '}')
-	st.begun[d.index] = true
-	return st.close(b, d.index)
+	b = appendFinish(b, d.finish, d.stopReason, d.spans)
+	if st.p.tokenIDs {
+		b = appendIDs(b, "token_ids", d.ids)
+		if !st.p.answer.chat && !st.begun[d.index] {
+			b = appendIDs(b, "prompt_token_ids", st.p.jobs[d.index].req.Prompt)
+		}
+	}
+	return st.close(append(b, '}'), d.index)
 }
 
 func (st *sse) appendText(b []byte, d delta, first bool) []byte {
