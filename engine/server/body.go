@@ -38,6 +38,7 @@ type common struct {
 	PromptLogprobs    *integer          `json:"prompt_logprobs"`
 	TokensAsIDs       bool              `json:"return_tokens_as_token_ids"`
 	TruncatePrompt    *integer          `json:"truncate_prompt_tokens"`
+	TruncationSide    string            `json:"truncation_side"`
 	RequestID         string            `json:"request_id"`
 	ReturnTokenIDs    bool              `json:"return_token_ids"`
 	KVPlacement       bool              `json:"return_kv_placement"`
@@ -77,13 +78,18 @@ type conversation struct {
 	ContinueFinal       bool           `json:"continue_final_message"`
 	AddSpecialTokens    *bool          `json:"add_special_tokens"`
 	TemplateVars        map[string]any `json:"chat_template_kwargs"`
+	ReasoningEffort     string         `json:"reasoning_effort"`
 }
 
 type chatMessage struct {
-	Role      string          `json:"role"`
-	Content   content         `json:"content"`
-	Name      string          `json:"name"`
-	ToolCalls json.RawMessage `json:"tool_calls"`
+	Role             string          `json:"role"`
+	Content          content         `json:"content"`
+	Name             string          `json:"name"`
+	Reasoning        *string         `json:"reasoning"`
+	ReasoningContent *string         `json:"reasoning_content"` // its former name
+	ToolCalls        json.RawMessage `json:"tool_calls"`
+	FunctionCall     json.RawMessage `json:"function_call"`
+	Audio            json.RawMessage `json:"audio"`
 }
 
 // integer takes what vLLM takes for one: some clients write 16.0 or "16".

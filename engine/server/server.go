@@ -5,6 +5,7 @@
 //	key.go          who has the API key
 //	body.go         bodies as clients write them
 //	request.go      their checks and defaults
+//	unsupported.go  fields that are refused
 //	completions.go  /v1/completions: body -> plan -> jobs -> answer
 //	chat.go         /v1/chat/completions: messages -> prompt, then the same way
 //	generate.go     one choice: events -> text, stop strings

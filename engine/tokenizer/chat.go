@@ -7,11 +7,13 @@ import (
 	"github.com/infinite-llm/infinite/engine/tokenizer/jinja"
 )
 
-// Message is one message of a chat. The template sees role and content, and name if there is one.
+// Message is one message of a chat. The template sees role and content, and name and reasoning if there are any;
+// the reasoning under both of the names that templates know.
 type Message struct {
-	Role    string `json:"role"`
-	Content string `json:"content"`
-	Name    string `json:"name"`
+	Role      string `json:"role"`
+	Content   string `json:"content"`
+	Name      string `json:"name"`
+	Reasoning string `json:"reasoning"`
 }
 
 // ErrNoChatTemplate is the error of ApplyChat for a model without a chat template.
@@ -41,6 +43,9 @@ func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars
 		list[i] = jinja.Dict{{Key: "role", Value: m.Role}, {Key: "content", Value: m.Content}}
 		if m.Name != "" {
 			list[i] = append(list[i], jinja.Item{Key: "name", Value: m.Name})
+		}
+		if m.Reasoning != "" {
+			list[i] = append(list[i], jinja.Item{Key: "reasoning", Value: m.Reasoning}, jinja.Item{Key: "reasoning_content", Value: m.Reasoning})
 		}
 	}
 	data := map[string]any{"tools": nil, "documents": nil}

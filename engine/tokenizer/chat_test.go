@@ -53,6 +53,31 @@ func TestApplyChatWithoutTemplate(t *testing.T) {
 	}
 }
 
+// Reasoning has a name of its own in templates that know it, and two for those that know the one or the other.
+func TestReasoning(t *testing.T) {
+	tok, err := withTemplate(t, chatSourceOf(t, "qwen3"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	render := func(tok *Tokenizer, answer Message) string {
+		text, err := tok.ApplyChat([]Message{{Role: "user", Content: "hello"}, answer}, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	apart := render(tok, Message{Role: "assistant", Content: "world", Reasoning: "because"})
+	if within := render(tok, Message{Role: "assistant", Content: "<think>\nbecause\n</think>\n\nworld"}); apart != within || !strings.Contains(apart, "because") {
+		t.Errorf("%q, want %q", apart, within)
+	}
+	if tok, err = withTemplate(t, "{{ messages[1].reasoning }} {{ messages[1].reasoning_content }} {{ messages[0].reasoning is defined }}", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := render(tok, Message{Role: "assistant", Reasoning: "x"}); got != "x x False" {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestConcurrentUse shares one tokenizer among goroutines; the race detector watches.
 func TestConcurrentUse(t *testing.T) {
 	tok, err := withTemplate(t, chatSourceOf(t, "qwen3"), nil)
