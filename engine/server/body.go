@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"math"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // common holds the fields that both completion endpoints share, with vLLM's extensions. Fields that
@@ -52,6 +50,8 @@ type streamOptions struct {
 	Continuous   bool `json:"continuous_usage_stats"`
 }
 
+func (o *streamOptions) UnmarshalJSON(b []byte) error { return readObject(b, o) }
+
 // completionRequest is the body of POST /v1/completions.
 type completionRequest struct {
 	common
@@ -91,6 +91,8 @@ type chatMessage struct {
 	FunctionCall     json.RawMessage `json:"function_call"`
 	Audio            json.RawMessage `json:"audio"`
 }
+
+func (m *chatMessage) UnmarshalJSON(b []byte) error { return readObject(b, m) }
 
 // integer takes what vLLM takes for one: some clients write 16.0 or "16".
 type integer int
@@ -220,7 +222,7 @@ func (p *contentPart) UnmarshalJSON(b []byte) error {
 		Text    *string `json:"text"`
 		Refusal *string `json:"refusal"`
 	}
-	if b[0] != '{' || json.Unmarshal(b, &part) != nil {
+	if b[0] != '{' || readObject(b, &part) != nil {
 		return badRequest("messages", "cannot read a part of a message's content: it is neither a string nor an object with type and text")
 	}
 	text := part.Text
@@ -304,56 +306,4 @@ func (p *prompts) lists(b []byte) bool {
 		*p = append(*p, prompt{tokens: l})
 	}
 	return true
-}
-
-// decode reads a request body; what does not fit becomes a 400 that names the field.
-func decode(body []byte, into any) error {
-	if !utf8.Valid(body) {
-		return badRequest("", "cannot read the body: it is not valid UTF-8")
-	}
-	d := json.NewDecoder(bytes.NewReader(body))
-	err := d.Decode(into)
-	if err == nil {
-		if _, err = d.Token(); errors.Is(err, io.EOF) {
-			return nil
-		}
-		return badRequest("", "cannot read the body: there is more after the JSON object")
-	}
-	var typed *json.UnmarshalTypeError
-	var mine *Error
-	switch {
-	case errors.As(err, &mine):
-		return mine
-	case errors.As(err, &typed):
-		// The path goes through the embedded structs, which are no fields of the body.
-		field := typed.Field
-		for _, embedded := range []string{"common.", "unsupported.", "conversation."} {
-			field = strings.TrimPrefix(field, embedded)
-		}
-		name := field
-		if field == "" {
-			name = "the body"
-		}
-		return badRequest(field, "cannot use a %s for %s: %s is needed", typed.Value, name, jsonType(typed.Type))
-	case errors.Is(err, io.EOF):
-		return badRequest("", "cannot read the body as JSON: it is empty")
-	}
-	return badRequest("", "cannot read the body as JSON: %v", err)
-}
-
-// jsonType is what a client knows a Go type as.
-func jsonType(t reflect.Type) string {
-	switch t.Kind() {
-	case reflect.Int, reflect.Int32:
-		return "a whole number"
-	case reflect.Float64:
-		return "a number"
-	case reflect.Bool:
-		return "true or false"
-	case reflect.String:
-		return "a string"
-	case reflect.Slice:
-		return "a list"
-	}
-	return "an object"
 }

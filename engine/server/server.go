@@ -4,6 +4,7 @@
 //	cors.go         pages of other origins
 //	key.go          who has the API key
 //	body.go         bodies as clients write them
+//	decode.go       JSON -> body, by the keys' exact names
 //	request.go      their checks and defaults
 //	unsupported.go  fields that are refused
 //	completions.go  /v1/completions: body -> plan -> jobs -> answer

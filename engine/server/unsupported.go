@@ -94,7 +94,7 @@ func (u *unsupported) refuseValues() error {
 		var format struct {
 			Type string `json:"type"`
 		}
-		if json.Unmarshal(u.ResponseFormat, &format) != nil || format.Type != "text" {
+		if readObject(u.ResponseFormat, &format) != nil || format.Type != "text" {
 			return badRequest("response_format", "response_format other than text is not supported.")
 		}
 	}
