@@ -83,7 +83,7 @@ type conversation struct {
 
 type chatMessage struct {
 	Role             string          `json:"role"`
-	Content          content         `json:"content"`
+	Content          *content        `json:"content"` // nil: absent or null
 	Name             string          `json:"name"`
 	Reasoning        *string         `json:"reasoning"`
 	ReasoningContent *string         `json:"reasoning_content"` // its former name
@@ -187,11 +187,11 @@ func (s *stops) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// content is a string, null, or a list of parts: texts that are joined by newlines, as vLLM does.
+// content is a string or a list of parts: texts that are joined by newlines, as vLLM does.
 type content string
 
 func (c *content) UnmarshalJSON(b []byte) error {
-	if isNull(b) || b[0] == '"' {
+	if b[0] == '"' {
 		return json.Unmarshal(b, (*string)(c))
 	}
 	var parts []contentPart

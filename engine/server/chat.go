@@ -96,7 +96,8 @@ func (s *Server) render(c *conversation) (string, error) {
 	return text, nil
 }
 
-// list checks the messages and makes the template's of them.
+// list checks the messages and makes the template's of them. Only beside calls of tools could a message go
+// without content.
 func (c *conversation) list() ([]tokenizer.Message, error) {
 	messages := make([]tokenizer.Message, len(c.Messages))
 	for i, m := range c.Messages {
@@ -107,8 +108,10 @@ func (c *conversation) list() ([]tokenizer.Message, error) {
 			return nil, badRequest("messages", "message %d has tool_calls or a function_call, which are not supported.", i)
 		case !isUnset(m.Audio):
 			return nil, badRequest("messages", "message %d has audio, which is not supported.", i)
+		case m.Content == nil:
+			return nil, badRequest("messages", "message %d has no content.", i)
 		}
-		messages[i] = tokenizer.Message{Role: m.Role, Content: string(m.Content), Name: m.Name}
+		messages[i] = tokenizer.Message{Role: m.Role, Content: string(*m.Content), Name: m.Name}
 		if m.Role == "assistant" {
 			messages[i].Reasoning = orDefault(m.Reasoning, orDefault(m.ReasoningContent, ""))
 		}

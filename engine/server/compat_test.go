@@ -305,8 +305,13 @@ func TestContentParts(t *testing.T) {
 	if got := prompt([]any{obj{"type": "output_text", "text": "one\ntwo"}, obj{"type": "refusal", "refusal": "three"}}); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := prompt([]any{}); got != prompt("") || got != prompt(nil) {
+	if got := prompt([]any{}); got != prompt("") {
 		t.Errorf("%q", got)
+	}
+	for _, none := range []string{`{"role":"user"}`, `{"role":"user","content":null}`, `{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":[]}`} {
+		for _, path := range []string{"/v1/chat/completions", "/tokenize"} {
+			wantError(t, a.post(path, `{"messages":[`+none+`]}`), 400, "BadRequestError", "messages", "no content")
+		}
 	}
 	for _, bad := range []string{`[5]`, `[null]`, `[{"text":"a"}]`, `[{"type":"text"}]`, `[{"type":"text","text":5}]`, `[{"type":"input_audio"}]`, `{"type":"text","text":"a"}`} {
 		wantError(t, a.post("/v1/chat/completions", `{"messages":[{"role":"user","content":`+bad+`}]}`), 400, "BadRequestError", "messages", "content")
