@@ -287,9 +287,11 @@ func (s *Server) answerFailure(ctx *fasthttp.RequestCtx, work context.Context, e
 	s.refuse(ctx, err)
 }
 
-// refuse answers with an error and counts it.
+// refuse answers with an error and counts it, where completions were asked for.
 func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
-	s.metrics.failed(err)
+	if p := path(ctx); ctx.IsPost() && (p == completionsPath || p == chatPath) {
+		s.metrics.failed(p, err)
+	}
 	writeError(ctx, err)
 }
 

@@ -208,6 +208,11 @@ func (s *Server) anyBusy() bool {
 	return len(s.busy) > 0
 }
 
+const (
+	completionsPath = "/v1/completions"
+	chatPath        = "/v1/chat/completions"
+)
+
 func (s *Server) routes() fasthttp.RequestHandler {
 	r := router.New()
 	r.RedirectTrailingSlash, r.RedirectFixedPath = false, false
@@ -215,8 +220,8 @@ func (s *Server) routes() fasthttp.RequestHandler {
 		r.GET(path, h)
 		r.HEAD(path, h) // what load balancers probe with
 	}
-	r.POST("/v1/completions", s.completions)
-	r.POST("/v1/chat/completions", s.chat)
+	r.POST(completionsPath, s.completions)
+	r.POST(chatPath, s.chat)
 	get("/v1/models", s.models)
 	get("/v1/models/{id:*}", s.model) // names have slashes
 	r.POST("/tokenize", s.tokenize)
@@ -234,7 +239,7 @@ func (s *Server) routes() fasthttp.RequestHandler {
 	}
 	r.PanicHandler = func(ctx *fasthttp.RequestCtx, v any) {
 		slog.Error("a handler panicked", "path", path(ctx), "panic", v)
-		writeError(ctx, errors.New("cannot answer: internal error"))
+		s.refuse(ctx, errors.New("cannot answer: internal error"))
 	}
 	return allowOrigins(s.authorize(r.Handler))
 }
@@ -244,22 +249,31 @@ func path(ctx *fasthttp.RequestCtx) string { return string(ctx.URI().PathOrigina
 
 // protocolError answers what is not an HTTP request, and bodies that are too large.
 func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
-	var small *fasthttp.ErrSmallBuffer
-	var netErr net.Error
-	switch {
-	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		writeError(ctx, &Error{http.StatusRequestEntityTooLarge, "BadRequestError", "", fmt.Sprintf("The request body is larger than %d bytes.", s.cfg.MaxBodySize)})
-	case errors.As(err, &small):
-		writeError(ctx, &Error{http.StatusRequestHeaderFieldsTooLarge, "BadRequestError", "", "The request header is too large."})
-	case errors.As(err, &netErr) && netErr.Timeout():
-		writeError(ctx, &Error{http.StatusRequestTimeout, "BadRequestError", "", "The request did not arrive in time."})
-	default:
-		what, _, _ := strings.Cut(err.Error(), ": buffer size=") // the request's own bytes follow
-		writeError(ctx, badRequest("", "cannot read the request: %s", what))
+	e := s.protocolAnswer(err)
+	if len(ctx.Request.Header.RawHeaders()) == 0 { // fasthttp forgets what it read of a header that it refuses
+		s.metrics.failed("unknown", e)
+		writeError(ctx, e)
+	} else {
+		s.refuse(ctx, e)
 	}
 	allowOrigin(&ctx.Response.Header)
 	ctx.SetConnectionClose()
 	linger(ctx)
+}
+
+func (s *Server) protocolAnswer(err error) *Error {
+	var small *fasthttp.ErrSmallBuffer
+	var netErr net.Error
+	switch {
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		return &Error{http.StatusRequestEntityTooLarge, "BadRequestError", "", fmt.Sprintf("The request body is larger than %d bytes.", s.cfg.MaxBodySize)}
+	case errors.As(err, &small):
+		return &Error{http.StatusRequestHeaderFieldsTooLarge, "BadRequestError", "", "The request header is too large."}
+	case errors.As(err, &netErr) && netErr.Timeout():
+		return &Error{http.StatusRequestTimeout, "BadRequestError", "", "The request did not arrive in time."}
+	}
+	what, _, _ := strings.Cut(err.Error(), ": buffer size=") // the request's own bytes follow
+	return badRequest("", "cannot read the request: %s", what)
 }
 
 func newID() string {

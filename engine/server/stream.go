@@ -18,6 +18,7 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 	ctx.Response.Header.Set("Cache-Control", "no-cache")
 	ctx.Response.Header.Set("X-Accel-Buffering", "no")
 	ctx.Response.ImmediateHeaderFlush = true // the first token may be long in coming
+	endpoint := path(ctx)
 	events := func(w *bufio.Writer) {
 		defer done()
 		st := &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs)), generated: make([]int, len(p.jobs))}
@@ -38,7 +39,7 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 			st.end()
 		case work.Err() == nil || s.ctx.Err() != nil:
 			// The status line is out; an error event is what OpenAI's clients raise.
-			s.metrics.failed(err)
+			s.metrics.failed(endpoint, err)
 			st.event(asError(err).body())
 			st.event([]byte("[DONE]"))
 		}
