@@ -70,7 +70,7 @@ func (c *common) bias(vocab int) ([]batch.Bias, error) {
 	out := make([]batch.Bias, 0, len(c.LogitBias))
 	for key, v := range c.LogitBias {
 		id, err := strconv.Atoi(key)
-		if err != nil || id < 0 || id >= vocab {
+		if err != nil || id < 0 || id >= vocab || strconv.Itoa(id) != key { // 05 and 5 would be one token twice
 			return nil, badRequest("logit_bias", "logit_bias has the key %q, which is no token id of this model (0 to %d).", key, vocab-1)
 		}
 		out = append(out, batch.Bias{Token: int32(id), Value: float32(min(100, max(-100, v)))})
