@@ -85,6 +85,7 @@ type chatMessage struct {
 	Role             string          `json:"role"`
 	Content          *content        `json:"content"` // nil: absent or null
 	Name             string          `json:"name"`
+	ToolCallID       string          `json:"tool_call_id"`
 	Reasoning        *string         `json:"reasoning"`
 	ReasoningContent *string         `json:"reasoning_content"` // its former name
 	ToolCalls        json.RawMessage `json:"tool_calls"`

@@ -111,7 +111,7 @@ func (c *conversation) list() ([]tokenizer.Message, error) {
 		case m.Content == nil:
 			return nil, badRequest("messages", "message %d has no content.", i)
 		}
-		messages[i] = tokenizer.Message{Role: m.Role, Content: string(*m.Content), Name: m.Name}
+		messages[i] = tokenizer.Message{Role: m.Role, Content: string(*m.Content), Name: m.Name, ToolCallID: m.ToolCallID}
 		if m.Role == "assistant" {
 			messages[i].Reasoning = orDefault(m.Reasoning, orDefault(m.ReasoningContent, ""))
 		}

@@ -125,15 +125,15 @@ func TestReasoningOfMessages(t *testing.T) {
 	var c conversation
 	if err := decode([]byte(`{"messages":[{"role":"user","content":"a","reasoning":"w"},{"role":"assistant","content":"b","reasoning":"x"},
 		{"role":"assistant","content":"c","reasoning_content":"y"},{"role":"assistant","content":"d","reasoning":"x","reasoning_content":"y"},
-		{"role":"assistant","content":"e","reasoning":null}]}`), &c); err != nil {
+		{"role":"assistant","content":"e","reasoning":null},{"role":"tool","content":"f","tool_call_id":"z"}]}`), &c); err != nil {
 		t.Fatal(err)
 	}
 	list, err := c.list()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, want := range []string{"", "x", "y", "x", ""} {
-		if list[i].Reasoning != want {
+	for i, want := range []string{"", "x", "y", "x", "", ""} {
+		if list[i].Reasoning != want || (list[i].ToolCallID == "z") != (i == 5) {
 			t.Errorf("%+v, want %q", list[i], want)
 		}
 	}

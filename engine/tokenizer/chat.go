@@ -7,13 +7,14 @@ import (
 	"github.com/infinite-llm/infinite/engine/tokenizer/jinja"
 )
 
-// Message is one message of a chat. The template sees role and content, and name and reasoning if there are any;
-// the reasoning under both of the names that templates know.
+// Message is one message of a chat. The template sees role and content, and the others if there are any; the
+// reasoning under both of the names that templates know.
 type Message struct {
-	Role      string `json:"role"`
-	Content   string `json:"content"`
-	Name      string `json:"name"`
-	Reasoning string `json:"reasoning"`
+	Role       string `json:"role"`
+	Content    string `json:"content"`
+	Name       string `json:"name"`
+	ToolCallID string `json:"tool_call_id"`
+	Reasoning  string `json:"reasoning"`
 }
 
 // ErrNoChatTemplate is the error of ApplyChat for a model without a chat template.
@@ -41,11 +42,12 @@ func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars
 	list := make([]jinja.Dict, len(messages))
 	for i, m := range messages {
 		list[i] = jinja.Dict{{Key: "role", Value: m.Role}, {Key: "content", Value: m.Content}}
-		if m.Name != "" {
-			list[i] = append(list[i], jinja.Item{Key: "name", Value: m.Name})
-		}
-		if m.Reasoning != "" {
-			list[i] = append(list[i], jinja.Item{Key: "reasoning", Value: m.Reasoning}, jinja.Item{Key: "reasoning_content", Value: m.Reasoning})
+		for _, more := range []struct{ key, value string }{
+			{"name", m.Name}, {"tool_call_id", m.ToolCallID}, {"reasoning", m.Reasoning}, {"reasoning_content", m.Reasoning},
+		} {
+			if more.value != "" {
+				list[i] = append(list[i], jinja.Item{Key: more.key, Value: more.value})
+			}
 		}
 	}
 	data := map[string]any{"tools": nil, "documents": nil}

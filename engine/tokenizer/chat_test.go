@@ -70,10 +70,11 @@ func TestReasoning(t *testing.T) {
 	if within := render(tok, Message{Role: "assistant", Content: "<think>\nbecause\n</think>\n\nworld"}); apart != within || !strings.Contains(apart, "because") {
 		t.Errorf("%q, want %q", apart, within)
 	}
-	if tok, err = withTemplate(t, "{{ messages[1].reasoning }} {{ messages[1].reasoning_content }} {{ messages[0].reasoning is defined }}", nil); err != nil {
+	const others = "{{ messages[1].reasoning }} {{ messages[1].reasoning_content }} {{ messages[1].tool_call_id }} {{ messages[0].reasoning is defined }} {{ messages[0].tool_call_id is defined }}"
+	if tok, err = withTemplate(t, others, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := render(tok, Message{Role: "assistant", Reasoning: "x"}); got != "x x False" {
+	if got := render(tok, Message{Role: "assistant", Reasoning: "x", ToolCallID: "y"}); got != "x x y False False" {
 		t.Errorf("%q", got)
 	}
 }
