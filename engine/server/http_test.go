@@ -117,6 +117,18 @@ func (a *api) raw(request string) int {
 	return status
 }
 
+// A body is JSON, whatever its header calls it.
+func TestContentTypes(t *testing.T) {
+	a := serve(t, scripted(tokens(5)...))
+	for _, kind := range []string{"", "application/json; charset=utf-8", "application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"} {
+		if r := a.do("POST", "/v1/completions", `{"prompt":"a"}`, "Content-Type", kind); r.status != 200 {
+			t.Errorf("%s: %d %s", kind, r.status, r.body)
+		}
+	}
+	form := "--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\nb\r\n--x--\r\n"
+	wantError(t, a.do("POST", "/v1/completions", form, "Content-Type", "multipart/form-data; boundary=x"), 400, "BadRequestError", "", "JSON")
+}
+
 func TestHeaderSizes(t *testing.T) {
 	a := serve(t, scripted())
 	for size, want := range map[int]int{100: 200, 12 << 10: 200, 20 << 10: 431} {

@@ -154,6 +154,8 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 		// A write timeout would cut long streams; a client that does not read is noticed by stallConn, one that
 		// hangs up by the watcher.
 		NoDefaultContentType: true, CloseOnShutdown: true, Concurrency: 16384, Logger: quiet{},
+		// No request here is a form, whose parts fasthttp would otherwise take apart, the large ones into files.
+		DisablePreParseMultipartForm: true,
 	}
 	return s, nil
 }
