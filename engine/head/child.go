@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -38,7 +39,7 @@ func startChild(cfg config.Config, place node.Place, join, id string) (*child, e
 		cfg.GPUMemoryUtilization = place.Share
 	}
 	c := &child{id: id, cmd: exec.Command(self, "serve"), done: make(chan struct{})}
-	c.cmd.Env = os.Environ()
+	c.cmd.Env = slices.DeleteFunc(os.Environ(), config.Stray) // this process has warned of them
 	for _, f := range config.Fields(&cfg) {
 		c.cmd.Env = append(c.cmd.Env, f.Env()+"="+f.String())
 	}

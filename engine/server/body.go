@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"math"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // common holds the fields that both completion endpoints share, with vLLM's extensions. Fields that
@@ -38,15 +36,21 @@ type common struct {
 	PromptLogprobs    *integer          `json:"prompt_logprobs"`
 	TokensAsIDs       bool              `json:"return_tokens_as_token_ids"`
 	TruncatePrompt    *integer          `json:"truncate_prompt_tokens"`
+	TruncationSide    string            `json:"truncation_side"`
 	RequestID         string            `json:"request_id"`
+	ReturnTokenIDs    bool              `json:"return_token_ids"`
 	KVPlacement       bool              `json:"return_kv_placement"`
 	Stream            bool              `json:"stream"`
-	StreamOptions     *struct {
-		IncludeUsage bool `json:"include_usage"`
-		Continuous   bool `json:"continuous_usage_stats"`
-	} `json:"stream_options"`
+	StreamOptions     *streamOptions    `json:"stream_options"`
 	unsupported
 }
+
+type streamOptions struct {
+	IncludeUsage bool `json:"include_usage"`
+	Continuous   bool `json:"continuous_usage_stats"`
+}
+
+func (o *streamOptions) UnmarshalJSON(b []byte) error { return readObject(b, o) }
 
 // completionRequest is the body of POST /v1/completions.
 type completionRequest struct {
@@ -74,14 +78,22 @@ type conversation struct {
 	ContinueFinal       bool           `json:"continue_final_message"`
 	AddSpecialTokens    *bool          `json:"add_special_tokens"`
 	TemplateVars        map[string]any `json:"chat_template_kwargs"`
+	ReasoningEffort     string         `json:"reasoning_effort"`
 }
 
 type chatMessage struct {
-	Role      string          `json:"role"`
-	Content   content         `json:"content"`
-	Name      string          `json:"name"`
-	ToolCalls json.RawMessage `json:"tool_calls"`
+	Role             string          `json:"role"`
+	Content          *content        `json:"content"` // nil: absent or null
+	Name             string          `json:"name"`
+	ToolCallID       string          `json:"tool_call_id"`
+	Reasoning        *string         `json:"reasoning"`
+	ReasoningContent *string         `json:"reasoning_content"` // its former name
+	ToolCalls        json.RawMessage `json:"tool_calls"`
+	FunctionCall     json.RawMessage `json:"function_call"`
+	Audio            json.RawMessage `json:"audio"`
 }
+
+func (m *chatMessage) UnmarshalJSON(b []byte) error { return readObject(b, m) }
 
 // integer takes what vLLM takes for one: some clients write 16.0 or "16".
 type integer int
@@ -176,11 +188,11 @@ func (s *stops) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// content is a string, null, or a list of parts: texts that are joined by newlines, as vLLM does.
+// content is a string or a list of parts: texts that are joined by newlines, as vLLM does.
 type content string
 
 func (c *content) UnmarshalJSON(b []byte) error {
-	if isNull(b) || b[0] == '"' {
+	if b[0] == '"' {
 		return json.Unmarshal(b, (*string)(c))
 	}
 	var parts []contentPart
@@ -211,7 +223,7 @@ func (p *contentPart) UnmarshalJSON(b []byte) error {
 		Text    *string `json:"text"`
 		Refusal *string `json:"refusal"`
 	}
-	if b[0] != '{' || json.Unmarshal(b, &part) != nil {
+	if b[0] != '{' || readObject(b, &part) != nil {
 		return badRequest("messages", "cannot read a part of a message's content: it is neither a string nor an object with type and text")
 	}
 	text := part.Text
@@ -295,56 +307,4 @@ func (p *prompts) lists(b []byte) bool {
 		*p = append(*p, prompt{tokens: l})
 	}
 	return true
-}
-
-// decode reads a request body; what does not fit becomes a 400 that names the field.
-func decode(body []byte, into any) error {
-	if !utf8.Valid(body) {
-		return badRequest("", "cannot read the body: it is not valid UTF-8")
-	}
-	d := json.NewDecoder(bytes.NewReader(body))
-	err := d.Decode(into)
-	if err == nil {
-		if _, err = d.Token(); errors.Is(err, io.EOF) {
-			return nil
-		}
-		return badRequest("", "cannot read the body: there is more after the JSON object")
-	}
-	var typed *json.UnmarshalTypeError
-	var mine *Error
-	switch {
-	case errors.As(err, &mine):
-		return mine
-	case errors.As(err, &typed):
-		// The path goes through the embedded structs, which are no fields of the body.
-		field := typed.Field
-		for _, embedded := range []string{"common.", "unsupported.", "conversation."} {
-			field = strings.TrimPrefix(field, embedded)
-		}
-		name := field
-		if field == "" {
-			name = "the body"
-		}
-		return badRequest(field, "cannot use a %s for %s: %s is needed", typed.Value, name, jsonType(typed.Type))
-	case errors.Is(err, io.EOF):
-		return badRequest("", "cannot read the body as JSON: it is empty")
-	}
-	return badRequest("", "cannot read the body as JSON: %v", err)
-}
-
-// jsonType is what a client knows a Go type as.
-func jsonType(t reflect.Type) string {
-	switch t.Kind() {
-	case reflect.Int, reflect.Int32:
-		return "a whole number"
-	case reflect.Float64:
-		return "a number"
-	case reflect.Bool:
-		return "true or false"
-	case reflect.String:
-		return "a string"
-	case reflect.Slice:
-		return "a list"
-	}
-	return "an object"
 }

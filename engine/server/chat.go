@@ -1,6 +1,8 @@
 package server
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -73,20 +75,18 @@ func (s *Server) render(c *conversation) (string, error) {
 	if !s.tok.HasChatTemplate() {
 		return "", badRequest("", "this model has no chat template; use /v1/completions.")
 	}
-	messages := make([]tokenizer.Message, len(c.Messages))
-	for i, m := range c.Messages {
-		switch {
-		case m.Role == "":
-			return "", badRequest("messages", "message %d has no role.", i)
-		case !isUnset(m.ToolCalls):
-			return "", badRequest("messages", "message %d has tool_calls, which are not supported.", i)
-		}
-		messages[i] = tokenizer.Message{Role: m.Role, Content: string(m.Content), Name: m.Name}
+	messages, err := c.list()
+	if err != nil {
+		return "", err
 	}
 	if c.ContinueFinal && orDefault(c.AddGenerationPrompt, false) {
 		return "", badRequest("continue_final_message", "continue_final_message and add_generation_prompt cannot both be true.")
 	}
-	text, err := s.tok.ApplyChat(messages, !c.ContinueFinal && orDefault(c.AddGenerationPrompt, true), c.TemplateVars)
+	vars, err := c.templateVars()
+	if err != nil {
+		return "", err
+	}
+	text, err := s.tok.ApplyChat(messages, !c.ContinueFinal && orDefault(c.AddGenerationPrompt, true), vars)
 	if err != nil {
 		return "", badRequest("messages", "cannot apply the chat template: %v", err)
 	}
@@ -94,6 +94,45 @@ func (s *Server) render(c *conversation) (string, error) {
 		return cutAfter(text, messages[len(messages)-1].Content)
 	}
 	return text, nil
+}
+
+// list checks the messages and makes the template's of them. Only beside calls of tools could a message go
+// without content.
+func (c *conversation) list() ([]tokenizer.Message, error) {
+	messages := make([]tokenizer.Message, len(c.Messages))
+	for i, m := range c.Messages {
+		switch {
+		case m.Role == "":
+			return nil, badRequest("messages", "message %d has no role.", i)
+		case !isUnset(m.ToolCalls) || !isUnset(m.FunctionCall):
+			return nil, badRequest("messages", "message %d has tool_calls or a function_call, which are not supported.", i)
+		case !isUnset(m.Audio):
+			return nil, badRequest("messages", "message %d has audio, which is not supported.", i)
+		case m.Content == nil:
+			return nil, badRequest("messages", "message %d has no content.", i)
+		}
+		messages[i] = tokenizer.Message{Role: m.Role, Content: string(*m.Content), Name: m.Name, ToolCallID: m.ToolCallID}
+		if m.Role == "assistant" {
+			messages[i].Reasoning = orDefault(m.Reasoning, orDefault(m.ReasoningContent, ""))
+		}
+	}
+	return messages, nil
+}
+
+// templateVars are the variables that a client has for the template. As in vLLM reasoning_effort is one of them,
+// and says whether to think at all where the client does not.
+func (c *conversation) templateVars() (map[string]any, error) {
+	efforts := []string{"none", "minimal", "low", "medium", "high", "xhigh", "max"}
+	switch {
+	case c.ReasoningEffort == "":
+		return c.TemplateVars, nil
+	case !slices.Contains(efforts, c.ReasoningEffort):
+		return nil, badRequest("reasoning_effort", "reasoning_effort must be one of %s, got %q.", strings.Join(efforts, ", "), c.ReasoningEffort)
+	}
+	vars := map[string]any{"enable_thinking": c.ReasoningEffort != "none"}
+	maps.Copy(vars, c.TemplateVars)
+	vars["reasoning_effort"] = c.ReasoningEffort
+	return vars, nil
 }
 
 // cutAfter ends a rendered chat with its last message, whose turn is then not closed. Templates may trim

@@ -67,10 +67,15 @@ func TestUnsupportedFields(t *testing.T) {
 		"logits_processors": `["x"]`, "allowed_token_ids": `[5]`, "bad_words": `["a"]`, "prompt_embeds": `"AAAA"`,
 		"chat_template": `"{{ messages }}"`, "documents": `[{"text":"a"}]`, "tools": `[{"type":"function"}]`,
 		"tool_choice": `"required"`, "response_format": `{"type":"json_object"}`, "best_of": `2`,
+		"function_call": `{"name":"f"}`, "modalities": `["text","audio"]`, "audio": `{"voice":"a","format":"wav"}`,
+		"verbosity": `"low"`, "web_search_options": `{}`, "structural_tag": `"t"`, "logprob_token_ids": `[5]`,
+		"repetition_detection": `{"max_pattern_size":3}`, "watermarking": `true`, "return_prompt_text": `true`,
+		"kv_transfer_params": `{"do_remote_decode":true}`, "ec_transfer_params": `{"a":1}`, "vllm_xargs": `{"a":1}`,
+		"priority": `1`, "thinking_token_budget": `100`,
 	} {
 		wantError(t, a.post("/v1/completions", `{"prompt":"a","`+field+`":`+value+`}`), 400, "BadRequestError", field, field)
 		wantError(t, a.post("/v1/chat/completions", `{"messages":[{"role":"user","content":"a"}],"`+field+`":`+value+`}`), 400, "BadRequestError", field, field)
-		if field == "best_of" {
+		if slices.Contains([]string{"best_of", "priority", "thinking_token_budget", "web_search_options"}, field) {
 			continue
 		}
 		for _, unset := range []string{`null`, `false`, `""`, `[ ]`, `{}`} {
@@ -82,9 +87,56 @@ func TestUnsupportedFields(t *testing.T) {
 	var out chatAnswer
 	a.ok("/v1/chat/completions", chatBody(obj{"tools": []obj{{"type": "function"}}, "tool_choice": "none"}).String(), &out)
 	a.ok("/v1/chat/completions", chatBody(obj{"tool_choice": "auto", "user": "u", "metadata": obj{"a": "b"}, "store": false, "parallel_tool_calls": true}).String(), &out)
+	a.ok("/v1/chat/completions", chatBody(obj{"modalities": []string{"text"}, "verbosity": "medium", "web_search_options": nil, "priority": 0, "thinking_token_budget": -1, "function_call": "auto"}).String(), &out)
+	wantError(t, a.post("/v1/chat/completions", chatBody(obj{"modalities": []string{"audio"}}).String()), 400, "BadRequestError", "modalities", "text")
 	wantError(t, a.post("/v1/chat/completions", chatBody(obj{"echo": true}).String()), 400, "BadRequestError", "echo")
-	called := obj{"messages": []obj{{"role": "assistant", "content": nil, "tool_calls": []obj{{"id": "1"}}}}}
-	wantError(t, a.post("/v1/chat/completions", called.String()), 400, "BadRequestError", "messages", "tool_calls")
+	for field, value := range map[string]any{"tool_calls": []obj{{"id": "1"}}, "function_call": obj{"name": "f"}, "audio": obj{"id": "a"}} {
+		body := obj{"messages": []obj{{"role": "assistant", "content": nil, field: value}}}
+		wantError(t, a.post("/v1/chat/completions", body.String()), 400, "BadRequestError", "messages", field)
+	}
+	// /tokenize would count another prompt than the one that is meant.
+	wantError(t, a.post("/tokenize", chatBody(obj{"tools": []obj{{"type": "function"}}}).String()), 400, "BadRequestError", "tools")
+}
+
+// reasoning_effort reaches the template, and turns thinking on or off unless the client says so itself.
+func TestReasoningEffort(t *testing.T) {
+	a := serve(t, scripted(tokens(5)...))
+	for _, x := range []struct {
+		c    conversation
+		want map[string]any
+	}{
+		{conversation{}, nil},
+		{conversation{TemplateVars: map[string]any{"a": 1}}, map[string]any{"a": 1}},
+		{conversation{ReasoningEffort: "none"}, map[string]any{"reasoning_effort": "none", "enable_thinking": false}},
+		{conversation{ReasoningEffort: "high"}, map[string]any{"reasoning_effort": "high", "enable_thinking": true}},
+		{conversation{ReasoningEffort: "high", TemplateVars: map[string]any{"enable_thinking": false, "reasoning_effort": "low"}}, map[string]any{"reasoning_effort": "high", "enable_thinking": false}},
+	} {
+		if got, err := x.c.templateVars(); err != nil || !maps.Equal(got, x.want) {
+			t.Errorf("%+v: %v %v", x.c, got, err)
+		}
+	}
+	var out chatAnswer
+	a.ok("/v1/chat/completions", chatBody(obj{"reasoning_effort": "low"}).String(), &out)
+	wantError(t, a.post("/v1/chat/completions", chatBody(obj{"reasoning_effort": "very"}).String()), 400, "BadRequestError", "reasoning_effort", "very")
+}
+
+// What an assistant thought goes to the template apart from what it said, under either of its names.
+func TestReasoningOfMessages(t *testing.T) {
+	var c conversation
+	if err := decode([]byte(`{"messages":[{"role":"user","content":"a","reasoning":"w"},{"role":"assistant","content":"b","reasoning":"x"},
+		{"role":"assistant","content":"c","reasoning_content":"y"},{"role":"assistant","content":"d","reasoning":"x","reasoning_content":"y"},
+		{"role":"assistant","content":"e","reasoning":null},{"role":"tool","content":"f","tool_call_id":"z"}]}`), &c); err != nil {
+		t.Fatal(err)
+	}
+	list, err := c.list()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"", "x", "y", "x", "", ""} {
+		if list[i].Reasoning != want || (list[i].ToolCallID == "z") != (i == 5) {
+			t.Errorf("%+v, want %q", list[i], want)
+		}
+	}
 }
 
 // vLLM takes these, so clients send them.
@@ -213,6 +265,10 @@ func TestTruncatedPrompt(t *testing.T) {
 	}{
 		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2}, []int32{8, 7}},
 		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 3}, []int32{9, 8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2, "truncation_side": "left"}, []int32{8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2, "truncation_side": "right"}, []int32{9, 8}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 4, "truncation_side": "right"}, []int32{9, 8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncation_side": "right"}, []int32{9, 8, 7}},
 		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": nil}, []int32{9, 8, 7}},
 		{obj{"prompt": slices.Repeat([]int32{6, 7}, maxLen), "truncate_prompt_tokens": -1, "max_tokens": maxLen - 4}, []int32{6, 7, 6, 7}},
 	} {
@@ -228,6 +284,7 @@ func TestTruncatedPrompt(t *testing.T) {
 	if n := len(b.last(t).Prompt); n != 4 {
 		t.Errorf("a chat of %d tokens", n)
 	}
+	wantError(t, a.post("/v1/completions", `{"prompt":"a","truncation_side":"middle"}`), 400, "BadRequestError", "truncation_side", "middle")
 	for _, bad := range []int{0, -2, maxLen + 1} {
 		wantError(t, a.post("/v1/completions", obj{"prompt": "a", "truncate_prompt_tokens": bad}.String()), 400, "BadRequestError", "truncate_prompt_tokens", fmt.Sprint(bad))
 	}
@@ -248,8 +305,13 @@ func TestContentParts(t *testing.T) {
 	if got := prompt([]any{obj{"type": "output_text", "text": "one\ntwo"}, obj{"type": "refusal", "refusal": "three"}}); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := prompt([]any{}); got != prompt("") || got != prompt(nil) {
+	if got := prompt([]any{}); got != prompt("") {
 		t.Errorf("%q", got)
+	}
+	for _, none := range []string{`{"role":"user"}`, `{"role":"user","content":null}`, `{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":[]}`} {
+		for _, path := range []string{"/v1/chat/completions", "/tokenize"} {
+			wantError(t, a.post(path, `{"messages":[`+none+`]}`), 400, "BadRequestError", "messages", "no content")
+		}
 	}
 	for _, bad := range []string{`[5]`, `[null]`, `[{"text":"a"}]`, `[{"type":"text"}]`, `[{"type":"text","text":5}]`, `[{"type":"input_audio"}]`, `{"type":"text","text":"a"}`} {
 		wantError(t, a.post("/v1/chat/completions", `{"messages":[{"role":"user","content":`+bad+`}]}`), 400, "BadRequestError", "messages", "content")

@@ -21,7 +21,8 @@ type plan struct {
 	promptTokens   int // of all prompts, each counted once
 	echo           []echo
 	logprobs       bool
-	promptLogprobs int // alternatives per token of the prompts, -1 for no such list
+	promptLogprobs int  // alternatives per token of the prompts, -1 for no such list
+	tokenIDs       bool // of prompts and choices are told
 	stream         bool
 	usage          usageChunks
 }
@@ -124,7 +125,7 @@ func (s *Server) newPlan(c *common, prefix, object string, id []byte) *plan {
 			id: prefix + name, object: object, model: model, created: time.Now().Unix(), tok: s.tok,
 			skip: orDefault(c.SkipSpecial, true), tokensAsIDs: c.TokensAsIDs,
 		},
-		stream: c.Stream, promptLogprobs: int(orDefault(c.PromptLogprobs, -1)),
+		stream: c.Stream, promptLogprobs: int(orDefault(c.PromptLogprobs, -1)), tokenIDs: c.ReturnTokenIDs,
 	}
 	if o := c.StreamOptions; o != nil && o.IncludeUsage {
 		p.usage = usageLast
@@ -286,9 +287,11 @@ func (s *Server) answerFailure(ctx *fasthttp.RequestCtx, work context.Context, e
 	s.refuse(ctx, err)
 }
 
-// refuse answers with an error and counts it.
+// refuse answers with an error and counts it, where completions were asked for.
 func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
-	s.metrics.failed(err)
+	if p := path(ctx); ctx.IsPost() && (p == completionsPath || p == chatPath) {
+		s.metrics.failed(p, err)
+	}
 	writeError(ctx, err)
 }
 
@@ -320,7 +323,7 @@ func (s *Server) deltas(ctx context.Context, p *plan, each func(delta) error) er
 			failed = d.err
 			continue
 		}
-		generated[d.index] += d.generated
+		generated[d.index] += len(d.ids)
 		if failed = each(d); failed == nil && d.finish != "" {
 			s.metrics.finished(d.finish, p.arrived, len(p.jobs[d.index].req.Prompt), generated[d.index])
 			left--

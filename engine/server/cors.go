@@ -9,13 +9,15 @@ func allowOrigins(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 		asked := ctx.Request.Header.Peek("Access-Control-Request-Method")
 		if !ctx.IsOptions() || len(asked) == 0 {
 			next(ctx)
-			ctx.Response.Header.Set("Access-Control-Allow-Origin", "*")
+			allowOrigin(&ctx.Response.Header)
 			return
 		}
 		h := &ctx.Response.Header
-		h.Set("Access-Control-Allow-Origin", "*")
+		allowOrigin(h)
 		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS")
 		h.SetBytesV("Access-Control-Allow-Headers", ctx.Request.Header.Peek("Access-Control-Request-Headers"))
 		h.Set("Access-Control-Max-Age", "600")
 	}
 }
+
+func allowOrigin(h *fasthttp.ResponseHeader) { h.Set("Access-Control-Allow-Origin", "*") }

@@ -115,6 +115,8 @@ func TestBadBodies(t *testing.T) {
 		{"bias key", c, completion(`"logit_bias":{"a":1}`), "logit_bias", `"a"`},
 		{"bias id", c, completion(`"logit_bias":{"2048":1}`), "logit_bias", "2048"},
 		{"bias negative id", c, completion(`"logit_bias":{"-1":1}`), "logit_bias", "-1"},
+		{"bias key with a zero", c, completion(`"logit_bias":{"5":1,"05":2}`), "logit_bias", `"05"`},
+		{"bias key with a sign", c, completion(`"logit_bias":{"+5":1}`), "logit_bias", `"+5"`},
 		{"bias type", c, completion(`"logit_bias":{"5":"x"}`), "logit_bias", ""},
 		{"bias count", c, completion(`"logit_bias":` + bias.String()), "logit_bias", "1025"},
 		{"stop type", c, completion(`"stop":5`), "stop", ""},

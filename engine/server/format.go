@@ -74,6 +74,19 @@ func appendUsage(b []byte, prompt, completion int) []byte {
 	return append(b, '}')
 }
 
+// appendIDs appends a field of token ids.
+func appendIDs(b []byte, name string, ids []int32) []byte {
+	b = append(b, ',', '"')
+	b = append(append(b, name...), `":[`...)
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendInt(b, int(id))
+	}
+	return append(b, ']')
+}
+
 // appendFinish appends finish_reason and stop_reason of a choice, and kv_placement where it is known.
 func appendFinish(b []byte, finish string, reason any, spans []engine.SpanInfo) []byte {
 	b = append(b, `,"finish_reason":`...)

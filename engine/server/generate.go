@@ -34,7 +34,7 @@ type delta struct {
 	text       string
 	tokens     []engine.TokenLogprob // of this delta, when log probabilities were asked for
 	prompt     []engine.TokenLogprob // once, before the first token
-	generated  int                   // tokens in this delta
+	ids        []int32               // of this delta, also of a token that has no text
 	finish     string                // "" while it goes on
 	stopReason any                   // stop string or stop token id
 	spans      []engine.SpanInfo     // with the finish, when the placement was asked for
@@ -66,7 +66,7 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 		d := delta{index: j.index, prompt: ev.Prompt, finish: ev.Finish}
 		if ev.HasToken {
 			last = m.token(j.arrived, last)
-			d.generated = 1
+			d.ids = []int32{ev.Token}
 			generated++
 			if ev.Logprob != nil {
 				d.tokens = []engine.TokenLogprob{*ev.Logprob}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"maps"
 	"net"
 	"strings"
 	"testing"
@@ -116,6 +117,18 @@ func (a *api) raw(request string) int {
 	return status
 }
 
+// A body is JSON, whatever its header calls it.
+func TestContentTypes(t *testing.T) {
+	a := serve(t, scripted(tokens(5)...))
+	for _, kind := range []string{"", "application/json; charset=utf-8", "application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"} {
+		if r := a.do("POST", "/v1/completions", `{"prompt":"a"}`, "Content-Type", kind); r.status != 200 {
+			t.Errorf("%s: %d %s", kind, r.status, r.body)
+		}
+	}
+	form := "--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\nb\r\n--x--\r\n"
+	wantError(t, a.do("POST", "/v1/completions", form, "Content-Type", "multipart/form-data; boundary=x"), 400, "BadRequestError", "", "JSON")
+}
+
 func TestHeaderSizes(t *testing.T) {
 	a := serve(t, scripted())
 	for size, want := range map[int]int{100: 200, 12 << 10: 200, 20 << 10: 431} {
@@ -164,6 +177,47 @@ func TestTimesFromArrival(t *testing.T) {
 		if err != nil || got[name+"_count"] != "1" || d < wait {
 			t.Errorf("%s: %v of %s observations, %v", name, d, got[name+"_count"], err)
 		}
+	}
+}
+
+// All that asked for completions and got an error is counted, however early; nothing else is.
+func TestRefusalsAreCounted(t *testing.T) {
+	a := serve(t, scripted(tokens(5)...), func(c *Config) { c.APIKey = "secret"; c.MaxBodySize = 1000 })
+	key := []string{"Authorization", "Bearer secret"}
+	head := func(path, more string) string {
+		return "POST " + path + " HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n" + more + "\r\n"
+	}
+	long := "Cookie: " + strings.Repeat("x", 20<<10) + "\r\n"
+	for _, path := range []string{"/v1/completions", "/v1/chat/completions", "/v1/completions?a=b", "/tokenize", "/v1/models", "/nothing"} {
+		a.do("POST", path, `{"prompt":"a"}`)
+		a.do("POST", path, `{"prompt":"a","model":"gpt"}`, key...)
+		a.do("GET", path, "")
+		a.do("GET", path, "", key...)
+		a.do("OPTIONS", path, "", "Access-Control-Request-Method", "POST")
+		for status, request := range map[int]string{
+			413: head(path, "Content-Length: 2000\r\n") + strings.Repeat(" ", 2000),
+			431: head(path, long),
+			400: head(path, "Content-Length: x\r\n"),
+		} {
+			if got := a.raw(request); got != status {
+				t.Errorf("%s: %d, want %d", path, got, status)
+			}
+		}
+	}
+	a.raw("hello\r\n\r\n")
+	got := map[string]string{}
+	for k, v := range a.counters() {
+		if labels, ok := strings.CutPrefix(k, "infinite_request_failures_total"); ok {
+			got[labels] = v
+		}
+	}
+	want := map[string]string{`{code="431",path="unknown"}`: "6", `{code="400",path="unknown"}`: "7"} // of whatever path
+	for _, status := range []string{"401", "404", "413"} {
+		want[`{code="`+status+`",path="/v1/completions"}`] = "2"
+		want[`{code="`+status+`",path="/v1/chat/completions"}`] = "1"
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
 	}
 }
 

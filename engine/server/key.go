@@ -41,7 +41,7 @@ func (s *Server) authorize(next fasthttp.RequestHandler) fasthttp.RequestHandler
 			next(ctx)
 			return
 		}
-		writeError(ctx, &Error{http.StatusUnauthorized, "AuthenticationError", "", "The API key is missing or wrong."})
+		s.refuse(ctx, &Error{http.StatusUnauthorized, "AuthenticationError", "", "The API key is missing or wrong."})
 		ctx.Response.Header.Set("WWW-Authenticate", "Bearer")
 		if ctx.Request.Header.ConnectionClose() {
 			linger(ctx)

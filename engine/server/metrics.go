@@ -40,7 +40,7 @@ func newMetrics(b Backend, cfg Config) *Metrics {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "infinite_request_success_total", Help: "Choices that ended, by reason; abort is a client that went away."}, []string{"finished_reason"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "infinite_request_failures_total", Help: "Requests for completions that were refused or failed, by the status their client was told."}, []string{"code"}),
+			Name: "infinite_request_failures_total", Help: "Requests for completions that were refused or failed, by the status their client was told and by endpoint; unknown for requests of any kind that broke off before their path was read."}, []string{"code", "path"}),
 		prompt:     prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_prompt_tokens_total", Help: "Tokens of the prompts that instances took."}),
 		generation: prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_generation_tokens_total", Help: "Tokens generated."}),
 		ttft:       histogram("infinite_time_to_first_token_seconds", "From the request's arrival to a choice's first token.", times),
@@ -92,9 +92,9 @@ func (m *Metrics) dropped(choices int, gone bool) {
 	}
 }
 
-// failed counts a request whose client is told err.
-func (m *Metrics) failed(err error) {
-	m.failures.WithLabelValues(strconv.Itoa(asError(err).Status)).Inc()
+// failed counts a request for completions at path whose client is told err.
+func (m *Metrics) failed(path string, err error) {
+	m.failures.WithLabelValues(strconv.Itoa(asError(err).Status), path).Inc()
 }
 
 // token counts one token; last is the time of the one before, zero for the first.

@@ -46,6 +46,7 @@ func (s *Server) model(ctx *fasthttp.RequestCtx) {
 func (s *Server) tokenize(ctx *fasthttp.RequestCtx) {
 	var req struct {
 		conversation
+		unsupported
 		Model       string  `json:"model"`
 		Prompt      *string `json:"prompt"`
 		TokenString bool    `json:"return_token_strs"`
@@ -53,6 +54,9 @@ func (s *Server) tokenize(ctx *fasthttp.RequestCtx) {
 	err := decode(ctx.PostBody(), &req)
 	if err == nil {
 		err = s.checkModel(req.Model)
+	}
+	if err == nil { // what a chat refuses would change the count too
+		err = req.refuse()
 	}
 	tokens := []int32{}
 	switch {

@@ -163,8 +163,8 @@ func TestMetrics(t *testing.T) {
 	for k, v := range map[string]string{
 		`infinite_request_success_total{finished_reason="stop"}`:                                              "4",
 		`infinite_request_success_total{finished_reason="abort"}`:                                             "0",
-		`infinite_request_failures_total{code="500"}`:                                                         "1",
-		`infinite_request_failures_total{code="404"}`:                                                         "1",
+		`infinite_request_failures_total{code="500",path="/v1/completions"}`:                                  "1",
+		`infinite_request_failures_total{code="404",path="/v1/completions"}`:                                  "1",
 		`infinite_requests_in_flight`:                                                                         "0",
 		`infinite_prompt_tokens_total`:                                                                        fmt.Sprint(3 + 3 + len(testTokenizer(t).Encode("a", true))),
 		`infinite_generation_tokens_total`:                                                                    fmt.Sprint(3*n + cut),

@@ -1,12 +1,10 @@
 package server
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/infinite-llm/infinite/engine/batch"
 )
@@ -72,7 +70,7 @@ func (c *common) bias(vocab int) ([]batch.Bias, error) {
 	out := make([]batch.Bias, 0, len(c.LogitBias))
 	for key, v := range c.LogitBias {
 		id, err := strconv.Atoi(key)
-		if err != nil || id < 0 || id >= vocab {
+		if err != nil || id < 0 || id >= vocab || strconv.Itoa(id) != key { // 05 and 5 would be one token twice
 			return nil, badRequest("logit_bias", "logit_bias has the key %q, which is no token id of this model (0 to %d).", key, vocab-1)
 		}
 		out = append(out, batch.Bias{Token: int32(id), Value: float32(min(100, max(-100, v)))})
@@ -100,6 +98,8 @@ func (c *common) check(d Defaults, echo bool) (n int, err error) {
 		return 0, badRequest("logit_bias", "logit_bias and stop_token_ids may have at most %d entries with min_tokens.", maxBias-len(d.EOS))
 	case c.TruncatePrompt != nil && *c.TruncatePrompt != -1 && *c.TruncatePrompt < 1:
 		return 0, badRequest("truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1, got %d.", *c.TruncatePrompt)
+	case !slices.Contains([]string{"", "left", "right"}, c.TruncationSide):
+		return 0, badRequest("truncation_side", "truncation_side must be left or right, got %q.", c.TruncationSide)
 	}
 	if err := c.checkPromptLogprobs(); err != nil {
 		return 0, err
@@ -145,71 +145,6 @@ func (c *common) checkStops(vocab int) error {
 	return nil
 }
 
-// unsupported holds fields that would change the answer and that this server cannot honour. Ignoring them
-// as if they were unknown would be a wrong answer that looks like a right one.
-type unsupported struct {
-	BestOf            *integer        `json:"best_of"`
-	ResponseFormat    json.RawMessage `json:"response_format"`
-	Tools             json.RawMessage `json:"tools"`
-	ToolChoice        json.RawMessage `json:"tool_choice"`
-	Functions         json.RawMessage `json:"functions"`
-	Suffix            json.RawMessage `json:"suffix"`
-	UseBeamSearch     json.RawMessage `json:"use_beam_search"`
-	StructuredOutputs json.RawMessage `json:"structured_outputs"`
-	GuidedJSON        json.RawMessage `json:"guided_json"`
-	GuidedRegex       json.RawMessage `json:"guided_regex"`
-	GuidedChoice      json.RawMessage `json:"guided_choice"`
-	GuidedGrammar     json.RawMessage `json:"guided_grammar"`
-	LogitsProcessors  json.RawMessage `json:"logits_processors"`
-	AllowedTokenIDs   json.RawMessage `json:"allowed_token_ids"`
-	BadWords          json.RawMessage `json:"bad_words"`
-	PromptEmbeds      json.RawMessage `json:"prompt_embeds"`
-	ChatTemplate      json.RawMessage `json:"chat_template"`
-	Documents         json.RawMessage `json:"documents"`
-}
-
-func (u *unsupported) refuse() error {
-	for _, f := range []struct {
-		name string
-		raw  json.RawMessage
-	}{
-		{"functions", u.Functions}, {"suffix", u.Suffix}, {"use_beam_search", u.UseBeamSearch},
-		{"structured_outputs", u.StructuredOutputs}, {"guided_json", u.GuidedJSON}, {"guided_regex", u.GuidedRegex},
-		{"guided_choice", u.GuidedChoice}, {"guided_grammar", u.GuidedGrammar}, {"logits_processors", u.LogitsProcessors},
-		{"allowed_token_ids", u.AllowedTokenIDs}, {"bad_words", u.BadWords}, {"prompt_embeds", u.PromptEmbeds},
-		{"chat_template", u.ChatTemplate}, {"documents", u.Documents},
-	} {
-		if !isUnset(f.raw) {
-			return badRequest(f.name, "%s is not supported.", f.name)
-		}
-	}
-	// Without a choice the tools are an offer that an answer need not take, but the model would have seen them.
-	choice := unquote(u.ToolChoice)
-	if !isUnset(u.Tools) && choice != "none" {
-		return badRequest("tools", "tools are not supported.")
-	}
-	if !isUnset(u.ToolChoice) && choice != "none" && choice != "auto" {
-		return badRequest("tool_choice", "tool_choice other than none and auto is not supported.")
-	}
-	if !isUnset(u.ResponseFormat) {
-		var format struct {
-			Type string `json:"type"`
-		}
-		if json.Unmarshal(u.ResponseFormat, &format) != nil || format.Type != "text" {
-			return badRequest("response_format", "response_format other than text is not supported.")
-		}
-	}
-	return nil
-}
-
-// isUnset tells whether a field is absent or has a value that asks for nothing.
-func isUnset(raw json.RawMessage) bool {
-	if len(raw) > 64 {
-		return false
-	}
-	return slices.Contains([]string{"", "null", "false", `""`, "[]", "{}"}, strings.Join(strings.Fields(string(raw)), ""))
-}
-
 func orDefault[T any](p *T, d T) T {
 	if p == nil {
 		return d
@@ -225,7 +160,8 @@ func (c *common) limitField() string {
 	return "max_tokens"
 }
 
-// truncate cuts a prompt to its last tokens, if the client wants that; -1 leaves the room that is asked for.
+// truncate cuts a prompt to its last tokens, or its first, if the client wants that; -1 leaves the room that
+// is asked for.
 func (c *common) truncate(tokens []int32, limit int) ([]int32, error) {
 	if c.TruncatePrompt == nil {
 		return tokens, nil
@@ -236,6 +172,9 @@ func (c *common) truncate(tokens []int32, limit int) ([]int32, error) {
 	}
 	if keep < 0 {
 		keep = max(1, limit-int(min(integer(limit), orDefault(c.MaxTokens, 1))))
+	}
+	if c.TruncationSide == "right" {
+		return tokens[:min(keep, len(tokens))], nil
 	}
 	return tokens[max(0, len(tokens)-keep):], nil
 }

@@ -4,7 +4,9 @@
 //	cors.go         pages of other origins
 //	key.go          who has the API key
 //	body.go         bodies as clients write them
+//	decode.go       JSON -> body, by the keys' exact names
 //	request.go      their checks and defaults
+//	unsupported.go  fields that are refused
 //	completions.go  /v1/completions: body -> plan -> jobs -> answer
 //	chat.go         /v1/chat/completions: messages -> prompt, then the same way
 //	generate.go     one choice: events -> text, stop strings
@@ -152,6 +154,8 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 		// A write timeout would cut long streams; a client that does not read is noticed by stallConn, one that
 		// hangs up by the watcher.
 		NoDefaultContentType: true, CloseOnShutdown: true, Concurrency: 16384, Logger: quiet{},
+		// No request here is a form, whose parts fasthttp would otherwise take apart, the large ones into files.
+		DisablePreParseMultipartForm: true,
 	}
 	return s, nil
 }
@@ -206,6 +210,11 @@ func (s *Server) anyBusy() bool {
 	return len(s.busy) > 0
 }
 
+const (
+	completionsPath = "/v1/completions"
+	chatPath        = "/v1/chat/completions"
+)
+
 func (s *Server) routes() fasthttp.RequestHandler {
 	r := router.New()
 	r.RedirectTrailingSlash, r.RedirectFixedPath = false, false
@@ -213,8 +222,8 @@ func (s *Server) routes() fasthttp.RequestHandler {
 		r.GET(path, h)
 		r.HEAD(path, h) // what load balancers probe with
 	}
-	r.POST("/v1/completions", s.completions)
-	r.POST("/v1/chat/completions", s.chat)
+	r.POST(completionsPath, s.completions)
+	r.POST(chatPath, s.chat)
 	get("/v1/models", s.models)
 	get("/v1/models/{id:*}", s.model) // names have slashes
 	r.POST("/tokenize", s.tokenize)
@@ -232,7 +241,7 @@ func (s *Server) routes() fasthttp.RequestHandler {
 	}
 	r.PanicHandler = func(ctx *fasthttp.RequestCtx, v any) {
 		slog.Error("a handler panicked", "path", path(ctx), "panic", v)
-		writeError(ctx, errors.New("cannot answer: internal error"))
+		s.refuse(ctx, errors.New("cannot answer: internal error"))
 	}
 	return allowOrigins(s.authorize(r.Handler))
 }
@@ -242,22 +251,31 @@ func path(ctx *fasthttp.RequestCtx) string { return string(ctx.URI().PathOrigina
 
 // protocolError answers what is not an HTTP request, and bodies that are too large.
 func (s *Server) protocolError(ctx *fasthttp.RequestCtx, err error) {
+	e := s.protocolAnswer(err)
+	if len(ctx.Request.Header.RawHeaders()) == 0 { // fasthttp forgets what it read of a header that it refuses
+		s.metrics.failed("unknown", e)
+		writeError(ctx, e)
+	} else {
+		s.refuse(ctx, e)
+	}
+	allowOrigin(&ctx.Response.Header)
+	ctx.SetConnectionClose()
+	linger(ctx)
+}
+
+func (s *Server) protocolAnswer(err error) *Error {
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
 	switch {
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		writeError(ctx, &Error{http.StatusRequestEntityTooLarge, "BadRequestError", "", fmt.Sprintf("The request body is larger than %d bytes.", s.cfg.MaxBodySize)})
+		return &Error{http.StatusRequestEntityTooLarge, "BadRequestError", "", fmt.Sprintf("The request body is larger than %d bytes.", s.cfg.MaxBodySize)}
 	case errors.As(err, &small):
-		writeError(ctx, &Error{http.StatusRequestHeaderFieldsTooLarge, "BadRequestError", "", "The request header is too large."})
+		return &Error{http.StatusRequestHeaderFieldsTooLarge, "BadRequestError", "", "The request header is too large."}
 	case errors.As(err, &netErr) && netErr.Timeout():
-		writeError(ctx, &Error{http.StatusRequestTimeout, "BadRequestError", "", "The request did not arrive in time."})
-	default:
-		what, _, _ := strings.Cut(err.Error(), ": buffer size=") // the request's own bytes follow
-		writeError(ctx, badRequest("", "cannot read the request: %s", what))
+		return &Error{http.StatusRequestTimeout, "BadRequestError", "", "The request did not arrive in time."}
 	}
-	ctx.Response.Header.Set("Access-Control-Allow-Origin", "*")
-	ctx.SetConnectionClose()
-	linger(ctx)
+	what, _, _ := strings.Cut(err.Error(), ": buffer size=") // the request's own bytes follow
+	return badRequest("", "cannot read the request: %s", what)
 }
 
 func newID() string {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"net"
 	"slices"
 
 	"github.com/valyala/fasthttp"
@@ -17,6 +18,7 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 	ctx.Response.Header.Set("Cache-Control", "no-cache")
 	ctx.Response.Header.Set("X-Accel-Buffering", "no")
 	ctx.Response.ImmediateHeaderFlush = true // the first token may be long in coming
+	endpoint := path(ctx)
 	events := func(w *bufio.Writer) {
 		defer done()
 		st := &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs)), generated: make([]int, len(p.jobs))}
@@ -37,12 +39,32 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 			st.end()
 		case work.Err() == nil || s.ctx.Err() != nil:
 			// The status line is out; an error event is what OpenAI's clients raise.
-			s.metrics.failed(err)
+			s.metrics.failed(endpoint, err)
 			st.event(asError(err).body())
 			st.event([]byte("[DONE]"))
 		}
 	}
+	if !ctx.Request.Header.IsHTTP11() {
+		untilClose(ctx, events)
+		return
+	}
 	ctx.SetBodyStream(body{fasthttp.NewStreamReader(events), done}, -1)
+}
+
+// untilClose answers a client of HTTP/1.0, to whom nothing may be sent in chunks (RFC 9112, 6.1): the end of
+// the connection is the end of the body. fasthttp has no such answers, so this writes one itself, before the
+// handler returns, and leaves fasthttp a connection that was taken over and is only to be closed.
+func untilClose(ctx *fasthttp.RequestCtx, events fasthttp.StreamWriter) {
+	ctx.HijackSetNoResponse(true)
+	ctx.Hijack(func(net.Conn) {})
+	w := bufio.NewWriter(ctx.Conn())
+	h := &ctx.Response.Header
+	allowOrigin(h) // allowOrigins comes too late
+	h.SetConnectionClose()
+	_ = h.Write(w) // w keeps an error for the first event
+	_ = w.Flush()
+	events(w)
+	_ = w.Flush()
 }
 
 // body is a streamed answer on its way to the client. A connection that fails while it is written to is
@@ -63,7 +85,7 @@ type sse struct {
 	w         *bufio.Writer
 	buf       []byte
 	places    []place
-	begun     []bool // the echo went out
+	begun     []bool // a chunk went out
 	generated []int  // tokens, by choice
 }
 
@@ -83,9 +105,14 @@ func (st *sse) chunk() []byte {
 	return append(a.head(st.buf[:0], object), `,"choices":[`...)
 }
 
-// close ends a choice's chunk; with include_usage it says usage: null, or how far the choice is.
+// close ends a choice's chunk and sends it; with include_usage it says usage: null, or how far the choice is.
 func (st *sse) close(b []byte, choice int) error {
 	b = append(b, ']')
+	// A chat's prompt goes with the chunk that has the role.
+	if st.p.tokenIDs && st.p.answer.chat && !st.begun[choice] {
+		b = appendIDs(b, "prompt_token_ids", st.p.jobs[choice].req.Prompt)
+	}
+	st.begun[choice] = true
 	switch st.p.usage {
 	case usageLast:
 		b = append(b, `,"usage":null`...)
@@ -114,9 +141,9 @@ func (st *sse) begin() error {
 }
 
 func (st *sse) delta(d delta) error {
-	st.generated[d.index] += d.generated
+	st.generated[d.index] += len(d.ids)
 	first := len(st.p.echo) > 0 && !st.begun[d.index]
-	if d.text == "" && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first {
+	if d.text == "" && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first && !(st.p.tokenIDs && len(d.ids) > 0) {
 		return nil
 	}
 	b := append(st.chunk(), `{"index":`...)
@@ -133,9 +160,14 @@ func (st *sse) delta(d delta) error {
 	} else {
 		b = st.appendText(b, d, first)
 	}
-	b = append(appendFinish(b, d.finish, d.stopReason, d.spans), '}')
-	st.begun[d.index] = true
-	return st.close(b, d.index)
+	b = appendFinish(b, d.finish, d.stopReason, d.spans)
+	if st.p.tokenIDs {
+		b = appendIDs(b, "token_ids", d.ids)
+		if !st.p.answer.chat && !st.begun[d.index] {
+			b = appendIDs(b, "prompt_token_ids", st.p.jobs[d.index].req.Prompt)
+		}
+	}
+	return st.close(append(b, '}'), d.index)
 }
 
 func (st *sse) appendText(b []byte, d delta, first bool) []byte {

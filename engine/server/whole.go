@@ -12,7 +12,7 @@ type choice struct {
 	text       []byte
 	tokens     []engine.TokenLogprob
 	prompt     []engine.TokenLogprob
-	generated  int
+	ids        []int32
 	finish     string
 	stopReason any
 	spans      []engine.SpanInfo
@@ -25,7 +25,7 @@ func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
 		c.text = append(c.text, d.text...)
 		c.tokens = append(c.tokens, d.tokens...)
 		c.prompt = append(c.prompt, d.prompt...)
-		c.generated += d.generated
+		c.ids = append(c.ids, d.ids...)
 		c.finish, c.stopReason, c.spans = d.finish, d.stopReason, d.spans
 		return nil
 	})
@@ -41,7 +41,7 @@ func (p *plan) encode(choices []choice) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		generated += c.generated
+		generated += len(c.ids)
 		b = append(b, `{"index":`...)
 		b = appendInt(b, i)
 		if a.chat {
@@ -49,11 +49,18 @@ func (p *plan) encode(choices []choice) []byte {
 		} else {
 			b = p.appendTextChoice(b, i, c)
 		}
-		b = append(appendFinish(b, c.finish, c.stopReason, c.spans), '}')
+		b = appendFinish(b, c.finish, c.stopReason, c.spans)
+		if p.tokenIDs {
+			b = appendIDs(b, "token_ids", c.ids)
+		}
+		b = append(b, '}')
 	}
 	b = append(b, ']')
 	if a.chat && p.promptLogprobs >= 0 {
 		b = a.appendPromptLogprobs(b, choices[0].prompt, p.promptLogprobs)
+	}
+	if a.chat && p.tokenIDs {
+		b = appendIDs(b, "prompt_token_ids", p.jobs[0].req.Prompt)
 	}
 	b = append(b, `,"usage":`...)
 	return append(appendUsage(b, p.promptTokens, generated), '}')
@@ -87,6 +94,9 @@ func (p *plan) appendTextChoice(b []byte, i int, c choice) []byte {
 	}
 	if p.promptLogprobs >= 0 {
 		b = p.answer.appendPromptLogprobs(b, c.prompt, p.promptLogprobs)
+	}
+	if p.tokenIDs {
+		b = appendIDs(b, "prompt_token_ids", p.jobs[i].req.Prompt)
 	}
 	return b
 }

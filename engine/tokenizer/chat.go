@@ -7,11 +7,14 @@ import (
 	"github.com/infinite-llm/infinite/engine/tokenizer/jinja"
 )
 
-// Message is one message of a chat. The template sees role and content, and name if there is one.
+// Message is one message of a chat. The template sees role and content, and the others if there are any; the
+// reasoning under both of the names that templates know.
 type Message struct {
-	Role    string `json:"role"`
-	Content string `json:"content"`
-	Name    string `json:"name"`
+	Role       string `json:"role"`
+	Content    string `json:"content"`
+	Name       string `json:"name"`
+	ToolCallID string `json:"tool_call_id"`
+	Reasoning  string `json:"reasoning"`
 }
 
 // ErrNoChatTemplate is the error of ApplyChat for a model without a chat template.
@@ -39,8 +42,12 @@ func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars
 	list := make([]jinja.Dict, len(messages))
 	for i, m := range messages {
 		list[i] = jinja.Dict{{Key: "role", Value: m.Role}, {Key: "content", Value: m.Content}}
-		if m.Name != "" {
-			list[i] = append(list[i], jinja.Item{Key: "name", Value: m.Name})
+		for _, more := range []struct{ key, value string }{
+			{"name", m.Name}, {"tool_call_id", m.ToolCallID}, {"reasoning", m.Reasoning}, {"reasoning_content", m.Reasoning},
+		} {
+			if more.value != "" {
+				list[i] = append(list[i], jinja.Item{Key: more.key, Value: more.value})
+			}
 		}
 	}
 	data := map[string]any{"tools": nil, "documents": nil}

@@ -53,6 +53,32 @@ func TestApplyChatWithoutTemplate(t *testing.T) {
 	}
 }
 
+// Reasoning has a name of its own in templates that know it, and two for those that know the one or the other.
+func TestReasoning(t *testing.T) {
+	tok, err := withTemplate(t, chatSourceOf(t, "qwen3"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	render := func(tok *Tokenizer, answer Message) string {
+		text, err := tok.ApplyChat([]Message{{Role: "user", Content: "hello"}, answer}, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	apart := render(tok, Message{Role: "assistant", Content: "world", Reasoning: "because"})
+	if within := render(tok, Message{Role: "assistant", Content: "<think>\nbecause\n</think>\n\nworld"}); apart != within || !strings.Contains(apart, "because") {
+		t.Errorf("%q, want %q", apart, within)
+	}
+	const others = "{{ messages[1].reasoning }} {{ messages[1].reasoning_content }} {{ messages[1].tool_call_id }} {{ messages[0].reasoning is defined }} {{ messages[0].tool_call_id is defined }}"
+	if tok, err = withTemplate(t, others, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := render(tok, Message{Role: "assistant", Reasoning: "x", ToolCallID: "y"}); got != "x x y False False" {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestConcurrentUse shares one tokenizer among goroutines; the race detector watches.
 func TestConcurrentUse(t *testing.T) {
 	tok, err := withTemplate(t, chatSourceOf(t, "qwen3"), nil)

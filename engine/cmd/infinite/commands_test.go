@@ -111,6 +111,18 @@ func TestSecondServerOnTheSamePort(t *testing.T) {
 	}
 }
 
+// A variable that is misspelt is named at the start, once however many instances there are, and not its value.
+func TestVariableThatIsNoSetting(t *testing.T) {
+	t.Setenv("INFINITE_PROT", "secret")
+	p := serve(t, "--instances", "2")
+	if log := p.logs(); strings.Count(log, "INFINITE_PROT") != 1 || strings.Contains(log, "secret") || strings.Contains(log, childEnv) {
+		t.Error("see the log")
+	}
+	if out, err := command("serve", "--port", "70000").CombinedOutput(); err == nil || !strings.Contains(string(out), "INFINITE_PROT") {
+		t.Errorf("beside an error: %v: %s", err, out)
+	}
+}
+
 // What --device cannot be is said at once, and float16 is the GPU's.
 func TestDevicesThatAreNotThere(t *testing.T) {
 	for want, args := range map[string][]string{

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/lmittmann/tint"
@@ -94,7 +95,18 @@ func bindFlags(cmd *cobra.Command, only ...string) func() (config.Config, error)
 		if err == nil {
 			setLogger(cfg.LogLevel)
 		}
+		warnOfStrays()
 		return cfg, err
+	}
+}
+
+// warnOfStrays names variables that look like settings and are none. Their values may be secrets.
+func warnOfStrays() {
+	for _, entry := range os.Environ() {
+		if config.Stray(entry) {
+			name, _, _ := strings.Cut(entry, "=")
+			slog.Warn("a variable is ignored: there is no such setting", "variable", name)
+		}
 	}
 }
 
