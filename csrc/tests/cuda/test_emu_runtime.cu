@@ -1,11 +1,7 @@
 /* The runtime's interface as lanes use it: streams, events, pinned memory, captures and their
  * replay, what launches are refused. On a GPU this checks what is taken for granted, in emulation
  * the emulator. */
-#include <unistd.h>
-
-#include <atomic>
-#include <thread>
-
+#include "tests/cuda/streams.h"
 #include "tests/cuda/words.h"
 
 enum { N = 3000 };
@@ -45,18 +41,6 @@ static void check_words(const char *what, const uint32_t *got, const std::vector
         wrong += got[i] != stepped(in[i], times);
     }
     CHECK(wrong == 0, "%s: %d of %d words are wrong", what, wrong, (int)N);
-}
-
-static uint32_t *pinned(size_t n) {
-    void *p = NULL;
-    must(cudaHostAlloc(&p, n * 4, cudaHostAllocMapped | cudaHostAllocPortable), "cudaHostAlloc");
-    return (uint32_t *)p;
-}
-
-static cudaStream_t new_stream() {
-    cudaStream_t s = NULL;
-    must(cudaStreamCreateWithPriority(&s, cudaStreamNonBlocking, 0), "a stream");
-    return s;
 }
 
 /* Memory whose filling, which is the legacy stream's, is over. */
@@ -269,65 +253,6 @@ static void check_refusals() {
     printf("refusals\n");
 }
 
-#ifdef INF_EMU
-
-/* ---- what does not end by itself, and devices that are lost ---- */
-
-static void check_held() {
-    std::atomic<bool> held{true};
-    cudaStream_t s = new_stream(), behind = new_stream();
-    cudaEvent_t event;
-    uint32_t *word = pinned(2);
-    word[0] = word[1] = 0;
-    must(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
-    must(emu_hold(s, [&] { return held.load(); }), "emu_hold");
-    must(cudaMemsetAsync(word, 1, 4, s), "a memset");
-    must(cudaEventRecord(event, s), "a record");
-    must(cudaStreamWaitEvent(behind, event, 0), "a wait");
-    must(cudaMemsetAsync(word + 1, 1, 4, behind), "a memset");
-    for (int i = 0; i < 8; i++) {
-        CHECK(cudaStreamQuery(s) == cudaErrorNotReady && cudaEventQuery(event) == cudaErrorNotReady,
-              "what is held is done");
-        CHECK(cudaStreamQuery(behind) == cudaErrorNotReady, "what waits for it is done");
-    }
-    CHECK(word[0] == 0 && word[1] == 0, "%#x, %#x", word[0], word[1]);
-    std::thread later([&] {
-        (void)usleep(20000);
-        held = false;
-    });
-    must(cudaStreamSynchronize(behind), "the stream");
-    CHECK(!held && word[0] == 0x01010101 && word[1] == 0x01010101, "%#x, %#x", word[0], word[1]);
-    later.join();
-    must(cudaEventDestroy(event), "the event");
-    must(cudaStreamDestroy(s), "the stream");
-    must(cudaStreamDestroy(behind), "the stream");
-    must(cudaFreeHost(word), "cudaFreeHost");
-}
-
-static void check_lost() {
-    const cudaError_t error = cudaErrorLaunchFailure;
-    cudaStream_t s = new_stream();
-    cudaEvent_t event;
-    uint32_t *word = pinned(1);
-    word[0] = 7;
-    must(cudaEventCreate(&event), "an event");
-    must(cudaMemsetAsync(word, 1, 4, s), "a memset");
-    must(cudaEventRecord(event, s), "a record");
-    emu_lose_device(0, error);
-    CHECK(cudaStreamQuery(s) == error && cudaStreamSynchronize(s) == error, "the stream goes on");
-    CHECK(cudaEventQuery(event) == error && cudaEventSynchronize(event) == error, "and the event");
-    CHECK(cudaMemsetAsync(word, 1, 4, s) == error, "it takes more");
-    emu_lose_device(0, cudaSuccess);
-    (void)cudaGetLastError();
-    CHECK(word[0] == 7, "what was lost is done: %#x", word[0]);
-    must(cudaEventDestroy(event), "the event");
-    must(cudaStreamDestroy(s), "the stream");
-    must(cudaFreeHost(word), "cudaFreeHost");
-    printf("held and lost\n");
-}
-
-#endif
-
 int main(int argc, char **argv) {
     start(argc, argv);
     (void)float_of;
@@ -337,9 +262,5 @@ int main(int argc, char **argv) {
     check_graph();
     check_spoilt();
     check_refusals();
-#ifdef INF_EMU
-    check_held();
-    check_lost();
-#endif
     return report("test_emu_runtime");
 }

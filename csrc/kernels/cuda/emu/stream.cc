@@ -1,9 +1,15 @@
 /* Streams and events.
  *
- * A stream is a queue of work, done by whoever first waits for it. Two locks: `lock` guards the
- * queue, `turn` is held while work is done, so that a stream's work is done in order by one OS
- * thread at a time. Waiting for an event does the work in front of it in the stream that recorded
- * it; such waits follow the order in which calls were made, so they cannot form a ring.
+ * A stream is a queue of work, done by whoever first waits for it. `lock` guards the queue; the
+ * stream is busy while an OS thread is at its first piece of work, so that all of it is done in
+ * order. Waiting for an event does the work in front of it in the stream that recorded it; such
+ * waits follow the order in which calls were made, so they cannot form a ring.
+ *
+ * Who finds a stream busy is told that it is not done, and waits for it holding no other: two
+ * threads, each at a stream that waits for the other's, would come to a standstill. A stream is
+ * busy for the thread itself, too. When it comes to the stream that an event was recorded in,
+ * another thread may have brought that past the event, to what waits for the very stream that this
+ * one is at, whose first piece of work is not to be done a second time.
  *
  * What is held (emu_hold) keeps its stream from going on, as a kernel does that waits for another
  * device: who asks after the stream is told that it is not done, and who waits for it waits.
@@ -66,37 +72,53 @@ double now() {
 
 enum progress { NOTHING_LEFT, ONE_DONE, NOT_YET };
 
-/* Does one piece of work. A device that is lost does none: what is in its streams is dropped. */
-progress do_one(CUstream_st *s) {
-    std::lock_guard<std::recursive_mutex> turn(s->turn);
-    std::function<bool()> ready;
-    emu_work work;
-    {
-        std::lock_guard<std::mutex> guard(s->lock);
-        if (emu_lost_device(s->device) != cudaSuccess) {
-            s->queue.clear();
-        }
-        if (s->queue.empty()) {
-            return NOTHING_LEFT;
-        }
-        ready = s->queue.front().ready;
-    }
-    if (ready && !ready()) {
+/* Begins with the first piece of work. A device that is lost does none: what is in its streams is
+ * dropped. */
+progress take(CUstream_st *s, std::function<bool()> *ready) {
+    std::lock_guard<std::mutex> guard(s->lock);
+    if (s->busy) {
         return NOT_YET;
     }
-    bool afresh;
-    {
-        std::lock_guard<std::mutex> guard(s->lock);
-        work = std::move(s->queue.front().work);
-        afresh = s->queue.front().afresh;
-        s->queue.pop_front();
+    if (emu_lost_device(s->device) != cudaSuccess) {
+        s->queue.clear();
     }
-    if (work) {
-        emu_step_stream = s;
-        emu_step += afresh ? 2 : 1; /* it does not follow upon what was over */
-        work();
+    if (s->queue.empty()) {
+        return NOTHING_LEFT;
     }
+    *ready = s->queue.front().ready;
+    s->busy = true;
     return ONE_DONE;
+}
+
+emu_item take_out(CUstream_st *s) {
+    std::lock_guard<std::mutex> guard(s->lock);
+    emu_item item = std::move(s->queue.front());
+    s->queue.pop_front();
+    return item;
+}
+
+void run(CUstream_st *s, const emu_item &item) {
+    if (item.work) {
+        emu_step_stream = s;
+        emu_step += item.afresh ? 2 : 1; /* it does not follow upon what was over */
+        item.work();
+    }
+}
+
+progress do_one(CUstream_st *s) {
+    std::function<bool()> ready;
+    progress p = take(s, &ready);
+    if (p != ONE_DONE) {
+        return p;
+    }
+    if (ready && !ready()) {
+        p = NOT_YET;
+    } else {
+        run(s, take_out(s));
+    }
+    std::lock_guard<std::mutex> guard(s->lock);
+    s->busy = false;
+    return p;
 }
 
 /* Others may ask after the stream while this thread waits for what is not ready. */
@@ -111,15 +133,14 @@ void finish(CUstream_st *s) {
 /* The caller is told that what was asked for before is done. */
 void told_of(CUstream_st *s) {
     std::lock_guard<std::mutex> guard(s->lock);
-    s->over = s->queue.empty();
+    s->over = s->queue.empty() && !s->busy;
 }
 
 /* What there is to do in front of the mark. */
 progress approach(const std::shared_ptr<emu_mark> &mark) {
-    progress p = NOTHING_LEFT;
     while (mark->stream != NULL && !mark->done) {
-        p = do_one(mark->stream.get());
-        if (p != ONE_DONE) {
+        progress p = do_one(mark->stream.get());
+        if (p != ONE_DONE && !mark->done) {
             return p;
         }
     }

@@ -27,8 +27,8 @@ struct emu_item {
 
 struct CUstream_st {
     std::mutex lock;
-    std::recursive_mutex turn;
     std::deque<emu_item> queue;
+    bool busy = false; /* under the lock: a thread is at the first item */
     bool over = false; /* somebody was told that all is done, and nothing was asked for since */
     std::shared_ptr<emu_capture> capture;
     bool origin = false; /* of the capture */
