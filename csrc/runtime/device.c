@@ -271,14 +271,16 @@ static int open_step(inf_device *d, inf_err *err) {
 }
 
 /* Threads stay awake where the device is none of the CPUs, and the instance's share of these is
- * there and enough for the three that do: the step's, its waiter's and the one that answers
- * queries. INFINITE_AWAKE_US: for that time, wherever it may be; 0 for none. */
+ * there and enough for those that do: the step's and the one that answers queries, or those of
+ * their ranks, and who waits for the step. INFINITE_AWAKE_US: for that time, wherever it may be; 0
+ * for none. */
 static int64_t awake_ns(const inf_device *d) {
-    enum { CPUS = 4, US = 1000, MOST_US = 1000000 };
+    enum { US = 1000, MOST_US = 1000000 };
+    int32_t cpus = 2 + 2 * d->backend->ranks;
     const char *named = getenv("INFINITE_AWAKE_US");
     long us = named != NULL ? strtol(named, NULL, 10) : US;
     us = us < 0 ? 0 : us > MOST_US ? MOST_US : us;
-    bool spare = !d->backend->cpus && d->config.threads >= CPUS &&
+    bool spare = !d->backend->cpus && d->config.threads >= cpus &&
                  d->config.threads <= sysconf(_SC_NPROCESSORS_ONLN);
     return named != NULL || spare ? (int64_t)us * 1000 : 0;
 }

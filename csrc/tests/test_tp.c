@@ -229,7 +229,13 @@ static void test_sum(void) {
     double with = forward_distance(&m, two_ranks(&m.config, NOTHING));
     double no_sum = forward_distance(&m, two_ranks(&m.config, THE_SUM));
     double no_gather = forward_distance(&m, two_ranks(&m.config, THE_GATHER));
+    /* By a thread per rank, as GPUs are asked; these ranks share none. */
+    inf_backend *apart = two_ranks(&m.config, NOTHING);
+    apart->cpus = 0;
+    apart->awake_ns = 100000;
+    double by_team = forward_distance(&m, apart);
     CHECK(with < 1e-4, "off by %g", with);
+    CHECK(by_team == with, "by a team it is off by %g instead of %g", by_team, with);
     CHECK(no_sum > 0.1, "without the sum it is off by %g only", no_sum);
     CHECK(no_gather > 0.1, "without the gather it is off by %g only", no_gather);
     tiny_free(&m);

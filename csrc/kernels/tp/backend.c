@@ -30,13 +30,14 @@
  * exchange blocks; a rank's part are n-th parts of the block's rows (layer, k|v). Queries and
  * partials of other instances have all heads too, and each rank takes the columns of its own.
  *
- * One thread asks the ranks in turn, and NCCL for a sum or a gather on all of them as one group. A
- * thread per rank would take a wake-up per operation or a second copy of the step's loop; on GPUs
- * an operation is a launch of a few microseconds, and only where a step is shorter than n times its
- * launches is the loop the limit: decode of small models. Recordings would lift that, but steps of
- * several ranks are not recorded: NCCL's user guide warns of deadlocks where one thread launches
- * graphs that hold sums of several GPUs. Answers to other instances wait for the device within the
- * operation, so there each rank has a thread: answer.c.
+ * Operations on GPUs are launches of a few microseconds each, n times as many as a GPU has work
+ * for. So each rank has a thread, which stays awake between operations, and an operation is asked
+ * for on all ranks at once; where CPUs are scarce (inf_backend.awake_ns is 0), and on the CPU,
+ * whose ranks share the lane's threads, the caller asks the ranks in turn. NCCL is asked by the
+ * caller alone, for a sum or a gather on all ranks as one group. Recordings would take less, but
+ * steps of several ranks are not recorded: NCCL's user guide warns of deadlocks where one thread
+ * launches graphs that hold sums of several GPUs. Answers to other instances wait for the device
+ * within the operation, so there each rank has a thread in any case: answer.c.
  *
  * Failures. A rank that is lost, or one that never comes to a sum, keeps the others in it, and
  * whoever waits for them; a gather is a sum in all this. So the sum has a deadline and a thread

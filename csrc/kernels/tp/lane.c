@@ -43,6 +43,7 @@ static void tp_lane_close(inf_lane *lane) {
     inf_collective_end end = inf_tp_hold(b);
     b->busy = end.busy;
     inf_tp_answer_close(l);
+    inf_pool_close(l->team);
     if (l->sum != NULL) {
         b->sum = NULL;
         l->sum->ops->close(l->sum);
@@ -87,6 +88,13 @@ static int open_step(tp_lane *l, const inf_lane_config *config, inf_err *err) {
     }
     int status = b->ops->collective_open(&c, &l->sum, err);
     b->sum = l->sum = status == INF_OK ? l->sum : NULL;
+    /* CPU ranks compute by the lane's threads, all of them in turn. */
+    if (status == INF_OK && !b->base.cpus && b->base.awake_ns > 0) {
+        if (inf_pool_open(l->n, &l->team) != INF_OK) {
+            l->team = NULL; /* it takes longer, that is all */
+        }
+        inf_pool_stay_awake(l->team, b->base.awake_ns);
+    }
     return status;
 }
 

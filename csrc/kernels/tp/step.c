@@ -1,14 +1,38 @@
-/* The step of a tensor-parallel backend: each operation on all ranks. */
+/* The step of a tensor-parallel backend: each operation on all ranks, by the ranks' own threads
+ * where they have some (tp_lane.team), or by the caller in turn. */
 #include "kernels/convert.h"
 #include "kernels/tp/tp.h"
 
 static tp_lane *of(inf_lane *lane) { return (tp_lane *)(void *)lane; }
 
-#define EACH_RANK(l) for (int32_t r = 0; r < (l)->n; r++)
+/* An operation on rank r; what lies behind arg is the operation's. */
+typedef void (*tp_op)(tp_lane *l, int32_t r, void *arg);
+
+typedef struct tp_call {
+    tp_lane *lane;
+    tp_op op;
+    void *arg;
+} tp_call;
+
+static void call_rank(void *call, int32_t r, int32_t thread) {
+    (void)thread;
+    tp_call *c = call;
+    c->op(c->lane, r, c->arg);
+}
+
+/* On all ranks; it is asked for on all of them on return. */
+static void on_each(tp_lane *l, tp_op op, void *arg) {
+    tp_call c = {l, op, arg};
+    inf_pool_run(l->team, call_rank, &c, l->n);
+}
+
+static void begin_rank(tp_lane *l, int32_t r, void *arg) {
+    const inf_step_buffers *const *step = arg;
+    l->ops->begin(l->rank[r], *step);
+}
 
 static void tp_begin(inf_lane *lane, const inf_step_buffers *step) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) { l->ops->begin(l->rank[r], step); }
+    on_each(of(lane), begin_rank, (void *)&step);
 }
 
 /* Steps of several ranks are not recorded: backend.c. */
@@ -23,25 +47,51 @@ static int tp_recorded(inf_lane *lane) {
     return 0;
 }
 
+typedef struct embed_args {
+    const void *table;
+    float *x;
+} embed_args;
+
+static void embed_rank(tp_lane *l, int32_t r, void *arg) {
+    const embed_args *a = arg;
+    l->ops->embed(l->rank[r], tp_part(a->table, r), tp_part(a->x, r));
+}
+
 static void tp_embed(inf_lane *lane, const void *table, float *x) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) { l->ops->embed(l->rank[r], tp_part(table, r), tp_part(x, r)); }
+    embed_args a = {table, x};
+    on_each(of(lane), embed_rank, &a);
+}
+
+typedef struct norm_args {
+    const float *x;
+    const void *add;
+    const float *weight;
+    void *y;
+    uint32_t first; /* of pick_norm, and n */
+    int32_t n;
+} norm_args;
+
+static void add_norm_rank(tp_lane *l, int32_t r, void *arg) {
+    const norm_args *a = arg;
+    l->ops->add_norm(l->rank[r], tp_part(a->x, r), tp_part(a->add, r), tp_part(a->weight, r),
+                     tp_part(a->y, r));
 }
 
 static void tp_add_norm(inf_lane *lane, float *x, const void *add, const float *weight, void *y) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) {
-        l->ops->add_norm(l->rank[r], tp_part(x, r), tp_part(add, r), tp_part(weight, r),
-                         tp_part(y, r));
-    }
+    norm_args a = {x, add, weight, y, 0, 0};
+    on_each(of(lane), add_norm_rank, &a);
+}
+
+static void pick_norm_rank(tp_lane *l, int32_t r, void *arg) {
+    const norm_args *a = arg;
+    l->ops->pick_norm(l->rank[r], tp_part(a->x, r), a->first, a->n, tp_part(a->weight, r),
+                      tp_part(a->y, r));
 }
 
 static void tp_pick_norm(inf_lane *lane, const float *x, uint32_t first, int32_t n,
                          const float *weight, void *y) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) {
-        l->ops->pick_norm(l->rank[r], tp_part(x, r), first, n, tp_part(weight, r), tp_part(y, r));
-    }
+    norm_args a = {x, NULL, weight, y, first, n};
+    on_each(of(lane), pick_norm_rank, &a);
 }
 
 static inf_product product_of(const inf_product *p, int32_t rank) {
@@ -63,100 +113,138 @@ static const void *head_of(const tp_lane *l, const inf_product *p, int32_t rank,
     return w + (uint64_t)first * (uint64_t)p->k * inf_dtype_bytes(l->dims.dtype);
 }
 
+typedef struct product_args {
+    const inf_product *p;
+    void *y;                    /* of gated */
+    void *parts[INF_MAX_RANKS]; /* of what is summed or gathered */
+} product_args;
+
+static void logits_rank(tp_lane *l, int32_t r, void *arg) {
+    product_args *a = arg;
+    inf_share share = inf_share_of(a->p->n, l->n, r);
+    inf_product mine = product_of(a->p, r);
+    a->parts[r] = r == 0 ? l->logits : mine.y;
+    mine.w = head_of(l, a->p, r, share.first);
+    mine.y = a->parts[r];
+    mine.n = share.n;
+    if (share.n > 0) {
+        l->ops->product(l->rank[r], &mine);
+    }
+}
+
 /* Each rank's share of the logits, and all of them in rank 0's memory. The others have room for
  * their share where rank 0 has the whole. */
 static void tp_logits(tp_lane *l, const inf_product *p) {
+    product_args a = {.p = p};
     float *parts[INF_MAX_RANKS];
-    EACH_RANK(l) {
-        inf_share share = inf_share_of(p->n, l->n, r);
-        inf_product mine = product_of(p, r);
-        parts[r] = r == 0 ? l->logits : mine.y;
-        mine.w = head_of(l, p, r, share.first);
-        mine.y = parts[r];
-        mine.n = share.n;
-        if (share.n > 0) {
-            l->ops->product(l->rank[r], &mine);
-        }
+    on_each(l, logits_rank, &a);
+    for (int32_t r = 0; r < l->n; r++) {
+        parts[r] = a.parts[r];
     }
     pthread_mutex_lock(&l->backend->gate);
     l->sum->ops->gather(l->sum, parts, tp_part(p->y, 0), p->rows);
     pthread_mutex_unlock(&l->backend->gate);
 }
 
+static void product_rank(tp_lane *l, int32_t r, void *arg) {
+    const product_args *a = arg;
+    inf_product mine = product_of(a->p, r);
+    l->ops->product(l->rank[r], &mine);
+}
+
 static void tp_product(inf_lane *lane, const inf_product *p) {
-    tp_lane *l = of(lane);
     if (p->y_f32) {
-        tp_logits(l, p);
+        tp_logits(of(lane), p);
         return;
     }
-    EACH_RANK(l) {
-        inf_product mine = product_of(p, r);
-        l->ops->product(l->rank[r], &mine);
-    }
+    product_args a = {.p = p};
+    on_each(of(lane), product_rank, &a);
+}
+
+static void summand_rank(tp_lane *l, int32_t r, void *arg) {
+    product_args *a = arg;
+    inf_product mine = product_of(a->p, r);
+    mine.bias = r == 0 ? mine.bias : NULL; /* once in the sum */
+    a->parts[r] = mine.y;
+    l->ops->product(l->rank[r], &mine);
 }
 
 static void tp_product_norm(inf_lane *lane, const inf_product *p, float *x, const float *weight,
                             void *y) {
     tp_lane *l = of(lane);
-    void *parts[INF_MAX_RANKS];
-    EACH_RANK(l) {
-        inf_product mine = product_of(p, r);
-        mine.bias = r == 0 ? mine.bias : NULL; /* once in the sum */
-        parts[r] = mine.y;
-        l->ops->product(l->rank[r], &mine);
-    }
+    product_args a = {.p = p};
+    on_each(l, summand_rank, &a);
     pthread_mutex_lock(&l->backend->gate);
-    l->sum->ops->sum(l->sum, parts, (uint64_t)p->rows * (uint64_t)p->n);
+    l->sum->ops->sum(l->sum, a.parts, (uint64_t)p->rows * (uint64_t)p->n);
     pthread_mutex_unlock(&l->backend->gate);
     tp_add_norm(lane, x, p->y, weight, y);
 }
 
+static void gated_rank(tp_lane *l, int32_t r, void *arg) {
+    const product_args *a = arg;
+    inf_product mine = product_of(a->p, r);
+    l->ops->gated(l->rank[r], &mine, tp_part(a->y, r));
+}
+
 static void tp_gated(inf_lane *lane, const inf_product *p, void *y) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) {
-        inf_product mine = product_of(p, r);
-        l->ops->gated(l->rank[r], &mine, tp_part(y, r));
-    }
+    product_args a = {.p = p, .y = y};
+    on_each(of(lane), gated_rank, &a);
+}
+
+static void heads_rank(tp_lane *l, int32_t r, void *arg) {
+    const inf_heads *p = arg;
+    inf_heads mine = {tp_part(p->qkv, r), tp_part(p->q_norm, r), tp_part(p->k_norm, r),
+                      tp_part(p->q, r), p->layer};
+    l->ops->heads(l->rank[r], &mine);
 }
 
 static void tp_heads(inf_lane *lane, const inf_heads *p) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) {
-        inf_heads mine = {tp_part(p->qkv, r), tp_part(p->q_norm, r), tp_part(p->k_norm, r),
-                          tp_part(p->q, r), p->layer};
-        l->ops->heads(l->rank[r], &mine);
-    }
+    inf_heads all = *p;
+    on_each(of(lane), heads_rank, &all);
+}
+
+typedef struct attend_args {
+    int32_t layer, open;
+    const void *q;
+    void *o;
+} attend_args;
+
+static void attend_rank(tp_lane *l, int32_t r, void *arg) {
+    const attend_args *a = arg;
+    l->ops->attend(l->rank[r], a->layer, tp_part(a->q, r), tp_part(a->o, r), a->open);
 }
 
 static void tp_attend(inf_lane *lane, int32_t layer, const void *q, void *o, int32_t open) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) { l->ops->attend(l->rank[r], layer, tp_part(q, r), tp_part(o, r), open); }
+    attend_args a = {layer, open, q, o};
+    on_each(of(lane), attend_rank, &a);
 }
 
 /* ---- exchange: host memory has all heads, a rank its columns ---- */
 
-/* The host memory is held if a rank holds it. */
+/* Noted, and not launched so far, by each rank: the caller does that. The host memory is held if a
+ * rank holds it. */
 static int tp_merge(inf_lane *lane, uint32_t row0, int32_t rows, const float *o2, const float *lse2,
                     int32_t stride) {
     tp_lane *l = of(lane);
     int32_t heads = l->dims.heads / l->n, held = 0;
-    EACH_RANK(l) {
+    for (int32_t r = 0; r < l->n; r++) {
         held |= l->ops->merge(l->rank[r], row0, rows, o2 + r * heads * l->dims.head_dim,
                               lse2 + r * heads, stride);
     }
     return held;
 }
 
-static void tp_settle(inf_lane *lane, void *o) {
-    tp_lane *l = of(lane);
-    EACH_RANK(l) { l->ops->settle(l->rank[r], tp_part(o, r)); }
+static void settle_rank(tp_lane *l, int32_t r, void *o) {
+    l->ops->settle(l->rank[r], tp_part(o, r));
 }
+
+static void tp_settle(inf_lane *lane, void *o) { on_each(of(lane), settle_rank, o); }
 
 static void tp_queries(inf_lane *lane, const void *q, uint32_t row0, int32_t rows, float *host,
                        int32_t stride) {
     tp_lane *l = of(lane);
     int32_t heads = l->dims.heads / l->n;
-    EACH_RANK(l) {
+    for (int32_t r = 0; r < l->n; r++) {
         l->ops->queries(l->rank[r], tp_part(q, r), row0, rows, host + r * heads * l->dims.head_dim,
                         stride);
     }

@@ -50,6 +50,7 @@ typedef struct tp_lane {
     int32_t n;
     inf_lane *rank[INF_MAX_RANKS];
     inf_collective *sum;      /* of a step's lane */
+    inf_pool *team;           /* .. a thread per rank; NULL: the caller asks one after the other */
     float *logits;            /* .. and, in rank 0's memory, those of its share: [logit_rows, n] */
     inf_device_config dims;   /* the model's */
     inf_kv_shape kv, rank_kv; /* of a block, and of a rank's part of it */
