@@ -32,9 +32,9 @@ void inf_pool_run(inf_pool *pool, inf_task task, void *arg, int32_t n);
 /* Threads that may call a task, hence the bound of `thread`; 1 for NULL. */
 int32_t inf_pool_threads(const inf_pool *pool);
 
-/* Memory that the tasks of a run may share, and its size; NULL and 0 where one thread runs all.
- * What it holds is the last run's. */
-enum { INF_POOL_SCRATCH = 512 * 1024 }; /* bytes per thread */
+/* Memory for whoever runs the pool, which is one at a time, from one of his runs to the next, and
+ * its size; NULL and 0 where one thread runs all. Pages that nobody touches cost nothing. */
+enum { INF_POOL_SCRATCH = 4 << 20 }; /* bytes per thread */
 void *inf_pool_scratch(inf_pool *pool, uint64_t *bytes);
 
 /* Ends and joins the workers. NULL is allowed. No run may be in progress. */

@@ -26,6 +26,8 @@
 #include "kernels/cpu/simd_math.h"
 
 enum { TILE_Q = 32, TILE_T = 64, QUARTER = TILE_T / 4 };
+/* Keys after which partials begin anew, counted from the span's first. */
+enum { CHUNK = 1024 };
 
 /* Partials of a tile's queries, o not divided: of chunks of keys that were computed each by itself.
  */
@@ -47,20 +49,11 @@ typedef struct attn_tile {
     int32_t stride;                 /* of q and o: dim rounded up to vectors */
     int32_t begin, end;             /* keys of this tile that some query sees */
     int32_t row_bytes;              /* of a token's K in one head */
-    int32_t chunk;                  /* keys after which partials begin anew */
     int32_t folded;                 /* chunks that are in `sum` */
     attn_sum sum;
 } attn_tile;
 
 static int32_t attn_queries(const inf_attn *a) { return a->rows * (a->heads / a->kv->kv_heads); }
-
-/* Keys of a chunk: a span has 32 at most, so that more threads than KV heads find work in it, and a
- * chunk's partial costs little beside its keys. A function of the span alone. */
-static int32_t attn_chunk(const inf_attn *a) {
-    enum { LEAST = 1024, CHUNKS = 32 };
-    int32_t each = ceil_div(ceil_div((int32_t)a->n_tokens, CHUNKS), TILE_T) * TILE_T;
-    return max_i32(each, LEAST);
-}
 
 /* Number of the flattened query's vector in q, o and lse. */
 static size_t attn_at(const inf_attn *a, int32_t kv_head, int32_t query) {
@@ -94,7 +87,6 @@ static void attn_begin(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t
             to[d] = d < t->dim ? q[d] * a->scale : 0.0f;
         attn_visible(a, (first + i) / group, &t->lo[i], &t->hi[i]);
     }
-    t->chunk = attn_chunk(a);
     t->folded = 0;
     attn_clear(t);
 }
@@ -288,9 +280,10 @@ static void attn_locate(const attn_tile *t, const inf_attn *a, int32_t kv_head, 
         k[j] = k[end - 1];
 }
 
-/* Adds one partial to another, in this order; one that has seen no key changes nothing. */
-static void attn_fold(float *o, float *m, float *l, const float *o2, float m2, float l2,
-                      int32_t n) {
+/* Adds one partial to another, in this order; one that has seen no key changes nothing. Not
+ * inlined, so that a compiler that contracts its sums does so alike for all. */
+static __attribute__((noinline)) void attn_fold(float *o, float *m, float *l, const float *o2,
+                                                float m2, float l2, int32_t n) {
     if (l2 == 0)
         return;
     if (*l == 0) {
@@ -333,7 +326,7 @@ static void attn_walk(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t 
             attn_locate(t, a, kv_head, t0 + TILE_T, t->next);
         else
             t->next = t->k;
-        if (t0 > first && t0 % t->chunk == 0)
+        if (t0 > first && t0 % CHUNK == 0)
             attn_fold_chunk(t);
         attn_range(t, t0, &t->begin, &t->end);
         if (a->kv->dtype == INF_DTYPE_BF16)

@@ -2,8 +2,8 @@
  *
  * A task is a tile of queries and one KV head. Where there are few of these, as in decode of a
  * request or two over few KV heads, threads would idle, and long contexts are just that case. So a
- * span's keys are cut into chunks, a function of its length alone, and each chunk's partial is
- * computed by itself; partials are added up in ascending order. Whether a task computes all chunks
+ * span's keys are cut into chunks, always at the same places, and each chunk's partial is computed
+ * by itself; partials are added up in ascending order. Whether a task computes all chunks
  * of its tile or each chunk is a task, whose partials lie in the team's scratch until a second run
  * adds them up, is the same arithmetic: neither the number of threads nor what else is computed
  * changes a bit of a result. */
@@ -20,7 +20,7 @@ static int32_t attn_tiles(const inf_attn *a) {
 }
 
 static int32_t attn_chunks(const inf_attn *a) {
-    return max_i32(ceil_div((int32_t)a->n_tokens, attn_chunk(a)), 1);
+    return max_i32(ceil_div((int32_t)a->n_tokens, CHUNK), 1);
 }
 
 /* Floats of a chunk's partial of a tile: o, m and l of each query. */
@@ -59,10 +59,10 @@ static void attn_write(const inf_attn *a, int32_t kv_head, int32_t query, const 
                        float l) {
     size_t at = attn_at(a, kv_head, query);
     int32_t dim = a->kv->head_dim;
-    float *o = a->o + at * (size_t)dim, inverse = l == 0 ? 0.0f : 1.0f / l;
+    float *o = a->o + at * (size_t)dim, inverse = 1.0f / l;
     a->lse[at] = l == 0 ? -INFINITY : m + logf(l);
-    for (int32_t d = 0; d < dim; d++)
-        o[d] = sum[d] * inverse;
+    for (int32_t d = 0; d < dim; d++) /* what has seen no key has no sum either */
+        o[d] = l == 0 ? 0.0f : sum[d] * inverse;
 }
 
 static void attn_task(void *arg, int32_t index, int32_t thread) {
@@ -86,8 +86,8 @@ static void attn_chunk_task(void *arg, int32_t index, int32_t thread) {
     attn_place p = attn_find(arg, index, 1);
     attn_tile t;
     attn_begin(&t, p.a, p.kv_head, p.first);
-    int32_t from = p.chunk * t.chunk;
-    attn_walk(&t, p.a, p.kv_head, from, min_i32(from + t.chunk, (int32_t)p.a->n_tokens));
+    int32_t from = p.chunk * CHUNK;
+    attn_walk(&t, p.a, p.kv_head, from, min_i32(from + CHUNK, (int32_t)p.a->n_tokens));
     float *to = p.partial + (size_t)p.chunk * attn_partial(p.a);
     for (int32_t i = 0; i < t.queries; i++, to += t.stride + 2) {
         to[0] = t.m[i];
