@@ -4,9 +4,9 @@
  *
  * The pool is laid out as a model's is, all layers of a block together, and successive calls take
  * successive layers: so the cache holds nothing of what a call reads, and pages are touched as in a
- * real step. Calls are captured in a graph, as the step's are, and may begin while the one in front
- * ends, which is what they do in a step; "late" are some that may not. They are timed by events
- * around replays.
+ * real step. Calls are captured in a graph, as the step's are, and timed by events around replays.
+ * They begin when the one in front has ended; "early" is what the launcher takes where they may
+ * begin beside it, as in a step, which gains less there, where RoPE is in front.
  *
  * The time is of decode with its merge, what a layer costs; the share is of the copy bandwidth
  * (memory.cuh). Output: a table, and JSON lines, into the file of argv[1] when there is one. */
@@ -31,6 +31,7 @@ static double time_calls(const device_state &d, inf_cuda_attn a, int variant, in
     int calls = (int)std::min<double>(MOST_CALLS, std::max(2.0, 0.004 * 2.5e12 / bytes));
     cudaGraphExec_t exec = recorded(stream, calls, [&](int i) {
         a.layer = i % a.kv.layers;
+        a.pool = d.pool + (size_t)i % d.copies * d.copy_bytes;
         a.done = how == LAST_PIECE ? d.done : NULL;
         CUDA(inf_cuda_decode_variant_launch(&a, variant, stream));
         if (how == COMBINE && parts > 0) {
@@ -38,6 +39,7 @@ static double time_calls(const device_state &d, inf_cuda_attn a, int variant, in
             c.o = d.o, c.lse = d.lse, c.part_o = d.part_o, c.part_lse = d.part_lse;
             c.off = d.off, c.list = d.list;
             c.o_dtype = a.o_dtype, c.rows = rows, c.heads = HEADS, c.head_dim = DIM;
+            c.early = a.early != 0;
             CUDA(inf_cuda_combine_launch(&c, stream));
         }
     });
@@ -116,6 +118,18 @@ static fastest run_variants(const device_state &d, const bench_case &c, const in
     return best;
 }
 
+static void run_early(const device_state &d, const bench_case &c, inf_cuda_attn a) {
+    a.early = 2;
+    for (int v = 0; v < inf_cuda_decode_variants(); v++) {
+        inf_cuda_decode_variant about;
+        CUDA(inf_cuda_decode_variant_of(&a, v, &about));
+        if (about.taken) {
+            timing t = time_case(d, c, a, v, about.resident, 0, 0);
+            print_timing("early", c, a, about, 0, 0, t);
+        }
+    }
+}
+
 static bool in_pool(const device_state &d, const bench_case &c) {
     bool fits = blocks_of(c) * layer_bytes_of(c) <= d.pool_bytes;
     if (!fits) {
@@ -124,8 +138,8 @@ static bool in_pool(const device_state &d, const bench_case &c) {
     return fits;
 }
 
-/* The variants, then the best one started late, with grids of whole waves, as recorded launches
- * have, and with forced chunks. */
+/* The variants, then what is launched, started early, and the best one with grids of whole waves,
+ * as recorded launches have, and with forced chunks. */
 static void run_case(const device_state &d, bench_case c) {
     if (!in_pool(d, c)) {
         return;
@@ -137,9 +151,7 @@ static void run_case(const device_state &d, bench_case c) {
     if (best_index < 0) {
         return;
     }
-    inf_cuda_attn late = a;
-    late.early = 0;
-    print_timing("late", c, a, best, 0, 0, time_case(d, c, late, best_index, best.resident, 0, 0));
+    run_early(d, c, a);
     int slots = (d.sms * best.resident + KV_HEADS - 1) / KV_HEADS;
     for (int waves : {1, 2, 4, 10}) {
         timing t = time_case(d, c, a, best_index, best.resident, 0, waves * slots);
@@ -221,7 +233,7 @@ static void run_ordered(const device_state &d, bench_case c) {
  * in the pool and no gaps, as if each layer had a pool, pages are shared; in order, all is one
  * stretch; and with one block per request each head's keys follow each other, as those of a tensor
  * of PyTorch do. */
-static void run_layouts(const device_state &d) {
+static void run_layouts(device_state d) {
     static const struct {
         int block; /* 0: a request's context */
         bool one_layer, ordered;
@@ -248,7 +260,10 @@ static void run_layouts(const device_state &d) {
             c.compact = l.one_layer, c.ordered = l.ordered;
             c.most_layers = l.one_layer ? 1 : LAYERS;
             if (in_pool(d, c)) {
-                run_variants(d, c, set_case(d, c));
+                inf_cuda_attn a = set_case(d, c);
+                d.copy_bytes = blocks_of(c) * layer_bytes_of(c);
+                d.copies = l.one_layer ? d.pool_bytes / d.copy_bytes : 1;
+                run_variants(d, c, a);
             }
         }
     }
@@ -256,6 +271,7 @@ static void run_layouts(const device_state &d) {
 
 static device_state open_device() {
     device_state d = {};
+    d.copies = 1;
     size_t unused, total;
     CUDA(cudaDeviceGetAttribute(&d.sms, cudaDevAttrMultiProcessorCount, 0));
     CUDA(cudaStreamCreate(&stream));
@@ -319,7 +335,8 @@ int main(int argc, char **argv) {
     snprintf(dense.name, sizeof dense.name, "8 x 32K dense");
     dense.most_layers = 2;
     run_case(d, dense);
-    run_layouts(d);
     run_e4m3(d);
+    fill_pool(d, ANY_BF16, SET_BF16);
+    run_layouts(d);
     return json != stdout && fclose(json) != 0 ? 2 : 0;
 }

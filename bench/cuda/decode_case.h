@@ -31,6 +31,7 @@ struct device_state {
     int sms;
     uint8_t *pool;
     size_t pool_bytes;
+    size_t copies, copy_bytes; /* of all that a call reads, which calls take in turn; 1: one */
     void *q, *o;
     float *lse, *part_o, *part_lse;
     int32_t *blocks;
@@ -93,7 +94,6 @@ static inf_cuda_attn set_case(const device_state &d, bench_case &c) {
     a.act = INF_DTYPE_BF16, a.o_dtype = INF_DTYPE_BF16, a.heads = HEADS;
     a.scale = 0.08838834764831845f;
     a.rows = (int32_t)c.contexts.size();
-    a.early = 2;
     return a;
 }
 

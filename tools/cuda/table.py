@@ -74,6 +74,7 @@ def decode():
     rows = []
     eight = []
     first = taken()
+    early = {d["case"]: d for d in of("decode") if d["what"] == "early" and d.get("taken")}
     for case, d in first.items():
         batch, _, length = case.partition(" x ")
         if length.endswith(" e4m3"):
@@ -83,12 +84,12 @@ def decode():
         if not length.endswith("K"):
             continue
         key = (int(batch), int(length[:-1]) * 1024)
-        rows.append([case, f"{d['us']:.1f}", f"{100 * d['share_of_copy']:.0f} %",
-                     against(torch, key, d["us"], torch_name)]
+        rows.append([case, f"{d['us']:.1f}"] + ([f"{early[case]['us']:.1f}" if case in early else ""] if early else [])
+                    + [f"{100 * d['share_of_copy']:.0f} %", against(torch, key, d["us"], torch_name)]
                     + ([against(flashinfer, key, d["us"], flashinfer_name)] if flashinfer else []))
     table("Decode attention of one layer, Llama-3-8B's heads, bf16, paged",
-          ["batch x context", "us", "of copy", "x PyTorch's best backend"] + (["x FlashInfer"] if flashinfer else []),
-          rows)
+          ["batch x context", "us"] + (["beginning early, us"] if early else []) + ["of copy", "x PyTorch's best backend"]
+          + (["x FlashInfer"] if flashinfer else []), rows)
     table("The same with KV in fp8 (e4m3)", ["batch x context", "us", "of copy", "x bf16"], eight)
     for d in of("flashinfer") + of("flashinfer_check") + of("flashinfer_decode") + of("flashinfer_prefill"):
         if "error" in d:

@@ -173,7 +173,7 @@ inf_cuda_backend_open_7(int32_t ordinal, const inf_device_config *config, uint64
     const char *without = getenv("INFINITE_CUDA_WITHOUT"), *with = getenv("INFINITE_CUDA_WITH");
     without = without != NULL ? without : "";
     with = with != NULL ? with : "";
-    bool early = props.major >= 9;
+    bool early = props.major >= 9 && lane_code_waits();
     b->record = strstr(without, "graphs") == NULL;
     b->small = strstr(without, "small") == NULL;
     b->direct = strstr(without, "direct") == NULL;

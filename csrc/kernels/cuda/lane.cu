@@ -71,6 +71,19 @@ __global__ void inbox_kernel(const __grid_constant__ inbox_args a) {
     }
 }
 
+bool lane_code_waits() {
+#ifdef INF_EMU
+    return true;
+#else
+    cudaFuncAttributes a;
+    if (cudaFuncGetAttributes(&a, inbox_kernel) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return false;
+    }
+    return a.ptxVersion >= 90;
+#endif
+}
+
 void inbox_begin(inf_lane *l) {
     l->inbox_used = 0;
     l->n_sections = 0;

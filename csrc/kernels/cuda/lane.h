@@ -224,6 +224,10 @@ static void add_run(inf_cuda_runs *runs, uint32_t row0, int32_t rows, float *o, 
 /* Notes the first fault; true when there is none so far. */
 bool lane_ok(inf_lane *l, int status, const char *at);
 
+/* Whether the code for this thread's GPU waits for the kernel in front where it begins early. What
+ * the driver translates from code for sm_80 does not, on a newer GPU either. */
+bool lane_code_waits();
+
 /* The inbox: room for words that go to a fixed place; NULL (and a fault) when it is full. */
 void inbox_begin(inf_lane *l);
 uint32_t *inbox_put(inf_lane *l, void *to, uint64_t bytes);
