@@ -13,11 +13,11 @@
  *   2. softmax m' = max(m, max s), p = exp(s - m'), l = l exp(m - m') + sum p
  *   3. values  o = o exp(m - m') + p v, vectors along head_dim
  * and ends with o / l and lse = m + ln l. Keys lie in blocks; a tile holds one pointer per key, so
- * any block size works and nothing is copied. Keys are read from the tile's quarters in turn (0,
- * 16, 32, 48, 1, 17, ..), which lie in different blocks where these are of 16: hardware that reads
- * ahead does so along each of the four. On an AMD EPYC decode reads f32 a third faster so than from
- * one block after the other, bf16, where arithmetic counts more, 4 %. Scratch (q, o, s) is on the
- * stack, about 80 KiB.
+ * any block size works and nothing is copied. Keys in f32 are read from the tile's quarters in turn
+ * (0, 16, 32, 48, 1, 17, ..), which lie in different blocks where these are of 16: hardware that
+ * reads ahead does so along each of the four. On an AMD EPYC decode is a third faster so than from
+ * one block after the other; in bf16, where arithmetic counts more, only 4 %, and prefill 5 %
+ * slower. Scratch (q, o, s) is on the stack, about 110 KiB.
  *
  * The result of a query does not depend on the tile it shares: key tiles start at multiples of
  * TILE_T from the span's beginning, each score and each o sums in one fixed order, and a key that a
@@ -91,6 +91,9 @@ static void attn_begin(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t
     attn_clear(t);
 }
 
+/* Whether keys are read from the quarters of a tile in turn. */
+INLINE int in_turn(const int format) { return format == IN_F32; }
+
 /* s of `queries` x 4 keys: key, key + apart, .. */
 INLINE void attn_dot(const int format, const int32_t queries, const attn_tile *t, int32_t query,
                      int32_t key, const int32_t apart, float *s) {
@@ -117,9 +120,9 @@ INLINE void attn_dot(const int format, const int32_t queries, const attn_tile *t
         }
     }
     UNROLL_FOR (i, queries) {
-        float four[4];
-        v_sum4(four, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
-        UNROLL_FOR (j, 4)
+        float four[4], *to = apart == 1 ? s + i * TILE_T : four;
+        v_sum4(to, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+        for (int32_t j = 0; j < 4 && apart > 1; j++)
             s[i * TILE_T + j * apart] = four[j];
     }
 }
@@ -154,7 +157,7 @@ INLINE void attn_four(const int format, attn_tile *t, int32_t key, const int32_t
 /* A score does not depend on which four keys are computed together, so a tile with few keys
  * computes no more than it must. */
 INLINE void attn_scores(const int format, attn_tile *t) {
-    if (t->end - t->begin > 3 * QUARTER) {
+    if (in_turn(format) && t->end - t->begin > 3 * QUARTER) {
         for (int32_t key = 0; key < QUARTER; key++)
             attn_four(format, t, key, QUARTER);
         return;
@@ -203,9 +206,10 @@ INLINE void attn_add(const int format, const int32_t queries, const int32_t vecs
         UNROLL_FOR (v, vecs)
             sum[i][v] = v_mul(v_load(o + i * t->stride + v * W), shrink);
     }
-    for (int32_t at = 0; at < TILE_T; at++) {
-        int32_t j = at % 4 * QUARTER + at / 4;
-        if (j < t->begin || j >= t->end)
+    for (int32_t at = in_turn(format) ? 0 : t->begin; at < (in_turn(format) ? TILE_T : t->end);
+         at++) {
+        int32_t j = in_turn(format) ? at % 4 * QUARTER + at / 4 : at;
+        if (in_turn(format) && (j < t->begin || j >= t->end))
             continue;
         const uint8_t *row = t->k[j] + t->to_v;
         if (query == 0 && d == 0)
