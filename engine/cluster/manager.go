@@ -21,6 +21,7 @@ type ManagerConfig struct {
 	Address     string // its own gRPC address, under which it stands for gManager
 	Secret      string
 	Etcd        []string
+	EtcdID      uint64 // 0 of an external one
 	BlockSize   int
 	Fingerprint string
 	DType       string
@@ -29,7 +30,7 @@ type ManagerConfig struct {
 	MaxNumBatchedTokens, MaxNumSeqs int
 }
 
-// Manager serves Join, and Heartbeat and State while it is the elected gManager. Its own State reads the
+// Manager serves Join and FindEtcd, and Heartbeat and State while it is the elected gManager. Its own State reads the
 // map here or asks the elected one.
 //
 // It stays the gManager while etcd is away, even when its lease must have run out: instances send their
@@ -85,8 +86,8 @@ func (m *Manager) forgetLeavers(ctx context.Context) {
 	known := map[string]Member{}
 	for {
 		members, changed := m.dir.Members()
-		for id := range known {
-			if _, ok := members[id]; !ok {
+		for id, was := range known {
+			if now, ok := members[id]; !ok || now.Session != was.Session {
 				m.g.Forget(id)
 			}
 		}
@@ -140,7 +141,16 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 	} else if members[id].ID != "" {
 		return nil, status.Errorf(codes.AlreadyExists, "cannot join as %s: that instance is a member", id)
 	}
-	return &pb.JoinReply{Id: id, ClusterId: m.cfg.ClusterID, EtcdEndpoints: m.cfg.Etcd, BlockSize: uint32(m.cfg.BlockSize)}, nil
+	return &pb.JoinReply{Id: id, Etcd: m.whereEtcdIs(), BlockSize: uint32(m.cfg.BlockSize)}, nil
+}
+
+func (m *Manager) whereEtcdIs() *pb.Etcd {
+	return &pb.Etcd{ClusterId: m.cfg.ClusterID, Endpoints: m.cfg.Etcd, Id: m.cfg.EtcdID}
+}
+
+// FindEtcd is answered whether etcd is there or not.
+func (m *Manager) FindEtcd(context.Context, *pb.FindEtcdRequest) (*pb.Etcd, error) {
+	return m.whereEtcdIs(), nil
 }
 
 // NewID counts in etcd, so that no two API processes give out the same id.
@@ -172,13 +182,18 @@ func (m *Manager) NewID(ctx context.Context) (string, error) {
 	}
 }
 
-// Heartbeat is answered by the elected process only.
+// Heartbeat is answered by the elected process only, and to members only: what another one reports would be shown beside
+// them, or instead of the one that has its id, though no request goes there.
 func (m *Manager) Heartbeat(_ context.Context, req *pb.HeartbeatRequest) (*pb.HeartbeatReply, error) {
 	if !m.leads() {
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot take a heartbeat: this is not the gManager, %q is", m.leader.Address())
 	}
 	members, _ := m.dir.Members()
-	return m.g.Heartbeat(req, members[req.Id].Address, time.Now())
+	sender, ok := members[req.Id]
+	if !ok || sender.Session != req.Session {
+		return nil, status.Errorf(codes.NotFound, "cannot take a heartbeat: this process is not the cluster's member %q", req.Id)
+	}
+	return m.g.Heartbeat(req, sender.Address, time.Now())
 }
 
 // State answers over gRPC, for API processes that are not elected.

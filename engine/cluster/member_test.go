@@ -22,7 +22,7 @@ func startEtcd(t *testing.T) (*Etcd, *clientv3.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := EtcdClient([]string{e.Endpoint})
+	c, err := EtcdClient([]string{e.Endpoint}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestLeaseOfTheDeadRunsOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	doomed, err := EtcdClient([]string{e.Endpoint})
+	doomed, err := EtcdClient([]string{e.Endpoint}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 
 // startControl brings up etcd, unless there is one, and the manager's gRPC.
 func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err error) {
-	endpoints := h.cfg.EtcdEndpoints
+	endpoints, id := h.cfg.EtcdEndpoints, uint64(0)
 	if len(endpoints) == 0 {
 		if h.embedded, err = cluster.StartEtcd(ctx, h.cfg.ClusterHost); err != nil {
 			return err
@@ -117,13 +117,13 @@ func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err
 				h.fail(fmt.Errorf("cannot go on without etcd: %w", err))
 			}
 		}()
-		endpoints = []string{h.embedded.Endpoint}
+		endpoints, id = []string{h.embedded.Endpoint}, h.embedded.ID
 	}
-	if h.etcd, err = cluster.EtcdClient(endpoints); err != nil {
+	if h.etcd, err = cluster.EtcdClient(endpoints, id); err != nil {
 		return err
 	}
 	h.manager, err = cluster.NewManager(ctx, cluster.ManagerConfig{
-		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints,
+		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints, EtcdID: id,
 		BlockSize: h.cfg.BlockSize, Fingerprint: fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
 		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs,
 	}, h.etcd)

@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Manager_Join_FullMethodName      = "/infinite.cluster.v1.Manager/Join"
+	Manager_FindEtcd_FullMethodName  = "/infinite.cluster.v1.Manager/FindEtcd"
 	Manager_Heartbeat_FullMethodName = "/infinite.cluster.v1.Manager/Heartbeat"
 	Manager_State_FullMethodName     = "/infinite.cluster.v1.Manager/State"
 )
@@ -34,6 +35,10 @@ const (
 type ManagerClient interface {
 	// Join hands a new instance its id and the way to the cluster's etcd.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinReply, error)
+	// FindEtcd says where the cluster's etcd is now, to an instance that has lost sight of it.
+	FindEtcd(ctx context.Context, in *FindEtcdRequest, opts ...grpc.CallOption) (*Etcd, error)
+	// Heartbeat is refused with NOT_FOUND when the sender is no member of the gManager's list, or another process than the
+	// member of that id.
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatReply, error)
 	State(ctx context.Context, in *StateRequest, opts ...grpc.CallOption) (*ClusterState, error)
 }
@@ -50,6 +55,16 @@ func (c *managerClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinReply)
 	err := c.cc.Invoke(ctx, Manager_Join_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *managerClient) FindEtcd(ctx context.Context, in *FindEtcdRequest, opts ...grpc.CallOption) (*Etcd, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Etcd)
+	err := c.cc.Invoke(ctx, Manager_FindEtcd_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +99,10 @@ func (c *managerClient) State(ctx context.Context, in *StateRequest, opts ...grp
 type ManagerServer interface {
 	// Join hands a new instance its id and the way to the cluster's etcd.
 	Join(context.Context, *JoinRequest) (*JoinReply, error)
+	// FindEtcd says where the cluster's etcd is now, to an instance that has lost sight of it.
+	FindEtcd(context.Context, *FindEtcdRequest) (*Etcd, error)
+	// Heartbeat is refused with NOT_FOUND when the sender is no member of the gManager's list, or another process than the
+	// member of that id.
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatReply, error)
 	State(context.Context, *StateRequest) (*ClusterState, error)
 	mustEmbedUnimplementedManagerServer()
@@ -98,6 +117,9 @@ type UnimplementedManagerServer struct{}
 
 func (UnimplementedManagerServer) Join(context.Context, *JoinRequest) (*JoinReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
+}
+func (UnimplementedManagerServer) FindEtcd(context.Context, *FindEtcdRequest) (*Etcd, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindEtcd not implemented")
 }
 func (UnimplementedManagerServer) Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Heartbeat not implemented")
@@ -140,6 +162,24 @@ func _Manager_Join_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ManagerServer).Join(ctx, req.(*JoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Manager_FindEtcd_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindEtcdRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ManagerServer).FindEtcd(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Manager_FindEtcd_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ManagerServer).FindEtcd(ctx, req.(*FindEtcdRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -190,6 +230,10 @@ var Manager_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Join",
 			Handler:    _Manager_Join_Handler,
+		},
+		{
+			MethodName: "FindEtcd",
+			Handler:    _Manager_FindEtcd_Handler,
 		},
 		{
 			MethodName: "Heartbeat",

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -26,7 +25,7 @@ func serveCommand() *cobra.Command {
 			return err
 		}
 		if cfg.Join != "" {
-			return serveInstance(cmd.Context(), cfg)
+			return node.Run(cmd.Context(), cfg)
 		}
 		h, err := head.Start(cmd.Context(), cfg)
 		if err != nil {
@@ -42,23 +41,6 @@ func serveCommand() *cobra.Command {
 		return err
 	}
 	return cmd
-}
-
-// serveInstance runs one instance until a signal or a failure of its step loop.
-func serveInstance(ctx context.Context, cfg config.Config) error {
-	n, err := node.Start(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	var failed error
-	select {
-	case <-ctx.Done():
-	case failed = <-n.Failed():
-	}
-	drain, done := context.WithTimeout(context.Background(), cfg.DrainTimeout)
-	defer done()
-	n.Close(drain)
-	return failed
 }
 
 func announce(cmd *cobra.Command, cfg config.Config, h *head.Head) {

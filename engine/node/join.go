@@ -1,0 +1,63 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/infinite-llm/infinite/engine/cluster"
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/config"
+)
+
+// joinLimit bounds the wait for a cluster that is about to start.
+const joinLimit = 10 * time.Second
+
+// ErrAway says that the cluster could not be reached, so that the same may work later. A cluster that refuses the
+// instance is not away.
+var ErrAway = errors.New("the cluster is away")
+
+// away makes err an ErrAway that reads as before.
+type away struct{ error }
+
+func (away) Is(target error) bool { return target == ErrAway }
+func (a away) Unwrap() error      { return a.error }
+
+func join(ctx context.Context, cfg config.Config, fingerprint, dtype, kvDType string) (*pb.JoinReply, error) {
+	conn, err := grpc.NewClient(cfg.Join, cluster.DialOptions(cfg.ClusterSecret)...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to the cluster at %s: %w", cfg.Join, err)
+	}
+	defer func() { _ = conn.Close() }()
+	limited, done := context.WithTimeout(ctx, joinLimit)
+	defer done()
+	reply, err := pb.NewManagerClient(conn).Join(limited, &pb.JoinRequest{
+		Fingerprint: fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
+		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs),
+	}, grpc.WaitForReady(true))
+	switch status.Code(err) {
+	case codes.OK:
+		return reply, nil
+	case codes.Unavailable, codes.DeadlineExceeded:
+		err = away{err}
+	}
+	return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
+}
+
+// moved says whether the API process that the instance joined through belongs to another cluster now: one that knows
+// nothing of this instance, however long that waits.
+func moved(ctx context.Context, api pb.ManagerClient, joined *pb.Etcd) (bool, error) {
+	limited, done := context.WithTimeout(ctx, time.Second)
+	defer done()
+	now, err := api.FindEtcd(limited, &pb.FindEtcdRequest{})
+	if err != nil {
+		return false, err
+	}
+	return !proto.Equal(now, joined), nil
+}
