@@ -28,6 +28,7 @@ type ManagerConfig struct {
 	KVDType     string
 	// Limits of a step, which bound the messages between instances.
 	MaxNumBatchedTokens, MaxNumSeqs int
+	MaxModelLen                     int // longest prompt plus answer that its API takes
 }
 
 // Manager serves Join and FindEtcd, and Heartbeat and State while it is the elected gManager. Its own State reads the
@@ -120,6 +121,10 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --%s %d, this instance with %d", limit.flag, limit.theirs, limit.yours)
 		}
 	}
+	if req.MaxModelLen != 0 && int(req.MaxModelLen) < m.cfg.MaxModelLen {
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --max-model-len %d, this instance with %d; it would cut answers short",
+			m.cfg.MaxModelLen, req.MaxModelLen)
+	}
 	members, _ := m.dir.Members()
 	for _, other := range members {
 		// Another API process may have brought it, over the same etcd.
@@ -131,6 +136,10 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s keeps its KV cache in %s, this instance in %s; see --kv-cache-dtype",
 				other.ID, other.KVDType, req.KvDtype)
 		}
+		if other.MaxModelLen != m.cfg.MaxModelLen {
+			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s runs with --max-model-len %d, this part of the cluster with %d",
+				other.ID, other.MaxModelLen, m.cfg.MaxModelLen)
+		}
 	}
 	id := req.Id
 	if id == "" {
@@ -141,7 +150,7 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 	} else if members[id].ID != "" {
 		return nil, status.Errorf(codes.AlreadyExists, "cannot join as %s: that instance is a member", id)
 	}
-	return &pb.JoinReply{Id: id, Etcd: m.whereEtcdIs(), BlockSize: uint32(m.cfg.BlockSize)}, nil
+	return &pb.JoinReply{Id: id, Etcd: m.whereEtcdIs(), BlockSize: uint32(m.cfg.BlockSize), MaxModelLen: uint32(m.cfg.MaxModelLen)}, nil
 }
 
 func (m *Manager) whereEtcdIs() *pb.Etcd {

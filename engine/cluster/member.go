@@ -31,7 +31,8 @@ type Member struct {
 	BlocksTotal int           `json:"blocks_total"`
 	Fingerprint string        `json:"fingerprint"`
 	KVDType     string        `json:"kv_dtype"`
-	Device      string        `json:"device"`  // for reading
+	Device      string        `json:"device"` // for reading
+	MaxModelLen int           `json:"max_model_len"`
 	Session     string        `json:"session"` // changes when a process is started anew under an old id
 }
 

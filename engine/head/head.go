@@ -80,7 +80,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if err = node.CheckRanks(cfg, m.Config); err != nil {
 		return nil, err
 	}
-	if err = h.startControl(ctx, m.Fingerprint, dtype); err != nil {
+	if err = h.startControl(ctx, m, dtype); err != nil {
 		return nil, err
 	}
 	for _, place := range places {
@@ -106,7 +106,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 }
 
 // startControl brings up etcd, unless there is one, and the manager's gRPC.
-func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err error) {
+func (h *Head) startControl(ctx context.Context, m *model.Model, dtype string) (err error) {
 	endpoints, id := h.cfg.EtcdEndpoints, uint64(0)
 	if len(endpoints) == 0 {
 		if h.embedded, err = cluster.StartEtcd(ctx, h.cfg.ClusterHost); err != nil {
@@ -124,8 +124,8 @@ func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err
 	}
 	h.manager, err = cluster.NewManager(ctx, cluster.ManagerConfig{
 		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints, EtcdID: id,
-		BlockSize: h.cfg.BlockSize, Fingerprint: fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
-		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs,
+		BlockSize: h.cfg.BlockSize, Fingerprint: m.Fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
+		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs, MaxModelLen: node.ModelLen(h.cfg, m.Config),
 	}, h.etcd)
 	if err != nil {
 		return err
@@ -268,10 +268,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 	if len(names) == 0 {
 		names = []string{name}
 	}
-	limit := m.Config.MaxPositions
-	if cfg.MaxModelLen > 0 {
-		limit = cfg.MaxModelLen
-	}
 	g := m.Generation
 	d := server.Defaults{Temperature: 1, TopP: 1, RepetitionPenalty: 1, EOS: m.Config.EOS, VocabSize: m.Config.VocabSize}
 	if g.Temperature != nil {
@@ -287,6 +283,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 		d.RepetitionPenalty = *g.RepetitionPenalty
 	}
 	return server.Config{
-		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: limit, Seed: cfg.Seed, Defaults: d,
+		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: node.ModelLen(cfg, m.Config), Seed: cfg.Seed, Defaults: d,
 	}
 }

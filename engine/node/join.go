@@ -14,6 +14,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/cluster"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/model"
 )
 
 // joinLimit bounds the wait for a cluster that is about to start.
@@ -29,7 +30,7 @@ type away struct{ error }
 func (away) Is(target error) bool { return target == ErrAway }
 func (a away) Unwrap() error      { return a.error }
 
-func join(ctx context.Context, cfg config.Config, fingerprint, dtype, kvDType string) (*pb.JoinReply, error) {
+func join(ctx context.Context, cfg config.Config, m *model.Model, dtype, kvDType string) (*pb.JoinReply, error) {
 	conn, err := grpc.NewClient(cfg.Join, cluster.DialOptions(cfg.ClusterSecret)...)
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to the cluster at %s: %w", cfg.Join, err)
@@ -38,8 +39,8 @@ func join(ctx context.Context, cfg config.Config, fingerprint, dtype, kvDType st
 	limited, done := context.WithTimeout(ctx, joinLimit)
 	defer done()
 	reply, err := pb.NewManagerClient(conn).Join(limited, &pb.JoinRequest{
-		Fingerprint: fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
-		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs),
+		Fingerprint: m.Fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
+		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(ModelLen(cfg, m.Config)),
 	}, grpc.WaitForReady(true))
 	switch status.Code(err) {
 	case codes.OK:

@@ -72,11 +72,11 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	kvDType := KVDType(cfg.KVCacheDType, dtype)
-	hello, err := join(ctx, cfg, m.Fingerprint, dtype, kvDType)
+	hello, err := join(ctx, cfg, m, dtype, kvDType)
 	if err != nil {
 		return nil, err
 	}
-	n.ID, n.cfg.BlockSize = hello.Id, int(hello.BlockSize)
+	n.ID, n.cfg.BlockSize, n.cfg.MaxModelLen = hello.Id, int(hello.BlockSize), int(hello.MaxModelLen)
 	slog.SetDefault(slog.Default().With("instance", n.ID))
 
 	n.meter = newMeter(nvml.New(), place)
@@ -108,6 +108,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	member := cluster.Member{
 		ID: n.ID, Session: fmt.Sprintf("%d", time.Now().UnixNano()), Fingerprint: m.Fingerprint, KVDType: kvDType, BlocksTotal: shape.NumBlocks, Device: place.Name(),
+		MaxModelLen: n.cfg.MaxModelLen,
 	}
 	n.rman = cluster.NewRManager(cluster.Config{
 		ID: n.ID, Session: member.Session, ClusterID: hello.Etcd.GetClusterId(), Secret: cfg.ClusterSecret, Transport: choice,

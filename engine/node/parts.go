@@ -47,6 +47,14 @@ func DType(flag, checkpoint string, onGPU bool) (string, error) {
 // fp8KV is the KV cache's type that --kv-cache-dtype asks for by either of its names.
 const fp8KV = "fp8_e4m3"
 
+// ModelLen resolves --max-model-len for a model: the tokens of the longest prompt plus answer.
+func ModelLen(cfg config.Config, m *model.Config) int {
+	if cfg.MaxModelLen > 0 {
+		return cfg.MaxModelLen
+	}
+	return m.MaxPositions
+}
+
 // KVDType resolves --kv-cache-dtype: "fp8_e4m3", or what DType made of --dtype. Instances that pool their caches
 // have the same.
 func KVDType(flag, dtype string) string {

@@ -76,7 +76,8 @@ type JoinRequest struct {
 	// What the largest message of a link depends on, so the same for all; 0: not told.
 	MaxNumBatchedTokens uint32 `protobuf:"varint,5,opt,name=max_num_batched_tokens,json=maxNumBatchedTokens,proto3" json:"max_num_batched_tokens,omitempty"`
 	MaxNumSeqs          uint32 `protobuf:"varint,6,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`
-	KvDtype             string `protobuf:"bytes,7,opt,name=kv_dtype,json=kvDtype,proto3" json:"kv_dtype,omitempty"` // of the KV cache: the blocks of all have the same bytes
+	KvDtype             string `protobuf:"bytes,7,opt,name=kv_dtype,json=kvDtype,proto3" json:"kv_dtype,omitempty"`                // of the KV cache: the blocks of all have the same bytes
+	MaxModelLen         uint32 `protobuf:"varint,8,opt,name=max_model_len,json=maxModelLen,proto3" json:"max_model_len,omitempty"` // at least the cluster's, or answers would end at another length than the API promises; 0: not told
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -160,11 +161,19 @@ func (x *JoinRequest) GetKvDtype() string {
 	return ""
 }
 
+func (x *JoinRequest) GetMaxModelLen() uint32 {
+	if x != nil {
+		return x.MaxModelLen
+	}
+	return 0
+}
+
 type JoinReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	BlockSize     uint32                 `protobuf:"varint,4,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
 	Etcd          *Etcd                  `protobuf:"bytes,5,opt,name=etcd,proto3" json:"etcd,omitempty"`
+	MaxModelLen   uint32                 `protobuf:"varint,6,opt,name=max_model_len,json=maxModelLen,proto3" json:"max_model_len,omitempty"` // of the cluster; an instance that could have more keeps to it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,6 +227,13 @@ func (x *JoinReply) GetEtcd() *Etcd {
 		return x.Etcd
 	}
 	return nil
+}
+
+func (x *JoinReply) GetMaxModelLen() uint32 {
+	if x != nil {
+		return x.MaxModelLen
+	}
+	return 0
 }
 
 type FindEtcdRequest struct {
@@ -1495,7 +1511,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
 	"&engine/cluster/clusterpb/cluster.proto\x12\x13infinite.cluster.v1\"\x1f\n" +
 	"\tLinkBytes\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xe6\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x8a\x02\n" +
 	"\vJoinRequest\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x1d\n" +
@@ -1505,12 +1521,14 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x16max_num_batched_tokens\x18\x05 \x01(\rR\x13maxNumBatchedTokens\x12 \n" +
 	"\fmax_num_seqs\x18\x06 \x01(\rR\n" +
 	"maxNumSeqs\x12\x19\n" +
-	"\bkv_dtype\x18\a \x01(\tR\akvDtype\"u\n" +
+	"\bkv_dtype\x18\a \x01(\tR\akvDtype\x12\"\n" +
+	"\rmax_model_len\x18\b \x01(\rR\vmaxModelLen\"\x99\x01\n" +
 	"\tJoinReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
 	"block_size\x18\x04 \x01(\rR\tblockSize\x12-\n" +
-	"\x04etcd\x18\x05 \x01(\v2\x19.infinite.cluster.v1.EtcdR\x04etcdJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04\"\x11\n" +
+	"\x04etcd\x18\x05 \x01(\v2\x19.infinite.cluster.v1.EtcdR\x04etcd\x12\"\n" +
+	"\rmax_model_len\x18\x06 \x01(\rR\vmaxModelLenJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04\"\x11\n" +
 	"\x0fFindEtcdRequest\"S\n" +
 	"\x04Etcd\x12\x1d\n" +
 	"\n" +

@@ -195,8 +195,8 @@ func TestDeviceIsOver(t *testing.T) {
 
 // An instance that would run with other limits of a step is refused by the flag's name.
 func TestJoinWithOtherLimits(t *testing.T) {
-	p := serve(t)
-	for _, tc := range []struct{ flag, value, cluster string }{{"--max-num-batched-tokens", "256", "512"}, {"--max-num-seqs", "32", "64"}} {
+	p := serve(t, "--max-model-len", "1000")
+	for _, tc := range []struct{ flag, value, cluster string }{{"--max-num-batched-tokens", "256", "512"}, {"--max-num-seqs", "32", "64"}, {"--max-model-len", "256", "1000"}} {
 		cmd := command("serve", "--join", p.join, "--threads", "1", tc.flag, tc.value)
 		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }) // it was taken in
 		out, err := cmd.CombinedOutput()
@@ -207,6 +207,16 @@ func TestJoinWithOtherLimits(t *testing.T) {
 		}
 	}
 	p.eventually("one instance", func(v server.ClusterView) bool { return len(v.Instances) == 1 })
+}
+
+// Who does not ask for another length takes over the cluster's, so that its answers end where those of all do.
+func TestJoinTakesOverTheLength(t *testing.T) {
+	p := serve(t, "--max-model-len", "100")
+	log := &process{t: t}
+	startBeside(t, command("serve", "--join", p.join, "--threads", "1"), log)
+	p.instances(2)
+	startBeside(t, command("serve", "--join", p.join, "--threads", "1", "--max-model-len", "100"), log)
+	p.instances(3) // it found no other length than its own
 }
 
 // A client that goes away frees its request: in decode, in prefill and in the queue.
