@@ -80,6 +80,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if err = node.CheckRanks(cfg, m.Config); err != nil {
 		return nil, err
 	}
+	if h.cfg.MaxModelLen, err = node.ModelLen(cfg, m.Config); err != nil {
+		return nil, err
+	}
 	if err = h.startControl(ctx, m, dtype); err != nil {
 		return nil, err
 	}
@@ -98,7 +101,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.router = router.New(h.manager, cfg.ClusterSecret, cfg.BlockSize)
-	if h.server, err = server.New(serverConfig(cfg, h.name, m, tok), tok, h.router); err != nil {
+	if h.server, err = server.New(serverConfig(h.cfg, h.name, m, tok), tok, h.router); err != nil {
 		return nil, err
 	}
 	h.server.Serve(h.api)
@@ -125,7 +128,7 @@ func (h *Head) startControl(ctx context.Context, m *model.Model, dtype string) (
 	h.manager, err = cluster.NewManager(ctx, cluster.ManagerConfig{
 		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints, EtcdID: id,
 		BlockSize: h.cfg.BlockSize, Fingerprint: m.Fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
-		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs, MaxModelLen: node.ModelLen(h.cfg, m.Config),
+		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs, MaxModelLen: h.cfg.MaxModelLen,
 	}, h.etcd)
 	if err != nil {
 		return err
@@ -283,6 +286,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 		d.RepetitionPenalty = *g.RepetitionPenalty
 	}
 	return server.Config{
-		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: node.ModelLen(cfg, m.Config), Seed: cfg.Seed, Defaults: d,
+		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
 	}
 }

@@ -27,7 +27,7 @@ func (n *Node) engineConfig(m *model.Model) engine.Config {
 	return engine.Config{
 		Sched: sched.Config{
 			MaxNumSeqs: n.cfg.MaxNumSeqs, MaxBatchedTokens: n.cfg.MaxNumBatchedTokens, MaxRows: n.cfg.MaxNumBatchedTokens,
-			MaxModelLen: ModelLen(n.cfg, m.Config), MaxWaiting: n.cfg.MaxNumWaiting,
+			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting,
 		},
 		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
 	}

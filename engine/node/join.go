@@ -40,7 +40,7 @@ func join(ctx context.Context, cfg config.Config, m *model.Model, dtype, kvDType
 	defer done()
 	reply, err := pb.NewManagerClient(conn).Join(limited, &pb.JoinRequest{
 		Fingerprint: m.Fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
-		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(ModelLen(cfg, m.Config)),
+		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(cfg.MaxModelLen),
 	}, grpc.WaitForReady(true))
 	switch status.Code(err) {
 	case codes.OK:

@@ -71,6 +71,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.MaxModelLen, err = ModelLen(cfg, m.Config); err != nil {
+		return nil, err
+	}
 	kvDType := KVDType(cfg.KVCacheDType, dtype)
 	hello, err := join(ctx, cfg, m, dtype, kvDType)
 	if err != nil {

@@ -299,6 +299,19 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// Beyond what the model is made for nothing starts, neither a cluster nor what would join one.
+func TestLengthBeyondTheModel(t *testing.T) {
+	for _, more := range [][]string{{"--port", "0", "--cluster-port", "0"}, {"--join", "127.0.0.1:1"}} {
+		cmd := command(append([]string{"serve", "--max-model-len", "16385"}, more...)...)
+		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }) // it started
+		out, err := cmd.CombinedOutput()
+		kill.Stop()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "cannot use --max-model-len 16385: the model is made for 16384 tokens") {
+			t.Errorf("%v: %v: %s", more, err, out)
+		}
+	}
+}
+
 func TestBadFlagsNameTheirSource(t *testing.T) {
 	path := t.TempDir() + "/infinite.yaml"
 	if err := os.WriteFile(path, []byte("port: 0\nblock-size: none\n"), 0o600); err != nil {
