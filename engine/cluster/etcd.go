@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -27,20 +27,24 @@ const (
 	rereadEvery = 10 * time.Second
 )
 
+// etcd writes its log to files of this size, of which there are always two: 64 MB each, if nobody says less, for a few
+// members. It is set here because it is read whenever an etcd runs.
+func init() { wal.SegmentSizeBytes = 4 << 20 }
+
 // Etcd is an embedded single-member etcd. What it holds is membership, which ends with the processes,
 // so it writes to a temporary folder and does not sync.
 type Etcd struct {
 	server   *embed.Etcd
-	dir      string
+	dir      *folder
 	Endpoint string // client URL
 	ID       uint64 // its own, never that of another one which had this endpoint before or has it later
 }
 
 // StartEtcd starts it on host with free ports and waits until it answers.
 func StartEtcd(ctx context.Context, host string) (*Etcd, error) {
-	dir, err := os.MkdirTemp("", "infinite-etcd-")
+	dir, err := newFolder("")
 	if err != nil {
-		return nil, fmt.Errorf("cannot make etcd's folder: %w", err)
+		return nil, err
 	}
 	e := &Etcd{dir: dir}
 	// A free port can be taken by another process before etcd binds it; then the next one is tried.
@@ -49,7 +53,7 @@ func StartEtcd(ctx context.Context, host string) (*Etcd, error) {
 			return e, nil
 		}
 		if attempt == 4 || ctx.Err() != nil {
-			_ = os.RemoveAll(dir)
+			dir.remove()
 			return nil, fmt.Errorf("cannot start the embedded etcd: %w", err)
 		}
 	}
@@ -66,7 +70,7 @@ func (e *Etcd) start(ctx context.Context, host string) error {
 	}
 	cfg := embed.NewConfig()
 	cfg.Name = "infinite"
-	cfg.Dir = e.dir
+	cfg.Dir = e.dir.path
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
@@ -99,7 +103,7 @@ func (e *Etcd) Err() <-chan error { return e.server.Err() }
 // Close stops it. Close clients first: a server waits seconds for open ones.
 func (e *Etcd) Close() {
 	e.server.Close()
-	_ = os.RemoveAll(e.dir)
+	e.dir.remove()
 }
 
 // EtcdClient connects to a cluster's etcd. With an id it takes answers of no other etcd: when an embedded one has ended,
