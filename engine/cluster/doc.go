@@ -12,6 +12,7 @@
 //	host.go        the other side: reserving room for others' blocks, and freeing it
 //	peers.go       links to every other instance, their set-up, loss and return
 //	improve.go     more rails, and a better transport where one can be had again
+//	leave.go       the end of links on purpose
 //	connect.go     what carries the set-up of verbs links
 //	accept.go      the other side of the links
 //	auth.go        what every gRPC connection between processes has

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +66,7 @@ func Register(ctx context.Context, c *clientv3.Client, clusterID string, m Membe
 	lease, alive, err := r.publish(ctx, loop)
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("cannot register instance %s: %w", m.ID, err)
+		return nil, fmt.Errorf("cannot register instance %s with etcd at %s: %w", m.ID, strings.Join(c.Endpoints(), ", "), err)
 	}
 	go r.keep(loop, lease, alive)
 	return r, nil
@@ -163,7 +164,7 @@ func Watch(ctx context.Context, c *clientv3.Client, clusterID string) (*Director
 	rev, err := d.load(ctx, c, clusterID)
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("cannot read the members from etcd: %w", err)
+		return nil, fmt.Errorf("cannot read the members from etcd at %s: %w", strings.Join(c.Endpoints(), ", "), err)
 	}
 	go d.follow(loop, c, clusterID, rev)
 	return d, nil

@@ -187,6 +187,7 @@ func (r *RManager) Close() {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
+	r.sayGoodbye()
 	r.cancel()
 	down := func() {
 		for _, p := range r.snapshot() {

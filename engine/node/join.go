@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -38,17 +40,47 @@ func join(ctx context.Context, cfg config.Config, m *model.Model, dtype, kvDType
 	defer func() { _ = conn.Close() }()
 	limited, done := context.WithTimeout(ctx, joinLimit)
 	defer done()
-	reply, err := pb.NewManagerClient(conn).Join(limited, &pb.JoinRequest{
+	reply, err := askToJoin(limited, pb.NewManagerClient(conn), cfg.Join, &pb.JoinRequest{
 		Fingerprint: m.Fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
 		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(cfg.MaxModelLen),
-	}, grpc.WaitForReady(true))
-	switch status.Code(err) {
-	case codes.OK:
-		return reply, nil
-	case codes.Unavailable, codes.DeadlineExceeded:
-		err = away{err}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
 	}
-	return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
+	return reply, nil
+}
+
+// askToJoin asks until ctx ends, for the cluster may be about to start. It says so, and at the end why that did not help.
+func askToJoin(ctx context.Context, api pb.ManagerClient, address string, req *pb.JoinRequest) (*pb.JoinReply, error) {
+	var last error
+	for {
+		reply, err := api.Join(ctx, req)
+		switch code := status.Code(err); {
+		case code == codes.OK:
+			return reply, nil
+		case code != codes.Unavailable && code != codes.DeadlineExceeded:
+			return nil, plain(err)
+		case last == nil:
+			slog.Warn("cannot join the cluster yet; trying on", "address", address, "limit", joinLimit, "error", plain(err))
+			last = err
+		case code == codes.Unavailable: // the end of the time says nothing
+			last = err
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, away{plain(last)}
+		}
+	}
+}
+
+// plain is what an error of gRPC says, without gRPC's words.
+func plain(err error) error {
+	text := status.Convert(err).Message()
+	if inner, ok := strings.CutPrefix(text, `connection error: desc = "`); ok {
+		text = strings.TrimPrefix(strings.TrimSuffix(inner, `"`), "transport: Error while dialing: ")
+	}
+	return errors.New(strings.TrimPrefix(text, "cannot join: "))
 }
 
 // moved says whether the API process that the instance joined through belongs to another cluster now: one that knows

@@ -1505,6 +1505,94 @@ func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
 }
 
+type LeaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"` // of the member
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *LeaveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LeaveRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+type LeaveReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveReply) Reset() {
+	*x = LeaveReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveReply) ProtoMessage() {}
+
+func (x *LeaveReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
+func (*LeaveReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+}
+
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
 
 const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
@@ -1637,15 +1725,21 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05spans\x18\x02 \x03(\v2\x1f.infinite.cluster.v1.SpanHandleR\x05spans\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x18\n" +
 	"\atickets\x18\x04 \x03(\x04R\atickets\"\x10\n" +
-	"\x0eReleaseKVReply2\xc8\x02\n" +
+	"\x0eReleaseKVReply\"8\n" +
+	"\fLeaveRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\"\f\n" +
+	"\n" +
+	"LeaveReply2\xc8\x02\n" +
 	"\aManager\x12H\n" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12K\n" +
 	"\bFindEtcd\x12$.infinite.cluster.v1.FindEtcdRequest\x1a\x19.infinite.cluster.v1.Etcd\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\x85\x02\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xd2\x02\n" +
 	"\x02KV\x12W\n" +
 	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12W\n" +
-	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12M\n" +
+	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12K\n" +
+	"\x05Leave\x12!.infinite.cluster.v1.LeaveRequest\x1a\x1f.infinite.cluster.v1.LeaveReply\x12M\n" +
 	"\aConnect\x12\x1e.infinite.cluster.v1.LinkBytes\x1a\x1e.infinite.cluster.v1.LinkBytes(\x010\x01B;Z9github.com/infinite-llm/infinite/engine/cluster/clusterpbb\x06proto3"
 
 var (
@@ -1660,7 +1754,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
@@ -1684,7 +1778,9 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*SpanHandle)(nil),       // 19: infinite.cluster.v1.SpanHandle
 	(*ReleaseKVRequest)(nil), // 20: infinite.cluster.v1.ReleaseKVRequest
 	(*ReleaseKVReply)(nil),   // 21: infinite.cluster.v1.ReleaseKVReply
-	nil,                      // 22: infinite.cluster.v1.Load.LinksEntry
+	(*LeaveRequest)(nil),     // 22: infinite.cluster.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 23: infinite.cluster.v1.LeaveReply
+	nil,                      // 24: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	4,  // 0: infinite.cluster.v1.JoinReply.etcd:type_name -> infinite.cluster.v1.Etcd
@@ -1692,7 +1788,7 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	7,  // 2: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
 	9,  // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
 	10, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
-	22, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	24, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
 	8,  // 6: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
 	6,  // 7: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
 	8,  // 8: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
@@ -1707,16 +1803,18 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	14, // 17: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
 	17, // 18: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
 	20, // 19: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	0,  // 20: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 21: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	4,  // 22: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
-	13, // 23: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	15, // 24: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	18, // 25: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	21, // 26: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	0,  // 27: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	21, // [21:28] is the sub-list for method output_type
-	14, // [14:21] is the sub-list for method input_type
+	22, // 20: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
+	0,  // 21: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 22: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	4,  // 23: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
+	13, // 24: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	15, // 25: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	18, // 26: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	21, // 27: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	23, // 28: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
+	0,  // 29: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -1733,7 +1831,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

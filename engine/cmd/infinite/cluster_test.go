@@ -165,6 +165,10 @@ func TestJoin(t *testing.T) {
 	if got := p.complete(body(prompt(50, 1), 8)); got.status != 200 {
 		t.Fatalf("after the leave: %d %s", got.status, got.message)
 	}
+	p.logged("a peer has left")
+	if strings.Contains(p.logs(), "lost a peer") {
+		t.Errorf("an orderly leave looks like a loss:\n%s", p.logs())
+	}
 }
 
 // An instance whose device is over ends, with an error, also when it has no request of its own: it leaves the
@@ -201,7 +205,7 @@ func TestJoinWithOtherLimits(t *testing.T) {
 		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }) // it was taken in
 		out, err := cmd.CombinedOutput()
 		kill.Stop()
-		message := fmt.Sprintf("cannot join: the cluster runs with %s %s, this instance with %s", tc.flag, tc.cluster, tc.value)
+		message := fmt.Sprintf("cannot join the cluster at "+p.join+": the cluster runs with %s %s, this instance with %s", tc.flag, tc.cluster, tc.value)
 		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), message) {
 			t.Errorf("%s: %v: %s", tc.flag, err, out)
 		}
