@@ -1,6 +1,7 @@
 // Package cluster is the control plane between instances.
 //
-//	etcd.go        the embedded etcd of a cluster that brings none
+//	etcd.go        the embedded etcd of a cluster that brings none, and connections to any
+//	folder.go      where the embedded etcd writes, and what killed processes left there
 //	member.go      who is there: one lease per instance, one watch per process
 //	manager.go     an API process's side: Join, and the placement map for the API
 //	gmanager.go    the placement map, made of heartbeats; one elected process answers for it
@@ -11,6 +12,7 @@
 //	host.go        the other side: reserving room for others' blocks, and freeing it
 //	peers.go       links to every other instance, their set-up, loss and return
 //	improve.go     more rails, and a better transport where one can be had again
+//	leave.go       the end of links on purpose
 //	connect.go     what carries the set-up of verbs links
 //	accept.go      the other side of the links
 //	auth.go        what every gRPC connection between processes has

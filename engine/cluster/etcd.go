@@ -2,17 +2,21 @@ package cluster
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -23,19 +27,24 @@ const (
 	rereadEvery = 10 * time.Second
 )
 
+// etcd writes its log to files of this size, of which there are always two: 64 MB each, if nobody says less, for a few
+// members. It is set here because it is read whenever an etcd runs.
+func init() { wal.SegmentSizeBytes = 4 << 20 }
+
 // Etcd is an embedded single-member etcd. What it holds is membership, which ends with the processes,
 // so it writes to a temporary folder and does not sync.
 type Etcd struct {
 	server   *embed.Etcd
-	dir      string
+	dir      *folder
 	Endpoint string // client URL
+	ID       uint64 // its own, never that of another one which had this endpoint before or has it later
 }
 
 // StartEtcd starts it on host with free ports and waits until it answers.
 func StartEtcd(ctx context.Context, host string) (*Etcd, error) {
-	dir, err := os.MkdirTemp("", "infinite-etcd-")
+	dir, err := newFolder("")
 	if err != nil {
-		return nil, fmt.Errorf("cannot make etcd's folder: %w", err)
+		return nil, err
 	}
 	e := &Etcd{dir: dir}
 	// A free port can be taken by another process before etcd binds it; then the next one is tried.
@@ -44,7 +53,7 @@ func StartEtcd(ctx context.Context, host string) (*Etcd, error) {
 			return e, nil
 		}
 		if attempt == 4 || ctx.Err() != nil {
-			_ = os.RemoveAll(dir)
+			dir.remove()
 			return nil, fmt.Errorf("cannot start the embedded etcd: %w", err)
 		}
 	}
@@ -61,11 +70,11 @@ func (e *Etcd) start(ctx context.Context, host string) error {
 	}
 	cfg := embed.NewConfig()
 	cfg.Name = "infinite"
-	cfg.Dir = e.dir
+	cfg.Dir = e.dir.path
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.InitialCluster, cfg.InitialClusterToken = cfg.InitialClusterFromName(cfg.Name), rand.Text()
 	cfg.UnsafeNoFsync = true
 	cfg.TickMs, cfg.ElectionMs = 50, 500
 	cfg.QuotaBackendBytes = 64 << 20
@@ -76,7 +85,7 @@ func (e *Etcd) start(ctx context.Context, host string) error {
 	}
 	select {
 	case <-server.Server.ReadyNotify():
-		e.server, e.Endpoint = server, client.String()
+		e.server, e.Endpoint, e.ID = server, client.String(), uint64(server.Server.Cluster().ID())
 		return nil
 	case err = <-server.Err():
 	case <-time.After(20 * time.Second):
@@ -94,20 +103,66 @@ func (e *Etcd) Err() <-chan error { return e.server.Err() }
 // Close stops it. Close clients first: a server waits seconds for open ones.
 func (e *Etcd) Close() {
 	e.server.Close()
-	_ = os.RemoveAll(e.dir)
+	e.dir.remove()
 }
 
-// EtcdClient connects to a cluster's etcd.
-func EtcdClient(endpoints []string) (*clientv3.Client, error) {
+// EtcdClient connects to a cluster's etcd. With an id it takes answers of no other etcd: when an embedded one has ended,
+// another cluster's may come to listen at its port.
+func EtcdClient(endpoints []string, id uint64) (*clientv3.Client, error) {
+	options := []grpc.DialOption{reconnectSoon}
+	if id != 0 {
+		options = append(options, onlyFrom(id)...)
+	}
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
 		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
-		DialOptions: []grpc.DialOption{reconnectSoon},
+		DialOptions: options,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to etcd at %v: %w", endpoints, err)
 	}
 	return c, nil
+}
+
+// onlyFrom makes errors of what another etcd answers. Every call of ours asks before it writes.
+func onlyFrom(id uint64) []grpc.DialOption {
+	check := func(answer any) error {
+		a, ok := answer.(interface {
+			GetHeader() *etcdserverpb.ResponseHeader
+		})
+		if !ok || a.GetHeader() == nil || a.GetHeader().ClusterId == id {
+			return nil
+		}
+		// A code that neither calls nor watches are tried again for.
+		return status.Errorf(codes.FailedPrecondition, "cannot use this etcd: it is %x, not the %x that this process was led to", a.GetHeader().ClusterId, id)
+	}
+	return []grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if err := next(ctx, method, req, reply, cc, opts...); err != nil {
+				return err
+			}
+			return check(reply)
+		}),
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			s, err := next(ctx, desc, cc, method, opts...)
+			if err != nil {
+				return nil, err
+			}
+			return checkedStream{s, check}, nil
+		}),
+	}
+}
+
+type checkedStream struct {
+	grpc.ClientStream
+	check func(answer any) error
+}
+
+func (s checkedStream) RecvMsg(m any) error {
+	if err := s.ClientStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return s.check(m)
 }
 
 func freeURL(host string) (*url.URL, error) {

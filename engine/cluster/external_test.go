@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/connectivity"
+
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/rdma"
 )
@@ -162,6 +165,28 @@ func withoutEtcd(t *testing.T, etcd []string, away, back func()) {
 	eventually(t, "the newcomer is connected", func() bool { return c.connected(a, b) && sees("a", "b", "c") })
 	sameAnswer(t, c.ask(6, 240, 60), 6, 240, 60)
 	settled(t, a, b, c)
+}
+
+// A candidate that waits for its turn can stop while etcd is away.
+func TestCandidateStopsWithoutEtcd(t *testing.T) {
+	e, c := startEtcd(t)
+	first, _ := startManager(t, []string{e.Endpoint})
+	eventually(t, "the first leads", first.leads)
+	w := newWire(t, e.Endpoint)
+	second, stop := startManager(t, w.endpoint())
+	eventually(t, "the second waits", func() bool {
+		got, err := c.Get(t.Context(), electionKey(testID), clientv3.WithPrefix())
+		return err == nil && len(got.Kvs) == 2
+	})
+	w.lead("")
+	eventually(t, "it has no connection", func() bool { return second.etcd.ActiveConnection().GetState() != connectivity.Ready })
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); stop() }()
+	select {
+	case <-stopped:
+	case <-time.After(patience):
+		t.Fatal("it does not stop")
+	}
 }
 
 // Two API processes over one etcd: one is the gManager. When it resigns, and when it dies, the other takes

@@ -130,6 +130,8 @@ func campaignOnce(ctx context.Context, c *clientv3.Client, clusterID, address st
 	if err != nil {
 		return fmt.Errorf("cannot get a lease: %w", err)
 	}
+	c, forget := briefly(ctx, c)
+	defer forget()
 	session, err := concurrency.NewSession(c, concurrency.WithLease(lease.ID), concurrency.WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("cannot open a session: %w", err)
@@ -151,6 +153,19 @@ func campaignOnce(ctx context.Context, c *clientv3.Client, clusterID, address st
 		return election.Resign(bye)
 	}
 	return nil
+}
+
+// briefly is the client for calls that outlive ctx by no more than a second. A candidate that gives up its place in the
+// queue asks etcd to take it off the list for as long as the client lives, and etcd may be away.
+func briefly(ctx context.Context, c *clientv3.Client) (*clientv3.Client, func()) {
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		sleep(life, time.Second)
+		end()
+	})
+	brief := clientv3.NewCtxClient(life)
+	brief.KV, brief.Lease, brief.Watcher = c.KV, c.Lease, c.Watcher
+	return brief, func() { stop(); end() }
 }
 
 // Leader follows the election: the elected process's address, "" while there is none.

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
@@ -25,17 +27,26 @@ func (r *RManager) heartbeatLoop(leader *Leader) {
 			continue
 		}
 		err := r.heartbeat(address)
+		switch { // after any other error the last word counts
+		case err == nil:
+			r.refused.Store(false)
+		case status.Code(err) == codes.NotFound:
+			r.refused.Store(true)
+		}
 		switch {
 		case err == nil:
 			failing = time.Time{}
 		case failing.IsZero():
 			failing = time.Now()
 		case time.Since(failing) > 5*time.Second:
-			slog.Warn("cannot reach the gManager", "address", address, "error", err)
+			slog.Warn("cannot report to the gManager", "address", address, "error", err)
 			failing = time.Now()
 		}
 	}
 }
+
+// Refused says that the gManager does not have this process on its list, by its last answer.
+func (r *RManager) Refused() bool { return r.refused.Load() }
 
 func (r *RManager) heartbeat(address string) error {
 	if r.managerAt != address {
@@ -56,7 +67,7 @@ func (r *RManager) heartbeat(address string) error {
 	limited, done := r.call()
 	defer done()
 	// The first are the oldest, which matter most.
-	req := &pb.HeartbeatRequest{Id: r.cfg.ID, Load: load, Requests: places[:min(len(places), maxPlacements)]}
+	req := &pb.HeartbeatRequest{Id: r.cfg.ID, Session: r.cfg.Session, Load: load, Requests: places[:min(len(places), maxPlacements)]}
 	reply, err := pb.NewManagerClient(r.manager).Heartbeat(limited, req)
 	if err != nil {
 		return err

@@ -157,12 +157,13 @@ func startInstance(t *testing.T, etcd []string, id string, blocks int, transport
 	must(err)
 	links, err := rdma.Listen(rdma.ListenConfig{Identity: rdma.Identity{ClusterID: testID, Instance: id, Secret: testSecret}})
 	must(err)
-	client, err := EtcdClient(etcd)
+	client, err := EtcdClient(etcd, 0)
 	must(err)
 	dir, err := Watch(t.Context(), client, testID)
 	must(err)
 	query, move := slotBytes(t)
-	n.rman = NewRManager(Config{ID: id, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
+	session := fmt.Sprint(time.Now().UnixNano())
+	n.rman = NewRManager(Config{ID: id, Session: session, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
 		Heartbeat: 20 * time.Millisecond}, n.kv, Device{Spans: n.dev, Moves: testMoves{n.dev}, Links: n.dev, Rails: n.dev}, links)
 	n.eng, err = engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
 		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}, testSteps{n.dev, &n.hold}, n.kv, testLender{n.rman})
@@ -183,7 +184,7 @@ func startInstance(t *testing.T, etcd []string, id string, blocks int, transport
 	pb.RegisterKVServer(server, n.rman)
 	wg.Go(func() { _ = server.Serve(l) })
 	reg, err := Register(t.Context(), client, testID, Member{ID: id, Address: l.Addr().String(), Endpoint: links.Endpoint(), BlocksTotal: blocks,
-		Session: fmt.Sprint(time.Now().UnixNano())})
+		Session: session})
 	must(err)
 	n.close = func() {
 		n.setFault(nil)
@@ -361,7 +362,7 @@ func sameAnswer(t *testing.T, s engine.Stream, seed, tokens, n int) {
 // startManager runs an API process's manager with its own client and port.
 func startManager(t *testing.T, etcd []string) (m *Manager, stop func()) {
 	t.Helper()
-	client, err := EtcdClient(etcd)
+	client, err := EtcdClient(etcd, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

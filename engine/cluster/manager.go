@@ -21,15 +21,17 @@ type ManagerConfig struct {
 	Address     string // its own gRPC address, under which it stands for gManager
 	Secret      string
 	Etcd        []string
+	EtcdID      uint64 // 0 of an external one
 	BlockSize   int
 	Fingerprint string
 	DType       string
 	KVDType     string
 	// Limits of a step, which bound the messages between instances.
 	MaxNumBatchedTokens, MaxNumSeqs int
+	MaxModelLen                     int // longest prompt plus answer that its API takes
 }
 
-// Manager serves Join, and Heartbeat and State while it is the elected gManager. Its own State reads the
+// Manager serves Join and FindEtcd, and Heartbeat and State while it is the elected gManager. Its own State reads the
 // map here or asks the elected one.
 //
 // It stays the gManager while etcd is away, even when its lease must have run out: instances send their
@@ -85,8 +87,8 @@ func (m *Manager) forgetLeavers(ctx context.Context) {
 	known := map[string]Member{}
 	for {
 		members, changed := m.dir.Members()
-		for id := range known {
-			if _, ok := members[id]; !ok {
+		for id, was := range known {
+			if now, ok := members[id]; !ok || now.Session != was.Session {
 				m.g.Forget(id)
 			}
 		}
@@ -119,6 +121,10 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --%s %d, this instance with %d", limit.flag, limit.theirs, limit.yours)
 		}
 	}
+	if req.MaxModelLen != 0 && int(req.MaxModelLen) < m.cfg.MaxModelLen {
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --max-model-len %d, this instance with %d; it would cut answers short",
+			m.cfg.MaxModelLen, req.MaxModelLen)
+	}
 	members, _ := m.dir.Members()
 	for _, other := range members {
 		// Another API process may have brought it, over the same etcd.
@@ -130,6 +136,10 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s keeps its KV cache in %s, this instance in %s; see --kv-cache-dtype",
 				other.ID, other.KVDType, req.KvDtype)
 		}
+		if other.MaxModelLen != m.cfg.MaxModelLen {
+			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s runs with --max-model-len %d, this part of the cluster with %d",
+				other.ID, other.MaxModelLen, m.cfg.MaxModelLen)
+		}
 	}
 	id := req.Id
 	if id == "" {
@@ -140,7 +150,16 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 	} else if members[id].ID != "" {
 		return nil, status.Errorf(codes.AlreadyExists, "cannot join as %s: that instance is a member", id)
 	}
-	return &pb.JoinReply{Id: id, ClusterId: m.cfg.ClusterID, EtcdEndpoints: m.cfg.Etcd, BlockSize: uint32(m.cfg.BlockSize)}, nil
+	return &pb.JoinReply{Id: id, Etcd: m.whereEtcdIs(), BlockSize: uint32(m.cfg.BlockSize), MaxModelLen: uint32(m.cfg.MaxModelLen)}, nil
+}
+
+func (m *Manager) whereEtcdIs() *pb.Etcd {
+	return &pb.Etcd{ClusterId: m.cfg.ClusterID, Endpoints: m.cfg.Etcd, Id: m.cfg.EtcdID}
+}
+
+// FindEtcd is answered whether etcd is there or not.
+func (m *Manager) FindEtcd(context.Context, *pb.FindEtcdRequest) (*pb.Etcd, error) {
+	return m.whereEtcdIs(), nil
 }
 
 // NewID counts in etcd, so that no two API processes give out the same id.
@@ -172,13 +191,18 @@ func (m *Manager) NewID(ctx context.Context) (string, error) {
 	}
 }
 
-// Heartbeat is answered by the elected process only.
+// Heartbeat is answered by the elected process only, and to members only: what another one reports would be shown beside
+// them, or instead of the one that has its id, though no request goes there.
 func (m *Manager) Heartbeat(_ context.Context, req *pb.HeartbeatRequest) (*pb.HeartbeatReply, error) {
 	if !m.leads() {
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot take a heartbeat: this is not the gManager, %q is", m.leader.Address())
 	}
 	members, _ := m.dir.Members()
-	return m.g.Heartbeat(req, members[req.Id].Address, time.Now())
+	sender, ok := members[req.Id]
+	if !ok || sender.Session != req.Session {
+		return nil, status.Errorf(codes.NotFound, "cannot take a heartbeat: this process is not the cluster's member %q", req.Id)
+	}
+	return m.g.Heartbeat(req, sender.Address, time.Now())
 }
 
 // State answers over gRPC, for API processes that are not elected.

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -15,8 +17,12 @@ import (
 	"github.com/infinite-llm/infinite/rdma"
 )
 
-// LeaseSeconds is the life of an instance's lease; an instance that is gone leaves the list within it.
-const LeaseSeconds = 2
+const (
+	// LeaseSeconds is the life of an instance's lease; an instance that is gone leaves the list within it.
+	LeaseSeconds = 2
+	// sayEvery is how often the log repeats what lasts.
+	sayEvery = 10 * time.Second
+)
 
 // Member is what an instance publishes under its lease.
 type Member struct {
@@ -26,7 +32,8 @@ type Member struct {
 	BlocksTotal int           `json:"blocks_total"`
 	Fingerprint string        `json:"fingerprint"`
 	KVDType     string        `json:"kv_dtype"`
-	Device      string        `json:"device"`  // for reading
+	Device      string        `json:"device"` // for reading
+	MaxModelLen int           `json:"max_model_len"`
 	Session     string        `json:"session"` // changes when a process is started anew under an old id
 }
 
@@ -36,11 +43,13 @@ func memberPrefix(clusterID string) string { return "/infinite/" + clusterID + "
 var ErrTaken = errors.New("another process has this id")
 
 // Registration keeps a member published until Close. When etcd loses the lease, because it was away for
-// longer, the member is published anew.
+// longer, the member is published anew, unless another process has its id by then.
 type Registration struct {
 	etcd   *clientv3.Client
 	key    string
 	value  string
+	away   atomic.Bool
+	lost   chan error
 	cancel context.CancelFunc
 	done   chan struct{}
 }
@@ -52,11 +61,12 @@ func Register(ctx context.Context, c *clientv3.Client, clusterID string, m Membe
 		return nil, fmt.Errorf("cannot encode member %s: %w", m.ID, err)
 	}
 	loop, cancel := context.WithCancel(context.Background())
-	r := &Registration{etcd: c, key: memberPrefix(clusterID) + m.ID, value: string(value), cancel: cancel, done: make(chan struct{})}
+	r := &Registration{etcd: c, key: memberPrefix(clusterID) + m.ID, value: string(value),
+		lost: make(chan error, 1), cancel: cancel, done: make(chan struct{})}
 	lease, alive, err := r.publish(ctx, loop)
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("cannot register instance %s: %w", m.ID, err)
+		return nil, fmt.Errorf("cannot register instance %s with etcd at %s: %w", m.ID, strings.Join(c.Endpoints(), ", "), err)
 	}
 	go r.keep(loop, lease, alive)
 	return r, nil
@@ -72,24 +82,41 @@ func (r *Registration) keep(ctx context.Context, lease clientv3.LeaseID, alive <
 			break
 		}
 		slog.Warn("etcd lost this instance's lease; registering anew", "key", r.key)
-		for ctx.Err() == nil {
-			var err error
-			if lease, alive, err = r.publish(ctx, ctx); err == nil {
-				break
-			}
-			if errors.Is(err, ErrTaken) {
-				slog.Error("cannot register anew; trying on", "key", r.key, "error", err)
-			}
-			sleep(ctx, 500*time.Millisecond)
-		}
-		if ctx.Err() != nil {
+		r.away.Store(true)
+		var err error
+		if lease, alive, err = r.anew(ctx); err != nil {
+			r.lost <- err
 			break
 		}
+		slog.Info("registered anew", "key", r.key)
+		r.away.Store(false)
 	}
 	bye, done := context.WithTimeout(context.Background(), time.Second)
 	defer done()
 	_, _ = r.etcd.Revoke(bye, lease)
 }
+
+// anew publishes the member as soon as etcd takes it. It gives up when ctx ends, and with ErrTaken.
+func (r *Registration) anew(ctx context.Context) (clientv3.LeaseID, <-chan *clientv3.LeaseKeepAliveResponse, error) {
+	var said time.Time
+	for {
+		lease, alive, err := r.publish(ctx, ctx)
+		if err == nil || ctx.Err() != nil || errors.Is(err, ErrTaken) {
+			return lease, alive, err
+		}
+		if time.Since(said) > sayEvery {
+			said = time.Now()
+			slog.Warn("cannot register anew; trying on", "key", r.key, "error", err)
+		}
+		sleep(ctx, 500*time.Millisecond)
+	}
+}
+
+// Away says that etcd has lost the lease and does not have the member again yet.
+func (r *Registration) Away() bool { return r.away.Load() }
+
+// Lost delivers what ended the registration before Close: ErrTaken.
+func (r *Registration) Lost() <-chan error { return r.lost }
 
 // publish puts the key under a new lease, which lives while alive does; ctx bounds the calls. The key may
 // be there already as ours, under a lease that is about to run out.
@@ -137,7 +164,7 @@ func Watch(ctx context.Context, c *clientv3.Client, clusterID string) (*Director
 	rev, err := d.load(ctx, c, clusterID)
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("cannot read the members from etcd: %w", err)
+		return nil, fmt.Errorf("cannot read the members from etcd at %s: %w", strings.Join(c.Endpoints(), ", "), err)
 	}
 	go d.follow(loop, c, clusterID, rev)
 	return d, nil

@@ -22,7 +22,7 @@ func startEtcd(t *testing.T) (*Etcd, *clientv3.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := EtcdClient([]string{e.Endpoint})
+	c, err := EtcdClient([]string{e.Endpoint}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestLeaseOfTheDeadRunsOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	doomed, err := EtcdClient([]string{e.Endpoint})
+	doomed, err := EtcdClient([]string{e.Endpoint}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestJoinIsChecked(t *testing.T) {
 	e, c := startEtcd(t)
 	ctx := context.Background()
 	m, err := NewManager(ctx, ManagerConfig{ClusterID: testID, Address: "a:1", Etcd: []string{e.Endpoint}, BlockSize: 4, Fingerprint: "f", DType: "float32", KVDType: "fp8_e4m3",
-		MaxNumBatchedTokens: 512, MaxNumSeqs: 64}, c)
+		MaxNumBatchedTokens: 512, MaxNumSeqs: 64, MaxModelLen: 100}, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +209,9 @@ func TestJoinIsChecked(t *testing.T) {
 		req := &pb.JoinRequest{Fingerprint: "f", Dtype: "float32", KvDtype: "fp8_e4m3", BlockSize: 4}
 		change(req)
 		reply, err := m.Join(ctx, req)
+		if err == nil && reply.MaxModelLen != 100 {
+			t.Errorf("a newcomer is told a limit of %d tokens", reply.MaxModelLen)
+		}
 		return reply.GetId(), status.Code(err)
 	}
 	for name, change := range map[string]func(*pb.JoinRequest){
@@ -218,24 +221,25 @@ func TestJoinIsChecked(t *testing.T) {
 		"block size": func(r *pb.JoinRequest) { r.BlockSize = 1<<32 - 4 },
 		"tokens":     func(r *pb.JoinRequest) { r.MaxNumBatchedTokens = 256 },
 		"requests":   func(r *pb.JoinRequest) { r.MaxNumSeqs = 1<<32 - 64 },
+		"length":     func(r *pb.JoinRequest) { r.MaxModelLen = 99 },
 	} {
 		if _, code := join(change); code != codes.FailedPrecondition {
 			t.Errorf("%s: %v", name, code)
 		}
 	}
-	register := func(id, fingerprint, kvDType string) func() {
-		r, err := Register(ctx, c, testID, Member{ID: id, Address: "x", Fingerprint: fingerprint, KVDType: kvDType})
+	register := func(id, fingerprint, kvDType string, length int) func() {
+		r, err := Register(ctx, c, testID, Member{ID: id, Address: "x", Fingerprint: fingerprint, KVDType: kvDType, MaxModelLen: length})
 		if err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, id, func() bool { return has(m.Directory(), id) })
 		return r.Close
 	}
-	any := func(r *pb.JoinRequest) { r.MaxNumBatchedTokens, r.MaxNumSeqs = 512, 64 }
+	any := func(r *pb.JoinRequest) { r.MaxNumBatchedTokens, r.MaxNumSeqs, r.MaxModelLen = 512, 64, 101 }
 	if id, code := join(any); id != "i0" || code != codes.OK {
 		t.Errorf("the first: %s %v", id, code)
 	}
-	defer register("i1", "f", "fp8_e4m3")() // somebody chose it
+	defer register("i1", "f", "fp8_e4m3", 100)() // somebody chose it
 	if id, code := join(any); id != "i2" || code != codes.OK {
 		t.Errorf("the next that is free: %s %v", id, code)
 	}
@@ -245,13 +249,21 @@ func TestJoinIsChecked(t *testing.T) {
 	if id, code := join(func(r *pb.JoinRequest) { r.Id = "mine" }); id != "mine" || code != codes.OK {
 		t.Errorf("a chosen one: %s %v", id, code)
 	}
-	gone := register("other", "f", "float32")
+	gone := register("other", "f", "float32", 100)
 	if _, code := join(any); code != codes.FailedPrecondition {
 		t.Errorf("beside instances with another KV cache: %v", code)
 	}
 	gone()
 	eventually(t, "it left", func() bool { return !has(m.Directory(), "other") })
-	defer register("other", "g", "fp8_e4m3")()
+	for _, length := range []int{99, 101} {
+		gone = register("other", "f", "fp8_e4m3", length)
+		if _, code := join(any); code != codes.FailedPrecondition {
+			t.Errorf("beside instances with another limit, %d: %v", length, code)
+		}
+		gone()
+		eventually(t, "it left", func() bool { return !has(m.Directory(), "other") })
+	}
+	defer register("other", "g", "fp8_e4m3", 100)()
 	if _, code := join(any); code != codes.FailedPrecondition {
 		t.Errorf("beside instances of another model: %v", code)
 	}

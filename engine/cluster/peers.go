@@ -47,6 +47,7 @@ type peer struct {
 	busy      int            // goroutines that attach links or take them down; the peer stays until they are through
 	dropping  bool           // one of them is to take it down
 	gone      bool           // no member any more, or another process under its id
+	left      bool           // it said that it leaves
 	hostable  int            // blocks it said it would host
 	told      time.Time      // when it said so
 	shown     bool           // it was in the gManager's last answer
@@ -134,7 +135,7 @@ func (r *RManager) reconcile(members map[string]Member) {
 	}
 	now := time.Now()
 	for _, p := range r.peers {
-		if p.session == 0 && !p.gone && p.busy == 0 && now.After(p.retryAt) {
+		if p.session == 0 && !p.gone && !p.left && p.busy == 0 && now.After(p.retryAt) {
 			p.busy++
 			r.spawn(func() { r.dial(p) })
 		}
@@ -360,9 +361,11 @@ func (r *RManager) takeDown(p *peer, session uint64, cause error) {
 	}
 	p.busy++
 	r.home.PeerLost(p.id)
-	wanted := p.upgrading
+	wanted, left := p.upgrading, p.left
 	r.mu.Unlock()
 	switch {
+	case cause != errStopping && left:
+		slog.Info("a peer has left", "peer", p.id)
 	case cause != errStopping && wanted:
 		slog.Info("changing a peer's links", "peer", p.id, "why", cause)
 	case cause != errStopping:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -66,6 +67,7 @@ type Home interface {
 // Config of an instance's side of the cluster. All durations are limits of single waits.
 type Config struct {
 	ID        string
+	Session   string // the Member's
 	ClusterID string
 	Secret    string
 	Transport rdma.Choice
@@ -132,6 +134,7 @@ type RManager struct {
 	offloads  chan offload
 	manager   *grpc.ClientConn // to managerAt; both are the heartbeat goroutine's alone
 	managerAt string
+	refused   atomic.Bool // by the gManager's last answer
 
 	ctx        context.Context // until Close
 	cancel     context.CancelFunc
@@ -184,6 +187,7 @@ func (r *RManager) Close() {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
+	r.sayGoodbye()
 	r.cancel()
 	down := func() {
 		for _, p := range r.snapshot() {

@@ -155,9 +155,7 @@ func (c *Config) Validate() error {
 	if c.DrainTimeout < 0 || c.DrainTimeout > time.Hour {
 		bad("drain-timeout", "%s is not between 0 and 1 h", c.DrainTimeout)
 	}
-	if c.Join != "" && c.Instances != 1 {
-		bad("instances", "with --join a process is one instance")
-	}
+	c.checkJoin(bad)
 	if c.ClusterID == "" || strings.ContainsAny(c.ClusterID, "/ ") {
 		bad("cluster-id", "%q is empty, or has a slash or a blank", c.ClusterID)
 	}
@@ -165,6 +163,24 @@ func (c *Config) Validate() error {
 		bad("cluster-host", "%s is not loopback; that needs a --cluster-secret", c.ClusterHost)
 	}
 	return errors.Join(errs...)
+}
+
+// checkJoin checks what --join needs.
+func (c *Config) checkJoin(bad func(field, format string, args ...any)) {
+	if c.Join == "" {
+		return
+	}
+	if c.Instances != 1 {
+		bad("instances", "with --join a process is one instance")
+	}
+	host, port, err := net.SplitHostPort(c.Join)
+	if n, nerr := strconv.Atoi(port); err != nil || nerr != nil || host == "" || n < 1 || n > 65535 {
+		bad("join", "%q is not host:port, as a cluster prints it at its start", c.Join)
+		return
+	}
+	if !loopback(host) && !net.ParseIP(host).IsUnspecified() && loopback(c.ClusterHost) {
+		bad("cluster-host", "%s is loopback, where the cluster at %s cannot reach this instance; use an address of this machine that it can reach", c.ClusterHost, c.Join)
+	}
 }
 
 // ParseDevice takes --device apart: its kind, and the number of the GPU that is named, -1 where none is.

@@ -75,6 +75,12 @@ func TestErrorsNameTheirSource(t *testing.T) {
 		{"no rank", "", map[string]string{"INFINITE_TENSOR_PARALLEL_SIZE": "0"}, nil, []string{"INFINITE_TENSOR_PARALLEL_SIZE", "not between 1 and 8"}},
 		{"utilization above all", "gpu-memory-utilization: 1.5\n", nil, nil, []string{"infinite.yaml:1:1", "at most 1"}},
 		{"utilization that is no number", "", map[string]string{"INFINITE_GPU_MEMORY_UTILIZATION": "NaN"}, nil, []string{"INFINITE_GPU_MEMORY_UTILIZATION", "NaN"}},
+		{"a cluster without a port", "", nil, map[string]string{"join": "nonsense"}, []string{"flag --join", "nonsense", "host:port"}},
+		{"a cluster at port 0", "", nil, map[string]string{"join": "127.0.0.1:0"}, []string{"flag --join", "host:port"}},
+		{"a cluster at no host", "", map[string]string{"INFINITE_JOIN": ":8001"}, nil, []string{"INFINITE_JOIN", "host:port"}},
+		{"a cluster elsewhere that would be led to itself", "", nil, map[string]string{"join": "10.0.0.1:8001"},
+			[]string{"the default of cluster-host", "127.0.0.1 is loopback", "10.0.0.1:8001"}},
+		{"the same by a name", "", nil, map[string]string{"join": "there:8001", "cluster-host": "localhost"}, []string{"flag --cluster-host", "localhost is loopback"}},
 		{"size", "", nil, map[string]string{"kv-cache-memory": "1XB"}, []string{"--kv-cache-memory", "1XB"}},
 	}
 	for _, tc := range cases {
@@ -112,6 +118,18 @@ func TestErrorTexts(t *testing.T) {
 		_, err := Load(x.path, func(k string) (string, bool) { v, ok := x.env[k]; return v, ok }, x.flags)
 		if err == nil || err.Error() != x.want {
 			t.Errorf("%v, want %s", err, x.want)
+		}
+	}
+}
+
+// What may be joined from where.
+func TestJoinIsTaken(t *testing.T) {
+	for join, host := range map[string]string{"127.0.0.1:8001": "127.0.0.1", "localhost:1": "127.0.0.1", "[::1]:8001": "::1", "10.0.0.1:65535": "10.0.0.2",
+		"there:8001": "10.0.0.2", "[::]:8001": "0.0.0.0", "0.0.0.0:8001": "127.0.0.1"} {
+		c := Default()
+		c.Join, c.ClusterHost, c.ClusterSecret = join, host, "s"
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s from %s: %v", join, host, err)
 		}
 	}
 }

@@ -52,9 +52,9 @@ func checkModel(_ context.Context, m *Machine) Result {
 	}
 	defer func() { _ = opened.Close() }()
 	c := opened.Config
-	if limit := m.Config.MaxModelLen; limit > c.MaxPositions {
-		return warning("config", subject, fmt.Sprintf("use --max-model-len %d, or leave it out", c.MaxPositions),
-			"%s: %s is made for %d tokens, --max-model-len is %d", m.modelName(), c.Arch, c.MaxPositions, limit)
+	if limit, longest := m.Config.MaxModelLen, c.LongestLen(); limit > longest {
+		return failure("config", subject, fmt.Sprintf("use --max-model-len %d, or leave it out", longest),
+			"%s: %s is made for %d tokens, --max-model-len is %d", m.modelName(), c.Arch, longest, limit)
 	}
 	return ok("config", subject, "%s: %s, %s, %d tokens", m.modelName(), c.Arch, count(c.NumLayers, "layer"), c.MaxPositions)
 }

@@ -29,7 +29,7 @@ func TestModel(t *testing.T) {
 	folder := func(name string) func(m *Machine) { return func(m *Machine) { m.Config.Model = name } }
 	runTable(t, plain, one(checkModel), []test{
 		{name: "bundled", level: OK, found: "the bundled model: Llama"},
-		{name: "too long", alter: func(m *Machine) { m.Config.MaxModelLen = 1 << 20 }, level: Warning, found: "--max-model-len is 1048576", remedy: "--max-model-len 16384"},
+		{name: "too long", alter: func(m *Machine) { m.Config.MaxModelLen = 1 << 20 }, level: Error, found: "--max-model-len is 1048576", remedy: "--max-model-len 16384"},
 		{name: "no folder", alter: folder(empty + "/none"), level: Error, found: "cannot open model", remedy: "config.json"},
 		{name: "empty folder", alter: folder(empty), level: Error, found: "cannot open model"},
 	})

@@ -80,7 +80,10 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if err = node.CheckRanks(cfg, m.Config); err != nil {
 		return nil, err
 	}
-	if err = h.startControl(ctx, m.Fingerprint, dtype); err != nil {
+	if h.cfg.MaxModelLen, err = node.ModelLen(cfg, m.Config); err != nil {
+		return nil, err
+	}
+	if err = h.startControl(ctx, m, dtype); err != nil {
 		return nil, err
 	}
 	for _, place := range places {
@@ -98,7 +101,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.router = router.New(h.manager, cfg.ClusterSecret, cfg.BlockSize)
-	if h.server, err = server.New(serverConfig(cfg, h.name, m, tok), tok, h.router); err != nil {
+	if h.server, err = server.New(serverConfig(h.cfg, h.name, m, tok), tok, h.router); err != nil {
 		return nil, err
 	}
 	h.server.Serve(h.api)
@@ -106,8 +109,8 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 }
 
 // startControl brings up etcd, unless there is one, and the manager's gRPC.
-func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err error) {
-	endpoints := h.cfg.EtcdEndpoints
+func (h *Head) startControl(ctx context.Context, m *model.Model, dtype string) (err error) {
+	endpoints, id := h.cfg.EtcdEndpoints, uint64(0)
 	if len(endpoints) == 0 {
 		if h.embedded, err = cluster.StartEtcd(ctx, h.cfg.ClusterHost); err != nil {
 			return err
@@ -117,15 +120,15 @@ func (h *Head) startControl(ctx context.Context, fingerprint, dtype string) (err
 				h.fail(fmt.Errorf("cannot go on without etcd: %w", err))
 			}
 		}()
-		endpoints = []string{h.embedded.Endpoint}
+		endpoints, id = []string{h.embedded.Endpoint}, h.embedded.ID
 	}
-	if h.etcd, err = cluster.EtcdClient(endpoints); err != nil {
+	if h.etcd, err = cluster.EtcdClient(endpoints, id); err != nil {
 		return err
 	}
 	h.manager, err = cluster.NewManager(ctx, cluster.ManagerConfig{
-		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints,
-		BlockSize: h.cfg.BlockSize, Fingerprint: fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
-		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs,
+		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints, EtcdID: id,
+		BlockSize: h.cfg.BlockSize, Fingerprint: m.Fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
+		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs, MaxModelLen: h.cfg.MaxModelLen,
 	}, h.etcd)
 	if err != nil {
 		return err
@@ -268,10 +271,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 	if len(names) == 0 {
 		names = []string{name}
 	}
-	limit := m.Config.MaxPositions
-	if cfg.MaxModelLen > 0 {
-		limit = cfg.MaxModelLen
-	}
 	g := m.Generation
 	d := server.Defaults{Temperature: 1, TopP: 1, RepetitionPenalty: 1, EOS: m.Config.EOS, VocabSize: m.Config.VocabSize}
 	if g.Temperature != nil {
@@ -287,6 +286,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 		d.RepetitionPenalty = *g.RepetitionPenalty
 	}
 	return server.Config{
-		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: limit, Seed: cfg.Seed, Defaults: d,
+		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
 	}
 }

@@ -138,6 +138,20 @@ func (c *Config) yarn(o, p *object) {
 	r.Truncate = p.boolOr("truncate", true)
 }
 
+// LongestLen is how many tokens of prompt and answer the model can be asked for: MaxPositions, or more where scaling
+// stretches that. Linear and yarn are taken for vLLM's way of using them, by an entry in config.json beside the
+// max_position_embeddings of pretraining; llama3 comes with the stretched number there.
+func (c *Config) LongestLen() int {
+	stretched := 0.0
+	switch c.Rope.Type {
+	case "linear":
+		stretched = float64(c.MaxPositions) * c.Rope.Factor
+	case "yarn":
+		stretched = float64(c.Rope.OriginalMaxPositions) * c.Rope.Factor
+	}
+	return max(c.MaxPositions, int(min(stretched, maxPositions)))
+}
+
 // RopeTable returns the inverse frequencies [head_dim / 2] and the factor that multiplies cos and sin.
 //
 // The values are those of transformers' modeling_rope_utils: it computes them in float32, and at long contexts

@@ -56,3 +56,27 @@ func TestRopeTable(t *testing.T) {
 	}
 	t.Logf("%d of %d frequencies are the same to the bit", exact, total)
 }
+
+// How long a request may be at all, as vLLM derives it.
+func TestLongestLen(t *testing.T) {
+	rope := func(f fields) fields { return fields{"rope_scaling": f} }
+	for name, tc := range map[string]struct {
+		changes fields
+		want    int
+	}{
+		"no scaling":          {nil, 512},
+		"linear":              {rope(fields{"type": "linear", "factor": 4}), 2048},
+		"llama3":              {rope(fields{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 64}), 512},
+		"yarn added":          {rope(fields{"type": "yarn", "factor": 4}), 2048},
+		"yarn of an original": {rope(fields{"type": "yarn", "factor": 4, "original_max_position_embeddings": 256}), 1024},
+		"yarn counted in":     {rope(fields{"type": "yarn", "factor": 2, "original_max_position_embeddings": 128}), 512},
+	} {
+		c, err := ParseConfig(with(llama, tc.changes))
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if got := c.LongestLen(); got != tc.want {
+			t.Errorf("%s: %d tokens, want %d", name, got, tc.want)
+		}
+	}
+}

@@ -24,14 +24,10 @@ var StepFlags uint32
 var StepDevice = func(d *device.Device) engine.Device { return d }
 
 func (n *Node) engineConfig(m *model.Model) engine.Config {
-	limit := m.Config.MaxPositions
-	if n.cfg.MaxModelLen > 0 {
-		limit = n.cfg.MaxModelLen
-	}
 	return engine.Config{
 		Sched: sched.Config{
 			MaxNumSeqs: n.cfg.MaxNumSeqs, MaxBatchedTokens: n.cfg.MaxNumBatchedTokens, MaxRows: n.cfg.MaxNumBatchedTokens,
-			MaxModelLen: limit, MaxWaiting: n.cfg.MaxNumWaiting,
+			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting,
 		},
 		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
 	}

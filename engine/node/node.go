@@ -1,5 +1,5 @@
 // Package node puts one instance together: model, device, KV pool, step loop, rManager, gRPC.
-// It holds no logic of its own; Start and Close read as the list of parts.
+// Start and Close read as the list of parts; run.go starts anew what is cut off from its cluster.
 package node
 
 import (
@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -42,12 +43,13 @@ type Node struct {
 	reg      *cluster.Registration
 	stop     context.CancelFunc
 	finished chan error
-	followed chan struct{}
+	lost     chan error
+	loops    sync.WaitGroup // that end with stop
 }
 
 // Start joins the cluster at cfg.Join and serves there until Close.
 func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
-	n := &Node{cfg: cfg, finished: make(chan error, 1), followed: make(chan struct{})}
+	n := &Node{cfg: cfg, finished: make(chan error, 1), lost: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			n.release()
@@ -69,12 +71,15 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.MaxModelLen, err = ModelLen(cfg, m.Config); err != nil {
+		return nil, err
+	}
 	kvDType := KVDType(cfg.KVCacheDType, dtype)
-	hello, err := join(ctx, cfg, m.Fingerprint, dtype, kvDType)
+	hello, err := join(ctx, cfg, m, dtype, kvDType)
 	if err != nil {
 		return nil, err
 	}
-	n.ID, n.cfg.BlockSize = hello.Id, int(hello.BlockSize)
+	n.ID, n.cfg.BlockSize, n.cfg.MaxModelLen = hello.Id, int(hello.BlockSize), int(hello.MaxModelLen)
 	slog.SetDefault(slog.Default().With("instance", n.ID))
 
 	n.meter = newMeter(nvml.New(), place)
@@ -89,7 +94,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	if n.links, err = rdma.Listen(rdma.ListenConfig{
-		Identity: rdma.Identity{ClusterID: hello.ClusterId, Instance: n.ID, Secret: cfg.ClusterSecret}, Host: cfg.ClusterHost,
+		Identity: rdma.Identity{ClusterID: hello.Etcd.GetClusterId(), Instance: n.ID, Secret: cfg.ClusterSecret}, Host: cfg.ClusterHost,
 		Verbs: choice.Verbs,
 	}); err != nil {
 		return nil, err
@@ -97,21 +102,25 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if err = checkTransport(cfg, n.links); err != nil {
 		return nil, err
 	}
-	sharePool(n.dev, choice, hello.ClusterId)
-	if n.etcd, err = cluster.EtcdClient(hello.EtcdEndpoints); err != nil {
+	sharePool(n.dev, choice, hello.Etcd.GetClusterId())
+	if n.etcd, err = cluster.EtcdClient(hello.Etcd.GetEndpoints(), hello.Etcd.GetId()); err != nil {
 		return nil, err
 	}
-	if n.dir, err = cluster.Watch(ctx, n.etcd, hello.ClusterId); err != nil {
-		return nil, err
+	if n.dir, err = cluster.Watch(ctx, n.etcd, hello.Etcd.GetClusterId()); err != nil {
+		return nil, away{err}
+	}
+	member := cluster.Member{
+		ID: n.ID, Session: fmt.Sprintf("%d", time.Now().UnixNano()), Fingerprint: m.Fingerprint, KVDType: kvDType, BlocksTotal: shape.NumBlocks, Device: place.Name(),
+		MaxModelLen: n.cfg.MaxModelLen,
 	}
 	n.rman = cluster.NewRManager(cluster.Config{
-		ID: n.ID, ClusterID: hello.ClusterId, Secret: cfg.ClusterSecret, Transport: choice,
+		ID: n.ID, Session: member.Session, ClusterID: hello.Etcd.GetClusterId(), Secret: cfg.ClusterSecret, Transport: choice,
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
 	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
 	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
 		return nil, err
 	}
-	return n, n.serve(ctx, hello, cluster.Member{Fingerprint: m.Fingerprint, KVDType: kvDType, BlocksTotal: shape.NumBlocks, Device: place.Name()})
+	return n, n.serve(ctx, hello, member)
 }
 
 // serve starts what runs: step loop, rManager, gRPC; last the entry that makes others see this instance, of which m has
@@ -124,7 +133,7 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 	life, stop := context.WithCancel(context.Background())
 	n.stop = stop
 	leader := &cluster.Leader{}
-	go func() { defer close(n.followed); cluster.FollowLeader(life, n.etcd, hello.ClusterId, leader) }()
+	n.loops.Go(func() { cluster.FollowLeader(life, n.etcd, hello.Etcd.GetClusterId(), leader) })
 	go func() { n.finished <- n.eng.Run(life); close(n.finished) }()
 	n.rman.Start(&home{eng: n.eng, kv: n.kv, dev: n.dev, id: n.ID, memory: n.meter.memory}, n.dir, leader)
 
@@ -133,12 +142,16 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 	routerpb.RegisterInferenceServer(n.grpc, router.NewInference(n.eng))
 	go func() { _ = n.grpc.Serve(l) }()
 
-	m.ID, m.Address, m.Endpoint, m.Session = n.ID, l.Addr().String(), n.links.Endpoint(), fmt.Sprintf("%d", time.Now().UnixNano())
-	n.reg, err = cluster.Register(ctx, n.etcd, hello.ClusterId, m)
+	m.Address, m.Endpoint = l.Addr().String(), n.links.Endpoint()
+	n.reg, err = cluster.Register(ctx, n.etcd, hello.Etcd.GetClusterId(), m)
 	if err != nil {
 		n.Close(ctx)
+		if !errors.Is(err, cluster.ErrTaken) {
+			err = away{err}
+		}
 		return err
 	}
+	n.loops.Go(func() { n.watchMembership(life, hello) })
 	slog.Info("instance is serving", "address", m.Address, "kv_blocks", m.BlocksTotal, "block_size", n.cfg.BlockSize,
 		"kv_tokens", m.BlocksTotal*n.cfg.BlockSize, "kv_dtype", m.KVDType, "isa", n.dev.ISA())
 	return nil
@@ -166,7 +179,7 @@ func (n *Node) Close(ctx context.Context) {
 	if err := <-n.finished; err != nil && !errors.Is(err, context.Canceled) {
 		slog.Error("the step loop ended with an error", "error", err)
 	}
-	<-n.followed
+	n.loops.Wait()
 	n.release()
 }
 
@@ -185,22 +198,4 @@ func (n *Node) release() {
 		n.dev.Close()
 	}
 	n.meter.close()
-}
-
-func join(ctx context.Context, cfg config.Config, fingerprint, dtype, kvDType string) (*pb.JoinReply, error) {
-	conn, err := grpc.NewClient(cfg.Join, cluster.DialOptions(cfg.ClusterSecret)...)
-	if err != nil {
-		return nil, fmt.Errorf("cannot connect to the cluster at %s: %w", cfg.Join, err)
-	}
-	defer func() { _ = conn.Close() }()
-	limited, done := context.WithTimeout(ctx, 10*time.Second)
-	defer done()
-	reply, err := pb.NewManagerClient(conn).Join(limited, &pb.JoinRequest{
-		Fingerprint: fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
-		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs),
-	}, grpc.WaitForReady(true))
-	if err != nil {
-		return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
-	}
-	return reply, nil
 }

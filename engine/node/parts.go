@@ -47,6 +47,19 @@ func DType(flag, checkpoint string, onGPU bool) (string, error) {
 // fp8KV is the KV cache's type that --kv-cache-dtype asks for by either of its names.
 const fp8KV = "fp8_e4m3"
 
+// ModelLen resolves --max-model-len for a model: the tokens of the longest prompt plus answer. Beyond what the model is
+// made for answers would be nonsense.
+func ModelLen(cfg config.Config, m *model.Config) (int, error) {
+	if longest := m.LongestLen(); cfg.MaxModelLen > longest {
+		return 0, fmt.Errorf("cannot use --max-model-len %d: the model is made for %d tokens (max_position_embeddings and RoPE scaling in its config.json)",
+			cfg.MaxModelLen, longest)
+	}
+	if cfg.MaxModelLen > 0 {
+		return cfg.MaxModelLen, nil
+	}
+	return m.MaxPositions, nil
+}
+
 // KVDType resolves --kv-cache-dtype: "fp8_e4m3", or what DType made of --dtype. Instances that pool their caches
 // have the same.
 func KVDType(flag, dtype string) string {

@@ -96,7 +96,7 @@ func (e *QueueFullError) Error() string {
 // Kind is the API's kind of error.
 func (e *QueueFullError) Kind() string { return "queue_full" }
 
-// NoRoomError says that a request does not fit the KV cache of the whole cluster. It is ErrNoRoom.
+// NoRoomError says that a request does not fit the KV cache of the whole cluster, or what is left of it. It is ErrNoRoom.
 type NoRoomError struct {
 	Request kvcache.RequestID
 	Tokens  int // that it has
@@ -104,7 +104,7 @@ type NoRoomError struct {
 }
 
 func (e *NoRoomError) Error() string {
-	return fmt.Sprintf("cannot fit a request of %d tokens into the KV cache: the cluster has room for %d", e.Tokens, e.Room)
+	return fmt.Sprintf("cannot fit a request of %d tokens into the KV cache: the cluster has room for %d now", e.Tokens, e.Room)
 }
 
 // Kind is the API's kind of error.

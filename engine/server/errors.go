@@ -47,11 +47,10 @@ func asError(err error) *Error {
 		switch kind.Kind() {
 		case KindQueueFull:
 			return &Error{http.StatusTooManyRequests, "RateLimitError", "", err.Error()}
-		case KindNoRoom:
-			return &Error{http.StatusBadRequest, "BadRequestError", "", err.Error()}
 		case KindPeerLost:
 			return &Error{http.StatusInternalServerError, "InternalServerError", "", err.Error()}
-		case KindUnavailable:
+		// What could never fit is refused before it gets as far (room): the cluster had more when this was taken.
+		case KindUnavailable, KindNoRoom:
 			return &Error{http.StatusServiceUnavailable, "ServiceUnavailableError", "", err.Error()}
 		}
 	}

@@ -250,7 +250,7 @@ var failures = []struct {
 	kind   string
 }{
 	{kindError(KindQueueFull), 429, "RateLimitError"},
-	{kindError(KindNoRoom), 400, "BadRequestError"},
+	{kindError(KindNoRoom), 503, "ServiceUnavailableError"},
 	{kindError(KindPeerLost), 500, "InternalServerError"},
 	{kindError(KindUnavailable), 503, "ServiceUnavailableError"},
 	{kindError("other"), 500, "InternalServerError"},

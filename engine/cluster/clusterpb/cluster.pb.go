@@ -76,7 +76,8 @@ type JoinRequest struct {
 	// What the largest message of a link depends on, so the same for all; 0: not told.
 	MaxNumBatchedTokens uint32 `protobuf:"varint,5,opt,name=max_num_batched_tokens,json=maxNumBatchedTokens,proto3" json:"max_num_batched_tokens,omitempty"`
 	MaxNumSeqs          uint32 `protobuf:"varint,6,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`
-	KvDtype             string `protobuf:"bytes,7,opt,name=kv_dtype,json=kvDtype,proto3" json:"kv_dtype,omitempty"` // of the KV cache: the blocks of all have the same bytes
+	KvDtype             string `protobuf:"bytes,7,opt,name=kv_dtype,json=kvDtype,proto3" json:"kv_dtype,omitempty"`                // of the KV cache: the blocks of all have the same bytes
+	MaxModelLen         uint32 `protobuf:"varint,8,opt,name=max_model_len,json=maxModelLen,proto3" json:"max_model_len,omitempty"` // at least the cluster's, or answers would end at another length than the API promises; 0: not told
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -160,12 +161,19 @@ func (x *JoinRequest) GetKvDtype() string {
 	return ""
 }
 
+func (x *JoinRequest) GetMaxModelLen() uint32 {
+	if x != nil {
+		return x.MaxModelLen
+	}
+	return 0
+}
+
 type JoinReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	ClusterId     string                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	EtcdEndpoints []string               `protobuf:"bytes,3,rep,name=etcd_endpoints,json=etcdEndpoints,proto3" json:"etcd_endpoints,omitempty"`
 	BlockSize     uint32                 `protobuf:"varint,4,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
+	Etcd          *Etcd                  `protobuf:"bytes,5,opt,name=etcd,proto3" json:"etcd,omitempty"`
+	MaxModelLen   uint32                 `protobuf:"varint,6,opt,name=max_model_len,json=maxModelLen,proto3" json:"max_model_len,omitempty"` // of the cluster; an instance that could have more keeps to it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,23 +215,122 @@ func (x *JoinReply) GetId() string {
 	return ""
 }
 
-func (x *JoinReply) GetClusterId() string {
+func (x *JoinReply) GetBlockSize() uint32 {
+	if x != nil {
+		return x.BlockSize
+	}
+	return 0
+}
+
+func (x *JoinReply) GetEtcd() *Etcd {
+	if x != nil {
+		return x.Etcd
+	}
+	return nil
+}
+
+func (x *JoinReply) GetMaxModelLen() uint32 {
+	if x != nil {
+		return x.MaxModelLen
+	}
+	return 0
+}
+
+type FindEtcdRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindEtcdRequest) Reset() {
+	*x = FindEtcdRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindEtcdRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindEtcdRequest) ProtoMessage() {}
+
+func (x *FindEtcdRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindEtcdRequest.ProtoReflect.Descriptor instead.
+func (*FindEtcdRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
+}
+
+// Etcd is the way to a cluster's list of members. Where it has changed the cluster is another one.
+type Etcd struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Endpoints []string               `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// The id that an embedded etcd gave itself: it begins anew with its head, maybe where another one was. 0 of an
+	// external one, which may be restored under another id and goes on.
+	Id            uint64 `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Etcd) Reset() {
+	*x = Etcd{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Etcd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Etcd) ProtoMessage() {}
+
+func (x *Etcd) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Etcd.ProtoReflect.Descriptor instead.
+func (*Etcd) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Etcd) GetClusterId() string {
 	if x != nil {
 		return x.ClusterId
 	}
 	return ""
 }
 
-func (x *JoinReply) GetEtcdEndpoints() []string {
+func (x *Etcd) GetEndpoints() []string {
 	if x != nil {
-		return x.EtcdEndpoints
+		return x.Endpoints
 	}
 	return nil
 }
 
-func (x *JoinReply) GetBlockSize() uint32 {
+func (x *Etcd) GetId() uint64 {
 	if x != nil {
-		return x.BlockSize
+		return x.Id
 	}
 	return 0
 }
@@ -238,7 +345,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -250,7 +357,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -263,7 +370,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Span) GetInstance() string {
@@ -292,7 +399,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -304,7 +411,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -317,7 +424,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Placement) GetId() string {
@@ -359,7 +466,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +478,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +491,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Memory) GetTotalBytes() uint64 {
@@ -430,7 +537,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +549,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +562,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Load) GetKvBlocksTotal() uint32 {
@@ -573,7 +680,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +692,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +705,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Traffic) GetQueries() uint64 {
@@ -669,7 +776,7 @@ type Work struct {
 
 func (x *Work) Reset() {
 	*x = Work{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +788,7 @@ func (x *Work) String() string {
 func (*Work) ProtoMessage() {}
 
 func (x *Work) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +801,7 @@ func (x *Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Work.ProtoReflect.Descriptor instead.
 func (*Work) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Work) GetSteps() uint64 {
@@ -723,13 +830,14 @@ type HeartbeatRequest struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Load          *Load                  `protobuf:"bytes,2,opt,name=load,proto3" json:"load,omitempty"`
 	Requests      []*Placement           `protobuf:"bytes,3,rep,name=requests,proto3" json:"requests,omitempty"`
+	Session       string                 `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"` // of the member: an id alone does not tell a process from its successor
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +849,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +862,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HeartbeatRequest) GetId() string {
@@ -778,6 +886,13 @@ func (x *HeartbeatRequest) GetRequests() []*Placement {
 	return nil
 }
 
+func (x *HeartbeatRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
 type InstanceState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -789,7 +904,7 @@ type InstanceState struct {
 
 func (x *InstanceState) Reset() {
 	*x = InstanceState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +916,7 @@ func (x *InstanceState) String() string {
 func (*InstanceState) ProtoMessage() {}
 
 func (x *InstanceState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +929,7 @@ func (x *InstanceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceState.ProtoReflect.Descriptor instead.
 func (*InstanceState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InstanceState) GetId() string {
@@ -848,7 +963,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +975,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +988,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HeartbeatReply) GetInstances() []*InstanceState {
@@ -899,7 +1014,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1026,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1039,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StateRequest) GetInstancesOnly() bool {
@@ -946,7 +1061,7 @@ type ClusterState struct {
 
 func (x *ClusterState) Reset() {
 	*x = ClusterState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1073,7 @@ func (x *ClusterState) String() string {
 func (*ClusterState) ProtoMessage() {}
 
 func (x *ClusterState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1086,7 @@ func (x *ClusterState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
 func (*ClusterState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ClusterState) GetInstances() []*InstanceState {
@@ -1012,7 +1127,7 @@ type HomePlacement struct {
 
 func (x *HomePlacement) Reset() {
 	*x = HomePlacement{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1139,7 @@ func (x *HomePlacement) String() string {
 func (*HomePlacement) ProtoMessage() {}
 
 func (x *HomePlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1152,7 @@ func (x *HomePlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HomePlacement.ProtoReflect.Descriptor instead.
 func (*HomePlacement) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HomePlacement) GetHome() string {
@@ -1072,7 +1187,7 @@ type TryMoveKVRequest struct {
 
 func (x *TryMoveKVRequest) Reset() {
 	*x = TryMoveKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1199,7 @@ func (x *TryMoveKVRequest) String() string {
 func (*TryMoveKVRequest) ProtoMessage() {}
 
 func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1212,7 @@ func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVRequest.ProtoReflect.Descriptor instead.
 func (*TryMoveKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TryMoveKVRequest) GetOwner() string {
@@ -1169,7 +1284,7 @@ type TryMoveKVReply struct {
 
 func (x *TryMoveKVReply) Reset() {
 	*x = TryMoveKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1296,7 @@ func (x *TryMoveKVReply) String() string {
 func (*TryMoveKVReply) ProtoMessage() {}
 
 func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1309,7 @@ func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVReply.ProtoReflect.Descriptor instead.
 func (*TryMoveKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TryMoveKVReply) GetAccepted() uint32 {
@@ -1242,7 +1357,7 @@ type SpanHandle struct {
 
 func (x *SpanHandle) Reset() {
 	*x = SpanHandle{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1369,7 @@ func (x *SpanHandle) String() string {
 func (*SpanHandle) ProtoMessage() {}
 
 func (x *SpanHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1382,7 @@ func (x *SpanHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpanHandle.ProtoReflect.Descriptor instead.
 func (*SpanHandle) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SpanHandle) GetHandle() uint32 {
@@ -1298,7 +1413,7 @@ type ReleaseKVRequest struct {
 
 func (x *ReleaseKVRequest) Reset() {
 	*x = ReleaseKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1425,7 @@ func (x *ReleaseKVRequest) String() string {
 func (*ReleaseKVRequest) ProtoMessage() {}
 
 func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1438,7 @@ func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReleaseKVRequest) GetOwner() string {
@@ -1362,7 +1477,7 @@ type ReleaseKVReply struct {
 
 func (x *ReleaseKVReply) Reset() {
 	*x = ReleaseKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1489,7 @@ func (x *ReleaseKVReply) String() string {
 func (*ReleaseKVReply) ProtoMessage() {}
 
 func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1502,95 @@ func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVReply.ProtoReflect.Descriptor instead.
 func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+type LeaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"` // of the member
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *LeaveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LeaveRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+type LeaveReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveReply) Reset() {
+	*x = LeaveReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveReply) ProtoMessage() {}
+
+func (x *LeaveReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
+func (*LeaveReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -1396,7 +1599,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
 	"&engine/cluster/clusterpb/cluster.proto\x12\x13infinite.cluster.v1\"\x1f\n" +
 	"\tLinkBytes\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xe6\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x8a\x02\n" +
 	"\vJoinRequest\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x1d\n" +
@@ -1406,14 +1609,20 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x16max_num_batched_tokens\x18\x05 \x01(\rR\x13maxNumBatchedTokens\x12 \n" +
 	"\fmax_num_seqs\x18\x06 \x01(\rR\n" +
 	"maxNumSeqs\x12\x19\n" +
-	"\bkv_dtype\x18\a \x01(\tR\akvDtype\"\x80\x01\n" +
+	"\bkv_dtype\x18\a \x01(\tR\akvDtype\x12\"\n" +
+	"\rmax_model_len\x18\b \x01(\rR\vmaxModelLen\"\x99\x01\n" +
 	"\tJoinReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x02 \x01(\tR\tclusterId\x12%\n" +
-	"\x0eetcd_endpoints\x18\x03 \x03(\tR\retcdEndpoints\x12\x1d\n" +
+	"block_size\x18\x04 \x01(\rR\tblockSize\x12-\n" +
+	"\x04etcd\x18\x05 \x01(\v2\x19.infinite.cluster.v1.EtcdR\x04etcd\x12\"\n" +
+	"\rmax_model_len\x18\x06 \x01(\rR\vmaxModelLenJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04\"\x11\n" +
+	"\x0fFindEtcdRequest\"S\n" +
+	"\x04Etcd\x12\x1d\n" +
 	"\n" +
-	"block_size\x18\x04 \x01(\rR\tblockSize\":\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1c\n" +
+	"\tendpoints\x18\x02 \x03(\tR\tendpoints\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\x04R\x02id\":\n" +
 	"\x04Span\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
 	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"~\n" +
@@ -1462,11 +1671,12 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04Work\x12\x14\n" +
 	"\x05steps\x18\x01 \x01(\x04R\x05steps\x12\x17\n" +
 	"\astep_ns\x18\x02 \x01(\x04R\x06stepNs\x12$\n" +
-	"\x0eremote_wait_ns\x18\x03 \x01(\x04R\fremoteWaitNs\"\x8d\x01\n" +
+	"\x0eremote_wait_ns\x18\x03 \x01(\x04R\fremoteWaitNs\"\xa7\x01\n" +
 	"\x10HeartbeatRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
 	"\x04load\x18\x02 \x01(\v2\x19.infinite.cluster.v1.LoadR\x04load\x12:\n" +
-	"\brequests\x18\x03 \x03(\v2\x1e.infinite.cluster.v1.PlacementR\brequests\"h\n" +
+	"\brequests\x18\x03 \x03(\v2\x1e.infinite.cluster.v1.PlacementR\brequests\x12\x18\n" +
+	"\asession\x18\x04 \x01(\tR\asession\"h\n" +
 	"\rInstanceState\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
 	"\x04load\x18\x02 \x01(\v2\x19.infinite.cluster.v1.LoadR\x04load\x12\x18\n" +
@@ -1515,14 +1725,21 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05spans\x18\x02 \x03(\v2\x1f.infinite.cluster.v1.SpanHandleR\x05spans\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x18\n" +
 	"\atickets\x18\x04 \x03(\x04R\atickets\"\x10\n" +
-	"\x0eReleaseKVReply2\xfb\x01\n" +
+	"\x0eReleaseKVReply\"8\n" +
+	"\fLeaveRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\"\f\n" +
+	"\n" +
+	"LeaveReply2\xc8\x02\n" +
 	"\aManager\x12H\n" +
-	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12W\n" +
+	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12K\n" +
+	"\bFindEtcd\x12$.infinite.cluster.v1.FindEtcdRequest\x1a\x19.infinite.cluster.v1.Etcd\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\x85\x02\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xd2\x02\n" +
 	"\x02KV\x12W\n" +
 	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12W\n" +
-	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12M\n" +
+	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12K\n" +
+	"\x05Leave\x12!.infinite.cluster.v1.LeaveRequest\x1a\x1f.infinite.cluster.v1.LeaveReply\x12M\n" +
 	"\aConnect\x12\x1e.infinite.cluster.v1.LinkBytes\x1a\x1e.infinite.cluster.v1.LinkBytes(\x010\x01B;Z9github.com/infinite-llm/infinite/engine/cluster/clusterpbb\x06proto3"
 
 var (
@@ -1537,61 +1754,70 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
 	(*JoinReply)(nil),        // 2: infinite.cluster.v1.JoinReply
-	(*Span)(nil),             // 3: infinite.cluster.v1.Span
-	(*Placement)(nil),        // 4: infinite.cluster.v1.Placement
-	(*Memory)(nil),           // 5: infinite.cluster.v1.Memory
-	(*Load)(nil),             // 6: infinite.cluster.v1.Load
-	(*Traffic)(nil),          // 7: infinite.cluster.v1.Traffic
-	(*Work)(nil),             // 8: infinite.cluster.v1.Work
-	(*HeartbeatRequest)(nil), // 9: infinite.cluster.v1.HeartbeatRequest
-	(*InstanceState)(nil),    // 10: infinite.cluster.v1.InstanceState
-	(*HeartbeatReply)(nil),   // 11: infinite.cluster.v1.HeartbeatReply
-	(*StateRequest)(nil),     // 12: infinite.cluster.v1.StateRequest
-	(*ClusterState)(nil),     // 13: infinite.cluster.v1.ClusterState
-	(*HomePlacement)(nil),    // 14: infinite.cluster.v1.HomePlacement
-	(*TryMoveKVRequest)(nil), // 15: infinite.cluster.v1.TryMoveKVRequest
-	(*TryMoveKVReply)(nil),   // 16: infinite.cluster.v1.TryMoveKVReply
-	(*SpanHandle)(nil),       // 17: infinite.cluster.v1.SpanHandle
-	(*ReleaseKVRequest)(nil), // 18: infinite.cluster.v1.ReleaseKVRequest
-	(*ReleaseKVReply)(nil),   // 19: infinite.cluster.v1.ReleaseKVReply
-	nil,                      // 20: infinite.cluster.v1.Load.LinksEntry
+	(*FindEtcdRequest)(nil),  // 3: infinite.cluster.v1.FindEtcdRequest
+	(*Etcd)(nil),             // 4: infinite.cluster.v1.Etcd
+	(*Span)(nil),             // 5: infinite.cluster.v1.Span
+	(*Placement)(nil),        // 6: infinite.cluster.v1.Placement
+	(*Memory)(nil),           // 7: infinite.cluster.v1.Memory
+	(*Load)(nil),             // 8: infinite.cluster.v1.Load
+	(*Traffic)(nil),          // 9: infinite.cluster.v1.Traffic
+	(*Work)(nil),             // 10: infinite.cluster.v1.Work
+	(*HeartbeatRequest)(nil), // 11: infinite.cluster.v1.HeartbeatRequest
+	(*InstanceState)(nil),    // 12: infinite.cluster.v1.InstanceState
+	(*HeartbeatReply)(nil),   // 13: infinite.cluster.v1.HeartbeatReply
+	(*StateRequest)(nil),     // 14: infinite.cluster.v1.StateRequest
+	(*ClusterState)(nil),     // 15: infinite.cluster.v1.ClusterState
+	(*HomePlacement)(nil),    // 16: infinite.cluster.v1.HomePlacement
+	(*TryMoveKVRequest)(nil), // 17: infinite.cluster.v1.TryMoveKVRequest
+	(*TryMoveKVReply)(nil),   // 18: infinite.cluster.v1.TryMoveKVReply
+	(*SpanHandle)(nil),       // 19: infinite.cluster.v1.SpanHandle
+	(*ReleaseKVRequest)(nil), // 20: infinite.cluster.v1.ReleaseKVRequest
+	(*ReleaseKVReply)(nil),   // 21: infinite.cluster.v1.ReleaseKVReply
+	(*LeaveRequest)(nil),     // 22: infinite.cluster.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 23: infinite.cluster.v1.LeaveReply
+	nil,                      // 24: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
-	3,  // 0: infinite.cluster.v1.Placement.spans:type_name -> infinite.cluster.v1.Span
-	5,  // 1: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
-	7,  // 2: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
-	8,  // 3: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
-	20, // 4: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
-	6,  // 5: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
-	4,  // 6: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
-	6,  // 7: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
-	10, // 8: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
-	10, // 9: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
-	14, // 10: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
-	4,  // 11: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
-	17, // 12: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
-	1,  // 13: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
-	9,  // 14: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
-	12, // 15: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
-	15, // 16: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
-	18, // 17: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	0,  // 18: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 19: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	11, // 20: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	13, // 21: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	16, // 22: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	19, // 23: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	0,  // 24: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	19, // [19:25] is the sub-list for method output_type
-	13, // [13:19] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	4,  // 0: infinite.cluster.v1.JoinReply.etcd:type_name -> infinite.cluster.v1.Etcd
+	5,  // 1: infinite.cluster.v1.Placement.spans:type_name -> infinite.cluster.v1.Span
+	7,  // 2: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
+	9,  // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
+	10, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
+	24, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	8,  // 6: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
+	6,  // 7: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
+	8,  // 8: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
+	12, // 9: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
+	12, // 10: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
+	16, // 11: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
+	6,  // 12: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
+	19, // 13: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
+	1,  // 14: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
+	3,  // 15: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
+	11, // 16: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
+	14, // 17: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
+	17, // 18: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
+	20, // 19: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	22, // 20: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
+	0,  // 21: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 22: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	4,  // 23: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
+	13, // 24: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	15, // 25: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	18, // 26: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	21, // 27: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	23, // 28: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
+	0,  // 29: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_engine_cluster_clusterpb_cluster_proto_init() }
@@ -1605,7 +1831,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

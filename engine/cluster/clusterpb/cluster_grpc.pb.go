@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Manager_Join_FullMethodName      = "/infinite.cluster.v1.Manager/Join"
+	Manager_FindEtcd_FullMethodName  = "/infinite.cluster.v1.Manager/FindEtcd"
 	Manager_Heartbeat_FullMethodName = "/infinite.cluster.v1.Manager/Heartbeat"
 	Manager_State_FullMethodName     = "/infinite.cluster.v1.Manager/State"
 )
@@ -34,6 +35,10 @@ const (
 type ManagerClient interface {
 	// Join hands a new instance its id and the way to the cluster's etcd.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinReply, error)
+	// FindEtcd says where the cluster's etcd is now, to an instance that has lost sight of it.
+	FindEtcd(ctx context.Context, in *FindEtcdRequest, opts ...grpc.CallOption) (*Etcd, error)
+	// Heartbeat is refused with NOT_FOUND when the sender is no member of the gManager's list, or another process than the
+	// member of that id.
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatReply, error)
 	State(ctx context.Context, in *StateRequest, opts ...grpc.CallOption) (*ClusterState, error)
 }
@@ -50,6 +55,16 @@ func (c *managerClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinReply)
 	err := c.cc.Invoke(ctx, Manager_Join_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *managerClient) FindEtcd(ctx context.Context, in *FindEtcdRequest, opts ...grpc.CallOption) (*Etcd, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Etcd)
+	err := c.cc.Invoke(ctx, Manager_FindEtcd_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +99,10 @@ func (c *managerClient) State(ctx context.Context, in *StateRequest, opts ...grp
 type ManagerServer interface {
 	// Join hands a new instance its id and the way to the cluster's etcd.
 	Join(context.Context, *JoinRequest) (*JoinReply, error)
+	// FindEtcd says where the cluster's etcd is now, to an instance that has lost sight of it.
+	FindEtcd(context.Context, *FindEtcdRequest) (*Etcd, error)
+	// Heartbeat is refused with NOT_FOUND when the sender is no member of the gManager's list, or another process than the
+	// member of that id.
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatReply, error)
 	State(context.Context, *StateRequest) (*ClusterState, error)
 	mustEmbedUnimplementedManagerServer()
@@ -98,6 +117,9 @@ type UnimplementedManagerServer struct{}
 
 func (UnimplementedManagerServer) Join(context.Context, *JoinRequest) (*JoinReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
+}
+func (UnimplementedManagerServer) FindEtcd(context.Context, *FindEtcdRequest) (*Etcd, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindEtcd not implemented")
 }
 func (UnimplementedManagerServer) Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Heartbeat not implemented")
@@ -140,6 +162,24 @@ func _Manager_Join_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ManagerServer).Join(ctx, req.(*JoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Manager_FindEtcd_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindEtcdRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ManagerServer).FindEtcd(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Manager_FindEtcd_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ManagerServer).FindEtcd(ctx, req.(*FindEtcdRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -192,6 +232,10 @@ var Manager_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Manager_Join_Handler,
 		},
 		{
+			MethodName: "FindEtcd",
+			Handler:    _Manager_FindEtcd_Handler,
+		},
+		{
 			MethodName: "Heartbeat",
 			Handler:    _Manager_Heartbeat_Handler,
 		},
@@ -207,6 +251,7 @@ var Manager_ServiceDesc = grpc.ServiceDesc{
 const (
 	KV_TryMoveKV_FullMethodName = "/infinite.cluster.v1.KV/TryMoveKV"
 	KV_ReleaseKV_FullMethodName = "/infinite.cluster.v1.KV/ReleaseKV"
+	KV_Leave_FullMethodName     = "/infinite.cluster.v1.KV/Leave"
 	KV_Connect_FullMethodName   = "/infinite.cluster.v1.KV/Connect"
 )
 
@@ -220,6 +265,8 @@ type KVClient interface {
 	TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...grpc.CallOption) (*TryMoveKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...grpc.CallOption) (*ReleaseKVReply, error)
+	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
+	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveReply, error)
 	// Connect carries the set-up of a verbs link, both ways, as package rdma has it: queue pairs, GIDs, MTU,
 	// rings and keys, then word of each step. Afterwards it is silent, and its end is the other side's.
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkBytes, LinkBytes], error)
@@ -253,6 +300,16 @@ func (c *kVClient) ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...
 	return out, nil
 }
 
+func (c *kVClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LeaveReply)
+	err := c.cc.Invoke(ctx, KV_Leave_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kVClient) Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkBytes, LinkBytes], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &KV_ServiceDesc.Streams[0], KV_Connect_FullMethodName, cOpts...)
@@ -276,6 +333,8 @@ type KVServer interface {
 	TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error)
+	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
+	Leave(context.Context, *LeaveRequest) (*LeaveReply, error)
 	// Connect carries the set-up of a verbs link, both ways, as package rdma has it: queue pairs, GIDs, MTU,
 	// rings and keys, then word of each step. Afterwards it is silent, and its end is the other side's.
 	Connect(grpc.BidiStreamingServer[LinkBytes, LinkBytes]) error
@@ -294,6 +353,9 @@ func (UnimplementedKVServer) TryMoveKV(context.Context, *TryMoveKVRequest) (*Try
 }
 func (UnimplementedKVServer) ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseKV not implemented")
+}
+func (UnimplementedKVServer) Leave(context.Context, *LeaveRequest) (*LeaveReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
 }
 func (UnimplementedKVServer) Connect(grpc.BidiStreamingServer[LinkBytes, LinkBytes]) error {
 	return status.Error(codes.Unimplemented, "method Connect not implemented")
@@ -355,6 +417,24 @@ func _KV_ReleaseKV_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_Leave_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LeaveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).Leave(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_Leave_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).Leave(ctx, req.(*LeaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KV_Connect_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(KVServer).Connect(&grpc.GenericServerStream[LinkBytes, LinkBytes]{ServerStream: stream})
 }
@@ -376,6 +456,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseKV",
 			Handler:    _KV_ReleaseKV_Handler,
+		},
+		{
+			MethodName: "Leave",
+			Handler:    _KV_Leave_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -165,6 +165,10 @@ func TestJoin(t *testing.T) {
 	if got := p.complete(body(prompt(50, 1), 8)); got.status != 200 {
 		t.Fatalf("after the leave: %d %s", got.status, got.message)
 	}
+	p.logged("a peer has left")
+	if strings.Contains(p.logs(), "lost a peer") {
+		t.Errorf("an orderly leave looks like a loss:\n%s", p.logs())
+	}
 }
 
 // An instance whose device is over ends, with an error, also when it has no request of its own: it leaves the
@@ -195,18 +199,28 @@ func TestDeviceIsOver(t *testing.T) {
 
 // An instance that would run with other limits of a step is refused by the flag's name.
 func TestJoinWithOtherLimits(t *testing.T) {
-	p := serve(t)
-	for _, tc := range []struct{ flag, value, cluster string }{{"--max-num-batched-tokens", "256", "512"}, {"--max-num-seqs", "32", "64"}} {
+	p := serve(t, "--max-model-len", "1000")
+	for _, tc := range []struct{ flag, value, cluster string }{{"--max-num-batched-tokens", "256", "512"}, {"--max-num-seqs", "32", "64"}, {"--max-model-len", "256", "1000"}} {
 		cmd := command("serve", "--join", p.join, "--threads", "1", tc.flag, tc.value)
 		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }) // it was taken in
 		out, err := cmd.CombinedOutput()
 		kill.Stop()
-		message := fmt.Sprintf("cannot join: the cluster runs with %s %s, this instance with %s", tc.flag, tc.cluster, tc.value)
+		message := fmt.Sprintf("cannot join the cluster at "+p.join+": the cluster runs with %s %s, this instance with %s", tc.flag, tc.cluster, tc.value)
 		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), message) {
 			t.Errorf("%s: %v: %s", tc.flag, err, out)
 		}
 	}
 	p.eventually("one instance", func(v server.ClusterView) bool { return len(v.Instances) == 1 })
+}
+
+// Who does not ask for another length takes over the cluster's, so that its answers end where those of all do.
+func TestJoinTakesOverTheLength(t *testing.T) {
+	p := serve(t, "--max-model-len", "100")
+	log := &process{t: t}
+	startBeside(t, command("serve", "--join", p.join, "--threads", "1"), log)
+	p.instances(2)
+	startBeside(t, command("serve", "--join", p.join, "--threads", "1", "--max-model-len", "100"), log)
+	p.instances(3) // it found no other length than its own
 }
 
 // A client that goes away frees its request: in decode, in prefill and in the queue.
@@ -286,6 +300,19 @@ func TestDrain(t *testing.T) {
 	<-p.ended
 	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Fatalf("exit status %d", code)
+	}
+}
+
+// Beyond what the model is made for nothing starts, neither a cluster nor what would join one.
+func TestLengthBeyondTheModel(t *testing.T) {
+	for _, more := range [][]string{{"--port", "0", "--cluster-port", "0"}, {"--join", "127.0.0.1:1"}} {
+		cmd := command(append([]string{"serve", "--max-model-len", "16385"}, more...)...)
+		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }) // it started
+		out, err := cmd.CombinedOutput()
+		kill.Stop()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "cannot use --max-model-len 16385: the model is made for 16384 tokens") {
+			t.Errorf("%v: %v: %s", more, err, out)
+		}
 	}
 }
 

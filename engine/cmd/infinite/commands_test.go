@@ -37,6 +37,10 @@ func TestSample(t *testing.T) {
 	if !regexp.MustCompile(`(?m)^  i\d+ +creditor .*<- the fact`).MatchString(text) {
 		t.Fatalf("the fact does not lie with a creditor:\n%s", text)
 	}
+	// Nor does its orderly end look like a loss.
+	if strings.Contains(log.String(), "lost a peer") || strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("it went well, but says:\n%s", log.String())
+	}
 }
 
 func TestSampleSaysWhenTheAnswerIsWrong(t *testing.T) {
@@ -98,6 +102,31 @@ func TestExternalEtcd(t *testing.T) {
 	sameAnswer(t, single.complete(body(prompt(100, 2), 8)), b.complete(body(prompt(100, 2), 8)))
 	if got := b.complete(long); got.status != http.StatusBadRequest {
 		t.Errorf("what needs both instances got %d: %s", got.status, got.message)
+	}
+}
+
+// Who cannot be reached is named, with the reason, and so is what was given in vain.
+func TestWhatIsNotThereIsNamed(t *testing.T) {
+	for _, tc := range []struct{ args, want []string }{
+		{[]string{"--join", "127.0.0.1:1", "--port", "9000", "--api-key", "secret"}, []string{
+			"infinite: cannot join the cluster at 127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused\n",
+			"cannot join the cluster yet; trying on",
+			`flags="--port --api-key"`,
+		}},
+		{[]string{"--join", "nonsense"}, []string{`cannot use flag --join: "nonsense" is not host:port`}},
+		{[]string{"--port", "0", "--cluster-port", "0", "--etcd-endpoints", "http://127.0.0.1:1,http://127.0.0.1:2"}, []string{
+			"cannot read the members from etcd at http://127.0.0.1:1, http://127.0.0.1:2: "}},
+	} {
+		cmd := command(append([]string{"serve"}, tc.args...)...)
+		out, err := cmd.CombinedOutput()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 {
+			t.Errorf("%v: %v", tc.args, err)
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%v: no %q in:\n%s", tc.args, want, out)
+			}
+		}
 	}
 }
 

@@ -81,7 +81,7 @@ func thisMachine(cfg config.Config, err error) *doctor.Machine {
 }
 
 func askEtcd(ctx context.Context, endpoint string) error {
-	c, err := cluster.EtcdClient([]string{endpoint})
+	c, err := cluster.EtcdClient([]string{endpoint}, 0)
 	if err != nil {
 		return err
 	}

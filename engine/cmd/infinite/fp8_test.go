@@ -109,7 +109,7 @@ func TestJoinWithOtherKV(t *testing.T) {
 		if slices.Contains(tc.cluster, "fp8_e4m3") {
 			slices.Reverse(names)
 		}
-		message := fmt.Sprintf("cannot join: the cluster keeps its KV cache in %s, this instance in %s; see --kv-cache-dtype", names[0], names[1])
+		message := fmt.Sprintf("cannot join the cluster at "+p.join+": the cluster keeps its KV cache in %s, this instance in %s; see --kv-cache-dtype", names[0], names[1])
 		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), message) {
 			t.Errorf("%v: %v: %s", tc.joins, err, out)
 		}

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +13,19 @@ import (
 	"github.com/infinite-llm/infinite/engine/head"
 	"github.com/infinite-llm/infinite/engine/node"
 )
+
+// headOnly are settings that an instance which joins a cluster does not look at. In a file or a variable they may be meant
+// for others; as flags they are a mistake.
+var headOnly = []string{"host", "port", "api-key", "served-model-name", "max-body-size", "seed", "cluster-port", "cluster-id", "etcd-endpoints"}
+
+func givenFlags(cmd *cobra.Command, names []string) (given []string) {
+	for _, name := range names {
+		if cmd.Flags().Changed(name) {
+			given = append(given, "--"+name)
+		}
+	}
+	return given
+}
 
 func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -26,7 +39,10 @@ func serveCommand() *cobra.Command {
 			return err
 		}
 		if cfg.Join != "" {
-			return serveInstance(cmd.Context(), cfg)
+			if idle := givenFlags(cmd, headOnly); len(idle) > 0 {
+				slog.Warn("with --join these flags have no effect: they are the API process's, which this is not", "flags", strings.Join(idle, " "))
+			}
+			return node.Run(cmd.Context(), cfg)
 		}
 		h, err := head.Start(cmd.Context(), cfg)
 		if err != nil {
@@ -42,23 +58,6 @@ func serveCommand() *cobra.Command {
 		return err
 	}
 	return cmd
-}
-
-// serveInstance runs one instance until a signal or a failure of its step loop.
-func serveInstance(ctx context.Context, cfg config.Config) error {
-	n, err := node.Start(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	var failed error
-	select {
-	case <-ctx.Done():
-	case failed = <-n.Failed():
-	}
-	drain, done := context.WithTimeout(context.Background(), cfg.DrainTimeout)
-	defer done()
-	n.Close(drain)
-	return failed
 }
 
 func announce(cmd *cobra.Command, cfg config.Config, h *head.Head) {

@@ -1,0 +1,95 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	folderName = "infinite-etcd-"
+	// lockName is of a file in a folder that its process holds a lock on, by flock: nobody has to let go of that.
+	lockName = "lock"
+)
+
+// folder is where an embedded etcd writes.
+type folder struct {
+	path string
+	lock *os.File
+}
+
+// newFolder makes one in parent, and removes those that killed processes have left there.
+func newFolder(parent string) (*folder, error) {
+	removeLeft(parent)
+	path, err := os.MkdirTemp(parent, folderName)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make etcd's folder: %w", err)
+	}
+	f := &folder{path: path}
+	if err = f.hold(); err != nil {
+		f.remove()
+		return nil, fmt.Errorf("cannot lock etcd's folder: %w", err)
+	}
+	return f, nil
+}
+
+// hold gives the file its name once it is locked, so that nobody finds it without its lock.
+func (f *folder) hold() (err error) {
+	unnamed := filepath.Join(f.path, lockName+".new")
+	if f.lock, err = os.OpenFile(unnamed, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
+		return err
+	}
+	if err = unix.Flock(int(f.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return err
+	}
+	return os.Rename(unnamed, filepath.Join(f.path, lockName))
+}
+
+func (f *folder) remove() {
+	_ = os.RemoveAll(f.path)
+	if f.lock != nil {
+		_ = f.lock.Close()
+	}
+}
+
+// removeLeft removes this user's folders whose lock nobody holds. One without a lock is left alone: it may be about to get
+// one, or be of a program that makes none.
+func removeLeft(parent string) {
+	if parent == "" {
+		parent = os.TempDir()
+	}
+	paths, err := filepath.Glob(filepath.Join(parent, folderName+"*"))
+	if err != nil {
+		return // of a pattern that parent breaks
+	}
+	for _, path := range paths {
+		if info, err := os.Lstat(path); err != nil || !info.IsDir() || !mine(info) {
+			continue
+		}
+		lock, err := os.OpenFile(filepath.Join(path, lockName), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue
+		}
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			if err = os.RemoveAll(path); err == nil {
+				slog.Info("removed what a killed process left", "folder", path)
+			}
+		}
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			slog.Warn("cannot remove what a killed process left", "folder", path, "error", err)
+		}
+		_ = lock.Close()
+	}
+}
+
+func mine(info fs.FileInfo) bool {
+	s, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(s.Uid) == os.Geteuid()
+}

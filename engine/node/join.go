@@ -1,0 +1,96 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/infinite-llm/infinite/engine/cluster"
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/model"
+)
+
+// joinLimit bounds the wait for a cluster that is about to start.
+const joinLimit = 10 * time.Second
+
+// ErrAway says that the cluster could not be reached, so that the same may work later. A cluster that refuses the
+// instance is not away.
+var ErrAway = errors.New("the cluster is away")
+
+// away makes err an ErrAway that reads as before.
+type away struct{ error }
+
+func (away) Is(target error) bool { return target == ErrAway }
+func (a away) Unwrap() error      { return a.error }
+
+func join(ctx context.Context, cfg config.Config, m *model.Model, dtype, kvDType string) (*pb.JoinReply, error) {
+	conn, err := grpc.NewClient(cfg.Join, cluster.DialOptions(cfg.ClusterSecret)...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to the cluster at %s: %w", cfg.Join, err)
+	}
+	defer func() { _ = conn.Close() }()
+	limited, done := context.WithTimeout(ctx, joinLimit)
+	defer done()
+	reply, err := askToJoin(limited, pb.NewManagerClient(conn), cfg.Join, &pb.JoinRequest{
+		Fingerprint: m.Fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
+		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(cfg.MaxModelLen),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
+	}
+	return reply, nil
+}
+
+// askToJoin asks until ctx ends, for the cluster may be about to start. It says so, and at the end why that did not help.
+func askToJoin(ctx context.Context, api pb.ManagerClient, address string, req *pb.JoinRequest) (*pb.JoinReply, error) {
+	var last error
+	for {
+		reply, err := api.Join(ctx, req)
+		switch code := status.Code(err); {
+		case code == codes.OK:
+			return reply, nil
+		case code != codes.Unavailable && code != codes.DeadlineExceeded:
+			return nil, plain(err)
+		case last == nil:
+			slog.Warn("cannot join the cluster yet; trying on", "address", address, "limit", joinLimit, "error", plain(err))
+			last = err
+		case code == codes.Unavailable: // the end of the time says nothing
+			last = err
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, away{plain(last)}
+		}
+	}
+}
+
+// plain is what an error of gRPC says, without gRPC's words.
+func plain(err error) error {
+	text := status.Convert(err).Message()
+	if inner, ok := strings.CutPrefix(text, `connection error: desc = "`); ok {
+		text = strings.TrimPrefix(strings.TrimSuffix(inner, `"`), "transport: Error while dialing: ")
+	}
+	return errors.New(strings.TrimPrefix(text, "cannot join: "))
+}
+
+// moved says whether the API process that the instance joined through belongs to another cluster now: one that knows
+// nothing of this instance, however long that waits.
+func moved(ctx context.Context, api pb.ManagerClient, joined *pb.Etcd) (bool, error) {
+	limited, done := context.WithTimeout(ctx, time.Second)
+	defer done()
+	now, err := api.FindEtcd(limited, &pb.FindEtcdRequest{})
+	if err != nil {
+		return false, err
+	}
+	return !proto.Equal(now, joined), nil
+}
