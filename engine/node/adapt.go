@@ -38,10 +38,8 @@ type lender struct{ *cluster.RManager }
 
 func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
 
-func (l lender) View() sched.View {
-	v := l.RManager.View()
-	return sched.View{PeersFree: v.PeersFree, OldestArrival: v.OldestArrival, OthersRunning: v.OthersRunning}
-}
+// View is the cluster's as it is: fields that differ would not compile.
+func (l lender) View() sched.View { return sched.View(l.RManager.View()) }
 
 // moves adapts the device's moves.
 type moves struct{ *device.Device }
