@@ -81,7 +81,7 @@ static double best(bench *b, body f, void *arg) {
 
 static void row(const bench *b, const char *kernel, const char *shape, double seconds, double bytes,
                 double flops, int by_memory) {
-    printf("%-18s %-5s %-34s %10.3f ms %8.2f GB/s %8.1f GFLOP/s  %3.0f %% of %s\n", kernel,
+    printf("%-18s %-5s %-38s %10.3f ms %8.2f GB/s %8.1f GFLOP/s  %3.0f %% of %s\n", kernel,
            b->dtype == INF_DTYPE_F32 ? "f32" : "bf16", shape, seconds * 1e3, bytes / seconds * 1e-9,
            flops / seconds * 1e-9,
            100 * (by_memory ? bytes / seconds / b->bytes_per_second
@@ -130,11 +130,12 @@ static void run_attn(void *arg) {
 }
 
 /* `batch` requests of `rows` queries at the end of `context` tokens each; one layer. */
-static void bench_attention(bench *b, int32_t batch, int32_t rows, int32_t context) {
-    inf_kv_shape kv = {1, KV_HEADS, BLOCK, HEAD_DIM, b->dtype, b->elem, 0};
-    kv.block_bytes = (uint64_t)2 * KV_HEADS * BLOCK * HEAD_DIM * (uint64_t)b->elem;
+static void bench_attention(bench *b, int32_t batch, int32_t rows, int32_t context, int32_t heads,
+                            int32_t kv_heads) {
+    inf_kv_shape kv = {1, kv_heads, BLOCK, HEAD_DIM, b->dtype, b->elem, 0};
+    kv.block_bytes = (uint64_t)2 * (uint64_t)kv_heads * BLOCK * HEAD_DIM * (uint64_t)b->elem;
     int32_t blocks = context / BLOCK, all = blocks * batch;
-    size_t row_size = (size_t)HEADS * HEAD_DIM;
+    size_t row_size = (size_t)heads * HEAD_DIM;
     uint8_t *pool = numbers(b, (size_t)all * kv.block_bytes / (size_t)b->elem, b->elem);
     int32_t *table = malloc((size_t)all * sizeof *table);
     for (int32_t i = 0; i < all; i++) {
@@ -143,13 +144,13 @@ static void bench_attention(bench *b, int32_t batch, int32_t rows, int32_t conte
     }
     float *q = numbers(b, (size_t)batch * (size_t)rows * row_size, 4);
     float *o = numbers(b, (size_t)batch * (size_t)rows * row_size, 4);
-    float *lse = numbers(b, (size_t)batch * (size_t)rows * HEADS, 4);
+    float *lse = numbers(b, (size_t)batch * (size_t)rows * (size_t)heads, 4);
     attn_case c = {.b = b, .n = batch};
     for (int32_t i = 0; i < batch; i++) {
         size_t at = (size_t)i * (size_t)rows;
         c.args[i] = (inf_attn){q + at * row_size,
                                rows,
-                               HEADS,
+                               heads,
                                (uint32_t)(context - rows),
                                pool,
                                &kv,
@@ -160,13 +161,14 @@ static void bench_attention(bench *b, int32_t batch, int32_t rows, int32_t conte
                                0,
                                0.088f,
                                o + at * row_size,
-                               lse + at * HEADS};
+                               lse + at * (size_t)heads};
     }
     double t = best(b, run_attn, &c);
     double bytes = (double)all * (double)kv.block_bytes + 8.0 * batch * rows * (double)row_size;
     double keys = (double)context - (rows - 1) / 2.0;
     char shape[64];
-    snprintf(shape, sizeof shape, "%d requests, %d rows, %d keys", batch, rows, context);
+    snprintf(shape, sizeof shape, "%d requests, %d rows, %d keys%s", batch, rows, context,
+             kv_heads == 1 ? ", MQA" : "");
     row(b, rows == 1 ? "attention, decode" : "attention, prefill", shape, t, bytes,
         4.0 * batch * rows * keys * (double)row_size, rows == 1);
     free(pool);
@@ -219,9 +221,10 @@ int main(int argc, char **argv) {
         bench_gemm(&b, 1);
         bench_gemm(&b, 8);
         bench_gemm(&b, 256);
-        bench_attention(&b, 1, 1, 32768);
-        bench_attention(&b, 16, 1, 4096);
-        bench_attention(&b, 1, 256, 4096);
+        bench_attention(&b, 1, 1, 32768, HEADS, KV_HEADS);
+        bench_attention(&b, 16, 1, 4096, HEADS, KV_HEADS);
+        bench_attention(&b, 1, 1, 131072, 7, 1); /* one KV head for all threads */
+        bench_attention(&b, 1, 256, 4096, HEADS, KV_HEADS);
     }
     bench_merge(&b);
     printf("limits: reading %.1f GB/s, multiply-adds %.0f GFLOP/s (f32)\n",

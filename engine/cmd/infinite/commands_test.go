@@ -107,6 +107,7 @@ func TestExternalEtcd(t *testing.T) {
 
 // Who cannot be reached is named, with the reason, and so is what was given in vain.
 func TestWhatIsNotThereIsNamed(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct{ args, want []string }{
 		{[]string{"--join", "127.0.0.1:1", "--port", "9000", "--api-key", "secret"}, []string{
 			"infinite: cannot join the cluster at 127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused\n",

@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -14,10 +15,15 @@ import (
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
+// nextPort is where fixedPort looks next; tests that run at the same time get others.
+var nextPort atomic.Int32
+
+func init() { nextPort.Store(20000 + int32(time.Now().UnixNano()/1000%10000)) }
+
 // fixedPort is one that a head can have again after a restart: connections are not given ports below 32768.
 func fixedPort(t *testing.T) string {
 	t.Helper()
-	for port := 20000 + int(time.Now().UnixNano()/1000%10000); port < 32768; port++ {
+	for port := nextPort.Add(1); port < 32768; port = nextPort.Add(1) {
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			_ = l.Close()
@@ -45,9 +51,11 @@ func (p *process) instances(n int) {
 // A head that ends takes the list of members with it. What had joined it joins the one that comes in its place, as
 // another member: it counts, it serves, and nobody else gets its id.
 func TestHeadIsRestarted(t *testing.T) {
+	t.Parallel()
 	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
 	for _, how := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		t.Run(how.String(), func(t *testing.T) {
+			t.Parallel()
 			port := fixedPort(t)
 			start := func() *process { return serve(t, "--dtype", "float32", "--cluster-port", port, poolFlag(t, 30)) }
 			p := start()
@@ -99,6 +107,7 @@ func TestHeadIsRestartedWithOtherLimits(t *testing.T) {
 
 // With an etcd of its own the cluster outlives its head: what had joined stays a member.
 func TestHeadIsRestartedBesideItsEtcd(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	etcd, err := cluster.StartEtcd(ctx, "127.0.0.1")

@@ -1,4 +1,4 @@
-/* Streams and events.
+/* Streams; events are in event.cc.
  *
  * A stream is a queue of work, done by whoever first waits for it. `lock` guards the queue; the
  * stream is busy while an OS thread is at its first piece of work, so that all of it is done in
@@ -27,21 +27,6 @@ std::atomic<int> emu_global_captures{0};
 thread_local const void *emu_step_stream;
 thread_local uint64_t emu_step;
 
-/* A place in a stream that is waited for. */
-struct emu_mark {
-    std::atomic<bool> done{false};
-    double seconds = 0;
-    emu_stream stream;
-    std::shared_ptr<emu_capture> capture; /* recorded while captured: no place in time */
-};
-
-struct CUevent_st {
-    std::mutex lock;
-    std::shared_ptr<emu_mark> mark; /* of the last record */
-    bool timing = true;
-    int device = 0;
-};
-
 namespace {
 
 struct stream_list {
@@ -64,30 +49,22 @@ bool is_eager() {
     return eager;
 }
 
-double now() {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-enum progress { NOTHING_LEFT, ONE_DONE, NOT_YET };
-
 /* Begins with the first piece of work. A device that is lost does none: what is in its streams is
  * dropped. */
-progress take(CUstream_st *s, std::function<bool()> *ready) {
+emu_progress take(CUstream_st *s, std::function<bool()> *ready) {
     std::lock_guard<std::mutex> guard(s->lock);
     if (s->busy) {
-        return NOT_YET;
+        return EMU_NOT_YET;
     }
     if (emu_lost_device(s->device) != cudaSuccess) {
         s->queue.clear();
     }
     if (s->queue.empty()) {
-        return NOTHING_LEFT;
+        return EMU_NOTHING_LEFT;
     }
     *ready = s->queue.front().ready;
     s->busy = true;
-    return ONE_DONE;
+    return EMU_ONE_DONE;
 }
 
 emu_item take_out(CUstream_st *s) {
@@ -105,14 +82,16 @@ void run(CUstream_st *s, const emu_item &item) {
     }
 }
 
-progress do_one(CUstream_st *s) {
+} // namespace
+
+emu_progress emu_do_one(CUstream_st *s) {
     std::function<bool()> ready;
-    progress p = take(s, &ready);
-    if (p != ONE_DONE) {
+    emu_progress p = take(s, &ready);
+    if (p != EMU_ONE_DONE) {
         return p;
     }
     if (ready && !ready()) {
-        p = NOT_YET;
+        p = EMU_NOT_YET;
     } else {
         run(s, take_out(s));
     }
@@ -121,10 +100,12 @@ progress do_one(CUstream_st *s) {
     return p;
 }
 
+namespace {
+
 /* Others may ask after the stream while this thread waits for what is not ready. */
 void finish(CUstream_st *s) {
-    for (progress p = do_one(s); p != NOTHING_LEFT; p = do_one(s)) {
-        if (p == NOT_YET) {
+    for (emu_progress p = emu_do_one(s); p != EMU_NOTHING_LEFT; p = emu_do_one(s)) {
+        if (p == EMU_NOT_YET) {
             (void)usleep(1000);
         }
     }
@@ -136,30 +117,15 @@ void told_of(CUstream_st *s) {
     s->over = s->queue.empty() && !s->busy;
 }
 
-/* What there is to do in front of the mark. */
-progress approach(const std::shared_ptr<emu_mark> &mark) {
-    while (mark->stream != NULL && !mark->done) {
-        progress p = do_one(mark->stream.get());
-        if (p != ONE_DONE && !mark->done) {
-            return p;
-        }
-    }
-    return NOTHING_LEFT;
-}
-
-void finish_mark(const std::shared_ptr<emu_mark> &mark) {
-    while (approach(mark) == NOT_YET) {
-        (void)usleep(1000);
-    }
-}
-
 std::vector<emu_stream> all_streams() {
     stream_list *s = streams();
     std::lock_guard<std::mutex> guard(s->lock);
     return s->all;
 }
 
-cudaError_t enqueue(const emu_stream &s, emu_work work, std::function<bool()> ready = nullptr) {
+} // namespace
+
+cudaError_t emu_put(const emu_stream &s, emu_work work, std::function<bool()> ready) {
     if (s == NULL) {
         return emu_fail(cudaErrorInvalidResourceHandle);
     }
@@ -195,8 +161,6 @@ cudaError_t enqueue(const emu_stream &s, emu_work work, std::function<bool()> re
     }
     return cudaSuccess;
 }
-
-} // namespace
 
 emu_stream emu_find_stream(cudaStream_t stream) {
     stream_list *s = streams();
@@ -239,11 +203,11 @@ cudaError_t emu_enqueue(cudaStream_t stream, emu_work work) {
     if (emu_broken() != cudaSuccess) {
         return emu_broken();
     }
-    return enqueue(emu_find_stream(stream), std::move(work));
+    return emu_put(emu_find_stream(stream), std::move(work));
 }
 
 cudaError_t emu_hold(cudaStream_t stream, std::function<bool()> held) {
-    return enqueue(emu_find_stream(stream), nullptr, [held] { return !held(); });
+    return emu_put(emu_find_stream(stream), nullptr, [held] { return !held(); });
 }
 
 /* ---- streams ---- */
@@ -321,7 +285,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (status != cudaSuccess) {
         return status;
     }
-    if (do_one(s.get()) != NOTHING_LEFT) {
+    if (emu_do_one(s.get()) != EMU_NOTHING_LEFT) {
         return cudaErrorNotReady;
     }
     told_of(s.get());
@@ -338,123 +302,4 @@ cudaError_t cudaDeviceSynchronize() {
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *arg) {
     return emu_enqueue(stream, [=] { function(arg); });
-}
-
-/* ---- events ---- */
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags) {
-    *out = new CUevent_st;
-    (*out)->timing = (flags & cudaEventDisableTiming) == 0;
-    (*out)->device = emu_device();
-    return cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t *out) { return cudaEventCreateWithFlags(out, 0); }
-
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    if (event == NULL) {
-        return emu_fail(cudaErrorInvalidResourceHandle);
-    }
-    delete event;
-    return cudaSuccess;
-}
-
-static std::shared_ptr<emu_mark> mark_of(cudaEvent_t event) {
-    std::lock_guard<std::mutex> guard(event->lock);
-    return event->mark;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    emu_stream s = emu_find_stream(stream);
-    if (event == NULL || s == NULL || (stream != NULL && event->device != s->device)) {
-        return emu_fail(cudaErrorInvalidResourceHandle);
-    }
-    std::shared_ptr<emu_mark> mark = std::make_shared<emu_mark>();
-    mark->capture = s->capture;
-    mark->stream = s->capture != NULL ? NULL : s;
-    {
-        std::lock_guard<std::mutex> guard(event->lock);
-        event->mark = mark;
-    }
-    if (mark->capture != NULL) {
-        return cudaSuccess; /* it only orders captured work, which is in order already */
-    }
-    return enqueue(s, [mark] {
-        mark->seconds = now();
-        mark->done = true;
-    });
-}
-
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    emu_stream s = emu_find_stream(stream);
-    if (event == NULL || s == NULL) {
-        return emu_fail(cudaErrorInvalidResourceHandle);
-    }
-    std::shared_ptr<emu_mark> mark = mark_of(event);
-    if (mark == NULL) {
-        return cudaSuccess; /* never recorded */
-    }
-    if (mark->capture != NULL) {
-        if (s->capture == NULL) {
-            s->capture = mark->capture;
-            s->origin = false;
-            mark->capture->joined.push_back(s);
-        }
-        return s->capture == mark->capture ? cudaSuccess
-                                           : emu_fail(cudaErrorStreamCaptureUnsupported);
-    }
-    if (s->capture != NULL) {
-        return emu_fail(cudaErrorStreamCaptureUnsupported);
-    }
-    return enqueue(s, nullptr, [mark] { return approach(mark) != NOT_YET; });
-}
-
-static cudaError_t check_event(cudaEvent_t event, std::shared_ptr<emu_mark> *mark) {
-    if (event == NULL) {
-        return emu_fail(cudaErrorInvalidResourceHandle);
-    }
-    *mark = mark_of(event);
-    if (emu_lost_device(event->device) != cudaSuccess) {
-        return emu_fail(emu_lost_device(event->device));
-    }
-    if (*mark != NULL && (*mark)->capture != NULL) {
-        (*mark)->capture->spoilt = true;
-        return emu_fail(cudaErrorStreamCaptureUnsupported);
-    }
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    std::shared_ptr<emu_mark> mark;
-    cudaError_t status = check_event(event, &mark);
-    if (status == cudaSuccess && mark != NULL) {
-        finish_mark(mark);
-        status = check_event(event, &mark);
-    }
-    return status;
-}
-
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-    std::shared_ptr<emu_mark> mark;
-    cudaError_t status = emu_is_forbidden() ? emu_fail(cudaErrorStreamCaptureUnsupported)
-                                            : check_event(event, &mark);
-    if (status != cudaSuccess || mark == NULL || mark->done) {
-        return status;
-    }
-    do_one(mark->stream.get());
-    return cudaErrorNotReady;
-}
-
-cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) {
-    if (begin == NULL || end == NULL || !begin->timing || !end->timing) {
-        return emu_fail(cudaErrorInvalidResourceHandle);
-    }
-    std::shared_ptr<emu_mark> a = mark_of(begin), b = mark_of(end);
-    if (a == NULL || b == NULL) {
-        return emu_fail(cudaErrorInvalidResourceHandle);
-    }
-    if (!a->done || !b->done) {
-        return cudaErrorNotReady;
-    }
-    *ms = (float)(1e3 * (b->seconds - a->seconds));
-    return cudaSuccess;
 }

@@ -1,4 +1,4 @@
-/* What stream.cc and graph.cc share. */
+/* What stream.cc, event.cc and graph.cc share. */
 #ifndef INF_EMU_STREAM_INSIDE_H
 #define INF_EMU_STREAM_INSIDE_H
 
@@ -38,6 +38,13 @@ struct CUstream_st {
 
 /* NULL: there is no such stream. */
 emu_stream emu_find_stream(cudaStream_t stream);
+
+/* Does the stream's first piece of work, if it may be done and nobody is at it. */
+enum emu_progress { EMU_NOTHING_LEFT, EMU_ONE_DONE, EMU_NOT_YET };
+emu_progress emu_do_one(CUstream_st *s);
+
+/* Puts work into the stream, or into what it is captured to. */
+cudaError_t emu_put(const emu_stream &s, emu_work work, std::function<bool()> ready = nullptr);
 
 /* Captures that the calling thread began and that forbid it to wait, and how many forbid all. */
 extern thread_local std::vector<std::shared_ptr<emu_capture>> emu_captures;
