@@ -5,8 +5,6 @@
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-# Some tests wait more than they compute.
-TEST_JOBS ?= $(shell expr $(JOBS) + 1)
 GO ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck
 export CGO_ENABLED := 1
@@ -76,18 +74,18 @@ lint-c: lib
 
 ctest: lib
 	@cmake --build --preset cpu --target cuda_emulated -j $(JOBS)
-	ctest --preset cpu -j $(TEST_JOBS)
+	ctest --preset cpu -j $(JOBS)
 
 asan: setup
 	@cmake --preset asan >/dev/null
 	@cmake --build --preset asan --target all cuda_emulated -j $(JOBS)
-	ctest --preset asan -j $(TEST_JOBS)
+	ctest --preset asan -j $(JOBS)
 	$(GO) test -asan -count=1 ./engine/device ./rdma
 
 tsan: setup
 	@cmake --preset tsan >/dev/null
 	@cmake --build --preset tsan -j $(JOBS)
-	ctest --preset tsan -j $(TEST_JOBS)
+	ctest --preset tsan -j $(JOBS)
 
 gotest: build
 	@cmake --build --preset cpu --target infinite_cuda_emu -j $(JOBS)
