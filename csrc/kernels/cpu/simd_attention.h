@@ -88,6 +88,7 @@ static void attn_begin(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t
         attn_visible(a, (first + i) / group, &t->lo[i], &t->hi[i]);
     }
     t->folded = 0;
+    memset(t->sum.l, 0, sizeof t->sum.l);
     attn_clear(t);
 }
 
@@ -206,10 +207,10 @@ INLINE void attn_add(const int format, const int32_t queries, const int32_t vecs
         UNROLL_FOR (v, vecs)
             sum[i][v] = v_mul(v_load(o + i * t->stride + v * W), shrink);
     }
-    for (int32_t at = in_turn(format) ? 0 : t->begin; at < (in_turn(format) ? TILE_T : t->end);
-         at++) {
-        int32_t j = in_turn(format) ? at % 4 * QUARTER + at / 4 : at;
-        if (in_turn(format) && (j < t->begin || j >= t->end))
+    const int turn = in_turn(format);
+    for (int32_t at = turn ? 0 : t->begin, stop = turn ? TILE_T : t->end; at < stop; at++) {
+        int32_t j = turn ? at % 4 * QUARTER + at / 4 : at;
+        if (turn && (j < t->begin || j >= t->end))
             continue;
         const uint8_t *row = t->k[j] + t->to_v;
         if (query == 0 && d == 0)
@@ -306,8 +307,6 @@ static __attribute__((noinline)) void attn_fold(float *o, float *m, float *l, co
 /* The chunk so far goes to the sum, and the next one begins. */
 static void attn_fold_chunk(attn_tile *t) {
     for (int32_t i = 0; i < t->queries; i++) {
-        if (t->folded == 0)
-            t->sum.l[i] = 0;
         attn_fold(t->sum.o + i * t->stride, &t->sum.m[i], &t->sum.l[i], t->o + i * t->stride,
                   t->m[i], t->l[i], t->stride);
     }

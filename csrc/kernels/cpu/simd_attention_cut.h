@@ -11,7 +11,6 @@
 
 typedef struct attn_job {
     const inf_attn *args;
-    int32_t n_args;
     float *partials; /* NULL: a task computes all chunks of its tile */
 } attn_job;
 
@@ -29,17 +28,17 @@ static size_t attn_partial(const inf_attn *a) {
     return (size_t)min_i32(attn_queries(a), TILE_Q) * (stride + 2);
 }
 
-/* The tile of a task of some whose args have `each` tasks per tile, and where its partials begin.
- */
+/* A task's tile. */
 typedef struct attn_place {
     const inf_attn *a;
     int32_t kv_head, first, chunk; /* first query */
-    float *partial;                /* of chunk 0 */
+    float *partial;                /* of chunk 0; NULL: there are none */
 } attn_place;
 
+/* by_chunk: a tile has a task per chunk. */
 static attn_place attn_find(const attn_job *job, int32_t index, int by_chunk) {
-    attn_place p = {.a = job->args, .partial = job->partials};
-    for (;; p.a++) {
+    attn_place p = {.a = job->args};
+    for (size_t before = 0;; p.a++) { /* floats of partials */
         int32_t chunks = attn_chunks(p.a), tiles = attn_tiles(p.a);
         int32_t each = by_chunk ? chunks : 1, tile = index / each;
         size_t size = (size_t)chunks * attn_partial(p.a);
@@ -47,11 +46,11 @@ static attn_place attn_find(const attn_job *job, int32_t index, int by_chunk) {
             p.kv_head = tile % p.a->kv->kv_heads;
             p.first = tile / p.a->kv->kv_heads * TILE_Q;
             p.chunk = index % each;
-            p.partial += p.partial != NULL ? (size_t)tile * size : 0;
+            p.partial = job->partials != NULL ? job->partials + before + (size_t)tile * size : NULL;
             return p;
         }
         index -= tiles * each;
-        p.partial += p.partial != NULL ? (size_t)tiles * size : 0;
+        before += (size_t)tiles * size;
     }
 }
 
@@ -114,7 +113,7 @@ static void attn_fold_task(void *arg, int32_t index, int32_t thread) {
 
 static void simd_attention(inf_pool *pool, const inf_attn *args, int32_t n_args) {
     enum { PER_THREAD = 4 }; /* tiles, so that threads end at about the same time */
-    attn_job job = {.args = args, .n_args = n_args};
+    attn_job job = {.args = args};
     int32_t tiles = 0;
     int64_t tasks = 0;
     size_t floats = 0;

@@ -6,23 +6,10 @@
 #include "kernels/cuda/attention_decode.h"
 #include "tests/cuda/attention_step.h"
 
-typedef struct outputs {
-    std::vector<uint8_t> o, lse, part_o, part_lse;
-} outputs;
-
 typedef struct tolerances {
     double o, lse, seen_o,
         seen_lse; /* of the largest |o| of the row; absolute; most that was seen */
 } tolerances;
-
-static int is_nan_bytes(const uint8_t *p, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        if (p[i] != UNWRITTEN) {
-            return 0;
-        }
-    }
-    return 1;
-}
 
 static void check_row(const step *s, const outputs *out, const wanted &want, tolerances *tol) {
     const inf_cuda_work *w = want.work;
@@ -62,7 +49,7 @@ static void check_outputs(const step *s, const outputs *out, const std::vector<w
     }
     row_bytes *= format_size(s->args.o_dtype);
     for (int32_t r = 0; r < s->rows; r++) {
-        CHECK(whole[(size_t)r] || is_nan_bytes(&out->o[(size_t)r * row_bytes], row_bytes),
+        CHECK(whole[(size_t)r] || unwritten(&out->o[(size_t)r * row_bytes], row_bytes),
               "row %d has no whole piece and was written", r);
     }
 }

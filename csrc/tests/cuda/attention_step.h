@@ -225,6 +225,21 @@ static void make_step(step *s, const form *f, int32_t most_rows, int32_t most_to
     forget_passed_blocks(s);
 }
 
+/* ---- what a kernel wrote ---- */
+
+typedef struct outputs {
+    std::vector<uint8_t> o, lse, part_o, part_lse;
+} outputs;
+
+static int unwritten(const uint8_t *p, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (p[i] != UNWRITTEN) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 /* ---- the reference ---- */
 
 /* What one (row, head) of a piece should be. */

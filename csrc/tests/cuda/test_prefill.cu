@@ -20,19 +20,6 @@ typedef struct tolerances {
     int32_t pieces, rows;
 } tolerances;
 
-typedef struct outputs {
-    std::vector<uint8_t> o, lse, part_o, part_lse;
-} outputs;
-
-static int unwritten(const uint8_t *p, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        if (p[i] != UNWRITTEN) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
 /* A piece's list with a reference of some of its rows. */
 typedef struct pieces {
     std::vector<inf_cuda_work> work;
