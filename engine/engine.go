@@ -55,6 +55,7 @@ type Stats struct {
 	Running, Waiting, Stalled                          int
 	Steps, PromptTokens, GeneratedTokens               uint64
 	Requests, Finished, Failed, Cancelled, Preemptions uint64
+	Recoveries                                         uint64 // requests recomputed because KV was lost with a peer
 	Offloads, OffloadedBlocks, RefusedOffloads         uint64
 	StepTime                                           time.Duration // sum over steps
 	TTFT                                               time.Duration // sum over first tokens
@@ -188,7 +189,7 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if own.Arrival == 0 {
 		own.Arrival = e.arrival
 	}
-	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: slices.Clone(req.Prompt), submitted: time.Now()}
+	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: slices.Concat(req.Prompt, req.Answer), submitted: time.Now()}
 	r.known.Store(int64(len(r.tokens)))
 	r.stream = newStream(func() { e.cancel(r) })
 	e.live[r.id] = r
@@ -215,7 +216,7 @@ func (e *Engine) Moved(m MoveResult) {
 	e.signal()
 }
 
-// PeerLost ends every request with a span at the instance, with a *PeerLostError.
+// PeerLost says that an instance is gone; every request with a span there is computed anew.
 func (e *Engine) PeerLost(instance string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

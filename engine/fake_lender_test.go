@@ -31,7 +31,7 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 	}
 	for k := range n.c.nodes {
 		p := n.c.nodes[(int(last.Peer)+k)%len(n.c.nodes)]
-		if p == n {
+		if p == n || p.isDead() {
 			continue
 		}
 		h, first, err := p.host(n.name(), last, o.Blocks)
@@ -72,7 +72,7 @@ func (n *simNode) host(owner string, last kvcache.Span, blocks int) (kvcache.Hos
 
 func (n *simNode) Release(spans []kvcache.Span) {
 	for _, s := range spans {
-		if err := n.c.nodes[s.Peer].kv.Unhost(n.name(), s.Handle, s.Generation); err != nil && !n.c.nodes[s.Peer].dead {
+		if err := n.c.nodes[s.Peer].kv.Unhost(n.name(), s.Handle, s.Generation); err != nil && !n.c.nodes[s.Peer].isDead() {
 			n.c.t.Errorf("release: %v", err)
 		}
 	}
@@ -86,7 +86,7 @@ func (n *simNode) View() sched.View {
 				v.OldestArrival = r.Arrival
 			}
 		}
-		if p != n {
+		if p != n && !p.isDead() {
 			v.PeersFree += p.kv.Hostable()
 			v.OthersRunning += p.eng.Stats().Running
 		}
@@ -99,6 +99,18 @@ func (n *simNode) View() sched.View {
 		}
 	}
 	return v
+}
+
+func (n *simNode) isDead() bool {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	return n.dead
+}
+
+func (n *simNode) die() {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.dead = true
 }
 
 func (n *simNode) Starving(arrival uint64) {

@@ -89,13 +89,32 @@ func (e *Engine) takeInbox() {
 	}
 }
 
-// lose ends the requests that have blocks at an instance.
+// lose recomputes the requests that have blocks at an instance.
 func (e *Engine) lose(instance string) {
 	for _, id := range e.kv.RequestsAt(instance) {
 		if r := e.get(id); r != nil {
-			e.fail(r, &PeerLostError{Instance: instance, Request: r.ID})
+			e.recompute(r, instance)
 		}
 	}
+}
+
+// recompute lets a request that lost KV with an instance wait again, with all its tokens to compute; it ends with
+// a *PeerLostError when that has come to nothing too often. Its stream sees no more than a pause.
+func (e *Engine) recompute(r *request, instance string) {
+	if r.losses++; r.losses > maxLosses {
+		e.fail(r, &PeerLostError{Instance: instance, Request: r.ID})
+		return
+	}
+	spans, ok := e.sched.Restart(r.id)
+	if !ok {
+		return // it waits already
+	}
+	r.running.Store(false)
+	e.release(spans)
+	e.mu.Lock()
+	e.stats.Recoveries++
+	e.mu.Unlock()
+	slog.Warn("a request lost KV with an instance and will be recomputed", "id", r.ID, "tokens", len(r.tokens), "instance", instance)
 }
 
 // settle books the outcome of a move. The blocks that it frees were last read by a step that is over.

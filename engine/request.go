@@ -15,7 +15,8 @@ import (
 type Request struct {
 	ID             string // for people: logs, /cluster
 	Prompt         []int32
-	MaxTokens      int // tokens to generate; 0 only computes the prompt
+	Answer         []int32 // tokens generated before, with another home; they count as generated
+	MaxTokens      int     // tokens to generate; 0 only computes the prompt
 	Sampling       batch.Sampling
 	Bias           []batch.Bias
 	StopTokens     []int32 // each ends the answer, and is its last token
@@ -63,14 +64,20 @@ func (e *Error) Error() string { return e.msg }
 // Kind is the API's kind of error.
 func (e *Error) Kind() string { return e.kind }
 
-// PeerLostError says that an instance that held a part of a request's KV cache is gone.
+// maxLosses is how often a request is recomputed for a lost peer without a token between. One that is longer than
+// the time between losses would never end; and what makes one peer fail may make the next one fail.
+const maxLosses = 3
+
+// PeerLostError says that an instance that held a part of a request's KV cache is gone, and that the request was
+// recomputed often enough.
 type PeerLostError struct {
 	Instance string
 	Request  string
 }
 
 func (e *PeerLostError) Error() string {
-	return "cannot go on with request " + e.Request + ": instance " + e.Instance + ", which held a part of its KV cache, is lost"
+	return fmt.Sprintf("cannot go on with request %s: instance %s, which held a part of its KV cache, is lost, and it was recomputed %d times since its last token",
+		e.Request, e.Instance, maxLosses)
 }
 
 // Kind is the API's kind of error.
@@ -91,6 +98,7 @@ type request struct {
 	running   atomic.Bool
 	prompt    []TokenLogprob // collected so far; delivered with the first token
 	masked    bool           // the slot keeps stop tokens from being sampled
+	losses    int            // times that KV of it was lost with a peer since its last token
 	stream    *stream
 	submitted time.Time
 }
@@ -99,7 +107,7 @@ func (r *request) generated() int { return len(r.tokens) - len(r.Prompt) }
 
 // promptRows is how many positions need a row for the log probability of the token after them.
 func (r *request) promptRows() int {
-	if r.PromptLogprobs < 0 {
+	if r.PromptLogprobs < 0 || len(r.Answer) > 0 { // they came with the first token
 		return 0
 	}
 	return len(r.Prompt) - 1
@@ -114,7 +122,9 @@ func (r *Request) check(maxModelLen int) error {
 		return fmt.Errorf("cannot generate at least %d and at most %d tokens", r.MinTokens, r.MaxTokens)
 	case r.Logprobs < -1 || r.Logprobs > batch.MaxTop || r.PromptLogprobs < -1 || r.PromptLogprobs > batch.MaxTop:
 		return fmt.Errorf("cannot report %d and %d alternatives per token, the limit is %d", r.Logprobs, r.PromptLogprobs, batch.MaxTop)
-	case maxModelLen > 0 && len(r.Prompt)+min(r.MaxTokens, 1) > maxModelLen:
+	case len(r.Answer) > 0 && len(r.Answer) >= r.MaxTokens:
+		return fmt.Errorf("cannot go on after %d of %d tokens", len(r.Answer), r.MaxTokens)
+	case maxModelLen > 0 && len(r.Prompt)+len(r.Answer)+min(r.MaxTokens, 1) > maxModelLen:
 		return fmt.Errorf("cannot run a prompt of %d tokens, the limit with one generated is %d", len(r.Prompt), maxModelLen)
 	}
 	return nil

@@ -135,7 +135,7 @@ func (e *Engine) collect(began time.Time) {
 			if out.Peer >= 0 && out.Status != batch.StatusStale && !slices.Contains(lost, out.Peer) {
 				lost = append(lost, out.Peer)
 			}
-			e.fail(sh.r, e.seqError(sh.r, out))
+			e.spoil(sh.r, out)
 			continue
 		}
 		seq := st.Seqs[i]
@@ -187,6 +187,7 @@ func (e *Engine) take(st *batch.Step, sh *share, computed int, now time.Time) {
 	}
 	r.tokens = append(r.tokens, out.Token)
 	r.known.Store(int64(len(r.tokens)))
+	r.losses = 0
 	if r.generated() == 1 {
 		ev.Prompt = r.prompt
 		e.mu.Lock()
@@ -213,10 +214,11 @@ func logprobOf(out *batch.RowOut, token int32) TokenLogprob {
 	return t
 }
 
-// seqError says why a request's share of a step came to nothing.
-func (e *Engine) seqError(r *request, out batch.SeqOut) error {
+// spoil takes a request's share of a step that came to nothing: for lack of a peer's part, or by the device's fault.
+func (e *Engine) spoil(r *request, out batch.SeqOut) {
 	if out.Peer < 0 {
-		return fmt.Errorf("cannot compute the request: the device reports status %d", out.Status)
+		e.fail(r, fmt.Errorf("cannot compute the request: the device reports status %d", out.Status))
+		return
 	}
 	instance := fmt.Sprintf("#%d", out.Peer)
 	if t, err := e.kv.Table(r.id); err == nil {
@@ -224,5 +226,5 @@ func (e *Engine) seqError(r *request, out batch.SeqOut) error {
 			instance = t.Spans[at].Instance
 		}
 	}
-	return &PeerLostError{Instance: instance, Request: r.ID}
+	e.recompute(r, instance)
 }

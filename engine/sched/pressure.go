@@ -150,7 +150,6 @@ func (s *Scheduler) preempt(r *request, view View, left *room) {
 		"request %d has %d local and %d remote blocks and is the youngest of %d running",
 		counts.Free, counts.Total, counts.Hosted, view.PeersFree, r.ID, size.Local, size.Spans, len(s.running))
 	s.unplan(r.ID, left)
-	s.plan.Release = append(s.plan.Release, s.stop(r)...)
-	s.waiting = insert(s.waiting, r)
+	s.plan.Release = append(s.plan.Release, s.requeue(r)...)
 	s.plan.Preempted = append(s.plan.Preempted, Preemption{Request: r.ID, Reason: reason})
 }

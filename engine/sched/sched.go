@@ -1,7 +1,7 @@
 // Package sched decides what each step of an instance computes. It is a pure state machine: no clock, no
 // goroutine, no I/O. The KV pool's books (kvcache) are its only other state.
 //
-//	sched.go     requests and their way: Add, Commit, Remove
+//	sched.go     requests and their way: Add, Commit, Restart, Remove
 //	schedule.go  one step's plan: who runs, how many tokens
 //	pressure.go  what to do when the pool runs short: offload, stall, preempt, fail
 //
@@ -245,6 +245,23 @@ func (s *Scheduler) Remove(id kvcache.RequestID) (spans []kvcache.Span, ok bool)
 	s.waiting = remove(s.waiting, r)
 	delete(s.all, id)
 	return spans, true
+}
+
+// Restart makes a running request wait again, to compute all its tokens anew: a part of its KV is lost. spans are
+// to be released, as after Remove. ok is false for a request that does not run.
+func (s *Scheduler) Restart(id kvcache.RequestID) (spans []kvcache.Span, ok bool) {
+	r := s.all[id]
+	if r == nil || !r.active {
+		return nil, false
+	}
+	return s.requeue(r), true
+}
+
+// requeue takes a running request's blocks away; it waits again, by its arrival before all younger ones.
+func (s *Scheduler) requeue(r *request) []kvcache.Span {
+	spans := s.stop(r)
+	s.waiting = insert(s.waiting, r)
+	return spans
 }
 
 // stop takes a request's slot and blocks away.

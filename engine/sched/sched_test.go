@@ -73,8 +73,19 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		return b.String()
 	case "moved":
 		return fail(c.settle(id, scan(t, d, "blocks", 0)))
+	case "begin": // a move
+		c.moved++
+		_, err := c.kv.BeginMove(id, kvcache.Span{Instance: "peer", Handle: uint32(c.moved), Generation: 1}, scan(t, d, "blocks", 1))
+		return fail(err)
+	case "abort": // it
+		spans, err := c.kv.AbortMove(id)
+		c.s.Moved(id, false)
+		return fail(err) + fmt.Sprintf("release %d spans\n", len(spans)) + c.counts()
 	case "remove":
 		spans, ok := c.s.Remove(id)
+		return fmt.Sprintf("release %d spans, %v\n", len(spans), ok) + c.counts()
+	case "restart":
+		spans, ok := c.s.Restart(id)
 		return fmt.Sprintf("release %d spans, %v\n", len(spans), ok) + c.counts()
 	case "host":
 		h, err := c.kv.Host("other", 0, scan(t, d, "blocks", 1))

@@ -179,6 +179,18 @@ func (c *simCluster) end(i int, id kvcache.RequestID) {
 	c.checkPools()
 }
 
+// restart takes a request's blocks, of which some are lost.
+func (c *simCluster) restart(i int, id kvcache.RequestID) {
+	n := c.nodes[i]
+	spans, ok := n.s.Restart(id)
+	if !ok {
+		c.t.Fatalf("request %d does not run", id)
+	}
+	c.release(i, spans)
+	n.reqs[id].computed = 0
+	c.checkPools()
+}
+
 // release gives spans back; those at processes that died are gone.
 func (c *simCluster) release(i int, spans []kvcache.Span) {
 	for _, s := range spans {
@@ -204,10 +216,10 @@ func (c *simCluster) advance(i int, m *simMove, refuse bool) {
 	var err error
 	switch {
 	case m.begun && refuse:
-		// Only the loss of the creditor ends a move under way, and a request with blocks there as well: one
+		// Only the loss of the creditor ends a move under way, and what a request has there as well: one
 		// that went on would leave the room reserved behind them unused, as nobody else can have it.
 		if slices.Contains(n.kv.RequestsAt(m.span.Instance), m.Request) {
-			c.end(i, m.Request)
+			c.restart(i, m.Request)
 		}
 		if m.span.Blocks == 0 {
 			c.release(i, []kvcache.Span{m.span})
@@ -289,7 +301,7 @@ func (c *simCluster) die(d int) {
 			continue
 		}
 		for _, id := range n.kv.RequestsAt(name) {
-			c.end(i, id)
+			c.restart(i, id)
 		}
 		for _, m := range slices.Clone(n.moves) {
 			if m.begun && m.span.Peer == dead {
