@@ -90,7 +90,7 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	}
 	load := &pb.Load{
 		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
-		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions,
+		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions, Recoveries: s.Recoveries,
 		Memory: h.memory(),
 		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
 			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},

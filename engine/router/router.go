@@ -85,14 +85,25 @@ func (r *Router) Capacity() int {
 }
 
 // Submit sends the request to the instance with most room; when its queue is full or it cannot be
-// reached, to the next.
+// reached, to the next. When the instance is lost later, another one goes on with it.
 func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream, error) {
-	need := (len(req.Prompt) + r.blockSize) / r.blockSize
-	req.Arrival = r.stamp()
+	own := *req
+	own.Arrival = r.stamp()
+	return follow(ctx, &own, r.submit)
+}
+
+// submit finds a home for a request; the instance named by avoid is the last that is asked.
+func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) (*stream, error) {
+	need := (len(req.Prompt) + len(req.Answer) + r.blockSize) / r.blockSize
 	var last error
-	tried := map[string]bool{}
+	tried := map[string]bool{avoid: true}
 	for unreachable := 0; unreachable < maxUnreachable; {
 		m, ok := r.choose(ctx, need, tried)
+		if !ok && avoid != "" {
+			delete(tried, avoid)
+			avoid = ""
+			continue
+		}
 		if !ok {
 			break
 		}
@@ -231,7 +242,7 @@ func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 		ID: in.Id, Device: m.Device, KVCacheDType: m.KVDType, Links: l.GetLinks(),
 		KVBlocksTotal: int(l.GetKvBlocksTotal()), KVBlocksFree: int(l.GetKvBlocksFree()),
 		KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
-		Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(), Preemptions: l.GetPreemptions(),
+		Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(), Preemptions: l.GetPreemptions(), Recoveries: l.GetRecoveries(),
 		RemoteQueries: t.GetQueries(), RemoteQueryBytes: t.GetQueryBytes(), RemoteAnswers: t.GetAnswers(), RemoteAnswerBytes: t.GetAnswerBytes(),
 		AnswerBatches: t.GetAnswerBatches(), KVBlocksMoved: t.GetMovedBlocks(), KVBytesMoved: t.GetMovedBytes(), RefusedMessages: t.GetRefused(),
 		Steps: w.GetSteps(), StepSeconds: seconds(w.GetStepNs()), RemoteWaitSeconds: seconds(w.GetRemoteWaitNs()),
@@ -242,7 +253,7 @@ func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 func seconds(ns uint64) float64 { return float64(ns) / 1e9 }
 
 // open sends the request to one instance and waits until it is taken.
-func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request) (engine.Stream, error) {
+func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request) (*stream, error) {
 	conn, unuse, err := r.use(m.Address)
 	if err != nil {
 		return nil, &Error{server.KindUnavailable, err.Error()}

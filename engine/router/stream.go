@@ -12,7 +12,6 @@ import (
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/router/routerpb"
-	"github.com/infinite-llm/infinite/engine/server"
 )
 
 // stream is a request at another process, seen as an engine.Stream.
@@ -38,7 +37,7 @@ func (s *stream) Next(ctx context.Context) (engine.Event, error) {
 		if ctx.Err() != nil {
 			return engine.Event{}, context.Cause(ctx)
 		}
-		return engine.Event{}, &Error{server.KindPeerLost, fmt.Sprintf("the instance %s that ran this request is gone: %v", s.instance, err)}
+		return engine.Event{}, &homeLostError{s.instance, err}
 	}
 	s.ended = ev.Finish != ""
 	return ev, nil
@@ -73,7 +72,7 @@ func (s *stream) Close() { s.end() }
 func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	p := &routerpb.GenerateRequest{
 		Id: r.ID, Prompt: r.Prompt, MaxTokens: uint32(r.MaxTokens), StopTokens: r.StopTokens, MinTokens: uint32(r.MinTokens),
-		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival,
+		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer,
 		Sampling: &routerpb.Sampling{
 			Temperature: r.Sampling.Temperature, TopP: r.Sampling.TopP, MinP: r.Sampling.MinP, Repetition: r.Sampling.Repetition,
 			Presence: r.Sampling.Presence, Frequency: r.Sampling.Frequency, TopK: r.Sampling.TopK, Seed: r.Sampling.Seed,
@@ -89,7 +88,7 @@ func requestFromPB(p *routerpb.GenerateRequest) *engine.Request {
 	s := p.Sampling
 	r := &engine.Request{
 		ID: p.Id, Prompt: p.Prompt, MaxTokens: int(p.MaxTokens), StopTokens: p.StopTokens, MinTokens: int(p.MinTokens),
-		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival,
+		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer,
 		Sampling: batch.Sampling{
 			Temperature: s.GetTemperature(), TopP: s.GetTopP(), MinP: s.GetMinP(), Repetition: s.GetRepetition(),
 			Presence: s.GetPresence(), Frequency: s.GetFrequency(), TopK: s.GetTopK(), Seed: s.GetSeed(),

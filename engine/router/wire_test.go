@@ -24,7 +24,7 @@ func list[T any](t *rapid.T, name string, g *rapid.Generator[T]) []T {
 func drawRequest(t *rapid.T) *engine.Request {
 	i32, f32, u32 := rapid.Int32(), rapid.Float32(), rapid.Uint32()
 	return &engine.Request{
-		ID: rapid.String().Draw(t, "id"), Prompt: list(t, "prompt", i32), StopTokens: list(t, "stop", i32),
+		ID: rapid.String().Draw(t, "id"), Prompt: list(t, "prompt", i32), Answer: list(t, "answer", i32), StopTokens: list(t, "stop", i32),
 		MaxTokens: int(u32.Draw(t, "max")), MinTokens: int(u32.Draw(t, "min")), IgnoreEOS: rapid.Bool().Draw(t, "ignore"),
 		Logprobs: rapid.IntRange(-1, 20).Draw(t, "logprobs"), PromptLogprobs: rapid.IntRange(-1, 20).Draw(t, "prompt logprobs"),
 		Arrival: rapid.Uint64().Draw(t, "arrival"),
@@ -67,7 +67,7 @@ func TestRequestSurvives(t *testing.T) {
 		}
 	})
 	// Every field is drawn: a new one has to be sent too.
-	if a, b := reflect.TypeFor[engine.Request]().NumField(), 11; a != b {
+	if a, b := reflect.TypeFor[engine.Request]().NumField(), 12; a != b {
 		t.Errorf("a request has %d fields, this test knows %d", a, b)
 	}
 	if a, b := reflect.TypeFor[batch.Sampling]().NumField(), 9; a != b {

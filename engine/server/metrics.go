@@ -127,6 +127,7 @@ var (
 	blocksDesc  = instanceDesc("infinite_kv_blocks", "KV blocks of an instance by state.", "state")
 	rateDesc    = instanceDesc("infinite_instance_tokens_per_second", "Token rate of an instance.")
 	preemptDesc = instanceDesc("infinite_num_preemptions_total", "Requests preempted for lack of room.")
+	recoverDesc = instanceDesc("infinite_num_recoveries_total", "Requests computed anew, because KV of theirs was lost with a peer.")
 	trafficDesc = instanceDesc("infinite_link_messages_total", "Messages of an instance's links: queries to creditors, answers to debtors, and what peers sent and was refused.", "kind")
 	movedDesc   = instanceDesc("infinite_kv_blocks_moved_total", "KV blocks that an instance sent to creditors.")
 	memoryDesc  = instanceDesc("infinite_memory_bytes", "Device memory of an instance.", "state")
@@ -140,7 +141,7 @@ var (
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, trafficDesc, movedDesc, memoryDesc,
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, trafficDesc, movedDesc, memoryDesc,
 		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
@@ -175,6 +176,7 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, append([]string{in.ID}, labels...)...)
 		}
 		counter(preemptDesc, float64(in.Preemptions))
+		counter(recoverDesc, float64(in.Recoveries))
 		counter(trafficDesc, float64(in.RemoteQueries), "queries")
 		counter(trafficDesc, float64(in.RemoteAnswers), "answers")
 		counter(trafficDesc, float64(in.RefusedMessages), "refused")

@@ -145,7 +145,7 @@ func TestMetrics(t *testing.T) {
 	b := scripted(says(t, "Hello there.")...)
 	b.view = &ClusterView{BlockSize: 16, Instances: []InstanceView{{
 		ID: "a", Device: "cuda:1 (G)", KVCacheDType: "fp8_e4m3", Links: map[string]uint32{"shm": 2, "tcp": 1}, KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2,
-		Running: 3, Waiting: 5, Preemptions: 7, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
+		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
 		AnswerBatches: 15, Steps: 16, StepSeconds: 1.5, RemoteWaitSeconds: 0.25}}}
 	a := serve(t, b)
 	var out completion
@@ -177,6 +177,7 @@ func TestMetrics(t *testing.T) {
 		`infinite_num_requests_waiting{instance="a"}`:                                                         "5",
 		`infinite_kv_cache_usage_perc{instance="a"}`:                                                          "0.75",
 		`infinite_num_preemptions_total{instance="a"}`:                                                        "7",
+		`infinite_num_recoveries_total{instance="a"}`:                                                         "8",
 		`infinite_link_messages_total{instance="a",kind="refused"}`:                                           "9",
 		`infinite_kv_blocks_moved_total{instance="a"}`:                                                        "11",
 		`infinite_link_bytes_total{instance="a",kind="kv_blocks"}`:                                            "12",

@@ -72,6 +72,7 @@ type InstanceView struct {
 	Waiting           int               `json:"waiting"`
 	TokensPerSecond   float64           `json:"tokens_per_second"`
 	Preemptions       uint64            `json:"preemptions"`
+	Recoveries        uint64            `json:"recoveries"` // requests computed anew, for KV that was lost with a peer
 	Steps             uint64            `json:"steps"`
 	StepSeconds       float64           `json:"step_seconds"`
 	RemoteWaitSeconds float64           `json:"remote_wait_seconds"` // a part of StepSeconds: for creditors' answers

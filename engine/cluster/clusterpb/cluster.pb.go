@@ -531,6 +531,7 @@ type Load struct {
 	Traffic         *Traffic               `protobuf:"bytes,12,opt,name=traffic,proto3" json:"traffic,omitempty"`
 	Work            *Work                  `protobuf:"bytes,13,opt,name=work,proto3" json:"work,omitempty"`
 	Links           map[string]uint32      `protobuf:"bytes,14,rep,name=links,proto3" json:"links,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // peers that it may borrow from, by transport
+	Recoveries      uint64                 `protobuf:"varint,15,opt,name=recoveries,proto3" json:"recoveries,omitempty"`                                                                 // requests recomputed because KV was lost with a peer
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -661,6 +662,13 @@ func (x *Load) GetLinks() map[string]uint32 {
 		return x.Links
 	}
 	return nil
+}
+
+func (x *Load) GetRecoveries() uint64 {
+	if x != nil {
+		return x.Recoveries
+	}
+	return 0
 }
 
 // Traffic counts what went over an instance's links since it started.
@@ -1636,7 +1644,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\xf0\x04\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\x90\x05\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -1652,7 +1660,10 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\bstarving\x18\v \x01(\x04R\bstarving\x126\n" +
 	"\atraffic\x18\f \x01(\v2\x1c.infinite.cluster.v1.TrafficR\atraffic\x12-\n" +
 	"\x04work\x18\r \x01(\v2\x19.infinite.cluster.v1.WorkR\x04work\x12:\n" +
-	"\x05links\x18\x0e \x03(\v2$.infinite.cluster.v1.Load.LinksEntryR\x05links\x1a8\n" +
+	"\x05links\x18\x0e \x03(\v2$.infinite.cluster.v1.Load.LinksEntryR\x05links\x12\x1e\n" +
+	"\n" +
+	"recoveries\x18\x0f \x01(\x04R\n" +
+	"recoveries\x1a8\n" +
 	"\n" +
 	"LinksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

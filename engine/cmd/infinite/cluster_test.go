@@ -86,63 +86,6 @@ func TestCrowdIsServedInTurn(t *testing.T) {
 	p.eventually("all blocks free", idle)
 }
 
-// SIGKILL of a creditor in mid-decode: its debtor's request ends with an error soon, others go on.
-func TestCreditorIsKilled(t *testing.T) {
-	for _, transport := range []string{"shm", "tcp"} {
-		t.Run(transport, func(t *testing.T) { creditorIsKilled(t, transport) })
-	}
-}
-
-func creditorIsKilled(t *testing.T, transport string) {
-	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
-	h := holdSteps(t, 1)
-	defer h.release()
-	p := serve(t, "--dtype", "float32", "--instances", "3", "--transport", transport, poolFlag(t, 120))
-	long := p.stream(body(prompt(2200, 1), 3500))
-	long.next()
-	var creditor, home string
-	p.eventually("spans at a creditor, in decode", func(v server.ClusterView) bool {
-		for _, r := range v.Requests {
-			if r.Tokens > 2200 && len(r.Spans) > 1 {
-				creditor, home = r.Spans[0].Instance, r.Home
-			}
-		}
-		// What the creditor tells itself leads the second request away from it.
-		return len(v.Instances) == 3 && slices.ContainsFunc(v.Instances, func(in server.InstanceView) bool {
-			return in.ID == creditor && in.KVBlocksHosted > 0
-		})
-	})
-	short := p.stream(body(prompt(100, 2), 1500))
-	short.next()
-	p.eventually("the second request runs away from the creditor", func(v server.ClusterView) bool {
-		return slices.ContainsFunc(v.Requests, func(r server.RequestPlacement) bool { return r.Home != creditor && r.Home != home && r.Tokens > 100 })
-	})
-	pid := p.pid(creditor)
-	h.release()
-	for range 20 { // of thousands
-		long.next()
-		short.next()
-	}
-	killed := time.Now()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	got := long.rest()
-	took := time.Since(killed)
-	if got.status != http.StatusInternalServerError || !strings.Contains(got.message, creditor) {
-		t.Fatalf("the debtor's request got %d %q", got.status, got.message)
-	}
-	sameAnswer(t, single.complete(body(prompt(100, 2), 1500)), short.rest())
-	// What is left of the cluster serves on.
-	want, asked := single.complete(body(prompt(50, 3), 10)), time.Now()
-	sameAnswer(t, want, p.complete(body(prompt(50, 3), 10)))
-	// Two seconds, unless this machine is so slow that a few tokens take a tenth of that.
-	if limit := max(2*time.Second, 20*time.Since(asked)); took > limit {
-		t.Errorf("the error took %s, more than %s", took, limit)
-	}
-	p.eventually("all blocks free", idle)
-}
-
 func TestJoin(t *testing.T) {
 	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
 	p := serve(t, "--dtype", "float32", poolFlag(t, 30))

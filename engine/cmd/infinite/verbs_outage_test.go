@@ -59,8 +59,8 @@ type outage struct {
 	begin, after func(creditor string)
 }
 
-// A creditor whose network or process fails in mid-decode: the request ends within the deadline, with the right
-// tokens or an error that names the creditor; afterwards all is as before, and as fast.
+// A creditor whose network or process fails in mid-decode: the request is computed anew and has the right tokens if the
+// creditor is back soon, else it ends, since the others have no room for it; afterwards all is as before, and as fast.
 func TestVerbsOutages(t *testing.T) {
 	r := references(t)[0]
 	h := holdSteps(t, heldTokens)
@@ -151,9 +151,9 @@ func (c *verbsCluster) suffer(o outage, r *reference, h *hold, right answer) {
 	switch {
 	case got.status == http.StatusOK:
 		sameAnswer(t, right, got.answer)
-	case got.status != http.StatusInternalServerError || !strings.Contains(got.message, creditor):
+	case got.status != http.StatusServiceUnavailable || !strings.Contains(got.message, "cannot fit a request of"):
 		t.Errorf("the request got %d %q", got.status, got.message)
-	case took > verbsPeerTimeout+5*time.Second:
+	case took > verbsPeerTimeout+30*time.Second: // to compute it as far as there is room, and to wait for more
 		t.Errorf("the error took %s", took)
 	}
 	o.after(creditor)

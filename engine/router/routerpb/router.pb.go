@@ -188,6 +188,7 @@ type GenerateRequest struct {
 	Logprobs       int32                  `protobuf:"varint,9,opt,name=logprobs,proto3" json:"logprobs,omitempty"`                                    // -1: none
 	PromptLogprobs int32                  `protobuf:"varint,10,opt,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"` // -1: none
 	Arrival        uint64                 `protobuf:"varint,11,opt,name=arrival,proto3" json:"arrival,omitempty"`
+	Answer         []int32                `protobuf:"varint,12,rep,packed,name=answer,proto3" json:"answer,omitempty"` // what another home generated before it was lost; it counts as generated
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -297,6 +298,13 @@ func (x *GenerateRequest) GetArrival() uint64 {
 		return x.Arrival
 	}
 	return 0
+}
+
+func (x *GenerateRequest) GetAnswer() []int32 {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
 }
 
 type Alternative struct {
@@ -613,7 +621,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\xfe\x02\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\x96\x03\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -630,7 +638,8 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\blogprobs\x18\t \x01(\x05R\blogprobs\x12'\n" +
 	"\x0fprompt_logprobs\x18\n" +
 	" \x01(\x05R\x0epromptLogprobs\x12\x18\n" +
-	"\aarrival\x18\v \x01(\x04R\aarrival\"=\n" +
+	"\aarrival\x18\v \x01(\x04R\aarrival\x12\x16\n" +
+	"\x06answer\x18\f \x03(\x05R\x06answer\"=\n" +
 	"\vAlternative\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\"\x85\x01\n" +

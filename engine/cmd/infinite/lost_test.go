@@ -1,0 +1,141 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine/server"
+)
+
+// SIGKILL of a creditor in mid-decode: its debtor's request is computed anew and answered as if nothing had been, others
+// go on.
+func TestCreditorIsKilled(t *testing.T) {
+	for _, transport := range []string{"shm", "tcp"} {
+		t.Run(transport, func(t *testing.T) { creditorIsKilled(t, transport) })
+	}
+}
+
+func creditorIsKilled(t *testing.T, transport string) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
+	h := holdSteps(t, 1)
+	defer h.release()
+	p := serve(t, "--dtype", "float32", "--instances", "3", "--transport", transport, poolFlag(t, 120))
+	long := p.stream(body(prompt(2200, 1), 600))
+	long.next()
+	var creditor, home string
+	p.eventually("spans at a creditor, in decode", func(v server.ClusterView) bool {
+		for _, r := range v.Requests {
+			if r.Tokens > 2200 && len(r.Spans) > 1 {
+				creditor, home = r.Spans[0].Instance, r.Home
+			}
+		}
+		// What the creditor tells itself leads the second request away from it.
+		return len(v.Instances) == 3 && slices.ContainsFunc(v.Instances, func(in server.InstanceView) bool {
+			return in.ID == creditor && in.KVBlocksHosted > 0
+		})
+	})
+	short := p.stream(body(prompt(100, 2), 500))
+	short.next()
+	p.eventually("the second request runs away from the creditor", func(v server.ClusterView) bool {
+		return slices.ContainsFunc(v.Requests, func(r server.RequestPlacement) bool { return r.Home != creditor && r.Home != home && r.Tokens > 100 })
+	})
+	pid := p.pid(creditor)
+	h.release()
+	for range 20 { // of hundreds
+		long.next()
+		short.next()
+	}
+	killed := time.Now()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.logged(`a request lost KV with an instance and will be recomputed.* instance=` + creditor)
+	// The end of its links tells, and not the time that a peer may be silent, two minutes here.
+	if took := time.Since(killed); took > time.Minute {
+		t.Errorf("the loss was noticed after %s", took)
+	}
+	sameAnswer(t, single.complete(body(prompt(2200, 1), 600)), long.rest())
+	sameAnswer(t, single.complete(body(prompt(100, 2), 500)), short.rest())
+	p.eventually("all blocks free, one request computed anew", func(v server.ClusterView) bool {
+		n := uint64(0)
+		for _, in := range v.Instances {
+			n += in.Recoveries
+		}
+		return idle(v) && n == 1
+	})
+}
+
+// SIGKILL of a home in mid-answer, and of the next one: another instance goes on with the answer. Tokens, log
+// probabilities and usage are as if nothing had been.
+func TestHomeIsKilled(t *testing.T) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 100))
+	for _, sampled := range []bool{false, true} {
+		h := holdSteps(t, 1)
+		defer h.release()
+		p := serve(t, "--dtype", "float32", "--instances", "3", poolFlag(t, 100))
+		req := body(prompt(300, 1), 400)
+		if sampled {
+			req["temperature"], req["seed"], req["presence_penalty"], req["repetition_penalty"] = 1.2, 7, 0.5, 1.1
+		}
+		want := single.complete(req)
+		s := p.stream(req)
+		for n := range 2 {
+			s.next()
+			var home string
+			p.eventually("the request decodes", func(v server.ClusterView) bool {
+				for _, r := range v.Requests {
+					home = r.Home
+				}
+				return len(v.Instances) == 3-n && len(v.Requests) == 1 && v.Requests[0].Tokens > 300
+			})
+			pid := p.pid(home)
+			h.release()
+			for range 20 { // of hundreds
+				s.next()
+			}
+			h.from(1)
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			p.logged(`a request's home is lost; another one goes on with it.* from=` + home)
+			p.instances(2 - n)
+		}
+		h.release()
+		got := s.rest()
+		sameAnswer(t, want, got)
+		if got.usage != want.usage || got.finish != want.finish || got.text != want.text {
+			t.Errorf("got %+v, %s; want %+v, %s", got.usage, got.finish, want.usage, want.finish)
+		}
+		p.eventually("all blocks free", idle)
+	}
+}
+
+// An instance that must stop before its requests have ended hands them on.
+func TestDrainHandsOn(t *testing.T) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 60))
+	p := serve(t, "--dtype", "float32", poolFlag(t, 60))
+	h := holdSteps(t, 1) // at what starts from here on
+	defer h.release()
+	log := &process{t: t}
+	joined := command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", "--drain-timeout", "1ms", poolFlag(t, 80))
+	startBeside(t, joined, log)
+	p.instances(2)
+	s := p.stream(body(prompt(200, 1), 300))
+	s.next()
+	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	log.logged("requests are cut short")
+	h.release()
+	sameAnswer(t, single.complete(body(prompt(200, 1), 300)), s.rest())
+	if err := joined.Wait(); err != nil {
+		t.Errorf("the joined instance did not end well: %v\n%s", err, log.logs())
+	}
+	if !strings.Contains(p.logs(), "another one goes on with it") {
+		t.Errorf("the request had one home:\n%s", p.logs())
+	}
+	p.eventually("all blocks free", idle)
+}

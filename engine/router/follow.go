@@ -1,0 +1,127 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/server"
+)
+
+// maxHomes is how many homes in a row may be lost without a token between before the request ends: what makes one
+// instance fail may make the next one fail.
+const maxHomes = 3
+
+// findHome opens a request at an instance, at the one named by avoid only if no other takes it.
+type findHome func(ctx context.Context, req *engine.Request, avoid string) (*stream, error)
+
+// followed is a request whose stream outlives its home. When that is gone, or ends the request because it stops or
+// its device is over, another instance is asked for the rest: the next token depends on the tokens before it alone,
+// since sampling goes by seed and position. Who reads sees a pause.
+type followed struct {
+	life   context.Context // the request's
+	cancel context.CancelFunc
+	find   findHome
+	req    *engine.Request // its own; Answer is what was read so far
+	losses int             // homes lost since the last token
+
+	mu   sync.Mutex
+	home *stream
+}
+
+func follow(ctx context.Context, req *engine.Request, find findHome) (engine.Stream, error) {
+	life, cancel := context.WithCancel(ctx)
+	home, err := find(life, req, "")
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &followed{life: life, cancel: cancel, find: find, req: req, home: home}, nil
+}
+
+// Next returns the request's next event. ctx cancels the request.
+func (f *followed) Next(ctx context.Context) (engine.Event, error) {
+	for {
+		home := f.at()
+		ev, err := home.Next(ctx)
+		why := err
+		if ev.Finish == "error" || ev.Finish == "abort" {
+			why = ev.Err
+		}
+		if !f.lost(ctx, why) {
+			if ev.HasToken {
+				f.req.Answer = append(f.req.Answer, ev.Token)
+				f.losses = 0
+			}
+			return ev, err
+		}
+		if err = f.goOn(ctx, home, why); err != nil {
+			return engine.Event{}, err
+		}
+	}
+}
+
+func (f *followed) at() *stream {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.home
+}
+
+// lost says whether a failure is the home's, and somebody still waits for the answer.
+func (f *followed) lost(ctx context.Context, why error) bool {
+	if why == nil || why == io.EOF || ctx.Err() != nil || f.life.Err() != nil {
+		return false
+	}
+	var gone *homeLostError
+	return errors.As(why, &gone) || kindOf(why) == server.KindUnavailable
+}
+
+// goOn finds another home, or says why the request ends.
+func (f *followed) goOn(ctx context.Context, old *stream, why error) error {
+	old.Close()
+	if f.losses++; f.losses > maxHomes {
+		return &Error{kindOf(why), fmt.Sprintf("%v; it had %d homes since its last token", why, f.losses)}
+	}
+	stop := context.AfterFunc(ctx, f.cancel)
+	defer stop()
+	next, err := f.find(f.life, f.req, old.instance)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+		if next != nil {
+			next.Close()
+		}
+		return err
+	}
+	if err != nil {
+		return &Error{kindOf(why), fmt.Sprintf("%v; no other instance goes on with it: %v", why, err)}
+	}
+	slog.Warn("a request's home is lost; another one goes on with it", "id", f.req.ID, "from", old.instance, "to", next.instance,
+		"generated", len(f.req.Answer), "why", why)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.home = next
+	return nil
+}
+
+// Close cancels the request if it goes on.
+func (f *followed) Close() {
+	f.cancel()
+	f.at().Close()
+}
+
+// homeLostError says that the instance that ran a request is gone.
+type homeLostError struct {
+	instance string
+	cause    error
+}
+
+func (e *homeLostError) Error() string {
+	return fmt.Sprintf("the instance %s that ran this request is gone: %v", e.instance, e.cause)
+}
+
+// Kind is the API's kind of error.
+func (e *homeLostError) Kind() string { return server.KindPeerLost }
