@@ -52,7 +52,7 @@ func (m *Manager) hostable() int {
 	if m.pressure {
 		return 0
 	}
-	return max(0, len(m.free)-m.demand)
+	return max(0, m.available()-m.demand)
 }
 
 // Host opens a span for owner with up to n blocks: at least one, or ErrNoRoom.

@@ -4,10 +4,12 @@
 //	kvcache.go  the pool, requests and their tables
 //	move.go     a request's oldest blocks on their way to another instance
 //	host.go     other instances' blocks in this pool
+//	prefix.go   blocks that are found by what they hold: shared by requests, kept when nobody uses them
 //
-// A block is in exactly one state: free, owned by a request, or hosted. So free + owned + hosted is the
-// size of the pool after every operation. Hosted blocks are never lent on: no operation takes a block
-// from hosted to anything but free.
+// A block is in exactly one state: free, owned by requests, or hosted. So free + owned + hosted is the
+// size of the pool after every operation. A part of the free ones is cached: they still hold KV that a
+// request to come may begin with, and are taken last. Hosted blocks are never lent on: no operation takes
+// a block from hosted to anything but free.
 //
 // A Manager holds no KV, only block numbers; it does no I/O.
 package kvcache
@@ -39,8 +41,9 @@ type Table struct {
 	Local []BlockID
 }
 
-// Counts are the pool's blocks by state, and Lent: blocks of this instance's requests that lie with others.
-type Counts struct{ Total, Free, Owned, Hosted, Lent int }
+// Counts are the pool's blocks by state, with Cached a part of Free, and Lent: blocks of this instance's requests
+// that lie with others.
+type Counts struct{ Total, Free, Owned, Hosted, Lent, Cached int }
 
 var (
 	// ErrNoRoom says that the pool has too few free blocks; nothing was changed.
@@ -62,9 +65,11 @@ type Manager struct {
 	mu        sync.Mutex
 	total     int
 	blockSize int
-	free      []BlockID // a stack, so that blocks just freed are used first
+	free      []BlockID // without those that are cached; a stack, so that blocks just freed are used first
+	blocks    []block   // by BlockID
+	prefixes  prefixes
 	requests  map[RequestID]*request
-	owned     int
+	owned     int // blocks, however many requests share them
 	lent      int
 
 	pressure bool
@@ -80,6 +85,7 @@ type request struct {
 	inSpans  int // blocks
 	local    []BlockID
 	computed int  // tokens whose KV is in the cache
+	named    int  // blocks that Name has looked at
 	moving   int  // of local, from the front
 	to       Span // where they go, while moving > 0
 	closed   bool
@@ -99,7 +105,8 @@ func NewWithOptions(total, blockSize int, o Options) (*Manager, error) {
 		return nil, fmt.Errorf("cannot make a pool of %d blocks of %d tokens and %d spans", total, blockSize, o.MaxSpans)
 	}
 	m := &Manager{
-		total: total, blockSize: blockSize, free: make([]BlockID, total),
+		total: total, blockSize: blockSize, free: make([]BlockID, total), blocks: make([]block, total),
+		prefixes: prefixes{named: map[Key]BlockID{}, oldest: -1, newest: -1},
 		requests: map[RequestID]*request{}, slots: make([]hostSlot, o.MaxSpans), unused: make([]uint32, o.MaxSpans),
 	}
 	for i := range m.free {
@@ -117,18 +124,20 @@ func (m *Manager) BlockSize() int { return m.blockSize }
 // Total is the number of blocks of the pool.
 func (m *Manager) Total() int { return m.total }
 
-// Free is the number of free blocks.
+// Free is the number of free blocks, with those that are cached.
 func (m *Manager) Free() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.free)
+	return m.available()
 }
+
+func (m *Manager) available() int { return len(m.free) + m.prefixes.cached }
 
 // Counts counts the blocks by state.
 func (m *Manager) Counts() Counts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Counts{Total: m.total, Free: len(m.free), Owned: m.owned, Hosted: m.hosted, Lent: m.lent}
+	return Counts{Total: m.total, Free: m.available(), Owned: m.owned, Hosted: m.hosted, Lent: m.lent, Cached: m.prefixes.cached}
 }
 
 // Open starts an empty table for a request.
@@ -163,16 +172,22 @@ func (m *Manager) Grow(id RequestID, tokens int) error {
 	if n <= 0 {
 		return nil
 	}
-	if n > len(m.free) {
-		return fmt.Errorf("cannot add %d blocks to request %d, %d are free: %w", n, id, len(m.free), ErrNoRoom)
+	if free := m.available(); n > free {
+		return fmt.Errorf("cannot add %d blocks to request %d, %d are free: %w", n, id, free, ErrNoRoom)
 	}
 	r.local = append(r.local, m.take(n)...)
+	for _, b := range r.local[len(r.local)-n:] {
+		m.blocks[b].users = 1
+	}
 	m.owned += n
 	return nil
 }
 
-// take pops n free blocks; the result is valid until the next operation.
+// take pops n free blocks, cached ones last; the result is valid until the next operation.
 func (m *Manager) take(n int) []BlockID {
+	for len(m.free) < n {
+		m.evict()
+	}
 	at := len(m.free) - n
 	out := m.free[at:]
 	m.free = m.free[:at]
@@ -243,7 +258,7 @@ func (m *Manager) Size(id RequestID) Size {
 	return Size{Spans: r.inSpans, Local: len(r.local), Movable: m.movable(r)}
 }
 
-// Close ends a request: its local blocks are free, and spans lists what its creditors should free.
+// Close ends a request: its local blocks are free where no other shares them, and spans lists what its creditors should free.
 // With a move in flight the moving blocks stay owned, and the spans stay, until CommitMove or AbortMove,
 // which then return all spans: a creditor must not free what is still written.
 func (m *Manager) Close(id RequestID) (spans []Span) {
@@ -269,10 +284,19 @@ func (m *Manager) forget(id RequestID, r *request) []Span {
 	return r.spans
 }
 
+// release takes blocks from a request. The last ones become the oldest that are cached: without those before them they
+// are of no use.
 func (m *Manager) release(blocks []BlockID) {
-	m.owned -= len(blocks)
 	for _, b := range slices.Backward(blocks) {
-		m.free = append(m.free, b)
+		if m.blocks[b].users--; m.blocks[b].users > 0 {
+			continue
+		}
+		m.owned--
+		if m.blocks[b].key != (Key{}) {
+			m.cache(b)
+		} else {
+			m.free = append(m.free, b)
+		}
 	}
 }
 

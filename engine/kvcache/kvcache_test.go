@@ -26,11 +26,15 @@ func (m *Manager) check() error {
 		}
 		return nil
 	}
-	errs := []error{claim(m.free, "free")}
-	owned, lent, hosted := 0, 0, 0
+	errs := []error{claim(m.free, "free"), m.checkCached(claim)}
+	lent, hosted := 0, 0
+	users := make([]int32, m.total)
 	for id, r := range m.requests {
-		errs = append(errs, claim(r.local, fmt.Sprintf("owned by %d", id)))
-		owned += len(r.local)
+		for i, b := range r.local {
+			if users[b]++; slices.Index(r.local, b) != i {
+				errs = append(errs, fmt.Errorf("block %d is twice in request %d", b, id))
+			}
+		}
 		in := 0
 		for _, s := range r.spans {
 			in += s.Blocks
@@ -40,15 +44,66 @@ func (m *Manager) check() error {
 		}
 		lent += in
 	}
+	owned := 0
+	for b, n := range users {
+		if n != m.blocks[b].users {
+			errs = append(errs, fmt.Errorf("block %d is in %d tables, and counts %d", b, n, m.blocks[b].users))
+		}
+		if n > 0 {
+			owned++
+			errs = append(errs, claim([]BlockID{BlockID(b)}, "owned"))
+		}
+		if n > 1 && m.blocks[b].key == (Key{}) {
+			errs = append(errs, fmt.Errorf("block %d is shared and has no name", b))
+		}
+	}
 	for h := range m.slots {
 		errs = append(errs, claim(m.slots[h].blocks, fmt.Sprintf("hosted in %d", h)))
 		hosted += len(m.slots[h].blocks)
 	}
-	if owned != m.owned || lent != m.lent || hosted != m.hosted || len(m.free)+owned+hosted != m.total {
-		errs = append(errs, fmt.Errorf("free %d, owned %d/%d, hosted %d/%d, lent %d/%d of %d", len(m.free), owned, m.owned, hosted, m.hosted, lent, m.lent, m.total))
+	if owned != m.owned || lent != m.lent || hosted != m.hosted || m.available()+owned+hosted != m.total {
+		errs = append(errs, fmt.Errorf("free %d, owned %d/%d, hosted %d/%d, lent %d/%d of %d", m.available(), owned, m.owned, hosted, m.hosted, lent, m.lent, m.total))
 	}
 	if i := slices.Index(state, ""); i >= 0 {
 		errs = append(errs, fmt.Errorf("block %d is lost", i))
+	}
+	return errors.Join(errs...)
+}
+
+// checkCached: the order of eviction is the same in both directions, what is cached has a name, and every name is of
+// one block, which is cached or owned.
+func (m *Manager) checkCached(claim func([]BlockID, string) error) error {
+	var errs []error
+	var order []BlockID
+	for b := m.prefixes.oldest; b >= 0 && len(order) <= m.total; b = m.blocks[b].newer {
+		order = append(order, b)
+	}
+	errs = append(errs, claim(order, "cached"))
+	at := len(order)
+	for b := m.prefixes.newest; b >= 0 && at > 0; b = m.blocks[b].older {
+		if at--; order[at] != b {
+			errs = append(errs, fmt.Errorf("cached blocks are %v from the oldest, and %d is at %d from the newest", order, b, at))
+		}
+	}
+	if at != 0 || len(order) != m.prefixes.cached {
+		errs = append(errs, fmt.Errorf("%d blocks are cached, %d are in order", m.prefixes.cached, len(order)))
+	}
+	named := 0
+	for b := range m.blocks {
+		x := &m.blocks[b]
+		if x.key == (Key{}) {
+			if slices.Contains(order, BlockID(b)) {
+				errs = append(errs, fmt.Errorf("block %d is cached and has no name", b))
+			}
+			continue
+		}
+		named++
+		if m.prefixes.named[x.key] != BlockID(b) || x.users == 0 && !slices.Contains(order, BlockID(b)) {
+			errs = append(errs, fmt.Errorf("block %d has a name, %d users, and is not found or not cached", b, x.users))
+		}
+	}
+	if named != len(m.prefixes.named) {
+		errs = append(errs, fmt.Errorf("%d names are of %d blocks", len(m.prefixes.named), named))
 	}
 	return errors.Join(errs...)
 }
@@ -81,7 +136,7 @@ func TestScripts(t *testing.T) {
 // command is one of a script's, with its arguments.
 type command struct {
 	id, n, handle, generation, blocks, size, maxSpans, has int
-	at, owner                                              string
+	at, owner, text                                        string
 	on                                                     bool
 }
 
@@ -90,7 +145,7 @@ func parseCommand(t *testing.T, d *datadriven.TestData) (c command) {
 		key string
 		p   any
 	}{{"id", &c.id}, {"n", &c.n}, {"handle", &c.handle}, {"gen", &c.generation}, {"blocks", &c.blocks}, {"size", &c.size},
-		{"spans", &c.maxSpans}, {"has", &c.has}, {"at", &c.at}, {"owner", &c.owner}, {"on", &c.on}} {
+		{"spans", &c.maxSpans}, {"has", &c.has}, {"at", &c.at}, {"owner", &c.owner}, {"on", &c.on}, {"text", &c.text}} {
 		if d.HasArg(a.key) {
 			d.ScanArgs(t, a.key, a.p)
 		}
@@ -118,6 +173,14 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		return result(m.Grow(r, c.n), "capacity %d", m.Capacity(r))
 	case "computed":
 		return result(m.SetComputed(r, c.n), "ok")
+	case "name":
+		m.Name(r, keysOfText(m, c.text))
+		return result(nil, "%+v", m.Counts())
+	case "match":
+		blocks, used := m.Match(keysOfText(m, c.text))
+		return result(nil, "%d blocks, %d in use", blocks, used)
+	case "adopt":
+		return result(nil, "%d tokens", m.Adopt(r, keysOfText(m, c.text)))
 	case "begin":
 		got, err := m.BeginMove(r, Span{Instance: c.at, Handle: uint32(c.handle), Generation: uint32(c.generation), Blocks: c.has}, c.n)
 		return result(err, "moving %v", got)
@@ -159,6 +222,39 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	}
 	t.Fatalf("%s: no command %s", d.Pos, d.Cmd)
 	return ""
+}
+
+// keysOfText takes letters for tokens.
+func keysOfText(m *Manager, text string) []Key {
+	return AppendKeys(nil, RootKey(""), []rune(text), m.blockSize)
+}
+
+func TestKeys(t *testing.T) {
+	root := RootKey("")
+	a := AppendKeys(nil, root, []int32{1, 2, 3, 4, 5, 6, 7}, 2)
+	for cut := range 7 {
+		b := AppendKeys(nil, root, []int32{1, 2, 3, 4, 5, 6, 7}[:cut], 2)
+		if len(b) != cut/2 || !slices.Equal(b, a[:len(b)]) {
+			t.Errorf("the first %d tokens have %d keys, or other ones", cut, len(b))
+		}
+		if c := AppendKeys(slices.Clone(b), root, []int32{1, 2, 3, 4, 5, 6, 7}, 2); !slices.Equal(c, a) {
+			t.Errorf("keys that go on after %d tokens differ", cut)
+		}
+	}
+	// Another token, another order, another beginning, another salt, another size of blocks: other keys.
+	seen := map[Key]string{}
+	for what, keys := range map[string][]Key{
+		"these": a, "a token": AppendKeys(nil, root, []int32{1, 9, 3, 4, 5, 6}, 2), "order": AppendKeys(nil, root, []int32{2, 1, 4, 3, 6, 5}, 2),
+		"beginning": AppendKeys(nil, root, []int32{3, 4, 5, 6}, 2), "salt": AppendKeys(nil, RootKey("x"), []int32{1, 2, 3, 4, 5, 6}, 2),
+		"size": AppendKeys(nil, root, []int32{1, 2, 3, 4, 5, 6}, 3),
+	} {
+		for _, k := range keys {
+			if seen[k] != "" || k == (Key{}) {
+				t.Errorf("%s has a key of %s", what, seen[k])
+			}
+			seen[k] = what
+		}
+	}
 }
 
 func TestConcurrentUse(t *testing.T) {

@@ -36,7 +36,7 @@ func (m *Manager) BeginMove(id RequestID, to Span, n int) ([]BlockID, error) {
 	return append([]BlockID(nil), r.local[:n]...), nil
 }
 
-// CommitMove ends a move: the oldest n of the moving blocks were acknowledged. They are free here now;
+// CommitMove ends a move: the oldest n of the moving blocks were acknowledged. They are free here now, as after Close;
 // the rest of the moving blocks, if any, stay local. If the request was closed meanwhile, orphans are the
 // spans that its creditors should free, this one with them.
 func (m *Manager) CommitMove(id RequestID, n int) (orphans []Span, err error) {

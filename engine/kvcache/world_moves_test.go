@@ -60,13 +60,10 @@ func (w *world) anew(t *rapid.T, i int, id RequestID) (*life, Table) {
 	if err := w.pools[i].Open(id); err != nil {
 		t.Fatal(err)
 	}
-	l := &life{}
-	w.live[i][id] = l
-	if n := 1 + w.IntN(40); w.pools[i].Grow(id, n) == nil {
-		l.tokens = n
-		if err := w.pools[i].SetComputed(id, n); err != nil {
-			t.Fatal(err)
-		}
+	l := w.begins(t, i, id)
+	if from := l.tokens; w.pools[i].Grow(id, from+1+w.IntN(40)) == nil {
+		l.tokens = w.pools[i].Capacity(id) - w.IntN(worldBlock)
+		w.wrote(t, i, id, l, from)
 	}
 	tab, err := w.pools[i].Table(id)
 	if err != nil {

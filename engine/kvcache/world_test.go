@@ -17,16 +17,19 @@ const worldBlock = 4
 // world is several pools, requests, and moves between them whose messages may be lost, driven at random.
 type world struct {
 	*rand.Rand
-	pools []*Manager
-	born  []uint32 // incarnation of each pool, the Peer of spans there
-	live  []map[RequestID]*life
-	lost  []answer      // grants that their owners never heard of
-	names map[Span]bool // every span that was ever granted
-	next  RequestID
-	tag   uint64
+	pools   []*Manager
+	born    []uint32 // incarnation of each pool, the Peer of spans there
+	live    []map[RequestID]*life
+	lost    []answer      // grants that their owners never heard of
+	names   map[Span]bool // every span that was ever granted
+	holds   [][]Key       // what was last written to each pool's blocks, the zero Key for what fills none
+	adopted int           // blocks
+	next    RequestID
+	tag     uint64
 }
 
 type life struct {
+	family int
 	tokens int
 	move   *grant
 	closed bool
@@ -72,10 +75,12 @@ func (w *world) step(t *rapid.T) {
 }
 
 func TestRandomWorld(t *testing.T) {
+	adopted := 0
 	rapid.Check(t, func(t *rapid.T) {
 		w := &world{Rand: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)), names: map[Span]bool{}}
 		for i := range 2 + w.IntN(3) {
 			w.pools, w.born, w.live = append(w.pools, nil), append(w.born, 0), append(w.live, nil)
+			w.holds = append(w.holds, nil)
 			w.start(t, i)
 		}
 		w.check(t)
@@ -97,7 +102,11 @@ func TestRandomWorld(t *testing.T) {
 				t.Fatalf("instance %d ends with %+v", i, c)
 			}
 		}
+		adopted += w.adopted
 	})
+	if adopted == 0 {
+		t.Error("no request ever began with blocks of another")
+	}
 }
 
 // start makes a new process of an instance.
@@ -106,7 +115,7 @@ func (w *world) start(t *rapid.T, i int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.pools[i], w.live[i] = m, map[RequestID]*life{}
+	w.pools[i], w.live[i], w.holds[i] = m, map[RequestID]*life{}, make([]Key, m.Total())
 	w.born[i]++
 }
 
@@ -151,6 +160,9 @@ func (w *world) check(t *rapid.T) {
 		for owner := range w.pools {
 			for _, h := range m.HostedOf(name(owner)) {
 				hosted++
+				for _, b := range h.Blocks {
+					w.holds[at][b] = Key{}
+				}
 				if n := wanted[key{owner, at, h.Handle}]; n == 0 || n > len(h.Blocks) {
 					t.Fatalf("instance %d hosts %+v, the owner names %d blocks there", at, h, n)
 				}
@@ -197,7 +209,7 @@ func (w *world) open(t *rapid.T) {
 	if err := w.pools[i].Open(w.next); err != nil {
 		t.Fatal(err)
 	}
-	w.live[i][w.next] = &life{}
+	w.begins(t, i, w.next)
 }
 
 func (w *world) append(t *rapid.T) {
@@ -217,9 +229,7 @@ func (w *world) append(t *rapid.T) {
 	if w.pools[i].Capacity(id) < l.tokens {
 		t.Fatal("grown, and still too small")
 	}
-	if err := w.pools[i].SetComputed(id, l.tokens); err != nil {
-		t.Fatal(err)
-	}
+	w.wrote(t, i, id, l, l.tokens-more)
 }
 
 func (w *world) cancel(t *rapid.T) {
@@ -254,7 +264,7 @@ func (w *world) preempt(t *rapid.T) {
 	if err := w.pools[i].Open(id); (err != nil) != (l.move != nil) {
 		t.Fatalf("opened again, a move in flight %v: %v", l.move != nil, err)
 	} else if err == nil {
-		w.live[i][id] = &life{}
+		w.begins(t, i, id)
 	}
 }
 

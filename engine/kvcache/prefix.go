@@ -1,0 +1,154 @@
+package kvcache
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+)
+
+// Key names what a full block holds: all tokens of a request up to the block's end, since K and V of a token depend on
+// those before it. It is the SHA-256 of the block before it and the block's tokens, so that nobody can make a prompt
+// that reads the KV of another one. The zero Key names nothing.
+type Key [sha256.Size]byte
+
+// RootKey is what the first block's key is made with. Requests with different salts share no blocks.
+func RootKey(salt string) Key { return sha256.Sum256([]byte(salt)) }
+
+// AppendKeys extends keys to one for each full block of tokens: keys[i] is block i's.
+func AppendKeys(keys []Key, root Key, tokens []int32, blockSize int) []Key {
+	parent := root
+	if n := len(keys); n > 0 {
+		parent = keys[n-1]
+	}
+	text := make([]byte, 0, len(parent)+4*blockSize)
+	for end := (len(keys) + 1) * blockSize; end <= len(tokens); end += blockSize {
+		text = append(text[:0], parent[:]...)
+		for _, t := range tokens[end-blockSize : end] {
+			text = binary.LittleEndian.AppendUint32(text, uint32(t))
+		}
+		parent = sha256.Sum256(text)
+		keys = append(keys, parent)
+	}
+	return keys
+}
+
+// block is what the pool knows of a block beside its state.
+//
+//	free     no users, no key
+//	cached   no users, a key: its KV is whole, and it is taken when no block is free
+//	owned    users requests have it in their tables; with a key others may join them
+//	hosted   no users, no key
+//
+// A block with a key is never written to: it is full.
+type block struct {
+	users        int32
+	key          Key
+	older, newer BlockID // neighbours in the order of eviction, while it is cached; -1 is the end
+}
+
+// prefixes finds blocks by what they hold, and orders the cached ones by age.
+type prefixes struct {
+	named          map[Key]BlockID
+	oldest, newest BlockID
+	cached         int
+}
+
+// Name says what the request's blocks hold: keys[i] is block i's. Those whose tokens are all computed can be found by
+// others from now on. A block that holds the same as one that was named before stays the request's alone.
+func (m *Manager) Name(id RequestID, keys []Key) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil {
+		return
+	}
+	full := min(len(keys), r.computed/m.blockSize)
+	for i := max(r.named, r.inSpans); i < full; i++ {
+		b := r.local[i-r.inSpans]
+		if _, there := m.prefixes.named[keys[i]]; !there && m.blocks[b].key == (Key{}) {
+			m.blocks[b].key = keys[i]
+			m.prefixes.named[keys[i]] = b
+		}
+	}
+	r.named = max(r.named, full)
+}
+
+// Match is how many of the first blocks that keys name are here, and how many of these are in use: to have them
+// costs no block.
+func (m *Manager) Match(keys []Key) (blocks, used int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range keys {
+		b, there := m.prefixes.named[k]
+		if !there {
+			break
+		}
+		blocks++
+		if m.blocks[b].users > 0 {
+			used++
+		}
+	}
+	return blocks, used
+}
+
+// Adopt gives a request without blocks the first blocks that keys name, as far as they are here, and returns the
+// number of tokens whose KV is thereby computed.
+func (m *Manager) Adopt(id RequestID, keys []Key) (tokens int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil || r.inSpans+len(r.local) > 0 {
+		return 0
+	}
+	for _, k := range keys {
+		b, there := m.prefixes.named[k]
+		if !there {
+			break
+		}
+		if x := &m.blocks[b]; x.users == 0 {
+			m.uncache(b)
+			m.owned++
+		}
+		m.blocks[b].users++
+		r.local = append(r.local, b)
+	}
+	r.named, r.computed = len(r.local), len(r.local)*m.blockSize
+	return r.computed
+}
+
+// cache keeps a block that nobody uses any more.
+func (m *Manager) cache(b BlockID) {
+	p := &m.prefixes
+	m.blocks[b].older, m.blocks[b].newer = p.newest, -1
+	if p.newest >= 0 {
+		m.blocks[p.newest].newer = b
+	} else {
+		p.oldest = b
+	}
+	p.newest = b
+	p.cached++
+}
+
+// uncache takes a block out of the order of eviction.
+func (m *Manager) uncache(b BlockID) {
+	p, x := &m.prefixes, &m.blocks[b]
+	if x.older >= 0 {
+		m.blocks[x.older].newer = x.newer
+	} else {
+		p.oldest = x.newer
+	}
+	if x.newer >= 0 {
+		m.blocks[x.newer].older = x.older
+	} else {
+		p.newest = x.older
+	}
+	p.cached--
+}
+
+// evict makes the block that was cached longest ago free.
+func (m *Manager) evict() {
+	b := m.prefixes.oldest
+	m.uncache(b)
+	delete(m.prefixes.named, m.blocks[b].key)
+	m.blocks[b].key = Key{}
+	m.free = append(m.free, b)
+}

@@ -1,0 +1,67 @@
+package kvcache
+
+import "pgregory.net/rapid"
+
+const families = 3
+
+// textOf is n tokens of a family of prompts, which all begin alike.
+func textOf(family, n int) []int32 {
+	out := make([]int32, n)
+	for i := range out {
+		if out[i] = int32(i); i >= 3*worldBlock {
+			out[i] += 1000 * int32(family)
+		}
+	}
+	return out
+}
+
+func keysOf(family, n int) []Key { return AppendKeys(nil, RootKey(""), textOf(family, n), worldBlock) }
+
+// begins gives a request that was just opened a text, and of the blocks that hold its beginning as many as it wants.
+func (w *world) begins(t *rapid.T, i int, id RequestID) *life {
+	m, l := w.pools[i], &life{family: w.IntN(families)}
+	keys := keysOf(l.family, w.IntN(40))
+	blocks, used := m.Match(keys)
+	before := m.Counts()
+	if l.tokens = m.Adopt(id, keys); l.tokens != blocks*worldBlock || m.Adopt(id, keys) != 0 && l.tokens > 0 {
+		t.Fatalf("%d blocks match, %d tokens are adopted, and more the next time", blocks, l.tokens)
+	}
+	if k := m.Counts(); k.Free != before.Free-(blocks-used) || k.Cached != before.Cached-(blocks-used) {
+		t.Fatalf("%+v became %+v by %d blocks, %d of them in use", before, k, blocks, used)
+	}
+	tab, err := m.Table(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, b := range tab.Local {
+		if w.holds[i][b] != keys[k] {
+			t.Fatalf("block %d of instance %d holds something else than block %d of the text", b, i, k)
+		}
+	}
+	w.adopted += len(tab.Local)
+	w.live[i][id] = l
+	return l
+}
+
+// wrote: the request's tokens from one on are in the cache now, and their blocks are named.
+func (w *world) wrote(t *rapid.T, i int, id RequestID, l *life, from int) {
+	m := w.pools[i]
+	if err := m.SetComputed(id, l.tokens); err != nil {
+		t.Fatal(err)
+	}
+	tab, err := m.Table(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, before := keysOf(l.family, l.tokens), m.Size(id).Spans
+	for k := from / worldBlock; k*worldBlock < l.tokens; k++ {
+		b := tab.Local[k-before]
+		if x := m.blocks[b]; x.users != 1 || x.key != (Key{}) {
+			t.Fatalf("block %d is written to, and has %d users, or a name", b, x.users)
+		}
+		if w.holds[i][b] = (Key{}); k < len(keys) {
+			w.holds[i][b] = keys[k]
+		}
+	}
+	m.Name(id, keys)
+}
