@@ -34,9 +34,10 @@ type Config struct {
 // Request is what the scheduler knows of a request.
 type Request struct {
 	ID      kvcache.RequestID
-	Arrival uint64 // order in the cluster, smaller is older
-	Tokens  int    // known tokens: at first the prompt's
-	Rows    int    // positions [0, Rows) need a row of logits each (prompt log probabilities)
+	Arrival uint64        // order in the cluster, smaller is older
+	Tokens  int           // known tokens: at first the prompt's
+	Rows    int           // positions [0, Rows) need a row of logits each (prompt log probabilities)
+	Keys    []kvcache.Key // of its full blocks, to find some in the pool; none: it computes all of them
 }
 
 // View is what an instance knows of the rest of the cluster.
@@ -51,8 +52,9 @@ type View struct {
 type Item struct {
 	Request kvcache.RequestID
 	Slot    uint32
-	Start   int // 0: the first since (re)admission, the slot is to be opened
+	Start   int // KV of those before it is in the cache
 	N       int
+	First   bool // the first since (re)admission: the slot is to be opened
 	Last    bool // the last known token is among them: a new token is sampled
 }
 
@@ -135,7 +137,8 @@ type Scheduler struct {
 type request struct {
 	Request
 	computed int
-	inPlan   int // tokens of the current plan
+	inPlan   int  // tokens of the current plan
+	begun    bool // an item of it was committed since (re)admission
 	slot     uint32
 	active   bool // it runs
 	stalled  bool
@@ -230,8 +233,26 @@ func (s *Scheduler) Commit(id kvcache.RequestID, newTokens int) error {
 	}
 	r.computed += r.inPlan
 	r.Tokens += newTokens
-	r.inPlan = 0
+	r.inPlan, r.begun = 0, true
 	return s.kv.SetComputed(id, r.computed)
+}
+
+// Name gives a request more keys, after Commit: others may share those blocks whose tokens are computed, and the
+// request itself finds them again after a preemption.
+func (s *Scheduler) Name(id kvcache.RequestID, keys []kvcache.Key) {
+	if r := s.all[id]; r != nil {
+		r.Keys = keys
+		s.kv.Name(id, keys)
+	}
+}
+
+// prefix is the keys of blocks that the request may begin with: its last token is to be computed, to sample from, and
+// so are the positions that need rows.
+func (s *Scheduler) prefix(r *request) []kvcache.Key {
+	if r.Rows > 0 {
+		return nil
+	}
+	return r.Keys[:min(len(r.Keys), (r.Tokens-1)/s.kv.BlockSize())]
 }
 
 // Remove ends a request in any state: finished, cancelled or failed. spans are to be released; with a
@@ -272,7 +293,7 @@ func (s *Scheduler) stop(r *request) []kvcache.Span {
 	s.running = remove(s.running, r)
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
-	r.active, r.stalled, r.computed, r.inPlan, r.moving = false, false, 0, 0, 0
+	r.active, r.stalled, r.computed, r.inPlan, r.begun, r.moving = false, false, 0, 0, false, 0
 	return s.kv.Close(r.ID)
 }
 

@@ -17,7 +17,8 @@ type script struct {
 	s     *Scheduler
 	kv    *kvcache.Manager
 	plan  *Plan
-	moved int // spans opened elsewhere
+	moved int                           // spans opened elsewhere
+	texts map[kvcache.RequestID][]int32 // of requests that share blocks: their prompts, letters as tokens
 }
 
 // TestScripts runs testdata/*.txt; -rewrite writes what comes out.
@@ -62,9 +63,13 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 			MaxNumSeqs: scan(t, d, "seqs", 4), MaxBatchedTokens: scan(t, d, "tokens", 16), MaxRows: scan(t, d, "rows", 0),
 			MaxWaiting: scan(t, d, "waiting", 8), MaxModelLen: scan(t, d, "len", 0), Patience: scan(t, d, "patience", 3),
 		}, c.kv)
+		c.texts = map[kvcache.RequestID][]int32{}
 		return fail(err)
 	case "add":
-		return fail(c.s.Add(Request{ID: id, Arrival: scan(t, d, "arrival", uint64(id)), Tokens: scan(t, d, "tokens", 1), Rows: scan(t, d, "rows", 0)}))
+		text := []rune(scan(t, d, "text", ""))
+		c.texts[id] = text
+		return fail(c.s.Add(Request{ID: id, Arrival: scan(t, d, "arrival", uint64(id)), Tokens: scan(t, d, "tokens", max(1, len(text))),
+			Rows: scan(t, d, "rows", 0), Keys: c.keys(id)}))
 	case "step":
 		var b strings.Builder
 		for range scan(t, d, "n", 1) {
@@ -97,6 +102,10 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 	return ""
 }
 
+func (c *script) keys(id kvcache.RequestID) []kvcache.Key {
+	return kvcache.AppendKeys(nil, kvcache.RootKey(""), c.texts[id], c.kv.BlockSize())
+}
+
 // step plans a step, prints it and commits it.
 func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 	c.plan = c.s.Schedule(View{
@@ -106,6 +115,9 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 	var b strings.Builder
 	for _, i := range c.plan.Items {
 		fmt.Fprintf(&b, "request %d slot %d: %d+%d", i.Request, i.Slot, i.Start, i.N)
+		if i.First && i.Start > 0 {
+			b.WriteString(" first")
+		}
 		gain := 0
 		if i.Last {
 			b.WriteString(" sampled")
@@ -115,6 +127,7 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 		if err := c.s.Commit(i.Request, gain); err != nil {
 			fmt.Fprintf(&b, "%v\n", err)
 		}
+		c.s.Name(i.Request, c.keys(i.Request))
 	}
 	for _, o := range c.plan.Offloads {
 		fmt.Fprintf(&b, "offload %d blocks of request %d\n", o.Blocks, o.Request)

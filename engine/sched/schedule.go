@@ -86,7 +86,7 @@ func (s *Scheduler) place(r *request, left *room) {
 	left.tokens -= n
 	left.rows -= r.rows(n)
 	s.plan.Items = append(s.plan.Items, Item{
-		Request: r.ID, Slot: r.slot, Start: r.computed, N: n, Last: r.computed+n == r.Tokens,
+		Request: r.ID, Slot: r.slot, Start: r.computed, N: n, First: !r.begun, Last: r.computed+n == r.Tokens,
 	})
 }
 
@@ -137,7 +137,8 @@ func (s *Scheduler) admit(view View, left *room) {
 			return
 		}
 		free := s.kv.Free()
-		need := blocksOf(r.Tokens, s.kv.BlockSize()) + 1
+		_, shared := s.kv.Match(s.prefix(r))
+		need := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - shared
 		if s.anyStalled() || free < 1 || free+view.PeersFree-s.outstanding() < need && !s.ownsAll(r) {
 			s.blocked = true
 			s.giveUpWaiting(r, view)
@@ -155,7 +156,7 @@ func (s *Scheduler) admit(view View, left *room) {
 		s.waiting = slices.Delete(s.waiting, 0, 1)
 		r.slot = s.slots[len(s.slots)-1]
 		s.slots = s.slots[:len(s.slots)-1]
-		r.active, r.computed, r.cooldown, r.refused = true, 0, 0, 0
+		r.active, r.computed, r.cooldown, r.refused = true, s.kv.Adopt(r.ID, s.prefix(r)), 0, 0
 		s.running = insert(s.running, r)
 		s.place(r, left)
 	}

@@ -19,11 +19,12 @@ const simBlock = 4
 // views, late ones, and moves that take time and may be refused.
 type simCluster struct {
 	*rand.Rand
-	t      rapid.TB
-	nodes  []*simNode
-	nextID kvcache.RequestID
-	clock  uint64
-	total  int // blocks
+	t       rapid.TB
+	nodes   []*simNode
+	nextID  kvcache.RequestID
+	clock   uint64
+	total   int // blocks
+	adopted int // tokens that requests began with
 }
 
 // simNode is a scheduler with its pool, and what the engine would know of its requests.
@@ -47,6 +48,7 @@ type report struct {
 
 type simRequest struct {
 	arrival               uint64
+	family                int
 	tokens, computed, end int
 }
 
@@ -90,12 +92,20 @@ func (c *simCluster) start(i, blocks int) {
 func (c *simCluster) add(i, prompt, end int) kvcache.RequestID {
 	c.nextID++
 	c.clock++
-	r := &simRequest{arrival: c.clock, tokens: prompt, end: end}
-	if err := c.nodes[i].s.Add(Request{ID: c.nextID, Arrival: r.arrival, Tokens: prompt}); err != nil {
+	r := &simRequest{arrival: c.clock, family: c.IntN(3), tokens: prompt, end: end}
+	if c.IntN(2) == 0 {
+		r.family = 3 + int(c.nextID)
+	}
+	if err := c.nodes[i].s.Add(Request{ID: c.nextID, Arrival: r.arrival, Tokens: prompt, Keys: r.keys()}); err != nil {
 		c.t.Fatal(err)
 	}
 	c.nodes[i].reqs[c.nextID] = r
 	return c.nextID
+}
+
+// keys are of the tokens that the request has; the texts of a family's requests are beginnings of each other.
+func (r *simRequest) keys() []kvcache.Key {
+	return kvcache.AppendKeys(nil, kvcache.RootKey(fmt.Sprint(r.family)), make([]int32, r.tokens), simBlock)
 }
 
 // heartbeat: the node reports, and hears what all others last said.
@@ -159,10 +169,15 @@ func (c *simCluster) step(i int) {
 		if err := n.s.Commit(it.Request, gain); err != nil {
 			c.t.Fatal(err)
 		}
-		r.computed += it.N
+		r.computed = it.Start + it.N
+		if it.First {
+			c.adopted += it.Start
+		}
 		if r.tokens += gain; r.tokens >= r.end {
 			c.end(i, it.Request)
+			continue
 		}
+		n.s.Name(it.Request, r.keys())
 	}
 	c.checkPools()
 }
@@ -328,7 +343,8 @@ func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) {
 			return
 		}
 		seen[it.Request], slots[it.Slot] = true, true
-		if it.Start != r.computed || it.Start+it.N > r.tokens || it.Last != (it.Start+it.N == r.tokens) {
+		adopted := it.First && r.computed == 0 && it.Start%simBlock == 0
+		if it.Start != r.computed && !adopted || it.First != (r.computed == 0) || it.Start+it.N > r.tokens || it.Last != (it.Start+it.N == r.tokens) {
 			c.t.Fatalf("item %+v of %+v", it, *r)
 		}
 		if n.kv.Capacity(it.Request) < it.Start+it.N {
@@ -351,38 +367,46 @@ func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) {
 	}
 }
 
-// checkPools: on every node every block is free, in one request's table, moving out of a closed one, or
-// hosted in one span; and the spans that requests name are hosted where they say.
+// checkPools: on every node every block is free, in the tables of requests that have the same text in it, moving out
+// of a closed one, or hosted in one span; and the spans that requests name are hosted where they say.
 func (c *simCluster) checkPools() {
 	for _, n := range c.nodes {
 		k := n.kv.Counts()
-		used := map[kvcache.BlockID]bool{}
-		claim := func(blocks []kvcache.BlockID) {
-			for _, b := range blocks {
-				if used[b] {
-					c.t.Fatalf("%s: block %d is used twice", n.name, b)
-				}
-				used[b] = true
+		type part struct{ family, at int } // of a family's text
+		used := map[kvcache.BlockID]part{}
+		claim := func(b kvcache.BlockID, as part) {
+			if other, there := used[b]; there && (as != other || as.family < 0) {
+				c.t.Fatalf("%s: block %d is used as %+v and %+v", n.name, b, other, as)
 			}
+			used[b] = as
 		}
-		owned, hosted := 0, 0
-		for id := range n.reqs {
+		hosted := 0
+		for id, r := range n.reqs {
 			tab, err := n.kv.Table(id)
 			if errors.Is(err, kvcache.ErrUnknown) {
 				continue // it waits
 			}
-			claim(tab.Local)
-			owned += len(tab.Local)
+			at := n.kv.Size(id).Spans
+			for i, b := range tab.Local {
+				as := part{r.family, at + i}
+				if (at+i+1)*simBlock > r.tokens {
+					as = part{-1, 0} // not full: nobody else's
+				}
+				claim(b, as)
+			}
 			for _, s := range tab.Spans {
 				c.checkSpan(n, s)
 			}
 		}
 		for _, p := range c.nodes {
 			for _, h := range n.kv.HostedOf(p.name) {
-				claim(h.Blocks)
+				for _, b := range h.Blocks {
+					claim(b, part{-1, 0})
+				}
 				hosted += len(h.Blocks)
 			}
 		}
+		owned := len(used) - hosted
 		if k.Free+k.Owned+k.Hosted != k.Total || hosted != k.Hosted || owned > k.Owned {
 			c.t.Fatalf("%s: %+v, tables have %d, spans %d", n.name, k, owned, hosted)
 		}
