@@ -3,7 +3,7 @@
  *
  * The receiving end of a move lane exports its pool and leaves the key with the link
  * (inf_link_tell), and the sending end opens it; from then on the lane is one that can put. The
- * pieces' protocol is that of puts (send.c, land.c), and a put is a copy.
+ * pieces' protocol is that of puts (puts.c, grants.c), and a put is a copy.
  *
  *  1. A key is told only over a link whose memory both ends share, so only to a member of the
  *     cluster that passed the signed handshake of this very link, on this host.
@@ -17,7 +17,7 @@
  *  4. Nothing can revoke a grant that its sender makes no use of. So the sender begins to copy
  *     COPY_NS at most after it asked, on a lane that is well, and else says that it will not, which
  *     ends that move and nothing besides; the receiver gives granted blocks to others after a
- *     multiple of that at the earliest, if it hears nothing and however the lane ends (land.c).
+ *     multiple of that at the earliest, if it hears nothing and however the lane ends (grants.c).
  *  5. Where a key cannot be had or opened (another host, another driver, GPUs that do not see each
  *     other, a pool of host memory or cut over ranks) blocks travel in messages, and the reason is
  *     noted. */

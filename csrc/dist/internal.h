@@ -2,7 +2,9 @@
  *
  *   dist.c    opening and closing
  *   peers.c   peers that come, go and die
- *   home.c    the step: queries out, partials in
+ *   home.c    the step: its creditors, from its begin to its end
+ *   ask.c     a layer of it: queries out
+ *   collect.c a layer of it: partials in
  *   serve.c   answers to others' queries
  *   query.c   what a query says, and what is said to it
  *   slots.c   slots of query links as memory of the device
@@ -11,7 +13,9 @@
  *   rails.c   move lanes: their coming and going, registered memory
  *   moves.c   moves as their callers know them; the thread that sends them
  *   send.c    pieces of moves over one rail
+ *   puts.c    puts of them, where the peer has granted its blocks
  *   land.c    pieces that arrive
+ *   grants.c  what may be put here, and for how long
  *   late.c    blocks that a sender which is gone may still write
  *   direct.c  pools of one host's GPUs, copied into by their peers
  *   device_memory.c  a GPU's pool as memory that NICs write to
@@ -276,7 +280,7 @@ void inf_slots_pin(inf_dist *d, inf_link *link);
  * device is waited for. Safe on NULL. */
 void inf_query_link_close(inf_dist *d, inf_link *link);
 
-/* --- send.c, land.c: one look at a rail; a status < 0 ends it --- */
+/* --- send.c, land.c, grants.c: one look at a rail; a status < 0 ends it --- */
 int inf_send_run(inf_dist *d, inf_rail *r);
 void inf_send_give_up(inf_rail *r); /* its pieces wait for another rail */
 int inf_land_run(inf_dist *d, inf_rail *r);

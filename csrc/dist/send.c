@@ -1,17 +1,12 @@
 /* The sender's side of a piece of a move, over one rail.
  *
- *   puts       free -> ASKED (ask; grant) -> PUTTING (puts; landed) -> SENT (ack) -> free
+ *   puts       free -> ASKED (ask; grant) -> PUTTING (puts.c; landed) -> SENT (ack) -> free
  *   messages   free -> SENT (move; ack) -> free
  *
- * Puts are cut to what may be in flight: little while queries and partials share the wire, more
- * otherwise. They need no copy: the NIC gathers blocks from this pool and scatters them into the
- * other one. An acknowledgement says more than their completions, so nobody waits for these.
- *
- * Between GPUs of one host a put is a copy (direct.c), complete when it returns.
- *
- * A piece whose move was refused meanwhile, or whose time is over (direct.c), is not put, but the
- * peer is told: its grant must end. What fails at this end ends the move, or has the piece sent
- * another way; it is nothing to the lane, the peer, or the queries beside it. */
+ * An acknowledgement says more than the completions of puts, so nobody waits for these. What fails
+ * at this end ends the move, or has the piece sent another way; it is nothing to the lane, the
+ * peer, or the queries beside it. */
+#include "dist/send.h"
 #include "dist/internal.h"
 #include "dist/marks.h"
 
@@ -20,25 +15,12 @@
 /* A peer that answers nothing for so long has failed. */
 #define STALL_NS UINT64_C(5000000000)
 
-/* Bytes of a piece: the round trips of asking are small beside them, and so is what they hold up.
- */
-#define PIECE_BYTES (UINT64_C(8) << 20)
-/* Bytes put in flight. At 25 GB/s and a round trip of 5 us the first is about half of the wire. */
-#define STEP_PUTS (UINT64_C(64) << 10)
-#define IDLE_PUTS (UINT64_C(4) << 20)
-/* Others' queries are likely to follow each other faster. */
-#define ANSWERS_NS UINT64_C(10000000)
-
-static uint64_t bytes_of(const inf_dist *d, const inf_piece *c) {
-    return (uint64_t)c->part.n * d->kv.block_bytes;
-}
-
 /* --- what comes next --- */
 
 /* Blocks that one piece may have. */
 static int32_t most(const inf_dist *d, const inf_rail *r) {
     uint64_t room = inf_link_slot_bytes(r->link) - inf_wire_move_head(),
-             n = (atomic_load(&r->puts) ? PIECE_BYTES : room) / d->kv.block_bytes;
+             n = (atomic_load(&r->puts) ? INF_PIECE_BYTES : room) / d->kv.block_bytes;
     if (!atomic_load(&r->puts)) {
         return (int32_t)(n < INT32_MAX ? n : INT32_MAX);
     }
@@ -95,8 +77,8 @@ static void end_piece(inf_piece *c, uint8_t state) {
 
 /* --- messages --- */
 
-static void write_head(const inf_rail *r, const inf_piece *c, uint32_t kind, uint64_t bytes,
-                       uint8_t *buf) {
+void inf_send_head(const inf_rail *r, const inf_piece *c, uint32_t kind, uint64_t bytes,
+                   uint8_t *buf) {
     const inf_move *m = c->move;
     inf_wire_head h = {.magic = INF_WIRE_MAGIC, .kind = kind, .bytes = bytes, .lane = r->lane};
     inf_wire_move w = {.handle = m->handle,
@@ -112,15 +94,14 @@ static void write_head(const inf_rail *r, const inf_piece *c, uint32_t kind, uin
     memcpy(buf + sizeof h, &w, sizeof w);
 }
 
-/* Posts the piece's message, which is not answered from now on. */
-static int post(inf_dist *d, inf_rail *r, inf_piece *c, int32_t state, uint64_t bytes) {
+int inf_send_post(inf_dist *d, inf_rail *r, inf_piece *c, int32_t state, uint64_t bytes) {
     if (c->state == INF_PIECE_FREE) {
-        SEEN(posted, r, c, bytes_of(d, c));
+        SEEN(posted, r, c, inf_piece_bytes(d, c));
     }
     int status = inf_link_post(r->link, bytes);
     if (status == INF_OK) {
         if (state == INF_PIECE_SENT) {
-            SEEN(wire, r, c, bytes_of(d, c));
+            SEEN(wire, r, c, inf_piece_bytes(d, c));
         }
         bool waits = false;
         for (int i = 0; i < INF_WIRE_PIECES; i++) {
@@ -152,8 +133,8 @@ static int copy_blocks(inf_dist *d, const inf_piece *c, uint8_t *at) {
 
 /* Sends the piece, or ends its move, whose blocks cannot be read. INF_AGAIN: the lane rests. */
 static int post_blocks(inf_dist *d, inf_rail *r, inf_piece *c, uint8_t *buf) {
-    uint64_t bytes = inf_wire_move_head() + bytes_of(d, c);
-    write_head(r, c, INF_WIRE_MOVE, bytes, buf);
+    uint64_t bytes = inf_wire_move_head() + inf_piece_bytes(d, c);
+    inf_send_head(r, c, INF_WIRE_MOVE, bytes, buf);
     int status = copy_blocks(d, c, buf + inf_wire_move_head());
     if (status == INF_EIO) { /* the lane's fault, or the blocks': that shows on another lane */
         status = copy_blocks(d, c, buf + inf_wire_move_head());
@@ -165,7 +146,7 @@ static int post_blocks(inf_dist *d, inf_rail *r, inf_piece *c, uint8_t *buf) {
     if (status != INF_OK) {
         return status == INF_ENOMEM ? INF_AGAIN : status;
     }
-    return post(d, r, c, INF_PIECE_SENT, bytes);
+    return inf_send_post(d, r, c, INF_PIECE_SENT, bytes);
 }
 
 /* Begins pieces while there is room and something to send. */
@@ -190,8 +171,8 @@ static int begin_pieces(inf_dist *d, inf_rail *r) {
         c->given_up = INF_OK;
         c->asked_ns = inf_now();
         if (atomic_load(&r->puts)) {
-            write_head(r, c, INF_WIRE_ASK, inf_wire_move_head(), buf);
-            status = post(d, r, c, INF_PIECE_ASKED, inf_wire_move_head());
+            inf_send_head(r, c, INF_WIRE_ASK, inf_wire_move_head(), buf);
+            status = inf_send_post(d, r, c, INF_PIECE_ASKED, inf_wire_move_head());
         } else {
             status = post_blocks(d, r, c, buf);
         }
@@ -200,88 +181,9 @@ static int begin_pieces(inf_dist *d, inf_rail *r) {
             return status == INF_AGAIN ? INF_OK : status;
         }
         atomic_fetch_add(&d->moved_blocks, (uint64_t)c->part.n);
-        atomic_fetch_add(&d->moved_bytes, bytes_of(d, c));
+        atomic_fetch_add(&d->moved_bytes, inf_piece_bytes(d, c));
     }
     return INF_OK;
-}
-
-/* --- puts --- */
-
-static int set_limit(inf_dist *d, inf_rail *r) {
-    if (r->far != NULL) { /* there is no wire that messages would share with copies */
-        r->limit = 2 * PIECE_BYTES;
-        return INF_OK;
-    }
-    bool shared =
-        atomic_load(&d->stepping) || inf_now() - atomic_load(&d->answered_ns) < ANSWERS_NS;
-    uint64_t limit = shared ? STEP_PUTS : IDLE_PUTS;
-    if (limit == r->limit) {
-        return INF_OK;
-    }
-    r->limit = limit;
-    return inf_link_put_limit(r->link, limit);
-}
-
-/* The next stretches of the piece, as many bytes as may be in flight. */
-static uint32_t stretches(const inf_dist *d, const inf_rail *r, const inf_piece *c,
-                          inf_put out[INF_PUT_MAX], uint64_t *bytes) {
-    uint64_t at = c->put, block = d->kv.block_bytes, end = bytes_of(d, c);
-    end = end - at < r->limit / 2 ? end : at + r->limit / 2; /* one half is on its way */
-    uint32_t n = 0, g = 0;
-    uint64_t before = 0; /* bytes of the grants before g */
-    for (; n < INF_PUT_MAX && at < end; n++) {
-        while (at - before >= c->grants[g].bytes) {
-            before += c->grants[g++].bytes;
-        }
-        uint64_t len = end - at, in_block = block - at % block,
-                 in_grant = before + c->grants[g].bytes - at;
-        len = len < in_block ? len : in_block;
-        len = len < in_grant ? len : in_grant;
-        uint64_t from = (uint64_t)c->move->blocks[c->part.first + (int32_t)(at / block)] * block;
-        out[n] = (inf_put){.offset = from + at % block,
-                           .remote = c->grants[g].address + (at - before),
-                           .key = c->grants[g].key,
-                           .bytes = (uint32_t)len};
-        at += len;
-    }
-    *bytes = at - c->put;
-    return n;
-}
-
-/* Puts what may be put now: all of what is wanted, or as much as there is room for (INF_AGAIN). */
-static int put_blocks(inf_dist *d, inf_rail *r, inf_piece *c) {
-    inf_put puts[INF_PUT_MAX];
-    int status = set_limit(d, r);
-    while (status == INF_OK && c->put < bytes_of(d, c)) {
-        uint64_t bytes = 0;
-        uint32_t n = stretches(d, r, c, puts, &bytes);
-        status = r->far != NULL ? inf_direct_copy(d, r, puts, n, c->asked_ns)
-                                : inf_link_put(r->link, puts, n);
-        c->put += status == INF_OK ? bytes : 0;
-    }
-    return status;
-}
-
-/* Puts, and says so when it was all, or will be no more. */
-static int put_piece(inf_dist *d, inf_rail *r, inf_piece *c) {
-    int status = INF_OK;
-    bool direct = r->region == NULL;
-    if (direct && r->far == NULL) { /* another piece has found that it does not work */
-        c->given_up = INF_AGAIN;
-    } else if (c->move->status == INF_OK && c->given_up == INF_OK) {
-        status = put_blocks(d, r, c);
-    }
-    if (direct && (status == INF_ETIMEOUT || status == INF_EIO)) {
-        c->given_up = status == INF_EIO ? INF_AGAIN : status;
-        status = INF_OK;
-    }
-    void *buf = NULL;
-    status = status == INF_OK ? inf_link_prepare(r->link, &buf) : status;
-    if (status == INF_OK) {
-        write_head(r, c, INF_WIRE_LANDED, inf_wire_move_head(), buf);
-        status = post(d, r, c, INF_PIECE_SENT, inf_wire_move_head());
-    }
-    return status;
 }
 
 /* --- answers --- */
@@ -334,13 +236,14 @@ static bool take_grants(inf_dist *d, inf_piece *c, const uint8_t *msg, uint32_t 
     memcpy(c->grants, msg + inf_wire_move_head(), n * sizeof *c->grants);
     for (uint32_t i = 0; i < n; i++) {
         const inf_grant *g = &c->grants[i];
-        if (g->bytes == 0 || g->bytes > bytes_of(d, c) || g->address > UINT64_MAX - g->bytes) {
+        if (g->bytes == 0 || g->bytes > inf_piece_bytes(d, c) ||
+            g->address > UINT64_MAX - g->bytes) {
             return false;
         }
         sum += g->bytes;
     }
     c->n_grants = n;
-    return sum == bytes_of(d, c);
+    return sum == inf_piece_bytes(d, c);
 }
 
 static int take_answer(inf_dist *d, inf_rail *r, const uint8_t *msg, uint64_t len) {
@@ -395,7 +298,7 @@ int inf_send_run(inf_dist *d, inf_rail *r) {
     int status = take_answers(d, r);
     for (int i = 0; status == INF_OK && i < INF_WIRE_PIECES; i++) {
         if (r->pieces[i].state == INF_PIECE_PUTTING) {
-            status = put_piece(d, r, &r->pieces[i]);
+            status = inf_puts_run(d, r, &r->pieces[i]);
             status = status == INF_AGAIN ? INF_OK : status;
         }
     }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "kernels/kernels.h"
 
@@ -27,6 +28,13 @@ static uint64_t seed_state;
 
 static void seed(uint64_t s) { seed_state = s * 0x9e3779b97f4a7c15u + 1; }
 
+/* The seed is argv[1] or of the clock, and printed. */
+static inline void start(int argc, char **argv) {
+    uint64_t s = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
+    printf("seed %llu\n", (unsigned long long)s);
+    seed(s);
+}
+
 static uint64_t next_u64(void) { /* splitmix64 */
     uint64_t z = (seed_state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -34,10 +42,10 @@ static uint64_t next_u64(void) { /* splitmix64 */
     return z ^ (z >> 31);
 }
 
-static int32_t below(int32_t n) { return (int32_t)(next_u64() % (uint64_t)n); }
+static inline int32_t below(int32_t n) { return (int32_t)(next_u64() % (uint64_t)n); }
 
 /* Uniform in (-1, 1). */
-static float number(void) { return (float)((double)(next_u64() >> 11) * 0x1p-52 - 1.0); }
+static inline float number(void) { return (float)((double)(next_u64() >> 11) * 0x1p-52 - 1.0); }
 
 static void *get_bytes(size_t n) {
     void *p = malloc(n > 0 ? n : 1);
@@ -48,7 +56,7 @@ static void *get_bytes(size_t n) {
     return p;
 }
 
-static float *numbers(size_t n) {
+static inline float *numbers(size_t n) {
     float *p = (float *)get_bytes(n * sizeof *p);
     for (size_t i = 0; i < n; i++)
         p[i] = number();
@@ -56,14 +64,14 @@ static float *numbers(size_t n) {
 }
 
 /* Outputs start as NaN, so that what a kernel forgets to write shows. */
-static float *poisoned(size_t n) {
+static inline float *poisoned(size_t n) {
     float *p = (float *)get_bytes(n * sizeof *p);
     for (size_t i = 0; i < n; i++)
         p[i] = NAN;
     return p;
 }
 
-static float from_bf16(uint16_t h) {
+static inline float from_bf16(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
     float f;
     memcpy(&f, &bits, sizeof f);
@@ -72,7 +80,7 @@ static float from_bf16(uint16_t h) {
 
 /* A double to its nearest bf16, ties to even, by comparing the two candidates: independent of the
  * bit arithmetic under test. Finite numbers within range only. */
-static uint16_t to_bf16(float f) {
+static inline uint16_t to_bf16(float f) {
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);
     uint16_t low = (uint16_t)(bits >> 16), high = (uint16_t)(low + 1);
@@ -112,11 +120,11 @@ static inline int32_t bytes_of(int32_t dtype) {
     return dtype == INF_DTYPE_F32 ? 4 : dtype == INF_DTYPE_E4M3 ? 1 : 2;
 }
 
-static int near(double got, double want, double tolerance) {
+static inline int near(double got, double want, double tolerance) {
     return fabs(got - want) <= tolerance * (1.0 + fabs(want));
 }
 
-static int same_bits(const float *a, const float *b, size_t n) {
+static inline int same_bits(const float *a, const float *b, size_t n) {
     return memcmp(a, b, n * sizeof *a) == 0;
 }
 

@@ -140,12 +140,6 @@ static void test_codes(const inf_ops *ops) {
 
 int main(void) {
     seed(8);
-    (void)numbers;
-    (void)poisoned;
-    (void)to_bf16;
-    (void)near;
-    (void)same_bits;
-    (void)number;
     test_convert();
     for (int32_t isa = ISA_FIRST; isa <= ISA_LAST; isa++) {
         const inf_ops *ops = inf_ops_cpu(isa);

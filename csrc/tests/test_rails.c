@@ -1,20 +1,15 @@
 /* Moves over several rails, which die and come back under way, and moves that are put: over shm and
  * tcp, and over verbs where there are RDMA ports (two of them as rails, if there are two).
+ * test_rails_lies has senders that lie.
  *
  *   test_rails [rounds] */
-/* Blocks of 24 KiB, so that moves are many pieces, in messages too. */
-#define W_BLOCK_TOKENS 32
-
-#include "verbs_pair.h"
-
-#include "wire_raw.h"
+#include "rail_ends.h"
 
 #include "transport/verbs/ring.h"
 
-enum { BLOCKS = 512, PEER = 3, RAILS = 3 };
+enum { RAILS = 3 };
 
 static int rounds = 12;
-static rdma_ports ports;
 
 typedef struct {
     uint32_t provider;
@@ -27,16 +22,7 @@ typedef struct {
 } world;
 
 static void make_link(world *w, uint64_t bytes, int rail, inf_link *end[2]) {
-    if (w->provider != INF_PROVIDER_VERBS) {
-        w_link(w->provider, bytes, &end[0], &end[1], NULL);
-    } else {
-        rdma_ports p = ports;
-        if (rail % 2 == 1) { /* the other way round */
-            p.device[0] = ports.device[1], p.device[1] = ports.device[0];
-            p.port[0] = ports.port[1], p.port[1] = ports.port[0];
-        }
-        pair_links(&p, (pair_shape){W_SLOTS, bytes, 0}, end, NULL);
-    }
+    rail_ends(w->provider, bytes, rail % 2 == 1, end);
     if (rail >= 0) {
         w->out[rail] = end[0];
         w->sock[rail] = dup(end[0]->config.sock_fd);
@@ -282,166 +268,13 @@ static void test_first(world *w) {
     CHECK_OK(inf_dist_span_close(w->b.d, 1, 2000000, &err));
 }
 
-/* ---- a sender that lies ---- */
-
-typedef struct {
-    inst v;
-    inf_link *lane[2];
-    raw_msg msg;
-} victim;
-
-static victim *open_victim(world *w) {
-    inf_link *server[2];
-    inf_err err;
-    victim *v = aligned_alloc(64, sizeof *v);
-    CHECK(v != NULL);
-    memset(v, 0, sizeof *v);
-    v->v = w_open(BLOCKS);
-    for (int i = 0; i < 2; i++) {
-        inf_link *end[2];
-        uint64_t bytes = i == 0 ? inf_dist_query_slot_bytes(&v->v.config)
-                                : inf_dist_move_slot_bytes(&v->v.config);
-        make_link(w, bytes, -1, end);
-        v->lane[i] = end[0];
-        server[i] = end[1];
-    }
-    CHECK_OK(inf_dist_peer_serve(v->v.d, PEER, server[0], server[1], &err));
-    CHECK_OK(inf_dist_span_set(v->v.d, PEER, 1, 1, (int32_t[]){9, 10, 11, 40, 41, 3}, 6, &err));
-    return v;
-}
-
-static void close_victim(victim *v) {
-    inf_link_close(v->lane[0]);
-    inf_link_close(v->lane[1]);
-    w_close(&v->v);
-    free(v);
-}
-
-static void say(victim *v, uint32_t kind, uint32_t first, uint32_t n, int32_t status) {
-    inf_wire_move m = {.handle = 1, .generation = 1, .first = first, .n = n, .ticket = 8};
-    m.status = status;
-    memset(v->msg.data, 0, inf_wire_move_head());
-    v->msg.len = inf_wire_move_head();
-    *raw_head(&v->msg) =
-        (inf_wire_head){.magic = INF_WIRE_MAGIC, .kind = kind, .bytes = v->msg.len};
-    *raw_move(&v->msg) = m;
-    CHECK(raw_send(v->lane[1], v->msg.data, v->msg.len) == INF_OK);
-}
-
-static uint32_t landed; /* of the answer that was heard last */
-
-/* The answer's status; grants gets what was granted. */
-static int32_t hear(victim *v, uint32_t kind, inf_grant *grants, uint32_t *n) {
-    const uint8_t *msg;
-    uint64_t len;
-    inf_wire_head h;
-    inf_wire_move m;
-    CHECK(raw_receive(v->lane[1], &msg, &len) == INF_OK);
-    memcpy(&h, msg, sizeof h);
-    memcpy(&m, msg + sizeof h, sizeof m);
-    CHECK(h.kind == kind && len == inf_wire_grant_bytes(h.n_entries) && h.bytes == len);
-    if (grants != NULL) {
-        memcpy(grants, msg + inf_wire_move_head(), h.n_entries * sizeof *grants);
-        *n = h.n_entries;
-    }
-    inf_link_release(v->lane[1]);
-    landed = m.landed;
-    return m.status;
-}
-
-/* What no honest sender says ends the link and is counted. */
-static void test_lies(world *w) {
-    bool puts = w->provider == INF_PROVIDER_VERBS;
-    inf_grant grants[INF_WIRE_PIECE_BLOCKS];
-    uint32_t n;
-    for (int lie = 0; lie < 7; lie++) {
-        victim *v = open_victim(w);
-        inf_device_stats s = {0};
-        say(v, INF_WIRE_ASK, 0, 4, 0);
-        CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_OK && n == (puts ? 2 : 0));
-        if (puts) { /* runs of blocks are one grant */
-            CHECK(grants[0].bytes == 3 * v->v.kv.block_bytes &&
-                  grants[1].bytes == v->v.kv.block_bytes);
-            say(v, INF_WIRE_ASK, 4, 3, 0); /* beyond the span */
-            CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_ESTALE && n == 0);
-            say(v, INF_WIRE_ASK, 3, 2, 0); /* over what is granted */
-            CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_ESTALE && n == 0);
-            say(v, INF_WIRE_ASK, 4, 2, 0);
-            CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_OK && n == 2);
-        }
-        switch (lie) {
-        case 0: /* not what was asked for */
-            say(v, INF_WIRE_LANDED, 0, 3, 0);
-            break;
-        case 1: /* not granted */
-            say(v, INF_WIRE_LANDED, 2, 1, 0);
-            break;
-        case 2: /* a status that is none */
-            say(v, INF_WIRE_LANDED, 0, 4, INF_EIO);
-            break;
-        case 3:
-            say(v, INF_WIRE_ASK, 0, 0, 0);
-            break;
-        case 4: /* a third piece; or a status in an ask */
-            say(v, INF_WIRE_ASK, puts ? 5 : 0, 1, puts ? 0 : INF_ESTALE);
-            break;
-        case 5: /* an answer */
-            say(v, INF_WIRE_GRANT, 0, 4, 0);
-            break;
-        default: /* landed twice */
-            say(v, INF_WIRE_LANDED, 0, 4, 0);
-            if (puts) {
-                CHECK(hear(v, INF_WIRE_ACK, NULL, NULL) == INF_OK);
-                say(v, INF_WIRE_LANDED, 0, 4, 0);
-            }
-        }
-        raw_expect_death(v->lane[1], INF_EPEER);
-        w_expect_status(&v->v, PEER, INF_EPROTO);
-        inf_dist_stats(v->v.d, &s);
-        CHECK(s.refused_messages == (puts ? 3 : 1)); /* two asks, and the end */
-        close_victim(v);
-    }
-}
-
-/* A sender that was granted blocks and falls silent: its rail ends, and the span can be closed. */
-static void test_silence(world *w) {
-    inf_grant grants[INF_WIRE_PIECE_BLOCKS];
-    uint32_t n;
-    inf_err err;
-    victim *v = open_victim(w);
-    say(v, INF_WIRE_ASK, 0, 4, 0);
-    CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_OK && n == 2);
-    CHECK_OK(inf_dist_span_close(v->v.d, 1, 1, &err));
-    w_expect_status(&v->v, PEER, INF_ETIMEOUT);
-    raw_expect_death(v->lane[1], INF_EPEER);
-    close_victim(v);
-    v = open_victim(w); /* one that gives up says so */
-    say(v, INF_WIRE_ASK, 0, 4, 0);
-    CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_OK && n == 2);
-    say(v, INF_WIRE_LANDED, 0, 4, INF_ESTALE);
-    CHECK(hear(v, INF_WIRE_ACK, NULL, NULL) == INF_ESTALE);
-    say(v, INF_WIRE_ASK, 0, 4, 0); /* and may ask again */
-    CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_OK && n == 2);
-    say(v, INF_WIRE_LANDED, 0, 4, 0);
-    CHECK(hear(v, INF_WIRE_ACK, NULL, NULL) == INF_OK && landed == 4);
-    say(v, INF_WIRE_ASK, 0, 4, 0); /* what is there, it hears, and cannot write any more */
-    CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_OK && n == 0 && landed == 4);
-    say(v, INF_WIRE_ASK, 2, 3, 0); /* but no honest piece is there in part */
-    CHECK(hear(v, INF_WIRE_GRANT, grants, &n) == INF_ESTALE && n == 0);
-    close_victim(v);
-}
-
 static void run(uint32_t provider) {
-    static const char *const NAMES[] = {"", "shm", "tcp", "verbs"};
-    printf("%s\n", NAMES[provider]);
     world *w = open_world(provider);
     test_spread(w);
     test_dying(w);
     test_close_under_way(w);
-    test_lies(w);
     if (provider == INF_PROVIDER_VERBS) {
         test_share(w);
-        test_silence(w);
     }
     test_first(w);
     close_world(w);
@@ -449,12 +282,6 @@ static void run(uint32_t provider) {
 
 int main(int argc, char **argv) {
     rounds = argc > 1 ? atoi(argv[1]) : rounds;
-    run(INF_PROVIDER_SHM);
-    run(INF_PROVIDER_TCP);
-    if (rdma_find(&ports)) {
-        rdma_open(&ports);
-        run(INF_PROVIDER_VERBS);
-        rdma_close(&ports);
-    }
+    each_provider(run);
     return 0;
 }

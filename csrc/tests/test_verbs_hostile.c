@@ -1,158 +1,10 @@
-/* A peer that breaks the rules of a verbs link: what it may send is told from what it may not,
- * nothing it writes reaches beyond the ring, and a broken credit rule is an error of ours, not of
- * the device.
- *
- * The first part needs no RDMA device: arrivals, valid and mutated, against a plain reference of
- * the rules. The others do; there the victim's queue pair is kept alive by a table of functions
- * that does not set it to ERR, so that one pair of endpoints lasts for all mutations. */
-#include "verbs_pair.h"
-
-#include <arpa/inet.h>
-
-#include "transport/verbs/ring.h"
+/* A peer that breaks the rules of a verbs link, over the wire: nothing it writes reaches beyond the
+ * ring, and a broken credit rule is an error of ours, not of the device. The victim's queue pair is
+ * kept alive by a table of functions that does not set it to ERR, so that one pair of endpoints
+ * lasts for all mutations. */
+#include "verbs_arrivals.h"
 
 static rdma_ports ports;
-static uint64_t seed = 1;
-
-static uint64_t draw(uint64_t below) { return mix(seed++) % below; }
-
-/* --- arrivals without a device --- */
-
-static int keep_alive(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask) {
-    (void)qp, (void)attr, (void)mask;
-    return 0;
-}
-
-static void revive(inf_verbs_link *v) {
-    v->base.err = v->ep->err = (inf_err){0};
-    v->ep->state = INF_ENDPOINT_RTS;
-    v->last_word = v->gone = false;
-}
-
-/* What the victim may accept, written down a second time and in another way: by going through all
- * that an honest peer could send now. */
-static bool allowed(const inf_verbs_link *v, uint32_t imm, uint32_t bytes) {
-    uint32_t slots = v->base.config.slots;
-    if (imm == inf_imm_count(INF_IMM_LAST, v->rx_head))
-        return bytes == 0;
-    for (uint64_t r = v->tx_released; r <= v->tx_sent; r++) {
-        if (r > v->tx_released && imm == inf_imm_count(INF_IMM_CREDIT, r))
-            return bytes == 0;
-        if (v->rx_head - v->rx_tail == slots)
-            continue;
-        if (imm == inf_imm_message(INF_IMM_MESSAGE, v->rx_head, slots, r))
-            return bytes <= v->base.config.slot_bytes && bytes <= INF_VERBS_LONG;
-        if (imm == inf_imm_message(INF_IMM_LONG, v->rx_head, slots, r)) {
-            inf_verbs_header h;
-            memcpy(&h, v->ep->rx + v->rx_head % slots * v->ep->stride + INF_VERBS_LINE - sizeof h,
-                   sizeof h);
-            return bytes == sizeof h && h.magic == INF_VERBS_HEADER_MAGIC &&
-                   h.slot == v->rx_head % slots && h.number == v->rx_head && h.released == r &&
-                   h.length > INF_VERBS_LONG && h.length <= v->base.config.slot_bytes;
-        }
-    }
-    return false;
-}
-
-static void write_header(inf_verbs_link *v, uint64_t released) {
-    uint32_t slots = v->base.config.slots;
-    inf_verbs_header h = {.magic = INF_VERBS_HEADER_MAGIC,
-                          .slot = (uint32_t)(v->rx_head % slots),
-                          .number = v->rx_head,
-                          .released = released,
-                          .length = INF_VERBS_LONG + draw(1000)};
-    if (draw(2) == 0) /* one bit is wrong, or one number */
-        ((uint8_t *)&h)[draw(sizeof h)] ^= (uint8_t)(1 << draw(8));
-    if (draw(8) == 0)
-        h.length = draw(4) == 0 ? UINT64_MAX - draw(64) : v->base.config.slot_bytes + draw(3) - 1;
-    memcpy(v->ep->rx + v->rx_head % slots * v->ep->stride + INF_VERBS_LINE - sizeof h, &h,
-           sizeof h);
-}
-
-/* Something that an honest peer would send now, or nearly that, or anything. */
-static uint32_t make_imm(inf_verbs_link *v, uint32_t *bytes) {
-    uint32_t slots = v->base.config.slots, imm;
-    uint64_t r = v->tx_released + draw(v->tx_sent - v->tx_released + 2);
-    *bytes = (uint32_t)draw(v->base.config.slot_bytes + 2);
-    switch (draw(6)) {
-    case 0:
-        imm = inf_imm_count(INF_IMM_CREDIT, r);
-        *bytes = draw(8) == 0;
-        break;
-    case 1:
-        write_header(v, r);
-        imm = inf_imm_message(INF_IMM_LONG, v->rx_head, slots, r);
-        *bytes = draw(8) == 0 ? (uint32_t)draw(100) : sizeof(inf_verbs_header);
-        break;
-    case 2:
-        imm = inf_imm_count(INF_IMM_LAST, draw(4) == 0 ? v->rx_head + draw(3) : draw(1 << 30));
-        *bytes = 0;
-        break;
-    default:
-        imm = inf_imm_message(INF_IMM_MESSAGE, v->rx_head, slots, r);
-        break;
-    }
-    if (draw(3) == 0)
-        imm ^= UINT32_C(1) << draw(32);
-    if (draw(64) == 0)
-        imm = (uint32_t)draw(UINT64_C(1) << 32);
-    if (draw(64) == 0)
-        *bytes = (uint32_t)draw(UINT64_C(1) << 32);
-    return imm;
-}
-
-static void check_bounds(const inf_verbs_link *v) {
-    uint32_t slots = v->base.config.slots;
-    CHECK(v->rx_head - v->rx_tail <= slots && v->rx_next - v->rx_tail <= v->rx_head - v->rx_tail);
-    CHECK(v->tx_sent - v->tx_released <= slots);
-    for (uint64_t n = v->rx_tail; n < v->rx_head; n++)
-        CHECK(v->rx_len[n % slots] <= v->base.config.slot_bytes);
-}
-
-/* The consumer's part and the sender's, at random. */
-static void live_on(inf_verbs_link *v) {
-    uint32_t slots = v->base.config.slots;
-    while (v->rx_tail < v->rx_head && draw(2) == 0)
-        v->rx_next = ++v->rx_tail;
-    while (v->tx_sent - v->tx_released < slots && draw(2) == 0)
-        v->tx_sent++;
-}
-
-static void test_arrivals(uint32_t slots, uint64_t slot_bytes, uint64_t rounds) {
-    const inf_verbs_lib lib = {.modify_qp = keep_alive};
-    inf_verbs_endpoint ep = {
-        .lib = &lib, .state = INF_ENDPOINT_RTS, .stride = INF_VERBS_LINE + slot_bytes};
-    inf_verbs_link v = {.base.config = {.slots = slots, .slot_bytes = slot_bytes, .peer = 7},
-                        .ep = &ep};
-    uint64_t accepted = 0;
-    ep.rx = malloc(slots * ep.stride);
-    CHECK(ep.rx);
-    v.rx_head = v.rx_next = v.rx_tail = draw(UINT64_C(1) << 40);
-    v.tx_sent = v.tx_released = draw(UINT64_C(1) << 40);
-    for (uint64_t i = 0; i < rounds; i++) {
-        uint32_t bytes, imm = make_imm(&v, &bytes);
-        bool may = allowed(&v, imm, bytes);
-        int rc = inf_verbs_arrival(&v, imm, bytes);
-        if (rc != (may ? INF_OK : INF_EPROTO)) {
-            fprintf(stderr, "immediate %#x of %u bytes: %d (%s), expected %d\n", imm, bytes, rc,
-                    v.base.err.message, may);
-            exit(1);
-        }
-        accepted += may;
-        if (v.last_word)
-            CHECK(inf_verbs_arrival(&v, imm, bytes) == INF_EPROTO);
-        check_bounds(&v);
-        revive(&v);
-        live_on(&v);
-    }
-    printf("  %u slots of %llu bytes: %llu of %llu arrivals were allowed\n", slots,
-           (unsigned long long)slot_bytes, (unsigned long long)accepted,
-           (unsigned long long)rounds);
-    CHECK(accepted > rounds / 10 && accepted < rounds);
-    free(ep.rx);
-}
-
-/* --- over the wire --- */
 
 /* A link whose queue pair nothing sets to ERR, and a bare endpoint that writes to it. */
 typedef struct {
@@ -434,10 +286,6 @@ static void test_socket(void) {
 
 int main(int argc, char **argv) {
     uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 100000;
-    printf("arrivals\n");
-    test_arrivals(2, 64, 200000);
-    test_arrivals(64, 4096, 200000);
-    test_arrivals(5, (9 << 20) + 128, 200000);
     rdma_find_or_skip(&ports);
     rdma_open(&ports);
     printf("mutations over the wire\n");

@@ -137,9 +137,12 @@ in_guest() {
     # On the pair of devices.
     suite links 120 "$c/test_verbs"
     suite leaks 120 "$c/test_verbs_leaks" 1000 100
+    suite ways 60 "$c/test_verbs_ways"
     suite puts 60 "$c/test_verbs_put"
+    suite arrivals 60 "$c/test_verbs_arrivals"
     suite hostile 120 "$c/test_verbs_hostile" 100000
     suite rails 120 "$c/test_rails"
+    suite rail-lies 60 "$c/test_rails_lies"
     suite network 120 "$c/test_verbs_net"
     cd "$repo/rdma"
     suite go-links 120 "$build/bin/rdma.test" -test.v

@@ -1,111 +1,15 @@
 /* The CPU as a backend: inf_ops over a lane's team of threads. Host memory is device memory,
  * everything is done on return, and act is f32, so that a partial that waits for merges is the
- * output itself. */
+ * output itself. Lanes are in lane.c, answers to others' queries in answer.c. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/backend.h"
 #include "kernels/convert.h"
-#include "kernels/cpu/cpu.h"
-#include "runtime/fail.h"
-
-struct inf_lane {
-    cpu_backend *backend;
-    const inf_ops *ops;
-    inf_pool *threads;
-    inf_device_config dims;
-    inf_kv_shape kv;
-    uint8_t *pool;
-    int32_t *windows; /* [layers] */
-    float *inv_freq;  /* [head_dim / 2] */
-    float scale;
-    int32_t q_dim, kv_dim, qkv_dim;
-
-    uint32_t *position;     /* [max_rows] of each token */
-    float *cos, *sin;       /* [max_rows, head_dim / 2] */
-    inf_attn *attn;         /* [max_segments] */
-    float *o2, *lse2;       /* answer: [max_rows, heads, head_dim], [max_rows, heads] */
-    float **to_o, **to_lse; /* answer: [max_segments], where attn's partials belong */
-    int32_t max_rows;
-    float *lse; /* attend: [max_rows, heads] */
-    float *o;   /* attend's output, for merge */
-    const inf_step_buffers *step;
-    const void *table; /* embed's, during it */
-    float *x;
-};
-
-/* ---- lanes ---- */
+#include "kernels/cpu/lane.h"
 
 static void cpu_close(inf_backend *b) { free(b); }
-
-static void *copy_of(const void *src, size_t bytes) {
-    void *copy = malloc(bytes);
-    return copy != NULL ? memcpy(copy, src, bytes) : NULL;
-}
-
-static void cpu_lane_close(inf_lane *l) {
-    if (l == NULL) {
-        return;
-    }
-    void *all[] = {l->windows, l->inv_freq, l->position, l->cos,  l->sin,   l->attn,
-                   l->o2,      l->lse2,     l->lse,      l->to_o, l->to_lse};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        free(all[i]);
-    }
-    free(l);
-}
-
-/* Memory that the lane's kind of work needs; 0 where one piece could not be had. */
-static int take_memory(inf_lane *l, const inf_lane_config *c) {
-    const inf_device_config *d = c->device;
-    size_t rows = (size_t)c->max_rows, heads = rows * (size_t)d->heads;
-    size_t half = (size_t)d->head_dim / 2;
-    if (c->kind == INF_LANE_COPY) {
-        return 1;
-    }
-    l->attn = calloc((size_t)c->max_segments, sizeof *l->attn);
-    if (c->kind == INF_LANE_STEP) {
-        l->windows = copy_of(c->windows, (size_t)d->layers * sizeof *l->windows);
-        l->inv_freq = copy_of(c->inv_freq, half * sizeof *l->inv_freq);
-        l->position = calloc(rows, sizeof *l->position);
-        l->cos = inf_cpu_alloc(NULL, rows * half * sizeof(float));
-        l->sin = inf_cpu_alloc(NULL, rows * half * sizeof(float));
-        l->lse = inf_cpu_alloc(NULL, heads * sizeof(float));
-        return l->attn && l->position && l->windows && l->inv_freq && l->cos && l->sin && l->lse;
-    }
-    l->o2 = inf_cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
-    l->lse2 = inf_cpu_alloc(NULL, heads * sizeof(float));
-    l->to_o = calloc((size_t)c->max_segments, sizeof *l->to_o);
-    l->to_lse = calloc((size_t)c->max_segments, sizeof *l->to_lse);
-    return l->attn && l->o2 && l->lse2 && l->to_o && l->to_lse;
-}
-
-static int cpu_lane_open(inf_backend *b, const inf_lane_config *c, inf_lane **out, inf_err *err) {
-    inf_lane *l = calloc(1, sizeof *l);
-    *out = NULL;
-    if (l == NULL) {
-        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane");
-    }
-    const inf_device_config *d = c->device;
-    l->backend = (cpu_backend *)b;
-    l->ops = l->backend->ops;
-    l->threads = c->threads;
-    l->dims = *d;
-    l->kv = c->kv;
-    l->pool = c->pool;
-    l->scale = c->scale;
-    l->q_dim = d->heads * d->head_dim;
-    l->kv_dim = d->kv_heads * d->head_dim;
-    l->max_rows = c->max_rows;
-    l->qkv_dim = l->q_dim + 2 * l->kv_dim;
-    if (!take_memory(l, c)) {
-        cpu_lane_close(l);
-        return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane for %d rows", c->max_rows);
-    }
-    *out = l;
-    return INF_OK;
-}
 
 static int cpu_sync(inf_lane *l, inf_err *err) {
     (void)l;
@@ -324,61 +228,6 @@ static void cpu_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows,
                       (const float *)q + (size_t)row0 * (size_t)l->q_dim, row, (size_t)rows);
 }
 
-/* ---- answering ---- */
-
-/* Computes n partials into scratch, and merges them into the runs'. */
-static void merge_round(inf_lane *l, int32_t n) {
-    l->ops->attention(l->threads, l->attn, n);
-    for (int32_t i = 0; i < n; i++) {
-        const inf_attn *a = &l->attn[i];
-        l->ops->merge(l->to_o[i], l->to_lse[i], a->o, a->lse, a->rows, a->heads, l->dims.head_dim);
-    }
-}
-
-/* The spans of a round of runs: their first ones straight to their places, their second ones into
- * scratch, as many as it holds at a time. Returns the number of spans of later rounds. */
-static int32_t answer_round(inf_lane *l, const inf_attn *args, int32_t n, int32_t round) {
-    int32_t count = 0, in_run = 0, left = 0;
-    size_t rows = 0;
-    for (int32_t i = 0; i < n; i++) {
-        in_run = i > 0 && args[i].o == args[i - 1].o ? in_run + 1 : 0;
-        left += in_run > round;
-        if (in_run != round) {
-            continue;
-        }
-        inf_attn a = args[i];
-        if (round > 0 && rows + (size_t)a.rows > (size_t)l->max_rows) {
-            merge_round(l, count);
-            count = 0;
-            rows = 0;
-        }
-        l->to_o[count] = a.o;
-        l->to_lse[count] = a.lse;
-        if (round > 0) {
-            a.o = l->o2 + rows * (size_t)l->q_dim;
-            a.lse = l->lse2 + rows * (size_t)l->dims.heads;
-            rows += (size_t)a.rows;
-        }
-        l->attn[count++] = a;
-    }
-    if (round == 0) {
-        l->ops->attention(l->threads, l->attn, count);
-    } else {
-        merge_round(l, count);
-    }
-    return left;
-}
-
-/* Every run's first span, then the second ones, and so on: the spans of a round run as one parallel
- * batch, and most runs have one. Runs may be of several messages, and of several layers. */
-static int cpu_answer(inf_lane *l, const inf_attn *args, int32_t n, inf_err *err) {
-    (void)err;
-    for (int32_t round = 0, left = n; left > 0; round++) {
-        left = answer_round(l, args, n, round);
-    }
-    return INF_OK;
-}
-
 static const inf_backend_ops cpu_ops = {
     .close = cpu_close,
     .alloc = inf_cpu_alloc,
@@ -387,8 +236,8 @@ static const inf_backend_ops cpu_ops = {
     .free_pool = inf_cpu_free_pool,
     .matrix = inf_cpu_matrix,
     .adopt = inf_cpu_adopt,
-    .lane_open = cpu_lane_open,
-    .lane_close = cpu_lane_close,
+    .lane_open = inf_cpu_lane_open,
+    .lane_close = inf_cpu_lane_close,
     .sync = cpu_sync,
     .copy_out = cpu_copy,
     .copy_in = cpu_copy,
@@ -409,7 +258,7 @@ static const inf_backend_ops cpu_ops = {
     .settle = cpu_settle,
     .gated = cpu_gated,
     .queries = cpu_queries,
-    .answer = cpu_answer,
+    .answer = inf_cpu_answer,
 };
 
 inf_backend *inf_backend_cpu(int32_t isa) {

@@ -4,42 +4,24 @@
 #define INF_ATTENTION_CHECK_H
 
 #include "kernels/cuda/attention_decode.h"
-#include "tests/cuda/attention_step.h"
+#include "tests/cuda/attention_rows.h"
 
-typedef struct tolerances {
-    double o, lse, seen_o,
-        seen_lse; /* of the largest |o| of the row; absolute; most that was seen */
-} tolerances;
-
-static void check_row(const step *s, const outputs *out, const wanted &want, tolerances *tol) {
-    const inf_cuda_work *w = want.work;
-    int32_t dim = s->args.kv.head_dim;
-    double most = 0, worst = 0;
-    int whole = w->part == INF_CUDA_WHOLE;
-    size_t r = whole ? s->segments[w->segment].row0 + w->row0 + want.row : w->part + want.row;
-    size_t i = r * (size_t)s->args.heads + (size_t)want.head;
-    const std::vector<uint8_t> &o = whole ? out->o : out->part_o;
-    int32_t dtype = whole ? s->args.o_dtype : (int32_t)INF_DTYPE_F32;
-    double lse = number_at(whole ? out->lse : out->part_lse, INF_DTYPE_F32, i);
-    for (int32_t d = 0; d < dim; d++) {
-        double off = fabs(number_at(o, dtype, i * (size_t)dim + (size_t)d) - want.o[d]);
-        most = fabs(want.o[d]) > most ? fabs(want.o[d]) : most;
-        worst = !(off <= worst) ? off : worst; /* NaN stays */
+/* Every (row, head) of the pieces. */
+static std::vector<wanted> reference(const step *s, const inf_cuda_work *work, int32_t n) {
+    std::vector<wanted> all;
+    for (int32_t i = 0; i < n; i++) {
+        for (uint32_t r = 0; r < work[i].rows; r++) {
+            for (int32_t h = 0; h < s->args.heads; h++) {
+                all.push_back({&work[i], r, h, 0, {}});
+            }
+        }
     }
-    double relative = most > 0 ? worst / most : worst;
-    double lse_off = want.lse == -INFINITY ? (lse == -INFINITY ? 0 : NAN) : fabs(lse - want.lse);
-    tol->seen_o = !(relative <= tol->seen_o) ? relative : tol->seen_o;
-    tol->seen_lse = !(lse_off <= tol->seen_lse) ? lse_off : tol->seen_lse;
-    CHECK(relative <= tol->o && lse_off <= tol->lse,
-          "o off by %g of %g, lse %g, want %g: segment %u row %u head %d, tokens %u + %u, part %u, "
-          "window %d, block %d",
-          worst, most, lse, want.lse, w->segment, w->row0 + want.row, want.head, w->token0,
-          w->tokens, w->part, s->args.window, s->args.kv.block_size);
+    compute_all(s, all);
+    return all;
 }
 
 static void check_outputs(const step *s, const outputs *out, const std::vector<wanted> &want,
                           tolerances *tol) {
-    size_t row_bytes = (size_t)s->args.heads * (size_t)s->args.kv.head_dim;
     std::vector<uint8_t> whole((size_t)s->rows, 0);
     for (const wanted &x : want) {
         check_row(s, out, x, tol);
@@ -47,11 +29,7 @@ static void check_outputs(const step *s, const outputs *out, const std::vector<w
             whole[s->segments[x.work->segment].row0 + x.work->row0 + x.row] = 1;
         }
     }
-    row_bytes *= format_size(s->args.o_dtype);
-    for (int32_t r = 0; r < s->rows; r++) {
-        CHECK(whole[(size_t)r] || unwritten(&out->o[(size_t)r * row_bytes], row_bytes),
-              "row %d has no whole piece and was written", r);
-    }
+    check_unwritten(s, out, whole);
 }
 
 typedef int (*launcher)(const inf_cuda_attn *p, int index, inf_stream stream);

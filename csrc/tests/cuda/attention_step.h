@@ -323,23 +323,15 @@ static void compute(const step *s, wanted *x) {
     x->lse = l > 0 ? m + log(l) : -INFINITY;
 }
 
-/* Every (row, head) of the pieces, by all of the machine's threads where there is a GPU to test. */
-static std::vector<wanted> reference(const step *s, const inf_cuda_work *work, int32_t n) {
-    std::vector<wanted> all;
-    for (int32_t i = 0; i < n; i++) {
-        for (uint32_t r = 0; r < work[i].rows; r++) {
-            for (int32_t h = 0; h < s->args.heads; h++) {
-                all.push_back({&work[i], r, h, 0, {}});
-            }
-        }
-    }
-    (void)numbers_of(INF_DTYPE_BF16);
+/* The reference of all of these, by all of the machine's threads where there is a GPU to test. */
+static void compute_all(const step *s, std::vector<wanted> &all) {
 #ifdef INF_EMU
     size_t n_threads = 1;
 #else
     size_t n_threads = std::thread::hardware_concurrency() + 1;
 #endif
     std::vector<std::thread> threads;
+    (void)numbers_of(INF_DTYPE_BF16);
     for (size_t t = 0; t < n_threads; t++) {
         threads.emplace_back([&all, s, t, n_threads] {
             for (size_t i = t; i < all.size(); i += n_threads) {
@@ -350,7 +342,6 @@ static std::vector<wanted> reference(const step *s, const inf_cuda_work *work, i
     for (std::thread &t : threads) {
         t.join();
     }
-    return all;
 }
 
 #endif

@@ -6,23 +6,9 @@
 
 #include <cuda_runtime.h>
 
-#include <time.h>
-
 #include <vector>
 
 #include "tests/kernel_check.h"
-
-/* The seed is argv[1] or of the clock, and printed. */
-static void start(int argc, char **argv) {
-    uint64_t s = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
-    printf("seed %llu\n", (unsigned long long)s);
-    seed(s);
-    (void)same_bits;
-    (void)near;
-    (void)poisoned;
-    (void)numbers;
-    (void)below;
-}
 
 static double f16_number(uint16_t h) {
     int exponent = (h >> 10) & 31, mantissa = h & 1023;

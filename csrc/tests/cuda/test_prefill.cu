@@ -10,15 +10,9 @@ enum { ROUNDS = 12, MOST_TOKENS = 300, MOST_ROWS = 120, MOST_REQUESTS = 3, CHECK
 enum { ROUNDS = 40, MOST_TOKENS = 3000, MOST_ROWS = 400, MOST_REQUESTS = 8, CHECKED = 64 };
 #endif
 
-#include "tests/cuda/attention_step.h"
+#include "tests/cuda/attention_rows.h"
 
 static const int32_t BOTH_FORMATS[2] = {INF_DTYPE_BF16, INF_DTYPE_F16};
-
-/* Largest differences seen, and what is allowed: of the largest |o| of the row; absolute. */
-typedef struct tolerances {
-    double o, lse, seen_o, seen_lse;
-    int32_t pieces, rows;
-} tolerances;
 
 /* A piece's list with a reference of some of its rows. */
 typedef struct pieces {
@@ -26,26 +20,6 @@ typedef struct pieces {
     uint32_t parts;
     std::vector<wanted> want;
 } pieces;
-
-static void compute_all(const step *s, std::vector<wanted> &all) {
-#ifdef INF_EMU
-    size_t n_threads = 1;
-#else
-    size_t n_threads = std::thread::hardware_concurrency() + 1;
-#endif
-    std::vector<std::thread> threads;
-    (void)numbers_of(INF_DTYPE_BF16);
-    for (size_t t = 0; t < n_threads; t++) {
-        threads.emplace_back([&all, s, t, n_threads] {
-            for (size_t i = t; i < all.size(); i += n_threads) {
-                compute(s, &all[i]);
-            }
-        });
-    }
-    for (std::thread &t : threads) {
-        t.join();
-    }
-}
 
 static void pick_rows(const step *s, pieces *p) {
     size_t total = 0;
@@ -63,37 +37,6 @@ static void pick_rows(const step *s, pieces *p) {
         }
     }
     compute_all(s, p->want);
-}
-
-static void check_row(const step *s, const outputs *out, const wanted &want, tolerances *tol) {
-    const inf_cuda_work *w = want.work;
-    int32_t dim = s->args.kv.head_dim, worst_at = 0, whole = w->part == INF_CUDA_WHOLE;
-    double most = 0, worst = 0;
-    size_t r = whole ? s->segments[w->segment].row0 + w->row0 + want.row : w->part + want.row;
-    size_t i = r * (size_t)s->args.heads + (size_t)want.head;
-    const std::vector<uint8_t> &o = whole ? out->o : out->part_o;
-    int32_t dtype = whole ? s->args.o_dtype : (int32_t)INF_DTYPE_F32;
-    double lse = number_at(whole ? out->lse : out->part_lse, INF_DTYPE_F32, i);
-    for (int32_t d = 0; d < dim; d++) {
-        most = fabs(want.o[d]) > most ? fabs(want.o[d]) : most;
-        double off = fabs(number_at(o, dtype, i * (size_t)dim + (size_t)d) - want.o[d]);
-        if (!(off <= worst)) { /* NaN stays */
-            worst = off, worst_at = d;
-        }
-    }
-    double relative = most > 0 ? worst / most : worst;
-    double lse_off = want.lse == -INFINITY ? (lse == -INFINITY ? 0 : NAN) : fabs(lse - want.lse);
-    tol->seen_o = !(relative <= tol->seen_o) ? relative : tol->seen_o;
-    tol->seen_lse = !(lse_off <= tol->seen_lse) ? lse_off : tol->seen_lse;
-    tol->rows++;
-    const inf_cuda_segment *g = &s->segments[w->segment];
-    CHECK(relative <= tol->o && lse_off <= tol->lse,
-          "o[%d] off by %g of %g, lse %g, want %g: row %u of %u + %u, head %d of %d over %d, "
-          "tokens %u + %u, "
-          "part %d, segment q %u kv %u n %u, block_size %d, window %d",
-          worst_at, worst, most, lse, want.lse, want.row, w->row0, w->rows, want.head,
-          s->args.heads, s->args.kv.kv_heads, w->token0, w->tokens, (int)w->part, g->q_pos0,
-          g->kv_pos0, g->n_tokens, s->args.kv.block_size, s->args.window);
 }
 
 /* All rows are written whole and finite, and the picked ones compared. */
@@ -119,11 +62,7 @@ static void check_outputs(const step *s, const outputs *out, const pieces &p, to
     for (const wanted &x : p.want) {
         check_row(s, out, x, tol);
     }
-    size_t row_bytes = heads * dim * format_size(s->args.o_dtype);
-    for (int32_t r = 0; r < s->rows; r++) {
-        CHECK(whole[(size_t)r] || unwritten(&out->o[(size_t)r * row_bytes], row_bytes),
-              "row %d has no whole piece and was written", r);
-    }
+    check_unwritten(s, out, whole);
 }
 
 /* Variant DEFAULT is the launcher that chooses one. */

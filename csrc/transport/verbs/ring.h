@@ -34,6 +34,8 @@ int inf_verbs_arrival(inf_verbs_link *v, uint32_t imm, uint32_t bytes);
 /* The peer broke a rule: ends the link. */
 int inf_verbs_violation(inf_verbs_link *v, const char *what, uint64_t got, uint64_t want);
 
+/* watch.c. The link is open from now on. */
+void inf_verbs_watch_begin(inf_verbs_link *v);
 /* Looks after a link on which nothing moves; a status < 0 if its device completes nothing any more.
  */
 int inf_verbs_watch(inf_verbs_link *v);

@@ -8,6 +8,7 @@
  *   queue.c     posting and completing work requests; no queue can overrun
  *   arrive.c    checks of what arrives
  *   ring.c      the link: messages, credits, sleep, death
+ *   watch.c     signs of life from a link on which nothing moves
  *   put.c       writes past the ring, into memory that the peer granted
  *   region.c    registering memory, host's or GPU's
  *   near.c      the CPUs beside a device
