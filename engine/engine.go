@@ -31,6 +31,8 @@ type Config struct {
 	StallRefresh time.Duration // how often the view is read while every request waits for room; default 20 ms
 	IdleCheck    time.Duration // how often the device is looked after while there is no request; default 1 s
 	StepFlags    uint32        // batch.Flag*
+	// PrefixCaching lets requests begin with full blocks of others, and keeps the blocks of those that have ended.
+	PrefixCaching bool
 }
 
 // SpanInfo is a run of blocks on another instance.
@@ -56,6 +58,7 @@ type Stats struct {
 	Steps, PromptTokens, GeneratedTokens               uint64
 	Requests, Finished, Failed, Cancelled, Preemptions uint64
 	Recoveries                                         uint64 // requests recomputed because KV was lost with a peer
+	PrefixQueries, PrefixHits                          uint64 // tokens of requests that began, and those with KV in the cache
 	Offloads, OffloadedBlocks, RefusedOffloads         uint64
 	StepTime                                           time.Duration // sum over steps
 	TTFT                                               time.Duration // sum over first tokens
@@ -174,6 +177,8 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if err := req.check(e.cfg.Sched.MaxModelLen); err != nil {
 		return nil, err
 	}
+	tokens := slices.Concat(req.Prompt, req.Answer)
+	root, keys := e.keys(req.CacheSalt, tokens) // a millisecond for 100,000 tokens
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.draining || e.stopped {
@@ -189,7 +194,7 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if own.Arrival == 0 {
 		own.Arrival = e.arrival
 	}
-	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: slices.Concat(req.Prompt, req.Answer), submitted: time.Now()}
+	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: tokens, root: root, keys: keys, submitted: time.Now()}
 	r.known.Store(int64(len(r.tokens)))
 	r.stream = newStream(func() { e.cancel(r) })
 	e.live[r.id] = r
@@ -197,6 +202,15 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	e.inbox.submits = append(e.inbox.submits, r)
 	e.signal()
 	return r.stream, nil
+}
+
+// keys names the full blocks of tokens, if they are to be found by others.
+func (e *Engine) keys(salt string, tokens []int32) (root kvcache.Key, keys []kvcache.Key) {
+	if e.cfg.PrefixCaching {
+		root = kvcache.RootKey(salt)
+		keys = kvcache.AppendKeys(nil, root, tokens, e.kv.BlockSize())
+	}
+	return root, keys
 }
 
 func (e *Engine) cancel(r *request) {

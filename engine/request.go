@@ -25,6 +25,7 @@ type Request struct {
 	Logprobs       int     // -1 none, else alternatives per token, 0..20
 	PromptLogprobs int     // the same for the prompt's tokens
 	Arrival        uint64  // order in the cluster, smaller is older; 0: now
+	CacheSalt      string  // requests share KV in the cache with those of the same salt alone
 }
 
 // Alt is an alternative to a token.
@@ -48,6 +49,7 @@ type Event struct {
 	Logprob   *TokenLogprob
 	Prompt    []TokenLogprob // of prompt positions 1 and on, with the first token
 	Finish    string         // "" while it goes on, "stop", "length", "error", "abort"
+	Cached    int            // with the first token, or the end without one: tokens of the prompt whose KV was there
 	StopToken int32          // the stop token that ended the answer, else -1
 	Err       error          // with "error" and "abort"
 	Spans     []SpanInfo     // with "stop" and "length": where the KV lay; the home's blocks, without a name, are last
@@ -97,6 +99,10 @@ type request struct {
 	known     atomic.Int64
 	running   atomic.Bool
 	prompt    []TokenLogprob // collected so far; delivered with the first token
+	root      kvcache.Key    // of keys
+	keys      []kvcache.Key  // of the tokens' full blocks
+	begun     bool           // it was admitted once
+	cached    int            // tokens whose KV was there then
 	masked    bool           // the slot keeps stop tokens from being sampled
 	losses    int            // times that KV of it was lost with a peer since its last token
 	stream    *stream

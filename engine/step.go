@@ -19,6 +19,7 @@ type share struct {
 	rows   int // index of its first row
 	prompt int // rows for prompt log probabilities
 	sample bool
+	first  bool // since it was admitted
 }
 
 // fill writes the plan into the device's step. It says whether there is anything to compute.
@@ -48,7 +49,7 @@ func (e *Engine) fill(p *sched.Plan) bool {
 // stop tokens become allowed.
 func (e *Engine) prepare(r *request, it sched.Item) error {
 	mask := r.generated() < r.MinTokens && len(r.StopTokens) > 0
-	if it.Start == 0 || r.masked != mask {
+	if it.First || r.masked != mask {
 		if err := e.dev.OpenSlot(it.Slot, r.Sampling, r.tokens, len(r.Prompt), r.bias(mask)); err != nil {
 			return fmt.Errorf("cannot open a sampling slot: %w", err)
 		}
@@ -56,6 +57,27 @@ func (e *Engine) prepare(r *request, it sched.Item) error {
 	}
 	r.running.Store(true)
 	return nil
+}
+
+// begins counts what a request that was admitted has found in the cache.
+func (e *Engine) begins(r *request, cached int) {
+	if !r.begun {
+		r.begun, r.cached = true, min(cached, len(r.Prompt))
+	}
+	if e.cfg.PrefixCaching {
+		e.mu.Lock()
+		e.stats.PrefixQueries += uint64(len(r.tokens))
+		e.stats.PrefixHits += uint64(cached)
+		e.mu.Unlock()
+	}
+}
+
+// name lets others find the blocks that a step has filled up to position computed.
+func (e *Engine) name(r *request, computed int) {
+	if e.cfg.PrefixCaching {
+		r.keys = kvcache.AppendKeys(r.keys, r.root, r.tokens[:computed], e.kv.BlockSize())
+		e.sched.Name(r.id, r.keys)
+	}
 }
 
 // add appends the request's share to the step.
@@ -78,7 +100,7 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 		return err
 	}
 	st.Seqs[seq].Tag = r.tag
-	sh := share{r: r, rows: int(st.Head.NRows), sample: it.Last && r.MaxTokens > 0}
+	sh := share{r: r, rows: int(st.Head.NRows), sample: it.Last && r.MaxTokens > 0, first: it.First}
 	// Rows that were read before a preemption are not asked for again.
 	for p := max(it.Start, len(r.prompt)); p < min(end, r.promptRows()); p++ {
 		if _, err := st.AddRow(seq, p-it.Start, r.Prompt[p+1], r.PromptLogprobs); err != nil {
@@ -143,7 +165,7 @@ func (e *Engine) collect(began time.Time) {
 		if sh.sample {
 			generated++
 		}
-		e.take(st, sh, int(seq.Pos0+seq.NTokens), now)
+		e.take(st, sh, &seq, now)
 	}
 	e.mu.Lock()
 	e.stats.Steps++
@@ -159,8 +181,11 @@ func (e *Engine) collect(began time.Time) {
 }
 
 // take reads one request's rows.
-func (e *Engine) take(st *batch.Step, sh *share, computed int, now time.Time) {
-	r := sh.r
+func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, now time.Time) {
+	r, computed := sh.r, int(seq.Pos0+seq.NTokens)
+	if sh.first {
+		e.begins(r, int(seq.Pos0))
+	}
 	for k := range sh.prompt {
 		out := &st.RowOut[sh.rows+k]
 		r.prompt = append(r.prompt, logprobOf(out, r.Prompt[len(r.prompt)+1]))
@@ -173,9 +198,12 @@ func (e *Engine) take(st *batch.Step, sh *share, computed int, now time.Time) {
 		e.fail(r, err)
 		return
 	}
+	if bs := e.kv.BlockSize(); computed/bs > int(seq.Pos0)/bs {
+		e.name(r, computed)
+	}
 	if !sh.sample {
 		if r.MaxTokens == 0 && computed == len(r.tokens) {
-			e.finish(r, Event{Prompt: r.prompt, Finish: "length", StopToken: -1})
+			e.finish(r, Event{Prompt: r.prompt, Cached: r.cached, Finish: "length", StopToken: -1})
 		}
 		return
 	}
@@ -189,7 +217,7 @@ func (e *Engine) take(st *batch.Step, sh *share, computed int, now time.Time) {
 	r.known.Store(int64(len(r.tokens)))
 	r.losses = 0
 	if r.generated() == 1 {
-		ev.Prompt = r.prompt
+		ev.Prompt, ev.Cached = r.prompt, r.cached
 		e.mu.Lock()
 		e.stats.FirstTokens++
 		e.stats.TTFT += now.Sub(r.submitted)

@@ -32,6 +32,7 @@ type Config struct {
 	MaxNumSeqs          int    `name:"max-num-seqs" usage:"requests that run at once on an instance"`
 	MaxNumBatchedTokens int    `name:"max-num-batched-tokens" usage:"tokens of one step on an instance"`
 	MaxNumWaiting       int    `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
+	EnablePrefixCaching bool   `name:"enable-prefix-caching" usage:"requests begin with the KV of earlier ones that began alike; =false computes every prompt whole"`
 	BlockSize           int    `name:"block-size" usage:"tokens of a KV block"`
 	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
 	DType               string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
@@ -75,7 +76,7 @@ const MaxRanks = 8
 func Default() Config {
 	return Config{
 		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20,
-		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16,
+		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, EnablePrefixCaching: true,
 		DType: "auto", KVCacheDType: "auto", ISA: "auto", Device: "auto", TensorParallelSize: 1,
 		GPUMemoryUtilization: 0.9,
 		Instances:            1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,

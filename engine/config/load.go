@@ -52,6 +52,12 @@ func (f Field) String() string {
 	return fmt.Sprint(reflect.ValueOf(f.ptr).Elem().Interface())
 }
 
+// IsBool says whether the field is on or off, so that a flag needs no value to turn it on.
+func (f Field) IsBool() bool {
+	_, is := f.ptr.(*bool)
+	return is
+}
+
 // Set parses text into the field.
 func (f Field) Set(text string) error {
 	var err error
@@ -65,6 +71,12 @@ func (f Field) Set(text string) error {
 				*p = append(*p, s)
 			}
 		}
+	case *bool:
+		var on bool
+		if on, err = strconv.ParseBool(text); err != nil {
+			return fmt.Errorf("%q is neither true nor false", text)
+		}
+		*p = on
 	case *int:
 		var n int
 		if n, err = strconv.Atoi(text); err != nil {

@@ -30,6 +30,7 @@ func (n *Node) engineConfig(m *model.Model) engine.Config {
 			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting,
 		},
 		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
+		PrefixCaching: n.cfg.EnablePrefixCaching,
 	}
 }
 
@@ -91,6 +92,7 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	load := &pb.Load{
 		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
 		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions, Recoveries: s.Recoveries,
+		PrefixQueries: s.PrefixQueries, PrefixHits: s.PrefixHits, KvBlocksCached: uint32(c.Cached),
 		Memory: h.memory(),
 		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
 			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},

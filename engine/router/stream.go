@@ -72,7 +72,7 @@ func (s *stream) Close() { s.end() }
 func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	p := &routerpb.GenerateRequest{
 		Id: r.ID, Prompt: r.Prompt, MaxTokens: uint32(r.MaxTokens), StopTokens: r.StopTokens, MinTokens: uint32(r.MinTokens),
-		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer,
+		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer, CacheSalt: r.CacheSalt,
 		Sampling: &routerpb.Sampling{
 			Temperature: r.Sampling.Temperature, TopP: r.Sampling.TopP, MinP: r.Sampling.MinP, Repetition: r.Sampling.Repetition,
 			Presence: r.Sampling.Presence, Frequency: r.Sampling.Frequency, TopK: r.Sampling.TopK, Seed: r.Sampling.Seed,
@@ -88,7 +88,7 @@ func requestFromPB(p *routerpb.GenerateRequest) *engine.Request {
 	s := p.Sampling
 	r := &engine.Request{
 		ID: p.Id, Prompt: p.Prompt, MaxTokens: int(p.MaxTokens), StopTokens: p.StopTokens, MinTokens: int(p.MinTokens),
-		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer,
+		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer, CacheSalt: p.CacheSalt,
 		Sampling: batch.Sampling{
 			Temperature: s.GetTemperature(), TopP: s.GetTopP(), MinP: s.GetMinP(), Repetition: s.GetRepetition(),
 			Presence: s.GetPresence(), Frequency: s.GetFrequency(), TopK: s.GetTopK(), Seed: s.GetSeed(),
@@ -117,7 +117,7 @@ func logprobFromPB(p *routerpb.TokenLogprob) engine.TokenLogprob {
 }
 
 func eventToPB(ev engine.Event) *routerpb.GenerateEvent {
-	p := &routerpb.GenerateEvent{HasToken: ev.HasToken, Token: ev.Token, Finish: ev.Finish, StopToken: ev.StopToken}
+	p := &routerpb.GenerateEvent{HasToken: ev.HasToken, Token: ev.Token, Finish: ev.Finish, StopToken: ev.StopToken, Cached: uint32(ev.Cached)}
 	if ev.Logprob != nil {
 		p.Logprob = logprobToPB(ev.Logprob)
 	}
@@ -135,7 +135,7 @@ func eventToPB(ev engine.Event) *routerpb.GenerateEvent {
 
 // eventFromPB names the home, which does not name itself.
 func eventFromPB(p *routerpb.GenerateEvent, home string) engine.Event {
-	ev := engine.Event{HasToken: p.HasToken, Token: p.Token, Finish: p.Finish, StopToken: p.StopToken}
+	ev := engine.Event{HasToken: p.HasToken, Token: p.Token, Finish: p.Finish, StopToken: p.StopToken, Cached: int(p.Cached)}
 	if p.Logprob != nil {
 		lp := logprobFromPB(p.Logprob)
 		ev.Logprob = &lp

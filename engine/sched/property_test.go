@@ -16,6 +16,7 @@ func seed(t *rapid.T) *rand.Rand { return rand.New(rand.NewPCG(rapid.Uint64().Dr
 // Whatever comes, in whatever order the nodes run, however late they hear of each other: the books are
 // right after every operation, nothing overruns, and every request that is not cancelled finishes.
 func TestEverythingFinishes(t *testing.T) {
+	adopted := 0
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
 		pools := make([]int, 1+rng.IntN(4))
@@ -30,7 +31,11 @@ func TestEverythingFinishes(t *testing.T) {
 			c.operate()
 		}
 		c.finish(200000)
+		adopted += c.adopted
 	})
+	if adopted == 0 {
+		t.Error("no request ever began with blocks of another")
+	}
 }
 
 // addRandom adds a request of at most one block less than the cluster has, as the API promises.

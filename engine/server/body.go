@@ -39,6 +39,7 @@ type common struct {
 	TruncationSide    string            `json:"truncation_side"`
 	RequestID         string            `json:"request_id"`
 	ReturnTokenIDs    bool              `json:"return_token_ids"`
+	CacheSalt         *string           `json:"cache_salt"`
 	KVPlacement       bool              `json:"return_kv_placement"`
 	Stream            bool              `json:"stream"`
 	StreamOptions     *streamOptions    `json:"stream_options"`

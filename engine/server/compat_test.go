@@ -185,7 +185,7 @@ func TestEchoAlone(t *testing.T) {
 	var out completion
 	a.ok("/v1/completions", body.String(), &out)
 	c := out.Choices[0]
-	if c.Text != "Hello naïve" || str(c.Finish) != "length" || b.last(t).MaxTokens != 0 || *out.Usage != (usage{len(ids), 0, len(ids)}) {
+	if c.Text != "Hello naïve" || str(c.Finish) != "length" || b.last(t).MaxTokens != 0 || *out.Usage != used(len(ids), 0) {
 		t.Errorf("%+v %+v", c, out.Usage)
 	}
 	if c.Logprobs == nil || len(c.Logprobs.Tokens) != len(ids) || c.Logprobs.Logprobs[0] != nil || *c.Logprobs.Logprobs[1] != -.25 {

@@ -194,6 +194,9 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	if int(c.MinTokens) > most {
 		return badRequest("min_tokens", "min_tokens must be at most max_tokens (%d), got %d.", most, c.MinTokens)
 	}
+	if c.CacheSalt != nil && *c.CacheSalt == "" {
+		return badRequest("cache_salt", "cache_salt must be a string that is not empty, if it is given.")
+	}
 	// EOS among the client's own stop tokens ends the answer, whatever ignore_eos says.
 	eos := s.cfg.Defaults.EOS
 	asked := slices.ContainsFunc(eos, func(id int32) bool { return slices.Contains(c.StopTokenIDs, id) })
@@ -207,10 +210,10 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 		r := base
 		r.ID = p.answer.id + "-" + strconv.Itoa(len(p.jobs))
 		r.MaxTokens, r.MinTokens, r.IgnoreEOS = most, int(c.MinTokens), c.IgnoreEOS && !asked
-		r.Sampling, r.Bias, r.StopTokens = sampling, bias, stopTokens
+		r.Sampling, r.Bias, r.StopTokens, r.CacheSalt = sampling, bias, stopTokens, orDefault(c.CacheSalt, "")
 		r.Sampling.Seed = seed + uint64(k)*0x9e3779b97f4a7c15
 		p.jobs = append(p.jobs, &job{
-			index: len(p.jobs), req: &r, arrived: p.arrived, stops: c.Stop, include: c.IncludeStop, skip: p.answer.skip, eos: eos, placement: c.KVPlacement,
+			index: len(p.jobs), req: &r, arrived: p.arrived, stops: c.Stop, include: c.IncludeStop, skip: p.answer.skip, eos: eos, placement: c.KVPlacement, first: k == 0,
 		})
 	}
 	return nil

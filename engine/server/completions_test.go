@@ -16,6 +16,13 @@ type usage struct {
 	Prompt     int `json:"prompt_tokens"`
 	Completion int `json:"completion_tokens"`
 	Total      int `json:"total_tokens"`
+	Details    struct {
+		Cached int `json:"cached_tokens"`
+	} `json:"prompt_tokens_details"`
+}
+
+func used(prompt, completion int) usage {
+	return usage{Prompt: prompt, Completion: completion, Total: prompt + completion}
 }
 
 type textLogprobs struct {
@@ -112,7 +119,7 @@ func TestCompletion(t *testing.T) {
 	if c := out.Choices[0]; c.Text != " there." || str(c.Finish) != "stop" || c.StopReason != nil || c.Logprobs != nil {
 		t.Errorf("%+v", c)
 	}
-	if p := len(b.last(t).Prompt); *out.Usage != (usage{p, n, p + n}) {
+	if p := len(b.last(t).Prompt); *out.Usage != used(p, n) {
 		t.Errorf("usage %+v", out.Usage)
 	}
 	if s := b.last(t).StopTokens; !slices.Equal(s, []int32{eos}) {
@@ -211,7 +218,7 @@ func TestChoices(t *testing.T) {
 			t.Errorf("choice %d: %+v, want %q", i, c, want)
 		}
 	}
-	if n := 4 * len(tokens(append(tok.Encode(" and", false), 1)...)); *out.Usage != (usage{3, n, 3 + n}) {
+	if n := 4 * len(tokens(append(tok.Encode(" and", false), 1)...)); *out.Usage != used(3, n) {
 		t.Errorf("usage %+v", out.Usage)
 	}
 }

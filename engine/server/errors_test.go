@@ -76,6 +76,8 @@ func TestBadBodies(t *testing.T) {
 		{"trailing garbage", c, `{"prompt":"a"} x`, "", ""},
 		{"second object", c, `{"prompt":"a"}{}`, "", "more after"},
 		{"no prompt", c, `{}`, "prompt", ""},
+		{"empty salt", c, completion(`"cache_salt":""`), "cache_salt", "not empty"},
+		{"salt of a wrong type", ch, chat(`"cache_salt":7`), "cache_salt", ""},
 		{"prompt of a wrong type", c, `{"prompt":{"a":1}}`, "prompt", ""},
 		{"mixed prompt", c, `{"prompt":["a",1]}`, "prompt", ""},
 		{"empty list", c, `{"prompt":[]}`, "prompt", ""},

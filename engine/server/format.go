@@ -64,13 +64,19 @@ func (a *answer) head(b []byte, object string) []byte {
 	return appendString(b, a.model)
 }
 
-func appendUsage(b []byte, prompt, completion int) []byte {
+// appendUsage appends the tokens of prompts and answers, and how many of the prompts' had KV in the cache; below 0 that
+// is left out.
+func appendUsage(b []byte, prompt, completion, cached int) []byte {
 	b = append(b, `{"prompt_tokens":`...)
 	b = appendInt(b, prompt)
 	b = append(b, `,"completion_tokens":`...)
 	b = appendInt(b, completion)
 	b = append(b, `,"total_tokens":`...)
 	b = appendInt(b, prompt+completion)
+	if cached >= 0 {
+		b = append(b, `,"prompt_tokens_details":{"cached_tokens":`...)
+		b = append(appendInt(b, cached), '}')
+	}
 	return append(b, '}')
 }
 

@@ -26,6 +26,7 @@ type job struct {
 	eos     []int32 // tokens whose end needs no reason
 
 	placement bool // where the KV lay is told at the end
+	first     bool // of the choices of its prompt: usage counts a prompt once
 }
 
 // delta is what one event adds to a choice.
@@ -35,6 +36,7 @@ type delta struct {
 	tokens     []engine.TokenLogprob // of this delta, when log probabilities were asked for
 	prompt     []engine.TokenLogprob // once, before the first token
 	ids        []int32               // of this delta, also of a token that has no text
+	cached     int                   // tokens of the prompt whose KV was there; once
 	finish     string                // "" while it goes on
 	stopReason any                   // stop string or stop token id
 	spans      []engine.SpanInfo     // with the finish, when the placement was asked for
@@ -63,7 +65,7 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 		if err != nil {
 			return err
 		}
-		d := delta{index: j.index, prompt: ev.Prompt, finish: ev.Finish}
+		d := delta{index: j.index, prompt: ev.Prompt, cached: ev.Cached, finish: ev.Finish}
 		if ev.HasToken {
 			last = m.token(j.arrived, last)
 			d.ids = []int32{ev.Token}

@@ -127,6 +127,8 @@ var (
 	blocksDesc  = instanceDesc("infinite_kv_blocks", "KV blocks of an instance by state.", "state")
 	rateDesc    = instanceDesc("infinite_instance_tokens_per_second", "Token rate of an instance.")
 	preemptDesc = instanceDesc("infinite_num_preemptions_total", "Requests preempted for lack of room.")
+	queriesDesc = instanceDesc("infinite_prefix_cache_queries_total", "Tokens of requests that began, looked for in the prefix cache.")
+	hitsDesc    = instanceDesc("infinite_prefix_cache_hits_total", "Tokens of requests that began whose KV was in the prefix cache.")
 	recoverDesc = instanceDesc("infinite_num_recoveries_total", "Requests computed anew, because KV of theirs was lost with a peer.")
 	trafficDesc = instanceDesc("infinite_link_messages_total", "Messages of an instance's links: queries to creditors, answers to debtors, and what peers sent and was refused.", "kind")
 	movedDesc   = instanceDesc("infinite_kv_blocks_moved_total", "KV blocks that an instance sent to creditors.")
@@ -141,7 +143,7 @@ var (
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, trafficDesc, movedDesc, memoryDesc,
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, queriesDesc, hitsDesc, trafficDesc, movedDesc, memoryDesc,
 		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
@@ -160,6 +162,7 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(blocksDesc, float64(in.KVBlocksTotal), "total")
 		gauge(blocksDesc, float64(in.KVBlocksFree), "free")
+		gauge(blocksDesc, float64(in.KVBlocksCached), "cached")
 		gauge(blocksDesc, float64(in.KVBlocksHosted), "hosted")
 		gauge(blocksDesc, float64(in.KVBlocksLent), "lent")
 		gauge(usageDesc, 1-float64(in.KVBlocksFree)/float64(max(1, in.KVBlocksTotal)))
@@ -177,6 +180,8 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		counter(preemptDesc, float64(in.Preemptions))
 		counter(recoverDesc, float64(in.Recoveries))
+		counter(queriesDesc, float64(in.PrefixQueries))
+		counter(hitsDesc, float64(in.PrefixHits))
 		counter(trafficDesc, float64(in.RemoteQueries), "queries")
 		counter(trafficDesc, float64(in.RemoteAnswers), "answers")
 		counter(trafficDesc, float64(in.RefusedMessages), "refused")

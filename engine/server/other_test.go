@@ -145,7 +145,7 @@ func TestMetrics(t *testing.T) {
 	b := scripted(says(t, "Hello there.")...)
 	b.view = &ClusterView{BlockSize: 16, Instances: []InstanceView{{
 		ID: "a", Device: "cuda:1 (G)", KVCacheDType: "fp8_e4m3", Links: map[string]uint32{"shm": 2, "tcp": 1}, KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2,
-		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
+		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, PrefixQueries: 31, PrefixHits: 32, KVBlocksCached: 4, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
 		AnswerBatches: 15, Steps: 16, StepSeconds: 1.5, RemoteWaitSeconds: 0.25}}}
 	a := serve(t, b)
 	var out completion
@@ -178,6 +178,9 @@ func TestMetrics(t *testing.T) {
 		`infinite_kv_cache_usage_perc{instance="a"}`:                                                          "0.75",
 		`infinite_num_preemptions_total{instance="a"}`:                                                        "7",
 		`infinite_num_recoveries_total{instance="a"}`:                                                         "8",
+		`infinite_prefix_cache_queries_total{instance="a"}`:                                                   "31",
+		`infinite_prefix_cache_hits_total{instance="a"}`:                                                      "32",
+		`infinite_kv_blocks{instance="a",state="cached"}`:                                                     "4",
 		`infinite_link_messages_total{instance="a",kind="refused"}`:                                           "9",
 		`infinite_kv_blocks_moved_total{instance="a"}`:                                                        "11",
 		`infinite_link_bytes_total{instance="a",kind="kv_blocks"}`:                                            "12",

@@ -66,13 +66,16 @@ type InstanceView struct {
 	Links             map[string]uint32 `json:"links,omitempty"` // peers that it may borrow from, by transport
 	KVBlocksTotal     int               `json:"kv_blocks_total"`
 	KVBlocksFree      int               `json:"kv_blocks_free"`
+	KVBlocksCached    int               `json:"kv_blocks_cached"` // a part of KVBlocksFree: with KV that requests may begin with
 	KVBlocksHosted    int               `json:"kv_blocks_hosted"` // blocks of others in this pool
 	KVBlocksLent      int               `json:"kv_blocks_lent"`   // blocks of its requests that lie with others
 	Running           int               `json:"running"`
 	Waiting           int               `json:"waiting"`
 	TokensPerSecond   float64           `json:"tokens_per_second"`
 	Preemptions       uint64            `json:"preemptions"`
-	Recoveries        uint64            `json:"recoveries"` // requests computed anew, for KV that was lost with a peer
+	Recoveries        uint64            `json:"recoveries"`     // requests computed anew, for KV that was lost with a peer
+	PrefixQueries     uint64            `json:"prefix_queries"` // tokens of requests that began
+	PrefixHits        uint64            `json:"prefix_hits"`    // those of them whose KV was in the cache
 	Steps             uint64            `json:"steps"`
 	StepSeconds       float64           `json:"step_seconds"`
 	RemoteWaitSeconds float64           `json:"remote_wait_seconds"` // a part of StepSeconds: for creditors' answers

@@ -87,6 +87,7 @@ type sse struct {
 	places    []place
 	begun     []bool // a chunk went out
 	generated []int  // tokens, by choice
+	cached    int    // of the prompts' tokens
 }
 
 func (st *sse) event(data []byte) error {
@@ -118,7 +119,7 @@ func (st *sse) close(b []byte, choice int) error {
 		b = append(b, `,"usage":null`...)
 	case usageEvery:
 		b = append(b, `,"usage":`...)
-		b = appendUsage(b, len(st.p.jobs[choice].req.Prompt), st.generated[choice])
+		b = appendUsage(b, len(st.p.jobs[choice].req.Prompt), st.generated[choice], -1)
 	}
 	st.buf = append(b, '}')
 	return st.event(st.buf)
@@ -142,6 +143,9 @@ func (st *sse) begin() error {
 
 func (st *sse) delta(d delta) error {
 	st.generated[d.index] += len(d.ids)
+	if st.p.jobs[d.index].first {
+		st.cached += d.cached
+	}
 	first := len(st.p.echo) > 0 && !st.begun[d.index]
 	if d.text == "" && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first && !(st.p.tokenIDs && len(d.ids) > 0) {
 		return nil
@@ -193,7 +197,7 @@ func (st *sse) end() {
 			generated += n
 		}
 		b := append(st.chunk(), `],"usage":`...)
-		b = append(appendUsage(b, st.p.promptTokens, generated), '}')
+		b = append(appendUsage(b, st.p.promptTokens, generated, st.cached), '}')
 		if st.event(b) != nil {
 			return
 		}

@@ -179,7 +179,7 @@ func TestStreamUsage(t *testing.T) {
 		}
 		last := events[len(events)-1].chat(t)
 		p := len(b.last(t).Prompt)
-		if last.Choices == nil || len(last.Choices) != 0 || last.Usage == nil || *last.Usage != (usage{p, 2 * n, p + 2*n}) {
+		if last.Choices == nil || len(last.Choices) != 0 || last.Usage == nil || *last.Usage != used(p, 2*n) {
 			t.Errorf("%s: last chunk %s", path, events[len(events)-1])
 		}
 	}

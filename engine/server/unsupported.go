@@ -8,7 +8,7 @@ import (
 
 // unsupported holds fields that would change the answer and that this server cannot honour. Ignoring them
 // as if they were unknown would be a wrong answer that looks like a right one. Fields of OpenAI and vLLM that
-// no answer depends on (user, store, metadata, service_tier, prediction, cache_salt, stream_interval and the
+// no answer depends on (user, store, metadata, service_tier, prediction, stream_interval and the
 // like), or none here (length_penalty without beams, parallel_tool_calls without tools), are left out.
 type unsupported struct {
 	BestOf              *integer        `json:"best_of"`

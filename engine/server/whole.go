@@ -16,6 +16,7 @@ type choice struct {
 	finish     string
 	stopReason any
 	spans      []engine.SpanInfo
+	cached     int // tokens of the prompt
 }
 
 func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
@@ -26,6 +27,7 @@ func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
 		c.tokens = append(c.tokens, d.tokens...)
 		c.prompt = append(c.prompt, d.prompt...)
 		c.ids = append(c.ids, d.ids...)
+		c.cached += d.cached
 		c.finish, c.stopReason, c.spans = d.finish, d.stopReason, d.spans
 		return nil
 	})
@@ -36,12 +38,15 @@ func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
 func (p *plan) encode(choices []choice) []byte {
 	a := &p.answer
 	b := append(a.head(nil, a.object), `,"choices":[`...)
-	generated := 0
+	generated, cached := 0, 0
 	for i, c := range choices {
 		if i > 0 {
 			b = append(b, ',')
 		}
 		generated += len(c.ids)
+		if p.jobs[i].first {
+			cached += c.cached
+		}
 		b = append(b, `{"index":`...)
 		b = appendInt(b, i)
 		if a.chat {
@@ -63,7 +68,7 @@ func (p *plan) encode(choices []choice) []byte {
 		b = appendIDs(b, "prompt_token_ids", p.jobs[0].req.Prompt)
 	}
 	b = append(b, `,"usage":`...)
-	return append(appendUsage(b, p.promptTokens, generated), '}')
+	return append(appendUsage(b, p.promptTokens, generated, cached), '}')
 }
 
 func (p *plan) appendChatChoice(b []byte, c choice) []byte {

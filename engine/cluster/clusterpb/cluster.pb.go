@@ -532,6 +532,9 @@ type Load struct {
 	Work            *Work                  `protobuf:"bytes,13,opt,name=work,proto3" json:"work,omitempty"`
 	Links           map[string]uint32      `protobuf:"bytes,14,rep,name=links,proto3" json:"links,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // peers that it may borrow from, by transport
 	Recoveries      uint64                 `protobuf:"varint,15,opt,name=recoveries,proto3" json:"recoveries,omitempty"`                                                                 // requests recomputed because KV was lost with a peer
+	PrefixQueries   uint64                 `protobuf:"varint,16,opt,name=prefix_queries,json=prefixQueries,proto3" json:"prefix_queries,omitempty"`                                      // tokens of requests that began
+	PrefixHits      uint64                 `protobuf:"varint,17,opt,name=prefix_hits,json=prefixHits,proto3" json:"prefix_hits,omitempty"`                                               // those of them whose KV was in the cache
+	KvBlocksCached  uint32                 `protobuf:"varint,18,opt,name=kv_blocks_cached,json=kvBlocksCached,proto3" json:"kv_blocks_cached,omitempty"`                                 // a part of kv_blocks_free: they hold KV that requests may begin with
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -667,6 +670,27 @@ func (x *Load) GetLinks() map[string]uint32 {
 func (x *Load) GetRecoveries() uint64 {
 	if x != nil {
 		return x.Recoveries
+	}
+	return 0
+}
+
+func (x *Load) GetPrefixQueries() uint64 {
+	if x != nil {
+		return x.PrefixQueries
+	}
+	return 0
+}
+
+func (x *Load) GetPrefixHits() uint64 {
+	if x != nil {
+		return x.PrefixHits
+	}
+	return 0
+}
+
+func (x *Load) GetKvBlocksCached() uint32 {
+	if x != nil {
+		return x.KvBlocksCached
 	}
 	return 0
 }
@@ -1644,7 +1668,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\x90\x05\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\x82\x06\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -1663,7 +1687,11 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05links\x18\x0e \x03(\v2$.infinite.cluster.v1.Load.LinksEntryR\x05links\x12\x1e\n" +
 	"\n" +
 	"recoveries\x18\x0f \x01(\x04R\n" +
-	"recoveries\x1a8\n" +
+	"recoveries\x12%\n" +
+	"\x0eprefix_queries\x18\x10 \x01(\x04R\rprefixQueries\x12\x1f\n" +
+	"\vprefix_hits\x18\x11 \x01(\x04R\n" +
+	"prefixHits\x12(\n" +
+	"\x10kv_blocks_cached\x18\x12 \x01(\rR\x0ekvBlocksCached\x1a8\n" +
 	"\n" +
 	"LinksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

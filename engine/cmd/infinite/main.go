@@ -76,6 +76,9 @@ func bindFlags(cmd *cobra.Command, only ...string) func() (config.Config, error)
 	for _, f := range config.Fields(&defaults) {
 		if bound(f.Name) {
 			cmd.Flags().String(f.Name, f.String(), f.Usage)
+			if f.IsBool() {
+				cmd.Flags().Lookup(f.Name).NoOptDefVal = "true"
+			}
 		}
 	}
 	return func() (config.Config, error) {

@@ -189,6 +189,7 @@ type GenerateRequest struct {
 	PromptLogprobs int32                  `protobuf:"varint,10,opt,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"` // -1: none
 	Arrival        uint64                 `protobuf:"varint,11,opt,name=arrival,proto3" json:"arrival,omitempty"`
 	Answer         []int32                `protobuf:"varint,12,rep,packed,name=answer,proto3" json:"answer,omitempty"` // what another home generated before it was lost; it counts as generated
+	CacheSalt      string                 `protobuf:"bytes,13,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -305,6 +306,13 @@ func (x *GenerateRequest) GetAnswer() []int32 {
 		return x.Answer
 	}
 	return nil
+}
+
+func (x *GenerateRequest) GetCacheSalt() string {
+	if x != nil {
+		return x.CacheSalt
+	}
+	return ""
 }
 
 type Alternative struct {
@@ -492,6 +500,7 @@ type GenerateEvent struct {
 	ErrorKind     string                 `protobuf:"bytes,9,opt,name=error_kind,json=errorKind,proto3" json:"error_kind,omitempty"` // "peer_lost", "no_room", "queue_full", "internal"
 	Spans         []*Span                `protobuf:"bytes,10,rep,name=spans,proto3" json:"spans,omitempty"`                         // with the finish: where the request's KV lay, oldest blocks first
 	More          bool                   `protobuf:"varint,11,opt,name=more,proto3" json:"more,omitempty"`                          // this is but a piece of the next event's prompt
+	Cached        uint32                 `protobuf:"varint,12,opt,name=cached,proto3" json:"cached,omitempty"`                      // with the first token: tokens of the prompt whose KV was there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -603,6 +612,13 @@ func (x *GenerateEvent) GetMore() bool {
 	return false
 }
 
+func (x *GenerateEvent) GetCached() uint32 {
+	if x != nil {
+		return x.Cached
+	}
+	return 0
+}
+
 var File_engine_router_routerpb_router_proto protoreflect.FileDescriptor
 
 const file_engine_router_routerpb_router_proto_rawDesc = "" +
@@ -621,7 +637,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\x96\x03\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\xb5\x03\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -639,7 +655,9 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x0fprompt_logprobs\x18\n" +
 	" \x01(\x05R\x0epromptLogprobs\x12\x18\n" +
 	"\aarrival\x18\v \x01(\x04R\aarrival\x12\x16\n" +
-	"\x06answer\x18\f \x03(\x05R\x06answer\"=\n" +
+	"\x06answer\x18\f \x03(\x05R\x06answer\x12\x1d\n" +
+	"\n" +
+	"cache_salt\x18\r \x01(\tR\tcacheSalt\"=\n" +
 	"\vAlternative\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\"\x85\x01\n" +
@@ -650,7 +668,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x03top\x18\x04 \x03(\v2\x1f.infinite.router.v1.AlternativeR\x03top\":\n" +
 	"\x04Span\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
-	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\x84\x03\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\x9c\x03\n" +
 	"\rGenerateEvent\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x1b\n" +
 	"\thas_token\x18\x02 \x01(\bR\bhasToken\x12\x14\n" +
@@ -665,7 +683,8 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"error_kind\x18\t \x01(\tR\terrorKind\x12.\n" +
 	"\x05spans\x18\n" +
 	" \x03(\v2\x18.infinite.router.v1.SpanR\x05spans\x12\x12\n" +
-	"\x04more\x18\v \x01(\bR\x04more2a\n" +
+	"\x04more\x18\v \x01(\bR\x04more\x12\x16\n" +
+	"\x06cached\x18\f \x01(\rR\x06cached2a\n" +
 	"\tInference\x12T\n" +
 	"\bGenerate\x12#.infinite.router.v1.GenerateRequest\x1a!.infinite.router.v1.GenerateEvent0\x01B9Z7github.com/infinite-llm/infinite/engine/router/routerpbb\x06proto3"
 
