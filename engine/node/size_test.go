@@ -86,8 +86,13 @@ func TestDeviceConfig(t *testing.T) {
 	}
 	cpu, unknown := Place{GPU: -1}, Place{GPU: 2, Share: 0.9}
 	d, err := DeviceConfig(cfg, m, "float32", cpu)
-	if err != nil || d.GPU != 0 || uint64(d.NumBlocks) != uint64(config.CPUPool)/block || d.MaxStepBlocks != d.NumBlocks {
+	if err != nil || d.GPU != 0 || uint64(d.NumBlocks) != uint64(config.CPUPool)/block || d.MaxStepBlocks != sharing*d.NumBlocks {
 		t.Errorf("on the CPU: %+v, %v", d, err)
+	}
+	alone := cfg
+	alone.EnablePrefixCaching = false
+	if d, err = DeviceConfig(alone, m, "float32", cpu); err != nil || d.MaxStepBlocks != d.NumBlocks {
+		t.Errorf("without sharing: %+v, %v", d, err)
 	}
 	if _, err = DeviceConfig(cfg, m, "float16", unknown); err == nil || !strings.Contains(err.Error(), "give --kv-cache-memory, or build with -tags cuda") {
 		t.Errorf("a GPU of unknown memory: %v", err)

@@ -24,7 +24,7 @@ func TestMostRoomIsChosen(t *testing.T) {
 		for _, id := range tried {
 			not[id] = true
 		}
-		m, ok := r.pick(members, loads, 30, not, at)
+		m, ok := r.pick(members, loads, &want{need: 30, tried: not}, at)
 		if ok != (m.ID != "") {
 			t.Fatalf("%+v %v", m, ok)
 		}

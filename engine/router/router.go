@@ -1,11 +1,17 @@
 // Package router takes requests to instances: it chooses a home, sends the request there over gRPC and
 // brings the tokens back. The API process uses Router, every instance serves Inference (serve.go).
+//
+//	router.go   Submit: one home after the other is asked
+//	choose.go   which instance: by what it has of the prompt, and by room
+//	places.go   which prompts were sent where
+//	follow.go   a request whose home is lost goes on with another
+//	stream.go   a request at another process, as an engine.Stream
+//	serve.go    the instance's side
 package router
 
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -29,9 +35,6 @@ func (e *Error) Error() string { return e.msg }
 // Kind is one of server's kinds.
 func (e *Error) Kind() string { return e.kind }
 
-// chargeFor is how long a new request counts against its home before a heartbeat is sure to show it.
-const chargeFor = 500 * time.Millisecond
-
 // maxUnreachable is how many instances may be out of reach before that is the answer. One whose queue is full is
 // passed over at no cost.
 const maxUnreachable = 3
@@ -45,6 +48,7 @@ type Router struct {
 	mu      sync.Mutex
 	conns   map[string]*conn // by address; those that nobody uses go when their instance leaves
 	charges []charge         // of the last chargeFor
+	places  places
 	arrival uint64
 }
 
@@ -53,15 +57,9 @@ type conn struct {
 	users int // streams that are open or about to be; guarded by Router.mu
 }
 
-type charge struct {
-	instance string
-	blocks   int
-	until    time.Time
-}
-
 // New routes to the manager's members.
 func New(manager *cluster.Manager, secret string, blockSize int) *Router {
-	return &Router{manager: manager, secret: secret, blockSize: blockSize, conns: map[string]*conn{}}
+	return &Router{manager: manager, secret: secret, blockSize: blockSize, conns: map[string]*conn{}, places: newPlaces()}
 }
 
 // Close ends the connections, and with them all streams.
@@ -84,7 +82,7 @@ func (r *Router) Capacity() int {
 	return max(0, blocks-1) * r.blockSize
 }
 
-// Submit sends the request to the instance with most room; when its queue is full or it cannot be
+// Submit sends the request to the instance that has what it begins with, or to the one with most room; when its queue is full or it cannot be
 // reached, to the next. When the instance is lost later, another one goes on with it.
 func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream, error) {
 	own := *req
@@ -94,22 +92,22 @@ func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream
 
 // submit finds a home for a request; the instance named by avoid is the last that is asked.
 func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) (*stream, error) {
-	need := (len(req.Prompt) + len(req.Answer) + r.blockSize) / r.blockSize
+	w := r.want(req, avoid)
 	var last error
-	tried := map[string]bool{avoid: true}
 	for unreachable := 0; unreachable < maxUnreachable; {
-		m, ok := r.choose(ctx, need, tried)
+		m, ok := r.choose(ctx, w)
 		if !ok && avoid != "" {
-			delete(tried, avoid)
+			delete(w.tried, avoid)
 			avoid = ""
 			continue
 		}
 		if !ok {
 			break
 		}
-		tried[m.ID] = true
+		w.tried[m.ID] = true
 		s, err := r.open(ctx, m, req)
 		if err == nil {
+			r.sent(w, m.ID)
 			return s, nil
 		}
 		last = err
@@ -132,51 +130,6 @@ func (r *Router) stamp() uint64 {
 	defer r.mu.Unlock()
 	r.arrival = max(r.arrival+1, uint64(time.Now().UnixNano()))
 	return r.arrival
-}
-
-// choose picks the member with most room, as the gManager knows it.
-func (r *Router) choose(ctx context.Context, need int, tried map[string]bool) (cluster.Member, bool) {
-	members, _ := r.manager.Directory().Members()
-	loads := map[string]*pb.Load{}
-	// Without the gManager the pools' sizes and what was sent there lately must do.
-	if states, err := r.manager.Loads(ctx); err == nil {
-		for _, in := range states {
-			loads[in.Id] = in.Load
-		}
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.prune(members)
-	return r.pick(members, loads, need, tried, time.Now())
-}
-
-// pick takes the member with most free blocks, less what was sent there since its last report; among
-// equals the one with fewer requests, then the lower id. It charges the request to it. The caller holds mu.
-func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Load, need int, tried map[string]bool, now time.Time) (cluster.Member, bool) {
-	r.charges = slices.DeleteFunc(r.charges, func(c charge) bool { return !now.Before(c.until) })
-	charged := map[string]int{}
-	for _, c := range r.charges {
-		charged[c.instance] += c.blocks
-	}
-	var best cluster.Member
-	found, bestRoom, bestBusy := false, 0, 0
-	for id, m := range members {
-		if tried[id] {
-			continue
-		}
-		room, busy := m.BlocksTotal, 0
-		if l := loads[id]; l != nil {
-			room, busy = int(l.KvBlocksFree)-int(l.KvBlocksLent), int(l.Running)+int(l.Waiting)
-		}
-		room -= charged[id]
-		if !found || room > bestRoom || room == bestRoom && (busy < bestBusy || busy == bestBusy && id < best.ID) {
-			best, found, bestRoom, bestBusy = m, true, room, busy
-		}
-	}
-	if found {
-		r.charges = append(r.charges, charge{best.ID, need, now.Add(chargeFor)})
-	}
-	return best, found
 }
 
 // prune closes connections to instances that left. Streams may outlive a membership. The caller holds mu.

@@ -198,7 +198,9 @@ type answer struct {
 	text    string
 	tokens  []string
 	lps     []float64
+	ids     []int // where they were asked for
 	finish  string
+	cached  int // tokens of the prompt whose KV was there
 	usage   struct {
 		Prompt     int `json:"prompt_tokens"`
 		Completion int `json:"completion_tokens"`
@@ -215,6 +217,7 @@ func (a *answer) add(data []byte) error {
 		Choices []struct {
 			Text     string
 			Finish   string `json:"finish_reason"`
+			IDs      []int  `json:"token_ids"`
 			Logprobs struct {
 				Tokens []string
 				Lps    []float64 `json:"token_logprobs"`
@@ -223,6 +226,9 @@ func (a *answer) add(data []byte) error {
 		Usage struct {
 			Prompt     int `json:"prompt_tokens"`
 			Completion int `json:"completion_tokens"`
+			Details    struct {
+				Cached int `json:"cached_tokens"`
+			} `json:"prompt_tokens_details"`
 		}
 	}
 	if err := json.Unmarshal(data, &got); err != nil {
@@ -231,10 +237,10 @@ func (a *answer) add(data []byte) error {
 	if got.Error.Message != "" {
 		a.status, a.message = got.Error.Code, got.Error.Message
 	}
-	a.usage = got.Usage
+	a.usage.Prompt, a.usage.Completion, a.cached = got.Usage.Prompt, got.Usage.Completion, got.Usage.Details.Cached
 	if len(got.Choices) > 0 {
 		c := got.Choices[0]
-		a.text, a.finish = a.text+c.Text, c.Finish
+		a.text, a.finish, a.ids = a.text+c.Text, c.Finish, append(a.ids, c.IDs...)
 		a.tokens, a.lps = append(a.tokens, c.Logprobs.Tokens...), append(a.lps, c.Logprobs.Lps...)
 	}
 	return nil

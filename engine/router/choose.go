@@ -1,0 +1,121 @@
+package router
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/cluster"
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+)
+
+// chargeFor is how long a new request counts against its home before a heartbeat is sure to show it.
+const chargeFor = 500 * time.Millisecond
+
+type charge struct {
+	instance string
+	blocks   int
+	until    time.Time
+}
+
+// want is what is known of a request that a home is chosen for.
+type want struct {
+	need   int             // blocks
+	tried  map[string]bool // instances that are out of the question
+	hashes []uint64        // of what it begins with
+	near   string          // the instance that was last sent a prompt that began alike; "": none had enough of it
+	shared int             // blocks that it should have there
+}
+
+func (r *Router) want(req *engine.Request, avoid string) *want {
+	tokens := len(req.Prompt) + len(req.Answer)
+	w := &want{need: (tokens + r.blockSize) / r.blockSize, tried: map[string]bool{avoid: true}}
+	w.hashes = r.places.hashes(req.CacheSalt, req.Prompt)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	near, known := r.places.find(w.hashes)
+	// Less than a half is no reason to go where there is less room: nearly all prompts may begin alike.
+	if 2*known >= tokens {
+		w.near, w.shared = near, known/r.blockSize
+	}
+	return w
+}
+
+// sent notes where a request went.
+func (r *Router) sent(w *want, instance string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.places.put(w.hashes, instance)
+}
+
+// choose picks a member by what the gManager knows of all.
+func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, bool) {
+	members, _ := r.manager.Directory().Members()
+	loads := map[string]*pb.Load{}
+	// Without the gManager the pools' sizes and what was sent there lately must do.
+	if states, err := r.manager.Loads(ctx); err == nil {
+		for _, in := range states {
+			loads[in.Id] = in.Load
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.prune(members)
+	return r.pick(members, loads, w, time.Now())
+}
+
+// candidate is a member as pick sees it.
+type candidate struct {
+	cluster.Member
+	room, busy int // free blocks less what was sent there since its last report, and requests
+}
+
+// before orders candidates: most room first, among equals the one with fewer requests, then the lower id.
+func (c *candidate) before(o *candidate) bool {
+	if c.room != o.room {
+		return c.room > o.room
+	}
+	return c.busy < o.busy || c.busy == o.busy && c.ID < o.ID
+}
+
+// pick takes the member that is near, if it has room for the rest and is not much busier than others, else the first
+// in order. It charges what the request takes to it. The caller holds mu.
+func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Load, w *want, now time.Time) (cluster.Member, bool) {
+	r.charges = slices.DeleteFunc(r.charges, func(c charge) bool { return !now.Before(c.until) })
+	charged := map[string]int{}
+	for _, c := range r.charges {
+		charged[c.instance] += c.blocks
+	}
+	var best, near *candidate
+	idlest := 0
+	for id, m := range members {
+		if w.tried[id] {
+			continue
+		}
+		c := &candidate{Member: m, room: m.BlocksTotal}
+		if l := loads[id]; l != nil {
+			c.room, c.busy = int(l.KvBlocksFree)-int(l.KvBlocksLent), int(l.Running)+int(l.Waiting)
+		}
+		c.room -= charged[id]
+		if best == nil {
+			idlest = c.busy
+		}
+		idlest = min(idlest, c.busy)
+		if best == nil || c.before(best) {
+			best = c
+		}
+		if id == w.near {
+			near = c
+		}
+	}
+	if best == nil {
+		return cluster.Member{}, false
+	}
+	blocks := w.need
+	if near != nil && near.room >= w.need-w.shared && near.busy <= 2*idlest+8 {
+		best, blocks = near, w.need-w.shared
+	}
+	r.charges = append(r.charges, charge{best.ID, blocks, now.Add(chargeFor)})
+	return best.Member, true
+}
