@@ -177,8 +177,10 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		m.Name(r, keysOfText(m, c.text))
 		return result(nil, "%+v", m.Counts())
 	case "match":
-		blocks, used := m.Match(keysOfText(m, c.text))
-		return result(nil, "%d blocks, %d in use", blocks, used)
+		keys := keysOfText(m, c.text)
+		return result(nil, "%d blocks, %d in use", m.matching(keys), m.InUse(keys))
+	case "shares":
+		return result(nil, "%v", m.Shares(r))
 	case "adopt":
 		return result(nil, "%d tokens", m.Adopt(r, keysOfText(m, c.text)))
 	case "begin":
@@ -222,6 +224,18 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	}
 	t.Fatalf("%s: no command %s", d.Pos, d.Cmd)
 	return ""
+}
+
+// matching is how many of the first blocks that keys name are here.
+func (m *Manager) matching(keys []Key) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, k := range keys {
+		if _, there := m.prefixes.named[k]; !there {
+			return i
+		}
+	}
+	return len(keys)
 }
 
 // keysOfText takes letters for tokens.

@@ -72,22 +72,24 @@ func (m *Manager) Name(id RequestID, keys []Key) {
 	r.named = max(r.named, full)
 }
 
-// Match is how many of the first blocks that keys name are here, and how many of these are in use: to have them
-// costs no block.
-func (m *Manager) Match(keys []Key) (blocks, used int) {
+// InUse is how many of the first blocks that keys name are in use here: to have them costs no block.
+func (m *Manager) InUse(keys []Key) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, k := range keys {
-		b, there := m.prefixes.named[k]
-		if !there {
-			break
-		}
-		blocks++
-		if m.blocks[b].users > 0 {
-			used++
+	for i, k := range keys {
+		if b, there := m.prefixes.named[k]; !there || m.blocks[b].users == 0 {
+			return i
 		}
 	}
-	return blocks, used
+	return len(keys)
+}
+
+// Shares tells whether another request has the first of this one's local blocks too: to move that frees nothing here.
+func (m *Manager) Shares(id RequestID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	return err == nil && len(r.local) > 0 && m.blocks[r.local[0]].users > 1
 }
 
 // Adopt gives a request without blocks the first blocks that keys name, as far as they are here, and returns the

@@ -21,7 +21,15 @@ func keysOf(family, n int) []Key { return AppendKeys(nil, RootKey(""), textOf(fa
 func (w *world) begins(t *rapid.T, i int, id RequestID) *life {
 	m, l := w.pools[i], &life{family: w.IntN(families)}
 	keys := keysOf(l.family, w.IntN(40))
-	blocks, used := m.Match(keys)
+	blocks, used := m.matching(keys), 0
+	for _, k := range keys[:blocks] {
+		if m.blocks[m.prefixes.named[k]].users > 0 {
+			used++
+		}
+	}
+	if n := m.InUse(keys); n > used {
+		t.Fatalf("%d of %d blocks are said to be in use", n, used)
+	}
 	before := m.Counts()
 	if l.tokens = m.Adopt(id, keys); l.tokens != blocks*worldBlock || m.Adopt(id, keys) != 0 && l.tokens > 0 {
 		t.Fatalf("%d blocks match, %d tokens are adopted, and more the next time", blocks, l.tokens)

@@ -44,6 +44,13 @@ func (s *Scheduler) pressure(view View) {
 	}
 	s.order = append(s.order[:0], s.running...)
 	slices.SortStableFunc(s.order, func(a, b *request) int {
+		// What others have too frees nothing when it moves.
+		if aShares, bShares := s.kv.Shares(a.ID), s.kv.Shares(b.ID); aShares != bShares {
+			if aShares {
+				return 1
+			}
+			return -1
+		}
 		return cmp.Compare(s.kv.Size(b.ID).Local, s.kv.Size(a.ID).Local)
 	})
 	for _, r := range s.order {

@@ -137,9 +137,8 @@ func (s *Scheduler) admit(view View, left *room) {
 			return
 		}
 		free := s.kv.Free()
-		_, shared := s.kv.Match(s.prefix(r))
-		need := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - shared
-		if s.anyStalled() || free < 1 || free+view.PeersFree-s.outstanding() < need && !s.ownsAll(r) {
+		lack := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - (free + view.PeersFree - s.outstanding())
+		if s.anyStalled() || free < 1 || lack > 0 && lack > s.kv.InUse(s.prefix(r)) && !s.ownsAll(r) {
 			s.blocked = true
 			s.giveUpWaiting(r, view)
 			return
