@@ -189,6 +189,26 @@ func TestCancelInEveryState(t *testing.T) {
 	}
 }
 
+// A request tells how long it waited for its first step.
+func TestQueued(t *testing.T) {
+	const wait = 20 * time.Millisecond
+	c := newSim(t, 1, 40, sched.Config{MaxNumSeqs: 1, MaxBatchedTokens: 32, MaxWaiting: 2})
+	n := c.nodes[0]
+	release := n.hold(true)
+	first := submit(t, n, Request{ID: "first", Prompt: prompt(1, 20), MaxTokens: 5, Sampling: sampling(1)})
+	n.gate <- struct{}{} // it runs
+	begun := time.Now()
+	second := submit(t, n, Request{ID: "second", Prompt: prompt(2, 20), MaxTokens: 5, Sampling: sampling(2)})
+	time.Sleep(wait)
+	release()
+	_, events := read(t, second)
+	if q := events[0].Queued; q < wait || q > time.Since(begun) || events[1].Queued != 0 {
+		t.Errorf("it waited %s", q)
+	}
+	checkAnswer(t, first, 1, prompt(1, 20), 5)
+	c.settled()
+}
+
 func TestDrain(t *testing.T) {
 	c := newSim(t, 1, 40, small)
 	n := c.nodes[0]

@@ -50,6 +50,7 @@ type Event struct {
 	Prompt    []TokenLogprob // of prompt positions 1 and on, with the first token
 	Finish    string         // "" while it goes on, "stop", "length", "error", "abort"
 	Cached    int            // with the first token, or the end without one: tokens of the prompt whose KV was there
+	Queued    time.Duration  // with the same: how long it waited for its first step
 	StopToken int32          // the stop token that ended the answer, else -1
 	Err       error          // with "error" and "abort"
 	Spans     []SpanInfo     // with "stop" and "length": where the KV lay; the home's blocks, without a name, are last
@@ -101,8 +102,9 @@ type request struct {
 	prompt    []TokenLogprob // collected so far; delivered with the first token
 	root      kvcache.Key    // of keys
 	keys      []kvcache.Key  // of the tokens' full blocks
-	begun     bool           // it was admitted once
+	begun     bool           // it was in a step once
 	cached    int            // tokens whose KV was there then
+	queued    time.Duration  // until then
 	masked    bool           // the slot keeps stop tokens from being sampled
 	losses    int            // times that KV of it was lost with a peer since its last token
 	stream    *stream

@@ -59,10 +59,10 @@ func (e *Engine) prepare(r *request, it sched.Item) error {
 	return nil
 }
 
-// begins counts what a request that was admitted has found in the cache.
-func (e *Engine) begins(r *request, cached int) {
+// begins counts what a request that was admitted has found in the cache; began is the time of its first step.
+func (e *Engine) begins(r *request, cached int, began time.Time) {
 	if !r.begun {
-		r.begun, r.cached = true, min(cached, len(r.Prompt))
+		r.begun, r.cached, r.queued = true, min(cached, len(r.Prompt)), began.Sub(r.submitted)
 	}
 	if e.cfg.PrefixCaching {
 		e.mu.Lock()
@@ -165,7 +165,7 @@ func (e *Engine) collect(began time.Time) {
 		if sh.sample {
 			generated++
 		}
-		e.take(st, sh, &seq, now)
+		e.take(st, sh, &seq, began, now)
 	}
 	e.mu.Lock()
 	e.stats.Steps++
@@ -181,10 +181,10 @@ func (e *Engine) collect(began time.Time) {
 }
 
 // take reads one request's rows.
-func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, now time.Time) {
+func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time.Time) {
 	r, computed := sh.r, int(seq.Pos0+seq.NTokens)
 	if sh.first {
-		e.begins(r, int(seq.Pos0))
+		e.begins(r, int(seq.Pos0), began)
 	}
 	for k := range sh.prompt {
 		out := &st.RowOut[sh.rows+k]
@@ -203,7 +203,7 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, now time.Time) 
 	}
 	if !sh.sample {
 		if r.MaxTokens == 0 && computed == len(r.tokens) {
-			e.finish(r, Event{Prompt: r.prompt, Cached: r.cached, Finish: "length", StopToken: -1})
+			e.finish(r, Event{Prompt: r.prompt, Cached: r.cached, Queued: r.queued, Finish: "length", StopToken: -1})
 		}
 		return
 	}
@@ -217,7 +217,7 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, now time.Time) 
 	r.known.Store(int64(len(r.tokens)))
 	r.losses = 0
 	if r.generated() == 1 {
-		ev.Prompt, ev.Cached = r.prompt, r.cached
+		ev.Prompt, ev.Cached, ev.Queued = r.prompt, r.cached, r.queued
 		e.mu.Lock()
 		e.stats.FirstTokens++
 		e.stats.TTFT += now.Sub(r.submitted)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -117,7 +118,7 @@ func logprobFromPB(p *routerpb.TokenLogprob) engine.TokenLogprob {
 }
 
 func eventToPB(ev engine.Event) *routerpb.GenerateEvent {
-	p := &routerpb.GenerateEvent{HasToken: ev.HasToken, Token: ev.Token, Finish: ev.Finish, StopToken: ev.StopToken, Cached: uint32(ev.Cached)}
+	p := &routerpb.GenerateEvent{HasToken: ev.HasToken, Token: ev.Token, Finish: ev.Finish, StopToken: ev.StopToken, Cached: uint32(ev.Cached), QueuedNs: int64(ev.Queued)}
 	if ev.Logprob != nil {
 		p.Logprob = logprobToPB(ev.Logprob)
 	}
@@ -135,7 +136,7 @@ func eventToPB(ev engine.Event) *routerpb.GenerateEvent {
 
 // eventFromPB names the home, which does not name itself.
 func eventFromPB(p *routerpb.GenerateEvent, home string) engine.Event {
-	ev := engine.Event{HasToken: p.HasToken, Token: p.Token, Finish: p.Finish, StopToken: p.StopToken, Cached: int(p.Cached)}
+	ev := engine.Event{HasToken: p.HasToken, Token: p.Token, Finish: p.Finish, StopToken: p.StopToken, Cached: int(p.Cached), Queued: time.Duration(p.QueuedNs)}
 	if p.Logprob != nil {
 		lp := logprobFromPB(p.Logprob)
 		ev.Logprob = &lp

@@ -3,6 +3,7 @@ package router
 import (
 	"reflect"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -78,7 +79,7 @@ func TestRequestSurvives(t *testing.T) {
 func TestEventSurvives(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ev := engine.Event{
-			Token: rapid.Int32().Draw(t, "token"), HasToken: rapid.Bool().Draw(t, "has"), StopToken: rapid.Int32Min(-1).Draw(t, "stop"), Cached: int(rapid.Uint32().Draw(t, "cached")),
+			Token: rapid.Int32().Draw(t, "token"), HasToken: rapid.Bool().Draw(t, "has"), StopToken: rapid.Int32Min(-1).Draw(t, "stop"), Cached: int(rapid.Uint32().Draw(t, "cached")), Queued: time.Duration(rapid.Int64().Draw(t, "queued")),
 			Finish: rapid.SampledFrom([]string{"", "stop", "length", "error", "abort"}).Draw(t, "finish"), Prompt: list(t, "prompt", rapid.Custom(drawLogprob)),
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "spans") {
@@ -95,7 +96,7 @@ func TestEventSurvives(t *testing.T) {
 			t.Fatalf("got  %+v\nwant %+v", got, ev)
 		}
 	})
-	if a, b := reflect.TypeFor[engine.Event]().NumField(), 9; a != b {
+	if a, b := reflect.TypeFor[engine.Event]().NumField(), 10; a != b {
 		t.Errorf("an event has %d fields, this test knows %d", a, b)
 	}
 }

@@ -37,6 +37,7 @@ type delta struct {
 	prompt     []engine.TokenLogprob // once, before the first token
 	ids        []int32               // of this delta, also of a token that has no text
 	cached     int                   // tokens of the prompt whose KV was there; once
+	times      times                 // with the finish
 	finish     string                // "" while it goes on
 	stopReason any                   // stop string or stop token id
 	spans      []engine.SpanInfo     // with the finish, when the placement was asked for
@@ -56,7 +57,8 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 	defer recovered(&err)
 	text := stopScanner{stops: j.stops, include: j.include}
 	decoder := tok.NewStream(j.skip)
-	last, generated := time.Time{}, 0
+	var first, last time.Time
+	generated, queued := 0, time.Duration(0)
 	for {
 		ev, err := j.stream.Next(ctx)
 		if errors.Is(err, io.EOF) {
@@ -66,8 +68,11 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 			return err
 		}
 		d := delta{index: j.index, prompt: ev.Prompt, cached: ev.Cached, finish: ev.Finish}
+		queued += ev.Queued
 		if ev.HasToken {
-			last = m.token(j.arrived, last)
+			if last = m.token(j.arrived, last); generated == 0 {
+				first = last
+			}
 			d.ids = []int32{ev.Token}
 			generated++
 			if ev.Logprob != nil {
@@ -97,6 +102,9 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 		d.text, hit = text.take(ev.Finish != "")
 		if hit != "" {
 			d.finish, d.stopReason = "stop", hit
+		}
+		if d.finish != "" && generated > 0 {
+			d.times = times{queued, first.Sub(j.arrived) - queued, last.Sub(first)}
 		}
 		if !emit(d) || d.finish != "" {
 			return nil

@@ -5,7 +5,9 @@ import (
 	"context"
 	"io"
 	"maps"
+	"math"
 	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -165,18 +167,31 @@ func TestTimesFromArrival(t *testing.T) {
 	b := scripted()
 	b.setScript(func(context.Context, *engine.Request) (engine.Stream, error) {
 		time.Sleep(wait)
-		return ended(tokens(5, 6)...), nil
+		events := tokens(5, 6)
+		events[0].Queued = wait / 2
+		return ended(events...), nil
 	})
 	a := serve(t, b)
 	var out completion
 	a.ok("/v1/completions", `{"prompt":"a"}`, &out)
 	got := a.counters()
-	for _, name := range []string{"infinite_time_to_first_token_seconds", "infinite_e2e_request_latency_seconds"} {
+	observed := map[string]time.Duration{}
+	for name, least := range map[string]time.Duration{
+		"time_to_first_token": wait, "e2e_request_latency": wait, "request_queue_time": wait / 2, "request_prefill_time": wait / 2,
+		"request_decode_time": 0, "request_inference_time": wait / 2,
+	} {
 		// A histogram's sum of one observation is the observation.
-		d, err := time.ParseDuration(got[name+"_sum"] + "s")
-		if err != nil || got[name+"_count"] != "1" || d < wait {
+		name = "infinite_" + name + "_seconds"
+		seconds, err := strconv.ParseFloat(got[name+"_sum"], 64)
+		d := time.Duration(math.Round(seconds * 1e9))
+		if err != nil || got[name+"_count"] != "1" || d < least {
 			t.Errorf("%s: %v of %s observations, %v", name, d, got[name+"_count"], err)
 		}
+		observed[name] = d
+	}
+	sum := observed["infinite_request_queue_time_seconds"] + observed["infinite_request_inference_time_seconds"]
+	if e2e := observed["infinite_e2e_request_latency_seconds"]; observed["infinite_request_queue_time_seconds"] != wait/2 || sum > e2e {
+		t.Errorf("queue and inference are %v of %v: %v", sum, e2e, observed)
 	}
 }
 

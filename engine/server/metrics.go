@@ -25,14 +25,19 @@ type Metrics struct {
 	e2e        prometheus.Histogram
 	prompts    prometheus.Histogram // their lengths
 	answers    prometheus.Histogram
+	// parts of e2e, of choices that had a token
+	queue, prefill, decode, inference prometheus.Histogram
 }
+
+// times of a choice: until its first step, from there to its first token, from there to its last.
+type times struct{ queued, prefill, decode time.Duration }
 
 func newMetrics(b Backend, cfg Config) *Metrics {
 	// From a fast step of a small model to a long prompt's prefill.
-	times := []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300}
+	buckets := []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300}
 	lengths := lengthBuckets(cfg.MaxModelLen)
-	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
-		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets})
+	histogram := func(name, help string, bounds []float64) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: bounds})
 	}
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
@@ -43,9 +48,13 @@ func newMetrics(b Backend, cfg Config) *Metrics {
 			Name: "infinite_request_failures_total", Help: "Requests for completions that were refused or failed, by the status their client was told and by endpoint; unknown for requests of any kind that broke off before their path was read."}, []string{"code", "path"}),
 		prompt:     prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_prompt_tokens_total", Help: "Tokens of the prompts that instances took."}),
 		generation: prometheus.NewCounter(prometheus.CounterOpts{Name: "infinite_generation_tokens_total", Help: "Tokens generated."}),
-		ttft:       histogram("infinite_time_to_first_token_seconds", "From the request's arrival to a choice's first token.", times),
-		itl:        histogram("infinite_inter_token_latency_seconds", "Between two tokens of a choice.", times),
-		e2e:        histogram("infinite_e2e_request_latency_seconds", "From the request's arrival to the end of a choice.", times),
+		ttft:       histogram("infinite_time_to_first_token_seconds", "From the request's arrival to a choice's first token.", buckets),
+		itl:        histogram("infinite_inter_token_latency_seconds", "Between two tokens of a choice.", buckets),
+		e2e:        histogram("infinite_e2e_request_latency_seconds", "From the request's arrival to the end of a choice.", buckets),
+		queue:      histogram("infinite_request_queue_time_seconds", "How long a choice waited for its first step.", buckets),
+		prefill:    histogram("infinite_request_prefill_time_seconds", "From a choice's arrival, less its time in the queue, to its first token.", buckets),
+		decode:     histogram("infinite_request_decode_time_seconds", "From a choice's first token to its last.", buckets),
+		inference:  histogram("infinite_request_inference_time_seconds", "A choice's prefill and decode.", buckets),
 		prompts:    histogram("infinite_request_prompt_tokens", "Tokens of the prompt of a choice that ended.", lengths),
 		answers:    histogram("infinite_request_generation_tokens", "Tokens generated for a choice that ended.", lengths),
 	}
@@ -53,7 +62,7 @@ func newMetrics(b Backend, cfg Config) *Metrics {
 		Name: "infinite_model_info", Help: "The model that is served; 1.",
 		ConstLabels: prometheus.Labels{"model_name": cfg.ModelNames[0], "max_model_len": strconv.Itoa(cfg.MaxModelLen)}})
 	model.Set(1)
-	m.registry.MustRegister(m.inFlight, m.requests, m.failures, m.prompt, m.generation, m.ttft, m.itl, m.e2e, m.prompts, m.answers,
+	m.registry.MustRegister(m.inFlight, m.requests, m.failures, m.prompt, m.generation, m.ttft, m.itl, m.e2e, m.queue, m.prefill, m.decode, m.inference, m.prompts, m.answers,
 		model, &clusterCollector{b}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, reason := range []string{"stop", "length", "abort"} {
 		m.requests.WithLabelValues(reason) // a rate needs a zero to start from
@@ -76,12 +85,19 @@ func lengthBuckets(longest int) (buckets []float64) {
 func (m *Metrics) started(choices int) { m.inFlight.Add(float64(choices)) }
 
 // finished counts a choice that came to its end.
-func (m *Metrics) finished(reason string, arrived time.Time, prompt, generated int) {
+func (m *Metrics) finished(reason string, arrived time.Time, t times, prompt, generated int) {
 	m.inFlight.Dec()
 	m.requests.WithLabelValues(reason).Inc()
 	m.e2e.Observe(time.Since(arrived).Seconds())
 	m.prompts.Observe(float64(prompt))
 	m.answers.Observe(float64(generated))
+	if generated == 0 {
+		return
+	}
+	m.queue.Observe(t.queued.Seconds())
+	m.prefill.Observe(t.prefill.Seconds())
+	m.decode.Observe(t.decode.Seconds())
+	m.inference.Observe((t.prefill + t.decode).Seconds())
 }
 
 // dropped counts choices that did not; gone says that their client left.

@@ -501,6 +501,7 @@ type GenerateEvent struct {
 	Spans         []*Span                `protobuf:"bytes,10,rep,name=spans,proto3" json:"spans,omitempty"`                         // with the finish: where the request's KV lay, oldest blocks first
 	More          bool                   `protobuf:"varint,11,opt,name=more,proto3" json:"more,omitempty"`                          // this is but a piece of the next event's prompt
 	Cached        uint32                 `protobuf:"varint,12,opt,name=cached,proto3" json:"cached,omitempty"`                      // with the first token: tokens of the prompt whose KV was there
+	QueuedNs      int64                  `protobuf:"varint,13,opt,name=queued_ns,json=queuedNs,proto3" json:"queued_ns,omitempty"`  // with the first token: how long the request waited for its first step
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -619,6 +620,13 @@ func (x *GenerateEvent) GetCached() uint32 {
 	return 0
 }
 
+func (x *GenerateEvent) GetQueuedNs() int64 {
+	if x != nil {
+		return x.QueuedNs
+	}
+	return 0
+}
+
 var File_engine_router_routerpb_router_proto protoreflect.FileDescriptor
 
 const file_engine_router_routerpb_router_proto_rawDesc = "" +
@@ -668,7 +676,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x03top\x18\x04 \x03(\v2\x1f.infinite.router.v1.AlternativeR\x03top\":\n" +
 	"\x04Span\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
-	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\x9c\x03\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\xb9\x03\n" +
 	"\rGenerateEvent\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x1b\n" +
 	"\thas_token\x18\x02 \x01(\bR\bhasToken\x12\x14\n" +
@@ -684,7 +692,8 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x05spans\x18\n" +
 	" \x03(\v2\x18.infinite.router.v1.SpanR\x05spans\x12\x12\n" +
 	"\x04more\x18\v \x01(\bR\x04more\x12\x16\n" +
-	"\x06cached\x18\f \x01(\rR\x06cached2a\n" +
+	"\x06cached\x18\f \x01(\rR\x06cached\x12\x1b\n" +
+	"\tqueued_ns\x18\r \x01(\x03R\bqueuedNs2a\n" +
 	"\tInference\x12T\n" +
 	"\bGenerate\x12#.infinite.router.v1.GenerateRequest\x1a!.infinite.router.v1.GenerateEvent0\x01B9Z7github.com/infinite-llm/infinite/engine/router/routerpbb\x06proto3"
 
