@@ -87,15 +87,23 @@ func ParseRate(text string) (Rate, error) {
 }
 
 func (r Rate) String() string {
-	return strings.TrimPrefix(strconv.FormatFloat(float64(r), 'g', -1, 64), "+")
+	if math.IsInf(float64(r), 1) {
+		return "inf"
+	}
+	return strconv.FormatFloat(float64(r), 'g', -1, 64)
 }
 
-// MarshalText makes JSON of it, which has no infinite numbers.
-func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+// MarshalJSON makes a string of what JSON has no number for.
+func (r Rate) MarshalJSON() ([]byte, error) {
+	if math.IsInf(float64(r), 1) {
+		return []byte(`"inf"`), nil
+	}
+	return []byte(r.String()), nil
+}
 
-// UnmarshalText is ParseRate.
-func (r *Rate) UnmarshalText(text []byte) (err error) {
-	*r, err = ParseRate(string(text))
+// UnmarshalJSON is its inverse.
+func (r *Rate) UnmarshalJSON(text []byte) (err error) {
+	*r, err = ParseRate(strings.Trim(string(text), `"`))
 	return err
 }
 

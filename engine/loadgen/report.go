@@ -89,7 +89,8 @@ func (r *Report) Tables(out io.Writer) error {
 	b.WriteString("\n")
 	r.latency(&b)
 	r.notes(&b)
-	if _, err := io.WriteString(out, b.String()); err != nil {
+	text := strings.TrimRight(b.String(), "\n") + "\n"
+	if _, err := io.WriteString(out, text); err != nil {
 		return fmt.Errorf("cannot print the report: %w", err)
 	}
 	return nil
@@ -139,6 +140,7 @@ func (r *Report) latency(b *strings.Builder) {
 
 // notes are what the figures lack, and why.
 func (r *Report) notes(b *strings.Builder) {
+	b.WriteString("\n")
 	for i := range r.Points {
 		p := &r.Points[i]
 		for _, e := range p.Errors {
