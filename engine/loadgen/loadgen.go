@@ -119,7 +119,7 @@ func ParseLimit(text string) (Limit, error) {
 	switch metric {
 	case "ttft", "tpot", "e2el":
 	default:
-		return Limit{}, fmt.Errorf("%q does not begin with ttft:, tpot: or e2el:", text)
+		return Limit{}, fmt.Errorf("%q begins with neither ttft: nor tpot: nor e2el: before a duration", text)
 	}
 	d, err := time.ParseDuration(most)
 	if ms, number := strconv.ParseFloat(most, 64); number == nil && ms < 1e12 {
