@@ -30,6 +30,8 @@ var layers = map[string]struct {
 	"engine/sched":     {[]string{"engine/batch", "engine/kvcache"}, "a pure state machine over the KV books"},
 	"engine/device":    {[]string{"engine/batch", "engine/model"}, "door 1 is below the engine, which declares what it needs of a device"},
 	"engine/linkbench": {[]string{"rdma"}, "it measures links, whatever they are for"},
+	"engine/openai":    {nil, "a client of any server's API knows none"},
+	"engine/loadgen":   {[]string{"engine/openai"}, "it measures servers of others too, from outside"},
 	"rdma":             {nil, "door 2 knows links, not what they are for"},
 	"engine":           {[]string{"engine/batch", "engine/kvcache", "engine/sched", "engine/tokenizer"}, "the step loop reaches device and cluster through its own interfaces"},
 	"engine/server":    {[]string{"engine", "engine/batch", "engine/tokenizer"}, "the API reaches the cluster through its own Backend"},

@@ -23,6 +23,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/node"
+	"github.com/infinite-llm/infinite/engine/openai"
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
@@ -176,7 +177,7 @@ func (p *process) eventually(what string, cond func(v server.ClusterView) bool) 
 	}()
 	poll(p.t, what, func() bool {
 		v = server.ClusterView{}
-		err = (&client{url: p.url}).get(context.Background(), "/cluster", &v)
+		err = (&openai.Client{URL: p.url}).Get(context.Background(), "/cluster", &v)
 		return err == nil && cond(v)
 	})
 }

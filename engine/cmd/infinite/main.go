@@ -6,6 +6,7 @@
 //	doctor.go     infinite doctor: checks of this machine
 //	trace.go      infinite trace: times of messages of running instances
 //	linkbench.go  infinite linkbench: latency and bandwidth between two processes
+//	bench.go      infinite bench: loads any server of OpenAI's API
 package main
 
 import (
@@ -39,7 +40,7 @@ func run() int {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), linkbenchCommand(), versionCommand())
+	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), linkbenchCommand(), benchCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer
 		if !errors.As(err, &wrong) {

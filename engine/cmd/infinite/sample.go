@@ -17,6 +17,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/head"
 	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/node"
+	"github.com/infinite-llm/infinite/engine/openai"
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
@@ -67,7 +68,7 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 		return err
 	}
 	defer h.Close()
-	c := &client{url: h.URL(), key: cfg.APIKey}
+	c := &openai.Client{URL: h.URL(), Key: cfg.APIKey}
 	right, err := s.ask(cmd.Context(), c, out, tokens, cfg.BlockSize)
 	if err != nil {
 		return err
@@ -148,13 +149,13 @@ func shrinkPools(cmd *cobra.Command, cfg *config.Config, s *sample) (tokens int,
 }
 
 // ask streams the answer and prints it, and where the prompt's KV lay at its end.
-func (s *sample) ask(ctx context.Context, c *client, out io.Writer, tokens, blockSize int) (right bool, err error) {
+func (s *sample) ask(ctx context.Context, c *openai.Client, out io.Writer, tokens, blockSize int) (right bool, err error) {
 	fmt.Fprintf(out, "asking about a fact in a prompt of %d tokens:\n  %s\n", tokens, s.question())
 	var answer strings.Builder
 	fmt.Fprint(out, "answer: ")
 	started := time.Now()
 	s.body["return_kv_placement"] = true
-	spans, err := c.stream(ctx, s.body, func(text string) {
+	spans, err := streamChat(ctx, c, s.body, func(text string) {
 		answer.WriteString(text)
 		fmt.Fprint(out, text)
 	})
@@ -183,13 +184,13 @@ func (s *sample) question() string {
 	return last
 }
 
-func (s *sample) printPlacement(ctx context.Context, c *client, out io.Writer, spans []server.SpanView, blockSize int) error {
+func (s *sample) printPlacement(ctx context.Context, c *openai.Client, out io.Writer, spans []server.SpanView, blockSize int) error {
 	var prefix struct{ Count int }
-	if err := c.call(ctx, "POST", "/tokenize", map[string]any{"prompt": s.text[:s.fact]}, &prefix); err != nil {
+	if err := c.Post(ctx, "/tokenize", map[string]any{"prompt": s.text[:s.fact]}, &prefix); err != nil {
 		return err
 	}
 	var cluster server.ClusterView
-	if err := c.get(ctx, "/cluster", &cluster); err != nil {
+	if err := c.Get(ctx, "/cluster", &cluster); err != nil {
 		return err
 	}
 	pool := map[string]int{}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/openai"
 	"github.com/infinite-llm/infinite/engine/server"
 	"github.com/infinite-llm/infinite/engine/trace"
 	"github.com/infinite-llm/infinite/engine/trace/probe"
@@ -148,15 +149,15 @@ func (o *tracing) names(ctx context.Context) <-chan map[uint64]string {
 		out <- names
 		return out
 	}
-	c := &client{url: strings.TrimSuffix(o.url, "/"), key: o.key}
+	c := &openai.Client{URL: strings.TrimSuffix(o.url, "/"), Key: o.key}
 	go func() {
 		told := false
 		for {
 			var v server.ClusterView
-			err := c.get(ctx, "/cluster", &v)
+			err := c.Get(ctx, "/cluster", &v)
 			if err != nil && ctx.Err() == nil && !told {
 				told = true
-				slog.Warn("cannot ask for the ids of requests", "url", c.url, "error", err)
+				slog.Warn("cannot ask for the ids of requests", "url", c.URL, "error", err)
 			}
 			for _, r := range v.Requests {
 				names[uint64(batch.Tag(r.ID))] = r.ID

@@ -8,6 +8,7 @@ import (
 
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/node"
+	"github.com/infinite-llm/infinite/engine/openai"
 )
 
 // The bundled model answers a question about a fact stated far back, while three instances hold the text over
@@ -26,7 +27,7 @@ func TestVerbsSample(t *testing.T) {
 	pool := (tokens/size - 1) / 2 // of blocks
 	c := startVerbs(t, "--dtype", "float32", "--threads", "2", poolFlag(t, pool))
 	var out bytes.Buffer
-	right, err := s.ask(context.Background(), &client{url: c.url}, &out, tokens, size)
+	right, err := s.ask(context.Background(), &openai.Client{URL: c.url}, &out, tokens, size)
 	t.Logf("%s", out.String())
 	if err != nil || !right {
 		t.Fatalf("the answer is right: %v, %v", right, err)
