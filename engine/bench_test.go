@@ -66,7 +66,7 @@ func BenchmarkStep(b *testing.B) {
 			dev := &idleDevice{st: batch.NewStep(batch.Limits{
 				MaxTokens: cfg.MaxBatchedTokens, MaxSeqs: c.requests, MaxRows: cfg.MaxBatchedTokens, MaxBlocks: blocks, MaxSpans: 1,
 			})}
-			e, err := New(Config{Sched: cfg}, dev, kv, noLender{})
+			e, err := New(Config{Sched: cfg, PrefixCaching: true}, dev, kv, noLender{})
 			if err != nil {
 				b.Fatal(err)
 			}
