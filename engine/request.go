@@ -69,7 +69,7 @@ func (e *Error) Kind() string { return e.kind }
 
 // maxLosses is how often a request is recomputed for a lost peer without a token between. One that is longer than
 // the time between losses would never end; and what makes one peer fail may make the next one fail.
-const maxLosses = 3
+const maxLosses = 2
 
 // PeerLostError says that an instance that held a part of a request's KV cache is gone, and that the request was
 // recomputed often enough.

@@ -14,7 +14,7 @@ import (
 
 // maxHomes is how many homes in a row may be lost without a token between before the request ends: what makes one
 // instance fail may make the next one fail.
-const maxHomes = 3
+const maxHomes = 2
 
 // findHome opens a request at an instance, at the one named by avoid only if no other takes it.
 type findHome func(ctx context.Context, req *engine.Request, avoid string) (*stream, error)
