@@ -100,7 +100,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if err = h.waitForInstances(ctx); err != nil {
 		return nil, err
 	}
-	h.router = router.New(h.manager, cfg.ClusterSecret, cfg.BlockSize)
+	h.router = router.New(h.manager, router.Config{Secret: cfg.ClusterSecret, BlockSize: cfg.BlockSize, PrefixCaching: cfg.EnablePrefixCaching})
 	if h.server, err = server.New(serverConfig(h.cfg, h.name, m, tok), tok, h.router); err != nil {
 		return nil, err
 	}

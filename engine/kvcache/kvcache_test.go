@@ -269,6 +269,16 @@ func TestKeys(t *testing.T) {
 			seen[k] = what
 		}
 	}
+	// A salt made of what the first block's key is made of does not lead to the second's.
+	salt := string(root[:])
+	for _, token := range []byte{1, 2} {
+		salt += string([]byte{token, 0, 0, 0})
+	}
+	for _, kind := range []string{"", "\x00", "\x01"} {
+		if forged := AppendKeys(nil, RootKey(kind+salt), []int32{3, 4}, 2); forged[0] == a[1] {
+			t.Error("a salt has a block's key")
+		}
+	}
 }
 
 func TestConcurrentUse(t *testing.T) {

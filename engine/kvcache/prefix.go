@@ -6,12 +6,18 @@ import (
 )
 
 // Key names what a full block holds: all tokens of a request up to the block's end, since K and V of a token depend on
-// those before it. It is the SHA-256 of the block before it and the block's tokens, so that nobody can make a prompt
-// that reads the KV of another one. The zero Key names nothing.
+// those before it. It is the SHA-256 of the key of the block before it and the block's tokens, so that nobody can make
+// a prompt, or a salt, that has the KV of another one. The zero Key names nothing.
 type Key [sha256.Size]byte
 
+// What is hashed begins with its kind: no salt has a block's key.
+const (
+	ofSalt  = 0
+	ofBlock = 1
+)
+
 // RootKey is what the first block's key is made with. Requests with different salts share no blocks.
-func RootKey(salt string) Key { return sha256.Sum256([]byte(salt)) }
+func RootKey(salt string) Key { return sha256.Sum256(append([]byte{ofSalt}, salt...)) }
 
 // AppendKeys extends keys to one for each full block of tokens: keys[i] is block i's.
 func AppendKeys(keys []Key, root Key, tokens []int32, blockSize int) []Key {
@@ -19,9 +25,9 @@ func AppendKeys(keys []Key, root Key, tokens []int32, blockSize int) []Key {
 	if n := len(keys); n > 0 {
 		parent = keys[n-1]
 	}
-	text := make([]byte, 0, len(parent)+4*blockSize)
+	text := make([]byte, 0, 1+len(parent)+4*blockSize)
 	for end := (len(keys) + 1) * blockSize; end <= len(tokens); end += blockSize {
-		text = append(text[:0], parent[:]...)
+		text = append(append(text[:0], ofBlock), parent[:]...)
 		for _, t := range tokens[end-blockSize : end] {
 			text = binary.LittleEndian.AppendUint32(text, uint32(t))
 		}

@@ -37,7 +37,7 @@ func DeviceConfig(cfg config.Config, m *model.Model, dtype string, place Place) 
 	pool := cfg.KVCacheMemory
 	if pool == 0 && place.OnGPU() {
 		d.NumBlocks, err = blocksOnGPU(m, d, place, block)
-		d.MaxStepBlocks = stepBlocks(cfg, d.NumBlocks)
+		d.MaxStepBlocks = stepBlocks(cfg, m.Config, d.NumBlocks)
 		return d, err
 	}
 	if pool == 0 {
@@ -49,20 +49,21 @@ func DeviceConfig(cfg config.Config, m *model.Model, dtype string, place Place) 
 			pool, blocks, block, maxBlocks)
 	}
 	d.NumBlocks = int(blocks)
-	d.MaxStepBlocks = stepBlocks(cfg, d.NumBlocks)
+	d.MaxStepBlocks = stepBlocks(cfg, m.Config, d.NumBlocks)
 	return d, nil
 }
 
-// sharing is how many tables of a step may name a block, on average: requests that share what they begin with list it
-// each. Beyond it some of them take part in every other step.
-const sharing = 8
+// tableEntries is how many entries tables of a step may have at most where the pool is smaller: 64 MiB.
+const tableEntries = 1 << 24
 
-// stepBlocks is the entries of all block tables of a step over a pool.
-func stepBlocks(cfg config.Config, pool int) int {
-	if cfg.EnablePrefixCaching {
-		return min(pool*min(sharing, cfg.MaxNumSeqs), maxBlocks)
+// stepBlocks is the entries of all block tables of a step over a pool. Requests that share what they begin with list it
+// each; where there would be more entries than these, the youngest requests wait for the others to end.
+func stepBlocks(cfg config.Config, m *model.Config, pool int) int {
+	if !cfg.EnablePrefixCaching {
+		return pool
 	}
-	return pool
+	longest := min(pool, m.LongestLen()/cfg.BlockSize+1)
+	return max(pool, min(longest*cfg.MaxNumSeqs, tableEntries))
 }
 
 func blocksOnGPU(m *model.Model, d device.Config, place Place, block uint64) (int, error) {

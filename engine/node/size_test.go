@@ -86,7 +86,7 @@ func TestDeviceConfig(t *testing.T) {
 	}
 	cpu, unknown := Place{GPU: -1}, Place{GPU: 2, Share: 0.9}
 	d, err := DeviceConfig(cfg, m, "float32", cpu)
-	if err != nil || d.GPU != 0 || uint64(d.NumBlocks) != uint64(config.CPUPool)/block || d.MaxStepBlocks != sharing*d.NumBlocks {
+	if err != nil || d.GPU != 0 || uint64(d.NumBlocks) != uint64(config.CPUPool)/block || d.MaxStepBlocks != cfg.MaxNumSeqs*(m.Config.LongestLen()/cfg.BlockSize+1) {
 		t.Errorf("on the CPU: %+v, %v", d, err)
 	}
 	alone := cfg

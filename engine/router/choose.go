@@ -30,14 +30,17 @@ type want struct {
 
 func (r *Router) want(req *engine.Request, avoid string) *want {
 	tokens := len(req.Prompt) + len(req.Answer)
-	w := &want{need: (tokens + r.blockSize) / r.blockSize, tried: map[string]bool{avoid: true}}
+	w := &want{need: (tokens + r.cfg.BlockSize) / r.cfg.BlockSize, tried: map[string]bool{avoid: true}}
+	if !r.cfg.PrefixCaching {
+		return w
+	}
 	w.hashes = r.places.hashes(req.CacheSalt, req.Prompt)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	near, known := r.places.find(w.hashes)
 	// Less than a half is no reason to go where there is less room: nearly all prompts may begin alike.
 	if 2*known >= tokens {
-		w.near, w.shared = near, known/r.blockSize
+		w.near, w.shared = near, known/r.cfg.BlockSize
 	}
 	return w
 }
@@ -68,7 +71,7 @@ func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, bool) {
 // candidate is a member as pick sees it.
 type candidate struct {
 	cluster.Member
-	room, busy int // free blocks less what was sent there since its last report, and requests
+	room, busy int // free blocks, less what was sent there since its last report, and requests
 }
 
 // before orders candidates: most room first, among equals the one with fewer requests, then the lower id.
@@ -83,12 +86,13 @@ func (c *candidate) before(o *candidate) bool {
 // in order. It charges what the request takes to it. The caller holds mu.
 func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Load, w *want, now time.Time) (cluster.Member, bool) {
 	r.charges = slices.DeleteFunc(r.charges, func(c charge) bool { return !now.Before(c.until) })
-	charged := map[string]int{}
+	charged, sent := map[string]int{}, map[string]int{}
 	for _, c := range r.charges {
 		charged[c.instance] += c.blocks
+		sent[c.instance]++
 	}
 	var best, near *candidate
-	idlest := 0
+	idlest, nearBusy := 0, 0
 	for id, m := range members {
 		if w.tried[id] {
 			continue
@@ -98,22 +102,23 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 			c.room, c.busy = int(l.KvBlocksFree)-int(l.KvBlocksLent), int(l.Running)+int(l.Waiting)
 		}
 		c.room -= charged[id]
+		busy := c.busy + sent[id]
 		if best == nil {
-			idlest = c.busy
+			idlest = busy
 		}
-		idlest = min(idlest, c.busy)
+		idlest = min(idlest, busy)
 		if best == nil || c.before(best) {
 			best = c
 		}
 		if id == w.near {
-			near = c
+			near, nearBusy = c, busy
 		}
 	}
 	if best == nil {
 		return cluster.Member{}, false
 	}
 	blocks := w.need
-	if near != nil && near.room >= w.need-w.shared && near.busy <= 2*idlest+8 {
+	if near != nil && near.room >= w.need-w.shared && nearBusy <= 2*idlest+8 {
 		best, blocks = near, w.need-w.shared
 	}
 	r.charges = append(r.charges, charge{best.ID, blocks, now.Add(chargeFor)})

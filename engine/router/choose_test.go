@@ -33,7 +33,7 @@ func TestMostRoomIsChosen(t *testing.T) {
 	loads := map[string]*clusterpb.Load{
 		"a": {KvBlocksFree: 60, KvBlocksLent: 50}, "b": {KvBlocksFree: 50}, "c": {KvBlocksFree: 40, Running: 1},
 	}
-	r := New(nil, secret, 16)
+	r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 	var got []string
 	for range 4 {
 		got = append(got, pick(r, loads, now))
@@ -54,7 +54,7 @@ func TestMostRoomIsChosen(t *testing.T) {
 	// Nothing is known of any: by size, evenly.
 	got = nil
 	for range 3 {
-		got = append(got, pick(New(nil, secret, 16), nil, now), pick(r, nil, now.Add(2*chargeFor)))
+		got = append(got, pick(New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true}), nil, now), pick(r, nil, now.Add(2*chargeFor)))
 	}
 	if want := []string{"a", "a", "a", "b", "a", "c"}; !slices.Equal(got, want) {
 		t.Errorf("chose %v, want %v", got, want)
@@ -92,7 +92,7 @@ func TestConnectionsOfLeavers(t *testing.T) {
 }
 
 func TestStamps(t *testing.T) {
-	r := New(nil, secret, 16)
+	r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 	var mu sync.Mutex
 	seen := map[uint64]bool{}
 	var wg sync.WaitGroup

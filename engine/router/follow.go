@@ -12,9 +12,13 @@ import (
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
-// maxHomes is how many homes in a row may be lost without a token between before the request ends: what makes one
-// instance fail may make the next one fail.
-const maxHomes = 2
+const (
+	// maxFailures is how many homes of a request may fail without a token between and be replaced: what made one of
+	// them fail may be the request, and make all fail, one after the other.
+	maxFailures = 1
+	// maxStops is the same of homes that stop in order.
+	maxStops = 16
+)
 
 // findHome opens a request at an instance, at the one named by avoid only if no other takes it.
 type findHome func(ctx context.Context, req *engine.Request, avoid string) (*stream, error)
@@ -27,7 +31,8 @@ type followed struct {
 	cancel context.CancelFunc
 	find   findHome
 	req    *engine.Request // its own; Answer is what was read so far
-	losses int             // homes lost since the last token
+	// Homes lost since the last token, by how.
+	failures, stops int
 
 	mu   sync.Mutex
 	home *stream
@@ -55,9 +60,14 @@ func (f *followed) Next(ctx context.Context) (engine.Event, error) {
 		if !f.lost(ctx, why) {
 			if ev.HasToken {
 				f.req.Answer = append(f.req.Answer, ev.Token)
-				f.losses = 0
+				f.failures, f.stops = 0, 0
 			}
 			return ev, err
+		}
+		if ev.Finish == "abort" {
+			f.stops++
+		} else {
+			f.failures++
 		}
 		if err = f.goOn(ctx, home, why); err != nil {
 			return engine.Event{}, err
@@ -83,8 +93,8 @@ func (f *followed) lost(ctx context.Context, why error) bool {
 // goOn finds another home, or says why the request ends.
 func (f *followed) goOn(ctx context.Context, old *stream, why error) error {
 	old.Close()
-	if f.losses++; f.losses > maxHomes {
-		return &Error{kindOf(why), fmt.Sprintf("%v; it had %d homes since its last token", why, f.losses)}
+	if f.failures > maxFailures || f.stops > maxStops {
+		return &Error{kindOf(why), fmt.Sprintf("%v; it lost %d homes since its last token", why, f.failures+f.stops)}
 	}
 	stop := context.AfterFunc(ctx, f.cancel)
 	defer stop()

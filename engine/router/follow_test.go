@@ -134,14 +134,22 @@ func TestNoOtherHome(t *testing.T) {
 	}
 }
 
-// A request that every home is lost with is not handed on for ever; one that gets tokens between is.
+// A request with which every home fails is not handed on for ever; one that gets tokens between is, and one whose
+// homes stop for longer.
 func TestHomesAreLostInARow(t *testing.T) {
-	for _, tokens := range []bool{false, true} {
+	for _, tc := range []struct {
+		name          string
+		tokens, stops bool
+		homes         int // that may be lost
+	}{{"they fail", false, false, maxFailures}, {"tokens between", true, false, 20}, {"they stop", false, true, maxStops}} {
 		h := &homes{t: t}
-		for range 2 * maxHomes {
+		for range 20 {
 			st := newStream()
-			if tokens {
+			if tc.tokens {
 				st = newStream(token(1))
+			}
+			if tc.stops {
+				st.ch <- stopping
 			}
 			close(st.ch)
 			h.streams = append(h.streams, st)
@@ -154,11 +162,8 @@ func TestHomesAreLostInARow(t *testing.T) {
 		for ev, err = s.Next(timeout(t)); err == nil && ev.Finish == ""; ev, err = s.Next(timeout(t)) {
 			got++
 		}
-		switch {
-		case tokens && (err != nil || got != 2*maxHomes || len(h.asked) != 2*maxHomes+1):
-			t.Errorf("%d tokens, %d homes, %v", got, len(h.asked), err)
-		case !tokens && (err == nil || len(h.asked) != maxHomes+1):
-			t.Errorf("%d homes, %v", len(h.asked), err)
+		if (err == nil) != tc.tokens || tc.tokens && got != 20 || len(h.asked) != tc.homes+1 {
+			t.Errorf("%s: %d tokens, %d homes, %v", tc.name, got, len(h.asked), err)
 		}
 	}
 }

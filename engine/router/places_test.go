@@ -75,23 +75,34 @@ func TestNearIsChosen(t *testing.T) {
 		{"busy, but not much more", &clusterpb.Load{KvBlocksFree: 50, Running: 10}, req.Prompt, "b"},
 		{"much busier", &clusterpb.Load{KvBlocksFree: 50, Running: 11}, req.Prompt, "a"},
 	} {
-		r := New(nil, secret, 16)
+		r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 		r.sent(r.want(req, ""), "b")
 		loads := map[string]*clusterpb.Load{"a": {KvBlocksFree: 90, Running: 1}, "b": tc.b}
 		if m, _ := r.pick(members, loads, r.want(&engine.Request{Prompt: tc.request}, ""), now); m.ID != tc.want {
 			t.Errorf("%s: %s is chosen", tc.name, m.ID)
 		}
 	}
-	// Many at once that begin alike: each takes no more than its rest.
-	r := New(nil, secret, 16)
+	// Many at once that begin alike, between two reports: no instance gets much more than the others.
+	r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 	r.sent(r.want(req, ""), "b")
-	for range 20 {
-		if m, _ := r.pick(members, nil, r.want(req, ""), now); m.ID != "b" {
-			t.Fatalf("%q is chosen", m.ID)
-		}
+	chosen := map[string]int{}
+	for range 60 {
+		w := r.want(req, "")
+		m, _ := r.pick(members, nil, w, now)
+		r.sent(w, m.ID)
+		chosen[m.ID]++
+	}
+	if chosen["a"] < 15 || chosen["b"] < 15 {
+		t.Errorf("of 60 requests %v are chosen", chosen)
+	}
+	// Where there is no cache nothing is near.
+	r = New(nil, Config{Secret: secret, BlockSize: 16})
+	r.sent(r.want(req, ""), "b")
+	if w := r.want(req, ""); w.near != "" {
+		t.Errorf("%q is near", w.near)
 	}
 	// One that was tried, or has left, is not.
-	r = New(nil, secret, 16)
+	r = New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 	r.sent(r.want(req, ""), "b")
 	if m, _ := r.pick(members, nil, r.want(req, "b"), now); m.ID != "a" {
 		t.Errorf("%q is chosen", m.ID)

@@ -35,15 +35,19 @@ func (e *Error) Error() string { return e.msg }
 // Kind is one of server's kinds.
 func (e *Error) Kind() string { return e.kind }
 
-// maxUnreachable is how many instances may be out of reach before that is the answer. One whose queue is full is
-// passed over at no cost.
-const maxUnreachable = 3
+const (
+	// maxUnreachable is how many instances may be out of reach before that is the answer to who is new here. One whose
+	// queue is full is passed over at no cost.
+	maxUnreachable = 3
+	// rehomeFor is how long another home is looked for, among all that are there. Many may have died at once, and are
+	// members until their leases end.
+	rehomeFor = 30 * time.Second
+)
 
 // Router implements server.Backend over the members of a cluster.
 type Router struct {
-	manager   *cluster.Manager
-	secret    string
-	blockSize int
+	manager *cluster.Manager
+	cfg     Config
 
 	mu      sync.Mutex
 	conns   map[string]*conn // by address; those that nobody uses go when their instance leaves
@@ -57,9 +61,16 @@ type conn struct {
 	users int // streams that are open or about to be; guarded by Router.mu
 }
 
+// Config of a Router.
+type Config struct {
+	Secret        string
+	BlockSize     int
+	PrefixCaching bool // a request goes where its beginning was sent last
+}
+
 // New routes to the manager's members.
-func New(manager *cluster.Manager, secret string, blockSize int) *Router {
-	return &Router{manager: manager, secret: secret, blockSize: blockSize, conns: map[string]*conn{}, places: newPlaces()}
+func New(manager *cluster.Manager, cfg Config) *Router {
+	return &Router{manager: manager, cfg: cfg, conns: map[string]*conn{}, places: newPlaces()}
 }
 
 // Close ends the connections, and with them all streams.
@@ -79,7 +90,7 @@ func (r *Router) Capacity() int {
 	for _, m := range members {
 		blocks += m.BlocksTotal
 	}
-	return max(0, blocks-1) * r.blockSize
+	return max(0, blocks-1) * r.cfg.BlockSize
 }
 
 // Submit sends the request to the instance that has what it begins with, or to the one with most room; when its queue is full or it cannot be
@@ -93,8 +104,9 @@ func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream
 // submit finds a home for a request; the instance named by avoid is the last that is asked.
 func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) (*stream, error) {
 	w := r.want(req, avoid)
+	again, begun := avoid != "", time.Now()
 	var last error
-	for unreachable := 0; unreachable < maxUnreachable; {
+	for unreachable := 0; again && time.Since(begun) < rehomeFor || unreachable < maxUnreachable; {
 		m, ok := r.choose(ctx, w)
 		if !ok && avoid != "" {
 			delete(w.tried, avoid)
@@ -152,7 +164,7 @@ func (r *Router) use(address string) (*conn, func(), error) {
 	defer r.mu.Unlock()
 	c := r.conns[address]
 	if c == nil {
-		cc, err := grpc.NewClient(address, cluster.DialOptions(r.secret)...)
+		cc, err := grpc.NewClient(address, cluster.DialOptions(r.cfg.Secret)...)
 		if err != nil {
 			return nil, nil, fmt.Errorf("cannot connect to %s: %w", address, err)
 		}
@@ -173,7 +185,7 @@ func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
 	if err != nil {
 		return nil, err
 	}
-	view := &server.ClusterView{BlockSize: r.blockSize, GManager: state.Gmanager, Instances: []server.InstanceView{}, Requests: []server.RequestPlacement{}}
+	view := &server.ClusterView{BlockSize: r.cfg.BlockSize, GManager: state.Gmanager, Instances: []server.InstanceView{}, Requests: []server.RequestPlacement{}}
 	members, _ := r.manager.Directory().Members()
 	for _, in := range state.Instances {
 		view.Instances = append(view.Instances, instanceView(in, members[in.Id]))

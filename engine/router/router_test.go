@@ -83,7 +83,7 @@ func instance(t *testing.T, f submitter, options ...grpc.ServerOption) (*Router,
 	routerpb.RegisterInferenceServer(g, NewInference(f))
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
-	r := New(nil, secret, 16)
+	r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 	t.Cleanup(func() {
 		r.Close()
 		g.Stop()
@@ -349,7 +349,7 @@ func TestStreamWithoutEnd(t *testing.T) {
 
 func TestWrongSecret(t *testing.T) {
 	_, m, _ := instance(t, takes(newStream()))
-	r := New(nil, "other", 16)
+	r := New(nil, Config{Secret: "other", BlockSize: 16})
 	defer r.Close()
 	_, err := r.open(timeout(t), m, &engine.Request{})
 	wantKind(t, err, server.KindUnavailable)
