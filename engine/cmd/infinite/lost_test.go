@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"slices"
 	"strings"
 	"syscall"
@@ -111,6 +112,63 @@ func TestHomeIsKilled(t *testing.T) {
 		}
 		p.eventually("all blocks free", idle)
 	}
+}
+
+// Most instances of a cluster go down at once, a request's home among them. Those that are left answer it.
+func TestMachineGoesDown(t *testing.T) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 100))
+	h := holdSteps(t, 1)
+	defer h.release()
+	p := serve(t, "--dtype", "float32", "--instances", "8", poolFlag(t, 100))
+	s := p.stream(body(prompt(300, 1), 200))
+	s.next()
+	var dead []string
+	p.eventually("the request decodes", func(v server.ClusterView) bool {
+		dead = nil
+		for _, r := range v.Requests {
+			dead = append(dead, r.Home)
+		}
+		for _, in := range v.Instances {
+			if !slices.Contains(dead, in.ID) && len(dead) < 5 {
+				dead = append(dead, in.ID)
+			}
+		}
+		return len(v.Instances) == 8 && len(v.Requests) == 1 && v.Requests[0].Tokens > 300
+	})
+	var pids []int
+	for _, id := range dead {
+		pids = append(pids, p.pid(id))
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.logged(`a request's home is lost; another one goes on with it.* from=` + dead[0])
+	h.release()
+	sameAnswer(t, single.complete(body(prompt(300, 1), 200)), s.rest())
+	p.instances(3)
+	p.eventually("all blocks free", idle)
+}
+
+// A request that ends the device of whoever computes it does not end them all: two, and then it is given up. Those that
+// are left serve on.
+func TestPoison(t *testing.T) {
+	h := holdSteps(t, 0)
+	h.release()
+	p := serve(t, "--dtype", "float32", "--instances", "4", poolFlag(t, 100))
+	want := p.complete(body(prompt(100, 1), 20))
+	bad := prompt(50, 9)
+	for i := range 5 {
+		bad[10+i] = poison
+	}
+	got := p.complete(body(bad, 5))
+	if got.status != http.StatusServiceUnavailable || !strings.Contains(got.message, "it lost 2 homes since its last token") {
+		t.Errorf("the request got %d %q", got.status, got.message)
+	}
+	p.instances(2)
+	sameAnswer(t, want, p.complete(body(prompt(100, 1), 20)))
+	p.eventually("all blocks free", idle)
 }
 
 // An instance that must stop before its requests have ended hands them on.
