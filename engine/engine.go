@@ -177,17 +177,17 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if err := req.check(e.cfg.Sched.MaxModelLen); err != nil {
 		return nil, err
 	}
+	if err := e.refuses(req); err != nil {
+		return nil, err // before the work for its keys
+	}
 	tokens := slices.Concat(req.Prompt, req.Answer)
 	root, keys := e.keys(req.CacheSalt, tokens) // a millisecond for 100,000 tokens
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.draining || e.stopped {
-		return nil, ErrStopped
+	if err := e.refusesLocked(req); err != nil {
+		return nil, err
 	}
-	if e.room == 0 {
-		return nil, &sched.QueueFullError{Waiting: e.stats.Waiting + len(e.inbox.submits)}
-	}
-	e.room--
+	e.room = max(0, e.room-1)
 	e.lastID++
 	e.arrival = max(e.arrival+1, uint64(time.Now().UnixNano()))
 	own := *req
@@ -202,6 +202,23 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	e.inbox.submits = append(e.inbox.submits, r)
 	e.signal()
 	return r.stream, nil
+}
+
+func (e *Engine) refuses(req *Request) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.refusesLocked(req)
+}
+
+// refusesLocked says why no request, or not this one, is taken now.
+func (e *Engine) refusesLocked(req *Request) error {
+	if e.draining || e.stopped {
+		return ErrStopped
+	}
+	if e.room == 0 && !req.Handed {
+		return &sched.QueueFullError{Waiting: e.stats.Waiting + len(e.inbox.submits)}
+	}
+	return nil
 }
 
 // keys names the full blocks of tokens, if they are to be found by others.

@@ -86,6 +86,9 @@ func (n *simNode) View() sched.View {
 				v.OldestArrival = r.Arrival
 			}
 		}
+		if !p.isDead() {
+			v.Blocks += p.kv.Counts().Total
+		}
 		if p != n && !p.isDead() {
 			v.PeersFree += p.kv.Hostable()
 			v.OthersRunning += p.eng.Stats().Running

@@ -76,7 +76,7 @@ func (e *Engine) takeInbox() {
 		}
 	}
 	for _, r := range in.submits {
-		err := e.sched.Add(sched.Request{ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows(), Keys: r.keys})
+		err := e.sched.Add(sched.Request{ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows(), Handed: r.Handed, Keys: r.keys})
 		if err != nil {
 			e.fail(r, err)
 		}

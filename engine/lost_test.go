@@ -165,6 +165,66 @@ func TestPeerLostAndNoRoom(t *testing.T) {
 	checkAnswer(t, short, 2, prompt(2, 30), 20)
 }
 
+// A request that is too large for what is left of the cluster holds up nobody while it waits for the lost instance, and
+// ends while others run, here and elsewhere.
+func TestTooLargeForWhatIsLeft(t *testing.T) {
+	c := newSim(t, 3, 20, small)
+	n, other := c.nodes[0], c.nodes[1]
+	goOn := other.hold(false) // its request decodes until the end of the test
+	busy := submit(t, other, Request{ID: "busy", Prompt: prompt(2, 20), MaxTokens: 200, Sampling: sampling(2)})
+	if ev, err := busy.Next(t.Context()); err != nil || !ev.HasToken {
+		t.Fatal(ev, err)
+	}
+	release := n.hold(true)
+	giant := submit(t, n, Request{ID: "giant", Prompt: prompt(1, 45*blockSize), MaxTokens: 200, Sampling: sampling(1)})
+	n.until(func() bool { return n.eng.Requests()[0].Tokens > 45*blockSize && len(n.kv.RequestsAt("n2")) > 0 })
+	c.nodes[2].die()
+	n.eng.PeerLost("n2")
+	release()
+	for i := range 3 {
+		checkAnswer(t, submit(t, n, Request{ID: "small", Prompt: prompt(i, 30), MaxTokens: 5, Sampling: sampling(3)}), 3, prompt(i, 30), 5)
+	}
+	_, events := read(t, giant)
+	var full *sched.NoRoomError
+	if !errors.As(last(events).Err, &full) || full.Room != 40*blockSize {
+		t.Fatalf("%+v", last(events))
+	}
+	goOn()
+	_, events = read(t, busy)
+	if last(events).Finish != "length" {
+		t.Fatalf("%+v", last(events))
+	}
+}
+
+// What another home had taken is taken also when the queue is full.
+func TestHandedOnToAFullQueue(t *testing.T) {
+	c := newSim(t, 1, 20, sched.Config{MaxNumSeqs: 1, MaxBatchedTokens: 32, MaxWaiting: 1})
+	n := c.nodes[0]
+	release := n.hold(true)
+	var streams []Stream
+	for i := range 2 {
+		streams = append(streams, submit(t, n, Request{Prompt: prompt(i, 20), MaxTokens: 5, Sampling: sampling(1)}))
+		if i == 0 {
+			n.gate <- struct{}{} // it runs
+		}
+	}
+	full := want(1, prompt(2, 20), 5)
+	r := Request{Prompt: prompt(2, 20), Answer: full[:2], MaxTokens: 5, Sampling: sampling(1), Logprobs: -1, PromptLogprobs: -1}
+	if _, err := n.eng.Submit(t.Context(), &r); err == nil {
+		t.Fatal("the queue is not full")
+	}
+	r.Handed = true
+	handed := submit(t, n, r)
+	release()
+	for i, s := range streams {
+		checkAnswer(t, s, 1, prompt(i, 20), 5)
+	}
+	if got, _ := read(t, handed); !slices.Equal(got, full[2:]) {
+		t.Errorf("got %v of %v", got, full)
+	}
+	c.settled()
+}
+
 // A request that comes with a part of its answer gets the rest, as if it had been here all the time.
 func TestAnswerGoesOn(t *testing.T) {
 	p := prompt(1, 100)

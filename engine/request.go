@@ -16,6 +16,7 @@ type Request struct {
 	ID             string // for people: logs, /cluster
 	Prompt         []int32
 	Answer         []int32 // tokens generated before, with another home; they count as generated
+	Handed         bool    // another home had it, and is lost: it is taken also when the queue is full
 	MaxTokens      int     // tokens to generate; 0 only computes the prompt
 	Sampling       batch.Sampling
 	Bias           []batch.Bias

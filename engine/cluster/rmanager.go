@@ -101,6 +101,7 @@ type View struct {
 	OldestArrival uint64 // of all unfinished requests, 0 when unknown
 	OthersRunning int    // requests that run with another home, or may for all that is known
 	Starving      uint64 // arrival of the oldest request elsewhere that has long waited for room; 0 none
+	Blocks        int    // of all pools, 0 when unknown
 }
 
 // RManager is one instance's manager of KV blocks towards the rest of the cluster. It lends room to
@@ -224,6 +225,7 @@ func (r *RManager) View() View {
 	if fresh {
 		v.OldestArrival = r.view.GetOldestArrival()
 		for _, in := range r.view.GetInstances() {
+			v.Blocks += int(in.Load.GetKvBlocksTotal())
 			if in.Id == r.cfg.ID {
 				continue
 			}

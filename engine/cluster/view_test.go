@@ -32,12 +32,12 @@ func TestViewIsWhatIsKnown(t *testing.T) {
 	)
 	r.viewAt = now
 	r.view = &pb.HeartbeatReply{OldestArrival: 10, Instances: []*pb.InstanceState{
-		{Id: "me", Load: &pb.Load{Running: 100, Starving: 1}},
-		{Id: "a", Load: &pb.Load{Running: 2, Starving: 30}},
+		{Id: "me", Load: &pb.Load{Running: 100, Starving: 1, KvBlocksTotal: 8}},
+		{Id: "a", Load: &pb.Load{Running: 2, Starving: 30, KvBlocksTotal: 10}},
 		{Id: "b", Load: &pb.Load{Running: 1, Starving: 20}},
 		{Id: "d"},
 	}}
-	if got, want := r.View(), (View{PeersFree: 8, OldestArrival: 10, OthersRunning: 4, Starving: 20}); got != want {
+	if got, want := r.View(), (View{PeersFree: 8, OldestArrival: 10, OthersRunning: 4, Starving: 20, Blocks: 18}); got != want {
 		t.Fatalf("%+v, want %+v", got, want)
 	}
 }

@@ -34,8 +34,9 @@ type followed struct {
 	// Homes lost since the last token, by how.
 	failures, stops int
 
-	mu   sync.Mutex
-	home *stream
+	mu     sync.Mutex
+	home   *stream
+	closed bool
 }
 
 func follow(ctx context.Context, req *engine.Request, find findHome) (engine.Stream, error) {
@@ -93,6 +94,7 @@ func (f *followed) lost(ctx context.Context, why error) bool {
 // goOn finds another home, or says why the request ends.
 func (f *followed) goOn(ctx context.Context, old *stream, why error) error {
 	old.Close()
+	f.req.Handed = true
 	if f.failures > maxFailures || f.stops > maxStops {
 		return &Error{kindOf(why), fmt.Sprintf("%v; it lost %d homes since its last token", why, f.failures+f.stops)}
 	}
@@ -113,14 +115,19 @@ func (f *followed) goOn(ctx context.Context, old *stream, why error) error {
 		"generated", len(f.req.Answer), "why", why)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.home = next
+	if f.home = next; f.closed {
+		next.Close() // it was asked for while nobody wanted it any more
+	}
 	return nil
 }
 
 // Close cancels the request if it goes on.
 func (f *followed) Close() {
 	f.cancel()
-	f.at().Close()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	f.home.Close()
 }
 
 // homeLostError says that the instance that ran a request is gone.

@@ -93,7 +93,7 @@ func TestAnotherHomeGoesOn(t *testing.T) {
 			}
 			within(t, "closing", h.streams[0].closed)
 			want := *req
-			want.Answer = []int32{5, 6}
+			want.Answer, want.Handed = []int32{5, 6}, true
 			if !reflect.DeepEqual(h.asked[1], want) || !reflect.DeepEqual(h.avoids, []string{"", "a"}) {
 				t.Errorf("asked %+v, avoiding %q", h.asked[1], h.avoids)
 			}

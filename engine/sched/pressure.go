@@ -88,7 +88,7 @@ func (s *Scheduler) relieve(view View, left *room) bool {
 	victim := s.running[len(s.running)-1]
 	alone := len(s.running) == 1
 	if s.oldest(victim, view) {
-		if view.OthersRunning > 0 {
+		if view.OthersRunning > 0 && s.fits(victim, view) {
 			s.stuck = 0
 			return false
 		}
@@ -123,13 +123,13 @@ func (s *Scheduler) oldest(r *request, view View) bool {
 // starving is the arrival of the oldest request here when it has been without room for long. Others then
 // admit no younger ones: else a crowd of small requests elsewhere could keep it waiting for ever. One that
 // runs stays so for a while after room has come, since it comes piece by piece; one that waits is through
-// once it is admitted.
-func (s *Scheduler) starving() uint64 {
+// once it is admitted. What does not fit the cluster would wait in vain.
+func (s *Scheduler) starving(view View) uint64 {
 	var short *request
-	if at := slices.IndexFunc(s.running, func(r *request) bool { return r.stalled }); at >= 0 {
+	if at := slices.IndexFunc(s.running, func(r *request) bool { return r.stalled && s.fits(r, view) }); at >= 0 {
 		short = s.running[at]
-	} else if s.blocked && len(s.waiting) > 0 {
-		short = s.waiting[0]
+	} else if at = slices.IndexFunc(s.waiting, func(r *request) bool { return s.fits(r, view) }); s.blocked && at >= 0 {
+		short = s.waiting[at]
 	}
 	gone := s.hungry != nil && s.all[s.hungry.ID] != s.hungry
 	if s.hunger == 0 || gone || short != nil && older(short, s.hungry) < 0 {

@@ -37,6 +37,7 @@ type Request struct {
 	Arrival uint64        // order in the cluster, smaller is older
 	Tokens  int           // known tokens: at first the prompt's
 	Rows    int           // positions [0, Rows) need a row of logits each (prompt log probabilities)
+	Handed  bool          // it was taken before, by a home that is lost: a full queue is no reason to refuse it
 	Keys    []kvcache.Key // of its full blocks, to find some in the pool; none: it computes all of them
 }
 
@@ -46,6 +47,7 @@ type View struct {
 	OldestArrival uint64 // of all unfinished requests in the cluster; 0 unknown
 	OthersRunning int    // requests that run with another home
 	Starving      uint64 // arrival of the oldest request elsewhere that has long waited for room; 0 none
+	Blocks        int    // of all pools, this one with them; 0 unknown
 }
 
 // Item is one request's share of a step: N tokens from position Start. Capacity for them is there.
@@ -145,6 +147,7 @@ type request struct {
 	moving   int // blocks of the offload in flight
 	cooldown int // plans before another offload is tried
 	refused  int // offloads in a row that came to nothing
+	misfits  int // plans in a row in which the whole cluster was too small for it
 }
 
 // New returns a scheduler over a pool that is its alone to open, grow and close requests in.
@@ -215,7 +218,7 @@ func (s *Scheduler) Add(r Request) error {
 		return fmt.Errorf("cannot schedule a request of %d tokens, the limit is %d", r.Tokens, s.cfg.MaxModelLen)
 	case s.all[r.ID] != nil:
 		return fmt.Errorf("cannot schedule request %d twice", r.ID)
-	case s.Room() == 0:
+	case s.Room() == 0 && !r.Handed:
 		return &QueueFullError{len(s.waiting)}
 	}
 	q := &request{Request: r}

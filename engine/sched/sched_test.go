@@ -69,7 +69,7 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		text := []rune(scan(t, d, "text", ""))
 		c.texts[id] = text
 		return fail(c.s.Add(Request{ID: id, Arrival: scan(t, d, "arrival", uint64(id)), Tokens: scan(t, d, "tokens", max(1, len(text))),
-			Rows: scan(t, d, "rows", 0), Keys: c.keys(id)}))
+			Rows: scan(t, d, "rows", 0), Handed: d.HasArg("handed"), Keys: c.keys(id)}))
 	case "step":
 		var b strings.Builder
 		for range scan(t, d, "n", 1) {
@@ -110,7 +110,7 @@ func (c *script) keys(id kvcache.RequestID) []kvcache.Key {
 func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 	c.plan = c.s.Schedule(View{
 		PeersFree: scan(t, d, "peers", 0), OldestArrival: scan(t, d, "oldest", uint64(0)), OthersRunning: scan(t, d, "others", 0),
-		Starving: scan(t, d, "starving", uint64(0)),
+		Starving: scan(t, d, "starving", uint64(0)), Blocks: scan(t, d, "cluster", 0),
 	})
 	var b strings.Builder
 	for _, i := range c.plan.Items {

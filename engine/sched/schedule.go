@@ -38,7 +38,7 @@ func (s *Scheduler) Schedule(view View) *Plan {
 			p.Stalled++
 		}
 	}
-	p.Starving = s.starving()
+	p.Starving = s.starving(view)
 	return p
 }
 
@@ -125,12 +125,35 @@ func (s *Scheduler) outstanding() int {
 	return n
 }
 
+// fits is false for a request that the whole cluster is too small for: instances were lost since it was taken.
+func (s *Scheduler) fits(r *request, view View) bool {
+	return view.Blocks == 0 || blocksOf(r.Tokens, s.kv.BlockSize()) <= view.Blocks
+}
+
+// giveUpMisfits fails waiting requests that have not fitted the cluster for long; what was lost may come back.
+func (s *Scheduler) giveUpMisfits(view View) {
+	for i := len(s.waiting) - 1; i >= 0; i-- {
+		r := s.waiting[i]
+		if s.fits(r, view) {
+			r.misfits = 0
+		} else if r.misfits++; r.misfits >= s.cfg.Patience {
+			s.fail(r, view.Blocks)
+		}
+	}
+}
+
 // admit starts waiting requests in the order of arrival while there is a slot, and room in the cluster
 // for all their tokens and those of the running ones: what is started should not have to be preempted.
+// Those that do not fit the cluster hold up nobody.
 func (s *Scheduler) admit(view View, left *room) {
 	s.blocked = false
-	for len(s.waiting) > 0 && len(s.slots) > 0 && left.tokens > 0 && left.rows > 0 {
-		r := s.waiting[0]
+	s.giveUpMisfits(view)
+	for len(s.slots) > 0 && left.tokens > 0 && left.rows > 0 {
+		at := slices.IndexFunc(s.waiting, func(r *request) bool { return s.fits(r, view) })
+		if at < 0 {
+			return
+		}
+		r := s.waiting[at]
 		if view.Starving != 0 && view.Starving < r.Arrival {
 			// What becomes free here is for the older one elsewhere; its home asks for it.
 			s.blocked = true
@@ -152,7 +175,7 @@ func (s *Scheduler) admit(view View, left *room) {
 		if s.hungry == r {
 			s.hungry, s.hunger = nil, 0
 		}
-		s.waiting = slices.Delete(s.waiting, 0, 1)
+		s.waiting = slices.Delete(s.waiting, at, at+1)
 		r.slot = s.slots[len(s.slots)-1]
 		s.slots = s.slots[:len(s.slots)-1]
 		r.active, r.computed, r.cooldown, r.refused = true, s.kv.Adopt(r.ID, s.prefix(r)), 0, 0

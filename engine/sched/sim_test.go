@@ -126,7 +126,7 @@ func (c *simCluster) heartbeat(i int) {
 }
 
 func (c *simCluster) view(i int) View {
-	var v View
+	v := View{Blocks: c.total}
 	for j, r := range c.nodes[i].heard {
 		if r.oldest != 0 && (v.OldestArrival == 0 || r.oldest < v.OldestArrival) {
 			v.OldestArrival = r.oldest

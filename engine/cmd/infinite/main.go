@@ -79,6 +79,8 @@ func bindFlags(cmd *cobra.Command, only ...string) func() (config.Config, error)
 			cmd.Flags().String(f.Name, f.String(), f.Usage)
 			if f.IsBool() {
 				cmd.Flags().Lookup(f.Name).NoOptDefVal = "true"
+				cmd.Flags().Bool("no-"+f.Name, false, "the same as --"+f.Name+"=false")
+				cmd.MarkFlagsMutuallyExclusive(f.Name, "no-"+f.Name)
 			}
 		}
 	}
@@ -87,6 +89,9 @@ func bindFlags(cmd *cobra.Command, only ...string) func() (config.Config, error)
 		for _, f := range config.Fields(&defaults) {
 			if flag := cmd.Flags().Lookup(f.Name); bound(f.Name) && flag != nil && flag.Changed {
 				given[f.Name] = flag.Value.String()
+			}
+			if not := cmd.Flags().Lookup("no-" + f.Name); not != nil && not.Value.String() == "true" {
+				given[f.Name] = "false"
 			}
 		}
 		if args := cmd.Flags().Args(); len(args) == 1 {

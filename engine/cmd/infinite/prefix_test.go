@@ -66,7 +66,7 @@ func ids(tokens []int, max int) map[string]any {
 // Prompts that begin alike and are each larger than a pool: what of them is still at their home is used, what lies with
 // others, or was taken by them, is computed again; the answers are those of one instance that knows no cache.
 func TestPrefixesOfSpreadRequests(t *testing.T) {
-	whole := serve(t, "--dtype", "float32", "--enable-prefix-caching=false", poolFlag(t, 300))
+	whole := serve(t, "--dtype", "float32", "--no-enable-prefix-caching", poolFlag(t, 300))
 	for _, transport := range []string{"shm", "tcp"} {
 		p := serve(t, "--dtype", "float32", "--instances", "3", "--transport", transport, poolFlag(t, 60))
 		found := 0

@@ -190,6 +190,7 @@ type GenerateRequest struct {
 	Arrival        uint64                 `protobuf:"varint,11,opt,name=arrival,proto3" json:"arrival,omitempty"`
 	Answer         []int32                `protobuf:"varint,12,rep,packed,name=answer,proto3" json:"answer,omitempty"` // what another home generated before it was lost; it counts as generated
 	CacheSalt      string                 `protobuf:"bytes,13,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
+	Handed         bool                   `protobuf:"varint,14,opt,name=handed,proto3" json:"handed,omitempty"` // another home had it, and is lost
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -313,6 +314,13 @@ func (x *GenerateRequest) GetCacheSalt() string {
 		return x.CacheSalt
 	}
 	return ""
+}
+
+func (x *GenerateRequest) GetHanded() bool {
+	if x != nil {
+		return x.Handed
+	}
+	return false
 }
 
 type Alternative struct {
@@ -645,7 +653,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\xb5\x03\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\xcd\x03\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -665,7 +673,8 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\aarrival\x18\v \x01(\x04R\aarrival\x12\x16\n" +
 	"\x06answer\x18\f \x03(\x05R\x06answer\x12\x1d\n" +
 	"\n" +
-	"cache_salt\x18\r \x01(\tR\tcacheSalt\"=\n" +
+	"cache_salt\x18\r \x01(\tR\tcacheSalt\x12\x16\n" +
+	"\x06handed\x18\x0e \x01(\bR\x06handed\"=\n" +
 	"\vAlternative\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\"\x85\x01\n" +
