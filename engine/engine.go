@@ -288,11 +288,12 @@ func (e *Engine) Stats() Stats {
 	return e.stats
 }
 
-// Drain refuses new requests and waits until the others ended. When ctx ends first it aborts them and
-// returns its error. The loop goes on until Run's context ends.
+// Drain refuses new requests, aborts those that have no room, for others to go on with, and waits until the rest ended.
+// When ctx ends first it aborts them and returns its error. The loop goes on until Run's context ends.
 func (e *Engine) Drain(ctx context.Context) error {
 	e.mu.Lock()
 	e.draining = true
+	e.signal()
 	if len(e.live) == 0 || e.stopped {
 		e.mu.Unlock()
 		return nil

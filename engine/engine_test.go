@@ -231,6 +231,28 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// An instance that stops hands on at once what it has no room for, since nobody tells it of room any more; what runs ends here.
+func TestDrainHandsOnWhatWaits(t *testing.T) {
+	c := newSim(t, 1, 40, sched.Config{MaxNumSeqs: 1, MaxBatchedTokens: 32, MaxWaiting: 4})
+	n := c.nodes[0]
+	release := n.hold(true)
+	running := submit(t, n, Request{ID: "running", Prompt: prompt(1, 20), MaxTokens: 50, Sampling: sampling(1)})
+	n.gate <- struct{}{} // it runs
+	waiting := submit(t, n, Request{ID: "waiting", Prompt: prompt(2, 20), MaxTokens: 5, Sampling: sampling(2)})
+	drained := make(chan error, 1)
+	go func() { drained <- n.eng.Drain(t.Context()) }()
+	n.until(func() bool { return n.eng.Stats().Cancelled == 1 })
+	if _, events := read(t, waiting); len(events) != 1 || events[0].Finish != "abort" || !errors.Is(events[0].Err, ErrStopped) {
+		t.Errorf("what waits gets %+v", events)
+	}
+	release()
+	checkAnswer(t, running, 1, prompt(1, 20), 50)
+	if err := <-drained; err != nil {
+		t.Error(err)
+	}
+	c.settled()
+}
+
 func TestDrainCutsShort(t *testing.T) {
 	c := newSim(t, 1, 40, small)
 	n := c.nodes[0]

@@ -30,6 +30,7 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 		e.takeInbox()
 		plan := e.sched.Schedule(e.lender.View())
 		e.apply(plan)
+		e.handOn()
 		e.publish(plan)
 		if len(plan.Items) == 0 || !e.fill(plan) {
 			e.wait(ctx)
@@ -114,7 +115,7 @@ func (e *Engine) recompute(r *request, instance string) {
 	e.mu.Lock()
 	e.stats.Recoveries++
 	e.mu.Unlock()
-	slog.Warn("a request lost KV with an instance and will be recomputed", "id", r.ID, "tokens", len(r.tokens), "instance", instance)
+	slog.Warn("a request lost KV with an instance and will be recomputed", "id", r.ID, "tokens", len(r.tokens), "peer", instance)
 }
 
 // settle books the outcome of a move. The blocks that it frees were last read by a step that is over.
@@ -169,6 +170,22 @@ func (e *Engine) apply(p *sched.Plan) {
 	if p.Starving != e.hungry {
 		e.hungry = p.Starving
 		e.lender.Starving(p.Starving)
+	}
+}
+
+// handOn ends the requests without room on an instance that stops, so that another one goes on with them: an instance
+// that has left the cluster hears of no room any more.
+func (e *Engine) handOn() {
+	e.mu.Lock()
+	draining := e.draining
+	e.mu.Unlock()
+	if !draining {
+		return
+	}
+	for _, id := range e.sched.Idlers() {
+		if r := e.get(id); r != nil {
+			e.finish(r, Event{Finish: "abort", Err: ErrStopped})
+		}
 	}
 }
 

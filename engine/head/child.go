@@ -73,7 +73,11 @@ func (c *child) reap() {
 	stopping := c.stopping
 	c.mu.Unlock()
 	close(c.done)
-	if !stopping {
+	switch {
+	case stopping:
+	case err == nil:
+		slog.Info("an instance has stopped; the others go on", "instance", c.id)
+	default:
 		slog.Error("an instance ended; the others go on", "instance", c.id, "status", c.cmd.ProcessState.String())
 	}
 }

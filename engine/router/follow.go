@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/server"
@@ -31,6 +32,8 @@ type followed struct {
 	cancel context.CancelFunc
 	find   findHome
 	req    *engine.Request // its own; Answer is what was read so far
+	// rehomed counts, for all requests.
+	rehomed *atomic.Uint64
 	// Homes lost since the last token, by how.
 	failures, stops int
 
@@ -39,14 +42,14 @@ type followed struct {
 	closed bool
 }
 
-func follow(ctx context.Context, req *engine.Request, find findHome) (engine.Stream, error) {
+func follow(ctx context.Context, req *engine.Request, find findHome, rehomed *atomic.Uint64) (engine.Stream, error) {
 	life, cancel := context.WithCancel(ctx)
 	home, err := find(life, req, "")
 	if err != nil {
 		cancel()
 		return nil, err
 	}
-	return &followed{life: life, cancel: cancel, find: find, req: req, home: home}, nil
+	return &followed{life: life, cancel: cancel, find: find, req: req, rehomed: rehomed, home: home}, nil
 }
 
 // Next returns the request's next event. ctx cancels the request.
@@ -109,8 +112,10 @@ func (f *followed) goOn(ctx context.Context, old *stream, why error) error {
 		return err
 	}
 	if err != nil {
-		return &Error{kindOf(why), fmt.Sprintf("%v; no other instance goes on with it: %v", why, err)}
+		slog.Warn("a request's home is lost, and no other instance goes on with it", "id", f.req.ID, "from", old.instance, "why", why, "error", err)
+		return &Error{server.KindUnavailable, "cannot go on with the request: the instance " + old.instance + " that ran it is gone or stops, and no other one takes it"}
 	}
+	f.rehomed.Add(1)
 	slog.Warn("a request's home is lost; another one goes on with it", "id", f.req.ID, "from", old.instance, "to", next.instance,
 		"generated", len(f.req.Answer), "why", why)
 	f.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -21,6 +22,8 @@ type homes struct {
 	t       *testing.T
 	streams []*fakeStream
 	stops   []*grpc.Server
+
+	rehomed atomic.Uint64
 
 	mu     sync.Mutex
 	asked  []engine.Request
@@ -52,7 +55,7 @@ func token(t int32) engine.Event { return engine.Event{Token: t, HasToken: true,
 
 func (h *homes) follow(req *engine.Request) engine.Stream {
 	h.t.Helper()
-	s, err := follow(timeout(h.t), req, h.find)
+	s, err := follow(timeout(h.t), req, h.find, &h.rehomed)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -94,6 +97,9 @@ func TestAnotherHomeGoesOn(t *testing.T) {
 			within(t, "closing", h.streams[0].closed)
 			want := *req
 			want.Answer, want.Handed = []int32{5, 6}, true
+			if h.rehomed.Load() != 1 {
+				t.Errorf("%d requests were handed on", h.rehomed.Load())
+			}
 			if !reflect.DeepEqual(h.asked[1], want) || !reflect.DeepEqual(h.avoids, []string{"", "a"}) {
 				t.Errorf("asked %+v, avoiding %q", h.asked[1], h.avoids)
 			}
@@ -118,15 +124,15 @@ func TestFailuresThatAreNoLoss(t *testing.T) {
 	}
 }
 
-// With nobody to go on, the first failure is the answer's end.
+// With nobody to go on the answer ends, and the client may come again.
 func TestNoOtherHome(t *testing.T) {
 	h := &homes{t: t, streams: []*fakeStream{newStream(token(5))}}
 	s := h.follow(&engine.Request{})
 	h.expect(s, 5)
 	close(h.streams[0].ch)
 	_, err := s.Next(timeout(t))
-	wantKind(t, err, server.KindPeerLost)
-	if err == nil || !strings.Contains(err.Error(), "instance a") || !strings.Contains(err.Error(), errNoHome.Error()) {
+	wantKind(t, err, server.KindUnavailable)
+	if err == nil || !strings.Contains(err.Error(), "instance a") || h.rehomed.Load() != 0 {
 		t.Errorf("the error is %v", err)
 	}
 	if _, err = s.Next(timeout(t)); err != io.EOF {
@@ -181,7 +187,7 @@ func TestCancelBetweenHomes(t *testing.T) {
 				close(looking)
 				<-ctx.Done()
 				return nil, ctx.Err()
-			})
+			}, &first.rehomed)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -48,6 +49,7 @@ const (
 type Router struct {
 	manager *cluster.Manager
 	cfg     Config
+	rehomed atomic.Uint64 // requests that another instance went on with
 
 	mu      sync.Mutex
 	conns   map[string]*conn // by address; those that nobody uses go when their instance leaves
@@ -98,7 +100,7 @@ func (r *Router) Capacity() int {
 func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream, error) {
 	own := *req
 	own.Arrival = r.stamp()
-	return follow(ctx, &own, r.submit)
+	return follow(ctx, &own, r.submit, &r.rehomed)
 }
 
 // submit finds a home for a request; the instance named by avoid is the last that is asked.
@@ -185,7 +187,7 @@ func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
 	if err != nil {
 		return nil, err
 	}
-	view := &server.ClusterView{BlockSize: r.cfg.BlockSize, GManager: state.Gmanager, Instances: []server.InstanceView{}, Requests: []server.RequestPlacement{}}
+	view := &server.ClusterView{BlockSize: r.cfg.BlockSize, GManager: state.Gmanager, Rehomed: r.rehomed.Load(), Instances: []server.InstanceView{}, Requests: []server.RequestPlacement{}}
 	members, _ := r.manager.Directory().Members()
 	for _, in := range state.Instances {
 		view.Instances = append(view.Instances, instanceView(in, members[in.Id]))

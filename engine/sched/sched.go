@@ -316,6 +316,20 @@ func (s *Scheduler) Moved(id kvcache.RequestID, ok bool) {
 	r.refused = min(r.refused+1, 3)
 }
 
+// Idlers are the requests that the last plan had no room for: those that wait, and those that are stalled.
+func (s *Scheduler) Idlers() []kvcache.RequestID {
+	var out []kvcache.RequestID
+	for _, r := range s.running {
+		if r.stalled {
+			out = append(out, r.ID)
+		}
+	}
+	for _, r := range s.waiting {
+		out = append(out, r.ID)
+	}
+	return out
+}
+
 // Counts are the requests by state.
 func (s *Scheduler) Counts() (running, waiting int) { return len(s.running), len(s.waiting) }
 

@@ -143,7 +143,7 @@ func (a *api) counters() map[string]string {
 
 func TestMetrics(t *testing.T) {
 	b := scripted(says(t, "Hello there.")...)
-	b.view = &ClusterView{BlockSize: 16, Instances: []InstanceView{{
+	b.view = &ClusterView{BlockSize: 16, Rehomed: 33, Instances: []InstanceView{{
 		ID: "a", Device: "cuda:1 (G)", KVCacheDType: "fp8_e4m3", Links: map[string]uint32{"shm": 2, "tcp": 1}, KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2,
 		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, PrefixQueries: 31, PrefixHits: 32, KVBlocksCached: 4, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
 		AnswerBatches: 15, Steps: 16, StepSeconds: 1.5, RemoteWaitSeconds: 0.25}}}
@@ -177,6 +177,7 @@ func TestMetrics(t *testing.T) {
 		`infinite_num_requests_waiting{instance="a"}`:                                                         "5",
 		`infinite_kv_cache_usage_perc{instance="a"}`:                                                          "0.75",
 		`infinite_num_preemptions_total{instance="a"}`:                                                        "7",
+		`infinite_num_rehomed_total`:                                                                          "33",
 		`infinite_num_recoveries_total{instance="a"}`:                                                         "8",
 		`infinite_prefix_cache_queries_total{instance="a"}`:                                                   "31",
 		`infinite_prefix_cache_hits_total{instance="a"}`:                                                      "32",

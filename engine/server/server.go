@@ -54,6 +54,7 @@ type Backend interface {
 type ClusterView struct {
 	BlockSize int                `json:"block_size"`
 	GManager  string             `json:"gmanager"`
+	Rehomed   uint64             `json:"rehomed"` // requests of this API process that another instance went on with
 	Instances []InstanceView     `json:"instances"`
 	Requests  []RequestPlacement `json:"requests"`
 }

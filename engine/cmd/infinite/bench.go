@@ -48,11 +48,16 @@ The status is 1 if it was interrupted, if at a point no request was answered and
 		if err := f.fill(cmd.Flags().Changed("num-prompts")); err != nil {
 			return err
 		}
-		report, err := loadgen.Run(cmd.Context(), f.options)
+		out, err := f.open() // before the load, which takes long
 		if err != nil {
 			return err
 		}
-		return errors.Join(f.print(cmd, report), report.Verdict(f.strict))
+		report, err := loadgen.Run(cmd.Context(), f.options)
+		if err != nil {
+			_ = out.Close() // nil where there is none
+			return err
+		}
+		return errors.Join(f.print(cmd, out, report), report.Verdict(f.strict))
 	}
 	return cmd
 }
@@ -139,18 +144,26 @@ func (f *benchFlags) readDataset(chosen bool) error {
 	return nil
 }
 
-// print writes what was asked for.
-func (f *benchFlags) print(cmd *cobra.Command, report *loadgen.Report) error {
+// open makes the file of --json; nil when the report goes elsewhere.
+func (f *benchFlags) open() (*os.File, error) {
+	if f.json == "" || f.json == "-" {
+		return nil, nil
+	}
+	file, err := os.Create(f.json)
+	if err != nil {
+		return nil, fmt.Errorf("cannot write the report: %w", err)
+	}
+	return file, nil
+}
+
+// print writes what was asked for, into file if there is one, and closes it.
+func (f *benchFlags) print(cmd *cobra.Command, file *os.File, report *loadgen.Report) error {
 	if f.json == "-" {
 		return printJSON(cmd.OutOrStdout(), "the report", report)
 	}
 	err := report.Tables(cmd.OutOrStdout())
-	if f.json == "" {
+	if file == nil {
 		return err
-	}
-	file, failed := os.Create(f.json)
-	if failed != nil {
-		return errors.Join(err, fmt.Errorf("cannot write the report: %w", failed))
 	}
 	return errors.Join(err, printJSON(file, "the report", report), file.Close())
 }

@@ -53,7 +53,7 @@ func creditorIsKilled(t *testing.T, transport string) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	p.logged(`a request lost KV with an instance and will be recomputed.* instance=` + creditor)
+	p.logged(`a request lost KV with an instance and will be recomputed.* peer=` + creditor)
 	// The end of its links tells, and not the time that a peer may be silent, two minutes here.
 	if took := time.Since(killed); took > time.Minute {
 		t.Errorf("the loss was noticed after %s", took)
