@@ -67,6 +67,9 @@ type peer struct {
 	upSince   time.Time
 	retryAt   time.Time
 	backoff   time.Duration
+	// silent.go: whether it is asked if it lives, when it may be next, since when it has not answered.
+	asking             bool
+	askAt, silentSince time.Time
 }
 
 // creditor is a peer over one session of its links.
@@ -113,6 +116,7 @@ func (r *RManager) followMembers(dir *Directory) {
 func (r *RManager) reconcile(members map[string]Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := time.Now()
 	for id, p := range r.peers {
 		m, ok := members[id]
 		p.gone = !ok || m.Session != p.member.Session
@@ -120,6 +124,11 @@ func (r *RManager) reconcile(members map[string]Member) {
 		// was away) keeps its spans. One that was started anew under its id is another one.
 		if ok && p.gone {
 			r.dropSoon(p, fmt.Errorf("instance %s was started anew", id))
+		}
+		if !ok {
+			r.askGone(p, now)
+		} else {
+			p.silentSince = time.Time{}
 		}
 		if p.gone && p.session == 0 && p.serving == 0 && p.busy == 0 {
 			r.forget(p)
@@ -133,7 +142,6 @@ func (r *RManager) reconcile(members map[string]Member) {
 			slog.Error("cannot take a peer in", "peer", id, "error", err)
 		}
 	}
-	now := time.Now()
 	for _, p := range r.peers {
 		if p.session == 0 && !p.gone && !p.left && p.busy == 0 && now.After(p.retryAt) {
 			p.busy++

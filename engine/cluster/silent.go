@@ -1,0 +1,43 @@
+package cluster
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+)
+
+// askEvery is how often a peer that is no member any more is asked whether it lives.
+const askEvery = time.Second
+
+// askGone asks a peer that is no member any more whether it lives. One that lost its lease alone answers, and so does
+// one that stops in order; they keep their links and spans. A process that is frozen, or a host that is cut off, does
+// not; its links may not tell, since nobody waits for anything over them, and what it has here would stay for ever.
+// The caller holds mu.
+func (r *RManager) askGone(p *peer, now time.Time) {
+	if p.asking || now.Before(p.askAt) || p.session == 0 && p.serving == 0 {
+		return
+	}
+	p.asking, p.askAt = true, now.Add(askEvery)
+	r.spawn(func() {
+		limited, done := r.call()
+		defer done()
+		// To release nothing: every instance answers that, whatever it thinks of the caller.
+		_, err := p.client.ReleaseKV(limited, &pb.ReleaseKVRequest{Owner: r.cfg.ID})
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		p.asking = false
+		switch code := status.Code(err); {
+		case code != codes.DeadlineExceeded && code != codes.Unavailable:
+			p.silentSince = time.Time{}
+		case p.silentSince.IsZero():
+			p.silentSince = now
+		case p.gone && time.Since(p.silentSince) >= deafAfter:
+			p.silentSince = time.Time{}
+			r.dropSoon(p, fmt.Errorf("it is no member any more and answers no calls: %w", err))
+		}
+	})
+}
