@@ -145,6 +145,7 @@ func (r *RManager) answered(p *peer, hostable int) {
 	defer r.mu.Unlock()
 	p.hostable, p.told = hostable, time.Now()
 	p.failures = 0
+	p.quiet.end()
 }
 
 // unanswered notes that a creditor gave no answer that could be used. It keeps the room that it said to
@@ -154,11 +155,11 @@ func (r *RManager) unanswered(c creditor, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := c.peer
+	quiet := p.quiet.lasts(time.Now())
 	if p.failures++; p.failures == 1 {
-		p.failing = time.Now()
 		slog.Warn("cannot ask a creditor for room", "peer", p.id, "error", err)
 	}
-	if p.session == c.session && p.failures >= maxFailures && time.Since(p.failing) > deafAfter {
+	if p.session == c.session && p.failures >= maxFailures && quiet > deafAfter {
 		r.dropSoon(p, fmt.Errorf("it answers no calls: %w", err))
 	}
 }

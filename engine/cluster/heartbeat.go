@@ -15,7 +15,7 @@ import (
 func (r *RManager) heartbeatLoop(leader *Leader) {
 	tick := time.NewTicker(r.cfg.Heartbeat)
 	defer tick.Stop()
-	var failing time.Time
+	var quiet silence
 	for {
 		select {
 		case <-r.ctx.Done():
@@ -33,14 +33,11 @@ func (r *RManager) heartbeatLoop(leader *Leader) {
 		case status.Code(err) == codes.NotFound:
 			r.refused.Store(true)
 		}
-		switch {
-		case err == nil:
-			failing = time.Time{}
-		case failing.IsZero():
-			failing = time.Now()
-		case time.Since(failing) > 5*time.Second:
+		if err == nil {
+			quiet.end()
+		} else if quiet.lasts(time.Now()) > deafAfter {
 			slog.Warn("cannot report to the gManager", "address", address, "error", err)
-			failing = time.Now()
+			quiet.end() // and again after as long
 		}
 	}
 }

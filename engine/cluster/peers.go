@@ -51,8 +51,8 @@ type peer struct {
 	hostable  int            // blocks it said it would host
 	told      time.Time      // when it said so
 	shown     bool           // it was in the gManager's last answer
-	failures  int            // calls for room in a row without an answer, the first of them at failing
-	failing   time.Time
+	failures  int            // calls for room in a row without an answer
+	quiet     silence        // since the first of them
 	owed      debt
 	releasing bool               // a goroutine pays what is owed
 	info      rdma.Info          // of the client links
@@ -67,9 +67,10 @@ type peer struct {
 	upSince   time.Time
 	retryAt   time.Time
 	backoff   time.Duration
-	// silent.go: whether it is asked if it lives, when it may be next, since when it has not answered.
-	asking             bool
-	askAt, silentSince time.Time
+	// silent.go: whether it is asked if it lives, when it may be next, and how long it has not answered that.
+	asking    bool
+	askAt     time.Time
+	goneQuiet silence
 }
 
 // creditor is a peer over one session of its links.
@@ -128,7 +129,7 @@ func (r *RManager) reconcile(members map[string]Member) {
 		if !ok {
 			r.askGone(p, now)
 		} else {
-			p.silentSince = time.Time{}
+			p.goneQuiet.end()
 		}
 		if p.gone && p.session == 0 && p.serving == 0 && p.busy == 0 {
 			r.forget(p)
@@ -177,219 +178,6 @@ func (r *RManager) addPeer(m Member) error {
 		return nil
 	}
 	return fmt.Errorf("cannot have more than %d peers", len(r.byIndex))
-}
-
-// dial sets up the client ends of both lanes.
-func (r *RManager) dial(p *peer) {
-	limited, done := context.WithTimeout(r.ctx, dialLimit)
-	defer done()
-	l, err := r.dialLanes(limited, p)
-	p.hostMu.Lock()
-	defer p.hostMu.Unlock()
-	if err == nil {
-		r.clear(p, false)
-		if err = r.links.PeerAttach(p.index, l.query.Take(), l.move.Take()); err != nil {
-			err = fmt.Errorf("cannot attach: %w", err)
-		}
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	p.busy--
-	if err != nil {
-		p.retry(2*p.backoff, lastRetry)
-		// The first attempts may come before the peer has heard of this instance.
-		if level := slog.LevelDebug; !p.gone && !r.closed {
-			if p.backoff >= time.Second {
-				level = slog.LevelWarn
-			}
-			slog.Log(r.ctx, level, "cannot connect to a peer", "peer", p.id, "retry_in", p.backoff, "error", err)
-		}
-		return
-	}
-	r.connected(p, l.session, l.info)
-}
-
-// connected notes client links that are attached, and says what they are. The caller holds mu.
-func (r *RManager) connected(p *peer, session uint64, info rdma.Info) {
-	p.session, p.info, p.upSince = session, info, time.Now()
-	p.life, p.end = context.WithCancel(r.ctx)
-	p.railsUp, p.waySaid, p.improving = 1, false, improveEvery
-	p.improveAt = p.upSince.Add(improveEvery)
-	words := append([]any{"peer", p.id, "transport", string(info.Transport)}, measured(info)...)
-	level := slog.LevelInfo
-	if info.FellBack {
-		level = slog.LevelWarn
-	}
-	if info.Transport == rdma.Verbs {
-		how := "put from pool to pool"
-		if _, puts, why := r.rails.PeerRails(p.index); puts&1 == 0 {
-			how, level = "copied through messages: "+why, slog.LevelWarn
-		}
-		words = append(words, "blocks", how)
-	}
-	slog.Log(context.Background(), level, "connected to a peer", words...)
-}
-
-// measured is what the log says of a link.
-func measured(info rdma.Info) []any {
-	return []any{"why", info.Reason, "latency", info.LatencyP50, "gigabytes_per_second", fmt.Sprintf("%.2f", info.BandwidthBytesPerSec/1e9)}
-}
-
-// lanes are the client ends of both lanes of a session, over one transport.
-type lanes struct {
-	session     uint64
-	query, move *rdma.Link
-	info        rdma.Info // of the query lane
-}
-
-// dialLanes opens both lanes the best way that works for both: one alone that had to take a worse way would be
-// there for good.
-func (r *RManager) dialLanes(ctx context.Context, p *peer) (lanes, error) {
-	l, err := r.dialQuery(ctx, p, r.cfg.Transport)
-	if err != nil {
-		return l, err
-	}
-	err = r.dialMove(ctx, p, &l)
-	if err == nil || !r.auto() || l.info.Transport == rdma.TCP || errors.Is(err, rdma.ErrRefused) || ctx.Err() != nil {
-		return l, err
-	}
-	why := fmt.Sprintf("%s failed: %v", l.info.Transport, err)
-	choice := r.cfg.Transport
-	choice.Transport = rdma.TCP
-	if l, err = r.dialQuery(ctx, p, choice); err != nil {
-		return l, err
-	}
-	l.info.Reason, l.info.FellBack = why, true
-	return l, r.dialMove(ctx, p, &l)
-}
-
-// dialQuery begins a session with its query lane.
-func (r *RManager) dialQuery(ctx context.Context, p *peer, want rdma.Choice) (l lanes, err error) {
-	l.session = rand.Uint64() | 1
-	if l.query, l.info, err = r.dialLane(ctx, p, rdma.LaneQuery, rdma.Shape{SlotBytes: r.cfg.QuerySlotBytes, Pair: l.session}, want); err != nil {
-		return l, fmt.Errorf("cannot open the query lane: %w", err)
-	}
-	return l, nil
-}
-
-// dialMove opens the move lane that belongs to the query lane, over the same transport, or closes that one.
-func (r *RManager) dialMove(ctx context.Context, p *peer, l *lanes) (err error) {
-	choice := r.cfg.Transport
-	choice.Transport = l.info.Transport
-	if l.move, _, err = r.dialLane(ctx, p, rdma.LaneMove, rdma.Shape{SlotBytes: r.cfg.MoveSlotBytes, Pair: l.session}, choice); err != nil {
-		_ = l.query.Close()
-		return fmt.Errorf("cannot open the move lane: %w", err)
-	}
-	return nil
-}
-
-func (r *RManager) dialLane(ctx context.Context, p *peer, lane rdma.Lane, shape rdma.Shape, want rdma.Choice) (*rdma.Link, rdma.Info, error) {
-	want.Via = r.via(p)
-	self := rdma.Identity{ClusterID: r.cfg.ClusterID, Instance: r.cfg.ID, Process: r.listener.Process(), Secret: r.cfg.Secret}
-	shape.Slots, shape.Peer = uint32(r.cfg.Slots), int32(p.index)
-	return r.open(ctx, self, p.member.Endpoint, lane, shape, want)
-}
-
-// auto says whether a link may take another way than the best.
-func (r *RManager) auto() bool {
-	return r.cfg.Transport.Transport == rdma.Auto || r.cfg.Transport.Transport == ""
-}
-
-// monitorLoop notices dead links of peers that no step is waiting for.
-func (r *RManager) monitorLoop() {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-r.ctx.Done():
-			return
-		case <-tick.C:
-		}
-		for _, p := range r.snapshot() {
-			r.mu.Lock()
-			// The other side of an upgrade ends the old links as soon as it has the new ones; this side is about to.
-			up := (p.session != 0 || p.serving != 0) && !p.dropping && !p.upgrading
-			r.mu.Unlock()
-			if !up {
-				continue
-			}
-			if err := r.links.PeerStatus(p.index); err != nil {
-				r.mu.Lock()
-				r.dropSoon(p, err)
-				r.mu.Unlock()
-			}
-		}
-	}
-}
-
-// dropSoon takes a peer down without waiting for it: a step may hold its links for a while. The caller
-// holds mu.
-func (r *RManager) dropSoon(p *peer, cause error) {
-	if p.dropping || p.session == 0 && p.serving == 0 {
-		return
-	}
-	p.dropping = true
-	p.busy++
-	session, serving := p.session, p.serving
-	r.spawn(func() {
-		p.hostMu.Lock()
-		defer p.hostMu.Unlock()
-		r.mu.Lock()
-		same := p.session == session && p.serving == serving
-		r.mu.Unlock()
-		if same { // else others took it down before, or it is looked at again
-			r.takeDown(p, 0, cause)
-		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		p.dropping = false
-		p.busy--
-	})
-}
-
-// drop takes a peer down: links, its spans here, and the requests that have spans there; with a session
-// only while that one lasts. The step loop hears of it before the peer can come back.
-func (r *RManager) drop(p *peer, session uint64, cause error) {
-	p.hostMu.Lock()
-	defer p.hostMu.Unlock()
-	r.takeDown(p, session, cause)
-}
-
-// takeDown is drop for a caller that holds hostMu.
-func (r *RManager) takeDown(p *peer, session uint64, cause error) {
-	r.mu.Lock()
-	if p.session == 0 && p.serving == 0 || session != 0 && p.session != session {
-		r.mu.Unlock()
-		return
-	}
-	p.session, p.serving, p.hostable, p.failures, p.owed = 0, 0, 0, 0, debt{}
-	if p.end != nil {
-		p.end()
-		p.life, p.end = nil, nil
-	}
-	p.busy++
-	r.home.PeerLost(p.id)
-	wanted, left := p.upgrading, p.left
-	r.mu.Unlock()
-	switch {
-	case cause != errStopping && left:
-		slog.Info("a peer has left", "peer", p.id)
-	case cause != errStopping && wanted:
-		slog.Info("changing a peer's links", "peer", p.id, "why", cause)
-	case cause != errStopping:
-		slog.Warn("lost a peer", "peer", p.id, "error", cause)
-	}
-	if err := r.links.PeerDetach(p.index); err != nil {
-		slog.Error("cannot detach a peer", "peer", p.id, "error", err)
-	}
-	r.unhostAll(p.id)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	p.busy--
-	if time.Since(p.upSince) > lastRetry {
-		p.backoff = 0
-	}
-	p.retry(2*p.backoff, flapRetry)
 }
 
 // creditors lists connected peers with room, prefer first, then by most room.

@@ -10,7 +10,7 @@ import (
 
 const (
 	maxRelease = 4096            // spans or tickets of one call
-	deafAfter  = 5 * time.Second // how long a creditor may leave calls unanswered
+	deafAfter  = 5 * time.Second // how long a peer may leave calls unanswered
 )
 
 // debt is what a creditor was not told yet. It holds at most what the creditor granted over this session.
@@ -52,7 +52,7 @@ func (r *RManager) startRelease(p *peer) {
 }
 
 func (r *RManager) payBack(p *peer) {
-	var failing time.Time
+	var quiet silence
 	for {
 		r.mu.Lock()
 		req := &pb.ReleaseKVRequest{Owner: r.cfg.ID, Session: p.session}
@@ -68,7 +68,7 @@ func (r *RManager) payBack(p *peer) {
 		_, err := p.client.ReleaseKV(limited, req)
 		done()
 		if err == nil {
-			failing = time.Time{}
+			quiet.end()
 			r.mu.Lock()
 			if p.session == req.Session {
 				p.owed.spans, p.owed.tickets = p.owed.spans[len(req.Spans):], p.owed.tickets[len(req.Tickets):]
@@ -76,10 +76,7 @@ func (r *RManager) payBack(p *peer) {
 			r.mu.Unlock()
 			continue
 		}
-		switch {
-		case failing.IsZero():
-			failing = time.Now()
-		case time.Since(failing) > deafAfter:
+		if quiet.lasts(time.Now()) > deafAfter {
 			// The creditor frees everything when it sees its links end.
 			r.drop(p, req.Session, fmt.Errorf("cannot release spans: %w", err))
 		}

@@ -10,6 +10,19 @@ import (
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
 
+// silence is since when calls to somebody have gone unanswered; the zero value: the last one was answered.
+type silence struct{ since time.Time }
+
+// lasts notes a call at now that was not answered, and says for how long none has been.
+func (s *silence) lasts(now time.Time) time.Duration {
+	if s.since.IsZero() {
+		s.since = now
+	}
+	return time.Since(s.since)
+}
+
+func (s *silence) end() { s.since = time.Time{} }
+
 // askEvery is how often a peer that is no member any more is asked whether it lives.
 const askEvery = time.Second
 
@@ -32,11 +45,9 @@ func (r *RManager) askGone(p *peer, now time.Time) {
 		p.asking = false
 		switch code := status.Code(err); {
 		case code != codes.DeadlineExceeded && code != codes.Unavailable:
-			p.silentSince = time.Time{}
-		case p.silentSince.IsZero():
-			p.silentSince = now
-		case p.gone && time.Since(p.silentSince) >= deafAfter:
-			p.silentSince = time.Time{}
+			p.goneQuiet.end()
+		case p.goneQuiet.lasts(now) >= deafAfter && p.gone:
+			p.goneQuiet.end()
 			r.dropSoon(p, fmt.Errorf("it is no member any more and answers no calls: %w", err))
 		}
 	})

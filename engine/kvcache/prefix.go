@@ -51,7 +51,8 @@ type block struct {
 	older, newer BlockID // neighbours in the order of eviction, while it is cached; -1 is the end
 }
 
-// prefixes finds blocks by what they hold, and orders the cached ones by age.
+// prefixes finds blocks by what they hold, and orders the cached ones by age. The list is in the blocks themselves, and
+// not a container/list: between two steps the blocks of a long request become cached, and that allocates nothing.
 type prefixes struct {
 	named          map[Key]BlockID
 	oldest, newest BlockID

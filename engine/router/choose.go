@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"math"
 	"slices"
 	"time"
 
@@ -71,7 +72,9 @@ func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, bool) {
 // candidate is a member as pick sees it.
 type candidate struct {
 	cluster.Member
-	room, busy int // free blocks, less what was sent there since its last report, and requests
+	room int // free blocks, less what was sent there since its last report
+	busy int // requests, by that report
+	sent int // requests since
 }
 
 // before orders candidates: most room first, among equals the one with fewer requests, then the lower id.
@@ -92,33 +95,29 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 		sent[c.instance]++
 	}
 	var best, near *candidate
-	idlest, nearBusy := 0, 0
+	idlest := math.MaxInt
 	for id, m := range members {
 		if w.tried[id] {
 			continue
 		}
-		c := &candidate{Member: m, room: m.BlocksTotal}
+		c := &candidate{Member: m, room: m.BlocksTotal, sent: sent[id]}
 		if l := loads[id]; l != nil {
 			c.room, c.busy = int(l.KvBlocksFree)-int(l.KvBlocksLent), int(l.Running)+int(l.Waiting)
 		}
 		c.room -= charged[id]
-		busy := c.busy + sent[id]
-		if best == nil {
-			idlest = busy
-		}
-		idlest = min(idlest, busy)
+		idlest = min(idlest, c.busy+c.sent)
 		if best == nil || c.before(best) {
 			best = c
 		}
 		if id == w.near {
-			near, nearBusy = c, busy
+			near = c
 		}
 	}
 	if best == nil {
 		return cluster.Member{}, false
 	}
 	blocks := w.need
-	if near != nil && near.room >= w.need-w.shared && nearBusy <= 2*idlest+8 {
+	if near != nil && near.room >= w.need-w.shared && near.busy+near.sent <= 2*idlest+8 {
 		best, blocks = near, w.need-w.shared
 	}
 	r.charges = append(r.charges, charge{best.ID, blocks, now.Add(chargeFor)})

@@ -95,8 +95,8 @@ func (r *Router) Capacity() int {
 	return max(0, blocks-1) * r.cfg.BlockSize
 }
 
-// Submit sends the request to the instance that has what it begins with, or to the one with most room; when its queue is full or it cannot be
-// reached, to the next. When the instance is lost later, another one goes on with it.
+// Submit sends the request to the instance that has what it begins with, or to the one with most room; when its queue
+// is full or it cannot be reached, to the next. When the instance is lost later, another one goes on with it.
 func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream, error) {
 	own := *req
 	own.Arrival = r.stamp()

@@ -171,12 +171,7 @@ func TestBenchIsInterrupted(t *testing.T) {
 	cmd := command("bench", "--url", s.URL, "--model", "m", "--dataset", dataset, "--max-concurrency", "1", "--json", "-")
 	var out, log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := running(t, cmd)
 	select {
 	case <-stalled:
 	case <-time.After(patience):

@@ -57,6 +57,18 @@ func startBenchServer(t *testing.T, args ...string) *benchServer {
 	return s
 }
 
+// running starts a command, until the test ends at the latest, and says when and how it ended.
+func running(t *testing.T, cmd *exec.Cmd) <-chan error {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	return ended
+}
+
 // soon fails unless the process ends in time; its error.
 func soon(t *testing.T, ended <-chan error) error {
 	t.Helper()
@@ -144,12 +156,7 @@ func TestLinkbenchPeerIsKilled(t *testing.T) {
 				"--sizes", "1MiB", "--duration", "10m", "--peer-timeout", "20s", "--json")
 			var log bytes.Buffer
 			cmd.Stderr = &log
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = cmd.Process.Kill() })
-			ended := make(chan error, 1)
-			go func() { ended <- cmd.Wait() }()
+			ended := running(t, cmd)
 			select {
 			case <-s.client:
 			case <-time.After(patience):
