@@ -233,6 +233,12 @@ int inf_device_slot_open(inf_device *device, uint32_t slot, const inf_sampling *
 int inf_device_span_set(inf_device *device, uint32_t owner, uint32_t handle, uint32_t generation,
                         const int32_t *blocks, int32_t n_blocks, inf_err *err);
 
+/* Opens span handle at generation for owner over blocks that hold their KV already, those of
+ * requests or of the cache here: they are readable at once, and no move writes to them. The caller
+ * keeps them as they are until the span is closed. A span that is open: INF_EINVAL. */
+int inf_device_span_share(inf_device *device, uint32_t owner, uint32_t handle, uint32_t generation,
+                          const int32_t *blocks, int32_t n_blocks, inf_err *err);
+
 /* Ends the span; on return nobody reads or writes its blocks any more. Unknown or stale:
  * INF_ESTALE. */
 int inf_device_span_close(inf_device *device, uint32_t handle, uint32_t generation, inf_err *err);
