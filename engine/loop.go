@@ -70,14 +70,19 @@ func (e *Engine) takeInbox() {
 	e.mu.Unlock()
 	// Moves before cancellations: a request that is cancelled below then has its spans in one piece.
 	for _, n := range in.news {
-		if n.moved != nil {
+		switch {
+		case n.moved != nil:
 			e.settle(*n.moved)
-		} else {
+		case n.found != nil:
+			e.release(e.sched.Found(n.found.request, n.found.spans))
+		default:
 			e.lose(n.lost)
 		}
 	}
 	for _, r := range in.submits {
-		err := e.sched.Add(sched.Request{ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows(), Handed: r.Handed, Keys: r.keys})
+		err := e.sched.Add(sched.Request{
+			ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows(), Handed: r.Handed, Keys: r.keys, Near: r.Near,
+		})
 		if err != nil {
 			e.fail(r, err)
 		}
@@ -92,6 +97,7 @@ func (e *Engine) takeInbox() {
 
 // lose recomputes the requests that have blocks at an instance.
 func (e *Engine) lose(instance string) {
+	e.release(e.sched.Lost(instance))
 	for _, id := range e.kv.RequestsAt(instance) {
 		if r := e.get(id); r != nil {
 			e.recompute(r, instance)
@@ -120,7 +126,7 @@ func (e *Engine) recompute(r *request, instance string) {
 
 // settle books the outcome of a move. The blocks that it frees were last read by a step that is over.
 func (e *Engine) settle(m MoveResult) {
-	var orphans []kvcache.Span
+	var orphans []kvcache.Ended
 	err := m.Err
 	switch {
 	case err == nil:
@@ -143,7 +149,7 @@ func (e *Engine) settle(m MoveResult) {
 	e.stats.OffloadedBlocks += uint64(m.Span.Blocks)
 }
 
-func (e *Engine) release(spans []kvcache.Span) {
+func (e *Engine) release(spans []kvcache.Ended) {
 	if len(spans) > 0 {
 		e.lender.Release(spans)
 	}
@@ -163,9 +169,15 @@ func (e *Engine) apply(p *sched.Plan) {
 	e.mu.Lock()
 	e.stats.Preemptions += uint64(len(p.Preempted))
 	e.stats.Offloads += uint64(len(p.Offloads))
+	for _, x := range p.Searches {
+		e.stats.SharedQueries += uint64(len(x.Keys) * e.kv.BlockSize())
+	}
 	e.mu.Unlock()
 	for _, o := range p.Offloads {
 		e.lender.Offload(o)
+	}
+	for _, x := range p.Searches {
+		e.lender.Search(x)
 	}
 	if p.Starving != e.hungry {
 		e.hungry = p.Starving

@@ -27,6 +27,7 @@ type Request struct {
 	PromptLogprobs int     // the same for the prompt's tokens
 	Arrival        uint64  // order in the cluster, smaller is older; 0: now
 	CacheSalt      string  // requests share KV in the cache with those of the same salt alone
+	Near           string  // another instance that may have KV of its beginning; "": none is known
 }
 
 // Alt is an alternative to a token.

@@ -78,7 +78,7 @@ func (r *RManager) place(o offload) (placed, error) {
 		return placed{}, err
 	}
 	var last kvcache.Span
-	if n := len(table.Spans); n > 0 {
+	if n := len(table.Spans); n > 0 && !table.Spans[n-1].Shared {
 		last = table.Spans[n-1]
 	}
 	for _, c := range r.creditors(last.Instance) {
@@ -95,7 +95,7 @@ func (r *RManager) place(o offload) (placed, error) {
 		if err != nil {
 			// The request ended meanwhile, and its spans with it; one that was opened just now would stay.
 			if to.Blocks == 0 {
-				r.Release([]kvcache.Span{to})
+				r.Release([]kvcache.Ended{{Span: to}})
 			}
 			return placed{}, err
 		}
@@ -141,9 +141,16 @@ func (r *RManager) tryMove(c creditor, o offload, last kvcache.Span) (to kvcache
 }
 
 func (r *RManager) answered(p *peer, hostable int) {
+	r.heard(p)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.hostable, p.told = hostable, time.Now()
+}
+
+// heard notes that a creditor answers.
+func (r *RManager) heard(p *peer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	p.failures = 0
 	p.quiet.end()
 }
@@ -157,7 +164,7 @@ func (r *RManager) unanswered(c creditor, err error) {
 	p := c.peer
 	quiet := p.quiet.lasts(time.Now())
 	if p.failures++; p.failures == 1 {
-		slog.Warn("cannot ask a creditor for room", "peer", p.id, "error", err)
+		slog.Warn("cannot ask a creditor", "peer", p.id, "error", err)
 	}
 	if p.session == c.session && p.failures >= maxFailures && quiet > deafAfter {
 		r.dropSoon(p, fmt.Errorf("it answers no calls: %w", err))

@@ -41,7 +41,7 @@ func AppendKeys(keys []Key, root Key, tokens []int32, blockSize int) []Key {
 //
 //	free     no users, no key
 //	cached   no users, a key: its KV is whole, and it is taken when no block is free
-//	owned    users requests have it in their tables; with a key others may join them
+//	owned    users have it in their tables: requests, and slots that share it; with a key others may join them
 //	hosted   no users, no key
 //
 // A block with a key is never written to: it is full.
@@ -76,7 +76,7 @@ func (m *Manager) Name(id RequestID, keys []Key) {
 			m.prefixes.named[keys[i]] = b
 		}
 	}
-	r.named = max(r.named, full)
+	r.named, r.keys = max(r.named, full), keys
 }
 
 // InUse is how many of the first blocks that keys name are in use here: to have them costs no block.
@@ -99,28 +99,29 @@ func (m *Manager) Shares(id RequestID) bool {
 	return err == nil && len(r.local) > 0 && m.blocks[r.local[0]].users > 1
 }
 
-// Adopt gives a request without blocks the first blocks that keys name, as far as they are here, and returns the
-// number of tokens whose KV is thereby computed.
-func (m *Manager) Adopt(id RequestID, keys []Key) (tokens int) {
+// Adopt gives a request without blocks those that keys name: first the ones in shared spans, then those that follow
+// and are here. It returns the number of tokens whose KV is thereby computed.
+func (m *Manager) Adopt(id RequestID, spans []Span, keys []Key) (tokens int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.get(id)
 	if err != nil || r.inSpans+len(r.local) > 0 {
 		return 0
 	}
-	for _, k := range keys {
+	for _, s := range spans {
+		r.spans = append(r.spans, s)
+		r.inSpans += s.Blocks
+	}
+	for _, k := range keys[min(r.inSpans, len(keys)):] {
 		b, there := m.prefixes.named[k]
 		if !there {
 			break
 		}
-		if x := &m.blocks[b]; x.users == 0 {
-			m.uncache(b)
-			m.owned++
-		}
-		m.blocks[b].users++
+		m.use(b)
 		r.local = append(r.local, b)
 	}
-	r.named, r.computed = len(r.local), len(r.local)*m.blockSize
+	r.named, r.keys = r.inSpans+len(r.local), keys
+	r.computed = r.named * m.blockSize
 	return r.computed
 }
 

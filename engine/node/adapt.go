@@ -39,6 +39,8 @@ type lender struct{ *cluster.RManager }
 
 func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
 
+func (l lender) Search(s sched.Search) { l.RManager.Search(s.Request, s.Keys, s.Near) }
+
 // View is the cluster's as it is: fields that differ would not compile.
 func (l lender) View() sched.View { return sched.View(l.RManager.View()) }
 
@@ -81,6 +83,8 @@ func (h *home) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err er
 	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
 }
 
+func (h *home) Found(id kvcache.RequestID, spans []kvcache.Span) { h.eng.Found(id, spans) }
+
 func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
 
 // Report is what the heartbeat carries.
@@ -93,6 +97,7 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
 		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions, Recoveries: s.Recoveries,
 		PrefixQueries: s.PrefixQueries, PrefixHits: s.PrefixHits, KvBlocksCached: uint32(c.Cached),
+		KvBlocksShared: uint32(c.Shared), SharedQueries: s.SharedQueries, SharedHits: s.SharedHits,
 		Memory: h.memory(),
 		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
 			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},

@@ -250,6 +250,7 @@ var Manager_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	KV_TryMoveKV_FullMethodName = "/infinite.cluster.v1.KV/TryMoveKV"
+	KV_ShareKV_FullMethodName   = "/infinite.cluster.v1.KV/ShareKV"
 	KV_ReleaseKV_FullMethodName = "/infinite.cluster.v1.KV/ReleaseKV"
 	KV_Leave_FullMethodName     = "/infinite.cluster.v1.KV/Leave"
 	KV_Connect_FullMethodName   = "/infinite.cluster.v1.KV/Connect"
@@ -263,6 +264,8 @@ const (
 type KVClient interface {
 	// TryMoveKV reserves room for blocks of one request, first come first served.
 	TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...grpc.CallOption) (*TryMoveKVReply, error)
+	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
+	ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc.CallOption) (*ShareKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...grpc.CallOption) (*ReleaseKVReply, error)
 	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
@@ -284,6 +287,16 @@ func (c *kVClient) TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TryMoveKVReply)
 	err := c.cc.Invoke(ctx, KV_TryMoveKV_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kVClient) ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc.CallOption) (*ShareKVReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShareKVReply)
+	err := c.cc.Invoke(ctx, KV_ShareKV_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -331,6 +344,8 @@ type KV_ConnectClient = grpc.BidiStreamingClient[LinkBytes, LinkBytes]
 type KVServer interface {
 	// TryMoveKV reserves room for blocks of one request, first come first served.
 	TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error)
+	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
+	ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error)
 	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
@@ -350,6 +365,9 @@ type UnimplementedKVServer struct{}
 
 func (UnimplementedKVServer) TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method TryMoveKV not implemented")
+}
+func (UnimplementedKVServer) ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShareKV not implemented")
 }
 func (UnimplementedKVServer) ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseKV not implemented")
@@ -395,6 +413,24 @@ func _KV_TryMoveKV_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KVServer).TryMoveKV(ctx, req.(*TryMoveKVRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KV_ShareKV_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShareKVRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).ShareKV(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_ShareKV_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).ShareKV(ctx, req.(*ShareKVRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -452,6 +488,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TryMoveKV",
 			Handler:    _KV_TryMoveKV_Handler,
+		},
+		{
+			MethodName: "ShareKV",
+			Handler:    _KV_ShareKV_Handler,
 		},
 		{
 			MethodName: "ReleaseKV",
