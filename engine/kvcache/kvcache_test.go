@@ -200,7 +200,7 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		return result(err, "%+v %+v", h, m.Counts())
 	case "lead":
 		keys := keysOfText(m, c.text)
-		return result(nil, "%q", m.Lead(keys[len(keys)-1]))
+		return result(nil, "%q, %d uses", m.Lead(keys[len(keys)-1]), m.Uses(keys[len(keys)-1]))
 	case "drop-lead":
 		keys := keysOfText(m, c.text)
 		m.DropLead(keys[len(keys)-1], c.at)

@@ -9,26 +9,40 @@ type Ended struct {
 	Keys []Key
 }
 
-// leads remember at which instance the block of a key was last, when it was not here. It is a guess: the instance may
-// have dropped it. Of two generations the older one is dropped when the younger is full.
-type leads struct{ young, former map[Key]string }
+// lead is where the block of a key was last, when it was not here, and how many requests have used it there.
+type lead struct {
+	instance string
+	uses     int
+}
+
+// leads are guesses: the instance may have dropped the block. Of two generations the older one is dropped when the
+// younger is full.
+type leads struct{ young, former map[Key]lead }
 
 // maxLeads is how many blocks one generation remembers: one of each span of a request, the first.
 const maxLeads = 4096
 
-func (l *leads) put(k Key, instance string) {
+// put notes where a block was, used there if shared.
+func (l *leads) put(k Key, instance string, shared bool) {
+	now := lead{instance: instance}
+	if before := l.get(k); shared && before.instance == instance {
+		now.uses = before.uses
+	}
+	if shared {
+		now.uses++
+	}
 	if len(l.young) >= maxLeads {
 		l.young, l.former = nil, l.young
 	}
 	if l.young == nil {
-		l.young = map[Key]string{}
+		l.young = map[Key]lead{}
 	}
-	l.young[k] = instance
+	l.young[k] = now
 }
 
-func (l *leads) get(k Key) string {
-	if in := l.young[k]; in != "" {
-		return in
+func (l *leads) get(k Key) lead {
+	if x, there := l.young[k]; there {
+		return x
 	}
 	return l.former[k]
 }
@@ -37,14 +51,21 @@ func (l *leads) get(k Key) string {
 func (m *Manager) Lead(k Key) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.leads.get(k)
+	return m.leads.get(k).instance
+}
+
+// Uses is how many requests here have used the block of a key at the instance that Lead names.
+func (m *Manager) Uses(k Key) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.leads.get(k).uses
 }
 
 // DropLead forgets that the instance has the block of a key: it was asked, and has not.
 func (m *Manager) DropLead(k Key, instance string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leads.get(k) == instance {
+	if m.leads.get(k).instance == instance {
 		delete(m.leads.young, k)
 		delete(m.leads.former, k)
 	}
@@ -132,7 +153,7 @@ func (m *Manager) ended(r *request) []Ended {
 		e := Ended{Span: s}
 		if at < len(r.keys) {
 			e.Keys = r.keys[at:min(at+s.Blocks, len(r.keys))]
-			m.leads.put(e.Keys[0], s.Instance)
+			m.leads.put(e.Keys[0], s.Instance, s.Shared)
 		}
 		at += s.Blocks
 		out = append(out, e)

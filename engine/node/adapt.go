@@ -7,6 +7,7 @@ import (
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/cluster"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/model"
@@ -23,15 +24,29 @@ var StepFlags uint32
 // StepDevice makes the device of the step loop. Only tests set it, before Start, to hold steps up.
 var StepDevice = func(d *device.Device) engine.Device { return d }
 
-func (n *Node) engineConfig(m *model.Model) engine.Config {
+func (n *Node) engineConfig(m *model.Model, place Place) engine.Config {
 	return engine.Config{
 		Sched: sched.Config{
 			MaxNumSeqs: n.cfg.MaxNumSeqs, MaxBatchedTokens: n.cfg.MaxNumBatchedTokens, MaxRows: n.cfg.MaxNumBatchedTokens,
-			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting,
+			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting, MinShared: minShared(n.cfg, place.OnGPU()),
 		},
 		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
 		PrefixCaching: n.cfg.EnablePrefixCaching,
 	}
+}
+
+// minShared resolves --min-shared-prefix. A shared prefix saves computing it once, and costs a round trip a layer in each
+// step that uses it: on a GPU computing is cheap, and steps are short.
+func minShared(cfg config.Config, onGPU bool) int {
+	switch {
+	case cfg.MinSharedPrefix < 0 || !cfg.EnablePrefixCaching:
+		return 0 // nobody is asked
+	case cfg.MinSharedPrefix > 0:
+		return cfg.MinSharedPrefix
+	case onGPU:
+		return 8192
+	}
+	return 512
 }
 
 // lender lets the engine borrow through the rManager.

@@ -117,7 +117,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		ID: n.ID, Session: member.Session, ClusterID: hello.Etcd.GetClusterId(), Secret: cfg.ClusterSecret, Transport: choice,
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
 	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
-	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
+	if n.eng, err = engine.New(n.engineConfig(m, place), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
 		return nil, err
 	}
 	return n, n.serve(ctx, hello, member)

@@ -119,9 +119,14 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 			break
 		}
 		w.tried[m.ID] = true
-		s, err := r.open(ctx, m, req)
+		own := *req
+		if own.Near = w.near; m.ID == w.near {
+			own.Near = ""
+		}
+		s, err := r.open(ctx, m, &own)
 		if err == nil {
 			r.sent(w, m.ID)
+			s.began = func(cached int) { r.found(w, m.ID, cached) }
 			return s, nil
 		}
 		last = err
@@ -211,6 +216,7 @@ func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 		KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
 		Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(), Preemptions: l.GetPreemptions(), Recoveries: l.GetRecoveries(),
 		KVBlocksCached: int(l.GetKvBlocksCached()), PrefixQueries: l.GetPrefixQueries(), PrefixHits: l.GetPrefixHits(),
+		KVBlocksShared: int(l.GetKvBlocksShared()), SharedQueries: l.GetSharedQueries(), SharedHits: l.GetSharedHits(),
 		RemoteQueries: t.GetQueries(), RemoteQueryBytes: t.GetQueryBytes(), RemoteAnswers: t.GetAnswers(), RemoteAnswerBytes: t.GetAnswerBytes(),
 		AnswerBatches: t.GetAnswerBatches(), KVBlocksMoved: t.GetMovedBlocks(), KVBytesMoved: t.GetMovedBytes(), RefusedMessages: t.GetRefused(),
 		Steps: w.GetSteps(), StepSeconds: seconds(w.GetStepNs()), RemoteWaitSeconds: seconds(w.GetRemoteWaitNs()),

@@ -18,13 +18,21 @@ func (s *Scheduler) searches(r *request) bool {
 		return false
 	}
 	keys := s.prefix(r)
-	if !s.enough(keys, len(keys)) || r.Near == "" && s.kv.Lead(keys[0]) == "" {
+	if !s.enough(keys, len(keys)) || r.Near == "" && s.kv.Lead(keys[0]) == "" || s.popular(keys) {
 		return false
 	}
 	r.searching = true
 	s.plan.Searches = append(s.plan.Searches, Search{Request: r.ID, Keys: keys, Near: r.Near})
 	return true
 }
+
+// popular says that so many requests here have used the blocks with others that it is time to compute them here, once
+// for all to come, if they leave room for much else. Each use costs a round trip a layer in each of its steps.
+func (s *Scheduler) popular(keys []kvcache.Key) bool {
+	return s.kv.Uses(keys[0]) >= maxUses && len(keys) <= s.kv.Total()/8
+}
+
+const maxUses = 8
 
 // enough says whether to begin with the first blocks of keys, of which some may be here, saves MinShared tokens.
 func (s *Scheduler) enough(keys []kvcache.Key, blocks int) bool {

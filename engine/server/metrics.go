@@ -145,6 +145,8 @@ var (
 	preemptDesc = instanceDesc("infinite_num_preemptions_total", "Requests preempted for lack of room.")
 	queriesDesc = instanceDesc("infinite_prefix_cache_queries_total", "Tokens of requests that began, looked for in the prefix cache.")
 	hitsDesc    = instanceDesc("infinite_prefix_cache_hits_total", "Tokens of requests that began whose KV was in the prefix cache.")
+	extQueries  = instanceDesc("infinite_external_prefix_cache_queries_total", "Tokens of requests that were searched for with other instances, a part of the queries.")
+	extHits     = instanceDesc("infinite_external_prefix_cache_hits_total", "Tokens of requests whose KV is used at other instances, where it lies, a part of the hits.")
 	rehomedDesc = prometheus.NewDesc("infinite_num_rehomed_total", "Requests whose instance was lost or stopped, and that another one went on with.", nil, nil)
 	recoverDesc = instanceDesc("infinite_num_recoveries_total", "Requests computed anew, because KV of theirs was lost with a peer.")
 	trafficDesc = instanceDesc("infinite_link_messages_total", "Messages of an instance's links: queries to creditors, answers to debtors, and what peers sent and was refused.", "kind")
@@ -160,7 +162,7 @@ var (
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, trafficDesc, movedDesc, memoryDesc,
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, trafficDesc, movedDesc, memoryDesc,
 		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
@@ -183,6 +185,7 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(blocksDesc, float64(in.KVBlocksCached), "cached")
 		gauge(blocksDesc, float64(in.KVBlocksHosted), "hosted")
 		gauge(blocksDesc, float64(in.KVBlocksLent), "lent")
+		gauge(blocksDesc, float64(in.KVBlocksShared), "shared")
 		gauge(usageDesc, 1-float64(in.KVBlocksFree)/float64(max(1, in.KVBlocksTotal)))
 		gauge(runningDesc, float64(in.Running))
 		gauge(waitingDesc, float64(in.Waiting))
@@ -200,6 +203,8 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(recoverDesc, float64(in.Recoveries))
 		counter(queriesDesc, float64(in.PrefixQueries))
 		counter(hitsDesc, float64(in.PrefixHits))
+		counter(extQueries, float64(in.SharedQueries))
+		counter(extHits, float64(in.SharedHits))
 		counter(trafficDesc, float64(in.RemoteQueries), "queries")
 		counter(trafficDesc, float64(in.RemoteAnswers), "answers")
 		counter(trafficDesc, float64(in.RefusedMessages), "refused")

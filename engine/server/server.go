@@ -70,6 +70,7 @@ type InstanceView struct {
 	KVBlocksCached    int               `json:"kv_blocks_cached"` // a part of KVBlocksFree: with KV that requests may begin with
 	KVBlocksHosted    int               `json:"kv_blocks_hosted"` // blocks of others in this pool
 	KVBlocksLent      int               `json:"kv_blocks_lent"`   // blocks of its requests that lie with others
+	KVBlocksShared    int               `json:"kv_blocks_shared"` // uses of blocks here by requests of others, where they lie
 	Running           int               `json:"running"`
 	Waiting           int               `json:"waiting"`
 	TokensPerSecond   float64           `json:"tokens_per_second"`
@@ -77,6 +78,8 @@ type InstanceView struct {
 	Recoveries        uint64            `json:"recoveries"`     // requests computed anew, for KV that was lost with a peer
 	PrefixQueries     uint64            `json:"prefix_queries"` // tokens of requests that began
 	PrefixHits        uint64            `json:"prefix_hits"`    // those of them whose KV was in the cache
+	SharedQueries     uint64            `json:"shared_queries"` // a part of PrefixQueries: tokens that others were searched for
+	SharedHits        uint64            `json:"shared_hits"`    // a part of PrefixHits: tokens whose KV is used at others, where it lies
 	Steps             uint64            `json:"steps"`
 	StepSeconds       float64           `json:"step_seconds"`
 	RemoteWaitSeconds float64           `json:"remote_wait_seconds"` // a part of StepSeconds: for creditors' answers
