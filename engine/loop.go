@@ -169,20 +169,28 @@ func (e *Engine) apply(p *sched.Plan) {
 	e.mu.Lock()
 	e.stats.Preemptions += uint64(len(p.Preempted))
 	e.stats.Offloads += uint64(len(p.Offloads))
-	for _, x := range p.Searches {
-		e.stats.SharedQueries += uint64(len(x.Keys) * e.kv.BlockSize())
-	}
 	e.mu.Unlock()
 	for _, o := range p.Offloads {
 		e.lender.Offload(o)
 	}
 	for _, x := range p.Searches {
-		e.lender.Search(x)
+		e.search(x)
 	}
 	if p.Starving != e.hungry {
 		e.hungry = p.Starving
 		e.lender.Starving(p.Starving)
 	}
+}
+
+// search looks for a request's beginning with others; it may be done again, and counts once.
+func (e *Engine) search(s sched.Search) {
+	if r := e.get(s.Request); !r.searched {
+		r.searched = true
+		e.mu.Lock()
+		e.stats.SharedQueries += uint64(len(s.Keys) * e.kv.BlockSize())
+		e.mu.Unlock()
+	}
+	e.lender.Search(s)
 }
 
 // handOn ends the requests without room on an instance that stops, so that another one goes on with them: an instance
