@@ -33,7 +33,9 @@ type placed struct {
 	peer    *peer
 	session uint64
 	span    kvcache.Span
-	began   bool // blocks were marked as moving
+	began   bool          // blocks were marked as moving
+	first   int           // of the span's blocks that moved
+	keys    []kvcache.Key // what these hold, as far as that is known
 }
 
 // Offload asks for n of a request's oldest blocks to be placed elsewhere; the outcome goes to Home.Moved.
@@ -56,7 +58,27 @@ func (r *RManager) offloadLoop() {
 				slog.Debug("an offload came to nothing", "request", uint64(o.request), "blocks", o.blocks, "error", err)
 			}
 			r.report(o.request, done, err)
+			if err == nil {
+				r.nameThere(done)
+			}
 		}
+	}
+}
+
+// nameThere tells a creditor what the blocks hold that have just moved there, so that others find them. When it is not
+// heard, the end of the span says it.
+func (r *RManager) nameThere(done placed) {
+	if len(done.keys) == 0 {
+		return
+	}
+	limited, cancel := r.call()
+	defer cancel()
+	req := &pb.NameKVRequest{
+		Owner: r.cfg.ID, Handle: done.span.Handle, Generation: done.span.Generation, Session: done.session,
+		First: uint32(done.first), Keys: bytesOf(done.keys),
+	}
+	if _, err := done.peer.client.NameKV(limited, req); err != nil {
+		slog.Debug("cannot tell a creditor what blocks hold", "peer", done.peer.id, "blocks", len(done.keys), "error", err)
 	}
 }
 
@@ -99,7 +121,7 @@ func (r *RManager) place(o offload) (placed, error) {
 			}
 			return placed{}, err
 		}
-		done := placed{peer: c.peer, session: c.session, span: to, began: true}
+		done := placed{peer: c.peer, session: c.session, span: to, began: true, first: to.Blocks, keys: r.kv.MovingKeys(o.request)}
 		done.span.Blocks = n
 		if err = r.copyBlocks(c, to, blocks); err != nil {
 			// The peers disagree about the span, or cannot talk: both start afresh.

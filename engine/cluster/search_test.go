@@ -240,6 +240,80 @@ func TestReleasedBlocksAreKept(t *testing.T) {
 	}
 }
 
+// What is moved here may be used by others as soon as its owner has said what it is.
+func TestNamedBlocksAreShared(t *testing.T) {
+	r, p, _, _ := named(t)
+	keys := kvcache.AppendKeys(nil, kvcache.RootKey("moved"), prompt(1, 3*r.kv.BlockSize()), r.kv.BlockSize())
+	grant, err := r.TryMoveKV(t.Context(), &pb.TryMoveKVRequest{Owner: "b", Blocks: 3, Session: 7, Ticket: 1})
+	if err != nil || grant.Accepted != 3 {
+		t.Fatal(grant, err)
+	}
+	for _, tc := range []struct {
+		name string
+		req  *pb.NameKVRequest
+		code codes.Code
+		run  int
+	}{
+		{"stranger", &pb.NameKVRequest{Owner: "z", Keys: bytesOf(keys), Session: 7}, codes.OK, 0},
+		{"other session", &pb.NameKVRequest{Owner: "b", Keys: bytesOf(keys), Session: 8}, codes.OK, 0},
+		{"other span", &pb.NameKVRequest{Owner: "b", Handle: 5, Keys: bytesOf(keys), Session: 7}, codes.OK, 0},
+		{"half a key", &pb.NameKVRequest{Owner: "b", Keys: bytesOf(keys)[:40], Session: 7}, codes.InvalidArgument, 0},
+		{"too many", &pb.NameKVRequest{Owner: "b", Keys: bytesOf(keys), First: 1, Session: 7}, codes.InvalidArgument, 0},
+		{"far away", &pb.NameKVRequest{Owner: "b", Keys: bytesOf(keys), First: 1 << 31, Session: 7}, codes.InvalidArgument, 0},
+		{"two", &pb.NameKVRequest{Owner: "b", Keys: bytesOf(keys[:2]), Session: 7}, codes.OK, 2},
+		{"the third", &pb.NameKVRequest{Owner: "b", Keys: bytesOf(keys[2:]), First: 2, Session: 7}, codes.OK, 3},
+	} {
+		if tc.name != "other span" {
+			tc.req.Handle = grant.Handle
+		}
+		tc.req.Generation = grant.Generation
+		if _, err := r.NameKV(t.Context(), tc.req); status.Code(err) != tc.code || r.kv.Run(keys) != tc.run {
+			t.Errorf("%s: %v, %d blocks are found", tc.name, err, r.kv.Run(keys))
+		}
+	}
+	// They outlive their owner's span while others use them, and its loss.
+	got, err := r.ShareKV(t.Context(), &pb.ShareKVRequest{Owner: "b", Keys: bytesOf(keys), Session: 7, Ticket: 2})
+	if err != nil || got.Blocks != 3 || r.kv.Counts().Owned != 0 {
+		t.Fatal(got, err, r.kv.Counts())
+	}
+	release := &pb.ReleaseKVRequest{Owner: "b", Session: 7, Spans: []*pb.SpanHandle{{Handle: grant.Handle, Generation: grant.Generation}}}
+	if _, err := r.ReleaseKV(t.Context(), release); err != nil || r.kv.Counts().Owned != 3 || r.kv.Counts().Hosted != 0 {
+		t.Fatal(err, r.kv.Counts())
+	}
+	r.drop(p, 0, errors.New("for a test"))
+	if c := r.kv.Counts(); c.Free != c.Total || r.kv.Run(keys) != 3 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// Two requests about a text that no pool has room for run at once, each at a home of its own: the second uses what the
+// first has moved away, while it runs, and what it has.
+func TestSharedWithOneThatRuns(t *testing.T) {
+	nodes := startSharing(t, rdma.SHM, 30, 44, 30)
+	nodes[0].hold.Store(true)
+	first := nodes[0].ask(1, 200, 20)
+	if ev, err := first.Next(t.Context()); err != nil || !ev.HasToken {
+		t.Fatal(ev, err)
+	}
+	eventually(t, "what was moved is named", func() bool {
+		return nodes[1].kv.Run(keysOfPrompt(1, 200))+nodes[2].kv.Run(keysOfPrompt(1, 200)) >= 20
+	})
+	sameAnswer(t, nodes[2].askNear("i0", 1, 200, 20), 1, 200, 20)
+	if st := nodes[2].eng.Stats(); st.SharedHits < 100 {
+		t.Errorf("%+v", st)
+	}
+	nodes[0].hold.Store(false)
+	got, err := answer(t, first)
+	if want := alone().answer(t, 1, 200, 20); err != nil || !slices.Equal(got, want[1:]) {
+		t.Fatalf("%d tokens: %v", len(got), err)
+	}
+	settled(t, nodes...)
+}
+
+func keysOfPrompt(seed, n int) []kvcache.Key {
+	return kvcache.AppendKeys(nil, kvcache.RootKey(""), prompt(seed, n), testBlock)
+}
+
 // A search whose instance was lost meanwhile has found nothing there, and nothing behind it.
 func TestSearchOverAnEndedSession(t *testing.T) {
 	r, p, rec := withPeer(t)

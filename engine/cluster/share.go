@@ -49,6 +49,29 @@ func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.Sha
 	return reply, nil
 }
 
+// NameKV takes a debtor's word for what blocks of a span of its hold: they were moved here whole. A span that has ended
+// since is no error: its end has said the same.
+func (r *RManager) NameKV(_ context.Context, req *pb.NameKVRequest) (*pb.NameKVReply, error) {
+	keys, err := keysOf(req.Keys)
+	if err != nil {
+		return nil, err
+	}
+	p := r.peerByID(req.Owner)
+	if p == nil {
+		return &pb.NameKVReply{}, nil
+	}
+	p.hostMu.Lock()
+	defer p.hostMu.Unlock()
+	if !r.serves(p, req.Session) {
+		return &pb.NameKVReply{}, nil
+	}
+	err = r.kv.NameHosted(req.Owner, req.Handle, req.Generation, int(req.First), keys)
+	if err != nil && !errors.Is(err, kvcache.ErrUnknown) {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return &pb.NameKVReply{}, nil
+}
+
 // maxKeys is how many blocks one message may name: 32 MiB of keys.
 const maxKeys = 1 << 20
 

@@ -68,8 +68,17 @@ func (m *Manager) Host(owner string, tag uint64, n int) (Hosted, error) {
 	if len(m.unused) == 0 {
 		return Hosted{}, fmt.Errorf("cannot host blocks of %s: all %d spans are in use: %w", owner, len(m.slots), ErrNoRoom)
 	}
+	return m.view(m.openSlot(hostSlot{owner: owner, tag: tag, blocks: slices.Clone(m.host(n))})), nil
+}
+
+// host takes n free blocks to be hosted; the result is valid until the next operation.
+func (m *Manager) host(n int) []BlockID {
+	blocks := m.take(n)
+	for _, b := range blocks {
+		m.blocks[b].hosted = true
+	}
 	m.hosted += n
-	return m.view(m.openSlot(hostSlot{owner: owner, tag: tag, blocks: slices.Clone(m.take(n))})), nil
+	return blocks
 }
 
 // openSlot gives s a handle that is unused, of which there is one, and its next generation.
@@ -102,8 +111,7 @@ func (m *Manager) ExtendHost(owner string, handle, generation uint32, first, n i
 		return Hosted{}, fmt.Errorf("cannot host blocks of %s: %w", owner, ErrNoRoom)
 	}
 	if more > 0 {
-		s.blocks = append(s.blocks, m.take(more)...)
-		m.hosted += more
+		s.blocks = append(s.blocks, m.host(more)...)
 	}
 	return m.view(handle), nil
 }

@@ -297,7 +297,7 @@ func (m *Manager) forget(id RequestID, r *request) []Ended {
 // are of no use.
 func (m *Manager) release(blocks []BlockID) {
 	for _, b := range slices.Backward(blocks) {
-		if m.blocks[b].users--; m.blocks[b].users > 0 {
+		if m.blocks[b].users--; m.blocks[b].users > 0 || m.blocks[b].hosted {
 			continue
 		}
 		m.owned--

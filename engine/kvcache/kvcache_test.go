@@ -59,7 +59,7 @@ func (m *Manager) check() error {
 		if n != m.blocks[b].users {
 			errs = append(errs, fmt.Errorf("block %d is in %d tables, and counts %d", b, n, m.blocks[b].users))
 		}
-		if n > 0 {
+		if n > 0 && !m.blocks[b].hosted {
 			owned++
 			errs = append(errs, claim([]BlockID{BlockID(b)}, "owned"))
 		}
@@ -72,7 +72,11 @@ func (m *Manager) check() error {
 			continue
 		}
 		errs = append(errs, claim(m.slots[h].blocks, fmt.Sprintf("hosted in %d", h)))
-		hosted += len(m.slots[h].blocks)
+		for _, b := range m.slots[h].blocks {
+			if hosted++; !m.blocks[b].hosted {
+				errs = append(errs, fmt.Errorf("block %d is hosted and does not say so", b))
+			}
+		}
 	}
 	if shared != m.shared {
 		errs = append(errs, fmt.Errorf("%d/%d blocks are shared with others", shared, m.shared))
@@ -114,7 +118,7 @@ func (m *Manager) checkCached(claim func([]BlockID, string) error) error {
 			continue
 		}
 		named++
-		if m.prefixes.named[x.key] != BlockID(b) || x.users == 0 && !slices.Contains(order, BlockID(b)) {
+		if m.prefixes.named[x.key] != BlockID(b) || x.users == 0 && !x.hosted && !slices.Contains(order, BlockID(b)) {
 			errs = append(errs, fmt.Errorf("block %d has a name, %d users, and is not found or not cached", b, x.users))
 		}
 	}
@@ -198,6 +202,10 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	case "share":
 		h, err := m.Share(c.owner, 7, keysOfText(m, c.text))
 		return result(err, "%+v %+v", h, m.Counts())
+	case "name-hosted":
+		return result(m.NameHosted(c.owner, uint32(c.handle), uint32(c.generation), c.has, keysOfText(m, c.text)), "%+v", m.Counts())
+	case "moving-keys":
+		return result(nil, "%d", len(m.MovingKeys(r)))
 	case "lead":
 		keys := keysOfText(m, c.text)
 		return result(nil, "%q, %d uses", m.Lead(keys[len(keys)-1]), m.Uses(keys[len(keys)-1]))

@@ -36,6 +36,17 @@ func (m *Manager) BeginMove(id RequestID, to Span, n int) ([]BlockID, error) {
 	return append([]BlockID(nil), r.local[:n]...), nil
 }
 
+// MovingKeys is what the moving blocks of a request hold, as far as that is known.
+func (m *Manager) MovingKeys(id RequestID) []Key {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.requests[id]
+	if r == nil || r.moving == 0 || r.inSpans >= len(r.keys) {
+		return nil
+	}
+	return r.keys[r.inSpans:min(r.inSpans+r.moving, len(r.keys))]
+}
+
 // CommitMove ends a move: the oldest n of the moving blocks were acknowledged. They are free here now, as after Close;
 // the rest of the moving blocks, if any, stay local. If the request was closed meanwhile, orphans are the
 // spans that its creditors should free, this one with them.
@@ -53,6 +64,9 @@ func (m *Manager) CommitMove(id RequestID, n int) (orphans []Ended, err error) {
 	r.local = append(r.local[:0], r.local[n:]...)
 	if r.to.Blocks == 0 {
 		r.spans = append(r.spans, r.to)
+		if r.inSpans < len(r.keys) {
+			m.leads.put(r.keys[r.inSpans], r.to.Instance, false)
+		}
 	}
 	r.spans[len(r.spans)-1].Blocks += n
 	r.inSpans += n

@@ -42,11 +42,13 @@ func AppendKeys(keys []Key, root Key, tokens []int32, blockSize int) []Key {
 //	free     no users, no key
 //	cached   no users, a key: its KV is whole, and it is taken when no block is free
 //	owned    users have it in their tables: requests, and slots that share it; with a key others may join them
-//	hosted   no users, no key
+//	hosted   its owner is another instance's request; with a key there may be users beside it, who keep the block, owned
+//	         by them, when the owner ends
 //
 // A block with a key is never written to: it is full.
 type block struct {
 	users        int32
+	hosted       bool
 	key          Key
 	older, newer BlockID // neighbours in the order of eviction, while it is cached; -1 is the end
 }
@@ -70,11 +72,7 @@ func (m *Manager) Name(id RequestID, keys []Key) {
 	}
 	full := min(len(keys), r.computed/m.blockSize)
 	for i := max(r.named, r.inSpans); i < full; i++ {
-		b := r.local[i-r.inSpans]
-		if _, there := m.prefixes.named[keys[i]]; !there && m.blocks[b].key == (Key{}) {
-			m.blocks[b].key = keys[i]
-			m.prefixes.named[keys[i]] = b
-		}
+		m.name(r.local[i-r.inSpans], keys[i])
 	}
 	r.named, r.keys = max(r.named, full), keys
 }
@@ -84,19 +82,24 @@ func (m *Manager) InUse(keys []Key) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, k := range keys {
-		if b, there := m.prefixes.named[k]; !there || m.blocks[b].users == 0 {
+		if b, there := m.prefixes.named[k]; !there || m.blocks[b].users == 0 && !m.blocks[b].hosted {
 			return i
 		}
 	}
 	return len(keys)
 }
 
-// Shares tells whether another request has the first of this one's local blocks too: to move that frees nothing here.
+// Shares tells whether another request, here or elsewhere, has the first of this one's local blocks too: to move that
+// frees nothing here.
 func (m *Manager) Shares(id RequestID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.get(id)
-	return err == nil && len(r.local) > 0 && m.blocks[r.local[0]].users > 1
+	if err != nil || len(r.local) == 0 {
+		return false
+	}
+	first := &m.blocks[r.local[0]]
+	return first.users > 1 || first.hosted
 }
 
 // Adopt gives a request without blocks those that keys name: first the ones in shared spans, then those that follow

@@ -99,7 +99,7 @@ func (m *Manager) Share(owner string, tag uint64, keys []Key) (Hosted, error) {
 		if !there {
 			break
 		}
-		if m.blocks[b].users == 0 {
+		if m.blocks[b].users == 0 && !m.blocks[b].hosted {
 			if spare--; spare < 0 {
 				break
 			}
@@ -121,27 +121,57 @@ func (m *Manager) Share(owner string, tag uint64, keys []Key) (Hosted, error) {
 
 // use adds a user to a block that has a name.
 func (m *Manager) use(b BlockID) {
-	if m.blocks[b].users == 0 {
+	if m.blocks[b].users == 0 && !m.blocks[b].hosted {
 		m.uncache(b)
 		m.owned++
 	}
 	m.blocks[b].users++
 }
 
-// keep makes hosted blocks free, those of which keys say what they hold for others to find. The last ones become the
-// oldest that are cached: without those before them they are of no use.
+// NameHosted says what blocks of a hosted span hold, keys[i] the one at index first+i: others may use them while their
+// owner has them, and after it.
+func (m *Manager) NameHosted(owner string, handle, generation uint32, first int, keys []Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, err := m.slot(owner, handle, generation)
+	if err != nil {
+		return fmt.Errorf("cannot name blocks of a span: %w", err)
+	}
+	if s.shared || first < 0 || first > len(s.blocks) || len(keys) > len(s.blocks)-first {
+		return fmt.Errorf("cannot name %d blocks from %d on in a span of %d: %w", len(keys), first, len(s.blocks), ErrState)
+	}
+	for i, k := range keys {
+		m.name(s.blocks[first+i], k)
+	}
+	return nil
+}
+
+// name gives a block a key, unless it has one, or another block has it.
+func (m *Manager) name(b BlockID, k Key) {
+	if _, there := m.prefixes.named[k]; there || k == (Key{}) || m.blocks[b].key != (Key{}) {
+		return
+	}
+	m.blocks[b].key = k
+	m.prefixes.named[k] = b
+}
+
+// keep takes hosted blocks from their owner. They are free, but for those that others use; those of which it is known
+// what they hold, by keys or by NameHosted before, are cached. The last ones become the oldest of these: without those
+// before them they are of no use.
 func (m *Manager) keep(blocks []BlockID, keys []Key) {
 	for i := len(blocks) - 1; i >= 0; i-- {
 		b := blocks[i]
-		if i < len(keys) && keys[i] != (Key{}) {
-			if _, there := m.prefixes.named[keys[i]]; !there {
-				m.blocks[b].key = keys[i]
-				m.prefixes.named[keys[i]] = b
-				m.cache(b)
-				continue
-			}
+		if m.blocks[b].hosted = false; i < len(keys) {
+			m.name(b, keys[i])
 		}
-		m.free = append(m.free, b)
+		switch {
+		case m.blocks[b].users > 0:
+			m.owned++
+		case m.blocks[b].key != (Key{}):
+			m.cache(b)
+		default:
+			m.free = append(m.free, b)
+		}
 	}
 }
 

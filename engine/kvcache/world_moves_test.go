@@ -130,6 +130,12 @@ func (w *world) endMove(t *rapid.T, i int, id RequestID, n int) {
 	var err error
 	if n > 0 {
 		w.copied(i, g, n)
+		keys := w.pools[i].MovingKeys(id)
+		if named := min(n, len(keys)); w.IntN(2) == 0 && g.span.Peer == w.born[g.at] {
+			if err := w.pools[g.at].NameHosted(name(i), g.span.Handle, g.span.Generation, g.span.Blocks, keys[:named]); err != nil {
+				t.Fatal(err)
+			}
+		}
 		orphans, err = w.pools[i].CommitMove(id, n)
 	} else if orphans, err = w.pools[i].AbortMove(id); g.span.Blocks == 0 {
 		w.release(t, i, []Ended{{Span: g.span}})

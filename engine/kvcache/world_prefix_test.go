@@ -27,7 +27,7 @@ func (w *world) begins(t *rapid.T, i int, id RequestID) *life {
 	}
 	blocks, used := m.Run(keys), 0
 	for _, k := range keys[:blocks] {
-		if m.blocks[m.prefixes.named[k]].users > 0 {
+		if x := m.blocks[m.prefixes.named[k]]; x.users > 0 || x.hosted {
 			used++
 		}
 	}

@@ -1555,6 +1555,126 @@ func (x *ShareKVReply) GetUnknown() bool {
 	return false
 }
 
+type NameKVRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Handle        uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	First         uint32                 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"` // the span's block that the first key is of
+	Keys          []byte                 `protobuf:"bytes,5,opt,name=keys,proto3" json:"keys,omitempty"`    // 32 bytes each
+	Session       uint64                 `protobuf:"varint,6,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameKVRequest) Reset() {
+	*x = NameKVRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameKVRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameKVRequest) ProtoMessage() {}
+
+func (x *NameKVRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameKVRequest.ProtoReflect.Descriptor instead.
+func (*NameKVRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *NameKVRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *NameKVRequest) GetHandle() uint32 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
+}
+
+func (x *NameKVRequest) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *NameKVRequest) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *NameKVRequest) GetKeys() []byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *NameKVRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+type NameKVReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameKVReply) Reset() {
+	*x = NameKVReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameKVReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameKVReply) ProtoMessage() {}
+
+func (x *NameKVReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameKVReply.ProtoReflect.Descriptor instead.
+func (*NameKVReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+}
+
 type SpanHandle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Handle        uint32                 `protobuf:"varint,1,opt,name=handle,proto3" json:"handle,omitempty"`
@@ -1566,7 +1686,7 @@ type SpanHandle struct {
 
 func (x *SpanHandle) Reset() {
 	*x = SpanHandle{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1698,7 @@ func (x *SpanHandle) String() string {
 func (*SpanHandle) ProtoMessage() {}
 
 func (x *SpanHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1711,7 @@ func (x *SpanHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpanHandle.ProtoReflect.Descriptor instead.
 func (*SpanHandle) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SpanHandle) GetHandle() uint32 {
@@ -1629,7 +1749,7 @@ type ReleaseKVRequest struct {
 
 func (x *ReleaseKVRequest) Reset() {
 	*x = ReleaseKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1761,7 @@ func (x *ReleaseKVRequest) String() string {
 func (*ReleaseKVRequest) ProtoMessage() {}
 
 func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1774,7 @@ func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReleaseKVRequest) GetOwner() string {
@@ -1693,7 +1813,7 @@ type ReleaseKVReply struct {
 
 func (x *ReleaseKVReply) Reset() {
 	*x = ReleaseKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1825,7 @@ func (x *ReleaseKVReply) String() string {
 func (*ReleaseKVReply) ProtoMessage() {}
 
 func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1838,7 @@ func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVReply.ProtoReflect.Descriptor instead.
 func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 type LeaveRequest struct {
@@ -1731,7 +1851,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1863,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1876,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LeaveRequest) GetId() string {
@@ -1781,7 +1901,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1913,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1926,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -1954,7 +2074,17 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"generation\x12\x12\n" +
 	"\x04next\x18\x04 \x01(\tR\x04next\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
-	"\aunknown\x18\x06 \x01(\bR\aunknown\"X\n" +
+	"\aunknown\x18\x06 \x01(\bR\aunknown\"\xa1\x01\n" +
+	"\rNameKVRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\rR\n" +
+	"generation\x12\x14\n" +
+	"\x05first\x18\x04 \x01(\rR\x05first\x12\x12\n" +
+	"\x04keys\x18\x05 \x01(\fR\x04keys\x12\x18\n" +
+	"\asession\x18\x06 \x01(\x04R\asession\"\r\n" +
+	"\vNameKVReply\"X\n" +
 	"\n" +
 	"SpanHandle\x12\x16\n" +
 	"\x06handle\x18\x01 \x01(\rR\x06handle\x12\x1e\n" +
@@ -1977,10 +2107,11 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12K\n" +
 	"\bFindEtcd\x12$.infinite.cluster.v1.FindEtcdRequest\x1a\x19.infinite.cluster.v1.Etcd\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xa5\x03\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xf5\x03\n" +
 	"\x02KV\x12W\n" +
 	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12Q\n" +
-	"\aShareKV\x12#.infinite.cluster.v1.ShareKVRequest\x1a!.infinite.cluster.v1.ShareKVReply\x12W\n" +
+	"\aShareKV\x12#.infinite.cluster.v1.ShareKVRequest\x1a!.infinite.cluster.v1.ShareKVReply\x12N\n" +
+	"\x06NameKV\x12\".infinite.cluster.v1.NameKVRequest\x1a .infinite.cluster.v1.NameKVReply\x12W\n" +
 	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12K\n" +
 	"\x05Leave\x12!.infinite.cluster.v1.LeaveRequest\x1a\x1f.infinite.cluster.v1.LeaveReply\x12M\n" +
 	"\aConnect\x12\x1e.infinite.cluster.v1.LinkBytes\x1a\x1e.infinite.cluster.v1.LinkBytes(\x010\x01B;Z9github.com/infinite-llm/infinite/engine/cluster/clusterpbb\x06proto3"
@@ -1997,7 +2128,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
@@ -2020,12 +2151,14 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*TryMoveKVReply)(nil),   // 18: infinite.cluster.v1.TryMoveKVReply
 	(*ShareKVRequest)(nil),   // 19: infinite.cluster.v1.ShareKVRequest
 	(*ShareKVReply)(nil),     // 20: infinite.cluster.v1.ShareKVReply
-	(*SpanHandle)(nil),       // 21: infinite.cluster.v1.SpanHandle
-	(*ReleaseKVRequest)(nil), // 22: infinite.cluster.v1.ReleaseKVRequest
-	(*ReleaseKVReply)(nil),   // 23: infinite.cluster.v1.ReleaseKVReply
-	(*LeaveRequest)(nil),     // 24: infinite.cluster.v1.LeaveRequest
-	(*LeaveReply)(nil),       // 25: infinite.cluster.v1.LeaveReply
-	nil,                      // 26: infinite.cluster.v1.Load.LinksEntry
+	(*NameKVRequest)(nil),    // 21: infinite.cluster.v1.NameKVRequest
+	(*NameKVReply)(nil),      // 22: infinite.cluster.v1.NameKVReply
+	(*SpanHandle)(nil),       // 23: infinite.cluster.v1.SpanHandle
+	(*ReleaseKVRequest)(nil), // 24: infinite.cluster.v1.ReleaseKVRequest
+	(*ReleaseKVReply)(nil),   // 25: infinite.cluster.v1.ReleaseKVReply
+	(*LeaveRequest)(nil),     // 26: infinite.cluster.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 27: infinite.cluster.v1.LeaveReply
+	nil,                      // 28: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	4,  // 0: infinite.cluster.v1.JoinReply.etcd:type_name -> infinite.cluster.v1.Etcd
@@ -2033,7 +2166,7 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	7,  // 2: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
 	9,  // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
 	10, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
-	26, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	28, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
 	8,  // 6: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
 	6,  // 7: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
 	8,  // 8: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
@@ -2041,27 +2174,29 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	12, // 10: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
 	16, // 11: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
 	6,  // 12: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
-	21, // 13: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
+	23, // 13: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
 	1,  // 14: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
 	3,  // 15: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
 	11, // 16: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
 	14, // 17: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
 	17, // 18: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
 	19, // 19: infinite.cluster.v1.KV.ShareKV:input_type -> infinite.cluster.v1.ShareKVRequest
-	22, // 20: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	24, // 21: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
-	0,  // 22: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 23: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	4,  // 24: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
-	13, // 25: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	15, // 26: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	18, // 27: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	20, // 28: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
-	23, // 29: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	25, // 30: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
-	0,  // 31: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	23, // [23:32] is the sub-list for method output_type
-	14, // [14:23] is the sub-list for method input_type
+	21, // 20: infinite.cluster.v1.KV.NameKV:input_type -> infinite.cluster.v1.NameKVRequest
+	24, // 21: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	26, // 22: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
+	0,  // 23: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 24: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	4,  // 25: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
+	13, // 26: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	15, // 27: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	18, // 28: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	20, // 29: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
+	22, // 30: infinite.cluster.v1.KV.NameKV:output_type -> infinite.cluster.v1.NameKVReply
+	25, // 31: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	27, // 32: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
+	0,  // 33: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	24, // [24:34] is the sub-list for method output_type
+	14, // [14:24] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -2078,7 +2213,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -251,6 +251,7 @@ var Manager_ServiceDesc = grpc.ServiceDesc{
 const (
 	KV_TryMoveKV_FullMethodName = "/infinite.cluster.v1.KV/TryMoveKV"
 	KV_ShareKV_FullMethodName   = "/infinite.cluster.v1.KV/ShareKV"
+	KV_NameKV_FullMethodName    = "/infinite.cluster.v1.KV/NameKV"
 	KV_ReleaseKV_FullMethodName = "/infinite.cluster.v1.KV/ReleaseKV"
 	KV_Leave_FullMethodName     = "/infinite.cluster.v1.KV/Leave"
 	KV_Connect_FullMethodName   = "/infinite.cluster.v1.KV/Connect"
@@ -266,6 +267,8 @@ type KVClient interface {
 	TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...grpc.CallOption) (*TryMoveKVReply, error)
 	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
 	ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc.CallOption) (*ShareKVReply, error)
+	// NameKV says what blocks of a hosted span hold, so that others find them.
+	NameKV(ctx context.Context, in *NameKVRequest, opts ...grpc.CallOption) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...grpc.CallOption) (*ReleaseKVReply, error)
 	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
@@ -297,6 +300,16 @@ func (c *kVClient) ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ShareKVReply)
 	err := c.cc.Invoke(ctx, KV_ShareKV_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kVClient) NameKV(ctx context.Context, in *NameKVRequest, opts ...grpc.CallOption) (*NameKVReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NameKVReply)
+	err := c.cc.Invoke(ctx, KV_NameKV_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -346,6 +359,8 @@ type KVServer interface {
 	TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error)
 	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
 	ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error)
+	// NameKV says what blocks of a hosted span hold, so that others find them.
+	NameKV(context.Context, *NameKVRequest) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error)
 	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
@@ -368,6 +383,9 @@ func (UnimplementedKVServer) TryMoveKV(context.Context, *TryMoveKVRequest) (*Try
 }
 func (UnimplementedKVServer) ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ShareKV not implemented")
+}
+func (UnimplementedKVServer) NameKV(context.Context, *NameKVRequest) (*NameKVReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method NameKV not implemented")
 }
 func (UnimplementedKVServer) ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseKV not implemented")
@@ -435,6 +453,24 @@ func _KV_ShareKV_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_NameKV_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NameKVRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).NameKV(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_NameKV_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).NameKV(ctx, req.(*NameKVRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KV_ReleaseKV_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReleaseKVRequest)
 	if err := dec(in); err != nil {
@@ -492,6 +528,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ShareKV",
 			Handler:    _KV_ShareKV_Handler,
+		},
+		{
+			MethodName: "NameKV",
+			Handler:    _KV_NameKV_Handler,
 		},
 		{
 			MethodName: "ReleaseKV",
