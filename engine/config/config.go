@@ -49,6 +49,7 @@ type Config struct {
 	Instances     int      `name:"instances" usage:"instances that this process starts"`
 	Join          string   `name:"join" usage:"host:port of a running cluster's control address, to add an instance to it"`
 	InstanceID    string   `name:"instance-id" usage:"id of the joining instance, default the next free one"`
+	MemoryOnly    bool     `name:"memory-only" usage:"with --join: lend this instance's memory alone; no weights are loaded and no request runs here, but KV blocks of others lie here, and attention over them is computed here"`
 	ClusterHost   string   `name:"cluster-host" usage:"address of the control plane and of tcp links"`
 	ClusterPort   int      `name:"cluster-port" usage:"port of the control plane (for --join), 0 picks a free one"`
 	ClusterSecret string   `name:"cluster-secret" usage:"secret that all members know; needed when --cluster-host is not loopback" secret:"true"`
@@ -171,6 +172,9 @@ func (c *Config) Validate() error {
 // checkJoin checks what --join needs.
 func (c *Config) checkJoin(bad func(field, format string, args ...any)) {
 	if c.Join == "" {
+		if c.MemoryOnly {
+			bad("memory-only", "without --join there is nobody to lend to")
+		}
 		return
 	}
 	if c.Instances != 1 {

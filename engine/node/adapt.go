@@ -67,14 +67,19 @@ func (m moves) MoveWait(timeout time.Duration) (ticket uint64, result error, ok 
 	return done.Ticket, done.Err, ok, err
 }
 
-// home lets the rManager report to the engine.
-type home struct {
-	eng     *engine.Engine
+// pool is what every instance tells of its memory and its device.
+type pool struct {
 	kv      *kvcache.Manager
 	dev     *device.Device
 	id      string
 	memory  func() *pb.Memory
 	refused refusals
+}
+
+// home lets the rManager report to the engine.
+type home struct {
+	pool
+	eng *engine.Engine
 }
 
 // refusals decides when refused messages are worth a line in the log: a peer may send thousands a second.
@@ -102,22 +107,27 @@ func (h *home) Found(id kvcache.RequestID, spans []kvcache.Span) { h.eng.Found(i
 
 func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
 
-// Report is what the heartbeat carries.
-func (h *home) Report() (*pb.Load, []*pb.Placement) {
-	c, s, d := h.kv.Counts(), h.eng.Stats(), h.dev.Stats()
-	if n := h.refused.look(d.RefusedMessages, time.Now()); n > 0 {
+// load is the heartbeat's part that every instance has.
+func (p *pool) load() *pb.Load {
+	c, d := p.kv.Counts(), p.dev.Stats()
+	if n := p.refused.look(d.RefusedMessages, time.Now()); n > 0 {
 		slog.Warn("messages of peers were refused", "count", n, "since_start", d.RefusedMessages)
 	}
-	load := &pb.Load{
+	return &pb.Load{
 		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
-		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions, Recoveries: s.Recoveries,
-		PrefixQueries: s.PrefixQueries, PrefixHits: s.PrefixHits, KvBlocksCached: uint32(c.Cached),
-		KvBlocksShared: uint32(c.Shared), SharedQueries: s.SharedQueries, SharedHits: s.SharedHits,
-		Memory: h.memory(),
+		KvBlocksCached: uint32(c.Cached), KvBlocksShared: uint32(c.Shared), Memory: p.memory(),
 		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
 			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},
 		Work: &pb.Work{Steps: d.Steps, StepNs: d.StepNs, RemoteWaitNs: d.RemoteWaitNs},
 	}
+}
+
+// Report is what the heartbeat carries.
+func (h *home) Report() (*pb.Load, []*pb.Placement) {
+	s, load := h.eng.Stats(), h.load()
+	load.Running, load.Waiting, load.TokensPerSecond = uint32(s.Running), uint32(s.Waiting), s.TokensPerSecond
+	load.Preemptions, load.Recoveries = s.Preemptions, s.Recoveries
+	load.PrefixQueries, load.PrefixHits, load.SharedQueries, load.SharedHits = s.PrefixQueries, s.PrefixHits, s.SharedQueries, s.SharedHits
 	var places []*pb.Placement
 	for _, r := range h.eng.Requests() {
 		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival}

@@ -110,7 +110,7 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 	var best, near *candidate
 	idlest := math.MaxInt
 	for id, m := range members {
-		if w.tried[id] {
+		if w.tried[id] || m.MemoryOnly {
 			continue
 		}
 		c := &candidate{Member: m, room: m.BlocksTotal, sent: sent[id]}

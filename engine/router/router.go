@@ -211,7 +211,7 @@ func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
 func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 	l, t, w := in.Load, in.Load.GetTraffic(), in.Load.GetWork()
 	return server.InstanceView{
-		ID: in.Id, Device: m.Device, KVCacheDType: m.KVDType, Links: l.GetLinks(),
+		ID: in.Id, Device: m.Device, MemoryOnly: m.MemoryOnly, KVCacheDType: m.KVDType, Links: l.GetLinks(),
 		KVBlocksTotal: int(l.GetKvBlocksTotal()), KVBlocksFree: int(l.GetKvBlocksFree()),
 		KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
 		Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(), Preemptions: l.GetPreemptions(), Recoveries: l.GetRecoveries(),

@@ -63,6 +63,7 @@ type ClusterView struct {
 type InstanceView struct {
 	ID                string            `json:"id"`
 	Device            string            `json:"device"`
+	MemoryOnly        bool              `json:"memory_only,omitempty"` // it runs no requests
 	KVCacheDType      string            `json:"kv_cache_dtype"`
 	Links             map[string]uint32 `json:"links,omitempty"` // peers that it may borrow from, by transport
 	KVBlocksTotal     int               `json:"kv_blocks_total"`

@@ -60,6 +60,9 @@ enum {
     INF_MODEL_QKV_BIAS = 1,
     INF_MODEL_QK_NORM = 2,
     INF_MODEL_TIED = 4, /* LM_HEAD is EMBED; LM_HEAD is not loaded */
+    /* No tensor is loaded and no step is run, so there are no step buffers: the device has a pool,
+     * hosts blocks of others and answers their queries. */
+    INF_MODEL_NO_WEIGHTS = 8,
 };
 
 typedef struct inf_device_config {
@@ -98,7 +101,8 @@ int inf_device_open(const inf_device_config *config, const float *inv_freq, cons
 int inf_device_load(inf_device *device, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
                     int64_t cols, const void *data, uint64_t bytes, inf_err *err);
 
-/* Checks that every tensor came, allocates the pool and the step buffers, starts the threads. */
+/* Checks that every tensor came, allocates the pool and the step buffers, starts the threads; with
+ * INF_MODEL_NO_WEIGHTS just the pool, and what answers others. */
 int inf_device_ready(inf_device *device, inf_err *err);
 
 void inf_device_close(inf_device *device);
