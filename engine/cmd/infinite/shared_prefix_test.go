@@ -5,6 +5,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/infinite-llm/infinite/engine/server"
 )
@@ -105,5 +106,41 @@ func TestSharedBlocksAreRead(t *testing.T) {
 		if !left && same != 3 || left && same != 1 {
 			t.Errorf("partials left out %v: %d of 3 answers are the right ones", left, same)
 		}
+	}
+}
+
+// For every architecture an answer goes on from its own beginning, which lies with all instances since it was made, as
+// it would have without a stop.
+func TestSharedPrefixExactness(t *testing.T) {
+	for _, r := range references(t) {
+		t.Run(r.name, func(t *testing.T) {
+			goesOn(t, r, r.serve(t, 3, exactBlocks/3, "--min-shared-prefix", "16"))
+		})
+	}
+}
+
+// The same over verbs.
+func TestVerbsSharedPrefix(t *testing.T) {
+	r := references(t)[0]
+	goesOn(t, r, startVerbs(t, append(r.flags(t, exactBlocks/3), "--min-shared-prefix", "16")...).process)
+}
+
+func goesOn(t *testing.T, r *reference, p *process) {
+	t.Helper()
+	req := r.request(exactTokens - len(r.Prompt))
+	req["return_token_ids"] = true
+	whole := p.complete(req)
+	r.checkReference(t, whole)
+	p.eventually("all blocks free", idle)
+	time.Sleep(time.Second) // for half of it what was sent there last counts against the first home
+	const rest = 20
+	said := len(whole.ids) - rest
+	again := body(slices.Concat(r.Prompt, whole.ids[:said]), rest)
+	again["repetition_penalty"] = 1
+	got := p.complete(again)
+	sameAnswer(t, answer{tokens: whole.tokens[said:], lps: whole.lps[said:]}, got)
+	p.eventually("most of it was used where it lies", func(v server.ClusterView) bool { return idle(v) && sharedHits(v) >= 200 })
+	if got.cached < 300 {
+		t.Errorf("KV of %d of %d tokens was there", got.cached, exactTokens-rest)
 	}
 }
