@@ -174,23 +174,13 @@ func (e *Engine) apply(p *sched.Plan) {
 		e.lender.Offload(o)
 	}
 	for _, x := range p.Searches {
-		e.search(x)
+		e.get(x.Request).searched = len(x.Keys) * e.kv.BlockSize()
+		e.lender.Search(x)
 	}
 	if p.Starving != e.hungry {
 		e.hungry = p.Starving
 		e.lender.Starving(p.Starving)
 	}
-}
-
-// search looks for a request's beginning with others; it may be done again, and counts once.
-func (e *Engine) search(s sched.Search) {
-	if r := e.get(s.Request); !r.searched {
-		r.searched = true
-		e.mu.Lock()
-		e.stats.SharedQueries += uint64(len(s.Keys) * e.kv.BlockSize())
-		e.mu.Unlock()
-	}
-	e.lender.Search(s)
 }
 
 // handOn ends the requests without room on an instance that stops, so that another one goes on with them: an instance

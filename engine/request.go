@@ -105,7 +105,7 @@ type request struct {
 	root      kvcache.Key    // of keys
 	keys      []kvcache.Key  // of the tokens' full blocks
 	begun     bool           // it was in a step once
-	searched  bool           // others were searched for its beginning
+	searched  int            // tokens that others were searched for since it waits
 	cached    int            // tokens whose KV was there then
 	queued    time.Duration  // until then
 	masked    bool           // the slot keeps stop tokens from being sampled

@@ -112,7 +112,7 @@ func TestSharedByMany(t *testing.T) {
 	c.settled()
 }
 
-// A request that uses blocks of an instance that is lost is computed anew, also when they were only just found.
+// A request that uses blocks of an instance that is lost is computed anew.
 func TestSharedWithOneThatIsLost(t *testing.T) {
 	c := newSim(t, 2, 40, sharing)
 	p := prompt(1, 400)

@@ -70,7 +70,9 @@ func (e *Engine) begins(r *request, cached, shared int, began time.Time) {
 		e.mu.Lock()
 		e.stats.PrefixQueries += uint64(len(r.tokens))
 		e.stats.PrefixHits += uint64(cached)
+		e.stats.SharedQueries += uint64(r.searched)
 		e.stats.SharedHits += uint64(shared)
+		r.searched = 0
 		e.mu.Unlock()
 	}
 }

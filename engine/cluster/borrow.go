@@ -163,16 +163,9 @@ func (r *RManager) tryMove(c creditor, o offload, last kvcache.Span) (to kvcache
 }
 
 func (r *RManager) answered(p *peer, hostable int) {
-	r.heard(p)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.hostable, p.told = hostable, time.Now()
-}
-
-// heard notes that a creditor answers.
-func (r *RManager) heard(p *peer) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	p.failures = 0
 	p.quiet.end()
 }

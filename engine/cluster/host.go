@@ -96,7 +96,7 @@ func (r *RManager) ReleaseKV(_ context.Context, req *pb.ReleaseKVRequest) (*pb.R
 		tickets[t] = true
 		p.givenUp = max(p.givenUp, t)
 	}
-	for _, h := range r.kv.HostedOf(req.Owner) {
+	for _, h := range r.kv.HandlesOf(req.Owner) {
 		if keys, named := spans[span{h.Handle, h.Generation}]; named || tickets[h.Tag] {
 			r.unhost(h, keys)
 		}
@@ -115,7 +115,7 @@ func (r *RManager) unhost(h kvcache.Hosted, keys []kvcache.Key) {
 }
 
 func (r *RManager) unhostAll(owner string) {
-	for _, h := range r.kv.HostedOf(owner) {
+	for _, h := range r.kv.HandlesOf(owner) {
 		r.unhost(h, nil)
 	}
 }

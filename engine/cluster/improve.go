@@ -203,7 +203,7 @@ func (r *RManager) beginUpgrade(p *peer, session uint64) bool {
 
 // idle says whether the session's links may end now without a loss. The caller holds mu.
 func (r *RManager) idle(p *peer, session uint64) bool {
-	return p.session == session && p.placing == 0 && !r.kv.Lends(p.id) && len(r.kv.HostedOf(p.id)) == 0
+	return p.session == session && p.placing == 0 && !r.kv.Lends(p.id) && len(r.kv.HandlesOf(p.id)) == 0
 }
 
 func (r *RManager) upgrades(p *peer) bool {

@@ -13,7 +13,7 @@ const (
 	maxSearches = 256             // that are queued
 	searchers   = 4               // at a time
 	maxAsked    = 32              // calls of one search
-	searchLimit = 2 * time.Second // of one search: its request waits
+	searchLimit = 2 * time.Second // of one search, in the queue too: its request waits
 )
 
 // search asks for the first blocks that keys name, which lie near an instance perhaps.
@@ -21,13 +21,14 @@ type search struct {
 	request kvcache.RequestID
 	keys    []kvcache.Key
 	near    string
+	until   time.Time
 }
 
 // Search looks with other instances for the first blocks that keys name; the outcome goes to Home.Found. near names one
 // that may have some, or know who has; "" where only this instance may know.
 func (r *RManager) Search(request kvcache.RequestID, keys []kvcache.Key, near string) {
 	select {
-	case r.searches <- search{request, keys, near}:
+	case r.searches <- search{request, keys, near, time.Now().Add(searchLimit)}:
 	default:
 		r.home.Found(request, nil)
 	}
@@ -53,7 +54,7 @@ type found struct {
 // find follows the blocks from instance to instance and reports the spans that they opened. The links to those are kept
 // as they are until then.
 func (r *RManager) find(s search) {
-	ctx, done := context.WithTimeout(r.ctx, searchLimit)
+	ctx, done := context.WithDeadline(r.ctx, s.until)
 	defer done()
 	var all []found
 	t := trail{keys: s.keys, near: s.near, kv: r.kv, asked: map[string]bool{}}
@@ -92,9 +93,9 @@ func (r *RManager) deliver(request kvcache.RequestID, all []found) {
 // askToShare asks one instance for the first blocks that keys name. With blocks the creditor is held; without an answer
 // that can be used the reply is empty.
 func (r *RManager) askToShare(ctx context.Context, who string, keys []kvcache.Key) (found, *pb.ShareKVReply) {
-	c, ok := r.creditorByID(who)
-	if !ok || !r.hold(c) {
-		return found{}, &pb.ShareKVReply{}
+	c, known := r.creditorByID(who)
+	if c.session == 0 || !r.hold(c) {
+		return found{}, &pb.ShareKVReply{Unknown: !known}
 	}
 	limited, done := context.WithTimeout(ctx, r.cfg.CallTimeout)
 	defer done()
@@ -110,7 +111,7 @@ func (r *RManager) askToShare(ctx context.Context, who string, keys []kvcache.Ke
 		r.giveUp(c, req.Ticket) // the call may have been heard
 		return found{}, &pb.ShareKVReply{}
 	}
-	r.heard(c.peer)
+	r.answered(c.peer, int(reply.Hostable))
 	if reply.Blocks == 0 {
 		r.unhold(c)
 		return found{}, reply
@@ -120,15 +121,14 @@ func (r *RManager) askToShare(ctx context.Context, who string, keys []kvcache.Ke
 	}}, reply
 }
 
-// creditorByID is a peer by its name, if there are links to it.
-func (r *RManager) creditorByID(id string) (creditor, bool) {
+// creditorByID is a peer by its name, without a session while there are no links to it.
+func (r *RManager) creditorByID(id string) (c creditor, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := r.peers[id]
-	if p == nil || p.session == 0 {
-		return creditor{}, false
+	if p := r.peers[id]; p != nil {
+		return creditor{p, p.session}, true
 	}
-	return creditor{p, p.session}, true
+	return creditor{}, false
 }
 
 // leads is what the pool knows of blocks.

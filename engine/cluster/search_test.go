@@ -36,6 +36,21 @@ func startSharing(t *testing.T, transport rdma.Transport, pools ...int) []*insta
 	return nodes
 }
 
+// notHeld: no link is kept from being replaced any more.
+func (n *instance) notHeld() {
+	n.t.Helper()
+	eventually(n.t, n.id+" holds no peer's links", func() bool {
+		n.rman.mu.Lock()
+		defer n.rman.mu.Unlock()
+		for _, p := range n.rman.peers {
+			if p.placing != 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // askNear is ask of an instance that is told whom to search.
 func (n *instance) askNear(near string, seed, tokens, answer int) engine.Stream {
 	n.t.Helper()
@@ -70,6 +85,7 @@ func TestSharedPrefix(t *testing.T) {
 				settled(t, nodes...)
 			}
 			for _, n := range nodes {
+				n.notHeld()
 				if c := n.kv.Counts(); c.Shared != 0 || len(n.lost) != 0 {
 					t.Errorf("%s: %+v, lost %d peers", n.id, c, len(n.lost))
 				}
@@ -91,10 +107,10 @@ func TestLostSearches(t *testing.T) {
 				switch {
 				case method != "ShareKV" || how == "late" && served || how != "late" && !served:
 					return nil
-				case how == "late":
+				}
+				if calls.Add(1); how == "late" {
 					<-ctx.Done()
 				}
-				calls.Add(1)
 				return status.Error(codes.Unavailable, "the answer is lost")
 			})
 			sameAnswer(t, nodes[1].askNear("i0", 1, 200, 10), 1, 200, 10)
@@ -106,6 +122,7 @@ func TestLostSearches(t *testing.T) {
 			if len(nodes[0].lost)+len(nodes[1].lost) != 0 {
 				t.Error("a peer was given up")
 			}
+			nodes[1].notHeld()
 		})
 	}
 }
@@ -332,80 +349,5 @@ func TestSearchOverAnEndedSession(t *testing.T) {
 	defer r.mu.Unlock()
 	if p.placing != 0 || q.placing != 0 || len(p.owed.spans) != 1 || p.owed.spans[0].Handle != 3 {
 		t.Errorf("%d and %d are held, owed is %+v", p.placing, q.placing, p.owed)
-	}
-}
-
-// somebody is what instances have: a number of blocks of the text from a position on, and whom they name for the next.
-type somebody map[string]map[int]*pb.ShareKVReply
-
-func TestTrail(t *testing.T) {
-	keys := kvcache.AppendKeys(nil, kvcache.RootKey(""), prompt(1, 40), testBlock)
-	for _, tc := range []struct {
-		name  string
-		near  string
-		leads map[int]string
-		here  map[int]bool
-		world somebody
-		asked string
-		at    int
-	}{
-		{name: "nobody", asked: ""},
-		{name: "near has all", near: "a", world: somebody{"a": {0: {Blocks: 10}}}, asked: "a", at: 10},
-		{name: "near has none", near: "a", leads: map[int]string{0: "a"}, world: somebody{"a": {0: {Unknown: true}}}, asked: "a"},
-		{name: "own leads", leads: map[int]string{0: "a", 4: "b"}, world: somebody{"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 3}}}, asked: "ab", at: 7},
-		{name: "it goes on here", leads: map[int]string{0: "a", 4: "b"}, here: map[int]bool{4: true}, world: somebody{"a": {0: {Blocks: 4}}}, asked: "a", at: 4},
-		{name: "here it begins", near: "a", here: map[int]bool{0: true}, world: somebody{"a": {0: {Blocks: 10}}}, asked: "a", at: 10},
-		{name: "near knows who", near: "h", world: somebody{"h": {0: {Unknown: true, Next: "a"}, 4: {Unknown: true, Next: "b"}, 8: {Blocks: 2}},
-			"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 4}}}, asked: "hahbh", at: 10},
-		{name: "a circle", near: "a", world: somebody{"a": {0: {Unknown: true, Next: "b"}}, "b": {0: {Unknown: true, Next: "a"}}}, asked: "ab"},
-		{name: "to itself", near: "a", world: somebody{"a": {0: {Blocks: 4, Next: "a"}}}, asked: "a", at: 4},
-		{name: "back to me", near: "a", world: somebody{"a": {0: {Next: "me"}}}, asked: "a"},
-		{name: "no room there", leads: map[int]string{0: "a"}, world: somebody{"a": {0: {Blocks: 0}}}, asked: "a"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			known := &knows{keys: keys, leads: tc.leads, here: tc.here}
-			tr := trail{keys: keys, near: tc.near, kv: known, asked: map[string]bool{}}
-			asked := ""
-			for range maxAsked {
-				who := tr.next()
-				if who == "" || who == "me" {
-					break
-				}
-				asked += who
-				reply := tc.world[who][tr.at]
-				if reply == nil {
-					reply = &pb.ShareKVReply{}
-				}
-				tr.answer(who, reply)
-			}
-			if asked != tc.asked || tr.at != tc.at {
-				t.Errorf("asked %q up to block %d, want %q and %d", asked, tr.at, tc.asked, tc.at)
-			}
-			if lead := known.Lead(keys[0]); tc.name == "no room there" && lead != "a" || tc.name == "near has none" && lead != "" {
-				t.Errorf("the lead is %q", lead)
-			}
-		})
-	}
-}
-
-// knows is a pool's knowledge, by positions.
-type knows struct {
-	keys  []kvcache.Key
-	leads map[int]string
-	here  map[int]bool
-}
-
-func (k *knows) Run(keys []kvcache.Key) int {
-	if k.here[slices.Index(k.keys, keys[0])] {
-		return 1
-	}
-	return 0
-}
-
-func (k *knows) Lead(key kvcache.Key) string { return k.leads[slices.Index(k.keys, key)] }
-
-func (k *knows) DropLead(key kvcache.Key, instance string) {
-	if at := slices.Index(k.keys, key); k.leads[at] == instance {
-		delete(k.leads, at)
 	}
 }

@@ -35,14 +35,14 @@ func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.Sha
 	}
 	hosted, err := r.kv.Share(req.Owner, req.Ticket, keys)
 	if err != nil {
-		return &pb.ShareKVReply{Reason: err.Error(), Unknown: errors.Is(err, kvcache.ErrUnknown), Next: r.kv.Lead(keys[0])}, nil
+		return &pb.ShareKVReply{Reason: err.Error(), Unknown: errors.Is(err, kvcache.ErrUnknown), Next: r.kv.Lead(keys[0]), Hostable: uint32(r.kv.Hostable())}, nil
 	}
 	if err = r.spans.SpanShare(p.index, hosted.Handle, hosted.Generation, hosted.Blocks); err != nil {
 		slog.Error("cannot share blocks", "owner", req.Owner, "error", err)
 		r.unhost(hosted, nil)
 		return &pb.ShareKVReply{Reason: err.Error()}, nil
 	}
-	reply := &pb.ShareKVReply{Blocks: uint32(len(hosted.Blocks)), Handle: hosted.Handle, Generation: hosted.Generation}
+	reply := &pb.ShareKVReply{Blocks: uint32(len(hosted.Blocks)), Handle: hosted.Handle, Generation: hosted.Generation, Hostable: uint32(r.kv.Hostable())}
 	if n := len(hosted.Blocks); n < len(keys) {
 		reply.Next = r.kv.Lead(keys[n])
 	}

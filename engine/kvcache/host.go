@@ -150,6 +150,19 @@ func (m *Manager) HostedOf(owner string) []Hosted {
 	return out
 }
 
+// HandlesOf is HostedOf without the lists of blocks.
+func (m *Manager) HandlesOf(owner string) []Hosted {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []Hosted
+	for h := range m.slots {
+		if s := &m.slots[h]; s.blocks != nil && s.owner == owner {
+			out = append(out, Hosted{Owner: owner, Tag: s.tag, Handle: uint32(h), Generation: s.generation, Shared: s.shared})
+		}
+	}
+	return out
+}
+
 // slot finds a hosted span; owner and generation must match.
 func (m *Manager) slot(owner string, handle, generation uint32) (*hostSlot, error) {
 	if int64(handle) < int64(len(m.slots)) {

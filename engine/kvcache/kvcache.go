@@ -7,10 +7,10 @@
 //	prefix.go   blocks that are found by what they hold: shared by requests, kept when nobody uses them
 //	share.go    the same with other instances: a prefix is used where it lies
 //
-// A block is in exactly one state: free, owned by requests, here or of others that share it, or hosted. So free + owned + hosted is the
-// size of the pool after every operation. A part of the free ones is cached: they still hold KV that a
-// request to come may begin with, and are taken last. Hosted blocks are never lent on: no operation takes
-// a block from hosted to anything but free.
+// A block is in exactly one state: free, owned by requests (of others too, which share it), or hosted. So
+// free + owned + hosted is the size of the pool after every operation. A part of the free ones is cached: they
+// still hold KV that a request to come may begin with, and are taken last. Hosted blocks are never lent on: when
+// their owner ends they are free, or owned by those who share them.
 //
 // A Manager holds no KV, only block numbers; it does no I/O.
 package kvcache
@@ -154,6 +154,13 @@ func (m *Manager) Open(id RequestID) error {
 	}
 	m.requests[id] = &request{}
 	return nil
+}
+
+// CanOpen is false while a request is open, or was and has a move in flight.
+func (m *Manager) CanOpen(id RequestID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.requests[id] == nil
 }
 
 // get returns an open request.

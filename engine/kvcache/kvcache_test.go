@@ -316,6 +316,28 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// What is remembered of others has a bound, and what was noted last stays. A shared span is never extended.
+func TestLeads(t *testing.T) {
+	m, err := New(8, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := AppendKeys(nil, RootKey(""), make([]int32, 6*maxLeads), 2)
+	for i, k := range keys {
+		m.leads.put(k, "a", i%2 == 0)
+	}
+	if n := len(m.leads.young) + len(m.leads.former); n > 2*maxLeads || m.Lead(keys[len(keys)-1]) != "a" || m.Lead(keys[0]) != "" {
+		t.Errorf("%d leads, the last %q, the first %q", n, m.Lead(keys[len(keys)-1]), m.Lead(keys[0]))
+	}
+	shared := Span{Instance: "a", Handle: 1, Generation: 1, Blocks: 2, Shared: true}
+	if err := m.Open(1); err != nil || m.Adopt(1, []Span{shared}, keys[:2]) != 4 || m.Grow(1, 12) != nil || m.SetComputed(1, 11) != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.BeginMove(1, shared, 1); !errors.Is(err, ErrState) {
+		t.Errorf("a shared span was extended: %v", err)
+	}
+}
+
 func TestConcurrentUse(t *testing.T) {
 	m, err := New(64, 4)
 	if err != nil {

@@ -9,7 +9,8 @@ type Ended struct {
 	Keys []Key
 }
 
-// lead is where the block of a key was last, when it was not here, and how many requests have used it there.
+// lead is where the block of a key was last, when it was not here, and how many requests have used it there as the last
+// of a span.
 type lead struct {
 	instance string
 	uses     int
@@ -19,16 +20,16 @@ type lead struct {
 // younger is full.
 type leads struct{ young, former map[Key]lead }
 
-// maxLeads is how many blocks one generation remembers: one of each span of a request, the first.
+// maxLeads is how many blocks one generation remembers: the first of each span, and of those that were used the last.
 const maxLeads = 4096
 
-// put notes where a block was, used there if shared.
-func (l *leads) put(k Key, instance string, shared bool) {
+// put notes where a block was, and whether it was used there.
+func (l *leads) put(k Key, instance string, used bool) {
 	now := lead{instance: instance}
-	if before := l.get(k); shared && before.instance == instance {
+	if before := l.get(k); before.instance == instance {
 		now.uses = before.uses
 	}
-	if shared {
+	if used {
 		now.uses++
 	}
 	if len(l.young) >= maxLeads {
@@ -54,7 +55,7 @@ func (m *Manager) Lead(k Key) string {
 	return m.leads.get(k).instance
 }
 
-// Uses is how many requests here have used the block of a key at the instance that Lead names.
+// Uses is how many requests here have used the block of a key, as the last of a span, at the instance that Lead names.
 func (m *Manager) Uses(k Key) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -183,7 +184,10 @@ func (m *Manager) ended(r *request) []Ended {
 		e := Ended{Span: s}
 		if at < len(r.keys) {
 			e.Keys = r.keys[at:min(at+s.Blocks, len(r.keys))]
-			m.leads.put(e.Keys[0], s.Instance, s.Shared)
+			m.leads.put(e.Keys[0], s.Instance, false)
+			if s.Shared {
+				m.leads.put(e.Keys[len(e.Keys)-1], s.Instance, true) // these blocks, and not all that begins alike
+			}
 		}
 		at += s.Blocks
 		out = append(out, e)

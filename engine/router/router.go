@@ -126,7 +126,9 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 		s, err := r.open(ctx, m, &own)
 		if err == nil {
 			r.sent(w, m.ID)
-			s.began = func(cached int) { r.found(w, m.ID, cached) }
+			if !own.Handed { // its first token, which tells, came from another
+				s.began = func(cached int) { r.found(w, m.ID, cached) }
+			}
 			return s, nil
 		}
 		last = err

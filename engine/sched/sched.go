@@ -133,18 +133,19 @@ var ErrNoRoom = errors.New("the KV cache of the whole cluster has no room")
 
 // Scheduler is the state machine. One goroutine uses it at a time.
 type Scheduler struct {
-	cfg     Config
-	kv      *kvcache.Manager
-	all     map[kvcache.RequestID]*request
-	running []*request // by arrival
-	waiting []*request // by arrival
-	slots   []uint32   // free ones, the lowest last
-	blocked bool       // the last plan left requests waiting for memory
-	stuck   int        // plans in a row in which the cluster's last request had no room
-	hungry  *request   // the oldest request that has had no room
-	hunger  int        // plans in which it had none, less those in which it had some
-	plan    Plan
-	order   []*request // scratch
+	cfg       Config
+	kv        *kvcache.Manager
+	all       map[kvcache.RequestID]*request
+	running   []*request // by arrival
+	waiting   []*request // by arrival
+	slots     []uint32   // free ones, the lowest last
+	blocked   bool       // the last plan left requests waiting for memory
+	searching int        // waiting requests that others are searched for; each keeps a slot
+	stuck     int        // plans in a row in which the cluster's last request had no room
+	hungry    *request   // the oldest request that has had no room
+	hunger    int        // plans in which it had none, less those in which it had some
+	plan      Plan
+	order     []*request // scratch
 }
 
 type request struct {
@@ -160,9 +161,7 @@ type request struct {
 	refused  int // offloads in a row that came to nothing
 	misfits  int // plans in a row in which the whole cluster was too small for it
 
-	// While it waits: others are searched for its first blocks; they were, and found is what came of it.
-	searching, searched bool
-	found               []kvcache.Span
+	search search // while it waits
 }
 
 // New returns a scheduler over a pool that is its alone to open, grow and close requests in.
@@ -297,12 +296,13 @@ func (s *Scheduler) requeue(r *request) []kvcache.Ended {
 // stop takes a request's slot and blocks away.
 func (s *Scheduler) stop(r *request) []kvcache.Ended {
 	if !r.active {
+		s.endSearch(r)
 		return s.unfind(r)
 	}
 	s.running = remove(s.running, r)
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
-	r.active, r.stalled, r.computed, r.inPlan, r.begun, r.moving, r.searched = false, false, 0, 0, false, 0, false
+	r.active, r.stalled, r.computed, r.inPlan, r.begun, r.moving = false, false, 0, 0, false, 0
 	return s.kv.Close(r.ID)
 }
 

@@ -148,46 +148,70 @@ func (s *Scheduler) giveUpMisfits(view View) {
 func (s *Scheduler) admit(view View, left *room) {
 	s.blocked = false
 	s.giveUpMisfits(view)
-	defer s.unfindAll()
-	for len(s.slots) > 0 && left.tokens > 0 && left.rows > 0 {
-		at := slices.IndexFunc(s.waiting, func(r *request) bool { return !r.searching && s.fits(r, view) })
-		if at < 0 {
+	defer s.endSearches()
+	for len(s.slots) > s.searching && left.tokens > 0 && left.rows > 0 {
+		r := s.next(view)
+		if r == nil {
 			return
 		}
-		r := s.waiting[at]
 		if view.Starving != 0 && view.Starving < r.Arrival {
 			// What becomes free here is for the older one elsewhere; its home asks for it.
 			s.blocked = true
 			return
 		}
-		free := s.kv.Free()
-		lack := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - s.elsewhere(r) - (free + view.PeersFree - s.outstanding())
-		// What others have of it takes no room here, so it may begin where there is none for all of it.
-		if !s.anyStalled() && free >= 1 && lack <= len(s.prefix(r)) && s.searches(r) {
-			continue
-		}
-		if s.anyStalled() || free < 1 || lack > 0 && lack > s.kv.InUse(s.prefix(r)) && !s.ownsAll(r) {
-			s.blocked = true
-			s.giveUpWaiting(r, view)
-			return
-		}
-		if s.kv.Open(r.ID) != nil {
+		if !s.kv.CanOpen(r.ID) {
 			// Blocks of its earlier life are still on the move; they come back soon.
 			s.blocked = true
 			return
 		}
-		s.stuck = 0
-		if s.hungry == r {
-			s.hungry, s.hunger = nil, 0
+		free := s.kv.Free()
+		found := blocksIn(r.search.found)
+		lack := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - found - (free + view.PeersFree - s.outstanding())
+		// What others have of it takes no room here, so it may begin where there is none for all of it.
+		if !s.anyStalled() && free >= 1 && lack <= s.mayFind(r) && s.searches(r) {
+			continue
 		}
-		s.waiting = slices.Delete(s.waiting, at, at+1)
-		r.slot = s.slots[len(s.slots)-1]
-		s.slots = s.slots[:len(s.slots)-1]
-		r.active, r.computed, r.cooldown, r.refused = true, s.kv.Adopt(r.ID, r.found, s.prefix(r)), 0, 0
-		r.found = nil
-		s.running = insert(s.running, r)
-		s.place(r, left)
+		if s.anyStalled() || free < 1 || lack > 0 && lack > s.kv.InUse(s.prefix(r)[found:]) && !s.ownsAll(r) {
+			s.blocked = true
+			s.giveUpWaiting(r, view)
+			return
+		}
+		s.start(r, left)
 	}
+}
+
+// next is the request to be admitted next; nil: none, or it has to wait for an older one.
+func (s *Scheduler) next(view View) *request {
+	at := slices.IndexFunc(s.waiting, func(r *request) bool { return !r.search.on && s.fits(r, view) })
+	if at < 0 {
+		return nil
+	}
+	// One that had no room after it was searched for keeps its turn during the next search: else younger ones would take
+	// what becomes free, again and again.
+	if slices.ContainsFunc(s.waiting[:at], func(r *request) bool { return r.search.on && r.search.last > 0 }) {
+		s.blocked = true
+		return nil
+	}
+	return s.waiting[at]
+}
+
+// start makes a waiting request run, from behind what is found of it.
+func (s *Scheduler) start(r *request, left *room) {
+	if s.kv.Open(r.ID) != nil {
+		s.blocked = true
+		return
+	}
+	s.stuck = 0
+	if s.hungry == r {
+		s.hungry, s.hunger = nil, 0
+	}
+	s.waiting = remove(s.waiting, r)
+	r.slot = s.slots[len(s.slots)-1]
+	s.slots = s.slots[:len(s.slots)-1]
+	r.active, r.computed, r.cooldown, r.refused = true, s.kv.Adopt(r.ID, r.search.found, s.prefix(r)), 0, 0
+	r.search = search{}
+	s.running = insert(s.running, r)
+	s.place(r, left)
 }
 
 // ownsAll says that the request alone would fit this pool, which is empty: the block for what comes after

@@ -1476,9 +1476,10 @@ type ShareKVReply struct {
 	Blocks        uint32                 `protobuf:"varint,1,opt,name=blocks,proto3" json:"blocks,omitempty"` // that are here from the first on and may be used; 0: none
 	Handle        uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
 	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
-	Next          string                 `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`        // an instance that may have the block behind them; empty: not known
-	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`    // of a refusal
-	Unknown       bool                   `protobuf:"varint,6,opt,name=unknown,proto3" json:"unknown,omitempty"` // the first block is not here
+	Next          string                 `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`          // an instance that may have the block behind them; empty: not known
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`      // of a refusal
+	Unknown       bool                   `protobuf:"varint,6,opt,name=unknown,proto3" json:"unknown,omitempty"`   // the first block is not here
+	Hostable      uint32                 `protobuf:"varint,7,opt,name=hostable,proto3" json:"hostable,omitempty"` // blocks that are left to be hosted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1553,6 +1554,13 @@ func (x *ShareKVReply) GetUnknown() bool {
 		return x.Unknown
 	}
 	return false
+}
+
+func (x *ShareKVReply) GetHostable() uint32 {
+	if x != nil {
+		return x.Hostable
+	}
+	return 0
 }
 
 type NameKVRequest struct {
@@ -2065,7 +2073,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x12\n" +
 	"\x04keys\x18\x02 \x01(\fR\x04keys\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x16\n" +
-	"\x06ticket\x18\x04 \x01(\x04R\x06ticket\"\xa4\x01\n" +
+	"\x06ticket\x18\x04 \x01(\x04R\x06ticket\"\xc0\x01\n" +
 	"\fShareKVReply\x12\x16\n" +
 	"\x06blocks\x18\x01 \x01(\rR\x06blocks\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +
@@ -2074,7 +2082,8 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"generation\x12\x12\n" +
 	"\x04next\x18\x04 \x01(\tR\x04next\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
-	"\aunknown\x18\x06 \x01(\bR\aunknown\"\xa1\x01\n" +
+	"\aunknown\x18\x06 \x01(\bR\aunknown\x12\x1a\n" +
+	"\bhostable\x18\a \x01(\rR\bhostable\"\xa1\x01\n" +
 	"\rNameKVRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +

@@ -21,7 +21,9 @@ func TestMemoryOnly(t *testing.T) {
 			keeper := command("serve", "--join", p.join, "--memory-only", "--dtype", "float32", "--transport", transport, "--instance-id", "m", "--threads", "1", poolFlag(t, 160))
 			startBeside(t, keeper, log)
 			p.instances(2)
-			lends := func(in server.InstanceView) bool { return in.ID == "m" && in.MemoryOnly && in.Steps == 0 && in.Running == 0 }
+			lends := func(in server.InstanceView) bool {
+				return in.ID == "m" && in.MemoryOnly && in.Steps == 0 && in.Running == 0
+			}
 
 			long := p.stream(body(prompt(2000, 1), 60))
 			long.next()
