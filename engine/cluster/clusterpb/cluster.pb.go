@@ -391,8 +391,13 @@ type Placement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // the request's public id
 	Tokens        uint32                 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	Spans         []*Span                `protobuf:"bytes,3,rep,name=spans,proto3" json:"spans,omitempty"`      // in order of position; the last is the home's own
-	Arrival       uint64                 `protobuf:"varint,4,opt,name=arrival,proto3" json:"arrival,omitempty"` // cluster-wide order, smaller is older
+	Spans         []*Span                `protobuf:"bytes,3,rep,name=spans,proto3" json:"spans,omitempty"`       // in order of position; the last is the home's own
+	Arrival       uint64                 `protobuf:"varint,4,opt,name=arrival,proto3" json:"arrival,omitempty"`  // cluster-wide order, smaller is older
+	Number        uint64                 `protobuf:"varint,20,opt,name=number,proto3" json:"number,omitempty"`   // the home's for the request; never used again there
+	Movable       uint32                 `protobuf:"varint,21,opt,name=movable,proto3" json:"movable,omitempty"` // of its oldest blocks at home, those that could be placed elsewhere now
+	Planned       uint32                 `protobuf:"varint,22,opt,name=planned,proto3" json:"planned,omitempty"` // blocks of the last MoveKV that are still to be placed; 0: it is over
+	PlannedTo     string                 `protobuf:"bytes,23,opt,name=planned_to,json=plannedTo,proto3" json:"planned_to,omitempty"`
+	Running       bool                   `protobuf:"varint,24,opt,name=running,proto3" json:"running,omitempty"` // else it waits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -453,6 +458,41 @@ func (x *Placement) GetArrival() uint64 {
 		return x.Arrival
 	}
 	return 0
+}
+
+func (x *Placement) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Placement) GetMovable() uint32 {
+	if x != nil {
+		return x.Movable
+	}
+	return 0
+}
+
+func (x *Placement) GetPlanned() uint32 {
+	if x != nil {
+		return x.Planned
+	}
+	return 0
+}
+
+func (x *Placement) GetPlannedTo() string {
+	if x != nil {
+		return x.PlannedTo
+	}
+	return ""
+}
+
+func (x *Placement) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
 }
 
 type Memory struct {
@@ -535,6 +575,10 @@ type Load struct {
 	PrefixQueries   uint64                 `protobuf:"varint,16,opt,name=prefix_queries,json=prefixQueries,proto3" json:"prefix_queries,omitempty"`                                      // tokens of requests that began
 	PrefixHits      uint64                 `protobuf:"varint,17,opt,name=prefix_hits,json=prefixHits,proto3" json:"prefix_hits,omitempty"`                                               // those of them whose KV was in the cache
 	KvBlocksCached  uint32                 `protobuf:"varint,18,opt,name=kv_blocks_cached,json=kvBlocksCached,proto3" json:"kv_blocks_cached,omitempty"`                                 // a part of kv_blocks_free: they hold KV that requests may begin with
+	Model           *Model                 `protobuf:"bytes,30,opt,name=model,proto3" json:"model,omitempty"`                                                                            // absent while the instance has not measured enough
+	MaxNumSeqs      uint32                 `protobuf:"varint,31,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`                                             // requests that run at once
+	PlannedMoves    uint64                 `protobuf:"varint,32,opt,name=planned_moves,json=plannedMoves,proto3" json:"planned_moves,omitempty"`                                         // MoveKV calls that were taken
+	PlannedBlocks   uint64                 `protobuf:"varint,33,opt,name=planned_blocks,json=plannedBlocks,proto3" json:"planned_blocks,omitempty"`                                      // blocks placed by them
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -695,6 +739,104 @@ func (x *Load) GetKvBlocksCached() uint32 {
 	return 0
 }
 
+func (x *Load) GetModel() *Model {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+func (x *Load) GetMaxNumSeqs() uint32 {
+	if x != nil {
+		return x.MaxNumSeqs
+	}
+	return 0
+}
+
+func (x *Load) GetPlannedMoves() uint64 {
+	if x != nil {
+		return x.PlannedMoves
+	}
+	return 0
+}
+
+func (x *Load) GetPlannedBlocks() uint64 {
+	if x != nil {
+		return x.PlannedBlocks
+	}
+	return 0
+}
+
+// Model is how long the instance's steps take, from its own: base + per_token * tokens + per_kv * KV tokens attended
+// here, in nanoseconds.
+type Model struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BaseNs        float64                `protobuf:"fixed64,1,opt,name=base_ns,json=baseNs,proto3" json:"base_ns,omitempty"`
+	PerTokenNs    float64                `protobuf:"fixed64,2,opt,name=per_token_ns,json=perTokenNs,proto3" json:"per_token_ns,omitempty"`
+	PerKvNs       float64                `protobuf:"fixed64,3,opt,name=per_kv_ns,json=perKvNs,proto3" json:"per_kv_ns,omitempty"`
+	RemoteNs      float64                `protobuf:"fixed64,4,opt,name=remote_ns,json=remoteNs,proto3" json:"remote_ns,omitempty"` // what asking creditors takes beside their work; 0: not measured
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Model) Reset() {
+	*x = Model{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Model) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Model) ProtoMessage() {}
+
+func (x *Model) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Model.ProtoReflect.Descriptor instead.
+func (*Model) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Model) GetBaseNs() float64 {
+	if x != nil {
+		return x.BaseNs
+	}
+	return 0
+}
+
+func (x *Model) GetPerTokenNs() float64 {
+	if x != nil {
+		return x.PerTokenNs
+	}
+	return 0
+}
+
+func (x *Model) GetPerKvNs() float64 {
+	if x != nil {
+		return x.PerKvNs
+	}
+	return 0
+}
+
+func (x *Model) GetRemoteNs() float64 {
+	if x != nil {
+		return x.RemoteNs
+	}
+	return 0
+}
+
 // Traffic counts what went over an instance's links since it started.
 type Traffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -712,7 +854,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +866,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +879,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Traffic) GetQueries() uint64 {
@@ -808,7 +950,7 @@ type Work struct {
 
 func (x *Work) Reset() {
 	*x = Work{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +962,7 @@ func (x *Work) String() string {
 func (*Work) ProtoMessage() {}
 
 func (x *Work) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +975,7 @@ func (x *Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Work.ProtoReflect.Descriptor instead.
 func (*Work) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Work) GetSteps() uint64 {
@@ -869,7 +1011,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1023,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1036,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HeartbeatRequest) GetId() string {
@@ -936,7 +1078,7 @@ type InstanceState struct {
 
 func (x *InstanceState) Reset() {
 	*x = InstanceState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1090,7 @@ func (x *InstanceState) String() string {
 func (*InstanceState) ProtoMessage() {}
 
 func (x *InstanceState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1103,7 @@ func (x *InstanceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceState.ProtoReflect.Descriptor instead.
 func (*InstanceState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InstanceState) GetId() string {
@@ -995,7 +1137,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1149,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1162,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HeartbeatReply) GetInstances() []*InstanceState {
@@ -1046,7 +1188,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1200,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1213,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StateRequest) GetInstancesOnly() bool {
@@ -1093,7 +1235,7 @@ type ClusterState struct {
 
 func (x *ClusterState) Reset() {
 	*x = ClusterState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1247,7 @@ func (x *ClusterState) String() string {
 func (*ClusterState) ProtoMessage() {}
 
 func (x *ClusterState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1260,7 @@ func (x *ClusterState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
 func (*ClusterState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ClusterState) GetInstances() []*InstanceState {
@@ -1159,7 +1301,7 @@ type HomePlacement struct {
 
 func (x *HomePlacement) Reset() {
 	*x = HomePlacement{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1313,7 @@ func (x *HomePlacement) String() string {
 func (*HomePlacement) ProtoMessage() {}
 
 func (x *HomePlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1326,7 @@ func (x *HomePlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HomePlacement.ProtoReflect.Descriptor instead.
 func (*HomePlacement) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HomePlacement) GetHome() string {
@@ -1219,7 +1361,7 @@ type TryMoveKVRequest struct {
 
 func (x *TryMoveKVRequest) Reset() {
 	*x = TryMoveKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1373,7 @@ func (x *TryMoveKVRequest) String() string {
 func (*TryMoveKVRequest) ProtoMessage() {}
 
 func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1386,7 @@ func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVRequest.ProtoReflect.Descriptor instead.
 func (*TryMoveKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TryMoveKVRequest) GetOwner() string {
@@ -1316,7 +1458,7 @@ type TryMoveKVReply struct {
 
 func (x *TryMoveKVReply) Reset() {
 	*x = TryMoveKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1470,7 @@ func (x *TryMoveKVReply) String() string {
 func (*TryMoveKVReply) ProtoMessage() {}
 
 func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1483,7 @@ func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVReply.ProtoReflect.Descriptor instead.
 func (*TryMoveKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TryMoveKVReply) GetAccepted() uint32 {
@@ -1389,7 +1531,7 @@ type SpanHandle struct {
 
 func (x *SpanHandle) Reset() {
 	*x = SpanHandle{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1543,7 @@ func (x *SpanHandle) String() string {
 func (*SpanHandle) ProtoMessage() {}
 
 func (x *SpanHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1556,7 @@ func (x *SpanHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpanHandle.ProtoReflect.Descriptor instead.
 func (*SpanHandle) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SpanHandle) GetHandle() uint32 {
@@ -1445,7 +1587,7 @@ type ReleaseKVRequest struct {
 
 func (x *ReleaseKVRequest) Reset() {
 	*x = ReleaseKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1599,7 @@ func (x *ReleaseKVRequest) String() string {
 func (*ReleaseKVRequest) ProtoMessage() {}
 
 func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1612,7 @@ func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReleaseKVRequest) GetOwner() string {
@@ -1509,7 +1651,7 @@ type ReleaseKVReply struct {
 
 func (x *ReleaseKVReply) Reset() {
 	*x = ReleaseKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1663,7 @@ func (x *ReleaseKVReply) String() string {
 func (*ReleaseKVReply) ProtoMessage() {}
 
 func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1676,111 @@ func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVReply.ProtoReflect.Descriptor instead.
 func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+}
+
+type MoveKVRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                   // the request's public id, which must be that of number
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`          // the home's for it
+	Blocks        uint32                 `protobuf:"varint,3,opt,name=blocks,proto3" json:"blocks,omitempty"`          // its oldest ones
+	Destination   string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // instance
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveKVRequest) Reset() {
+	*x = MoveKVRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveKVRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveKVRequest) ProtoMessage() {}
+
+func (x *MoveKVRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveKVRequest.ProtoReflect.Descriptor instead.
+func (*MoveKVRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *MoveKVRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MoveKVRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *MoveKVRequest) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *MoveKVRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+type MoveKVReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveKVReply) Reset() {
+	*x = MoveKVReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveKVReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveKVReply) ProtoMessage() {}
+
+func (x *MoveKVReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveKVReply.ProtoReflect.Descriptor instead.
+func (*MoveKVReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 type LeaveRequest struct {
@@ -1547,7 +1793,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1805,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1818,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LeaveRequest) GetId() string {
@@ -1597,7 +1843,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1855,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1868,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -1657,18 +1903,24 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x02id\x18\x03 \x01(\x04R\x02id\":\n" +
 	"\x04Span\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
-	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"~\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\x83\x02\n" +
 	"\tPlacement\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12/\n" +
 	"\x05spans\x18\x03 \x03(\v2\x19.infinite.cluster.v1.SpanR\x05spans\x12\x18\n" +
-	"\aarrival\x18\x04 \x01(\x04R\aarrival\"`\n" +
+	"\aarrival\x18\x04 \x01(\x04R\aarrival\x12\x16\n" +
+	"\x06number\x18\x14 \x01(\x04R\x06number\x12\x18\n" +
+	"\amovable\x18\x15 \x01(\rR\amovable\x12\x18\n" +
+	"\aplanned\x18\x16 \x01(\rR\aplanned\x12\x1d\n" +
+	"\n" +
+	"planned_to\x18\x17 \x01(\tR\tplannedTo\x12\x18\n" +
+	"\arunning\x18\x18 \x01(\bR\arunning\"`\n" +
 	"\x06Memory\x12\x1f\n" +
 	"\vtotal_bytes\x18\x01 \x01(\x04R\n" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\x82\x06\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xa2\a\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -1691,11 +1943,22 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x0eprefix_queries\x18\x10 \x01(\x04R\rprefixQueries\x12\x1f\n" +
 	"\vprefix_hits\x18\x11 \x01(\x04R\n" +
 	"prefixHits\x12(\n" +
-	"\x10kv_blocks_cached\x18\x12 \x01(\rR\x0ekvBlocksCached\x1a8\n" +
+	"\x10kv_blocks_cached\x18\x12 \x01(\rR\x0ekvBlocksCached\x120\n" +
+	"\x05model\x18\x1e \x01(\v2\x1a.infinite.cluster.v1.ModelR\x05model\x12 \n" +
+	"\fmax_num_seqs\x18\x1f \x01(\rR\n" +
+	"maxNumSeqs\x12#\n" +
+	"\rplanned_moves\x18  \x01(\x04R\fplannedMoves\x12%\n" +
+	"\x0eplanned_blocks\x18! \x01(\x04R\rplannedBlocks\x1a8\n" +
 	"\n" +
 	"LinksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x86\x02\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"{\n" +
+	"\x05Model\x12\x17\n" +
+	"\abase_ns\x18\x01 \x01(\x01R\x06baseNs\x12 \n" +
+	"\fper_token_ns\x18\x02 \x01(\x01R\n" +
+	"perTokenNs\x12\x1a\n" +
+	"\tper_kv_ns\x18\x03 \x01(\x01R\aperKvNs\x12\x1b\n" +
+	"\tremote_ns\x18\x04 \x01(\x01R\bremoteNs\"\x86\x02\n" +
 	"\aTraffic\x12\x18\n" +
 	"\aqueries\x18\x01 \x01(\x04R\aqueries\x12\x18\n" +
 	"\aanswers\x18\x02 \x01(\x04R\aanswers\x12!\n" +
@@ -1764,7 +2027,13 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05spans\x18\x02 \x03(\v2\x1f.infinite.cluster.v1.SpanHandleR\x05spans\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x18\n" +
 	"\atickets\x18\x04 \x03(\x04R\atickets\"\x10\n" +
-	"\x0eReleaseKVReply\"8\n" +
+	"\x0eReleaseKVReply\"q\n" +
+	"\rMoveKVRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x16\n" +
+	"\x06blocks\x18\x03 \x01(\rR\x06blocks\x12 \n" +
+	"\vdestination\x18\x04 \x01(\tR\vdestination\"\r\n" +
+	"\vMoveKVReply\"8\n" +
 	"\fLeaveRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\"\f\n" +
@@ -1774,10 +2043,11 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12K\n" +
 	"\bFindEtcd\x12$.infinite.cluster.v1.FindEtcdRequest\x1a\x19.infinite.cluster.v1.Etcd\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xd2\x02\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xa2\x03\n" +
 	"\x02KV\x12W\n" +
 	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12W\n" +
-	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12K\n" +
+	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12N\n" +
+	"\x06MoveKV\x12\".infinite.cluster.v1.MoveKVRequest\x1a .infinite.cluster.v1.MoveKVReply\x12K\n" +
 	"\x05Leave\x12!.infinite.cluster.v1.LeaveRequest\x1a\x1f.infinite.cluster.v1.LeaveReply\x12M\n" +
 	"\aConnect\x12\x1e.infinite.cluster.v1.LinkBytes\x1a\x1e.infinite.cluster.v1.LinkBytes(\x010\x01B;Z9github.com/infinite-llm/infinite/engine/cluster/clusterpbb\x06proto3"
 
@@ -1793,7 +2063,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
@@ -1804,59 +2074,65 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*Placement)(nil),        // 6: infinite.cluster.v1.Placement
 	(*Memory)(nil),           // 7: infinite.cluster.v1.Memory
 	(*Load)(nil),             // 8: infinite.cluster.v1.Load
-	(*Traffic)(nil),          // 9: infinite.cluster.v1.Traffic
-	(*Work)(nil),             // 10: infinite.cluster.v1.Work
-	(*HeartbeatRequest)(nil), // 11: infinite.cluster.v1.HeartbeatRequest
-	(*InstanceState)(nil),    // 12: infinite.cluster.v1.InstanceState
-	(*HeartbeatReply)(nil),   // 13: infinite.cluster.v1.HeartbeatReply
-	(*StateRequest)(nil),     // 14: infinite.cluster.v1.StateRequest
-	(*ClusterState)(nil),     // 15: infinite.cluster.v1.ClusterState
-	(*HomePlacement)(nil),    // 16: infinite.cluster.v1.HomePlacement
-	(*TryMoveKVRequest)(nil), // 17: infinite.cluster.v1.TryMoveKVRequest
-	(*TryMoveKVReply)(nil),   // 18: infinite.cluster.v1.TryMoveKVReply
-	(*SpanHandle)(nil),       // 19: infinite.cluster.v1.SpanHandle
-	(*ReleaseKVRequest)(nil), // 20: infinite.cluster.v1.ReleaseKVRequest
-	(*ReleaseKVReply)(nil),   // 21: infinite.cluster.v1.ReleaseKVReply
-	(*LeaveRequest)(nil),     // 22: infinite.cluster.v1.LeaveRequest
-	(*LeaveReply)(nil),       // 23: infinite.cluster.v1.LeaveReply
-	nil,                      // 24: infinite.cluster.v1.Load.LinksEntry
+	(*Model)(nil),            // 9: infinite.cluster.v1.Model
+	(*Traffic)(nil),          // 10: infinite.cluster.v1.Traffic
+	(*Work)(nil),             // 11: infinite.cluster.v1.Work
+	(*HeartbeatRequest)(nil), // 12: infinite.cluster.v1.HeartbeatRequest
+	(*InstanceState)(nil),    // 13: infinite.cluster.v1.InstanceState
+	(*HeartbeatReply)(nil),   // 14: infinite.cluster.v1.HeartbeatReply
+	(*StateRequest)(nil),     // 15: infinite.cluster.v1.StateRequest
+	(*ClusterState)(nil),     // 16: infinite.cluster.v1.ClusterState
+	(*HomePlacement)(nil),    // 17: infinite.cluster.v1.HomePlacement
+	(*TryMoveKVRequest)(nil), // 18: infinite.cluster.v1.TryMoveKVRequest
+	(*TryMoveKVReply)(nil),   // 19: infinite.cluster.v1.TryMoveKVReply
+	(*SpanHandle)(nil),       // 20: infinite.cluster.v1.SpanHandle
+	(*ReleaseKVRequest)(nil), // 21: infinite.cluster.v1.ReleaseKVRequest
+	(*ReleaseKVReply)(nil),   // 22: infinite.cluster.v1.ReleaseKVReply
+	(*MoveKVRequest)(nil),    // 23: infinite.cluster.v1.MoveKVRequest
+	(*MoveKVReply)(nil),      // 24: infinite.cluster.v1.MoveKVReply
+	(*LeaveRequest)(nil),     // 25: infinite.cluster.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 26: infinite.cluster.v1.LeaveReply
+	nil,                      // 27: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	4,  // 0: infinite.cluster.v1.JoinReply.etcd:type_name -> infinite.cluster.v1.Etcd
 	5,  // 1: infinite.cluster.v1.Placement.spans:type_name -> infinite.cluster.v1.Span
 	7,  // 2: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
-	9,  // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
-	10, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
-	24, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
-	8,  // 6: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
-	6,  // 7: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
-	8,  // 8: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
-	12, // 9: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
-	12, // 10: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
-	16, // 11: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
-	6,  // 12: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
-	19, // 13: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
-	1,  // 14: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
-	3,  // 15: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
-	11, // 16: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
-	14, // 17: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
-	17, // 18: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
-	20, // 19: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	22, // 20: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
-	0,  // 21: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 22: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	4,  // 23: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
-	13, // 24: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	15, // 25: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	18, // 26: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	21, // 27: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	23, // 28: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
-	0,  // 29: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	22, // [22:30] is the sub-list for method output_type
-	14, // [14:22] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	10, // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
+	11, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
+	27, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	9,  // 6: infinite.cluster.v1.Load.model:type_name -> infinite.cluster.v1.Model
+	8,  // 7: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
+	6,  // 8: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
+	8,  // 9: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
+	13, // 10: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
+	13, // 11: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
+	17, // 12: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
+	6,  // 13: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
+	20, // 14: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
+	1,  // 15: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
+	3,  // 16: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
+	12, // 17: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
+	15, // 18: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
+	18, // 19: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
+	21, // 20: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	23, // 21: infinite.cluster.v1.KV.MoveKV:input_type -> infinite.cluster.v1.MoveKVRequest
+	25, // 22: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
+	0,  // 23: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 24: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	4,  // 25: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
+	14, // 26: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	16, // 27: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	19, // 28: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	22, // 29: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	24, // 30: infinite.cluster.v1.KV.MoveKV:output_type -> infinite.cluster.v1.MoveKVReply
+	26, // 31: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
+	0,  // 32: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	24, // [24:33] is the sub-list for method output_type
+	15, // [15:24] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_engine_cluster_clusterpb_cluster_proto_init() }
@@ -1870,7 +2146,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
