@@ -21,7 +21,7 @@ type Device interface {
 
 // Lender places blocks with other instances. None of its methods may wait for the engine.
 type Lender interface {
-	Offload(o sched.Offload)      // asynchronous; the outcome comes by Engine.Moved
+	Offload(o sched.Offload)      // asynchronous, to o.To alone where that is given; the outcome comes by Engine.Moved
 	Release(spans []kvcache.Span) // asynchronous
 	View() sched.View             // of the rest of the cluster, now
 	PeerIndexLost(peer int)       // a step saw this peer fail

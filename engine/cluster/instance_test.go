@@ -46,8 +46,9 @@ type instance struct {
 	eng    *engine.Engine
 	rman   *RManager
 	fault  atomic.Pointer[fault]
-	hold   atomic.Bool // steps that only decode do not end
-	lost   chan string // what Home.PeerLost heard; never read is fine
+	model  atomic.Pointer[pb.Model] // reported
+	hold   atomic.Bool              // steps that only decode do not end
+	lost   chan string              // what Home.PeerLost heard; never read is fine
 	close  func()
 	closed sync.Once
 }
@@ -55,7 +56,7 @@ type instance struct {
 // The same glue as engine/node's.
 type testLender struct{ *RManager }
 
-func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
+func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
 func (l testLender) View() sched.View        { return sched.View(l.RManager.View()) }
 
 // testSteps are a device's whose steps can be held up: a request that is asked while they are gets its first
@@ -99,13 +100,23 @@ func (h testHome) PeerLost(peer string) {
 	h.eng.PeerLost(peer)
 }
 
+func (h testHome) Place(number kvcache.RequestID, id, to string, blocks int) error {
+	return h.eng.Place(engine.Placing{Request: number, ID: id, To: to, Blocks: blocks})
+}
+
 func (h testHome) Report() (*pb.Load, []*pb.Placement) {
 	c, s := h.kv.Counts(), h.eng.Stats()
 	load := &pb.Load{KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
-		Running: uint32(s.Running), Waiting: uint32(s.Waiting)}
+		Running: uint32(s.Running), Waiting: uint32(s.Waiting), PlannedMoves: s.PlannedMoves, PlannedBlocks: s.PlannedBlocks}
+	load.Model = h.model.Load()
 	var places []*pb.Placement
 	for _, r := range h.eng.Requests() {
-		places = append(places, &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival})
+		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival, Number: uint64(r.Request), Movable: uint32(r.Movable),
+			Planned: uint32(r.Planned), PlannedTo: r.PlannedTo, Running: r.Running}
+		for _, s := range append(r.Spans, engine.SpanInfo{Instance: h.id, Blocks: r.Local}) {
+			p.Spans = append(p.Spans, &pb.Span{Instance: s.Instance, Blocks: uint32(s.Blocks)})
+		}
+		places = append(places, p)
 	}
 	return load, places
 }

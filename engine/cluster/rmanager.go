@@ -60,6 +60,9 @@ type Home interface {
 	Moved(request kvcache.RequestID, span kvcache.Span, began bool, err error)
 	// PeerLost says that every span that Moved has reported at the instance is gone.
 	PeerLost(instance string)
+	// Place asks for so many of a running request's oldest blocks to be placed with an instance. It does not wait for
+	// that. An error is kvcache.ErrUnknown, also where number's request has another id, or kvcache.ErrState.
+	Place(number kvcache.RequestID, id, to string, blocks int) error
 	// Report is what the heartbeat carries; it may wait and call back.
 	Report() (*pb.Load, []*pb.Placement)
 }

@@ -37,7 +37,7 @@ func (n *Node) engineConfig(m *model.Model) engine.Config {
 // lender lets the engine borrow through the rManager.
 type lender struct{ *cluster.RManager }
 
-func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
+func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
 
 // View is the cluster's as it is: fields that differ would not compile.
 func (l lender) View() sched.View { return sched.View(l.RManager.View()) }
@@ -57,6 +57,7 @@ type home struct {
 	dev     *device.Device
 	id      string
 	memory  func() *pb.Memory
+	maxSeqs int
 	refused refusals
 }
 
@@ -83,6 +84,10 @@ func (h *home) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err er
 
 func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
 
+func (h *home) Place(number kvcache.RequestID, id, to string, blocks int) error {
+	return h.eng.Place(engine.Placing{Request: number, ID: id, To: to, Blocks: blocks})
+}
+
 // Report is what the heartbeat carries.
 func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	c, s, d := h.kv.Counts(), h.eng.Stats(), h.dev.Stats()
@@ -93,14 +98,18 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
 		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions, Recoveries: s.Recoveries,
 		PrefixQueries: s.PrefixQueries, PrefixHits: s.PrefixHits, KvBlocksCached: uint32(c.Cached),
-		Memory: h.memory(),
+		Memory: h.memory(), MaxNumSeqs: uint32(h.maxSeqs), PlannedMoves: s.PlannedMoves, PlannedBlocks: s.PlannedBlocks,
 		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
 			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},
 		Work: &pb.Work{Steps: d.Steps, StepNs: d.StepNs, RemoteWaitNs: d.RemoteWaitNs},
 	}
+	if m, ok := h.eng.Model(); ok {
+		load.Model = &pb.Model{BaseNs: m.Base, PerTokenNs: m.PerToken, PerKvNs: m.PerKV, RemoteNs: m.Remote}
+	}
 	var places []*pb.Placement
 	for _, r := range h.eng.Requests() {
-		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival}
+		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival, Number: uint64(r.Request), Movable: uint32(r.Movable),
+			Planned: uint32(r.Planned), PlannedTo: r.PlannedTo, Running: r.Running}
 		for _, span := range r.Spans {
 			p.Spans = append(p.Spans, &pb.Span{Instance: span.Instance, Blocks: uint32(span.Blocks)})
 		}

@@ -135,7 +135,7 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 	leader := &cluster.Leader{}
 	n.loops.Go(func() { cluster.FollowLeader(life, n.etcd, hello.Etcd.GetClusterId(), leader) })
 	go func() { n.finished <- n.eng.Run(life); close(n.finished) }()
-	n.rman.Start(&home{eng: n.eng, kv: n.kv, dev: n.dev, id: n.ID, memory: n.meter.memory}, n.dir, leader)
+	n.rman.Start(&home{eng: n.eng, kv: n.kv, dev: n.dev, id: n.ID, memory: n.meter.memory, maxSeqs: n.cfg.MaxNumSeqs}, n.dir, leader)
 
 	n.grpc = grpc.NewServer(cluster.ServerOptions(n.cfg.ClusterSecret)...)
 	pb.RegisterKVServer(n.grpc, n.rman)

@@ -4,6 +4,7 @@
 //	sched.go     requests and their way: Add, Commit, Restart, Remove
 //	schedule.go  one step's plan: who runs, how many tokens
 //	pressure.go  what to do when the pool runs short: offload, stall, preempt, fail
+//	planned.go   blocks that a plan for the cluster wants elsewhere
 //
 // There is no prefill phase and no decode phase. A request has Tokens known tokens and computed ones;
 // each step lets requests catch up under one token budget, those that run before those that wait, and
@@ -65,6 +66,7 @@ type Item struct {
 type Offload struct {
 	Request kvcache.RequestID
 	Blocks  int
+	To      string // the only instance to place them with; "": any
 }
 
 // Preemption is a request that gave up its blocks and waits again.
@@ -134,6 +136,8 @@ type Scheduler struct {
 	hunger  int        // plans in which it had none, less those in which it had some
 	plan    Plan
 	order   []*request // scratch
+
+	placedBlocks uint64
 }
 
 type request struct {
@@ -148,6 +152,7 @@ type request struct {
 	cooldown int // plans before another offload is tried
 	refused  int // offloads in a row that came to nothing
 	misfits  int // plans in a row in which the whole cluster was too small for it
+	planned  planned
 }
 
 // New returns a scheduler over a pool that is its alone to open, grow and close requests in.
@@ -297,6 +302,7 @@ func (s *Scheduler) stop(r *request) []kvcache.Span {
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
 	r.active, r.stalled, r.computed, r.inPlan, r.begun, r.moving = false, false, 0, 0, false, 0
+	r.planned = planned{}
 	return s.kv.Close(r.ID)
 }
 
@@ -307,6 +313,10 @@ func (s *Scheduler) Moved(id kvcache.RequestID, ok bool) {
 		return
 	}
 	r.moving = 0
+	if r.planned.asked > 0 {
+		s.placed(r)
+		return
+	}
 	if ok {
 		r.refused, r.cooldown = 0, 0
 		return
