@@ -45,9 +45,11 @@ type instance struct {
 	kv     *kvcache.Manager
 	eng    *engine.Engine
 	rman   *RManager
+	dir    *Directory
 	fault  atomic.Pointer[fault]
 	model  atomic.Pointer[pb.Model] // reported
 	hold   atomic.Bool              // steps that only decode do not end
+	pass   atomic.Int64             // as many of them do all the same
 	lost   chan string              // what Home.PeerLost heard; never read is fine
 	close  func()
 	closed sync.Once
@@ -64,14 +66,22 @@ func (l testLender) View() sched.View        { return sched.View(l.RManager.View
 type testSteps struct {
 	*device.Device
 	hold *atomic.Bool
+	pass *atomic.Int64
 }
 
 func (d testSteps) Wait(timeout time.Duration) (bool, error) {
-	if d.hold.Load() && d.decodes() {
+	if !d.hold.Load() || !d.decodes() {
+		return d.Device.Wait(timeout)
+	}
+	if d.pass.Load() <= 0 {
 		time.Sleep(min(timeout, 5*time.Millisecond))
 		return false, nil
 	}
-	return d.Device.Wait(timeout)
+	done, err := d.Device.Wait(timeout)
+	if done {
+		d.pass.Add(-1)
+	}
+	return done, err
 }
 
 func (d testSteps) decodes() bool {
@@ -172,12 +182,13 @@ func startInstance(t *testing.T, etcd []string, id string, blocks int, transport
 	must(err)
 	dir, err := Watch(t.Context(), client, testID)
 	must(err)
+	n.dir = dir
 	query, move := slotBytes(t)
 	session := fmt.Sprint(time.Now().UnixNano())
 	n.rman = NewRManager(Config{ID: id, Session: session, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
 		Heartbeat: 20 * time.Millisecond}, n.kv, Device{Spans: n.dev, Moves: testMoves{n.dev}, Links: n.dev, Rails: n.dev}, links)
 	n.eng, err = engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
-		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}, testSteps{n.dev, &n.hold}, n.kv, testLender{n.rman})
+		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}, testSteps{n.dev, &n.hold, &n.pass}, n.kv, testLender{n.rman})
 	must(err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
