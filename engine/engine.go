@@ -51,7 +51,7 @@ type RequestInfo struct {
 	Tokens  int        // known tokens: prompt and answer
 	Spans   []SpanInfo // oldest blocks first
 	Local   int        // blocks after the spans
-	Movable int        // of them, blocks that may be placed elsewhere now and would be free then
+	Movable int        // of them, blocks that may be placed elsewhere, behind those on their way, and would be free then
 	Running bool
 	// Blocks that Place asked for and that are not placed yet, and where they go.
 	Planned   int
@@ -287,7 +287,7 @@ func (e *Engine) Requests() []RequestInfo {
 		}
 		out[i].Local = len(t.Local)
 		if !e.kv.Shares(id) {
-			out[i].Movable = e.kv.Size(id).Movable
+			out[i].Movable = movable(e.kv.Size(id))
 		}
 		for _, s := range t.Spans {
 			out[i].Spans = append(out[i].Spans, SpanInfo{s.Instance, s.Blocks})

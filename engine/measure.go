@@ -13,7 +13,7 @@ import (
 
 // work is what a step computed, for the fit of this instance's model.
 func (e *Engine) work(st *batch.Step, took time.Duration) plan.Step {
-	w := plan.Step{Tokens: int(st.Head.NTokens), Took: took}
+	w := plan.Step{Tokens: int(st.Head.NTokens), Hosts: e.kv.Counts().Hosted > 0, Took: took}
 	for i := range st.Seqs[:st.Head.NSeqs] {
 		q := &st.Seqs[i]
 		n, before := int(q.NTokens), int(q.Pos0)-min(int(q.LocalPos0), int(q.Pos0))
@@ -65,7 +65,7 @@ func (e *Engine) Place(p Placing) error {
 	if !r.running.Load() || r.planned.Load() > 0 {
 		return fmt.Errorf("cannot place blocks of request %s: it waits, or others are being placed: %w", p.ID, kvcache.ErrState)
 	}
-	if can := e.kv.Size(r.id).Movable; p.Blocks < 1 || p.Blocks > can || p.To == "" {
+	if can := movable(e.kv.Size(r.id)); p.Blocks < 1 || p.Blocks > can || p.To == "" {
 		return fmt.Errorf("cannot place %d blocks of request %s with %q: %d can move: %w", p.Blocks, p.ID, p.To, can, kvcache.ErrState)
 	}
 	r.planned.Store(int64(p.Blocks))
@@ -74,6 +74,14 @@ func (e *Engine) Place(p Placing) error {
 	e.inbox.places = append(e.inbox.places, p)
 	e.signal()
 	return nil
+}
+
+// movable is how many blocks may go, now or once those on their way have arrived; the last one stays.
+func movable(s kvcache.Size) int {
+	if s.Moving > 0 {
+		return max(0, s.Local-s.Moving-1)
+	}
+	return s.Movable
 }
 
 // begin hands what Place took to the scheduler, which may know better by now.

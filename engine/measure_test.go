@@ -34,7 +34,11 @@ func TestWorkOfAStep(t *testing.T) {
 		"a part elsewhere": {[]seq{{64, 2, []batch.Span{span(0, 64)}}}, plan.Step{Tokens: 2, Scores: 3, Asked: 64}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := &Engine{}
+			kv, err := kvcache.New(4, blockSize)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := &Engine{kv: kv}
 			for range 2 { // what one step asked says nothing of the next
 				st := batch.NewStep(batch.Limits{MaxTokens: 64, MaxSeqs: 4, MaxRows: 4, MaxBlocks: 64, MaxSpans: 8})
 				st.Reset(1, 0, 0)

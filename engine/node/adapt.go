@@ -10,6 +10,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/model"
+	"github.com/infinite-llm/infinite/engine/plan"
 	"github.com/infinite-llm/infinite/engine/sched"
 )
 
@@ -22,6 +23,10 @@ var StepFlags uint32
 
 // StepDevice makes the device of the step loop. Only tests set it, before Start, to hold steps up.
 var StepDevice = func(d *device.Device) engine.Device { return d }
+
+// StepModel takes the place of what an instance measures. Only tests set it, before Start: what a test machine measures is
+// not the same twice.
+var StepModel *plan.Model
 
 func (n *Node) engineConfig(m *model.Model) engine.Config {
 	return engine.Config{
@@ -103,7 +108,11 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},
 		Work: &pb.Work{Steps: d.Steps, StepNs: d.StepNs, RemoteWaitNs: d.RemoteWaitNs},
 	}
-	if m, ok := h.eng.Model(); ok {
+	m, ok := h.eng.Model()
+	if StepModel != nil {
+		m, ok = *StepModel, true
+	}
+	if ok {
 		load.Model = &pb.Model{BaseNs: m.Base, PerTokenNs: m.PerToken, PerKvNs: m.PerKV, RemoteNs: m.Remote}
 	}
 	var places []*pb.Placement

@@ -28,9 +28,11 @@ func (m Model) Saturation() float64 { return saturated / (1 - saturated) * m.Bas
 
 // remote is Remote, and while that is not measured half of Base: on the GPU where both were measured it was less than
 // a third. Such a guess lets a plan be tried where there is much to gain, and the first steps after it replace the guess.
+// A tenth of Base is the least that is believed: Remote is what is left of a step when all else is taken off, and
+// whatever is overrated there is missing from it.
 func (m Model) remote() float64 {
 	if m.Remote > 0 {
-		return m.Remote
+		return max(m.Remote, m.Base/10)
 	}
 	return m.Base / 2
 }

@@ -12,6 +12,7 @@ type Step struct {
 	Scores int // queries times keys of requests with more, here: their attention costs arithmetic, not reading
 	// Asked is the most KV tokens that one creditor attended to for the step; 0: it asked nobody.
 	Asked int
+	Hosts bool // it had blocks of others, and may have worked for them meanwhile
 	Took  time.Duration
 }
 
@@ -37,7 +38,8 @@ const (
 //
 // What would bias the fit has no part in it: a step that asked creditors waited for them, so it only tells Remote;
 // prefill has a term of its own, since its attention costs far less per key than a decode's; and a step that was held
-// up (the process did not run for a while) counts as at most heldUp times its bucket's mean.
+// up (the process did not run for a while) counts as at most heldUp times its bucket's mean. An instance that hosts learns
+// nothing, since it shares its device with answers to others; it is no debtor either.
 type Fit struct {
 	buckets [tokenClasses][kvClasses][scoreClasses]bucket
 	steps   uint64
@@ -62,7 +64,7 @@ func (m *mean) add(x float64) {
 
 // Add takes a step.
 func (f *Fit) Add(s Step) {
-	if s.Tokens < 1 || s.Took <= 0 || s.KV < 0 || s.Scores < 0 {
+	if s.Hosts || s.Tokens < 1 || s.Took <= 0 || s.KV < 0 || s.Scores < 0 {
 		return
 	}
 	f.steps++

@@ -128,6 +128,13 @@ func TestFitsThatCannotBeTrusted(t *testing.T) {
 				f.Add(Step{Tokens: 1 + rng.IntN(64), KV: 1 + rng.IntN(1<<16), Took: time.Duration(1 + rng.ExpFloat64()*1e6)})
 			}
 		},
+		"an instance that hosts": func(f *Fit, rng *rand.Rand) {
+			for range 5000 {
+				s := Step{Tokens: 1 + rng.IntN(64), KV: 1 + rng.IntN(1<<16), Hosts: true}
+				s.Took = gpu.took(s)
+				f.Add(s)
+			}
+		},
 		"nonsense": func(f *Fit, rng *rand.Rand) {
 			for i := range 5000 {
 				f.Add(Step{Tokens: -i, KV: -i, Scores: -i, Took: time.Duration(-i)})

@@ -19,10 +19,10 @@ type scenario struct {
 
 var scenarios = []scenario{
 	// The paper's: the others have next to nothing. The short requests' every step has the long one's attention in it.
-	{"a queue behind a very long request", 20000, 250000, 150, 400, 1, 10 * time.Second, 1.15},
-	{"a very long request that nearly fills its pool", 16000, 250000, 400, 200, 1, 5 * time.Second, 1.1},
+	{"a queue behind a very long request", 20000, 250000, 400, 400, 1, 20 * time.Second, 1.15},
+	{"a very long request that nearly fills its pool", 16000, 250000, 800, 200, 1, 20 * time.Second, 1.08},
 	// Nobody is short of blocks, so pressure does nothing.
-	{"a very long request among a few", 20000, 250000, 8, 2000, 0, 10 * time.Second, 1.3},
+	{"a very long request among a few", 20000, 250000, 8, 4000, 0, 20 * time.Second, 1.3},
 	// One that is short, in a small pool: pressure does all that there is to do, and plans do no harm.
 	{"a long request that fills a small pool", 2200, 32000, 120, 200, 1, 5 * time.Second, 0.98},
 }

@@ -14,7 +14,7 @@ const (
 	fullMemory = 0.98
 	// leastGain is what a move must raise the rate of those concerned by, as a share: the model is not more exact, and a
 	// balanced cluster is left alone.
-	leastGain = 0.02
+	leastGain = 0.05
 
 	maxCreditors = 8    // that are tried for a debtor, those with most room
 	maxSpans     = 8    // of a request, beyond which plans do not cut it further: each is looked up in every step

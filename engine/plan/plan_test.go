@@ -50,7 +50,7 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 			r := Request{Number: scan(t, d, "number", uint64(1)) + uint64(k), Tokens: scan(t, d, "tokens", 0), Planned: scan(t, d, "planned", 0), PlannedTo: scan(t, d, "to", "")}
 			r.ID = fmt.Sprintf("r%d", r.Number)
 			if r.Running = !d.HasArg("waits"); r.Running {
-				r.Local = (r.Tokens + c.s.BlockSize - 1) / c.s.BlockSize
+				r.Local = scan(t, d, "held", (r.Tokens+c.s.BlockSize-1)/c.s.BlockSize)
 				if n := scan(t, d, "there", 0); n > 0 {
 					r.Spans = []Span{{Instance: scan(t, d, "with", ""), Blocks: n}}
 					r.Local -= n

@@ -31,6 +31,9 @@ func anyCluster(rng *rand.Rand, n, most int) *Snapshot {
 			r := Request{Number: number, ID: fmt.Sprint(number), Tokens: size * 16, Running: size <= in.Free && rng.IntN(4) > 0}
 			if r.Running {
 				r.Local = size
+				if rng.IntN(8) == 0 {
+					r.Tokens += 16 * rng.IntN(100) // not computed yet
+				}
 				r.Movable = rng.IntN(size)
 				in.Free -= size
 			}

@@ -185,6 +185,7 @@ func (c *sim) begin(n *simNode) {
 		return
 	}
 	n.step = append(n.step, p.Items...)
+	n.work.Hosts = n.kv.Counts().Hosted > 0
 	asked := map[string]int{}
 	for _, it := range p.Items {
 		table, err := n.kv.Table(it.Request)
@@ -303,7 +304,7 @@ func (c *sim) heartbeats() {
 			q := Request{Number: uint64(id), Tokens: r.tokens, Planned: n.s.Planned(id)}
 			if table, err := n.kv.Table(id); err == nil {
 				size := n.kv.Size(id)
-				q.Running, q.Local, q.Movable = true, size.Local, size.Movable
+				q.Running, q.Local, q.Movable = true, size.Local, max(0, size.Local-1-size.Moving)
 				for _, s := range table.Spans {
 					q.Spans = append(q.Spans, Span{s.Instance, s.Blocks})
 				}

@@ -144,7 +144,11 @@ func newInstance(in *Instance, number, blockSize int) *instance {
 		out.need += max(0, size+lead-held)
 		out.here += max(0, r.Local)
 		out.planned = out.planned || r.Planned > 0
-		out.requests = append(out.requests, &request{Request: r, movable: max(0, min(r.Movable, r.Local-1)), spans: len(r.Spans), last: -1})
+		q := &request{Request: r, movable: max(0, min(r.Movable, r.Local-1)), spans: len(r.Spans), last: -1}
+		if held < size {
+			q.movable = 0 // it is in its prompt: every chunk of that would carry hundreds of queries to the creditor
+		}
+		out.requests = append(out.requests, q)
 	}
 	if in.MaxSeqs > 0 {
 		most := max(0, min(in.MaxSeqs-out.running, len(out.sizes)-1))
