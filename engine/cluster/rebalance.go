@@ -18,9 +18,10 @@ import (
 )
 
 const (
-	movers      = 8           // MoveKV calls at a time
-	moveKVLimit = time.Second // of one call
-	barPeriods  = 3           // in which nothing is planned between two instances after a call that failed
+	movers      = 8               // MoveKV calls at a time
+	moveKVLimit = time.Second     // of one call
+	planLimit   = 5 * time.Second // of all calls for a plan, which is old by then
+	barPeriods  = 3               // in which nothing is planned between two instances after a call that failed
 	// quarters of a period: how often a plan may be made under pressure.
 	quarters = 4
 )
@@ -84,6 +85,8 @@ func (b *rebalancer) plan(ctx context.Context, now time.Time) {
 		seen[k] = true
 		return again
 	})
+	ctx, end := context.WithTimeout(ctx, planLimit)
+	defer end()
 	errs := make([]error, len(moves))
 	var calls sync.WaitGroup
 	places := make(chan struct{}, movers)
