@@ -152,7 +152,9 @@ func TestNonsense(t *testing.T) {
 			}
 		}
 		if rng.IntN(3) == 0 {
-			s.Instances = append(s.Instances, s.Instances[0], Instance{})
+			again := s.Instances[1]
+			again.ID = "i0"
+			s.Instances = append(s.Instances, again, Instance{})
 			s.BlockSize = rng.IntN(2) - 1
 		}
 		for _, m := range Moves(s) {

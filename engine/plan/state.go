@@ -99,18 +99,18 @@ type request struct {
 
 func newCluster(s *Snapshot) *cluster {
 	c := &cluster{blockSize: float64(max(1, s.BlockSize)), index: map[string]int{}, barred: s.Barred}
+	var from []*Instance // of c.at
 	for i := range s.Instances {
-		if in := &s.Instances[i]; in.ID != "" {
-			if _, twice := c.index[in.ID]; !twice {
-				c.index[in.ID] = len(c.at)
-				c.at = append(c.at, newInstance(in, len(c.at), max(1, s.BlockSize)))
-			}
+		in := &s.Instances[i]
+		if _, twice := c.index[in.ID]; twice || in.ID == "" {
+			continue
 		}
+		c.index[in.ID] = len(c.at)
+		c.at = append(c.at, newInstance(in, len(c.at), max(1, s.BlockSize)))
+		from = append(from, in)
 	}
-	for i := range s.Instances {
-		if at, ok := c.index[s.Instances[i].ID]; ok && c.at[at].id == s.Instances[i].ID {
-			c.addSpans(c.at[at], s.Instances[i].Requests)
-		}
+	for i, in := range from {
+		c.addSpans(c.at[i], in.Requests)
 	}
 	c.standIn()
 	return c
