@@ -19,14 +19,20 @@ type Device interface {
 	Err() error
 }
 
-// Lender places blocks with other instances. None of its methods may wait for the engine.
+// Lender is the rest of the cluster. None of its methods may wait for the engine.
 type Lender interface {
-	Offload(o sched.Offload)      // asynchronous, to o.To alone where that is given; the outcome comes by Engine.Moved
-	Release(spans []kvcache.Span) // asynchronous
-	View() sched.View             // of the rest of the cluster, now
-	PeerIndexLost(peer int)       // a step saw this peer fail
+	Blocks
+	View() sched.View       // of the rest of the cluster, now
+	PeerIndexLost(peer int) // a step saw this peer fail
 	// Starving says that the request of this arrival has long waited for room here, 0: none does.
 	Starving(arrival uint64)
+}
+
+// Blocks has blocks of requests with other instances. Its methods do not wait for those.
+type Blocks interface {
+	Offload(o sched.Offload)       // to o.To alone where that is given; the outcome comes by Engine.Moved
+	Search(s sched.Search)         // the outcome comes by Engine.Found
+	Release(spans []kvcache.Ended) // gives back
 }
 
 // MoveResult is the outcome of an Offload.

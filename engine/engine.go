@@ -65,6 +65,7 @@ type Stats struct {
 	Requests, Finished, Failed, Cancelled, Preemptions uint64
 	Recoveries                                         uint64 // requests recomputed because KV was lost with a peer
 	PrefixQueries, PrefixHits                          uint64 // tokens of requests that began, and those with KV in the cache
+	SharedQueries, SharedHits                          uint64 // of them, tokens that others were asked for, and those whose KV is used there
 	Offloads, OffloadedBlocks, RefusedOffloads         uint64
 	PlannedMoves, PlannedBlocks                        uint64        // calls of Place, and the blocks placed by them
 	StepTime                                           time.Duration // sum over steps
@@ -120,7 +121,14 @@ type inbox struct {
 // before, and is not if the instance came back and it was moved there after.
 type news struct {
 	moved *MoveResult
-	lost  string // an instance, without moved
+	found *searchResult
+	lost  string // an instance, without the others
+}
+
+// searchResult is the outcome of a Search.
+type searchResult struct {
+	request kvcache.RequestID
+	spans   []kvcache.Span
 }
 
 // rate measures tokens per second over windows of a second.
@@ -255,6 +263,14 @@ func (e *Engine) Moved(m MoveResult) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.inbox.news = append(e.inbox.news, news{moved: &m})
+	e.signal()
+}
+
+// Found takes the outcome of a Search: spans that hold the request's first blocks, in order, or none.
+func (e *Engine) Found(request kvcache.RequestID, spans []kvcache.Span) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inbox.news = append(e.inbox.news, news{found: &searchResult{request, spans}})
 	e.signal()
 }
 

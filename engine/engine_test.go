@@ -243,7 +243,7 @@ func TestStarvingIsTold(t *testing.T) {
 		})
 	}
 	told(42)
-	if err := n.kv.Unhost("elsewhere", h.Handle, h.Generation); err != nil {
+	if err := n.kv.Unhost("elsewhere", h.Handle, h.Generation, nil); err != nil {
 		t.Fatal(err)
 	}
 	checkAnswer(t, s, 1, prompt(1, 60), 40)

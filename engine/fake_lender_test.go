@@ -7,7 +7,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/sched"
 )
 
-// Offload, Release, View, PeerIndexLost: the lender.
+// Offload, Search, Release, View, PeerIndexLost: the lender.
 func (n *simNode) Offload(o sched.Offload) {
 	n.c.wg.Add(1)
 	go func() {
@@ -26,8 +26,8 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 		return res
 	}
 	last := kvcache.Span{Peer: uint32(n.index)}
-	if len(t.Spans) > 0 {
-		last = t.Spans[len(t.Spans)-1]
+	if k := len(t.Spans); k > 0 && !t.Spans[k-1].Shared {
+		last = t.Spans[k-1]
 	}
 	for k := range n.c.nodes {
 		p := n.c.nodes[(int(last.Peer)+k)%len(n.c.nodes)]
@@ -42,7 +42,7 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 		blocks, err := n.kv.BeginMove(o.Request, to, min(o.Blocks, len(h.Blocks)-first))
 		if err != nil {
 			if first == 0 {
-				_ = p.kv.Unhost(n.name(), h.Handle, h.Generation)
+				_ = p.kv.Unhost(n.name(), h.Handle, h.Generation, nil)
 			}
 			res.Err = err
 			return res
@@ -70,9 +70,34 @@ func (n *simNode) host(owner string, last kvcache.Span, blocks int) (kvcache.Hos
 	return h, 0, err
 }
 
-func (n *simNode) Release(spans []kvcache.Span) {
+// Search asks all others for what comes next until none has it.
+func (n *simNode) Search(s sched.Search) {
+	n.c.wg.Add(1)
+	go func() {
+		defer n.c.wg.Done()
+		var spans []kvcache.Span
+		keys := s.Keys
+		for more := true; more && len(keys) > 0 && (len(spans) == 0 || n.kv.Run(keys) == 0); {
+			more = false
+			for _, p := range n.c.nodes {
+				if p == n || p.isDead() {
+					continue
+				}
+				if h, err := p.kv.Share(n.name(), 0, keys); err == nil {
+					spans = append(spans, kvcache.Span{
+						Instance: p.name(), Peer: uint32(p.index), Handle: h.Handle, Generation: h.Generation, Blocks: len(h.Blocks), Shared: true,
+					})
+					keys, more = keys[len(h.Blocks):], true
+				}
+			}
+		}
+		n.eng.Found(s.Request, spans)
+	}()
+}
+
+func (n *simNode) Release(spans []kvcache.Ended) {
 	for _, s := range spans {
-		if err := n.c.nodes[s.Peer].kv.Unhost(n.name(), s.Handle, s.Generation); err != nil && !n.c.nodes[s.Peer].isDead() {
+		if err := n.c.nodes[s.Peer].kv.Unhost(n.name(), s.Handle, s.Generation, s.Keys); err != nil && !n.c.nodes[s.Peer].isDead() {
 			n.c.t.Errorf("release: %v", err)
 		}
 	}

@@ -70,14 +70,19 @@ func (e *Engine) takeInbox() {
 	e.mu.Unlock()
 	// Moves before cancellations: a request that is cancelled below then has its spans in one piece.
 	for _, n := range in.news {
-		if n.moved != nil {
+		switch {
+		case n.moved != nil:
 			e.settle(*n.moved)
-		} else {
+		case n.found != nil:
+			e.release(e.sched.Found(n.found.request, n.found.spans))
+		default:
 			e.lose(n.lost)
 		}
 	}
 	for _, r := range in.submits {
-		err := e.sched.Add(sched.Request{ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows(), Handed: r.Handed, Keys: r.keys})
+		err := e.sched.Add(sched.Request{
+			ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows(), Handed: r.Handed, Keys: r.keys, Near: r.Near,
+		})
 		if err != nil {
 			e.fail(r, err)
 		}
@@ -95,6 +100,7 @@ func (e *Engine) takeInbox() {
 
 // lose recomputes the requests that have blocks at an instance.
 func (e *Engine) lose(instance string) {
+	e.release(e.sched.Lost(instance))
 	for _, id := range e.kv.RequestsAt(instance) {
 		if r := e.get(id); r != nil {
 			e.recompute(r, instance)
@@ -123,7 +129,7 @@ func (e *Engine) recompute(r *request, instance string) {
 
 // settle books the outcome of a move. The blocks that it frees were last read by a step that is over.
 func (e *Engine) settle(m MoveResult) {
-	var orphans []kvcache.Span
+	var orphans []kvcache.Ended
 	err := m.Err
 	switch {
 	case err == nil:
@@ -146,7 +152,7 @@ func (e *Engine) settle(m MoveResult) {
 	e.stats.OffloadedBlocks += uint64(m.Span.Blocks)
 }
 
-func (e *Engine) release(spans []kvcache.Span) {
+func (e *Engine) release(spans []kvcache.Ended) {
 	if len(spans) > 0 {
 		e.lender.Release(spans)
 	}
@@ -170,10 +176,24 @@ func (e *Engine) apply(p *sched.Plan) {
 	for _, o := range p.Offloads {
 		e.lender.Offload(o)
 	}
+	for _, x := range p.Searches {
+		e.search(x)
+	}
 	if p.Starving != e.hungry {
 		e.hungry = p.Starving
 		e.lender.Starving(p.Starving)
 	}
+}
+
+// search looks for a request's beginning with others; it may be done again, and counts once.
+func (e *Engine) search(s sched.Search) {
+	if r := e.get(s.Request); !r.searched {
+		r.searched = true
+		e.mu.Lock()
+		e.stats.SharedQueries += uint64(len(s.Keys) * e.kv.BlockSize())
+		e.mu.Unlock()
+	}
+	e.lender.Search(s)
 }
 
 // handOn ends the requests without room on an instance that stops, so that another one goes on with them: an instance

@@ -13,7 +13,8 @@ import (
 
 // work is what a step computed, for the fit of this instance's model.
 func (e *Engine) work(st *batch.Step, took time.Duration) plan.Step {
-	w := plan.Step{Tokens: int(st.Head.NTokens), Hosts: e.kv.Counts().Hosted > 0, Took: took}
+	c := e.kv.Counts()
+	w := plan.Step{Hosts: c.Hosted+c.Shared > 0, Tokens: int(st.Head.NTokens), Took: took}
 	for i := range st.Seqs[:st.Head.NSeqs] {
 		q := &st.Seqs[i]
 		n, before := int(q.NTokens), int(q.Pos0)-min(int(q.LocalPos0), int(q.Pos0))

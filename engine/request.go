@@ -27,6 +27,7 @@ type Request struct {
 	PromptLogprobs int     // the same for the prompt's tokens
 	Arrival        uint64  // order in the cluster, smaller is older; 0: now
 	CacheSalt      string  // requests share KV in the cache with those of the same salt alone
+	Near           string  // another instance that may have KV of its beginning; "": none is known
 }
 
 // Alt is an alternative to a token.
@@ -106,6 +107,7 @@ type request struct {
 	root      kvcache.Key    // of keys
 	keys      []kvcache.Key  // of the tokens' full blocks
 	begun     bool           // it was in a step once
+	searched  bool           // others were searched for its beginning
 	cached    int            // tokens whose KV was there then
 	queued    time.Duration  // until then
 	masked    bool           // the slot keeps stop tokens from being sampled

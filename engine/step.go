@@ -20,6 +20,7 @@ type share struct {
 	prompt int // rows for prompt log probabilities
 	sample bool
 	first  bool // since it was admitted
+	shared int  // tokens in shared spans
 }
 
 // fill writes the plan into the device's step. It says whether there is anything to compute.
@@ -59,8 +60,9 @@ func (e *Engine) prepare(r *request, it sched.Item) error {
 	return nil
 }
 
-// begins counts what a request that was admitted has found in the cache; began is the time of its first step.
-func (e *Engine) begins(r *request, cached int, began time.Time) {
+// begins counts what a request that was admitted has found in the cache, and of that with others; began is the time of its
+// first step.
+func (e *Engine) begins(r *request, cached, shared int, began time.Time) {
 	if !r.begun {
 		r.begun, r.cached, r.queued = true, min(cached, len(r.Prompt)), began.Sub(r.submitted)
 	}
@@ -68,6 +70,7 @@ func (e *Engine) begins(r *request, cached int, began time.Time) {
 		e.mu.Lock()
 		e.stats.PrefixQueries += uint64(len(r.tokens))
 		e.stats.PrefixHits += uint64(cached)
+		e.stats.SharedHits += uint64(shared)
 		e.mu.Unlock()
 	}
 }
@@ -87,12 +90,14 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 	}
 	bs := e.kv.BlockSize()
 	e.spans = e.spans[:0]
-	pos := 0
+	pos, shared := 0, 0
 	for _, s := range e.table.Spans {
 		e.spans = append(e.spans, batchSpan{
 			Peer: s.Peer, Handle: s.Handle, Generation: s.Generation, Pos0: uint32(pos), NTokens: uint32(s.Blocks * bs),
 		})
-		pos += s.Blocks * bs
+		if pos += s.Blocks * bs; s.Shared {
+			shared = pos
+		}
 	}
 	end := it.Start + it.N
 	seq, err := st.AddSeq(it.Slot, it.Start, pos, r.tokens[it.Start:end], e.table.Local, e.spans)
@@ -100,7 +105,7 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 		return err
 	}
 	st.Seqs[seq].Tag = r.tag
-	sh := share{r: r, rows: int(st.Head.NRows), sample: it.Last && r.MaxTokens > 0, first: it.First}
+	sh := share{r: r, rows: int(st.Head.NRows), sample: it.Last && r.MaxTokens > 0, first: it.First, shared: shared}
 	// Rows that were read before a preemption are not asked for again.
 	for p := max(it.Start, len(r.prompt)); p < min(end, r.promptRows()); p++ {
 		if _, err := st.AddRow(seq, p-it.Start, r.Prompt[p+1], r.PromptLogprobs); err != nil {
@@ -189,7 +194,7 @@ func (e *Engine) collect(began time.Time) {
 func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time.Time) {
 	r, computed := sh.r, int(seq.Pos0+seq.NTokens)
 	if sh.first {
-		e.begins(r, int(seq.Pos0), began)
+		e.begins(r, int(seq.Pos0), sh.shared, began)
 	}
 	for k := range sh.prompt {
 		out := &st.RowOut[sh.rows+k]

@@ -52,6 +52,8 @@ void inf_dist_end(inf_dist *dist);
 /* The functions of door 1 with the same names and meanings. */
 int inf_dist_span_set(inf_dist *, uint32_t owner, uint32_t handle, uint32_t generation,
                       const int32_t *blocks, int32_t n_blocks, inf_err *);
+int inf_dist_span_share(inf_dist *, uint32_t owner, uint32_t handle, uint32_t generation,
+                        const int32_t *blocks, int32_t n_blocks, inf_err *);
 int inf_dist_span_close(inf_dist *, uint32_t handle, uint32_t generation, inf_err *);
 int inf_dist_move_post(inf_dist *, uint32_t peer, uint32_t handle, uint32_t generation,
                        uint32_t first, const int32_t *blocks, int32_t n, uint64_t ticket,

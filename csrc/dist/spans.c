@@ -37,8 +37,10 @@ static int reserve(inf_dist *d, inf_span *s, int32_t n) {
     return INF_OK;
 }
 
+/* shared: the blocks hold their KV already. They are opened at once and stay as they are: what has
+ * landed is never claimed for writing. */
 static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, const int32_t *blocks,
-               int32_t n) {
+               int32_t n, bool shared) {
     while (!s->open && s->users > 0) { /* its close is about to return */
         pthread_cond_wait(&d->span_free, &d->span_lock);
     }
@@ -46,7 +48,7 @@ static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, co
     if (!same && s->generation != 0 && (int32_t)(generation - s->generation) <= 0) {
         return INF_ESTALE; /* generations grow, so a late message never meets a new span */
     }
-    if (s->open && !same) {
+    if (s->open && (!same || shared)) {
         return INF_EINVAL;
     }
     if (same &&
@@ -66,24 +68,36 @@ static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, co
     }
     memcpy(s->blocks + s->n_blocks, blocks + s->n_blocks,
            (size_t)(n - s->n_blocks) * sizeof *blocks);
-    memset(s->state + s->n_blocks, INF_BLOCK_EMPTY, (size_t)(n - s->n_blocks));
+    memset(s->state + s->n_blocks, shared ? INF_BLOCK_LANDED : INF_BLOCK_EMPTY,
+           (size_t)(n - s->n_blocks));
     s->n_blocks = n;
+    s->landed = shared ? (uint32_t)n : s->landed;
     return INF_OK;
 }
 
-int inf_dist_span_set(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
-                      const int32_t *blocks, int32_t n_blocks, inf_err *err) {
+static int span_set(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
+                    const int32_t *blocks, int32_t n_blocks, bool shared, inf_err *err) {
     if (handle >= d->max_spans || n_blocks < 1 || n_blocks > d->num_blocks || generation == 0) {
         return inf_dist_error(err, INF_EINVAL, (int32_t)owner, "span %u.%u of %d blocks", handle,
                               generation, n_blocks);
     }
     pthread_mutex_lock(&d->span_lock);
-    int status = set(d, &d->span[handle], owner, generation, blocks, n_blocks);
+    int status = set(d, &d->span[handle], owner, generation, blocks, n_blocks, shared);
     pthread_mutex_unlock(&d->span_lock);
     return status == INF_OK
                ? INF_OK
                : inf_dist_error(err, status, (int32_t)owner, "cannot open or extend span %u.%u",
                                 handle, generation);
+}
+
+int inf_dist_span_set(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
+                      const int32_t *blocks, int32_t n_blocks, inf_err *err) {
+    return span_set(d, owner, handle, generation, blocks, n_blocks, false, err);
+}
+
+int inf_dist_span_share(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
+                        const int32_t *blocks, int32_t n_blocks, inf_err *err) {
+    return span_set(d, owner, handle, generation, blocks, n_blocks, true, err);
 }
 
 int inf_dist_span_close(inf_dist *d, uint32_t handle, uint32_t generation, inf_err *err) {

@@ -45,7 +45,7 @@ static int check_config(const inf_device_config *c, inf_err *err) {
         return inf_fail(err, INF_EINVAL, -1, -1,
                         "heads must be a multiple of kv_heads, head_dim even and at most 256");
     }
-    uint32_t known = INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED;
+    uint32_t known = INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED | INF_MODEL_NO_WEIGHTS;
     if ((c->model_flags & ~known) != 0 || !(c->rms_eps >= 0 && c->rms_eps < 1) ||
         !(c->rope_scale > 0 && c->rope_scale < 1e6f)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "model_flags, rms_eps or rope_scale out of range");
@@ -175,6 +175,10 @@ int inf_device_open(const inf_device_config *config, const float *inv_freq, cons
     return INF_OK;
 }
 
+static bool has_weights(const inf_device *d) {
+    return (d->config.model_flags & INF_MODEL_NO_WEIGHTS) == 0;
+}
+
 int inf_device_load(inf_device *d, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
                     int64_t cols, const void *data, uint64_t bytes, inf_err *err) {
     if (d == NULL) {
@@ -182,8 +186,9 @@ int inf_device_load(inf_device *d, int32_t role, int32_t layer, int32_t dtype, i
     }
     pthread_mutex_lock(&d->mutex);
     int status =
-        d->ready ? inf_fail(err, INF_EINVAL, -1, layer, "the device is loaded already")
-                 : inf_weights_load(d->weights, role, layer, dtype, rows, cols, data, bytes, err);
+        d->ready || !has_weights(d)
+            ? inf_fail(err, INF_EINVAL, -1, layer, "the device is loaded already, or has none")
+            : inf_weights_load(d->weights, role, layer, dtype, rows, cols, data, bytes, err);
     pthread_mutex_unlock(&d->mutex);
     return status;
 }
@@ -288,10 +293,11 @@ static int64_t awake_ns(const inf_device *d) {
 static int open_parts(inf_device *d, inf_err *err) {
     d->backend->awake_ns = awake_ns(d);
     int status = open_pool(d, err);
-    if (status == INF_OK) {
+    if (status == INF_OK && has_weights(d)) {
         status = open_step(d, err);
     }
-    if (status == INF_OK && inf_pool_open(d->config.threads, &d->threads) != INF_OK) {
+    if (status == INF_OK && has_weights(d) &&
+        inf_pool_open(d->config.threads, &d->threads) != INF_OK) {
         d->threads = NULL;
         status = inf_fail(err, INF_ENOMEM, -1, -1, "cannot start %d threads", d->config.threads);
     }
@@ -304,6 +310,9 @@ static int open_parts(inf_device *d, inf_err *err) {
     if (status != INF_OK) {
         d->dist = NULL;
         return status;
+    }
+    if (!has_weights(d)) {
+        return INF_OK;
     }
     inf_forward_config forward = {d->weights, d->backend,  d->threads, d->dist, d->kv,
                                   d->pool,    d->inv_freq, d->windows, d->slots};
@@ -336,7 +345,7 @@ int inf_device_ready(inf_device *d, inf_err *err) {
     if (d == NULL || d->ready) {
         return inf_fail(err, INF_EINVAL, -1, -1, "there is no device, or it is ready already");
     }
-    int status = inf_weights_complete(d->weights, err);
+    int status = has_weights(d) ? inf_weights_complete(d->weights, err) : INF_OK;
     if (status == INF_OK) {
         status = open_parts(d, err);
         if (status != INF_OK) {
@@ -364,8 +373,8 @@ void inf_device_close(inf_device *d) {
 const char *inf_device_isa(const inf_device *d) { return d->backend->name; }
 
 int inf_device_buffers(inf_device *d, inf_step_buffers *out, inf_err *err) {
-    if (d == NULL || !d->ready || out == NULL) {
-        return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready");
+    if (d == NULL || !d->ready || !has_weights(d) || out == NULL) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready, or runs no steps");
     }
     *out = d->step;
     return INF_OK;
@@ -374,7 +383,8 @@ int inf_device_buffers(inf_device *d, inf_step_buffers *out, inf_err *err) {
 int inf_device_slot_open(inf_device *d, uint32_t slot, const inf_sampling *sampling,
                          const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
                          const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err) {
-    if (d == NULL || !d->ready || slot >= (uint32_t)d->config.max_seqs || sampling == NULL) {
+    if (d == NULL || !d->ready || !has_weights(d) || slot >= (uint32_t)d->config.max_seqs ||
+        sampling == NULL) {
         return inf_fail(err, INF_EINVAL, -1, -1, "there is no slot %u", slot);
     }
     inf_slot *fresh = NULL;

@@ -26,17 +26,31 @@ static int check_peer(uint32_t peer, inf_err *err) {
     return peer < INF_MAX_PEERS ? INF_OK : inf_fail(err, INF_EINVAL, -1, -1, "no peer %u", peer);
 }
 
-int inf_device_span_set(inf_device *d, uint32_t owner, uint32_t handle, uint32_t generation,
-                        const int32_t *blocks, int32_t n_blocks, inf_err *err) {
+static int check_span(const inf_device *d, uint32_t owner, uint32_t handle, const int32_t *blocks,
+                      int32_t n_blocks, inf_err *err) {
     int status = check_ready(d, err);
     status = status != INF_OK ? status : check_peer(owner, err);
     status = status != INF_OK ? status : check_blocks(d, blocks, n_blocks, err);
     if (status == INF_OK && handle >= (uint32_t)d->config.max_spans) {
         status = inf_fail(err, INF_EINVAL, -1, -1, "no span handle %u", handle);
     }
+    return status;
+}
+
+int inf_device_span_set(inf_device *d, uint32_t owner, uint32_t handle, uint32_t generation,
+                        const int32_t *blocks, int32_t n_blocks, inf_err *err) {
+    int status = check_span(d, owner, handle, blocks, n_blocks, err);
     return status != INF_OK
                ? status
                : inf_dist_span_set(d->dist, owner, handle, generation, blocks, n_blocks, err);
+}
+
+int inf_device_span_share(inf_device *d, uint32_t owner, uint32_t handle, uint32_t generation,
+                          const int32_t *blocks, int32_t n_blocks, inf_err *err) {
+    int status = check_span(d, owner, handle, blocks, n_blocks, err);
+    return status != INF_OK
+               ? status
+               : inf_dist_span_share(d->dist, owner, handle, generation, blocks, n_blocks, err);
 }
 
 int inf_device_span_close(inf_device *d, uint32_t handle, uint32_t generation, inf_err *err) {

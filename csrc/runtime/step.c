@@ -86,8 +86,8 @@ static int fault_of(const inf_device *d, inf_err *err) {
 }
 
 int inf_device_submit(inf_device *d, inf_err *err) {
-    if (d == NULL || !d->ready) {
-        return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready");
+    if (d == NULL || !d->ready || d->forward == NULL) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready, or runs no steps");
     }
     pthread_mutex_lock(&d->mutex);
     int status = fault_of(d, err);

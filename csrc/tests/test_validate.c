@@ -215,7 +215,7 @@ static void test_configs(void) {
     bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_BF16);
     bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_E4M3 + 1);
     bad_config(offsetof(inf_device_config, kv_dtype), -1);
-    bad_config(offsetof(inf_device_config, model_flags), 8);
+    bad_config(offsetof(inf_device_config, model_flags), 2 * INF_MODEL_NO_WEIGHTS);
     bad_config(offsetof(inf_device_config, isa), 4);
     bad_config(offsetof(inf_device_config, rms_eps), 0x7fc00000);
     bad_config(offsetof(inf_device_config, rope_scale), 0);
@@ -267,6 +267,8 @@ static void test_life(void) {
     const int32_t far = 64;
     CHECK(inf_device_span_set(d, 1, 0, 1, &far, 1, &err) == INF_EINVAL, "block 64 of 64");
     CHECK(inf_device_span_set(d, 1, 8, 1, &far, 0, &err) == INF_EINVAL, "handle 8 of 8");
+    CHECK(inf_device_span_share(d, 1, 0, 1, &far, 1, &err) == INF_EINVAL, "block 64 of 64");
+    CHECK(inf_device_span_share(d, INF_MAX_PEERS, 0, 1, &far, 0, &err) == INF_EINVAL, "peer 256");
     CHECK(inf_device_move_post(d, 1, 0, 1, 0, &far, 1, 1, &err) == INF_EINVAL, "block 64 of 64");
     inf_device_close(d);
     inf_device_close(NULL);

@@ -34,7 +34,9 @@ type placed struct {
 	peer    *peer
 	session uint64
 	span    kvcache.Span
-	began   bool // blocks were marked as moving
+	began   bool          // blocks were marked as moving
+	first   int           // of the span's blocks that moved
+	keys    []kvcache.Key // what these hold, as far as that is known
 }
 
 // Offload asks for n of a request's oldest blocks to be placed elsewhere, with an instance if one is named; the outcome
@@ -58,7 +60,27 @@ func (r *RManager) offloadLoop() {
 				slog.Debug("an offload came to nothing", "request", uint64(o.request), "blocks", o.blocks, "error", err)
 			}
 			r.report(o.request, done, err)
+			if err == nil {
+				r.nameThere(done)
+			}
 		}
+	}
+}
+
+// nameThere tells a creditor what the blocks hold that have just moved there, so that others find them. When it is not
+// heard, the end of the span says it.
+func (r *RManager) nameThere(done placed) {
+	if len(done.keys) == 0 {
+		return
+	}
+	limited, cancel := r.call()
+	defer cancel()
+	req := &pb.NameKVRequest{
+		Owner: r.cfg.ID, Handle: done.span.Handle, Generation: done.span.Generation, Session: done.session,
+		First: uint32(done.first), Keys: bytesOf(done.keys),
+	}
+	if _, err := done.peer.client.NameKV(limited, req); err != nil {
+		slog.Debug("cannot tell a creditor what blocks hold", "peer", done.peer.id, "blocks", len(done.keys), "error", err)
 	}
 }
 
@@ -80,7 +102,7 @@ func (r *RManager) place(o offload) (placed, error) {
 		return placed{}, err
 	}
 	var last kvcache.Span
-	if n := len(table.Spans); n > 0 {
+	if n := len(table.Spans); n > 0 && !table.Spans[n-1].Shared {
 		last = table.Spans[n-1]
 	}
 	for _, c := range r.creditorsFor(o, last.Instance) {
@@ -97,11 +119,11 @@ func (r *RManager) place(o offload) (placed, error) {
 		if err != nil {
 			// The request ended meanwhile, and its spans with it; one that was opened just now would stay.
 			if to.Blocks == 0 {
-				r.Release([]kvcache.Span{to})
+				r.Release([]kvcache.Ended{{Span: to}})
 			}
 			return placed{}, err
 		}
-		done := placed{peer: c.peer, session: c.session, span: to, began: true}
+		done := placed{peer: c.peer, session: c.session, span: to, began: true, first: to.Blocks, keys: r.kv.MovingKeys(o.request)}
 		done.span.Blocks = n
 		if err = r.copyBlocks(c, to, blocks); err != nil {
 			// The peers disagree about the span, or cannot talk: both start afresh.
@@ -143,9 +165,16 @@ func (r *RManager) tryMove(c creditor, o offload, last kvcache.Span) (to kvcache
 }
 
 func (r *RManager) answered(p *peer, hostable int) {
+	r.heard(p)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.hostable, p.told = hostable, time.Now()
+}
+
+// heard notes that a creditor answers.
+func (r *RManager) heard(p *peer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	p.failures = 0
 	p.quiet.end()
 }
@@ -159,7 +188,7 @@ func (r *RManager) unanswered(c creditor, err error) {
 	p := c.peer
 	quiet := p.quiet.lasts(time.Now())
 	if p.failures++; p.failures == 1 {
-		slog.Warn("cannot ask a creditor for room", "peer", p.id, "error", err)
+		slog.Warn("cannot ask a creditor", "peer", p.id, "error", err)
 	}
 	if p.session == c.session && p.failures >= maxFailures && quiet > deafAfter {
 		r.dropSoon(p, fmt.Errorf("it answers no calls: %w", err))

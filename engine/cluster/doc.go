@@ -11,7 +11,9 @@
 //	borrow.go      room with creditors: asking for it, moving blocks there
 //	release.go     giving room back
 //	movekv.go      moves that the gManager plans, at the homes of the requests
+//	search.go      finding what a request begins with in the pools of others
 //	host.go        the other side: reserving room for others' blocks, and freeing it
+//	share.go       the other side of a search
 //	peers.go       links to every other instance, their set-up, loss and return
 //	improve.go     more rails, and a better transport where one can be had again
 //	leave.go       the end of links on purpose

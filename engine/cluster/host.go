@@ -22,14 +22,13 @@ func (r *RManager) TryMoveKV(ctx context.Context, req *pb.TryMoveKVRequest) (*pb
 	p.hostMu.Lock()
 	defer p.hostMu.Unlock()
 	opens := req.Generation == 0
-	switch {
-	case !r.serves(p, req.Session):
+	if !r.serves(p, req.Session) {
 		return &pb.TryMoveKVReply{Reason: "no such link from " + req.Owner}, nil
-	case r.upgrades(p):
-		return r.refuse("the links to " + req.Owner + " are being made anew"), nil
-	case ctx.Err() != nil || opens && req.Ticket <= p.givenUp:
-		// The debtor has gone on without an answer; what it opens now it would never use, nor release.
-		return nil, status.Errorf(codes.Canceled, "cannot reserve room: %s does not wait for it any more", req.Owner)
+	}
+	if reason, err := r.admits(ctx, p, req.Ticket, opens); err != nil {
+		return nil, err
+	} else if reason != "" {
+		return r.refuse(reason), nil
 	}
 	hosted, err := r.reserve(req)
 	if err != nil {
@@ -38,7 +37,7 @@ func (r *RManager) TryMoveKV(ctx context.Context, req *pb.TryMoveKVRequest) (*pb
 	if err = r.spans.SpanSet(p.index, hosted.Handle, hosted.Generation, hosted.Blocks); err != nil {
 		slog.Error("cannot open a hosted span", "owner", req.Owner, "error", err)
 		if opens {
-			r.unhost(hosted) // else the debtor has blocks in it; what was added waits for its next call
+			r.unhost(hosted, nil) // else the debtor has blocks in it; what was added waits for its next call
 		}
 		return r.refuse(err.Error()), nil
 	}
@@ -46,6 +45,18 @@ func (r *RManager) TryMoveKV(ctx context.Context, req *pb.TryMoveKVRequest) (*pb
 		Accepted: min(req.Blocks, uint32(len(hosted.Blocks))-req.First), Handle: hosted.Handle, Generation: hosted.Generation,
 		Hostable: uint32(r.kv.Hostable()),
 	}, nil
+}
+
+// admits says why a debtor's call over links that are served gets no span. The caller holds the peer's hostMu.
+func (r *RManager) admits(ctx context.Context, p *peer, ticket uint64, opens bool) (reason string, err error) {
+	if r.upgrades(p) {
+		return "the links to " + p.id + " are being made anew", nil
+	}
+	if ctx.Err() != nil || opens && ticket <= p.givenUp {
+		// The debtor has gone on without an answer; what it opens now it would never use, nor release.
+		return "", status.Errorf(codes.Canceled, "cannot open a span: %s does not wait for it any more", p.id)
+	}
+	return "", nil
 }
 
 func (r *RManager) reserve(req *pb.TryMoveKVRequest) (kvcache.Hosted, error) {
@@ -73,35 +84,39 @@ func (r *RManager) ReleaseKV(_ context.Context, req *pb.ReleaseKVRequest) (*pb.R
 		return &pb.ReleaseKVReply{}, nil
 	}
 	type span struct{ handle, generation uint32 }
-	spans, tickets := map[span]bool{}, map[uint64]bool{}
+	spans, tickets := map[span][]kvcache.Key{}, map[uint64]bool{}
 	for _, s := range req.Spans {
-		spans[span{s.Handle, s.Generation}] = true
+		keys, err := keysOf(s.Keys)
+		if err != nil {
+			return nil, err
+		}
+		spans[span{s.Handle, s.Generation}] = keys
 	}
 	for _, t := range req.Tickets {
 		tickets[t] = true
 		p.givenUp = max(p.givenUp, t)
 	}
 	for _, h := range r.kv.HostedOf(req.Owner) {
-		if spans[span{h.Handle, h.Generation}] || tickets[h.Tag] {
-			r.unhost(h)
+		if keys, named := spans[span{h.Handle, h.Generation}]; named || tickets[h.Tag] {
+			r.unhost(h, keys)
 		}
 	}
 	return &pb.ReleaseKVReply{}, nil
 }
 
-// unhost frees a hosted span's blocks once nobody reads or writes them.
-func (r *RManager) unhost(h kvcache.Hosted) {
+// unhost frees a hosted span's blocks once nobody reads or writes them; those that keys name are kept for others to find.
+func (r *RManager) unhost(h kvcache.Hosted, keys []kvcache.Key) {
 	if err := r.spans.SpanClose(h.Handle, h.Generation); err != nil {
 		slog.Debug("the device did not know a hosted span", "handle", h.Handle, "error", err)
 	}
-	if err := r.kv.Unhost(h.Owner, h.Handle, h.Generation); err != nil {
+	if err := r.kv.Unhost(h.Owner, h.Handle, h.Generation, keys); err != nil {
 		slog.Error("cannot free a hosted span", "owner", h.Owner, "handle", h.Handle, "error", err)
 	}
 }
 
 func (r *RManager) unhostAll(owner string) {
 	for _, h := range r.kv.HostedOf(owner) {
-		r.unhost(h)
+		r.unhost(h, nil)
 	}
 }
 

@@ -59,6 +59,7 @@ type instance struct {
 type testLender struct{ *RManager }
 
 func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
+func (l testLender) Search(s sched.Search)   { l.RManager.Search(s.Request, s.Keys, s.Near) }
 func (l testLender) View() sched.View        { return sched.View(l.RManager.View()) }
 
 // testSteps are a device's whose steps can be held up: a request that is asked while they are gets its first
@@ -101,6 +102,8 @@ type testHome struct{ *instance }
 func (h testHome) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err error) {
 	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
 }
+
+func (h testHome) Found(id kvcache.RequestID, spans []kvcache.Span) { h.eng.Found(id, spans) }
 
 func (h testHome) PeerLost(peer string) {
 	select {
@@ -163,8 +166,13 @@ func slotBytes(t *testing.T) (query, move uint64) {
 	return device.QuerySlotBytes(c), device.MoveSlotBytes(c)
 }
 
-// startInstance brings an instance up and makes it a member of the cluster at the etcd.
+// startInstance brings an instance up and makes it a member of the cluster at the etcd. It caches no prefixes.
 func startInstance(t *testing.T, etcd []string, id string, blocks int, transport rdma.Transport) *instance {
+	t.Helper()
+	return startInstanceWith(t, etcd, id, blocks, transport, func(*engine.Config) {})
+}
+
+func startInstanceWith(t *testing.T, etcd []string, id string, blocks int, transport rdma.Transport, change func(*engine.Config)) *instance {
 	t.Helper()
 	n := &instance{t: t, id: id, dev: openDevice(t, blocks), lost: make(chan string, 64)}
 	must := func(err error) {
@@ -187,8 +195,10 @@ func startInstance(t *testing.T, etcd []string, id string, blocks int, transport
 	session := fmt.Sprint(time.Now().UnixNano())
 	n.rman = NewRManager(Config{ID: id, Session: session, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
 		Heartbeat: 20 * time.Millisecond}, n.kv, Device{Spans: n.dev, Moves: testMoves{n.dev}, Links: n.dev, Rails: n.dev}, links)
-	n.eng, err = engine.New(engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
-		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}, testSteps{n.dev, &n.hold, &n.pass}, n.kv, testLender{n.rman})
+	cfg := engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
+		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}
+	change(&cfg)
+	n.eng, err = engine.New(cfg, testSteps{n.dev, &n.hold, &n.pass}, n.kv, testLender{n.rman})
 	must(err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)

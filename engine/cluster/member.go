@@ -34,7 +34,8 @@ type Member struct {
 	KVDType     string        `json:"kv_dtype"`
 	Device      string        `json:"device"` // for reading
 	MaxModelLen int           `json:"max_model_len"`
-	Session     string        `json:"session"` // changes when a process is started anew under an old id
+	MemoryOnly  bool          `json:"memory_only,omitempty"` // it runs no requests
+	Session     string        `json:"session"`               // changes when a process is started anew under an old id
 }
 
 func memberPrefix(clusterID string) string { return "/infinite/" + clusterID + "/instances/" }

@@ -72,6 +72,15 @@ func (r *recorder) SpanSet(owner, h, g uint32, blocks []int32) error {
 	return r.spans
 }
 
+func (r *recorder) SpanShare(owner, h, g uint32, blocks []int32) error {
+	r.note("share %d.%d with %d: %d blocks", h, g, owner, len(blocks))
+	return r.spans
+}
+
+func (r *recorder) Found(id kvcache.RequestID, spans []kvcache.Span) {
+	r.note("found %d: %v", id, spans)
+}
+
 func (r *recorder) Moved(id kvcache.RequestID, _ kvcache.Span, began bool, err error) {
 	r.note("moved %d: began %v, lost %v", id, began, errors.Is(err, errLost))
 }

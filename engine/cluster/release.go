@@ -15,20 +15,29 @@ const (
 
 // debt is what a creditor was not told yet. It holds at most what the creditor granted over this session.
 type debt struct {
-	spans   []*pb.SpanHandle
+	spans   []kvcache.Ended
 	tickets []uint64
 }
 
 // Release gives spans of ended requests back to their creditors, without waiting.
-func (r *RManager) Release(spans []kvcache.Span) {
+func (r *RManager) Release(spans []kvcache.Ended) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, s := range spans {
-		// Without the links over which it was lent the creditor has freed it.
-		if p := r.peers[s.Instance]; p != nil && p.session != 0 && p.index == s.Peer {
-			p.owed.spans = append(p.owed.spans, &pb.SpanHandle{Handle: s.Handle, Generation: s.Generation})
-			r.startRelease(p)
+		r.owe(s)
+	}
+}
+
+// owe is Release of one span. The caller holds mu.
+func (r *RManager) owe(s kvcache.Ended) {
+	// Without the links over which it was lent the creditor has freed it.
+	if p := r.peers[s.Instance]; p != nil && p.session != 0 && p.index == s.Peer {
+		if s.Shared {
+			s.Keys = nil // the creditor knows
 		}
+		s.Keys = s.Keys[:min(len(s.Keys), maxKeys)]
+		p.owed.spans = append(p.owed.spans, s)
+		r.startRelease(p)
 	}
 }
 
@@ -51,19 +60,34 @@ func (r *RManager) startRelease(p *peer) {
 	}
 }
 
+// releasable is how many of the first spans go into one message.
+func releasable(spans []kvcache.Ended) (n int) {
+	keys := 0
+	for n < min(maxRelease, len(spans)) {
+		if keys += len(spans[n].Keys); n > 0 && keys > maxKeys {
+			break
+		}
+		n++
+	}
+	return n
+}
+
 func (r *RManager) payBack(p *peer) {
 	var quiet silence
 	for {
 		r.mu.Lock()
 		req := &pb.ReleaseKVRequest{Owner: r.cfg.ID, Session: p.session}
-		req.Spans = p.owed.spans[:min(maxRelease, len(p.owed.spans))]
+		spans := p.owed.spans[:releasable(p.owed.spans)]
 		req.Tickets = p.owed.tickets[:min(maxRelease, len(p.owed.tickets))]
-		if r.closed || len(req.Spans)+len(req.Tickets) == 0 {
+		if r.closed || len(spans)+len(req.Tickets) == 0 {
 			p.releasing = false
 			r.mu.Unlock()
 			return
 		}
 		r.mu.Unlock()
+		for _, s := range spans {
+			req.Spans = append(req.Spans, &pb.SpanHandle{Handle: s.Handle, Generation: s.Generation, Keys: bytesOf(s.Keys)})
+		}
 		limited, done := r.call()
 		_, err := p.client.ReleaseKV(limited, req)
 		done()
@@ -71,7 +95,7 @@ func (r *RManager) payBack(p *peer) {
 			quiet.end()
 			r.mu.Lock()
 			if p.session == req.Session {
-				p.owed.spans, p.owed.tickets = p.owed.spans[len(req.Spans):], p.owed.tickets[len(req.Tickets):]
+				p.owed.spans, p.owed.tickets = p.owed.spans[len(spans):], p.owed.tickets[len(req.Tickets):]
 			}
 			r.mu.Unlock()
 			continue

@@ -18,6 +18,7 @@ import (
 // Spans is the device's table of hosted spans.
 type Spans interface {
 	SpanSet(owner, handle, generation uint32, blocks []int32) error
+	SpanShare(owner, handle, generation uint32, blocks []int32) error
 	SpanClose(handle, generation uint32) error
 }
 
@@ -52,13 +53,15 @@ type Device struct {
 	Rails Rails
 }
 
-// Home is the step loop of this instance. Moved and PeerLost come in the order in which things happened;
+// Home is the step loop of this instance. Moved, Found and PeerLost come in the order in which things happened;
 // they are called under the manager's lock, so they neither wait nor call back.
 type Home interface {
 	// Moved reports a finished offload: span.Blocks of the request's oldest blocks now lie in span, or err.
 	// began says whether blocks were marked as moving.
 	Moved(request kvcache.RequestID, span kvcache.Span, began bool, err error)
-	// PeerLost says that every span that Moved has reported at the instance is gone.
+	// Found reports the end of a search: spans that hold the request's first blocks, in order, or none.
+	Found(request kvcache.RequestID, spans []kvcache.Span)
+	// PeerLost says that every span that Moved or Found has reported at the instance is gone.
 	PeerLost(instance string)
 	// Place asks for so many of a running request's oldest blocks to be placed with an instance. It does not wait for
 	// that. An error is kvcache.ErrUnknown, also where number's request has another id, or kvcache.ErrState.
@@ -108,8 +111,8 @@ type View struct {
 }
 
 // RManager is one instance's manager of KV blocks towards the rest of the cluster. It lends room to
-// debtors (host.go), borrows room from creditors (borrow.go), gives it back (release.go), and keeps the
-// links to both (peers.go, accept.go, improve.go).
+// debtors (host.go), borrows room from creditors (borrow.go), gives it back (release.go), finds beginnings of requests
+// with others (search.go) and lets others use those here (share.go), and keeps the links to both (peers.go, accept.go, improve.go).
 //
 // Locks are taken in this order: a peer's hostMu, mu, those of Home and of the KV pool.
 type RManager struct {
@@ -136,6 +139,7 @@ type RManager struct {
 	closed    bool
 
 	offloads  chan offload
+	searches  chan search
 	manager   *grpc.ClientConn // to managerAt; both are the heartbeat goroutine's alone
 	managerAt string
 	refused   atomic.Bool // by the gManager's last answer
@@ -156,7 +160,7 @@ func NewRManager(cfg Config, kv *kvcache.Manager, dev Device, listener *rdma.Lis
 	cfg.defaults()
 	r := &RManager{
 		cfg: cfg, kv: kv, spans: dev.Spans, moves: dev.Moves, links: dev.Links, rails: dev.Rails, listener: listener, open: rdma.Dial,
-		peers: map[string]*peer{}, tickets: map[uint64]chan error{}, offloads: make(chan offload, maxOffloads), movesEnded: make(chan struct{}),
+		peers: map[string]*peer{}, tickets: map[uint64]chan error{}, offloads: make(chan offload, maxOffloads), searches: make(chan search, maxSearches), movesEnded: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r
@@ -171,6 +175,9 @@ func (r *RManager) Start(home Home, dir *Directory, leader *Leader) {
 	r.moveLoop.Go(r.takeMoves)
 	for range placers {
 		r.spawn(r.offloadLoop)
+	}
+	for range searchers {
+		r.spawn(r.searchLoop)
 	}
 	r.spawn(func() { r.followMembers(dir) })
 	r.spawn(r.acceptLoop)

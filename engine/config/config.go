@@ -33,6 +33,7 @@ type Config struct {
 	MaxNumBatchedTokens int    `name:"max-num-batched-tokens" usage:"tokens of one step on an instance"`
 	MaxNumWaiting       int    `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
 	EnablePrefixCaching bool   `name:"enable-prefix-caching" usage:"requests begin with the KV of earlier ones that began alike; =false computes every prompt whole"`
+	MinSharedPrefix     int    `name:"min-shared-prefix" usage:"tokens whose KV another instance must have for a request to use it there, in place; 0 is 8192 on a GPU and 512 on the CPU, -1 never"`
 	BlockSize           int    `name:"block-size" usage:"tokens of a KV block"`
 	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
 	DType               string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
@@ -48,6 +49,7 @@ type Config struct {
 	Instances     int      `name:"instances" usage:"instances that this process starts"`
 	Join          string   `name:"join" usage:"host:port of a running cluster's control address, to add an instance to it"`
 	InstanceID    string   `name:"instance-id" usage:"id of the joining instance, default the next free one"`
+	MemoryOnly    bool     `name:"memory-only" usage:"with --join: lend this instance's memory alone; no weights are loaded and no request runs here, but KV blocks of others lie here, and attention over them is computed here"`
 	ClusterHost   string   `name:"cluster-host" usage:"address of the control plane and of tcp links"`
 	ClusterPort   int      `name:"cluster-port" usage:"port of the control plane (for --join), 0 picks a free one"`
 	ClusterSecret string   `name:"cluster-secret" usage:"secret that all members know; needed when --cluster-host is not loopback" secret:"true"`
@@ -119,6 +121,7 @@ func (c *Config) Validate() error {
 	within("max-num-seqs", c.MaxNumSeqs, 1, 4096)
 	within("max-num-batched-tokens", c.MaxNumBatchedTokens, 1, 1<<17)
 	within("max-num-waiting", c.MaxNumWaiting, 1, 1<<20)
+	within("min-shared-prefix", c.MinSharedPrefix, -1, 1<<28)
 	within("block-size", c.BlockSize, 1, 512)
 	within("threads", c.Threads, 0, 1024)
 	within("instances", c.Instances, 1, 256)
@@ -173,6 +176,9 @@ func (c *Config) Validate() error {
 // checkJoin checks what --join needs.
 func (c *Config) checkJoin(bad func(field, format string, args ...any)) {
 	if c.Join == "" {
+		if c.MemoryOnly {
+			bad("memory-only", "without --join there is nobody to lend to")
+		}
 		return
 	}
 	if c.Instances != 1 {

@@ -39,6 +39,7 @@ type Config struct {
 
 	QKVBias, QKNorm bool
 	Tied            bool    // the LM head is the embedding
+	NoWeights       bool    // none is loaded and no step run: the device hosts blocks of others, and attends over them
 	RMSEps          float32 //
 	RopeScale       float32 // multiplies cos and sin; 0 is 1
 
@@ -68,7 +69,7 @@ func (c Config) c() C.inf_device_config {
 	for _, f := range []struct {
 		on   bool
 		flag C.uint32_t
-	}{{c.QKVBias, C.INF_MODEL_QKV_BIAS}, {c.QKNorm, C.INF_MODEL_QK_NORM}, {c.Tied, C.INF_MODEL_TIED}} {
+	}{{c.QKVBias, C.INF_MODEL_QKV_BIAS}, {c.QKNorm, C.INF_MODEL_QK_NORM}, {c.Tied, C.INF_MODEL_TIED}, {c.NoWeights, C.INF_MODEL_NO_WEIGHTS}} {
 		if f.on {
 			flags |= f.flag
 		}
@@ -117,7 +118,7 @@ type Device struct {
 
 	mu      sync.RWMutex  // held for reading during every call into C, so that Close waits for them
 	handle  *C.inf_device // nil once closed
-	step    *batch.Step   // nil until Ready
+	step    *batch.Step   // nil until Ready, and without weights
 	cleanup runtime.Cleanup
 }
 
@@ -184,12 +185,12 @@ func (d *Device) Load(role, layer int, dtype int, rows, cols int64, data []byte)
 func (d *Device) Ready() error {
 	var b C.inf_step_buffers
 	err := d.call("start the device", func(h *C.inf_device, e *C.inf_err) C.int {
-		if status := C.inf_device_ready(h, e); status < 0 {
+		if status := C.inf_device_ready(h, e); status < 0 || d.config.NoWeights {
 			return status
 		}
 		return C.inf_device_buffers(h, &b, e)
 	})
-	if err != nil {
+	if err != nil || d.config.NoWeights {
 		return err
 	}
 	c := &d.config

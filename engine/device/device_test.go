@@ -106,7 +106,7 @@ func TestClosedDevice(t *testing.T) {
 	d.Close()
 	_, waitErr := d.Wait(0)
 	_, _, moveErr := d.MoveWait(0)
-	for i, err := range []error{d.Submit(), d.Run(0), d.OpenSlot(0, greedy, nil, 0, nil), d.SpanSet(0, 0, 0, nil), d.SpanClose(0, 0),
+	for i, err := range []error{d.Submit(), d.Run(0), d.OpenSlot(0, greedy, nil, 0, nil), d.SpanSet(0, 0, 0, nil), d.SpanShare(0, 0, 0, nil), d.SpanClose(0, 0),
 		d.MovePost(0, 0, 0, 0, nil, 0), d.PeerDetach(0), d.PeerStatus(0), d.PeerAttach(0, nil, nil), d.PeerRail(0, 1, true, nil), d.SharePool("", ""), d.Ready(), waitErr, moveErr} {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("call %d: %v", i, err)
@@ -114,6 +114,33 @@ func TestClosedDevice(t *testing.T) {
 	}
 	if d.ISA() != "" || d.Step() != nil || d.Stats() != (Stats{}) {
 		t.Error("a closed device has properties")
+	}
+}
+
+// A device without weights has a pool and answers others; it takes no tensors and no steps.
+func TestNoWeights(t *testing.T) {
+	m, err := model.Open("../model/testdata/llama")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	d, err := LoadModel(m, Config{DType: F32, BlockSize: 4, NumBlocks: 8, MaxTokens: 8, MaxSeqs: 2, MaxRows: 8, MaxStepBlocks: 8, MaxStepSpans: 8,
+		MaxSpans: 8, Threads: 1, NoWeights: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	_, waitErr := d.Wait(0)
+	for i, err := range []error{d.Submit(), d.OpenSlot(0, greedy, nil, 0, nil), d.Load(0, -1, F32, 1, 1, make([]byte, 4)), d.Ready(), waitErr} {
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("call %d: %v", i, err)
+		}
+	}
+	if err := errors.Join(d.Err(), d.SpanSet(1, 0, 1, []int32{3, 4}), d.SpanShare(1, 1, 1, []int32{3, 4}), d.SpanClose(0, 1), d.SpanClose(1, 1)); err != nil {
+		t.Error(err)
+	}
+	if d.Step() != nil || d.ISA() == "" || d.Stats() != (Stats{}) {
+		t.Errorf("%v %q %+v", d.Step(), d.ISA(), d.Stats())
 	}
 }
 

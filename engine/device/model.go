@@ -28,9 +28,12 @@ func LoadModel(m *model.Model, c Config, progress func(done, all int)) (*Device,
 	for i, w := range m.Config.SlidingWindow {
 		windows[i] = int32(w)
 	}
-	tensors, err := m.Tensors()
-	if err != nil {
-		return nil, err
+	var tensors []model.Tensor
+	if !c.NoWeights {
+		var err error
+		if tensors, err = m.Tensors(); err != nil {
+			return nil, err
+		}
 	}
 	d, err := Open(ForModel(m.Config, c), invFreq, windows)
 	if err != nil {

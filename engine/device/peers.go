@@ -21,6 +21,18 @@ func (d *Device) SpanSet(owner, handle, gen uint32, blocks []int32) error {
 	})
 }
 
+// SpanShare opens the span handle at gen for owner over blocks that hold their KV already, and that stay as they are
+// until SpanClose: they are readable at once, and no move writes to them.
+func (d *Device) SpanShare(owner, handle, gen uint32, blocks []int32) error {
+	n, err := blockCount(blocks)
+	if err != nil {
+		return err
+	}
+	return d.call("share blocks", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_span_share(h, C.uint32_t(owner), C.uint32_t(handle), C.uint32_t(gen), int32s(blocks), n, e)
+	})
+}
+
 // SpanClose ends a span; when it returns nobody reads or writes the span's blocks. ErrStale if it is unknown.
 func (d *Device) SpanClose(handle, gen uint32) error {
 	return d.call("close a hosted span", func(h *C.inf_device, e *C.inf_err) C.int {

@@ -13,6 +13,7 @@ type Hosted struct {
 	Handle     uint32
 	Generation uint32
 	Blocks     []BlockID
+	Shared     bool // they are not the owner's alone
 }
 
 // hostSlot is what a handle stands for. Generation counts its uses, so that a late message about an
@@ -22,6 +23,7 @@ type hostSlot struct {
 	tag        uint64
 	generation uint32
 	blocks     []BlockID // nil: unused
+	shared     bool      // blocks are owned, not hosted: the slot is one more user of them
 }
 
 // SetPressure says that own requests are short of blocks, or that they borrow: nothing is lent then.
@@ -66,16 +68,28 @@ func (m *Manager) Host(owner string, tag uint64, n int) (Hosted, error) {
 	if len(m.unused) == 0 {
 		return Hosted{}, fmt.Errorf("cannot host blocks of %s: all %d spans are in use: %w", owner, len(m.slots), ErrNoRoom)
 	}
-	handle := m.unused[len(m.unused)-1]
+	return m.view(m.openSlot(hostSlot{owner: owner, tag: tag, blocks: slices.Clone(m.host(n))})), nil
+}
+
+// host takes n free blocks to be hosted; the result is valid until the next operation.
+func (m *Manager) host(n int) []BlockID {
+	blocks := m.take(n)
+	for _, b := range blocks {
+		m.blocks[b].hosted = true
+	}
+	m.hosted += n
+	return blocks
+}
+
+// openSlot gives s a handle that is unused, of which there is one, and its next generation.
+func (m *Manager) openSlot(s hostSlot) (handle uint32) {
+	handle = m.unused[len(m.unused)-1]
 	m.unused = m.unused[:len(m.unused)-1]
-	s := &m.slots[handle]
-	s.owner, s.tag = owner, tag
-	if s.generation++; s.generation == 0 {
+	if s.generation = m.slots[handle].generation + 1; s.generation == 0 {
 		s.generation = 1
 	}
-	s.blocks = append([]BlockID(nil), m.take(n)...)
-	m.hosted += n
-	return m.view(handle), nil
+	m.slots[handle] = s
+	return handle
 }
 
 // ExtendHost makes up to n blocks of a hosted span from its block index first on the owner's: at least
@@ -88,7 +102,7 @@ func (m *Manager) ExtendHost(owner string, handle, generation uint32, first, n i
 	if err != nil {
 		return Hosted{}, fmt.Errorf("cannot extend a span: %w", err)
 	}
-	if first < 1 || first > len(s.blocks) {
+	if s.shared || first < 1 || first > len(s.blocks) {
 		return Hosted{}, fmt.Errorf("cannot extend a span of %d blocks from block %d on: %w", len(s.blocks), first, ErrState)
 	}
 	there := len(s.blocks) - first
@@ -97,25 +111,28 @@ func (m *Manager) ExtendHost(owner string, handle, generation uint32, first, n i
 		return Hosted{}, fmt.Errorf("cannot host blocks of %s: %w", owner, ErrNoRoom)
 	}
 	if more > 0 {
-		s.blocks = append(s.blocks, m.take(more)...)
-		m.hosted += more
+		s.blocks = append(s.blocks, m.host(more)...)
 	}
 	return m.view(handle), nil
 }
 
-// Unhost ends a hosted span; its blocks are free.
-func (m *Manager) Unhost(owner string, handle, generation uint32) error {
+// Unhost ends a hosted span; its blocks are free. keys are what they hold, as far as that is known: those are kept, to be
+// found by others. Shared ones are as they were without it.
+func (m *Manager) Unhost(owner string, handle, generation uint32, keys []Key) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s, err := m.slot(owner, handle, generation)
 	if err != nil {
 		return fmt.Errorf("cannot end a span: %w", err)
 	}
-	m.hosted -= len(s.blocks)
-	for _, b := range slices.Backward(s.blocks) {
-		m.free = append(m.free, b)
+	if s.shared {
+		m.shared -= len(s.blocks)
+		m.release(s.blocks)
+	} else {
+		m.hosted -= len(s.blocks)
+		m.keep(s.blocks, keys)
 	}
-	s.blocks, s.owner, s.tag = nil, "", 0
+	*s = hostSlot{generation: s.generation}
 	m.unused = append(m.unused, handle)
 	return nil
 }
@@ -146,5 +163,5 @@ func (m *Manager) slot(owner string, handle, generation uint32) (*hostSlot, erro
 
 func (m *Manager) view(handle uint32) Hosted {
 	s := &m.slots[handle]
-	return Hosted{Owner: s.owner, Tag: s.tag, Handle: handle, Generation: s.generation, Blocks: slices.Clone(s.blocks)}
+	return Hosted{Owner: s.owner, Tag: s.tag, Handle: handle, Generation: s.generation, Blocks: slices.Clone(s.blocks), Shared: s.shared}
 }

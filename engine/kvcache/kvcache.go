@@ -5,8 +5,9 @@
 //	move.go     a request's oldest blocks on their way to another instance
 //	host.go     other instances' blocks in this pool
 //	prefix.go   blocks that are found by what they hold: shared by requests, kept when nobody uses them
+//	share.go    the same with other instances: a prefix is used where it lies
 //
-// A block is in exactly one state: free, owned by requests, or hosted. So free + owned + hosted is the
+// A block is in exactly one state: free, owned by requests, here or of others that share it, or hosted. So free + owned + hosted is the
 // size of the pool after every operation. A part of the free ones is cached: they still hold KV that a
 // request to come may begin with, and are taken last. Hosted blocks are never lent on: no operation takes
 // a block from hosted to anything but free.
@@ -32,6 +33,7 @@ type Span struct {
 	Instance                 string
 	Peer, Handle, Generation uint32
 	Blocks                   int
+	Shared                   bool // the instance has them for itself too: they were found there, and no move adds to them
 }
 
 // Table says where a request's KV lies: Spans hold the oldest blocks, in order, then Local. Local blocks
@@ -41,9 +43,9 @@ type Table struct {
 	Local []BlockID
 }
 
-// Counts are the pool's blocks by state, with Cached a part of Free, and Lent: blocks of this instance's requests
-// that lie with others.
-type Counts struct{ Total, Free, Owned, Hosted, Lent, Cached int }
+// Counts are the pool's blocks by state, with Cached a part of Free; Lent: blocks of this instance's requests that were
+// moved to others; Shared: uses of blocks here by requests of others.
+type Counts struct{ Total, Free, Owned, Hosted, Lent, Cached, Shared int }
 
 var (
 	// ErrNoRoom says that the pool has too few free blocks; nothing was changed.
@@ -69,8 +71,10 @@ type Manager struct {
 	blocks    []block   // by BlockID
 	prefixes  prefixes
 	requests  map[RequestID]*request
+	leads     leads
 	owned     int // blocks, however many requests share them
-	lent      int
+	lent      int // blocks in spans that are not shared
+	shared    int // blocks in slots that are shared, each as often as it is
 
 	pressure bool
 	demand   int
@@ -84,10 +88,11 @@ type request struct {
 	spans    []Span
 	inSpans  int // blocks
 	local    []BlockID
-	computed int  // tokens whose KV is in the cache
-	named    int  // blocks that Name has looked at
-	moving   int  // of local, from the front
-	to       Span // where they go, while moving > 0
+	computed int   // tokens whose KV is in the cache
+	named    int   // blocks that Name has looked at
+	keys     []Key // of its blocks, as far as they were told
+	moving   int   // of local, from the front
+	to       Span  // where they go, while moving > 0
 	closed   bool
 }
 
@@ -137,7 +142,7 @@ func (m *Manager) available() int { return len(m.free) + m.prefixes.cached }
 func (m *Manager) Counts() Counts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Counts{Total: m.total, Free: m.available(), Owned: m.owned, Hosted: m.hosted, Lent: m.lent, Cached: m.prefixes.cached}
+	return Counts{Total: m.total, Free: m.available(), Owned: m.owned, Hosted: m.hosted, Lent: m.lent, Cached: m.prefixes.cached, Shared: m.shared}
 }
 
 // Open starts an empty table for a request.
@@ -261,7 +266,7 @@ func (m *Manager) Size(id RequestID) Size {
 // Close ends a request: its local blocks are free where no other shares them, and spans lists what its creditors should free.
 // With a move in flight the moving blocks stay owned, and the spans stay, until CommitMove or AbortMove,
 // which then return all spans: a creditor must not free what is still written.
-func (m *Manager) Close(id RequestID) (spans []Span) {
+func (m *Manager) Close(id RequestID) (spans []Ended) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.get(id)
@@ -278,17 +283,21 @@ func (m *Manager) Close(id RequestID) (spans []Span) {
 }
 
 // forget removes a closed request without blocks.
-func (m *Manager) forget(id RequestID, r *request) []Span {
+func (m *Manager) forget(id RequestID, r *request) []Ended {
 	delete(m.requests, id)
-	m.lent -= r.inSpans
-	return r.spans
+	for _, s := range r.spans {
+		if !s.Shared {
+			m.lent -= s.Blocks
+		}
+	}
+	return m.ended(r)
 }
 
 // release takes blocks from a request. The last ones become the oldest that are cached: without those before them they
 // are of no use.
 func (m *Manager) release(blocks []BlockID) {
 	for _, b := range slices.Backward(blocks) {
-		if m.blocks[b].users--; m.blocks[b].users > 0 {
+		if m.blocks[b].users--; m.blocks[b].users > 0 || m.blocks[b].hosted {
 			continue
 		}
 		m.owned--

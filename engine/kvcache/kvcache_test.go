@@ -37,19 +37,29 @@ func (m *Manager) check() error {
 		}
 		in := 0
 		for _, s := range r.spans {
-			in += s.Blocks
+			if in += s.Blocks; !s.Shared {
+				lent += s.Blocks
+			}
 		}
 		if in != r.inSpans || r.moving > len(r.local) || r.moving > 0 && !r.closed && r.moving == len(r.local) {
 			errs = append(errs, fmt.Errorf("request %d: %+v", id, *r))
 		}
-		lent += in
+	}
+	shared := 0
+	for h := range m.slots {
+		if m.slots[h].shared {
+			shared += len(m.slots[h].blocks)
+			for _, b := range m.slots[h].blocks {
+				users[b]++
+			}
+		}
 	}
 	owned := 0
 	for b, n := range users {
 		if n != m.blocks[b].users {
 			errs = append(errs, fmt.Errorf("block %d is in %d tables, and counts %d", b, n, m.blocks[b].users))
 		}
-		if n > 0 {
+		if n > 0 && !m.blocks[b].hosted {
 			owned++
 			errs = append(errs, claim([]BlockID{BlockID(b)}, "owned"))
 		}
@@ -58,8 +68,18 @@ func (m *Manager) check() error {
 		}
 	}
 	for h := range m.slots {
+		if m.slots[h].shared {
+			continue
+		}
 		errs = append(errs, claim(m.slots[h].blocks, fmt.Sprintf("hosted in %d", h)))
-		hosted += len(m.slots[h].blocks)
+		for _, b := range m.slots[h].blocks {
+			if hosted++; !m.blocks[b].hosted {
+				errs = append(errs, fmt.Errorf("block %d is hosted and does not say so", b))
+			}
+		}
+	}
+	if shared != m.shared {
+		errs = append(errs, fmt.Errorf("%d/%d blocks are shared with others", shared, m.shared))
 	}
 	if owned != m.owned || lent != m.lent || hosted != m.hosted || m.available()+owned+hosted != m.total {
 		errs = append(errs, fmt.Errorf("free %d, owned %d/%d, hosted %d/%d, lent %d/%d of %d", m.available(), owned, m.owned, hosted, m.hosted, lent, m.lent, m.total))
@@ -98,7 +118,7 @@ func (m *Manager) checkCached(claim func([]BlockID, string) error) error {
 			continue
 		}
 		named++
-		if m.prefixes.named[x.key] != BlockID(b) || x.users == 0 && !slices.Contains(order, BlockID(b)) {
+		if m.prefixes.named[x.key] != BlockID(b) || x.users == 0 && !x.hosted && !slices.Contains(order, BlockID(b)) {
 			errs = append(errs, fmt.Errorf("block %d has a name, %d users, and is not found or not cached", b, x.users))
 		}
 	}
@@ -178,22 +198,40 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		return result(nil, "%+v", m.Counts())
 	case "match":
 		keys := keysOfText(m, c.text)
-		return result(nil, "%d blocks, %d in use", m.matching(keys), m.InUse(keys))
+		return result(nil, "%d blocks, %d in use", m.Run(keys), m.InUse(keys))
+	case "share":
+		h, err := m.Share(c.owner, 7, keysOfText(m, c.text))
+		return result(err, "%+v %+v", h, m.Counts())
+	case "name-hosted":
+		return result(m.NameHosted(c.owner, uint32(c.handle), uint32(c.generation), c.has, keysOfText(m, c.text)), "%+v", m.Counts())
+	case "moving-keys":
+		return result(nil, "%d", len(m.MovingKeys(r)))
+	case "lead":
+		keys := keysOfText(m, c.text)
+		return result(nil, "%q, %d uses", m.Lead(keys[len(keys)-1]), m.Uses(keys[len(keys)-1]))
+	case "drop-lead":
+		keys := keysOfText(m, c.text)
+		m.DropLead(keys[len(keys)-1], c.at)
+		return result(nil, "%q", m.Lead(keys[len(keys)-1]))
 	case "shares":
 		return result(nil, "%v", m.Shares(r))
 	case "adopt":
-		return result(nil, "%d tokens", m.Adopt(r, keysOfText(m, c.text)))
+		var spans []Span
+		if c.has > 0 {
+			spans = []Span{{Instance: c.at, Handle: uint32(c.handle), Generation: uint32(c.generation), Blocks: c.has, Shared: true}}
+		}
+		return result(nil, "%d tokens", m.Adopt(r, spans, keysOfText(m, c.text)))
 	case "begin":
 		got, err := m.BeginMove(r, Span{Instance: c.at, Handle: uint32(c.handle), Generation: uint32(c.generation), Blocks: c.has}, c.n)
 		return result(err, "moving %v", got)
 	case "commit":
 		orphans, err := m.CommitMove(r, c.n)
-		return result(err, "orphans %v", orphans)
+		return result(err, "orphans %v", endedText(orphans))
 	case "abort":
 		orphans, err := m.AbortMove(r)
-		return result(err, "orphans %v", orphans)
+		return result(err, "orphans %v", endedText(orphans))
 	case "close":
-		return result(nil, "release %v", m.Close(r))
+		return result(nil, "release %v", endedText(m.Close(r)))
 	case "table":
 		tab, err := m.Table(r)
 		moving := 0
@@ -210,7 +248,7 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		h, err := m.ExtendHost(c.owner, uint32(c.handle), uint32(c.generation), c.has, c.n)
 		return result(err, "%+v", h)
 	case "unhost":
-		return result(m.Unhost(c.owner, uint32(c.handle), uint32(c.generation)), "ok")
+		return result(m.Unhost(c.owner, uint32(c.handle), uint32(c.generation), keysOfText(m, c.text)), "ok")
 	case "hosted":
 		return result(nil, "%+v", m.HostedOf(c.owner))
 	case "pressure":
@@ -226,16 +264,13 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	return ""
 }
 
-// matching is how many of the first blocks that keys name are here.
-func (m *Manager) matching(keys []Key) int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for i, k := range keys {
-		if _, there := m.prefixes.named[k]; !there {
-			return i
-		}
+// endedText is what was ended, and how many of its blocks' keys are known.
+func endedText(ended []Ended) string {
+	var out []string
+	for _, e := range ended {
+		out = append(out, fmt.Sprintf("%v keys %d", e.Span, len(e.Keys)))
 	}
-	return len(keys)
+	return fmt.Sprint(out)
 }
 
 // keysOfText takes letters for tokens.
@@ -305,7 +340,7 @@ func TestConcurrentUse(t *testing.T) {
 			defer wg.Done()
 			for k := range 200 {
 				if h, err := m.Host(name(g), 0, 1+k%5); err == nil {
-					if err := m.Unhost(name(g), h.Handle, h.Generation); err != nil {
+					if err := m.Unhost(name(g), h.Handle, h.Generation, nil); err != nil {
 						t.Error(err)
 					}
 				}

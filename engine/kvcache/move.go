@@ -29,17 +29,28 @@ func (m *Manager) BeginMove(id RequestID, to Span, n int) ([]BlockID, error) {
 	if can := m.movable(r); n < 1 || n > can {
 		return nil, fmt.Errorf("cannot move %d blocks of request %d: %d can be moved: %w", n, id, can, ErrState)
 	}
-	if last := len(r.spans) - 1; to.Blocks != 0 && (last < 0 || r.spans[last] != to) {
-		return nil, fmt.Errorf("cannot extend a span of request %d at %s: it is not the last: %w", id, to.Instance, ErrState)
+	if last := len(r.spans) - 1; to.Shared || to.Blocks != 0 && (last < 0 || r.spans[last] != to) {
+		return nil, fmt.Errorf("cannot extend a span of request %d at %s: it is not the last, or shared: %w", id, to.Instance, ErrState)
 	}
 	r.moving, r.to = n, to
 	return append([]BlockID(nil), r.local[:n]...), nil
 }
 
+// MovingKeys is what the moving blocks of a request hold, as far as that is known.
+func (m *Manager) MovingKeys(id RequestID) []Key {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.requests[id]
+	if r == nil || r.moving == 0 || r.inSpans >= len(r.keys) {
+		return nil
+	}
+	return r.keys[r.inSpans:min(r.inSpans+r.moving, len(r.keys))]
+}
+
 // CommitMove ends a move: the oldest n of the moving blocks were acknowledged. They are free here now, as after Close;
 // the rest of the moving blocks, if any, stay local. If the request was closed meanwhile, orphans are the
 // spans that its creditors should free, this one with them.
-func (m *Manager) CommitMove(id RequestID, n int) (orphans []Span, err error) {
+func (m *Manager) CommitMove(id RequestID, n int) (orphans []Ended, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.requests[id]
@@ -53,6 +64,9 @@ func (m *Manager) CommitMove(id RequestID, n int) (orphans []Span, err error) {
 	r.local = append(r.local[:0], r.local[n:]...)
 	if r.to.Blocks == 0 {
 		r.spans = append(r.spans, r.to)
+		if r.inSpans < len(r.keys) {
+			m.leads.put(r.keys[r.inSpans], r.to.Instance, false)
+		}
 	}
 	r.spans[len(r.spans)-1].Blocks += n
 	r.inSpans += n
@@ -62,7 +76,7 @@ func (m *Manager) CommitMove(id RequestID, n int) (orphans []Span, err error) {
 
 // AbortMove ends a move that came to nothing: the blocks stay local. For a request that was closed
 // meanwhile they become free, and orphans are the spans that its creditors should free.
-func (m *Manager) AbortMove(id RequestID) (orphans []Span, err error) {
+func (m *Manager) AbortMove(id RequestID) (orphans []Ended, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.requests[id]
@@ -72,7 +86,7 @@ func (m *Manager) AbortMove(id RequestID) (orphans []Span, err error) {
 	return m.endMove(id, r), nil
 }
 
-func (m *Manager) endMove(id RequestID, r *request) []Span {
+func (m *Manager) endMove(id RequestID, r *request) []Ended {
 	r.moving, r.to = 0, Span{}
 	if !r.closed {
 		return nil

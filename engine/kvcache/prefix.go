@@ -41,12 +41,14 @@ func AppendKeys(keys []Key, root Key, tokens []int32, blockSize int) []Key {
 //
 //	free     no users, no key
 //	cached   no users, a key: its KV is whole, and it is taken when no block is free
-//	owned    users requests have it in their tables; with a key others may join them
-//	hosted   no users, no key
+//	owned    users have it in their tables: requests, and slots that share it; with a key others may join them
+//	hosted   its owner is another instance's request; with a key there may be users beside it, who keep the block, owned
+//	         by them, when the owner ends
 //
 // A block with a key is never written to: it is full.
 type block struct {
 	users        int32
+	hosted       bool
 	key          Key
 	older, newer BlockID // neighbours in the order of eviction, while it is cached; -1 is the end
 }
@@ -70,13 +72,9 @@ func (m *Manager) Name(id RequestID, keys []Key) {
 	}
 	full := min(len(keys), r.computed/m.blockSize)
 	for i := max(r.named, r.inSpans); i < full; i++ {
-		b := r.local[i-r.inSpans]
-		if _, there := m.prefixes.named[keys[i]]; !there && m.blocks[b].key == (Key{}) {
-			m.blocks[b].key = keys[i]
-			m.prefixes.named[keys[i]] = b
-		}
+		m.name(r.local[i-r.inSpans], keys[i])
 	}
-	r.named = max(r.named, full)
+	r.named, r.keys = max(r.named, full), keys
 }
 
 // InUse is how many of the first blocks that keys name are in use here: to have them costs no block.
@@ -84,43 +82,49 @@ func (m *Manager) InUse(keys []Key) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, k := range keys {
-		if b, there := m.prefixes.named[k]; !there || m.blocks[b].users == 0 {
+		if b, there := m.prefixes.named[k]; !there || m.blocks[b].users == 0 && !m.blocks[b].hosted {
 			return i
 		}
 	}
 	return len(keys)
 }
 
-// Shares tells whether another request has the first of this one's local blocks too: to move that frees nothing here.
+// Shares tells whether another request, here or elsewhere, has the first of this one's local blocks too: to move that
+// frees nothing here.
 func (m *Manager) Shares(id RequestID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.get(id)
-	return err == nil && len(r.local) > 0 && m.blocks[r.local[0]].users > 1
+	if err != nil || len(r.local) == 0 {
+		return false
+	}
+	first := &m.blocks[r.local[0]]
+	return first.users > 1 || first.hosted
 }
 
-// Adopt gives a request without blocks the first blocks that keys name, as far as they are here, and returns the
-// number of tokens whose KV is thereby computed.
-func (m *Manager) Adopt(id RequestID, keys []Key) (tokens int) {
+// Adopt gives a request without blocks those that keys name: first the ones in shared spans, then those that follow
+// and are here. It returns the number of tokens whose KV is thereby computed.
+func (m *Manager) Adopt(id RequestID, spans []Span, keys []Key) (tokens int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.get(id)
 	if err != nil || r.inSpans+len(r.local) > 0 {
 		return 0
 	}
-	for _, k := range keys {
+	for _, s := range spans {
+		r.spans = append(r.spans, s)
+		r.inSpans += s.Blocks
+	}
+	for _, k := range keys[min(r.inSpans, len(keys)):] {
 		b, there := m.prefixes.named[k]
 		if !there {
 			break
 		}
-		if x := &m.blocks[b]; x.users == 0 {
-			m.uncache(b)
-			m.owned++
-		}
-		m.blocks[b].users++
+		m.use(b)
 		r.local = append(r.local, b)
 	}
-	r.named, r.computed = len(r.local), len(r.local)*m.blockSize
+	r.named, r.keys = r.inSpans+len(r.local), keys
+	r.computed = r.named * m.blockSize
 	return r.computed
 }
 

@@ -42,10 +42,11 @@ func (w *world) begin(t *rapid.T) {
 	got, err := w.pools[i].BeginMove(id, g.span, g.n)
 	if err != nil {
 		if g.span.Blocks == 0 {
-			w.release(t, i, []Span{g.span})
+			w.release(t, i, []Ended{{Span: g.span}})
 		}
 		return
 	}
+	g.blocks = got
 	before := w.pools[i].Size(id).Spans
 	full := l.tokens/worldBlock - before
 	if !slices.Equal(got, tab.Local[:len(got)]) || len(got) > full || len(got) >= len(tab.Local) || g.span.Blocks > before {
@@ -78,7 +79,7 @@ func (w *world) ask(t *rapid.T, i, to, n int, tab Table) (grant, bool) {
 	var h Hosted
 	var err error
 	limit := n
-	if k := len(tab.Spans); k > 0 && tab.Spans[k-1].Instance == name(to) {
+	if k := len(tab.Spans); k > 0 && tab.Spans[k-1].Instance == name(to) && !tab.Spans[k-1].Shared {
 		g.span = tab.Spans[k-1]
 		for _, before := range w.pools[to].HostedOf(name(i)) {
 			if before.Handle == g.span.Handle {
@@ -125,12 +126,19 @@ func (w *world) endMove(t *rapid.T, i int, id RequestID, n int) {
 	}
 	g := *l.move
 	l.move = nil
-	var orphans []Span
+	var orphans []Ended
 	var err error
 	if n > 0 {
+		w.copied(i, g, n)
+		keys := w.pools[i].MovingKeys(id)
+		if named := min(n, len(keys)); w.IntN(2) == 0 && g.span.Peer == w.born[g.at] {
+			if err := w.pools[g.at].NameHosted(name(i), g.span.Handle, g.span.Generation, g.span.Blocks, keys[:named]); err != nil {
+				t.Fatal(err)
+			}
+		}
 		orphans, err = w.pools[i].CommitMove(id, n)
 	} else if orphans, err = w.pools[i].AbortMove(id); g.span.Blocks == 0 {
-		w.release(t, i, []Span{g.span})
+		w.release(t, i, []Ended{{Span: g.span}})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -143,12 +151,23 @@ func (w *world) endMove(t *rapid.T, i int, id RequestID, n int) {
 	w.release(t, i, orphans)
 }
 
+// copied: the first n blocks of a grant hold at the creditor what they held here.
+func (w *world) copied(i int, g grant, n int) {
+	for _, h := range w.pools[g.at].HostedOf(name(i)) {
+		if h.Handle == g.span.Handle && h.Generation == g.span.Generation && g.span.Peer == w.born[g.at] {
+			for k, b := range g.blocks[:n] {
+				w.holds[g.at][h.Blocks[g.span.Blocks+k]] = w.holds[i][b]
+			}
+		}
+	}
+}
+
 // release gives spans back; those at an earlier process of an instance are gone with it.
-func (w *world) release(t *rapid.T, i int, spans []Span) {
+func (w *world) release(t *rapid.T, i int, spans []Ended) {
 	for _, s := range spans {
 		for at := range w.pools {
 			if s.Instance == name(at) && s.Peer == w.born[at] {
-				if err := w.pools[at].Unhost(name(i), s.Handle, s.Generation); err != nil {
+				if err := w.pools[at].Unhost(name(i), s.Handle, s.Generation, s.Keys); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -167,7 +186,7 @@ func (w *world) recover(t *rapid.T) {
 	if !ok {
 		t.Fatalf("the grant of %+v is gone", a)
 	}
-	if err := w.pools[a.at].Unhost(name(a.owner), h.Handle, h.Generation); err != nil {
+	if err := w.pools[a.at].Unhost(name(a.owner), h.Handle, h.Generation, nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/cluster"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/model"
@@ -28,21 +29,37 @@ var StepDevice = func(d *device.Device) engine.Device { return d }
 // not the same twice.
 var StepModel *plan.Model
 
-func (n *Node) engineConfig(m *model.Model) engine.Config {
+func (n *Node) engineConfig(m *model.Model, place Place) engine.Config {
 	return engine.Config{
 		Sched: sched.Config{
 			MaxNumSeqs: n.cfg.MaxNumSeqs, MaxBatchedTokens: n.cfg.MaxNumBatchedTokens, MaxRows: n.cfg.MaxNumBatchedTokens,
-			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting,
+			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting, MinShared: minShared(n.cfg, place.OnGPU()),
 		},
 		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
 		PrefixCaching: n.cfg.EnablePrefixCaching,
 	}
 }
 
+// minShared resolves --min-shared-prefix. A shared prefix saves computing it once, and costs a round trip a layer in each
+// step that uses it: on a GPU computing is cheap, and steps are short.
+func minShared(cfg config.Config, onGPU bool) int {
+	switch {
+	case cfg.MinSharedPrefix < 0 || !cfg.EnablePrefixCaching:
+		return 0 // nobody is asked
+	case cfg.MinSharedPrefix > 0:
+		return cfg.MinSharedPrefix
+	case onGPU:
+		return 8192
+	}
+	return 512
+}
+
 // lender lets the engine borrow through the rManager.
 type lender struct{ *cluster.RManager }
 
 func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
+
+func (l lender) Search(s sched.Search) { l.RManager.Search(s.Request, s.Keys, s.Near) }
 
 // View is the cluster's as it is: fields that differ would not compile.
 func (l lender) View() sched.View { return sched.View(l.RManager.View()) }
@@ -55,15 +72,20 @@ func (m moves) MoveWait(timeout time.Duration) (ticket uint64, result error, ok 
 	return done.Ticket, done.Err, ok, err
 }
 
-// home lets the rManager report to the engine.
-type home struct {
-	eng     *engine.Engine
+// pool is what every instance tells of its memory and its device.
+type pool struct {
 	kv      *kvcache.Manager
 	dev     *device.Device
 	id      string
 	memory  func() *pb.Memory
-	maxSeqs int
 	refused refusals
+}
+
+// home lets the rManager report to the engine.
+type home struct {
+	pool
+	eng     *engine.Engine
+	maxSeqs int
 }
 
 // refusals decides when refused messages are worth a line in the log: a peer may send thousands a second.
@@ -87,27 +109,36 @@ func (h *home) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err er
 	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
 }
 
+func (h *home) Found(id kvcache.RequestID, spans []kvcache.Span) { h.eng.Found(id, spans) }
+
 func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
 
 func (h *home) Place(number kvcache.RequestID, id, to string, blocks int) error {
 	return h.eng.Place(engine.Placing{Request: number, ID: id, To: to, Blocks: blocks})
 }
 
-// Report is what the heartbeat carries.
-func (h *home) Report() (*pb.Load, []*pb.Placement) {
-	c, s, d := h.kv.Counts(), h.eng.Stats(), h.dev.Stats()
-	if n := h.refused.look(d.RefusedMessages, time.Now()); n > 0 {
+// load is the heartbeat's part that every instance has.
+func (p *pool) load() *pb.Load {
+	c, d := p.kv.Counts(), p.dev.Stats()
+	if n := p.refused.look(d.RefusedMessages, time.Now()); n > 0 {
 		slog.Warn("messages of peers were refused", "count", n, "since_start", d.RefusedMessages)
 	}
-	load := &pb.Load{
+	return &pb.Load{
 		KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
-		Running: uint32(s.Running), Waiting: uint32(s.Waiting), TokensPerSecond: s.TokensPerSecond, Preemptions: s.Preemptions, Recoveries: s.Recoveries,
-		PrefixQueries: s.PrefixQueries, PrefixHits: s.PrefixHits, KvBlocksCached: uint32(c.Cached),
-		Memory: h.memory(), MaxNumSeqs: uint32(h.maxSeqs), PlannedMoves: s.PlannedMoves, PlannedBlocks: s.PlannedBlocks,
+		KvBlocksCached: uint32(c.Cached), KvBlocksShared: uint32(c.Shared), Memory: p.memory(),
 		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
 			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},
 		Work: &pb.Work{Steps: d.Steps, StepNs: d.StepNs, RemoteWaitNs: d.RemoteWaitNs},
 	}
+}
+
+// Report is what the heartbeat carries.
+func (h *home) Report() (*pb.Load, []*pb.Placement) {
+	s, load := h.eng.Stats(), h.load()
+	load.Running, load.Waiting, load.TokensPerSecond = uint32(s.Running), uint32(s.Waiting), s.TokensPerSecond
+	load.Preemptions, load.Recoveries = s.Preemptions, s.Recoveries
+	load.PrefixQueries, load.PrefixHits, load.SharedQueries, load.SharedHits = s.PrefixQueries, s.PrefixHits, s.SharedQueries, s.SharedHits
+	load.MaxNumSeqs, load.PlannedMoves, load.PlannedBlocks = uint32(h.maxSeqs), s.PlannedMoves, s.PlannedBlocks
 	m, ok := h.eng.Model()
 	if StepModel != nil {
 		m, ok = *StepModel, true

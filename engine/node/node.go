@@ -38,7 +38,7 @@ type Node struct {
 	dir      *cluster.Directory
 	links    *rdma.Listener
 	rman     *cluster.RManager
-	eng      *engine.Engine
+	eng      *engine.Engine // nil with --memory-only
 	grpc     *grpc.Server
 	reg      *cluster.Registration
 	stop     context.CancelFunc
@@ -111,14 +111,16 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	member := cluster.Member{
 		ID: n.ID, Session: fmt.Sprintf("%d", time.Now().UnixNano()), Fingerprint: m.Fingerprint, KVDType: kvDType, BlocksTotal: shape.NumBlocks, Device: place.Name(),
-		MaxModelLen: n.cfg.MaxModelLen,
+		MaxModelLen: n.cfg.MaxModelLen, MemoryOnly: cfg.MemoryOnly,
 	}
 	n.rman = cluster.NewRManager(cluster.Config{
 		ID: n.ID, Session: member.Session, ClusterID: hello.Etcd.GetClusterId(), Secret: cfg.ClusterSecret, Transport: choice,
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
 	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
-	if n.eng, err = engine.New(n.engineConfig(m), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
-		return nil, err
+	if !cfg.MemoryOnly {
+		if n.eng, err = engine.New(n.engineConfig(m, place), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
+			return nil, err
+		}
 	}
 	return n, n.serve(ctx, hello, member)
 }
@@ -134,12 +136,17 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 	n.stop = stop
 	leader := &cluster.Leader{}
 	n.loops.Go(func() { cluster.FollowLeader(life, n.etcd, hello.Etcd.GetClusterId(), leader) })
-	go func() { n.finished <- n.eng.Run(life); close(n.finished) }()
-	n.rman.Start(&home{eng: n.eng, kv: n.kv, dev: n.dev, id: n.ID, memory: n.meter.memory, maxSeqs: n.cfg.MaxNumSeqs}, n.dir, leader)
-
 	n.grpc = grpc.NewServer(cluster.ServerOptions(n.cfg.ClusterSecret)...)
 	pb.RegisterKVServer(n.grpc, n.rman)
-	routerpb.RegisterInferenceServer(n.grpc, router.NewInference(n.eng))
+	own := pool{kv: n.kv, dev: n.dev, id: n.ID, memory: n.meter.memory}
+	if n.eng != nil {
+		go func() { n.finished <- n.eng.Run(life); close(n.finished) }()
+		n.rman.Start(&home{pool: own, eng: n.eng, maxSeqs: n.cfg.MaxNumSeqs}, n.dir, leader)
+		routerpb.RegisterInferenceServer(n.grpc, router.NewInference(n.eng))
+	} else {
+		go func() { n.finished <- watchDevice(life, n.dev); close(n.finished) }()
+		n.rman.Start(&keeper{own}, n.dir, leader)
+	}
 	go func() { _ = n.grpc.Serve(l) }()
 
 	m.Address, m.Endpoint = l.Addr().String(), n.links.Endpoint()
@@ -165,7 +172,9 @@ func (n *Node) Close(ctx context.Context) {
 	if n.reg != nil {
 		n.reg.Close()
 	}
-	if err := n.eng.Drain(ctx); err != nil {
+	if n.eng == nil {
+		waitUntilUnused(ctx, n.kv)
+	} else if err := n.eng.Drain(ctx); err != nil {
 		slog.Warn("cannot finish all requests", "error", err)
 	}
 	// Before gRPC: the calls that carry links last as long as these, and cutting them would look like lost peers.

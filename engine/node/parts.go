@@ -83,6 +83,7 @@ func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config 
 		BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
 		MaxRows: cfg.MaxNumBatchedTokens, MaxSpans: maxHostedSpans, MaxStepSpans: spansPerSeq * cfg.MaxNumSeqs, Threads: Threads(cfg),
 		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3}[cfg.ISA], TensorParallel: max(cfg.TensorParallelSize, 1),
+		NoWeights: cfg.MemoryOnly,
 	})
 }
 

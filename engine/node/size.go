@@ -71,9 +71,12 @@ func blocksOnGPU(m *model.Model, d device.Config, place Place, block uint64) (in
 		return 0, fmt.Errorf("cannot size a KV pool on %s: its memory is not known here; give --kv-cache-memory, or build with -tags cuda", place)
 	}
 	ranks := max(d.TensorParallel, 1)
-	weights, err := m.WeightBytes(elem(d.DType), ranks)
-	if err != nil {
-		return 0, err
+	var weights uint64
+	if !d.NoWeights {
+		var err error
+		if weights, err = m.WeightBytes(elem(d.DType), ranks); err != nil {
+			return 0, err
+		}
 	}
 	step := stepBytes(d)
 	if ranks > 1 {

@@ -153,9 +153,9 @@ func (c *sim) end(n *simNode) {
 	})
 }
 
-func (c *sim) release(n *simNode, spans []kvcache.Span) {
+func (c *sim) release(n *simNode, spans []kvcache.Ended) {
 	for _, s := range spans {
-		if err := c.node(s.Instance).kv.Unhost(n.name, s.Handle, s.Generation); err != nil {
+		if err := c.node(s.Instance).kv.Unhost(n.name, s.Handle, s.Generation, s.Keys); err != nil {
 			c.t.Fatal(err)
 		}
 	}

@@ -26,7 +26,7 @@ type want struct {
 	tried  map[string]bool // instances that are out of the question
 	hashes []uint64        // of what it begins with
 	near   string          // the instance that was last sent a prompt that began alike; "": none had enough of it
-	shared int             // blocks that it should have there
+	known  int             // tokens that it should have there
 }
 
 func (r *Router) want(req *engine.Request, avoid string) *want {
@@ -40,14 +40,27 @@ func (r *Router) want(req *engine.Request, avoid string) *want {
 	defer r.mu.Unlock()
 	near, known := r.places.find(w.hashes)
 	// Less than a half is no reason to go where there is less room: nearly all prompts may begin alike.
-	if 2*known >= tokens {
-		w.near, w.shared = near, known/r.cfg.BlockSize
+	if 2*known >= tokens && near != avoid {
+		w.near, w.known = near, known
 	}
 	return w
 }
 
-// sent notes where a request went.
+// sent notes where a request went. What it should find at another instance stays there.
 func (r *Router) sent(w *want, instance string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	there := w.known / placeTokens
+	r.places.put(w.hashes[:there], w.near)
+	r.places.put(w.hashes[there:], instance)
+}
+
+// found takes an instance's word for how many tokens of a request it had, or had use of where they lie. When they were
+// not where they should be, the instance has computed them, and has them now.
+func (r *Router) found(w *want, instance string, cached int) {
+	if 2*cached >= w.known {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.places.put(w.hashes, instance)
@@ -97,7 +110,7 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 	var best, near *candidate
 	idlest := math.MaxInt
 	for id, m := range members {
-		if w.tried[id] {
+		if w.tried[id] || m.MemoryOnly {
 			continue
 		}
 		c := &candidate{Member: m, room: m.BlocksTotal, sent: sent[id]}
@@ -116,9 +129,12 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 	if best == nil {
 		return cluster.Member{}, false
 	}
-	blocks := w.need
-	if near != nil && near.room >= w.need-w.shared && near.busy+near.sent <= 2*idlest+8 {
-		best, blocks = near, w.need-w.shared
+	if _, there := members[w.near]; !there {
+		w.near, w.known = "", 0
+	}
+	blocks, shared := w.need, w.known/r.cfg.BlockSize
+	if near != nil && near.room >= w.need-shared && near.busy+near.sent <= 2*idlest+8 {
+		best, blocks = near, w.need-shared
 	}
 	r.charges = append(r.charges, charge{best.ID, blocks, now.Add(chargeFor)})
 	return best.Member, true

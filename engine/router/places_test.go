@@ -107,8 +107,37 @@ func TestNearIsChosen(t *testing.T) {
 	if m, _ := r.pick(members, nil, r.want(req, "b"), now); m.ID != "a" {
 		t.Errorf("%q is chosen", m.ID)
 	}
-	r.sent(r.want(req, ""), "gone")
+	if w := r.want(req, "b"); w.near != "" {
+		t.Errorf("%q is near, which is lost", w.near)
+	}
+	r.sent(&want{hashes: r.want(req, "").hashes}, "gone")
 	if m, ok := r.pick(members, nil, r.want(req, ""), now); !ok || m.ID == "gone" {
 		t.Errorf("%q is chosen", m.ID)
+	}
+}
+
+// What an instance uses where it lies stays where it is; what it had to compute is with it from then on.
+func TestWhatIsFoundStays(t *testing.T) {
+	r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
+	base := text(1, 4*placeTokens)
+	long := slices.Concat(base, text(2, 2*placeTokens))
+	place := func(tokens []int32) string {
+		w := r.want(&engine.Request{Prompt: tokens}, "")
+		return w.near
+	}
+	r.sent(r.want(&engine.Request{Prompt: base}, ""), "a")
+	w := r.want(&engine.Request{Prompt: long}, "")
+	r.sent(w, "b")
+	r.found(w, "b", 4*placeTokens)
+	if place(base) != "a" || place(long) != "b" {
+		t.Errorf("the beginning is near %q, all of it near %q", place(base), place(long))
+	}
+	r.found(w, "b", 2*placeTokens)
+	if place(base) != "a" {
+		t.Errorf("with half of it found it is near %q", place(base))
+	}
+	r.found(w, "b", 2*placeTokens-1)
+	if place(base) != "b" {
+		t.Errorf("with little of it found it is near %q", place(base))
 	}
 }

@@ -119,9 +119,14 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 			break
 		}
 		w.tried[m.ID] = true
-		s, err := r.open(ctx, m, req)
+		own := *req
+		if own.Near = w.near; m.ID == w.near {
+			own.Near = ""
+		}
+		s, err := r.open(ctx, m, &own)
 		if err == nil {
 			r.sent(w, m.ID)
+			s.began = func(cached int) { r.found(w, m.ID, cached) }
 			return s, nil
 		}
 		last = err
@@ -206,13 +211,14 @@ func (r *Router) Cluster(ctx context.Context) (*server.ClusterView, error) {
 func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 	l, t, w := in.Load, in.Load.GetTraffic(), in.Load.GetWork()
 	return server.InstanceView{
-		StepModel: stepModel(l.GetModel()),
-		ID:        in.Id, Device: m.Device, KVCacheDType: m.KVDType, Links: l.GetLinks(),
+		ID: in.Id, Device: m.Device, MemoryOnly: m.MemoryOnly, KVCacheDType: m.KVDType, Links: l.GetLinks(),
+		StepModel:     stepModel(l.GetModel()),
 		KVBlocksTotal: int(l.GetKvBlocksTotal()), KVBlocksFree: int(l.GetKvBlocksFree()),
 		KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
 		Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(), Preemptions: l.GetPreemptions(), Recoveries: l.GetRecoveries(),
 		KVBlocksCached: int(l.GetKvBlocksCached()), PrefixQueries: l.GetPrefixQueries(), PrefixHits: l.GetPrefixHits(),
 		PlannedMoves: l.GetPlannedMoves(), PlannedBlocks: l.GetPlannedBlocks(),
+		KVBlocksShared: int(l.GetKvBlocksShared()), SharedQueries: l.GetSharedQueries(), SharedHits: l.GetSharedHits(),
 		RemoteQueries: t.GetQueries(), RemoteQueryBytes: t.GetQueryBytes(), RemoteAnswers: t.GetAnswers(), RemoteAnswerBytes: t.GetAnswerBytes(),
 		AnswerBatches: t.GetAnswerBatches(), KVBlocksMoved: t.GetMovedBlocks(), KVBytesMoved: t.GetMovedBytes(), RefusedMessages: t.GetRefused(),
 		Steps: w.GetSteps(), StepSeconds: seconds(w.GetStepNs()), RemoteWaitSeconds: seconds(w.GetRemoteWaitNs()),

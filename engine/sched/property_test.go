@@ -16,7 +16,7 @@ func seed(t *rapid.T) *rand.Rand { return rand.New(rand.NewPCG(rapid.Uint64().Dr
 // Whatever comes, in whatever order the nodes run, however late they hear of each other: the books are
 // right after every operation, nothing overruns, and every request that is not cancelled finishes.
 func TestEverythingFinishes(t *testing.T) {
-	adopted, placed := 0, 0
+	adopted, found, placed := 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
 		pools := make([]int, 1+rng.IntN(4))
@@ -32,12 +32,13 @@ func TestEverythingFinishes(t *testing.T) {
 		}
 		c.finish(200000)
 		adopted += c.adopted
+		found += c.found
 		for _, n := range c.nodes {
 			placed += int(n.s.Placed()) // by those that have not died
 		}
 	})
-	if adopted == 0 || placed == 0 {
-		t.Errorf("%d tokens that requests began with, %d blocks placed by plans: that was not tested", adopted, placed)
+	if adopted == 0 || found == 0 || placed == 0 {
+		t.Errorf("requests began with %d tokens of others, %d with some of another node's, and plans placed %d blocks", adopted, found, placed)
 	}
 }
 
@@ -63,6 +64,8 @@ func (c *simCluster) operate() {
 		if len(n.moves) > 0 {
 			c.advance(i, n.moves[c.IntN(len(n.moves))], c.IntN(4) == 0)
 		}
+	case k < 94:
+		c.answer(i)
 	case k < 95:
 		c.addRandom(i)
 	case k < 98:
@@ -101,6 +104,9 @@ func (c *simCluster) round() {
 		if c.IntN(3) == 0 {
 			c.heartbeat(i)
 		}
+		if c.IntN(2) == 0 {
+			c.answer(i)
+		}
 	}
 }
 
@@ -120,14 +126,14 @@ func (c *simCluster) finish(limit int) {
 	}
 	for i, n := range c.nodes {
 		c.step(i)
-		if k := n.kv.Counts(); k.Free != k.Total || k.Lent != 0 || n.kv.Hostable() != k.Total || !n.s.Idle() || len(n.s.slots) != n.s.cfg.MaxNumSeqs {
+		if k := n.kv.Counts(); k.Free != k.Total || k.Lent != 0 || k.Shared != 0 || n.kv.Hostable() != k.Total || !n.s.Idle() || len(n.s.slots) != n.s.cfg.MaxNumSeqs {
 			c.t.Fatalf("%s ends with %+v", n.name, k)
 		}
 	}
 }
 
 func (c *simCluster) busy() bool {
-	return slices.ContainsFunc(c.nodes, func(n *simNode) bool { return len(n.reqs)+len(n.moves) > 0 })
+	return slices.ContainsFunc(c.nodes, func(n *simNode) bool { return len(n.reqs)+len(n.moves)+len(n.searches) > 0 })
 }
 
 // A request is served in the end however many younger ones come after it, here and elsewhere.

@@ -3,6 +3,7 @@
 //
 //	sched.go     requests and their way: Add, Commit, Restart, Remove
 //	schedule.go  one step's plan: who runs, how many tokens
+//	share.go     a request that may begin with blocks that lie with others
 //	pressure.go  what to do when the pool runs short: offload, stall, preempt, fail
 //	planned.go   blocks that a plan for the cluster wants elsewhere
 //
@@ -30,6 +31,7 @@ type Config struct {
 	Watermark        int // blocks kept free while requests run, as far as they need them; default see watermark
 	MaxOffload       int // blocks of one offload; default 64
 	Patience         int // plans without room before the cluster's last request fails, or one counts as starving; default 250
+	MinShared        int // tokens whose KV must be found with others for a request to begin with it; 0: nobody is asked
 }
 
 // Request is what the scheduler knows of a request.
@@ -40,6 +42,7 @@ type Request struct {
 	Rows    int           // positions [0, Rows) need a row of logits each (prompt log probabilities)
 	Handed  bool          // it was taken before, by a home that is lost: a full queue is no reason to refuse it
 	Keys    []kvcache.Key // of its full blocks, to find some in the pool; none: it computes all of them
+	Near    string        // an instance that may have the first of them; "": none is known
 }
 
 // View is what an instance knows of the rest of the cluster.
@@ -69,6 +72,13 @@ type Offload struct {
 	To      string // the only instance to place them with; "": any
 }
 
+// Search asks for the first blocks that Keys name to be found with others. The request waits until Found.
+type Search struct {
+	Request kvcache.RequestID
+	Keys    []kvcache.Key
+	Near    string // the request's
+}
+
 // Preemption is a request that gave up its blocks and waits again.
 type Preemption struct {
 	Request kvcache.RequestID
@@ -85,11 +95,12 @@ type Failure struct {
 type Plan struct {
 	Items     []Item
 	Offloads  []Offload
+	Searches  []Search
 	Preempted []Preemption
 	Failed    []Failure
-	Release   []kvcache.Span // spans of preempted and failed requests
-	Stalled   int            // running requests without room for one token
-	Starving  uint64         // arrival of the request here that has long waited for room; 0 none
+	Release   []kvcache.Ended // spans of preempted and failed requests, and those found for one that could not begin
+	Stalled   int             // running requests without room for one token
+	Starving  uint64          // arrival of the request here that has long waited for room; 0 none
 }
 
 // QueueFullError says that no more requests may wait.
@@ -153,6 +164,10 @@ type request struct {
 	refused  int // offloads in a row that came to nothing
 	misfits  int // plans in a row in which the whole cluster was too small for it
 	planned  planned
+
+	// While it waits: others are searched for its first blocks; they were, and found is what came of it.
+	searching, searched bool
+	found               []kvcache.Span
 }
 
 // New returns a scheduler over a pool that is its alone to open, grow and close requests in.
@@ -167,7 +182,7 @@ func New(cfg Config, kv *kvcache.Manager) (*Scheduler, error) {
 		cfg.Patience = 250
 	}
 	if cfg.MaxNumSeqs < 1 || cfg.MaxBatchedTokens < cfg.MaxNumSeqs || cfg.MaxRows < cfg.MaxNumSeqs || cfg.MaxWaiting < 1 ||
-		cfg.MaxModelLen < 0 || cfg.Watermark < 0 || cfg.MaxOffload < 1 || cfg.Patience < 1 {
+		cfg.MaxModelLen < 0 || cfg.Watermark < 0 || cfg.MinShared < 0 || cfg.MaxOffload < 1 || cfg.Patience < 1 {
 		return nil, fmt.Errorf("cannot schedule with %+v: at least one request must run and wait, and a step must have room for a token and a row of each", cfg)
 	}
 	s := &Scheduler{cfg: cfg, kv: kv, all: map[kvcache.RequestID]*request{}}
@@ -254,18 +269,9 @@ func (s *Scheduler) Name(id kvcache.RequestID, keys []kvcache.Key) {
 	}
 }
 
-// prefix is the keys of blocks that the request may begin with: its last token is to be computed, to sample from, and
-// so are the positions that need rows.
-func (s *Scheduler) prefix(r *request) []kvcache.Key {
-	if r.Rows > 0 {
-		return nil
-	}
-	return r.Keys[:min(len(r.Keys), (r.Tokens-1)/s.kv.BlockSize())]
-}
-
 // Remove ends a request in any state: finished, cancelled or failed. spans are to be released; with a
 // move in flight they come from kvcache's CommitMove or AbortMove.
-func (s *Scheduler) Remove(id kvcache.RequestID) (spans []kvcache.Span, ok bool) {
+func (s *Scheduler) Remove(id kvcache.RequestID) (spans []kvcache.Ended, ok bool) {
 	r := s.all[id]
 	if r == nil {
 		return nil, false
@@ -278,7 +284,7 @@ func (s *Scheduler) Remove(id kvcache.RequestID) (spans []kvcache.Span, ok bool)
 
 // Restart makes a running request wait again, to compute all its tokens anew: a part of its KV is lost. spans are
 // to be released, as after Remove. ok is false for a request that does not run.
-func (s *Scheduler) Restart(id kvcache.RequestID) (spans []kvcache.Span, ok bool) {
+func (s *Scheduler) Restart(id kvcache.RequestID) (spans []kvcache.Ended, ok bool) {
 	r := s.all[id]
 	if r == nil || !r.active {
 		return nil, false
@@ -287,21 +293,21 @@ func (s *Scheduler) Restart(id kvcache.RequestID) (spans []kvcache.Span, ok bool
 }
 
 // requeue takes a running request's blocks away; it waits again, by its arrival before all younger ones.
-func (s *Scheduler) requeue(r *request) []kvcache.Span {
+func (s *Scheduler) requeue(r *request) []kvcache.Ended {
 	spans := s.stop(r)
 	s.waiting = insert(s.waiting, r)
 	return spans
 }
 
 // stop takes a request's slot and blocks away.
-func (s *Scheduler) stop(r *request) []kvcache.Span {
+func (s *Scheduler) stop(r *request) []kvcache.Ended {
 	if !r.active {
-		return nil
+		return s.unfind(r)
 	}
 	s.running = remove(s.running, r)
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
-	r.active, r.stalled, r.computed, r.inPlan, r.begun, r.moving = false, false, 0, 0, false, 0
+	r.active, r.stalled, r.computed, r.inPlan, r.begun, r.moving, r.searched = false, false, 0, 0, false, 0, false
 	r.planned = planned{}
 	return s.kv.Close(r.ID)
 }

@@ -61,7 +61,7 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		}
 		c.s, err = New(Config{
 			MaxNumSeqs: scan(t, d, "seqs", 4), MaxBatchedTokens: scan(t, d, "tokens", 16), MaxRows: scan(t, d, "rows", 0),
-			MaxWaiting: scan(t, d, "waiting", 8), MaxModelLen: scan(t, d, "len", 0), Patience: scan(t, d, "patience", 3),
+			MaxWaiting: scan(t, d, "waiting", 8), MaxModelLen: scan(t, d, "len", 0), Patience: scan(t, d, "patience", 3), MinShared: scan(t, d, "shared", 0),
 		}, c.kv)
 		c.texts = map[kvcache.RequestID][]int32{}
 		return fail(err)
@@ -69,7 +69,7 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		text := []rune(scan(t, d, "text", ""))
 		c.texts[id] = text
 		return fail(c.s.Add(Request{ID: id, Arrival: scan(t, d, "arrival", uint64(id)), Tokens: scan(t, d, "tokens", max(1, len(text))),
-			Rows: scan(t, d, "rows", 0), Handed: d.HasArg("handed"), Keys: c.keys(id)}))
+			Rows: scan(t, d, "rows", 0), Handed: d.HasArg("handed"), Keys: c.keys(id), Near: scan(t, d, "near", "")}))
 	case "step":
 		var b strings.Builder
 		for range scan(t, d, "n", 1) {
@@ -90,6 +90,21 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		spans, err := c.kv.AbortMove(id)
 		c.s.Moved(id, false)
 		return fail(err) + fmt.Sprintf("release %d spans\n", len(spans)) + c.counts()
+	case "found": // the outcome of a search
+		var spans []kvcache.Span
+		for i := range scan(t, d, "spans", 1) {
+			c.moved++
+			spans = append(spans, kvcache.Span{Instance: fmt.Sprint("peer", i), Handle: uint32(c.moved), Generation: 1, Blocks: scan(t, d, "blocks", 0), Shared: true})
+		}
+		if scan(t, d, "blocks", 0) == 0 {
+			spans = nil
+		}
+		return fmt.Sprintf("release %d spans\n", len(c.s.Found(id, spans)))
+	case "lost":
+		return fmt.Sprintf("release %d spans\n", len(c.s.Lost(scan(t, d, "at", ""))))
+	case "share": // blocks here with another instance
+		h, err := c.kv.Share("other", 0, kvcache.AppendKeys(nil, kvcache.RootKey(""), []rune(scan(t, d, "text", "")), c.kv.BlockSize()))
+		return fmt.Sprintf("%d blocks %v\n", len(h.Blocks), err)
 	case "remove":
 		spans, ok := c.s.Remove(id)
 		return fmt.Sprintf("release %d spans, %v\n", len(spans), ok) + c.counts()
@@ -139,6 +154,9 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 			fmt.Fprintf(&b, " to %s", o.To)
 		}
 		b.WriteString("\n")
+	}
+	for _, q := range c.plan.Searches {
+		fmt.Fprintf(&b, "search for %d blocks of request %d near %q\n", len(q.Keys), q.Request, q.Near)
 	}
 	for _, p := range c.plan.Preempted {
 		fmt.Fprintf(&b, "preempted %d: %s\n", p.Request, p.Reason)

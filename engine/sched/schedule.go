@@ -12,7 +12,7 @@ type room struct{ tokens, rows int }
 // Schedule plans the next step. Every item of the plan is committed, or its request made no progress.
 func (s *Scheduler) Schedule(view View) *Plan {
 	p := &s.plan
-	*p = Plan{Items: p.Items[:0], Offloads: p.Offloads[:0], Preempted: p.Preempted[:0], Failed: p.Failed[:0], Release: p.Release[:0]}
+	*p = Plan{Items: p.Items[:0], Offloads: p.Offloads[:0], Searches: p.Searches[:0], Preempted: p.Preempted[:0], Failed: p.Failed[:0], Release: p.Release[:0]}
 	left := room{s.cfg.MaxBatchedTokens, s.cfg.MaxRows}
 	for _, r := range s.running {
 		r.inPlan, r.stalled = 0, false
@@ -149,8 +149,9 @@ func (s *Scheduler) giveUpMisfits(view View) {
 func (s *Scheduler) admit(view View, left *room) {
 	s.blocked = false
 	s.giveUpMisfits(view)
+	defer s.unfindAll()
 	for len(s.slots) > 0 && left.tokens > 0 && left.rows > 0 {
-		at := slices.IndexFunc(s.waiting, func(r *request) bool { return s.fits(r, view) })
+		at := slices.IndexFunc(s.waiting, func(r *request) bool { return !r.searching && s.fits(r, view) })
 		if at < 0 {
 			return
 		}
@@ -161,7 +162,11 @@ func (s *Scheduler) admit(view View, left *room) {
 			return
 		}
 		free := s.kv.Free()
-		lack := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - (free + view.PeersFree - s.outstanding())
+		lack := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - s.elsewhere(r) - (free + view.PeersFree - s.outstanding())
+		// What others have of it takes no room here, so it may begin where there is none for all of it.
+		if !s.anyStalled() && free >= 1 && lack <= len(s.prefix(r)) && s.searches(r) {
+			continue
+		}
 		if s.anyStalled() || free < 1 || lack > 0 && lack > s.kv.InUse(s.prefix(r)) && !s.ownsAll(r) {
 			s.blocked = true
 			s.giveUpWaiting(r, view)
@@ -179,7 +184,8 @@ func (s *Scheduler) admit(view View, left *room) {
 		s.waiting = slices.Delete(s.waiting, at, at+1)
 		r.slot = s.slots[len(s.slots)-1]
 		s.slots = s.slots[:len(s.slots)-1]
-		r.active, r.computed, r.cooldown, r.refused = true, s.kv.Adopt(r.ID, s.prefix(r)), 0, 0
+		r.active, r.computed, r.cooldown, r.refused = true, s.kv.Adopt(r.ID, r.found, s.prefix(r)), 0, 0
+		r.found = nil
 		s.running = insert(s.running, r)
 		s.place(r, left)
 	}
@@ -196,13 +202,19 @@ func (s *Scheduler) giveUpWaiting(r *request, view View) {
 	if len(s.running) > 0 {
 		return
 	}
-	if view.OthersRunning > 0 || s.kv.Counts().Hosted > 0 || view.OldestArrival != 0 && view.OldestArrival < r.Arrival {
+	if view.OthersRunning > 0 || s.hosts() || view.OldestArrival != 0 && view.OldestArrival < r.Arrival {
 		s.stuck = 0
 		return
 	}
 	if s.stuck++; s.stuck >= s.cfg.Patience {
 		s.fail(r, s.kv.Free()+view.PeersFree-1)
 	}
+}
+
+// hosts says whether blocks here are kept by others, who may end soon.
+func (s *Scheduler) hosts() bool {
+	c := s.kv.Counts()
+	return c.Hosted > 0 || c.Shared > 0
 }
 
 // fail ends a request that does not fit the cluster.

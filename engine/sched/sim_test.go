@@ -2,7 +2,6 @@ package sched
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -25,6 +24,7 @@ type simCluster struct {
 	clock   uint64
 	total   int // blocks
 	adopted int // tokens that requests began with
+	found   int // requests that began with blocks of other nodes
 }
 
 // simNode is a scheduler with its pool, and what the engine would know of its requests.
@@ -35,6 +35,9 @@ type simNode struct {
 	kv    *kvcache.Manager
 	reqs  map[kvcache.RequestID]*simRequest
 	moves []*simMove
+	// searches are those that were not answered yet; found is what a waiting request may begin with.
+	searches []Search
+	found    map[kvcache.RequestID][]kvcache.Span
 	// starving is what the last plan said, said the last heartbeat, heard what the answer to it said of all.
 	starving uint64
 	said     report
@@ -78,13 +81,14 @@ func (c *simCluster) start(i, blocks int) {
 		c.t.Fatal(err)
 	}
 	seqs := 1 + c.IntN(4)
-	s, err := New(Config{MaxNumSeqs: seqs, MaxBatchedTokens: seqs + c.IntN(41), MaxWaiting: 1000, Patience: 300}, kv)
+	s, err := New(Config{MaxNumSeqs: seqs, MaxBatchedTokens: seqs + c.IntN(41), MaxWaiting: 1000, Patience: 300, MinShared: c.IntN(4) * simBlock}, kv)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	c.clock++
 	c.nodes[i] = &simNode{
 		name: fmt.Sprintf("i%d", i), peer: uint32(c.clock), s: s, kv: kv, reqs: map[kvcache.RequestID]*simRequest{}, heard: map[int]report{},
+		found: map[kvcache.RequestID][]kvcache.Span{},
 	}
 }
 
@@ -96,7 +100,7 @@ func (c *simCluster) add(i, prompt, end int) kvcache.RequestID {
 	if c.IntN(2) == 0 {
 		r.family = 3 + int(c.nextID)
 	}
-	if err := c.nodes[i].s.Add(Request{ID: c.nextID, Arrival: r.arrival, Tokens: prompt, Keys: r.keys()}); err != nil {
+	if err := c.nodes[i].s.Add(Request{ID: c.nextID, Arrival: r.arrival, Tokens: prompt, Keys: r.keys(), Near: c.near()}); err != nil {
 		c.t.Fatal(err)
 	}
 	c.nodes[i].reqs[c.nextID] = r
@@ -159,6 +163,8 @@ func (c *simCluster) step(i int) {
 	for _, o := range p.Offloads {
 		n.moves = append(n.moves, &simMove{Offload: o})
 	}
+	n.searches = append(n.searches, p.Searches...)
+	c.began(n, p)
 	c.checkPlan(n, p, view)
 	for _, it := range p.Items {
 		r := n.reqs[it.Request]
@@ -191,6 +197,7 @@ func (c *simCluster) end(i int, id kvcache.RequestID) {
 	}
 	c.release(i, spans)
 	delete(n.reqs, id)
+	delete(n.found, id)
 	c.checkPools()
 }
 
@@ -207,11 +214,11 @@ func (c *simCluster) restart(i int, id kvcache.RequestID) {
 }
 
 // release gives spans back; those at processes that died are gone.
-func (c *simCluster) release(i int, spans []kvcache.Span) {
+func (c *simCluster) release(i int, spans []kvcache.Ended) {
 	for _, s := range spans {
 		for _, p := range c.nodes {
 			if p.peer == s.Peer {
-				if err := p.kv.Unhost(c.nodes[i].name, s.Handle, s.Generation); err != nil {
+				if err := p.kv.Unhost(c.nodes[i].name, s.Handle, s.Generation, s.Keys); err != nil {
 					c.t.Fatalf("release: %v", err)
 				}
 			}
@@ -227,7 +234,7 @@ func (c *simCluster) advance(i int, m *simMove, refuse bool) {
 		return
 	}
 	n.moves = slices.DeleteFunc(n.moves, func(x *simMove) bool { return x == m })
-	var orphans []kvcache.Span
+	var orphans []kvcache.Ended
 	var err error
 	switch {
 	case m.begun && refuse:
@@ -237,7 +244,7 @@ func (c *simCluster) advance(i int, m *simMove, refuse bool) {
 			c.restart(i, m.Request)
 		}
 		if m.span.Blocks == 0 {
-			c.release(i, []kvcache.Span{m.span})
+			c.release(i, []kvcache.Ended{{Span: m.span}})
 		}
 		orphans, err = n.kv.AbortMove(m.Request)
 	case m.begun:
@@ -257,7 +264,7 @@ func (c *simCluster) begin(i int, m *simMove) bool {
 	var last kvcache.Span
 	if tab, err := n.kv.Table(m.Request); err != nil {
 		return false
-	} else if k := len(tab.Spans); k > 0 {
+	} else if k := len(tab.Spans); k > 0 && !tab.Spans[k-1].Shared {
 		last = tab.Spans[k-1]
 	}
 	creditors := slices.Sorted(maps.Keys(n.heard))
@@ -301,7 +308,7 @@ func (c *simCluster) reserve(n, p *simNode, m *simMove, last kvcache.Span) bool 
 	}
 	// It was preempted and began anew since the plan; now it has fewer blocks.
 	if m.span.Blocks == 0 {
-		if err := p.kv.Unhost(n.name, h.Handle, h.Generation); err != nil {
+		if err := p.kv.Unhost(n.name, h.Handle, h.Generation, nil); err != nil {
 			c.t.Fatal(err)
 		}
 	}
@@ -318,16 +325,14 @@ func (c *simCluster) die(d int) {
 		if i == d {
 			continue
 		}
-		for _, id := range n.kv.RequestsAt(name) {
-			c.restart(i, id)
-		}
+		c.lose(i, name)
 		for _, m := range slices.Clone(n.moves) {
 			if m.begun && m.span.Peer == dead {
 				c.advance(i, m, true)
 			}
 		}
 		for _, h := range n.kv.HostedOf(name) {
-			if err := n.kv.Unhost(name, h.Handle, h.Generation); err != nil {
+			if err := n.kv.Unhost(name, h.Handle, h.Generation, nil); err != nil {
 				c.t.Fatal(err)
 			}
 		}
@@ -367,65 +372,5 @@ func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) {
 		if o.Blocks < 1 || o.Blocks > n.kv.Size(o.Request).Movable {
 			c.t.Fatalf("offload %+v of %+v", o, n.kv.Size(o.Request))
 		}
-	}
-}
-
-// checkPools: on every node every block is free, in the tables of requests that have the same text in it, moving out
-// of a closed one, or hosted in one span; and the spans that requests name are hosted where they say.
-func (c *simCluster) checkPools() {
-	for _, n := range c.nodes {
-		k := n.kv.Counts()
-		type part struct{ family, at int } // of a family's text
-		used := map[kvcache.BlockID]part{}
-		claim := func(b kvcache.BlockID, as part) {
-			if other, there := used[b]; there && (as != other || as.family < 0) {
-				c.t.Fatalf("%s: block %d is used as %+v and %+v", n.name, b, other, as)
-			}
-			used[b] = as
-		}
-		hosted := 0
-		for id, r := range n.reqs {
-			tab, err := n.kv.Table(id)
-			if errors.Is(err, kvcache.ErrUnknown) {
-				continue // it waits
-			}
-			at := n.kv.Size(id).Spans
-			for i, b := range tab.Local {
-				as := part{r.family, at + i}
-				if (at+i+1)*simBlock > r.tokens {
-					as = part{-1, 0} // not full: nobody else's
-				}
-				claim(b, as)
-			}
-			for _, s := range tab.Spans {
-				c.checkSpan(n, s)
-			}
-		}
-		for _, p := range c.nodes {
-			for _, h := range n.kv.HostedOf(p.name) {
-				for _, b := range h.Blocks {
-					claim(b, part{-1, 0})
-				}
-				hosted += len(h.Blocks)
-			}
-		}
-		owned := len(used) - hosted
-		if k.Free+k.Owned+k.Hosted != k.Total || hosted != k.Hosted || owned > k.Owned {
-			c.t.Fatalf("%s: %+v, tables have %d, spans %d", n.name, k, owned, hosted)
-		}
-	}
-}
-
-func (c *simCluster) checkSpan(n *simNode, s kvcache.Span) {
-	for _, p := range c.nodes {
-		if p.peer != s.Peer {
-			continue
-		}
-		for _, h := range p.kv.HostedOf(n.name) {
-			if h.Handle == s.Handle && h.Generation == s.Generation && len(h.Blocks) >= s.Blocks {
-				return
-			}
-		}
-		c.t.Fatalf("%s names %+v, which %s does not host", n.name, s, p.name)
 	}
 }

@@ -145,6 +145,8 @@ var (
 	preemptDesc = instanceDesc("infinite_num_preemptions_total", "Requests preempted for lack of room.")
 	queriesDesc = instanceDesc("infinite_prefix_cache_queries_total", "Tokens of requests that began, looked for in the prefix cache.")
 	hitsDesc    = instanceDesc("infinite_prefix_cache_hits_total", "Tokens of requests that began whose KV was in the prefix cache.")
+	extQueries  = instanceDesc("infinite_external_prefix_cache_queries_total", "Tokens of requests that were searched for with other instances, a part of the queries.")
+	extHits     = instanceDesc("infinite_external_prefix_cache_hits_total", "Tokens of requests whose KV is used at other instances, where it lies, a part of the hits.")
 	rehomedDesc = prometheus.NewDesc("infinite_num_rehomed_total", "Requests whose instance was lost or stopped, and that another one went on with.", nil, nil)
 	recoverDesc = instanceDesc("infinite_num_recoveries_total", "Requests computed anew, because KV of theirs was lost with a peer.")
 	plannedDesc = instanceDesc("infinite_num_planned_moves_total", "Moves of KV blocks that were planned for the cluster's token rate, and that an instance took.")
@@ -163,7 +165,7 @@ var (
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, plannedDesc, placedDesc, modelDesc, trafficDesc, movedDesc, memoryDesc,
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, plannedDesc, placedDesc, modelDesc, trafficDesc, movedDesc, memoryDesc,
 		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
@@ -186,6 +188,7 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(blocksDesc, float64(in.KVBlocksCached), "cached")
 		gauge(blocksDesc, float64(in.KVBlocksHosted), "hosted")
 		gauge(blocksDesc, float64(in.KVBlocksLent), "lent")
+		gauge(blocksDesc, float64(in.KVBlocksShared), "shared")
 		gauge(usageDesc, 1-float64(in.KVBlocksFree)/float64(max(1, in.KVBlocksTotal)))
 		gauge(runningDesc, float64(in.Running))
 		gauge(waitingDesc, float64(in.Waiting))
@@ -211,6 +214,8 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(hitsDesc, float64(in.PrefixHits))
 		counter(plannedDesc, float64(in.PlannedMoves))
 		counter(placedDesc, float64(in.PlannedBlocks))
+		counter(extQueries, float64(in.SharedQueries))
+		counter(extHits, float64(in.SharedHits))
 		counter(trafficDesc, float64(in.RemoteQueries), "queries")
 		counter(trafficDesc, float64(in.RemoteAnswers), "answers")
 		counter(trafficDesc, float64(in.RefusedMessages), "refused")

@@ -63,6 +63,7 @@ type ClusterView struct {
 type InstanceView struct {
 	ID                string            `json:"id"`
 	Device            string            `json:"device"`
+	MemoryOnly        bool              `json:"memory_only,omitempty"` // it runs no requests
 	KVCacheDType      string            `json:"kv_cache_dtype"`
 	Links             map[string]uint32 `json:"links,omitempty"` // peers that it may borrow from, by transport
 	KVBlocksTotal     int               `json:"kv_blocks_total"`
@@ -70,6 +71,7 @@ type InstanceView struct {
 	KVBlocksCached    int               `json:"kv_blocks_cached"` // a part of KVBlocksFree: with KV that requests may begin with
 	KVBlocksHosted    int               `json:"kv_blocks_hosted"` // blocks of others in this pool
 	KVBlocksLent      int               `json:"kv_blocks_lent"`   // blocks of its requests that lie with others
+	KVBlocksShared    int               `json:"kv_blocks_shared"` // uses of blocks here by requests of others, where they lie
 	Running           int               `json:"running"`
 	Waiting           int               `json:"waiting"`
 	TokensPerSecond   float64           `json:"tokens_per_second"`
@@ -79,6 +81,8 @@ type InstanceView struct {
 	PrefixHits        uint64            `json:"prefix_hits"`    // those of them whose KV was in the cache
 	PlannedMoves      uint64            `json:"planned_moves"`  // moves that the gManager planned, and that it took
 	PlannedBlocks     uint64            `json:"planned_blocks"` // KV blocks placed by them
+	SharedQueries     uint64            `json:"shared_queries"` // a part of PrefixQueries: tokens that others were searched for
+	SharedHits        uint64            `json:"shared_hits"`    // a part of PrefixHits: tokens whose KV is used at others, where it lies
 	Steps             uint64            `json:"steps"`
 	StepSeconds       float64           `json:"step_seconds"`
 	RemoteWaitSeconds float64           `json:"remote_wait_seconds"` // a part of StepSeconds: for creditors' answers

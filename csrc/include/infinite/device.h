@@ -60,6 +60,9 @@ enum {
     INF_MODEL_QKV_BIAS = 1,
     INF_MODEL_QK_NORM = 2,
     INF_MODEL_TIED = 4, /* LM_HEAD is EMBED; LM_HEAD is not loaded */
+    /* No tensor is loaded and no step is run, so there are no step buffers: the device has a pool,
+     * hosts blocks of others and answers their queries. */
+    INF_MODEL_NO_WEIGHTS = 8,
 };
 
 typedef struct inf_device_config {
@@ -98,7 +101,8 @@ int inf_device_open(const inf_device_config *config, const float *inv_freq, cons
 int inf_device_load(inf_device *device, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
                     int64_t cols, const void *data, uint64_t bytes, inf_err *err);
 
-/* Checks that every tensor came, allocates the pool and the step buffers, starts the threads. */
+/* Checks that every tensor came, allocates the pool and the step buffers, starts the threads; with
+ * INF_MODEL_NO_WEIGHTS just the pool, and what answers others. */
 int inf_device_ready(inf_device *device, inf_err *err);
 
 void inf_device_close(inf_device *device);
@@ -232,6 +236,12 @@ int inf_device_slot_open(inf_device *device, uint32_t slot, const inf_sampling *
  * them. */
 int inf_device_span_set(inf_device *device, uint32_t owner, uint32_t handle, uint32_t generation,
                         const int32_t *blocks, int32_t n_blocks, inf_err *err);
+
+/* Opens span handle at generation for owner over blocks that hold their KV already, those of
+ * requests or of the cache here: they are readable at once, and no move writes to them. The caller
+ * keeps them as they are until the span is closed. A span that is open: INF_EINVAL. */
+int inf_device_span_share(inf_device *device, uint32_t owner, uint32_t handle, uint32_t generation,
+                          const int32_t *blocks, int32_t n_blocks, inf_err *err);
 
 /* Ends the span; on return nobody reads or writes its blocks any more. Unknown or stale:
  * INF_ESTALE. */

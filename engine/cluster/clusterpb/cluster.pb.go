@@ -575,6 +575,9 @@ type Load struct {
 	PrefixQueries   uint64                 `protobuf:"varint,16,opt,name=prefix_queries,json=prefixQueries,proto3" json:"prefix_queries,omitempty"`                                      // tokens of requests that began
 	PrefixHits      uint64                 `protobuf:"varint,17,opt,name=prefix_hits,json=prefixHits,proto3" json:"prefix_hits,omitempty"`                                               // those of them whose KV was in the cache
 	KvBlocksCached  uint32                 `protobuf:"varint,18,opt,name=kv_blocks_cached,json=kvBlocksCached,proto3" json:"kv_blocks_cached,omitempty"`                                 // a part of kv_blocks_free: they hold KV that requests may begin with
+	KvBlocksShared  uint32                 `protobuf:"varint,19,opt,name=kv_blocks_shared,json=kvBlocksShared,proto3" json:"kv_blocks_shared,omitempty"`                                 // uses of blocks here by requests of others, beside kv_blocks_hosted
+	SharedQueries   uint64                 `protobuf:"varint,20,opt,name=shared_queries,json=sharedQueries,proto3" json:"shared_queries,omitempty"`                                      // a part of prefix_queries: tokens that others were searched for
+	SharedHits      uint64                 `protobuf:"varint,21,opt,name=shared_hits,json=sharedHits,proto3" json:"shared_hits,omitempty"`                                               // a part of prefix_hits: tokens whose KV is used where it lies, with others
 	Model           *Model                 `protobuf:"bytes,30,opt,name=model,proto3" json:"model,omitempty"`                                                                            // absent while the instance has not measured enough
 	MaxNumSeqs      uint32                 `protobuf:"varint,31,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`                                             // requests that run at once
 	PlannedMoves    uint64                 `protobuf:"varint,32,opt,name=planned_moves,json=plannedMoves,proto3" json:"planned_moves,omitempty"`                                         // MoveKV calls that were taken
@@ -735,6 +738,27 @@ func (x *Load) GetPrefixHits() uint64 {
 func (x *Load) GetKvBlocksCached() uint32 {
 	if x != nil {
 		return x.KvBlocksCached
+	}
+	return 0
+}
+
+func (x *Load) GetKvBlocksShared() uint32 {
+	if x != nil {
+		return x.KvBlocksShared
+	}
+	return 0
+}
+
+func (x *Load) GetSharedQueries() uint64 {
+	if x != nil {
+		return x.SharedQueries
+	}
+	return 0
+}
+
+func (x *Load) GetSharedHits() uint64 {
+	if x != nil {
+		return x.SharedHits
 	}
 	return 0
 }
@@ -1521,17 +1545,290 @@ func (x *TryMoveKVReply) GetReason() string {
 	return ""
 }
 
+type ShareKVRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`      // the home's instance id
+	Keys          []byte                 `protobuf:"bytes,2,opt,name=keys,proto3" json:"keys,omitempty"`        // of the blocks that are wanted, in order, 32 bytes each
+	Session       uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"` // of the links from owner to this instance
+	Ticket        uint64                 `protobuf:"varint,4,opt,name=ticket,proto3" json:"ticket,omitempty"`   // the home's number for this call; numbers grow
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareKVRequest) Reset() {
+	*x = ShareKVRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareKVRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareKVRequest) ProtoMessage() {}
+
+func (x *ShareKVRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareKVRequest.ProtoReflect.Descriptor instead.
+func (*ShareKVRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ShareKVRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *ShareKVRequest) GetKeys() []byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ShareKVRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *ShareKVRequest) GetTicket() uint64 {
+	if x != nil {
+		return x.Ticket
+	}
+	return 0
+}
+
+type ShareKVReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blocks        uint32                 `protobuf:"varint,1,opt,name=blocks,proto3" json:"blocks,omitempty"` // that are here from the first on and may be used; 0: none
+	Handle        uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Next          string                 `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`        // an instance that may have the block behind them; empty: not known
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`    // of a refusal
+	Unknown       bool                   `protobuf:"varint,6,opt,name=unknown,proto3" json:"unknown,omitempty"` // the first block is not here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareKVReply) Reset() {
+	*x = ShareKVReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareKVReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareKVReply) ProtoMessage() {}
+
+func (x *ShareKVReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareKVReply.ProtoReflect.Descriptor instead.
+func (*ShareKVReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ShareKVReply) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *ShareKVReply) GetHandle() uint32 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
+}
+
+func (x *ShareKVReply) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ShareKVReply) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+func (x *ShareKVReply) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ShareKVReply) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
+type NameKVRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Handle        uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	First         uint32                 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"` // the span's block that the first key is of
+	Keys          []byte                 `protobuf:"bytes,5,opt,name=keys,proto3" json:"keys,omitempty"`    // 32 bytes each
+	Session       uint64                 `protobuf:"varint,6,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameKVRequest) Reset() {
+	*x = NameKVRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameKVRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameKVRequest) ProtoMessage() {}
+
+func (x *NameKVRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameKVRequest.ProtoReflect.Descriptor instead.
+func (*NameKVRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *NameKVRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *NameKVRequest) GetHandle() uint32 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
+}
+
+func (x *NameKVRequest) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *NameKVRequest) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *NameKVRequest) GetKeys() []byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *NameKVRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+type NameKVReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameKVReply) Reset() {
+	*x = NameKVReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameKVReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameKVReply) ProtoMessage() {}
+
+func (x *NameKVReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameKVReply.ProtoReflect.Descriptor instead.
+func (*NameKVReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+}
+
 type SpanHandle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Handle        uint32                 `protobuf:"varint,1,opt,name=handle,proto3" json:"handle,omitempty"`
 	Generation    uint32                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Keys          []byte                 `protobuf:"bytes,3,opt,name=keys,proto3" json:"keys,omitempty"` // of its blocks, in order, 32 bytes each, as far as the home knows: they may be kept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SpanHandle) Reset() {
 	*x = SpanHandle{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1840,7 @@ func (x *SpanHandle) String() string {
 func (*SpanHandle) ProtoMessage() {}
 
 func (x *SpanHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1853,7 @@ func (x *SpanHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpanHandle.ProtoReflect.Descriptor instead.
 func (*SpanHandle) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SpanHandle) GetHandle() uint32 {
@@ -1573,6 +1870,13 @@ func (x *SpanHandle) GetGeneration() uint32 {
 	return 0
 }
 
+func (x *SpanHandle) GetKeys() []byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 type ReleaseKVRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Owner   string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
@@ -1587,7 +1891,7 @@ type ReleaseKVRequest struct {
 
 func (x *ReleaseKVRequest) Reset() {
 	*x = ReleaseKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1903,7 @@ func (x *ReleaseKVRequest) String() string {
 func (*ReleaseKVRequest) ProtoMessage() {}
 
 func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1916,7 @@ func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReleaseKVRequest) GetOwner() string {
@@ -1651,7 +1955,7 @@ type ReleaseKVReply struct {
 
 func (x *ReleaseKVReply) Reset() {
 	*x = ReleaseKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1967,7 @@ func (x *ReleaseKVReply) String() string {
 func (*ReleaseKVReply) ProtoMessage() {}
 
 func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1980,7 @@ func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVReply.ProtoReflect.Descriptor instead.
 func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 type MoveKVRequest struct {
@@ -1691,7 +1995,7 @@ type MoveKVRequest struct {
 
 func (x *MoveKVRequest) Reset() {
 	*x = MoveKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +2007,7 @@ func (x *MoveKVRequest) String() string {
 func (*MoveKVRequest) ProtoMessage() {}
 
 func (x *MoveKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +2020,7 @@ func (x *MoveKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveKVRequest.ProtoReflect.Descriptor instead.
 func (*MoveKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MoveKVRequest) GetId() string {
@@ -1755,7 +2059,7 @@ type MoveKVReply struct {
 
 func (x *MoveKVReply) Reset() {
 	*x = MoveKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +2071,7 @@ func (x *MoveKVReply) String() string {
 func (*MoveKVReply) ProtoMessage() {}
 
 func (x *MoveKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +2084,7 @@ func (x *MoveKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveKVReply.ProtoReflect.Descriptor instead.
 func (*MoveKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 type LeaveRequest struct {
@@ -1793,7 +2097,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +2109,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +2122,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LeaveRequest) GetId() string {
@@ -1843,7 +2147,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2159,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2172,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{26}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -1920,7 +2224,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\xa2\a\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\x94\b\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -1943,7 +2247,11 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x0eprefix_queries\x18\x10 \x01(\x04R\rprefixQueries\x12\x1f\n" +
 	"\vprefix_hits\x18\x11 \x01(\x04R\n" +
 	"prefixHits\x12(\n" +
-	"\x10kv_blocks_cached\x18\x12 \x01(\rR\x0ekvBlocksCached\x120\n" +
+	"\x10kv_blocks_cached\x18\x12 \x01(\rR\x0ekvBlocksCached\x12(\n" +
+	"\x10kv_blocks_shared\x18\x13 \x01(\rR\x0ekvBlocksShared\x12%\n" +
+	"\x0eshared_queries\x18\x14 \x01(\x04R\rsharedQueries\x12\x1f\n" +
+	"\vshared_hits\x18\x15 \x01(\x04R\n" +
+	"sharedHits\x120\n" +
 	"\x05model\x18\x1e \x01(\v2\x1a.infinite.cluster.v1.ModelR\x05model\x12 \n" +
 	"\fmax_num_seqs\x18\x1f \x01(\rR\n" +
 	"maxNumSeqs\x12#\n" +
@@ -2015,13 +2323,38 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\rR\n" +
 	"generation\x12\x1a\n" +
 	"\bhostable\x18\x05 \x01(\rR\bhostable\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reasonJ\x04\b\x04\x10\x05\"D\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reasonJ\x04\b\x04\x10\x05\"l\n" +
+	"\x0eShareKVRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x12\n" +
+	"\x04keys\x18\x02 \x01(\fR\x04keys\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x12\x16\n" +
+	"\x06ticket\x18\x04 \x01(\x04R\x06ticket\"\xa4\x01\n" +
+	"\fShareKVReply\x12\x16\n" +
+	"\x06blocks\x18\x01 \x01(\rR\x06blocks\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\rR\n" +
+	"generation\x12\x12\n" +
+	"\x04next\x18\x04 \x01(\tR\x04next\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
+	"\aunknown\x18\x06 \x01(\bR\aunknown\"\xa1\x01\n" +
+	"\rNameKVRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\rR\n" +
+	"generation\x12\x14\n" +
+	"\x05first\x18\x04 \x01(\rR\x05first\x12\x12\n" +
+	"\x04keys\x18\x05 \x01(\fR\x04keys\x12\x18\n" +
+	"\asession\x18\x06 \x01(\x04R\asession\"\r\n" +
+	"\vNameKVReply\"X\n" +
 	"\n" +
 	"SpanHandle\x12\x16\n" +
 	"\x06handle\x18\x01 \x01(\rR\x06handle\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\rR\n" +
-	"generation\"\x93\x01\n" +
+	"generation\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\fR\x04keys\"\x93\x01\n" +
 	"\x10ReleaseKVRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x125\n" +
 	"\x05spans\x18\x02 \x03(\v2\x1f.infinite.cluster.v1.SpanHandleR\x05spans\x12\x18\n" +
@@ -2043,9 +2376,11 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12K\n" +
 	"\bFindEtcd\x12$.infinite.cluster.v1.FindEtcdRequest\x1a\x19.infinite.cluster.v1.Etcd\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xa2\x03\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xc5\x04\n" +
 	"\x02KV\x12W\n" +
-	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12W\n" +
+	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12Q\n" +
+	"\aShareKV\x12#.infinite.cluster.v1.ShareKVRequest\x1a!.infinite.cluster.v1.ShareKVReply\x12N\n" +
+	"\x06NameKV\x12\".infinite.cluster.v1.NameKVRequest\x1a .infinite.cluster.v1.NameKVReply\x12W\n" +
 	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12N\n" +
 	"\x06MoveKV\x12\".infinite.cluster.v1.MoveKVRequest\x1a .infinite.cluster.v1.MoveKVReply\x12K\n" +
 	"\x05Leave\x12!.infinite.cluster.v1.LeaveRequest\x1a\x1f.infinite.cluster.v1.LeaveReply\x12M\n" +
@@ -2063,7 +2398,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
@@ -2085,14 +2420,18 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*HomePlacement)(nil),    // 17: infinite.cluster.v1.HomePlacement
 	(*TryMoveKVRequest)(nil), // 18: infinite.cluster.v1.TryMoveKVRequest
 	(*TryMoveKVReply)(nil),   // 19: infinite.cluster.v1.TryMoveKVReply
-	(*SpanHandle)(nil),       // 20: infinite.cluster.v1.SpanHandle
-	(*ReleaseKVRequest)(nil), // 21: infinite.cluster.v1.ReleaseKVRequest
-	(*ReleaseKVReply)(nil),   // 22: infinite.cluster.v1.ReleaseKVReply
-	(*MoveKVRequest)(nil),    // 23: infinite.cluster.v1.MoveKVRequest
-	(*MoveKVReply)(nil),      // 24: infinite.cluster.v1.MoveKVReply
-	(*LeaveRequest)(nil),     // 25: infinite.cluster.v1.LeaveRequest
-	(*LeaveReply)(nil),       // 26: infinite.cluster.v1.LeaveReply
-	nil,                      // 27: infinite.cluster.v1.Load.LinksEntry
+	(*ShareKVRequest)(nil),   // 20: infinite.cluster.v1.ShareKVRequest
+	(*ShareKVReply)(nil),     // 21: infinite.cluster.v1.ShareKVReply
+	(*NameKVRequest)(nil),    // 22: infinite.cluster.v1.NameKVRequest
+	(*NameKVReply)(nil),      // 23: infinite.cluster.v1.NameKVReply
+	(*SpanHandle)(nil),       // 24: infinite.cluster.v1.SpanHandle
+	(*ReleaseKVRequest)(nil), // 25: infinite.cluster.v1.ReleaseKVRequest
+	(*ReleaseKVReply)(nil),   // 26: infinite.cluster.v1.ReleaseKVReply
+	(*MoveKVRequest)(nil),    // 27: infinite.cluster.v1.MoveKVRequest
+	(*MoveKVReply)(nil),      // 28: infinite.cluster.v1.MoveKVReply
+	(*LeaveRequest)(nil),     // 29: infinite.cluster.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 30: infinite.cluster.v1.LeaveReply
+	nil,                      // 31: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	4,  // 0: infinite.cluster.v1.JoinReply.etcd:type_name -> infinite.cluster.v1.Etcd
@@ -2100,7 +2439,7 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	7,  // 2: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
 	10, // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
 	11, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
-	27, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	31, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
 	9,  // 6: infinite.cluster.v1.Load.model:type_name -> infinite.cluster.v1.Model
 	8,  // 7: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
 	6,  // 8: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
@@ -2109,27 +2448,31 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	13, // 11: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
 	17, // 12: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
 	6,  // 13: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
-	20, // 14: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
+	24, // 14: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
 	1,  // 15: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
 	3,  // 16: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
 	12, // 17: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
 	15, // 18: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
 	18, // 19: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
-	21, // 20: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	23, // 21: infinite.cluster.v1.KV.MoveKV:input_type -> infinite.cluster.v1.MoveKVRequest
-	25, // 22: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
-	0,  // 23: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 24: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	4,  // 25: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
-	14, // 26: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	16, // 27: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	19, // 28: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	22, // 29: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	24, // 30: infinite.cluster.v1.KV.MoveKV:output_type -> infinite.cluster.v1.MoveKVReply
-	26, // 31: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
-	0,  // 32: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	24, // [24:33] is the sub-list for method output_type
-	15, // [15:24] is the sub-list for method input_type
+	20, // 20: infinite.cluster.v1.KV.ShareKV:input_type -> infinite.cluster.v1.ShareKVRequest
+	22, // 21: infinite.cluster.v1.KV.NameKV:input_type -> infinite.cluster.v1.NameKVRequest
+	25, // 22: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	27, // 23: infinite.cluster.v1.KV.MoveKV:input_type -> infinite.cluster.v1.MoveKVRequest
+	29, // 24: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
+	0,  // 25: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 26: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	4,  // 27: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
+	14, // 28: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	16, // 29: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	19, // 30: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	21, // 31: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
+	23, // 32: infinite.cluster.v1.KV.NameKV:output_type -> infinite.cluster.v1.NameKVReply
+	26, // 33: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	28, // 34: infinite.cluster.v1.KV.MoveKV:output_type -> infinite.cluster.v1.MoveKVReply
+	30, // 35: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
+	0,  // 36: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	26, // [26:37] is the sub-list for method output_type
+	15, // [15:26] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -2146,7 +2489,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -250,6 +250,8 @@ var Manager_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	KV_TryMoveKV_FullMethodName = "/infinite.cluster.v1.KV/TryMoveKV"
+	KV_ShareKV_FullMethodName   = "/infinite.cluster.v1.KV/ShareKV"
+	KV_NameKV_FullMethodName    = "/infinite.cluster.v1.KV/NameKV"
 	KV_ReleaseKV_FullMethodName = "/infinite.cluster.v1.KV/ReleaseKV"
 	KV_MoveKV_FullMethodName    = "/infinite.cluster.v1.KV/MoveKV"
 	KV_Leave_FullMethodName     = "/infinite.cluster.v1.KV/Leave"
@@ -264,6 +266,10 @@ const (
 type KVClient interface {
 	// TryMoveKV reserves room for blocks of one request, first come first served.
 	TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...grpc.CallOption) (*TryMoveKVReply, error)
+	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
+	ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc.CallOption) (*ShareKVReply, error)
+	// NameKV says what blocks of a hosted span hold, so that others find them.
+	NameKV(ctx context.Context, in *NameKVRequest, opts ...grpc.CallOption) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...grpc.CallOption) (*ReleaseKVReply, error)
 	// MoveKV is the gManager's wish to the home of a request: to place blocks of it with another instance. It is refused
@@ -289,6 +295,26 @@ func (c *kVClient) TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TryMoveKVReply)
 	err := c.cc.Invoke(ctx, KV_TryMoveKV_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kVClient) ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc.CallOption) (*ShareKVReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShareKVReply)
+	err := c.cc.Invoke(ctx, KV_ShareKV_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kVClient) NameKV(ctx context.Context, in *NameKVRequest, opts ...grpc.CallOption) (*NameKVReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NameKVReply)
+	err := c.cc.Invoke(ctx, KV_NameKV_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -346,6 +372,10 @@ type KV_ConnectClient = grpc.BidiStreamingClient[LinkBytes, LinkBytes]
 type KVServer interface {
 	// TryMoveKV reserves room for blocks of one request, first come first served.
 	TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error)
+	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
+	ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error)
+	// NameKV says what blocks of a hosted span hold, so that others find them.
+	NameKV(context.Context, *NameKVRequest) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error)
 	// MoveKV is the gManager's wish to the home of a request: to place blocks of it with another instance. It is refused
@@ -369,6 +399,12 @@ type UnimplementedKVServer struct{}
 
 func (UnimplementedKVServer) TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method TryMoveKV not implemented")
+}
+func (UnimplementedKVServer) ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShareKV not implemented")
+}
+func (UnimplementedKVServer) NameKV(context.Context, *NameKVRequest) (*NameKVReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method NameKV not implemented")
 }
 func (UnimplementedKVServer) ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseKV not implemented")
@@ -417,6 +453,42 @@ func _KV_TryMoveKV_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KVServer).TryMoveKV(ctx, req.(*TryMoveKVRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KV_ShareKV_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShareKVRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).ShareKV(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_ShareKV_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).ShareKV(ctx, req.(*ShareKVRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KV_NameKV_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NameKVRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).NameKV(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_NameKV_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).NameKV(ctx, req.(*NameKVRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -492,6 +564,14 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TryMoveKV",
 			Handler:    _KV_TryMoveKV_Handler,
+		},
+		{
+			MethodName: "ShareKV",
+			Handler:    _KV_ShareKV_Handler,
+		},
+		{
+			MethodName: "NameKV",
+			Handler:    _KV_NameKV_Handler,
 		},
 		{
 			MethodName: "ReleaseKV",

@@ -193,7 +193,7 @@ func (p *process) eventually(what string, cond func(v server.ClusterView) bool) 
 // idle is true when no block is in use anywhere.
 func idle(v server.ClusterView) bool {
 	for _, in := range v.Instances {
-		if in.KVBlocksFree != in.KVBlocksTotal || in.KVBlocksHosted != 0 || in.KVBlocksLent != 0 {
+		if in.KVBlocksFree != in.KVBlocksTotal || in.KVBlocksHosted != 0 || in.KVBlocksLent != 0 || in.KVBlocksShared != 0 {
 			return false
 		}
 	}

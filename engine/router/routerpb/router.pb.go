@@ -191,6 +191,7 @@ type GenerateRequest struct {
 	Answer         []int32                `protobuf:"varint,12,rep,packed,name=answer,proto3" json:"answer,omitempty"` // what another home generated before it was lost; it counts as generated
 	CacheSalt      string                 `protobuf:"bytes,13,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
 	Handed         bool                   `protobuf:"varint,14,opt,name=handed,proto3" json:"handed,omitempty"` // another home had it, and is lost
+	Near           string                 `protobuf:"bytes,15,opt,name=near,proto3" json:"near,omitempty"`      // another instance that may have KV of its beginning
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -321,6 +322,13 @@ func (x *GenerateRequest) GetHanded() bool {
 		return x.Handed
 	}
 	return false
+}
+
+func (x *GenerateRequest) GetNear() string {
+	if x != nil {
+		return x.Near
+	}
+	return ""
 }
 
 type Alternative struct {
@@ -653,7 +661,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\xcd\x03\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\xe1\x03\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -674,7 +682,8 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x06answer\x18\f \x03(\x05R\x06answer\x12\x1d\n" +
 	"\n" +
 	"cache_salt\x18\r \x01(\tR\tcacheSalt\x12\x16\n" +
-	"\x06handed\x18\x0e \x01(\bR\x06handed\"=\n" +
+	"\x06handed\x18\x0e \x01(\bR\x06handed\x12\x12\n" +
+	"\x04near\x18\x0f \x01(\tR\x04near\"=\n" +
 	"\vAlternative\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\"\x85\x01\n" +

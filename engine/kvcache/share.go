@@ -1,0 +1,192 @@
+package kvcache
+
+import "fmt"
+
+// Ended is a span that no request needs any more, and what its blocks hold, block by block, as far as that is known: its
+// creditor may keep them, to be found by others.
+type Ended struct {
+	Span
+	Keys []Key
+}
+
+// lead is where the block of a key was last, when it was not here, and how many requests have used it there.
+type lead struct {
+	instance string
+	uses     int
+}
+
+// leads are guesses: the instance may have dropped the block. Of two generations the older one is dropped when the
+// younger is full.
+type leads struct{ young, former map[Key]lead }
+
+// maxLeads is how many blocks one generation remembers: one of each span of a request, the first.
+const maxLeads = 4096
+
+// put notes where a block was, used there if shared.
+func (l *leads) put(k Key, instance string, shared bool) {
+	now := lead{instance: instance}
+	if before := l.get(k); shared && before.instance == instance {
+		now.uses = before.uses
+	}
+	if shared {
+		now.uses++
+	}
+	if len(l.young) >= maxLeads {
+		l.young, l.former = nil, l.young
+	}
+	if l.young == nil {
+		l.young = map[Key]lead{}
+	}
+	l.young[k] = now
+}
+
+func (l *leads) get(k Key) lead {
+	if x, there := l.young[k]; there {
+		return x
+	}
+	return l.former[k]
+}
+
+// Lead names the instance that had the block of a key when a request here ended, "" when that is not known.
+func (m *Manager) Lead(k Key) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.leads.get(k).instance
+}
+
+// Uses is how many requests here have used the block of a key at the instance that Lead names.
+func (m *Manager) Uses(k Key) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.leads.get(k).uses
+}
+
+// DropLead forgets that the instance has the block of a key: it was asked, and has not.
+func (m *Manager) DropLead(k Key, instance string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.leads.get(k).instance == instance {
+		delete(m.leads.young, k)
+		delete(m.leads.former, k)
+	}
+}
+
+// Run is how many of the first blocks that keys name are here.
+func (m *Manager) Run(keys []Key) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, k := range keys {
+		if _, there := m.prefixes.named[k]; !there {
+			return i
+		}
+	}
+	return len(keys)
+}
+
+// Share opens a span for owner over the first blocks that keys name, which others may use too: at least one, or
+// ErrUnknown if the first is not here. Blocks that nobody uses now are not free any more, so they count like blocks that
+// are lent; ErrNoRoom if none of them may be.
+func (m *Manager) Share(owner string, tag uint64, keys []Key) (Hosted, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.unused) == 0 {
+		return Hosted{}, fmt.Errorf("cannot share blocks with %s: all %d spans are in use: %w", owner, len(m.slots), ErrNoRoom)
+	}
+	var blocks []BlockID
+	spare := m.hostable()
+	for _, k := range keys {
+		b, there := m.prefixes.named[k]
+		if !there {
+			break
+		}
+		if m.blocks[b].users == 0 && !m.blocks[b].hosted {
+			if spare--; spare < 0 {
+				break
+			}
+		}
+		blocks = append(blocks, b)
+	}
+	if len(blocks) == 0 && spare >= 0 {
+		return Hosted{}, fmt.Errorf("cannot share blocks with %s: the first is not here: %w", owner, ErrUnknown)
+	}
+	if len(blocks) == 0 {
+		return Hosted{}, fmt.Errorf("cannot share blocks with %s: %w", owner, ErrNoRoom)
+	}
+	for _, b := range blocks {
+		m.use(b)
+	}
+	m.shared += len(blocks)
+	return m.view(m.openSlot(hostSlot{owner: owner, tag: tag, blocks: blocks, shared: true})), nil
+}
+
+// use adds a user to a block that has a name.
+func (m *Manager) use(b BlockID) {
+	if m.blocks[b].users == 0 && !m.blocks[b].hosted {
+		m.uncache(b)
+		m.owned++
+	}
+	m.blocks[b].users++
+}
+
+// NameHosted says what blocks of a hosted span hold, keys[i] the one at index first+i: others may use them while their
+// owner has them, and after it.
+func (m *Manager) NameHosted(owner string, handle, generation uint32, first int, keys []Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, err := m.slot(owner, handle, generation)
+	if err != nil {
+		return fmt.Errorf("cannot name blocks of a span: %w", err)
+	}
+	if s.shared || first < 0 || first > len(s.blocks) || len(keys) > len(s.blocks)-first {
+		return fmt.Errorf("cannot name %d blocks from %d on in a span of %d: %w", len(keys), first, len(s.blocks), ErrState)
+	}
+	for i, k := range keys {
+		m.name(s.blocks[first+i], k)
+	}
+	return nil
+}
+
+// name gives a block a key, unless it has one, or another block has it.
+func (m *Manager) name(b BlockID, k Key) {
+	if _, there := m.prefixes.named[k]; there || k == (Key{}) || m.blocks[b].key != (Key{}) {
+		return
+	}
+	m.blocks[b].key = k
+	m.prefixes.named[k] = b
+}
+
+// keep takes hosted blocks from their owner. They are free, but for those that others use; those of which it is known
+// what they hold, by keys or by NameHosted before, are cached. The last ones become the oldest of these: without those
+// before them they are of no use.
+func (m *Manager) keep(blocks []BlockID, keys []Key) {
+	for i := len(blocks) - 1; i >= 0; i-- {
+		b := blocks[i]
+		if m.blocks[b].hosted = false; i < len(keys) {
+			m.name(b, keys[i])
+		}
+		switch {
+		case m.blocks[b].users > 0:
+			m.owned++
+		case m.blocks[b].key != (Key{}):
+			m.cache(b)
+		default:
+			m.free = append(m.free, b)
+		}
+	}
+}
+
+// ended says what the creditors of a request's spans may free, and remembers where they lie.
+func (m *Manager) ended(r *request) []Ended {
+	var out []Ended
+	at := 0
+	for _, s := range r.spans {
+		e := Ended{Span: s}
+		if at < len(r.keys) {
+			e.Keys = r.keys[at:min(at+s.Blocks, len(r.keys))]
+			m.leads.put(e.Keys[0], s.Instance, s.Shared)
+		}
+		at += s.Blocks
+		out = append(out, e)
+	}
+	return out
+}
