@@ -30,7 +30,7 @@ type Lender interface {
 
 // Blocks has blocks of requests with other instances. Its methods do not wait for those.
 type Blocks interface {
-	Offload(o sched.Offload)       // the outcome comes by Engine.Moved
+	Offload(o sched.Offload)       // to o.To alone where that is given; the outcome comes by Engine.Moved
 	Search(s sched.Search)         // the outcome comes by Engine.Found
 	Release(spans []kvcache.Ended) // gives back
 }

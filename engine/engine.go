@@ -5,6 +5,7 @@
 //	loop.go     the loop: inbox -> plan -> step -> commit -> events
 //	step.go     filling a step, reading its output
 //	stream.go   a request's events
+//	measure.go  how long steps take, for plans; what plans want moved
 //	device.go   what the loop needs of others
 package engine
 
@@ -19,6 +20,7 @@ import (
 
 	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/plan"
 	"github.com/infinite-llm/infinite/engine/sched"
 )
 
@@ -49,7 +51,11 @@ type RequestInfo struct {
 	Tokens  int        // known tokens: prompt and answer
 	Spans   []SpanInfo // oldest blocks first
 	Local   int        // blocks after the spans
+	Movable int        // of them, blocks that may be placed elsewhere, behind those on their way, and would be free then
 	Running bool
+	// Blocks that Place asked for and that are not placed yet, and where they go.
+	Planned   int
+	PlannedTo string
 }
 
 // Stats are counters since the start, and the queues' lengths now.
@@ -61,6 +67,7 @@ type Stats struct {
 	PrefixQueries, PrefixHits                          uint64 // tokens of requests that began, and those with KV in the cache
 	SharedQueries, SharedHits                          uint64 // of them, tokens that others were asked for, and those whose KV is used there
 	Offloads, OffloadedBlocks, RefusedOffloads         uint64
+	PlannedMoves, PlannedBlocks                        uint64        // calls of Place, and the blocks placed by them
 	StepTime                                           time.Duration // sum over steps
 	TTFT                                               time.Duration // sum over first tokens
 	FirstTokens                                        uint64
@@ -87,6 +94,7 @@ type Engine struct {
 	empty    chan struct{} // closed when nothing is live; Drain makes it
 	stats    Stats
 	rate     rate
+	fit      plan.Fit
 
 	// the loop's own
 	sched  *sched.Scheduler
@@ -94,15 +102,18 @@ type Engine struct {
 	share  []share
 	table  kvcache.Table
 	spans  []batchSpan
-	hungry uint64 // the plan's Starving that the lender knows of
+	hungry uint64     // the plan's Starving that the lender knows of
+	placed []*request // in a plan for the cluster
+	asked  []int      // scratch: KV tokens of a step by peer
 }
 
-// inbox is what the loop is told between steps. Each list is bounded: by room, by the live requests, by
+// inbox is what the loop is told between steps. Each list is bounded: by room, by the live requests (places too), by
 // the moves in flight and the peers.
 type inbox struct {
 	submits []*request
 	cancels []*request
 	news    []news
+	places  []Placing
 	abort   bool
 }
 
@@ -274,20 +285,26 @@ func (e *Engine) PeerLost(instance string) {
 // Requests lists the unfinished requests, in the order in which they came.
 func (e *Engine) Requests() []RequestInfo {
 	e.mu.Lock()
-	list := make([]*request, 0, len(e.live))
+	out := make([]RequestInfo, 0, len(e.live))
 	for _, r := range e.live {
-		list = append(list, r)
+		info := RequestInfo{ID: r.ID, Request: r.id, Arrival: r.Arrival, Tokens: int(r.known.Load()), Running: r.running.Load()}
+		if info.Planned = int(r.planned.Load()); info.Planned > 0 {
+			info.PlannedTo = r.plannedTo
+		}
+		out = append(out, info)
 	}
 	e.mu.Unlock()
-	slices.SortFunc(list, func(a, b *request) int { return int(a.id) - int(b.id) })
-	out := make([]RequestInfo, len(list))
+	slices.SortFunc(out, func(a, b RequestInfo) int { return int(a.Request) - int(b.Request) })
 	var t kvcache.Table
-	for i, r := range list {
-		out[i] = RequestInfo{ID: r.ID, Request: r.id, Arrival: r.Arrival, Tokens: int(r.known.Load()), Running: r.running.Load()}
-		if e.kv.AppendTable(r.id, &t) != nil {
+	for i := range out {
+		id := out[i].Request
+		if e.kv.AppendTable(id, &t) != nil {
 			continue // it waits
 		}
 		out[i].Local = len(t.Local)
+		if !e.kv.Shares(id) {
+			out[i].Movable = movable(e.kv.Size(id))
+		}
 		for _, s := range t.Spans {
 			out[i].Spans = append(out[i].Spans, SpanInfo{s.Instance, s.Blocks})
 		}

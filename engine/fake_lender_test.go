@@ -31,7 +31,7 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 	}
 	for k := range n.c.nodes {
 		p := n.c.nodes[(int(last.Peer)+k)%len(n.c.nodes)]
-		if p == n || p.isDead() {
+		if p == n || p.isDead() || o.To != "" && p.name() != o.To {
 			continue
 		}
 		h, first, err := p.host(n.name(), last, o.Blocks)

@@ -87,6 +87,9 @@ func (e *Engine) takeInbox() {
 			e.fail(r, err)
 		}
 	}
+	for _, p := range in.places {
+		e.begin(p)
+	}
 	for _, r := range in.cancels {
 		e.finish(r, Event{Finish: "abort", Err: errCancelled})
 	}
@@ -202,9 +205,10 @@ func (e *Engine) handOn() {
 // publish lets other goroutines see the queues' lengths.
 func (e *Engine) publish(p *sched.Plan) {
 	running, waiting := e.sched.Counts()
+	e.follow()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.stats.Running, e.stats.Waiting, e.stats.Stalled = running, waiting, p.Stalled
+	e.stats.Running, e.stats.Waiting, e.stats.Stalled, e.stats.PlannedBlocks = running, waiting, p.Stalled, e.sched.Placed()
 	e.room = max(0, e.sched.Room()-len(e.inbox.submits))
 }
 

@@ -101,6 +101,8 @@ type request struct {
 	tokens    []int32 // prompt and answer
 	known     atomic.Int64
 	running   atomic.Bool
+	planned   atomic.Int64   // blocks that Place asked for and that are not placed yet
+	plannedTo string         // where they go; guarded by Engine.mu
 	prompt    []TokenLogprob // collected so far; delivered with the first token
 	root      kvcache.Key    // of keys
 	keys      []kvcache.Key  // of the tokens' full blocks

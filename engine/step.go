@@ -157,10 +157,12 @@ func (e *Engine) collect(began time.Time) {
 	now := time.Now()
 	var lost []int32
 	prompt, generated := 0, 0
+	work, whole := e.work(st, now.Sub(began)), true
 	for i := range e.share {
 		sh := &e.share[i]
 		out := st.SeqOut[i]
 		if out.Status != batch.StatusOK {
+			whole = false
 			if out.Peer >= 0 && out.Status != batch.StatusStale && !slices.Contains(lost, out.Peer) {
 				lost = append(lost, out.Peer)
 			}
@@ -175,6 +177,9 @@ func (e *Engine) collect(began time.Time) {
 		e.take(st, sh, &seq, began, now)
 	}
 	e.mu.Lock()
+	if whole {
+		e.fit.Add(work)
+	}
 	e.stats.Steps++
 	e.stats.StepTime += now.Sub(began)
 	e.stats.PromptTokens += uint64(prompt)

@@ -26,6 +26,7 @@ var (
 type offload struct {
 	request kvcache.RequestID
 	blocks  int
+	to      string // the only creditor that is asked; "": whoever has room
 }
 
 // placed is the outcome of an offload, over one session with a creditor.
@@ -38,10 +39,11 @@ type placed struct {
 	keys    []kvcache.Key // what these hold, as far as that is known
 }
 
-// Offload asks for n of a request's oldest blocks to be placed elsewhere; the outcome goes to Home.Moved.
-func (r *RManager) Offload(request kvcache.RequestID, n int) {
+// Offload asks for n of a request's oldest blocks to be placed elsewhere, with an instance if one is named; the outcome
+// goes to Home.Moved.
+func (r *RManager) Offload(request kvcache.RequestID, n int, to string) {
 	select {
-	case r.offloads <- offload{request, n}:
+	case r.offloads <- offload{request, n, to}:
 	default:
 		r.report(request, placed{}, errBusy)
 	}
@@ -103,7 +105,7 @@ func (r *RManager) place(o offload) (placed, error) {
 	if n := len(table.Spans); n > 0 && !table.Spans[n-1].Shared {
 		last = table.Spans[n-1]
 	}
-	for _, c := range r.creditors(last.Instance) {
+	for _, c := range r.creditorsFor(o, last.Instance) {
 		if !r.hold(c) {
 			continue
 		}

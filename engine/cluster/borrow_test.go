@@ -20,9 +20,16 @@ import (
 // startCluster brings up a manager and instances i0, i1, ... with pools of so many blocks, all connected.
 func startCluster(t *testing.T, transport rdma.Transport, pools ...int) ([]string, []*instance) {
 	t.Helper()
+	_, etcd, nodes := startManaged(t, transport, pools...)
+	return etcd, nodes
+}
+
+// startManaged is startCluster with the manager.
+func startManaged(t *testing.T, transport rdma.Transport, pools ...int) (*Manager, []string, []*instance) {
+	t.Helper()
 	e, _ := startEtcd(t)
 	etcd := []string{e.Endpoint}
-	startManager(t, etcd)
+	m, _ := startManager(t, etcd)
 	var nodes []*instance
 	for i, blocks := range pools {
 		nodes = append(nodes, startInstance(t, etcd, fmt.Sprintf("i%d", i), blocks, transport))
@@ -30,7 +37,7 @@ func startCluster(t *testing.T, transport rdma.Transport, pools ...int) ([]strin
 	for i, n := range nodes {
 		eventually(t, n.id+" is connected", func() bool { return n.connected(nodes[i+1:]...) })
 	}
-	return etcd, nodes
+	return m, etcd, nodes
 }
 
 func TestBorrowAndGiveBack(t *testing.T) {

@@ -5,10 +5,12 @@
 //	member.go      who is there: one lease per instance, one watch per process
 //	manager.go     an API process's side: Join, and the placement map for the API
 //	gmanager.go    the placement map, made of heartbeats; one elected process answers for it
+//	rebalance.go   the gManager's plans: from the placement map to calls for moves
 //	heartbeat.go   an instance's side of the heartbeat
 //	rmanager.go    an instance's KV blocks towards others: its parts, what it knows of the cluster
 //	borrow.go      room with creditors: asking for it, moving blocks there
 //	release.go     giving room back
+//	movekv.go      moves that the gManager plans, at the homes of the requests
 //	search.go      finding what a request begins with in the pools of others
 //	host.go        the other side: reserving room for others' blocks, and freeing it
 //	share.go       the other side of a search

@@ -45,9 +45,12 @@ type instance struct {
 	kv     *kvcache.Manager
 	eng    *engine.Engine
 	rman   *RManager
+	dir    *Directory
 	fault  atomic.Pointer[fault]
-	hold   atomic.Bool // steps that only decode do not end
-	lost   chan string // what Home.PeerLost heard; never read is fine
+	model  atomic.Pointer[pb.Model] // reported
+	hold   atomic.Bool              // steps that only decode do not end
+	pass   atomic.Int64             // as many of them do all the same
+	lost   chan string              // what Home.PeerLost heard; never read is fine
 	close  func()
 	closed sync.Once
 }
@@ -55,7 +58,7 @@ type instance struct {
 // The same glue as engine/node's.
 type testLender struct{ *RManager }
 
-func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
+func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
 func (l testLender) Search(s sched.Search)   { l.RManager.Search(s.Request, s.Keys, s.Near) }
 func (l testLender) View() sched.View        { return sched.View(l.RManager.View()) }
 
@@ -64,14 +67,22 @@ func (l testLender) View() sched.View        { return sched.View(l.RManager.View
 type testSteps struct {
 	*device.Device
 	hold *atomic.Bool
+	pass *atomic.Int64
 }
 
 func (d testSteps) Wait(timeout time.Duration) (bool, error) {
-	if d.hold.Load() && d.decodes() {
+	if !d.hold.Load() || !d.decodes() {
+		return d.Device.Wait(timeout)
+	}
+	if d.pass.Load() <= 0 {
 		time.Sleep(min(timeout, 5*time.Millisecond))
 		return false, nil
 	}
-	return d.Device.Wait(timeout)
+	done, err := d.Device.Wait(timeout)
+	if done {
+		d.pass.Add(-1)
+	}
+	return done, err
 }
 
 func (d testSteps) decodes() bool {
@@ -102,13 +113,23 @@ func (h testHome) PeerLost(peer string) {
 	h.eng.PeerLost(peer)
 }
 
+func (h testHome) Place(number kvcache.RequestID, id, to string, blocks int) error {
+	return h.eng.Place(engine.Placing{Request: number, ID: id, To: to, Blocks: blocks})
+}
+
 func (h testHome) Report() (*pb.Load, []*pb.Placement) {
 	c, s := h.kv.Counts(), h.eng.Stats()
 	load := &pb.Load{KvBlocksTotal: uint32(c.Total), KvBlocksFree: uint32(c.Free), KvBlocksHosted: uint32(c.Hosted), KvBlocksLent: uint32(c.Lent),
-		Running: uint32(s.Running), Waiting: uint32(s.Waiting)}
+		Running: uint32(s.Running), Waiting: uint32(s.Waiting), PlannedMoves: s.PlannedMoves, PlannedBlocks: s.PlannedBlocks}
+	load.Model = h.model.Load()
 	var places []*pb.Placement
 	for _, r := range h.eng.Requests() {
-		places = append(places, &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival})
+		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival, Number: uint64(r.Request), Movable: uint32(r.Movable),
+			Planned: uint32(r.Planned), PlannedTo: r.PlannedTo, Running: r.Running}
+		for _, s := range append(r.Spans, engine.SpanInfo{Instance: h.id, Blocks: r.Local}) {
+			p.Spans = append(p.Spans, &pb.Span{Instance: s.Instance, Blocks: uint32(s.Blocks)})
+		}
+		places = append(places, p)
 	}
 	return load, places
 }
@@ -169,6 +190,7 @@ func startInstanceWith(t *testing.T, etcd []string, id string, blocks int, trans
 	must(err)
 	dir, err := Watch(t.Context(), client, testID)
 	must(err)
+	n.dir = dir
 	query, move := slotBytes(t)
 	session := fmt.Sprint(time.Now().UnixNano())
 	n.rman = NewRManager(Config{ID: id, Session: session, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
@@ -176,7 +198,7 @@ func startInstanceWith(t *testing.T, etcd []string, id string, blocks int, trans
 	cfg := engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
 		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}
 	change(&cfg)
-	n.eng, err = engine.New(cfg, testSteps{n.dev, &n.hold}, n.kv, testLender{n.rman})
+	n.eng, err = engine.New(cfg, testSteps{n.dev, &n.hold, &n.pass}, n.kv, testLender{n.rman})
 	must(err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)

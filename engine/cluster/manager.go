@@ -29,6 +29,8 @@ type ManagerConfig struct {
 	// Limits of a step, which bound the messages between instances.
 	MaxNumBatchedTokens, MaxNumSeqs int
 	MaxModelLen                     int // longest prompt plus answer that its API takes
+	// Rebalance is how often moves of KV blocks are planned while it is the gManager; 0: never.
+	Rebalance time.Duration
 }
 
 // Manager serves Join and FindEtcd, and Heartbeat and State while it is the elected gManager. Its own State reads the
@@ -42,6 +44,7 @@ type Manager struct {
 	etcd   *clientv3.Client
 	dir    *Directory
 	g      *GManager
+	moves  *rebalancer
 	leader Leader
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -59,6 +62,10 @@ func NewManager(ctx context.Context, cfg ManagerConfig, etcd *clientv3.Client) (
 	}
 	loop, cancel := context.WithCancel(context.Background())
 	m := &Manager{cfg: cfg, etcd: etcd, dir: dir, g: NewGManager(cfg.BlockSize), cancel: cancel}
+	m.moves = newRebalancer(m.g, cfg.Secret, cfg.Rebalance)
+	if cfg.Rebalance > 0 {
+		m.wg.Go(func() { m.moves.run(loop, m.leads) })
+	}
 	m.wg.Go(func() { Campaign(loop, etcd, cfg.ClusterID, cfg.Address) })
 	m.wg.Go(func() { FollowLeader(loop, etcd, cfg.ClusterID, &m.leader) })
 	m.wg.Go(func() { m.forgetLeavers(loop) })
@@ -202,7 +209,11 @@ func (m *Manager) Heartbeat(_ context.Context, req *pb.HeartbeatRequest) (*pb.He
 	if !ok || sender.Session != req.Session {
 		return nil, status.Errorf(codes.NotFound, "cannot take a heartbeat: this process is not the cluster's member %q", req.Id)
 	}
-	return m.g.Heartbeat(req, sender.Address, time.Now())
+	reply, err := m.g.Heartbeat(req, sender.Address, time.Now())
+	if err == nil {
+		m.moves.heard(req.Load)
+	}
+	return reply, err
 }
 
 // State answers over gRPC, for API processes that are not elected.

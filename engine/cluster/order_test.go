@@ -43,6 +43,8 @@ func (r *recorder) take() []string {
 	return out
 }
 
+func (r *recorder) Place(kvcache.RequestID, string, string, int) error { return kvcache.ErrUnknown }
+
 func (r *recorder) PeerAttach(p uint32, _, _ unsafe.Pointer) error {
 	r.note("attach %d", p)
 	return nil

@@ -207,6 +207,20 @@ func (r *RManager) creditors(prefer string) []creditor {
 	return out
 }
 
+// creditorsFor lists those that are asked for an offload's room: where it has a destination that alone, whatever room it
+// was last heard to have.
+func (r *RManager) creditorsFor(o offload, prefer string) []creditor {
+	if o.to == "" {
+		return r.creditors(prefer)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.peers[o.to]; p != nil && p.session != 0 && !p.upgrading {
+		return []creditor{{p, p.session}}
+	}
+	return nil
+}
+
 // hold keeps the creditor's links from being replaced until unhold; false if they are over, or about to be.
 func (r *RManager) hold(c creditor) bool {
 	r.mu.Lock()

@@ -63,6 +63,9 @@ type Home interface {
 	Found(request kvcache.RequestID, spans []kvcache.Span)
 	// PeerLost says that every span that Moved or Found has reported at the instance is gone.
 	PeerLost(instance string)
+	// Place asks for so many of a running request's oldest blocks to be placed with an instance. It does not wait for
+	// that. An error is kvcache.ErrUnknown, also where number's request has another id, or kvcache.ErrState.
+	Place(number kvcache.RequestID, id, to string, blocks int) error
 	// Report is what the heartbeat carries; it may wait and call back.
 	Report() (*pb.Load, []*pb.Placement)
 }

@@ -62,8 +62,9 @@ type Config struct {
 	RDMATrafficClass int      `name:"rdma-traffic-class" usage:"traffic class of verbs links, 0 to 255"`
 	RDMAMTU          int      `name:"rdma-mtu" usage:"largest path MTU of verbs links: 256, 512, 1024, 2048 or 4096; 0 is the port's"`
 
-	PeerTimeout  time.Duration `name:"peer-timeout" usage:"longest wait for one partial result of a peer"`
-	DrainTimeout time.Duration `name:"drain-timeout" usage:"longest wait for running requests after SIGTERM"`
+	PeerTimeout       time.Duration `name:"peer-timeout" usage:"longest wait for one partial result of a peer"`
+	RebalanceInterval time.Duration `name:"rebalance-interval" usage:"how often moves of KV blocks between instances are planned, by a model of their token rates; 0 is never, and blocks move only where room is short"`
+	DrainTimeout      time.Duration `name:"drain-timeout" usage:"longest wait for running requests after SIGTERM"`
 
 	LogLevel string `name:"log-level" usage:"debug, info, warn or error"`
 }
@@ -82,7 +83,7 @@ func Default() Config {
 		DType: "auto", KVCacheDType: "auto", ISA: "auto", Device: "auto", TensorParallelSize: 1,
 		GPUMemoryUtilization: 0.9,
 		Instances:            1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
-		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, LogLevel: "info",
+		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, RebalanceInterval: time.Second, LogLevel: "info",
 	}
 }
 
@@ -158,6 +159,9 @@ func (c *Config) Validate() error {
 	}
 	if c.DrainTimeout < 0 || c.DrainTimeout > time.Hour {
 		bad("drain-timeout", "%s is not between 0 and 1 h", c.DrainTimeout)
+	}
+	if d := c.RebalanceInterval; d != 0 && (d < 100*time.Millisecond || d > time.Hour) {
+		bad("rebalance-interval", "%s is neither 0 nor between 100 ms and 1 h", d)
 	}
 	c.checkJoin(bad)
 	if c.ClusterID == "" || strings.ContainsAny(c.ClusterID, "/ ") {

@@ -75,6 +75,7 @@ func TestErrorsNameTheirSource(t *testing.T) {
 		{"no rank", "", map[string]string{"INFINITE_TENSOR_PARALLEL_SIZE": "0"}, nil, []string{"INFINITE_TENSOR_PARALLEL_SIZE", "not between 1 and 8"}},
 		{"utilization above all", "gpu-memory-utilization: 1.5\n", nil, nil, []string{"infinite.yaml:1:1", "at most 1"}},
 		{"utilization that is no number", "", map[string]string{"INFINITE_GPU_MEMORY_UTILIZATION": "NaN"}, nil, []string{"INFINITE_GPU_MEMORY_UTILIZATION", "NaN"}},
+		{"plans all the time", "", nil, map[string]string{"rebalance-interval": "10ms"}, []string{"flag --rebalance-interval", "10ms", "100 ms"}},
 		{"a cluster without a port", "", nil, map[string]string{"join": "nonsense"}, []string{"flag --join", "nonsense", "host:port"}},
 		{"a cluster at port 0", "", nil, map[string]string{"join": "127.0.0.1:0"}, []string{"flag --join", "host:port"}},
 		{"a cluster at no host", "", map[string]string{"INFINITE_JOIN": ":8001"}, nil, []string{"INFINITE_JOIN", "host:port"}},

@@ -129,6 +129,7 @@ func (h *Head) startControl(ctx context.Context, m *model.Model, dtype string) (
 		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints, EtcdID: id,
 		BlockSize: h.cfg.BlockSize, Fingerprint: m.Fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
 		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs, MaxModelLen: h.cfg.MaxModelLen,
+		Rebalance: h.cfg.RebalanceInterval,
 	}, h.etcd)
 	if err != nil {
 		return err

@@ -256,8 +256,8 @@ func (m *Manager) AppendTable(id RequestID, t *Table) error {
 }
 
 // Size of a request's table: blocks with others, local blocks, and those of them that could be marked as
-// moving now.
-type Size struct{ Spans, Local, Movable int }
+// moving now, and that are.
+type Size struct{ Spans, Local, Movable, Moving int }
 
 // Size returns the size of a request's table, zero for an unknown request.
 func (m *Manager) Size(id RequestID) Size {
@@ -267,7 +267,7 @@ func (m *Manager) Size(id RequestID) Size {
 	if err != nil {
 		return Size{}
 	}
-	return Size{Spans: r.inSpans, Local: len(r.local), Movable: m.movable(r)}
+	return Size{Spans: r.inSpans, Local: len(r.local), Movable: m.movable(r), Moving: r.moving}
 }
 
 // Close ends a request: its local blocks are free where no other shares them, and spans lists what its creditors should free.

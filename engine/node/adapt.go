@@ -11,6 +11,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/model"
+	"github.com/infinite-llm/infinite/engine/plan"
 	"github.com/infinite-llm/infinite/engine/sched"
 )
 
@@ -23,6 +24,10 @@ var StepFlags uint32
 
 // StepDevice makes the device of the step loop. Only tests set it, before Start, to hold steps up.
 var StepDevice = func(d *device.Device) engine.Device { return d }
+
+// StepModel takes the place of what an instance measures. Only tests set it, before Start: what a test machine measures is
+// not the same twice.
+var StepModel *plan.Model
 
 func (n *Node) engineConfig(m *model.Model, place Place) engine.Config {
 	return engine.Config{
@@ -52,7 +57,7 @@ func minShared(cfg config.Config, onGPU bool) int {
 // lender lets the engine borrow through the rManager.
 type lender struct{ *cluster.RManager }
 
-func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks) }
+func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
 
 func (l lender) Search(s sched.Search) { l.RManager.Search(s.Request, s.Keys, s.Near) }
 
@@ -79,7 +84,8 @@ type pool struct {
 // home lets the rManager report to the engine.
 type home struct {
 	pool
-	eng *engine.Engine
+	eng     *engine.Engine
+	maxSeqs int
 }
 
 // refusals decides when refused messages are worth a line in the log: a peer may send thousands a second.
@@ -107,6 +113,10 @@ func (h *home) Found(id kvcache.RequestID, spans []kvcache.Span) { h.eng.Found(i
 
 func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
 
+func (h *home) Place(number kvcache.RequestID, id, to string, blocks int) error {
+	return h.eng.Place(engine.Placing{Request: number, ID: id, To: to, Blocks: blocks})
+}
+
 // load is the heartbeat's part that every instance has.
 func (p *pool) load() *pb.Load {
 	c, d := p.kv.Counts(), p.dev.Stats()
@@ -128,9 +138,18 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	load.Running, load.Waiting, load.TokensPerSecond = uint32(s.Running), uint32(s.Waiting), s.TokensPerSecond
 	load.Preemptions, load.Recoveries = s.Preemptions, s.Recoveries
 	load.PrefixQueries, load.PrefixHits, load.SharedQueries, load.SharedHits = s.PrefixQueries, s.PrefixHits, s.SharedQueries, s.SharedHits
+	load.MaxNumSeqs, load.PlannedMoves, load.PlannedBlocks = uint32(h.maxSeqs), s.PlannedMoves, s.PlannedBlocks
+	m, ok := h.eng.Model()
+	if StepModel != nil {
+		m, ok = *StepModel, true
+	}
+	if ok {
+		load.Model = &pb.Model{BaseNs: m.Base, PerTokenNs: m.PerToken, PerKvNs: m.PerKV, RemoteNs: m.Remote}
+	}
 	var places []*pb.Placement
 	for _, r := range h.eng.Requests() {
-		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival}
+		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival, Number: uint64(r.Request), Movable: uint32(r.Movable),
+			Planned: uint32(r.Planned), PlannedTo: r.PlannedTo, Running: r.Running}
 		for _, span := range r.Spans {
 			p.Spans = append(p.Spans, &pb.Span{Instance: span.Instance, Blocks: uint32(span.Blocks)})
 		}

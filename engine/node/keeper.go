@@ -19,6 +19,9 @@ func (k *keeper) Moved(kvcache.RequestID, kvcache.Span, bool, error) {}
 func (k *keeper) Found(kvcache.RequestID, []kvcache.Span)            {}
 func (k *keeper) PeerLost(string)                                    {}
 
+// Place is never asked for: there is no request here.
+func (k *keeper) Place(kvcache.RequestID, string, string, int) error { return kvcache.ErrUnknown }
+
 // Report is what the heartbeat carries.
 func (k *keeper) Report() (*pb.Load, []*pb.Placement) { return k.load(), nil }
 

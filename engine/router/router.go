@@ -214,16 +214,25 @@ func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 	l, t, w := in.Load, in.Load.GetTraffic(), in.Load.GetWork()
 	return server.InstanceView{
 		ID: in.Id, Device: m.Device, MemoryOnly: m.MemoryOnly, KVCacheDType: m.KVDType, Links: l.GetLinks(),
+		StepModel:     stepModel(l.GetModel()),
 		KVBlocksTotal: int(l.GetKvBlocksTotal()), KVBlocksFree: int(l.GetKvBlocksFree()),
 		KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
 		Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(), Preemptions: l.GetPreemptions(), Recoveries: l.GetRecoveries(),
 		KVBlocksCached: int(l.GetKvBlocksCached()), PrefixQueries: l.GetPrefixQueries(), PrefixHits: l.GetPrefixHits(),
+		PlannedMoves: l.GetPlannedMoves(), PlannedBlocks: l.GetPlannedBlocks(),
 		KVBlocksShared: int(l.GetKvBlocksShared()), SharedQueries: l.GetSharedQueries(), SharedHits: l.GetSharedHits(),
 		RemoteQueries: t.GetQueries(), RemoteQueryBytes: t.GetQueryBytes(), RemoteAnswers: t.GetAnswers(), RemoteAnswerBytes: t.GetAnswerBytes(),
 		AnswerBatches: t.GetAnswerBatches(), KVBlocksMoved: t.GetMovedBlocks(), KVBytesMoved: t.GetMovedBytes(), RefusedMessages: t.GetRefused(),
 		Steps: w.GetSteps(), StepSeconds: seconds(w.GetStepNs()), RemoteWaitSeconds: seconds(w.GetRemoteWaitNs()),
 		MemoryTotal: l.GetMemory().GetTotalBytes(), MemoryUsed: l.GetMemory().GetUsedBytes(),
 	}
+}
+
+func stepModel(m *pb.Model) *server.StepModel {
+	if m == nil {
+		return nil
+	}
+	return &server.StepModel{Base: m.BaseNs / 1e9, PerToken: m.PerTokenNs / 1e9, PerKVToken: m.PerKvNs / 1e9, Remote: m.RemoteNs / 1e9}
 }
 
 func seconds(ns uint64) float64 { return float64(ns) / 1e9 }

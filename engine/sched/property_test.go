@@ -16,7 +16,7 @@ func seed(t *rapid.T) *rand.Rand { return rand.New(rand.NewPCG(rapid.Uint64().Dr
 // Whatever comes, in whatever order the nodes run, however late they hear of each other: the books are
 // right after every operation, nothing overruns, and every request that is not cancelled finishes.
 func TestEverythingFinishes(t *testing.T) {
-	adopted, found := 0, 0
+	adopted, found, placed := 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
 		pools := make([]int, 1+rng.IntN(4))
@@ -33,9 +33,12 @@ func TestEverythingFinishes(t *testing.T) {
 		c.finish(200000)
 		adopted += c.adopted
 		found += c.found
+		for _, n := range c.nodes {
+			placed += int(n.s.Placed()) // by those that have not died
+		}
 	})
-	if adopted == 0 || found == 0 {
-		t.Errorf("requests began with %d tokens of others, %d with some of another node's", adopted, found)
+	if adopted == 0 || found == 0 || placed == 0 {
+		t.Errorf("requests began with %d tokens of others, %d with some of another node's, and plans placed %d blocks", adopted, found, placed)
 	}
 }
 
@@ -71,6 +74,18 @@ func (c *simCluster) operate() {
 		}
 	case k < 99:
 		c.die(i)
+	default:
+		c.plan(i)
+	}
+}
+
+// plan wants blocks of a node's requests with another node, whatever both are doing.
+func (c *simCluster) plan(i int) {
+	n, to := c.nodes[i], c.nodes[c.IntN(len(c.nodes))].name
+	for _, id := range slices.Sorted(maps.Keys(n.reqs)) {
+		if to != n.name && c.IntN(2) == 0 {
+			_ = n.s.Place(id, to, 1+c.IntN(8)) // one that waits is refused
+		}
 	}
 }
 
@@ -78,6 +93,9 @@ func (c *simCluster) operate() {
 func (c *simCluster) round() {
 	for i, n := range c.nodes {
 		c.step(i)
+		if c.IntN(10) == 0 {
+			c.plan(i)
+		}
 		for _, m := range slices.Clone(n.moves) {
 			if c.IntN(3) > 0 {
 				c.advance(i, m, false)

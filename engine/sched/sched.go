@@ -5,6 +5,7 @@
 //	schedule.go  one step's plan: who runs, how many tokens
 //	share.go     a request that may begin with blocks that lie with others
 //	pressure.go  what to do when the pool runs short: offload, stall, preempt, fail
+//	planned.go   blocks that a plan for the cluster wants elsewhere
 //
 // There is no prefill phase and no decode phase. A request has Tokens known tokens and computed ones;
 // each step lets requests catch up under one token budget, those that run before those that wait, and
@@ -68,6 +69,7 @@ type Item struct {
 type Offload struct {
 	Request kvcache.RequestID
 	Blocks  int
+	To      string // the only instance to place them with; "": any
 }
 
 // Search asks for the first blocks that Keys name to be found with others. The request waits until Found.
@@ -146,6 +148,8 @@ type Scheduler struct {
 	hunger    int        // plans in which it had none, less those in which it had some
 	plan      Plan
 	order     []*request // scratch
+
+	placedBlocks uint64
 }
 
 type request struct {
@@ -160,6 +164,7 @@ type request struct {
 	cooldown int // plans before another offload is tried
 	refused  int // offloads in a row that came to nothing
 	misfits  int // plans in a row in which the whole cluster was too small for it
+	planned  planned
 
 	search search // while it waits
 }
@@ -303,6 +308,7 @@ func (s *Scheduler) stop(r *request) []kvcache.Ended {
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
 	r.active, r.stalled, r.computed, r.inPlan, r.begun, r.moving = false, false, 0, 0, false, 0
+	r.planned = planned{}
 	return s.kv.Close(r.ID)
 }
 
@@ -313,6 +319,10 @@ func (s *Scheduler) Moved(id kvcache.RequestID, ok bool) {
 		return
 	}
 	r.moving = 0
+	if r.planned.asked > 0 {
+		s.placed(r)
+		return
+	}
 	if ok {
 		r.refused, r.cooldown = 0, 0
 		return

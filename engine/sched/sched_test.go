@@ -76,6 +76,10 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 			b.WriteString(c.step(t, d))
 		}
 		return b.String()
+	case "place":
+		return fail(c.s.Place(id, scan(t, d, "to", ""), scan(t, d, "blocks", 0)))
+	case "planned":
+		return fmt.Sprintf("%d blocks to be placed, %d placed in all\n", c.s.Planned(id), c.s.Placed())
 	case "moved":
 		return fail(c.settle(id, scan(t, d, "blocks", 0)))
 	case "begin": // a move
@@ -145,7 +149,11 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 		c.s.Name(i.Request, c.keys(i.Request))
 	}
 	for _, o := range c.plan.Offloads {
-		fmt.Fprintf(&b, "offload %d blocks of request %d\n", o.Blocks, o.Request)
+		fmt.Fprintf(&b, "offload %d blocks of request %d", o.Blocks, o.Request)
+		if o.To != "" {
+			fmt.Fprintf(&b, " to %s", o.To)
+		}
+		b.WriteString("\n")
 	}
 	for _, q := range c.plan.Searches {
 		fmt.Fprintf(&b, "search for %d blocks of request %d near %q\n", len(q.Keys), q.Request, q.Near)

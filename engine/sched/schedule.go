@@ -33,6 +33,7 @@ func (s *Scheduler) Schedule(view View) *Plan {
 	}
 	s.admit(view, &left)
 	s.pressure(view)
+	s.carryOut()
 	for _, r := range s.running {
 		if r.stalled {
 			p.Stalled++

@@ -276,7 +276,10 @@ func (c *simCluster) begin(i int, m *simMove) bool {
 	}
 	slices.SortStableFunc(creditors, func(a, b int) int { return cmp.Compare(rank(b), rank(a)) })
 	for _, j := range creditors {
-		if j != i && n.heard[j].hostable > 0 && c.reserve(n, c.nodes[j], m, last) {
+		if m.To != "" && c.nodes[j].name != m.To {
+			continue
+		}
+		if j != i && (n.heard[j].hostable > 0 || m.To != "") && c.reserve(n, c.nodes[j], m, last) {
 			m.begun = true
 			return true
 		}

@@ -149,6 +149,9 @@ var (
 	extHits     = instanceDesc("infinite_external_prefix_cache_hits_total", "Tokens of requests whose KV is used at other instances, where it lies, a part of the hits.")
 	rehomedDesc = prometheus.NewDesc("infinite_num_rehomed_total", "Requests whose instance was lost or stopped, and that another one went on with.", nil, nil)
 	recoverDesc = instanceDesc("infinite_num_recoveries_total", "Requests computed anew, because KV of theirs was lost with a peer.")
+	plannedDesc = instanceDesc("infinite_num_planned_moves_total", "Moves of KV blocks that were planned for the cluster's token rate, and that an instance took.")
+	placedDesc  = instanceDesc("infinite_kv_blocks_planned_total", "KV blocks that an instance placed with others by such moves.")
+	modelDesc   = instanceDesc("infinite_step_model_seconds", "An instance's step time as plans reckon with it, from its own steps: base, for each token, for each token of KV read there, and for asking others.", "term")
 	trafficDesc = instanceDesc("infinite_link_messages_total", "Messages of an instance's links: queries to creditors, answers to debtors, and what peers sent and was refused.", "kind")
 	movedDesc   = instanceDesc("infinite_kv_blocks_moved_total", "KV blocks that an instance sent to creditors.")
 	memoryDesc  = instanceDesc("infinite_memory_bytes", "Device memory of an instance.", "state")
@@ -162,7 +165,7 @@ var (
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, trafficDesc, movedDesc, memoryDesc,
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, plannedDesc, placedDesc, modelDesc, trafficDesc, movedDesc, memoryDesc,
 		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
@@ -196,6 +199,12 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		for transport, peers := range in.Links {
 			gauge(linksDesc, float64(peers), transport)
 		}
+		if m := in.StepModel; m != nil {
+			gauge(modelDesc, m.Base, "base")
+			gauge(modelDesc, m.PerToken, "token")
+			gauge(modelDesc, m.PerKVToken, "kv_token")
+			gauge(modelDesc, m.Remote, "remote")
+		}
 		counter := func(d *prometheus.Desc, v float64, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, append([]string{in.ID}, labels...)...)
 		}
@@ -203,6 +212,8 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(recoverDesc, float64(in.Recoveries))
 		counter(queriesDesc, float64(in.PrefixQueries))
 		counter(hitsDesc, float64(in.PrefixHits))
+		counter(plannedDesc, float64(in.PlannedMoves))
+		counter(placedDesc, float64(in.PlannedBlocks))
 		counter(extQueries, float64(in.SharedQueries))
 		counter(extHits, float64(in.SharedHits))
 		counter(trafficDesc, float64(in.RemoteQueries), "queries")

@@ -145,7 +145,7 @@ func TestMetrics(t *testing.T) {
 	b := scripted(says(t, "Hello there.")...)
 	b.view = &ClusterView{BlockSize: 16, Rehomed: 33, Instances: []InstanceView{{
 		ID: "a", Device: "cuda:1 (G)", KVCacheDType: "fp8_e4m3", Links: map[string]uint32{"shm": 2, "tcp": 1}, KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2,
-		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, PrefixQueries: 31, PrefixHits: 32, KVBlocksCached: 4, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
+		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, PrefixQueries: 31, PrefixHits: 32, PlannedMoves: 34, PlannedBlocks: 35, StepModel: &StepModel{0.5, 0.25, 0.125, 2}, KVBlocksCached: 4, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
 		AnswerBatches: 15, Steps: 16, StepSeconds: 1.5, RemoteWaitSeconds: 0.25}}}
 	a := serve(t, b)
 	var out completion
@@ -181,6 +181,12 @@ func TestMetrics(t *testing.T) {
 		`infinite_num_recoveries_total{instance="a"}`:                                                         "8",
 		`infinite_prefix_cache_queries_total{instance="a"}`:                                                   "31",
 		`infinite_prefix_cache_hits_total{instance="a"}`:                                                      "32",
+		`infinite_num_planned_moves_total{instance="a"}`:                                                      "34",
+		`infinite_kv_blocks_planned_total{instance="a"}`:                                                      "35",
+		`infinite_step_model_seconds{instance="a",term="base"}`:                                               "0.5",
+		`infinite_step_model_seconds{instance="a",term="token"}`:                                              "0.25",
+		`infinite_step_model_seconds{instance="a",term="kv_token"}`:                                           "0.125",
+		`infinite_step_model_seconds{instance="a",term="remote"}`:                                             "2",
 		`infinite_kv_blocks{instance="a",state="cached"}`:                                                     "4",
 		`infinite_link_messages_total{instance="a",kind="refused"}`:                                           "9",
 		`infinite_kv_blocks_moved_total{instance="a"}`:                                                        "11",

@@ -79,6 +79,8 @@ type InstanceView struct {
 	Recoveries        uint64            `json:"recoveries"`     // requests computed anew, for KV that was lost with a peer
 	PrefixQueries     uint64            `json:"prefix_queries"` // tokens of requests that began
 	PrefixHits        uint64            `json:"prefix_hits"`    // those of them whose KV was in the cache
+	PlannedMoves      uint64            `json:"planned_moves"`  // moves that the gManager planned, and that it took
+	PlannedBlocks     uint64            `json:"planned_blocks"` // KV blocks placed by them
 	SharedQueries     uint64            `json:"shared_queries"` // a part of PrefixQueries: tokens that others were searched for
 	SharedHits        uint64            `json:"shared_hits"`    // a part of PrefixHits: tokens whose KV is used at others, where it lies
 	Steps             uint64            `json:"steps"`
@@ -91,9 +93,19 @@ type InstanceView struct {
 	AnswerBatches     uint64            `json:"answer_batches"`  // calls of the device that computed answers
 	KVBlocksMoved     uint64            `json:"kv_blocks_moved"` // to creditors
 	KVBytesMoved      uint64            `json:"kv_bytes_moved"`
-	RefusedMessages   uint64            `json:"refused_messages"` // of peers: malformed, stale or out of bounds
+	RefusedMessages   uint64            `json:"refused_messages"`     // of peers: malformed, stale or out of bounds
+	StepModel         *StepModel        `json:"step_model,omitempty"` // what plans reckon with; none until enough was measured
 	MemoryTotal       uint64            `json:"memory_total_bytes"`
 	MemoryUsed        uint64            `json:"memory_used_bytes"`
+}
+
+// StepModel is how long an instance's steps take, in seconds: Base, and so much for each token and for each token of KV
+// that it reads itself. Remote is what asking creditors takes beside their work, 0 until it was measured.
+type StepModel struct {
+	Base       float64 `json:"base_seconds"`
+	PerToken   float64 `json:"per_token_seconds"`
+	PerKVToken float64 `json:"per_kv_token_seconds"`
+	Remote     float64 `json:"remote_seconds"`
 }
 
 // RequestPlacement is where one request's KV lies, in order of position.

@@ -391,8 +391,13 @@ type Placement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // the request's public id
 	Tokens        uint32                 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	Spans         []*Span                `protobuf:"bytes,3,rep,name=spans,proto3" json:"spans,omitempty"`      // in order of position; the last is the home's own
-	Arrival       uint64                 `protobuf:"varint,4,opt,name=arrival,proto3" json:"arrival,omitempty"` // cluster-wide order, smaller is older
+	Spans         []*Span                `protobuf:"bytes,3,rep,name=spans,proto3" json:"spans,omitempty"`       // in order of position; the last is the home's own
+	Arrival       uint64                 `protobuf:"varint,4,opt,name=arrival,proto3" json:"arrival,omitempty"`  // cluster-wide order, smaller is older
+	Number        uint64                 `protobuf:"varint,20,opt,name=number,proto3" json:"number,omitempty"`   // the home's for the request; never used again there
+	Movable       uint32                 `protobuf:"varint,21,opt,name=movable,proto3" json:"movable,omitempty"` // of its oldest blocks at home, those that could be placed elsewhere now
+	Planned       uint32                 `protobuf:"varint,22,opt,name=planned,proto3" json:"planned,omitempty"` // blocks of the last MoveKV that are still to be placed; 0: it is over
+	PlannedTo     string                 `protobuf:"bytes,23,opt,name=planned_to,json=plannedTo,proto3" json:"planned_to,omitempty"`
+	Running       bool                   `protobuf:"varint,24,opt,name=running,proto3" json:"running,omitempty"` // else it waits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -453,6 +458,41 @@ func (x *Placement) GetArrival() uint64 {
 		return x.Arrival
 	}
 	return 0
+}
+
+func (x *Placement) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Placement) GetMovable() uint32 {
+	if x != nil {
+		return x.Movable
+	}
+	return 0
+}
+
+func (x *Placement) GetPlanned() uint32 {
+	if x != nil {
+		return x.Planned
+	}
+	return 0
+}
+
+func (x *Placement) GetPlannedTo() string {
+	if x != nil {
+		return x.PlannedTo
+	}
+	return ""
+}
+
+func (x *Placement) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
 }
 
 type Memory struct {
@@ -538,6 +578,10 @@ type Load struct {
 	KvBlocksShared  uint32                 `protobuf:"varint,19,opt,name=kv_blocks_shared,json=kvBlocksShared,proto3" json:"kv_blocks_shared,omitempty"`                                 // uses of blocks here by requests of others, beside kv_blocks_hosted
 	SharedQueries   uint64                 `protobuf:"varint,20,opt,name=shared_queries,json=sharedQueries,proto3" json:"shared_queries,omitempty"`                                      // a part of prefix_queries: tokens that others were searched for
 	SharedHits      uint64                 `protobuf:"varint,21,opt,name=shared_hits,json=sharedHits,proto3" json:"shared_hits,omitempty"`                                               // a part of prefix_hits: tokens whose KV is used where it lies, with others
+	Model           *Model                 `protobuf:"bytes,30,opt,name=model,proto3" json:"model,omitempty"`                                                                            // absent while the instance has not measured enough
+	MaxNumSeqs      uint32                 `protobuf:"varint,31,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`                                             // requests that run at once
+	PlannedMoves    uint64                 `protobuf:"varint,32,opt,name=planned_moves,json=plannedMoves,proto3" json:"planned_moves,omitempty"`                                         // MoveKV calls that were taken
+	PlannedBlocks   uint64                 `protobuf:"varint,33,opt,name=planned_blocks,json=plannedBlocks,proto3" json:"planned_blocks,omitempty"`                                      // blocks placed by them
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -719,6 +763,104 @@ func (x *Load) GetSharedHits() uint64 {
 	return 0
 }
 
+func (x *Load) GetModel() *Model {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+func (x *Load) GetMaxNumSeqs() uint32 {
+	if x != nil {
+		return x.MaxNumSeqs
+	}
+	return 0
+}
+
+func (x *Load) GetPlannedMoves() uint64 {
+	if x != nil {
+		return x.PlannedMoves
+	}
+	return 0
+}
+
+func (x *Load) GetPlannedBlocks() uint64 {
+	if x != nil {
+		return x.PlannedBlocks
+	}
+	return 0
+}
+
+// Model is how long the instance's steps take, from its own: base + per_token * tokens + per_kv * KV tokens attended
+// here, in nanoseconds.
+type Model struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BaseNs        float64                `protobuf:"fixed64,1,opt,name=base_ns,json=baseNs,proto3" json:"base_ns,omitempty"`
+	PerTokenNs    float64                `protobuf:"fixed64,2,opt,name=per_token_ns,json=perTokenNs,proto3" json:"per_token_ns,omitempty"`
+	PerKvNs       float64                `protobuf:"fixed64,3,opt,name=per_kv_ns,json=perKvNs,proto3" json:"per_kv_ns,omitempty"`
+	RemoteNs      float64                `protobuf:"fixed64,4,opt,name=remote_ns,json=remoteNs,proto3" json:"remote_ns,omitempty"` // what asking creditors takes beside their work; 0: not measured
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Model) Reset() {
+	*x = Model{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Model) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Model) ProtoMessage() {}
+
+func (x *Model) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Model.ProtoReflect.Descriptor instead.
+func (*Model) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Model) GetBaseNs() float64 {
+	if x != nil {
+		return x.BaseNs
+	}
+	return 0
+}
+
+func (x *Model) GetPerTokenNs() float64 {
+	if x != nil {
+		return x.PerTokenNs
+	}
+	return 0
+}
+
+func (x *Model) GetPerKvNs() float64 {
+	if x != nil {
+		return x.PerKvNs
+	}
+	return 0
+}
+
+func (x *Model) GetRemoteNs() float64 {
+	if x != nil {
+		return x.RemoteNs
+	}
+	return 0
+}
+
 // Traffic counts what went over an instance's links since it started.
 type Traffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -736,7 +878,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +890,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +903,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Traffic) GetQueries() uint64 {
@@ -832,7 +974,7 @@ type Work struct {
 
 func (x *Work) Reset() {
 	*x = Work{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +986,7 @@ func (x *Work) String() string {
 func (*Work) ProtoMessage() {}
 
 func (x *Work) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +999,7 @@ func (x *Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Work.ProtoReflect.Descriptor instead.
 func (*Work) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Work) GetSteps() uint64 {
@@ -893,7 +1035,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1047,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1060,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HeartbeatRequest) GetId() string {
@@ -960,7 +1102,7 @@ type InstanceState struct {
 
 func (x *InstanceState) Reset() {
 	*x = InstanceState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1114,7 @@ func (x *InstanceState) String() string {
 func (*InstanceState) ProtoMessage() {}
 
 func (x *InstanceState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1127,7 @@ func (x *InstanceState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceState.ProtoReflect.Descriptor instead.
 func (*InstanceState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InstanceState) GetId() string {
@@ -1019,7 +1161,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1173,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1186,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HeartbeatReply) GetInstances() []*InstanceState {
@@ -1070,7 +1212,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1224,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1237,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StateRequest) GetInstancesOnly() bool {
@@ -1117,7 +1259,7 @@ type ClusterState struct {
 
 func (x *ClusterState) Reset() {
 	*x = ClusterState{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1271,7 @@ func (x *ClusterState) String() string {
 func (*ClusterState) ProtoMessage() {}
 
 func (x *ClusterState) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1284,7 @@ func (x *ClusterState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterState.ProtoReflect.Descriptor instead.
 func (*ClusterState) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ClusterState) GetInstances() []*InstanceState {
@@ -1183,7 +1325,7 @@ type HomePlacement struct {
 
 func (x *HomePlacement) Reset() {
 	*x = HomePlacement{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1337,7 @@ func (x *HomePlacement) String() string {
 func (*HomePlacement) ProtoMessage() {}
 
 func (x *HomePlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1350,7 @@ func (x *HomePlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HomePlacement.ProtoReflect.Descriptor instead.
 func (*HomePlacement) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HomePlacement) GetHome() string {
@@ -1243,7 +1385,7 @@ type TryMoveKVRequest struct {
 
 func (x *TryMoveKVRequest) Reset() {
 	*x = TryMoveKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1397,7 @@ func (x *TryMoveKVRequest) String() string {
 func (*TryMoveKVRequest) ProtoMessage() {}
 
 func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1410,7 @@ func (x *TryMoveKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVRequest.ProtoReflect.Descriptor instead.
 func (*TryMoveKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TryMoveKVRequest) GetOwner() string {
@@ -1340,7 +1482,7 @@ type TryMoveKVReply struct {
 
 func (x *TryMoveKVReply) Reset() {
 	*x = TryMoveKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1494,7 @@ func (x *TryMoveKVReply) String() string {
 func (*TryMoveKVReply) ProtoMessage() {}
 
 func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1507,7 @@ func (x *TryMoveKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryMoveKVReply.ProtoReflect.Descriptor instead.
 func (*TryMoveKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TryMoveKVReply) GetAccepted() uint32 {
@@ -1415,7 +1557,7 @@ type ShareKVRequest struct {
 
 func (x *ShareKVRequest) Reset() {
 	*x = ShareKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1569,7 @@ func (x *ShareKVRequest) String() string {
 func (*ShareKVRequest) ProtoMessage() {}
 
 func (x *ShareKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1582,7 @@ func (x *ShareKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareKVRequest.ProtoReflect.Descriptor instead.
 func (*ShareKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ShareKVRequest) GetOwner() string {
@@ -1486,7 +1628,7 @@ type ShareKVReply struct {
 
 func (x *ShareKVReply) Reset() {
 	*x = ShareKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1640,7 @@ func (x *ShareKVReply) String() string {
 func (*ShareKVReply) ProtoMessage() {}
 
 func (x *ShareKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1653,7 @@ func (x *ShareKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareKVReply.ProtoReflect.Descriptor instead.
 func (*ShareKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ShareKVReply) GetBlocks() uint32 {
@@ -1577,7 +1719,7 @@ type NameKVRequest struct {
 
 func (x *NameKVRequest) Reset() {
 	*x = NameKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1731,7 @@ func (x *NameKVRequest) String() string {
 func (*NameKVRequest) ProtoMessage() {}
 
 func (x *NameKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1744,7 @@ func (x *NameKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameKVRequest.ProtoReflect.Descriptor instead.
 func (*NameKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NameKVRequest) GetOwner() string {
@@ -1655,7 +1797,7 @@ type NameKVReply struct {
 
 func (x *NameKVReply) Reset() {
 	*x = NameKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1809,7 @@ func (x *NameKVReply) String() string {
 func (*NameKVReply) ProtoMessage() {}
 
 func (x *NameKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1822,7 @@ func (x *NameKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameKVReply.ProtoReflect.Descriptor instead.
 func (*NameKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 type SpanHandle struct {
@@ -1694,7 +1836,7 @@ type SpanHandle struct {
 
 func (x *SpanHandle) Reset() {
 	*x = SpanHandle{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1848,7 @@ func (x *SpanHandle) String() string {
 func (*SpanHandle) ProtoMessage() {}
 
 func (x *SpanHandle) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1861,7 @@ func (x *SpanHandle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpanHandle.ProtoReflect.Descriptor instead.
 func (*SpanHandle) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SpanHandle) GetHandle() uint32 {
@@ -1757,7 +1899,7 @@ type ReleaseKVRequest struct {
 
 func (x *ReleaseKVRequest) Reset() {
 	*x = ReleaseKVRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +1911,7 @@ func (x *ReleaseKVRequest) String() string {
 func (*ReleaseKVRequest) ProtoMessage() {}
 
 func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +1924,7 @@ func (x *ReleaseKVRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseKVRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReleaseKVRequest) GetOwner() string {
@@ -1821,7 +1963,7 @@ type ReleaseKVReply struct {
 
 func (x *ReleaseKVReply) Reset() {
 	*x = ReleaseKVReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1975,7 @@ func (x *ReleaseKVReply) String() string {
 func (*ReleaseKVReply) ProtoMessage() {}
 
 func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[25]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1988,111 @@ func (x *ReleaseKVReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseKVReply.ProtoReflect.Descriptor instead.
 func (*ReleaseKVReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{26}
+}
+
+type MoveKVRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                   // the request's public id, which must be that of number
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`          // the home's for it
+	Blocks        uint32                 `protobuf:"varint,3,opt,name=blocks,proto3" json:"blocks,omitempty"`          // its oldest ones
+	Destination   string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // instance
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveKVRequest) Reset() {
+	*x = MoveKVRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveKVRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveKVRequest) ProtoMessage() {}
+
+func (x *MoveKVRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveKVRequest.ProtoReflect.Descriptor instead.
+func (*MoveKVRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *MoveKVRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MoveKVRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *MoveKVRequest) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *MoveKVRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+type MoveKVReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveKVReply) Reset() {
+	*x = MoveKVReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveKVReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveKVReply) ProtoMessage() {}
+
+func (x *MoveKVReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveKVReply.ProtoReflect.Descriptor instead.
+func (*MoveKVReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 type LeaveRequest struct {
@@ -1859,7 +2105,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +2117,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[26]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +2130,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{26}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LeaveRequest) GetId() string {
@@ -1909,7 +2155,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[27]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2167,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[27]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2180,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{27}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -1969,18 +2215,24 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x02id\x18\x03 \x01(\x04R\x02id\":\n" +
 	"\x04Span\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
-	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"~\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\x83\x02\n" +
 	"\tPlacement\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12/\n" +
 	"\x05spans\x18\x03 \x03(\v2\x19.infinite.cluster.v1.SpanR\x05spans\x12\x18\n" +
-	"\aarrival\x18\x04 \x01(\x04R\aarrival\"`\n" +
+	"\aarrival\x18\x04 \x01(\x04R\aarrival\x12\x16\n" +
+	"\x06number\x18\x14 \x01(\x04R\x06number\x12\x18\n" +
+	"\amovable\x18\x15 \x01(\rR\amovable\x12\x18\n" +
+	"\aplanned\x18\x16 \x01(\rR\aplanned\x12\x1d\n" +
+	"\n" +
+	"planned_to\x18\x17 \x01(\tR\tplannedTo\x12\x18\n" +
+	"\arunning\x18\x18 \x01(\bR\arunning\"`\n" +
 	"\x06Memory\x12\x1f\n" +
 	"\vtotal_bytes\x18\x01 \x01(\x04R\n" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\xf4\x06\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\x94\b\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -2007,11 +2259,22 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x10kv_blocks_shared\x18\x13 \x01(\rR\x0ekvBlocksShared\x12%\n" +
 	"\x0eshared_queries\x18\x14 \x01(\x04R\rsharedQueries\x12\x1f\n" +
 	"\vshared_hits\x18\x15 \x01(\x04R\n" +
-	"sharedHits\x1a8\n" +
+	"sharedHits\x120\n" +
+	"\x05model\x18\x1e \x01(\v2\x1a.infinite.cluster.v1.ModelR\x05model\x12 \n" +
+	"\fmax_num_seqs\x18\x1f \x01(\rR\n" +
+	"maxNumSeqs\x12#\n" +
+	"\rplanned_moves\x18  \x01(\x04R\fplannedMoves\x12%\n" +
+	"\x0eplanned_blocks\x18! \x01(\x04R\rplannedBlocks\x1a8\n" +
 	"\n" +
 	"LinksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x86\x02\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"{\n" +
+	"\x05Model\x12\x17\n" +
+	"\abase_ns\x18\x01 \x01(\x01R\x06baseNs\x12 \n" +
+	"\fper_token_ns\x18\x02 \x01(\x01R\n" +
+	"perTokenNs\x12\x1a\n" +
+	"\tper_kv_ns\x18\x03 \x01(\x01R\aperKvNs\x12\x1b\n" +
+	"\tremote_ns\x18\x04 \x01(\x01R\bremoteNs\"\x86\x02\n" +
 	"\aTraffic\x12\x18\n" +
 	"\aqueries\x18\x01 \x01(\x04R\aqueries\x12\x18\n" +
 	"\aanswers\x18\x02 \x01(\x04R\aanswers\x12!\n" +
@@ -2106,7 +2369,13 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05spans\x18\x02 \x03(\v2\x1f.infinite.cluster.v1.SpanHandleR\x05spans\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x18\n" +
 	"\atickets\x18\x04 \x03(\x04R\atickets\"\x10\n" +
-	"\x0eReleaseKVReply\"8\n" +
+	"\x0eReleaseKVReply\"q\n" +
+	"\rMoveKVRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x16\n" +
+	"\x06blocks\x18\x03 \x01(\rR\x06blocks\x12 \n" +
+	"\vdestination\x18\x04 \x01(\tR\vdestination\"\r\n" +
+	"\vMoveKVReply\"8\n" +
 	"\fLeaveRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\"\f\n" +
@@ -2116,12 +2385,13 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12K\n" +
 	"\bFindEtcd\x12$.infinite.cluster.v1.FindEtcdRequest\x1a\x19.infinite.cluster.v1.Etcd\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xf5\x03\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xc5\x04\n" +
 	"\x02KV\x12W\n" +
 	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12Q\n" +
 	"\aShareKV\x12#.infinite.cluster.v1.ShareKVRequest\x1a!.infinite.cluster.v1.ShareKVReply\x12N\n" +
 	"\x06NameKV\x12\".infinite.cluster.v1.NameKVRequest\x1a .infinite.cluster.v1.NameKVReply\x12W\n" +
-	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12K\n" +
+	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12N\n" +
+	"\x06MoveKV\x12\".infinite.cluster.v1.MoveKVRequest\x1a .infinite.cluster.v1.MoveKVReply\x12K\n" +
 	"\x05Leave\x12!.infinite.cluster.v1.LeaveRequest\x1a\x1f.infinite.cluster.v1.LeaveReply\x12M\n" +
 	"\aConnect\x12\x1e.infinite.cluster.v1.LinkBytes\x1a\x1e.infinite.cluster.v1.LinkBytes(\x010\x01B;Z9github.com/infinite-llm/infinite/engine/cluster/clusterpbb\x06proto3"
 
@@ -2137,7 +2407,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
@@ -2148,67 +2418,73 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*Placement)(nil),        // 6: infinite.cluster.v1.Placement
 	(*Memory)(nil),           // 7: infinite.cluster.v1.Memory
 	(*Load)(nil),             // 8: infinite.cluster.v1.Load
-	(*Traffic)(nil),          // 9: infinite.cluster.v1.Traffic
-	(*Work)(nil),             // 10: infinite.cluster.v1.Work
-	(*HeartbeatRequest)(nil), // 11: infinite.cluster.v1.HeartbeatRequest
-	(*InstanceState)(nil),    // 12: infinite.cluster.v1.InstanceState
-	(*HeartbeatReply)(nil),   // 13: infinite.cluster.v1.HeartbeatReply
-	(*StateRequest)(nil),     // 14: infinite.cluster.v1.StateRequest
-	(*ClusterState)(nil),     // 15: infinite.cluster.v1.ClusterState
-	(*HomePlacement)(nil),    // 16: infinite.cluster.v1.HomePlacement
-	(*TryMoveKVRequest)(nil), // 17: infinite.cluster.v1.TryMoveKVRequest
-	(*TryMoveKVReply)(nil),   // 18: infinite.cluster.v1.TryMoveKVReply
-	(*ShareKVRequest)(nil),   // 19: infinite.cluster.v1.ShareKVRequest
-	(*ShareKVReply)(nil),     // 20: infinite.cluster.v1.ShareKVReply
-	(*NameKVRequest)(nil),    // 21: infinite.cluster.v1.NameKVRequest
-	(*NameKVReply)(nil),      // 22: infinite.cluster.v1.NameKVReply
-	(*SpanHandle)(nil),       // 23: infinite.cluster.v1.SpanHandle
-	(*ReleaseKVRequest)(nil), // 24: infinite.cluster.v1.ReleaseKVRequest
-	(*ReleaseKVReply)(nil),   // 25: infinite.cluster.v1.ReleaseKVReply
-	(*LeaveRequest)(nil),     // 26: infinite.cluster.v1.LeaveRequest
-	(*LeaveReply)(nil),       // 27: infinite.cluster.v1.LeaveReply
-	nil,                      // 28: infinite.cluster.v1.Load.LinksEntry
+	(*Model)(nil),            // 9: infinite.cluster.v1.Model
+	(*Traffic)(nil),          // 10: infinite.cluster.v1.Traffic
+	(*Work)(nil),             // 11: infinite.cluster.v1.Work
+	(*HeartbeatRequest)(nil), // 12: infinite.cluster.v1.HeartbeatRequest
+	(*InstanceState)(nil),    // 13: infinite.cluster.v1.InstanceState
+	(*HeartbeatReply)(nil),   // 14: infinite.cluster.v1.HeartbeatReply
+	(*StateRequest)(nil),     // 15: infinite.cluster.v1.StateRequest
+	(*ClusterState)(nil),     // 16: infinite.cluster.v1.ClusterState
+	(*HomePlacement)(nil),    // 17: infinite.cluster.v1.HomePlacement
+	(*TryMoveKVRequest)(nil), // 18: infinite.cluster.v1.TryMoveKVRequest
+	(*TryMoveKVReply)(nil),   // 19: infinite.cluster.v1.TryMoveKVReply
+	(*ShareKVRequest)(nil),   // 20: infinite.cluster.v1.ShareKVRequest
+	(*ShareKVReply)(nil),     // 21: infinite.cluster.v1.ShareKVReply
+	(*NameKVRequest)(nil),    // 22: infinite.cluster.v1.NameKVRequest
+	(*NameKVReply)(nil),      // 23: infinite.cluster.v1.NameKVReply
+	(*SpanHandle)(nil),       // 24: infinite.cluster.v1.SpanHandle
+	(*ReleaseKVRequest)(nil), // 25: infinite.cluster.v1.ReleaseKVRequest
+	(*ReleaseKVReply)(nil),   // 26: infinite.cluster.v1.ReleaseKVReply
+	(*MoveKVRequest)(nil),    // 27: infinite.cluster.v1.MoveKVRequest
+	(*MoveKVReply)(nil),      // 28: infinite.cluster.v1.MoveKVReply
+	(*LeaveRequest)(nil),     // 29: infinite.cluster.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 30: infinite.cluster.v1.LeaveReply
+	nil,                      // 31: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	4,  // 0: infinite.cluster.v1.JoinReply.etcd:type_name -> infinite.cluster.v1.Etcd
 	5,  // 1: infinite.cluster.v1.Placement.spans:type_name -> infinite.cluster.v1.Span
 	7,  // 2: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
-	9,  // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
-	10, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
-	28, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
-	8,  // 6: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
-	6,  // 7: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
-	8,  // 8: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
-	12, // 9: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
-	12, // 10: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
-	16, // 11: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
-	6,  // 12: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
-	23, // 13: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
-	1,  // 14: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
-	3,  // 15: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
-	11, // 16: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
-	14, // 17: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
-	17, // 18: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
-	19, // 19: infinite.cluster.v1.KV.ShareKV:input_type -> infinite.cluster.v1.ShareKVRequest
-	21, // 20: infinite.cluster.v1.KV.NameKV:input_type -> infinite.cluster.v1.NameKVRequest
-	24, // 21: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	26, // 22: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
-	0,  // 23: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 24: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	4,  // 25: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
-	13, // 26: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	15, // 27: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	18, // 28: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	20, // 29: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
-	22, // 30: infinite.cluster.v1.KV.NameKV:output_type -> infinite.cluster.v1.NameKVReply
-	25, // 31: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	27, // 32: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
-	0,  // 33: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	24, // [24:34] is the sub-list for method output_type
-	14, // [14:24] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	10, // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
+	11, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
+	31, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	9,  // 6: infinite.cluster.v1.Load.model:type_name -> infinite.cluster.v1.Model
+	8,  // 7: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
+	6,  // 8: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
+	8,  // 9: infinite.cluster.v1.InstanceState.load:type_name -> infinite.cluster.v1.Load
+	13, // 10: infinite.cluster.v1.HeartbeatReply.instances:type_name -> infinite.cluster.v1.InstanceState
+	13, // 11: infinite.cluster.v1.ClusterState.instances:type_name -> infinite.cluster.v1.InstanceState
+	17, // 12: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
+	6,  // 13: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
+	24, // 14: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
+	1,  // 15: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
+	3,  // 16: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
+	12, // 17: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
+	15, // 18: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
+	18, // 19: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
+	20, // 20: infinite.cluster.v1.KV.ShareKV:input_type -> infinite.cluster.v1.ShareKVRequest
+	22, // 21: infinite.cluster.v1.KV.NameKV:input_type -> infinite.cluster.v1.NameKVRequest
+	25, // 22: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	27, // 23: infinite.cluster.v1.KV.MoveKV:input_type -> infinite.cluster.v1.MoveKVRequest
+	29, // 24: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
+	0,  // 25: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 26: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	4,  // 27: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
+	14, // 28: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	16, // 29: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	19, // 30: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	21, // 31: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
+	23, // 32: infinite.cluster.v1.KV.NameKV:output_type -> infinite.cluster.v1.NameKVReply
+	26, // 33: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	28, // 34: infinite.cluster.v1.KV.MoveKV:output_type -> infinite.cluster.v1.MoveKVReply
+	30, // 35: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
+	0,  // 36: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	26, // [26:37] is the sub-list for method output_type
+	15, // [15:26] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_engine_cluster_clusterpb_cluster_proto_init() }
@@ -2222,7 +2498,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

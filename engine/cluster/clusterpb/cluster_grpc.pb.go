@@ -253,6 +253,7 @@ const (
 	KV_ShareKV_FullMethodName   = "/infinite.cluster.v1.KV/ShareKV"
 	KV_NameKV_FullMethodName    = "/infinite.cluster.v1.KV/NameKV"
 	KV_ReleaseKV_FullMethodName = "/infinite.cluster.v1.KV/ReleaseKV"
+	KV_MoveKV_FullMethodName    = "/infinite.cluster.v1.KV/MoveKV"
 	KV_Leave_FullMethodName     = "/infinite.cluster.v1.KV/Leave"
 	KV_Connect_FullMethodName   = "/infinite.cluster.v1.KV/Connect"
 )
@@ -271,6 +272,10 @@ type KVClient interface {
 	NameKV(ctx context.Context, in *NameKVRequest, opts ...grpc.CallOption) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...grpc.CallOption) (*ReleaseKVReply, error)
+	// MoveKV is the gManager's wish to the home of a request: to place blocks of it with another instance. It is refused
+	// with NOT_FOUND for a request that is not known, INVALID_ARGUMENT for what no request could do, and
+	// FAILED_PRECONDITION for what this one cannot do now. The answer comes before the blocks move.
+	MoveKV(ctx context.Context, in *MoveKVRequest, opts ...grpc.CallOption) (*MoveKVReply, error)
 	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveReply, error)
 	// Connect carries the set-up of a verbs link, both ways, as package rdma has it: queue pairs, GIDs, MTU,
@@ -326,6 +331,16 @@ func (c *kVClient) ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...
 	return out, nil
 }
 
+func (c *kVClient) MoveKV(ctx context.Context, in *MoveKVRequest, opts ...grpc.CallOption) (*MoveKVReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MoveKVReply)
+	err := c.cc.Invoke(ctx, KV_MoveKV_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kVClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LeaveReply)
@@ -363,6 +378,10 @@ type KVServer interface {
 	NameKV(context.Context, *NameKVRequest) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error)
+	// MoveKV is the gManager's wish to the home of a request: to place blocks of it with another instance. It is refused
+	// with NOT_FOUND for a request that is not known, INVALID_ARGUMENT for what no request could do, and
+	// FAILED_PRECONDITION for what this one cannot do now. The answer comes before the blocks move.
+	MoveKV(context.Context, *MoveKVRequest) (*MoveKVReply, error)
 	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
 	Leave(context.Context, *LeaveRequest) (*LeaveReply, error)
 	// Connect carries the set-up of a verbs link, both ways, as package rdma has it: queue pairs, GIDs, MTU,
@@ -389,6 +408,9 @@ func (UnimplementedKVServer) NameKV(context.Context, *NameKVRequest) (*NameKVRep
 }
 func (UnimplementedKVServer) ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseKV not implemented")
+}
+func (UnimplementedKVServer) MoveKV(context.Context, *MoveKVRequest) (*MoveKVReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveKV not implemented")
 }
 func (UnimplementedKVServer) Leave(context.Context, *LeaveRequest) (*LeaveReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
@@ -489,6 +511,24 @@ func _KV_ReleaseKV_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_MoveKV_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MoveKVRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).MoveKV(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_MoveKV_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).MoveKV(ctx, req.(*MoveKVRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KV_Leave_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LeaveRequest)
 	if err := dec(in); err != nil {
@@ -536,6 +576,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseKV",
 			Handler:    _KV_ReleaseKV_Handler,
+		},
+		{
+			MethodName: "MoveKV",
+			Handler:    _KV_MoveKV_Handler,
 		},
 		{
 			MethodName: "Leave",

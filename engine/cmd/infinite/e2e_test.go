@@ -24,6 +24,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/node"
 	"github.com/infinite-llm/infinite/engine/openai"
+	"github.com/infinite-llm/infinite/engine/plan"
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
@@ -33,6 +34,9 @@ const (
 	childEnv = "INFINITE_TEST_MAIN"
 	// emptyRemoteEnv makes instances take every remote partial for the empty span.
 	emptyRemoteEnv = "INFINITE_TEST_EMPTY_REMOTE"
+	// splitEnv makes instances tell that attention is all that their steps take time for, so that it is worth to split a
+	// request with an instance that idles.
+	splitEnv = "INFINITE_TEST_SPLIT"
 	// deviceEnv lets the instances compute on a GPU, as cuda:0. Without the tag cuda INFINITE_CUDA_LIBRARY must
 	// name the kernels.
 	deviceEnv = "INFINITE_TEST_DEVICE"
@@ -44,6 +48,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
 		if os.Getenv(emptyRemoteEnv) != "" {
 			node.StepFlags = batch.FlagEmptyRemote
+		}
+		if os.Getenv(splitEnv) != "" {
+			node.StepModel = &plan.Model{Base: 1e6, PerToken: 1e3, PerKV: 1e6, Remote: 1e3}
 		}
 		if file := os.Getenv(holdEnv); file != "" {
 			node.StepDevice = func(d *device.Device) engine.Device { return heldDevice{d, file} }
@@ -82,8 +89,9 @@ func command(args ...string) *exec.Cmd {
 		panic(err)
 	}
 	cmd := exec.Command(self, args...)
-	// On a slow machine a peer may take long without being lost.
-	cmd.Env = append(os.Environ(), childEnv+"=1", "INFINITE_PEER_TIMEOUT=2m")
+	// On a slow machine a peer may take long without being lost. Plans are for the tests that ask for them: the others
+	// know where blocks lie.
+	cmd.Env = append(os.Environ(), childEnv+"=1", "INFINITE_PEER_TIMEOUT=2m", "INFINITE_REBALANCE_INTERVAL=0")
 	if device := os.Getenv(deviceEnv); device != "" {
 		// A GPU's memory may not be known here, and is shared by all that a test starts.
 		cmd.Env = append(cmd.Env, "INFINITE_DEVICE="+device, "INFINITE_KV_CACHE_MEMORY=256MiB")
