@@ -371,3 +371,20 @@ func TestAccept(t *testing.T) {
 	take(last, last.Link, half.Link)
 	take(rail, rail.Link)
 }
+
+// What is known of links counts while they are up.
+func TestRoundTrip(t *testing.T) {
+	r, p, _ := withPeer(t)
+	p.info.LatencyP50 = time.Millisecond
+	q := &peer{id: "c", index: 4, conn: p.conn, client: p.client, session: 9, info: rdma.Info{LatencyP50: time.Microsecond}}
+	r.mu.Lock()
+	r.peers["c"] = q
+	r.mu.Unlock()
+	if d := r.RoundTrip(); d != time.Microsecond {
+		t.Errorf("%s with a peer that is not connected", d)
+	}
+	p.session = 5
+	if d := r.RoundTrip(); d != time.Millisecond {
+		t.Errorf("%s is not the farthest", d)
+	}
+}

@@ -221,6 +221,19 @@ func (r *RManager) creditorsFor(o offload, prefer string) []creditor {
 	return nil
 }
 
+// RoundTrip is that of a short message to the farthest peer that this instance may borrow from, as it was measured when
+// its links came; 0 without any.
+func (r *RManager) RoundTrip() (longest time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.peers {
+		if p.session != 0 {
+			longest = max(longest, p.info.LatencyP50)
+		}
+	}
+	return longest
+}
+
 // hold keeps the creditor's links from being replaced until unhold; false if they are over, or about to be.
 func (r *RManager) hold(c creditor) bool {
 	r.mu.Lock()

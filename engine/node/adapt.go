@@ -84,8 +84,10 @@ type pool struct {
 // home lets the rManager report to the engine.
 type home struct {
 	pool
-	eng     *engine.Engine
-	maxSeqs int
+	eng       *engine.Engine
+	maxSeqs   int
+	layers    int
+	roundTrip func() time.Duration // to the farthest peer, of a short message
 }
 
 // refusals decides when refused messages are worth a line in the log: a peer may send thousands a second.
@@ -140,6 +142,10 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	load.PrefixQueries, load.PrefixHits, load.SharedQueries, load.SharedHits = s.PrefixQueries, s.PrefixHits, s.SharedQueries, s.SharedHits
 	load.MaxNumSeqs, load.PlannedMoves, load.PlannedBlocks = uint32(h.maxSeqs), s.PlannedMoves, s.PlannedBlocks
 	m, ok := h.eng.Model()
+	if m.Remote == 0 {
+		// The first steps that ask a creditor will tell; until then no link is taken for better than it was measured.
+		m.Remote = max(m.Base/2, float64(h.layers)*float64(h.roundTrip()))
+	}
 	if StepModel != nil {
 		m, ok = *StepModel, true
 	}

@@ -798,7 +798,7 @@ type Model struct {
 	BaseNs        float64                `protobuf:"fixed64,1,opt,name=base_ns,json=baseNs,proto3" json:"base_ns,omitempty"`
 	PerTokenNs    float64                `protobuf:"fixed64,2,opt,name=per_token_ns,json=perTokenNs,proto3" json:"per_token_ns,omitempty"`
 	PerKvNs       float64                `protobuf:"fixed64,3,opt,name=per_kv_ns,json=perKvNs,proto3" json:"per_kv_ns,omitempty"`
-	RemoteNs      float64                `protobuf:"fixed64,4,opt,name=remote_ns,json=remoteNs,proto3" json:"remote_ns,omitempty"` // what asking creditors takes beside their work; 0: not measured
+	RemoteNs      float64                `protobuf:"fixed64,4,opt,name=remote_ns,json=remoteNs,proto3" json:"remote_ns,omitempty"` // what asking creditors takes beside their work; 0: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
