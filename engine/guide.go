@@ -37,6 +37,9 @@ func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
 		return nil, errors.New("cannot hold an answer to a form: this engine has no vocabulary")
 	}
 	u, err := e.cfg.Guides.Get(ctx, req.Guide.Kind, req.Guide.Source)
+	if errors.Is(err, grammar.ErrBusy) {
+		return nil, &Error{"queue_full", fmt.Sprintf("cannot take the request: %v", err)}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot hold the answer to its form: %w", err)
 	}
