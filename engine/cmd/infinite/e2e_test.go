@@ -52,6 +52,9 @@ func TestMain(m *testing.M) {
 		if os.Getenv(splitEnv) != "" {
 			node.StepModel = &plan.Model{Base: 1e6, PerToken: 1e3, PerKV: 1e6, Remote: 1e3}
 		}
+		if os.Getenv(noMasksEnv) != "" {
+			node.StepFlags = batch.FlagNoMasks
+		}
 		if file := os.Getenv(holdEnv); file != "" {
 			node.StepDevice = func(d *device.Device) engine.Device { return heldDevice{d, file} }
 		}
