@@ -11,7 +11,8 @@
 // whether two strings or numbers are the same object.
 //
 // Differences that remain: the lazy filters (map, select and their like) work at once, a float without a fraction that
-// comes from the caller is an integer, and the keys of the caller's maps come in order of the alphabet.
+// comes from the caller is an integer, and the keys of the caller's maps come in order of the alphabet, but for both in JSON
+// that is given as it was written.
 //
 // A template reads nothing but its variables, and its work and memory are bounded.
 //
@@ -89,7 +90,8 @@ func Parse(source string) (*Template, error) {
 }
 
 // Render renders the template. The variables are nil, bool, string, any integer or float, json.Number, Dict,
-// map[string]any, []any and []Dict, all of them as deep as one likes.
+// map[string]any, []any and []Dict, all of them as deep as one likes, and json.RawMessage, whose objects keep the order
+// of their keys, and whose numbers are what Python reads them as.
 func (t *Template) Render(vars map[string]any) (text string, err error) {
 	defer func() {
 		if r := recover(); r != nil {
