@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 
 	"github.com/infinite-llm/infinite/engine/tokenizer/jinja"
 )
@@ -131,6 +133,20 @@ func (t *Tokenizer) WithChatTemplate(source string) (*Tokenizer, error) {
 	with := *t
 	with.chat, with.toolChat = chat, nil
 	return &with, nil
+}
+
+// WithChatTemplateFile is WithChatTemplate with what a file holds.
+func (t *Tokenizer) WithChatTemplateFile(path string) (*Tokenizer, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the chat template: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	source, err := io.ReadAll(io.LimitReader(f, jinja.MaxSource+1))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the chat template: %w", err)
+	}
+	return t.WithChatTemplate(string(source))
 }
 
 func parseChat(source string) (*jinja.Template, error) {

@@ -47,8 +47,10 @@ type Item struct {
 	Value any
 }
 
+// MaxSource is how many bytes a template may have.
+const MaxSource = 1 << 20
+
 const (
-	maxSource   = 1 << 20 // bytes of a template
 	maxNest     = 100     // nested expressions and blocks
 	maxOperands = 2000    // operands in a tag
 	maxCalls    = 100     // nested calls of macros and recursive loops
@@ -71,8 +73,8 @@ type Template struct {
 
 // Parse parses a template.
 func Parse(source string) (*Template, error) {
-	if len(source) > maxSource {
-		return nil, fmt.Errorf("the template has %d bytes, more than %d", len(source), maxSource)
+	if len(source) > MaxSource {
+		return nil, fmt.Errorf("the template has %d bytes, more than %d", len(source), MaxSource)
 	}
 	if !utf8.ValidString(source) {
 		return nil, errors.New("the template is not UTF-8")

@@ -1,0 +1,89 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"slices"
+)
+
+// namedSchema is the JSON schema of an answer that is the arguments of one function.
+func namedSchema(tools []tool, name string) []byte {
+	for _, t := range tools {
+		if t.name == name {
+			return t.schema()
+		}
+	}
+	return nil
+}
+
+// schema of the arguments. A function that says nothing of them takes any object.
+func (t tool) schema() json.RawMessage {
+	if isUnset(t.parameters) {
+		return json.RawMessage(`{"type":"object"}`)
+	}
+	return t.parameters
+}
+
+// requiredSchema is that of an answer that is a list of calls of any of these functions: what toolcall.NewList reads.
+// A schema may refer to definitions at its root, which are the whole's now.
+func requiredSchema(tools []tool, single bool) ([]byte, error) {
+	var items []json.RawMessage
+	defs := map[string]map[string]json.RawMessage{}
+	for _, t := range tools {
+		parameters, err := liftDefs(t, defs)
+		if err != nil {
+			return nil, err
+		}
+		name, _ := json.Marshal(t.name) // a string
+		items = append(items, json.RawMessage(`{"type":"object","properties":{"name":{"enum":[`+string(name)+`]},"parameters":`+
+			string(parameters)+`},"required":["name","parameters"],"additionalProperties":false}`))
+	}
+	list, err := json.Marshal(items)
+	if err != nil {
+		return nil, err
+	}
+	b := append([]byte(`{"type":"array","minItems":1,`), `"items":{"anyOf":`...)
+	b = append(append(b, list...), '}')
+	if single {
+		b = append(b, `,"maxItems":1`...)
+	}
+	for _, key := range slices.Sorted(maps.Keys(defs)) {
+		all, err := json.Marshal(defs[key])
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(b, `,"`+key+`":`...), all...)
+	}
+	return append(b, '}'), nil
+}
+
+// liftDefs moves the definitions of a function's parameters into defs and returns the rest.
+func liftDefs(t tool, defs map[string]map[string]json.RawMessage) (json.RawMessage, error) {
+	rest := []byte{'{'}
+	for key, value := range members(t.schema()) {
+		if (key == "$defs" || key == "definitions") && value[0] == '{' {
+			for name, def := range members(value) {
+				if defs[key] == nil {
+					defs[key] = map[string]json.RawMessage{}
+				}
+				if was, ok := defs[key][name]; ok && !bytes.Equal(was, def) {
+					return nil, badRequest("tools", "tools define %q in %s in different ways, which tool_choice required cannot serve.", name, key)
+				}
+				defs[key][name] = def
+			}
+			continue
+		}
+		if len(rest) > 1 {
+			rest = append(rest, ',')
+		}
+		name, _ := json.Marshal(key) // a string
+		rest = append(append(append(rest, name...), ':'), value...)
+	}
+	return append(rest, '}'), nil
+}
+
+// guideTools makes the answer keep to a schema.
+func guideTools([]byte) error {
+	return badRequest("tool_choice", "tool_choice other than none and auto is not supported.")
+}
