@@ -146,8 +146,9 @@ def errors(client: openai.OpenAI, url: str) -> None:
     raises(openai.BadRequestError, "max_tokens", talk, **CHAT, max_tokens=0)
     raises(openai.BadRequestError, "messages", talk, **{**CHAT, "messages": []})
     raises(openai.BadRequestError, "top_p", talk, **CHAT, top_p=2, stream=True)
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    tool = {"type": "function", "function": {"name": "a b", "parameters": {}}}
     raises(openai.BadRequestError, "tools", talk, **CHAT, tools=[tool])
+    raises(openai.BadRequestError, "tool_choice", talk, **CHAT, tool_choice="required")
     raises(openai.BadRequestError, "response_format", talk, **CHAT, response_format={"type": "json_object"})
     raises(openai.NotFoundError, "model", talk, **{**CHAT, "model": "nobody"})
     raises(openai.NotFoundError, "model", client.models.retrieve, model="nobody")
@@ -163,6 +164,19 @@ def errors(client: openai.OpenAI, url: str) -> None:
            extra_body={"ignore_eos": True})
     bad = openai.OpenAI(base_url=url + "/v1", api_key="wrong", max_retries=0)
     raises(openai.AuthenticationError, None, bad.models.list)
+
+
+def tool_result(client: openai.OpenAI) -> None:
+    """The bundled model calls no tools, but reads what one said."""
+    tool = {"type": "function", "function": {"name": "look_up", "description": "Looks a password up.", "parameters": {
+        "type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}}}
+    ask = {"role": "user", "content": "What is the password of Mira?"}
+    call = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"name": "Mira"}'}}
+    got = client.chat.completions.create(model="bundled", temperature=0, tools=[tool], messages=[
+        ask, {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "The password of Mira is copper-lantern."}, ask]).choices[0]
+    assert got.message.content == "The password of Mira is copper-lantern.", got
+    assert got.message.tool_calls is None and got.finish_reason == "stop", got
 
 
 def hanging_up(client: openai.OpenAI) -> None:
@@ -196,7 +210,7 @@ def hanging_up(client: openai.OpenAI) -> None:
 def main() -> None:
     url = sys.argv[1]
     client = openai.OpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0, timeout=120)
-    for check in models, chat, chat_stream, completions, logprobs, stops, hanging_up:
+    for check in models, chat, chat_stream, completions, logprobs, stops, tool_result, hanging_up:
         check(client)
     errors(client, url)
     hanging_up(client)
