@@ -240,3 +240,59 @@ func TestSpecialMarkers(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// FuzzTools reads any tools, choice and calls in messages. What is taken must have come to a prompt with the tools' names.
+func FuzzTools(f *testing.F) {
+	for _, x := range [][3]string{
+		{`[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]`, `"auto"`, `[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]`},
+		{`[{"type":"function","function":{"name":"f"}}]`, `{"type":"function","function":{"name":"f"}}`, `[]`},
+		{`[{"type":"function","function":{"name":"f","parameters":{"$defs":{"a":{}}}}},{"type":"function","function":{"name":"g"}}]`, `"required"`, `null`},
+		{`[{}]`, `"none"`, `[{"function":{"name":"f","arguments":{}}}]`}, {`5`, `5`, `5`}, {`[null]`, `{"type":5}`, `[null]`}, {`[]`, `null`, `[{"function":null}]`},
+	} {
+		f.Add(x[0], x[1], x[2])
+	}
+	cfg := testConfig()
+	wide(&cfg)
+	s, err := New(cfg, templated(f, "qwen25"), scripted())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() {
+		s.cancel(nil)
+		s.watcher.close()
+	})
+	f.Fuzz(func(t *testing.T, tools, choice, calls string) {
+		var req chatRequest
+		body := `{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"a","tool_calls":` + calls + `}],"tools":` + tools + `,"tool_choice":` + choice + `}`
+		if decode([]byte(body), &req) != nil {
+			return
+		}
+		asked := askedTools{req.Tools, req.ToolChoice}
+		p, err := s.planChat(&req, nil)
+		if err != nil {
+			if e := asError(err); e.Status != 400 || e.Param == "" {
+				t.Errorf("%s: refused with %d %s", body, e.Status, e.body())
+			}
+			return
+		}
+		offered, err := s.planTools(asked, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (p.jobs[0].calls != nil) != (offered.list != nil) {
+			t.Errorf("%s: calls are looked for: %v", body, p.jobs[0].calls != nil)
+		}
+		if offered.list == nil {
+			return
+		}
+		list, err := readTools(offered.list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range list {
+			if prompt := s.tok.Decode(p.jobs[0].req.Prompt, false); !strings.Contains(prompt, one.name) {
+				t.Errorf("%s: %q is not in the prompt %q", body, one.name, prompt)
+			}
+		}
+	})
+}
