@@ -1,6 +1,7 @@
 // Package engine is the step loop of an instance: requests in, token streams out.
 //
 //	engine.go   the API: Engine, Submit, Drain, Requests
+//	guide.go    answers that are held to a form
 //	request.go  what a request is, its checks, its errors
 //	loop.go     the loop: inbox -> plan -> step -> commit -> events
 //	step.go     filling a step, reading its output
@@ -33,6 +34,8 @@ type Config struct {
 	StepFlags    uint32        // batch.Flag*
 	// PrefixCaching lets requests begin with full blocks of others, and keeps the blocks of those that have ended.
 	PrefixCaching bool
+	// Guides compiles the forms of answers; nil: requests with one are refused.
+	Guides Guides
 }
 
 // SpanInfo is a run of blocks on another instance.
@@ -188,6 +191,10 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if err := e.refuses(req); err != nil {
 		return nil, err // before the work for its keys
 	}
+	guided, err := e.guide(ctx, req)
+	if err != nil {
+		return nil, err
+	}
 	tokens := slices.Concat(req.Prompt, req.Answer)
 	root, keys := e.keys(req.CacheSalt, tokens) // a millisecond for 100,000 tokens
 	e.mu.Lock()
@@ -202,7 +209,7 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if own.Arrival == 0 {
 		own.Arrival = e.arrival
 	}
-	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: tokens, root: root, keys: keys, submitted: time.Now()}
+	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: tokens, root: root, keys: keys, guided: guided, submitted: time.Now()}
 	r.known.Store(int64(len(r.tokens)))
 	r.stream = newStream(func() { e.cancel(r) })
 	e.live[r.id] = r

@@ -100,7 +100,7 @@ func newSim(t *testing.T, n, blocks int, cfg sched.Config) *simCluster {
 		}
 		nd := &simNode{
 			c: c, index: i, kv: kv, mem: make([]cell, blocks*blockSize), slots: map[uint32]*simSlot{},
-			st: batch.NewStep(batch.Limits{MaxTokens: cfg.MaxBatchedTokens, MaxSeqs: cfg.MaxNumSeqs, MaxRows: cfg.MaxBatchedTokens, MaxBlocks: blocks, MaxSpans: 64 * cfg.MaxNumSeqs}),
+			st: batch.NewStep(batch.Limits{MaxTokens: cfg.MaxBatchedTokens, MaxSeqs: cfg.MaxNumSeqs, MaxRows: cfg.MaxBatchedTokens, MaxBlocks: blocks, MaxSpans: 64 * cfg.MaxNumSeqs, Vocab: fakeVocab}),
 		}
 		nd.eng, err = New(Config{Sched: cfg, EOS: []int32{7}, StallRefresh: time.Millisecond, PrefixCaching: true}, nd, kv, nd)
 		if err != nil {
@@ -272,6 +272,13 @@ func (n *simNode) answer(i uint32, q *batch.Seq, history []int32) {
 			if b.Token == out.Token && b.Value <= maskValue {
 				out.Token = (out.Token + 1) % fakeVocab
 			}
+		}
+		for row.Mask > 0 && n.st.Head.Flags&batch.FlagNoMasks == 0 {
+			words := batch.MaskWords(fakeVocab)
+			if mask := n.st.Masks[int(row.Mask-1)*words:]; mask[out.Token/32]>>(out.Token%32)&1 == 1 {
+				break
+			}
+			out.Token = (out.Token + 1) % fakeVocab
 		}
 		slot.tokens = append(slot.tokens, out.Token)
 	}

@@ -24,6 +24,7 @@ var layers = map[string]struct {
 }{
 	"engine/batch":     {nil, "it mirrors the C header and nothing else"},
 	"engine/config":    {nil, "settings are plain values; who uses them imports them"},
+	"engine/grammar":   {nil, "which tokens may come next depends on a form and a vocabulary of bytes alone"},
 	"engine/kvcache":   {nil, "the books of a pool know neither devices nor peers"},
 	"engine/tokenizer": {[]string{"engine/tokenizer/jinja"}, "text and token ids, no engine"},
 	"engine/model":     {[]string{"engine/model/bundled"}, "files and shapes, no engine"},
@@ -34,8 +35,8 @@ var layers = map[string]struct {
 	"engine/openai":    {nil, "a client of any server's API knows none"},
 	"engine/loadgen":   {[]string{"engine/openai"}, "it measures servers of others too, from outside"},
 	"rdma":             {nil, "door 2 knows links, not what they are for"},
-	"engine":           {[]string{"engine/batch", "engine/kvcache", "engine/sched", "engine/tokenizer"}, "the step loop reaches device and cluster through its own interfaces"},
-	"engine/server":    {[]string{"engine", "engine/batch", "engine/tokenizer", "engine/toolcall"}, "the API reaches the cluster through its own Backend"},
+	"engine":           {[]string{"engine/batch", "engine/grammar", "engine/kvcache", "engine/sched", "engine/tokenizer"}, "the step loop reaches device and cluster through its own interfaces"},
+	"engine/server":    {[]string{"engine", "engine/batch", "engine/grammar", "engine/tokenizer", "engine/toolcall"}, "the API reaches the cluster through its own Backend"},
 	"engine/cluster":   {[]string{"engine/cluster/clusterpb", "engine/config", "engine/kvcache", "rdma"}, "managers settle blocks and links; the engine tells them through interfaces"},
 	"engine/router": {[]string{"engine", "engine/batch", "engine/cluster", "engine/cluster/clusterpb", "engine/router/routerpb", "engine/server"},
 		"it is the server's Backend: homes over the cluster's members"},

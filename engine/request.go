@@ -28,6 +28,7 @@ type Request struct {
 	Arrival        uint64  // order in the cluster, smaller is older; 0: now
 	CacheSalt      string  // requests share KV in the cache with those of the same salt alone
 	Near           string  // another instance that may have KV of its beginning; "": none is known
+	Guide          Guide   // the form that the answer is held to
 }
 
 // Alt is an alternative to a token.
@@ -109,6 +110,7 @@ type request struct {
 	cached    int            // tokens whose KV was there then
 	queued    time.Duration  // until then
 	masked    bool           // the slot keeps stop tokens from being sampled
+	guided    *guided        // nil: any answer will do
 	losses    int            // times that KV of it was lost with a peer since its last token
 	stream    *stream
 	submitted time.Time

@@ -56,6 +56,11 @@ func (e *Engine) prepare(r *request, it sched.Item) error {
 		}
 		r.masked = mask
 	}
+	if r.guided != nil && it.Last && r.MaxTokens > 0 {
+		if err := r.guided.look(); err != nil {
+			return err
+		}
+	}
 	r.running.Store(true)
 	return nil
 }
@@ -114,7 +119,11 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 		sh.prompt++
 	}
 	if sh.sample {
-		if _, err := st.AddRow(seq, it.N-1, -1, max(0, r.Logprobs)); err != nil {
+		row, err := st.AddRow(seq, it.N-1, -1, max(0, r.Logprobs))
+		if err == nil && r.guided != nil {
+			err = r.guided.fill(st, row, r.generated() >= r.MinTokens)
+		}
+		if err != nil {
 			return fmt.Errorf("the scheduler's rows exceed the step's: %w", err)
 		}
 	}
@@ -228,12 +237,22 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time
 		e.stats.TTFT += now.Sub(r.submitted)
 		e.mu.Unlock()
 	}
-	if ev.Finish = r.ends(out.Token, e.cfg.EOS, e.cfg.Sched.MaxModelLen); ev.Finish == "" {
+	if ev.Finish = r.ends(out.Token, e.cfg.EOS, e.cfg.Sched.MaxModelLen); ev.Finish == "stop" {
+		ev.StopToken = out.Token
+	}
+	if r.guided != nil {
+		over, err := r.guided.accept(out.Token)
+		if err != nil {
+			e.fail(r, err)
+			return
+		}
+		if over {
+			ev.Finish = "stop" // also of what ignores EOS, or is at its last token
+		}
+	}
+	if ev.Finish == "" {
 		r.stream.push(ev)
 		return
-	}
-	if ev.Finish == "stop" {
-		ev.StopToken = out.Token
 	}
 	e.finish(r, ev)
 }

@@ -160,7 +160,8 @@ static void bench_sampling() {
         const char *name;
         inf_cuda_sample_row row;
     };
-    inf_cuda_sample_row plain = {1, 1, INF_CUDA_SAMPLE_DRAW, 0, 0, 1, 0, 1, 0, 0, 0, -1, 0, 0};
+    inf_cuda_sample_row plain = {1,  1, INF_CUDA_SAMPLE_DRAW, 0, 0, 1, 0, 1, 0, 0, 0, -1, 0, 0,
+                                 -1, 0};
     sampling_case cases[7] = {{"greedy", plain},           {"temperature 1", plain},
                               {"top_p 0.9", plain},        {"top_k 50, top_p 0.9", plain},
                               {"penalties, top_p", plain}, {"greedy, 5 top", plain},
@@ -188,8 +189,8 @@ static void bench_sampling() {
             }
             inf_cuda_sample_row *d_row = upload(row);
             uint32_t needs = inf_cuda_sample_needs(&row[0], VOCAB);
-            inf_cuda_sample p = {logits, d_row,   NULL, NULL,  counts, out,
-                                 status, scratch, rows, VOCAB, needs,  0};
+            inf_cuda_sample p = {logits, d_row,   NULL, NULL,  NULL,  counts, out,
+                                 status, scratch, rows, VOCAB, needs, 0};
             measure(c.name, rows, p, inf_cuda_sample_launch, (double)rows * VOCAB * 4);
             CUDA(cudaFree(d_row));
         }

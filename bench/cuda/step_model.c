@@ -208,7 +208,7 @@ void set_step(inf_device *d, int32_t batch, uint32_t context, uint32_t n, uint32
         for (uint32_t t = 0; t < n; t++) {
             b.tokens[b.head->n_tokens++] = (int32_t)(next() % (uint64_t)d->config.vocab);
         }
-        b.rows[b.head->n_rows++] = (inf_step_row){b.head->n_tokens - 1, (uint32_t)i, -1, 0};
+        b.rows[b.head->n_rows++] = (inf_step_row){b.head->n_tokens - 1, (uint32_t)i, -1, 0, 0};
     }
     b.head->n_seqs = (uint32_t)batch;
 }

@@ -257,9 +257,13 @@ static void sample_task(void *arg, int32_t index, int32_t thread) {
         return;
     }
     uint64_t position = (uint64_t)seq->pos0 + (row->token - seq->token_off) + 1;
-    f->row_status[index] =
-        inf_sample_row(f->c.slots[seq->slot], f->host_logits + (int64_t)index * f->dims.vocab,
-                       f->dims.vocab, position, row->target, row->n_top, &f->samplers[thread], out);
+    const uint32_t *mask = NULL;
+    if (row->mask != 0 && (s->head->flags & INF_STEP_NO_MASKS) == 0) {
+        mask = s->masks + (uint64_t)(row->mask - 1) * inf_mask_words(f->dims.vocab);
+    }
+    f->row_status[index] = inf_sample_row(
+        f->c.slots[seq->slot], f->host_logits + (int64_t)index * f->dims.vocab, f->dims.vocab,
+        position, row->target, row->n_top, mask, &f->samplers[thread], out);
 }
 
 /* Samples the chunk's n rows: on the device, or on the CPU from its logits. */

@@ -1,5 +1,6 @@
 #include "model/sampling.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -230,10 +231,11 @@ static void top_rows(const float *x, int32_t vocab, double lse, uint32_t n_top, 
     }
 }
 
-/* Bias and penalties into y; returns x itself where the slot has none. */
-static const float *adjust(const inf_slot *slot, const float *x, int32_t vocab, float *y) {
+/* Bias and penalties into y; returns x itself where the slot has none and y is not asked for. */
+static const float *adjust(const inf_slot *slot, const float *x, int32_t vocab, int asked,
+                           float *y) {
     const inf_sampling *s = &slot->sampling;
-    if (slot->n_bias == 0 && slot->counts == NULL) {
+    if (slot->n_bias == 0 && slot->counts == NULL && !asked) {
         return x;
     }
     memcpy(y, x, (size_t)vocab * sizeof(*y));
@@ -250,6 +252,19 @@ static const float *adjust(const inf_slot *slot, const float *x, int32_t vocab, 
         y[i] -= s->frequency * (float)made + (made > 0 ? s->presence : 0.0f);
     }
     return y;
+}
+
+/* What the mask does not allow becomes -inf. Returns the largest of the rest. */
+static float apply_mask(const uint32_t *mask, float *y, int32_t vocab) {
+    float max = -INFINITY;
+    for (int32_t i = 0; i < vocab; i++) {
+        if ((mask[i / 32] >> (i % 32) & 1u) == 0) {
+            y[i] = -INFINITY;
+        } else if (y[i] > max) {
+            max = y[i];
+        }
+    }
+    return max;
 }
 
 static int32_t argmax(const float *x, int32_t n) {
@@ -331,7 +346,8 @@ static int32_t choose(const inf_slot *slot, const float *x, int32_t vocab, float
     }
     float inv_t = 1.0f / s->temperature;
     /* p_i >= min_p * p_max  <=>  x_i >= x_max + T ln min_p */
-    float cut = s->min_p > 0 ? max + s->temperature * logf(s->min_p) : -INFINITY;
+    float cut = s->min_p > 0 ? max + s->temperature * logf(s->min_p) : -FLT_MAX;
+    cut = cut > -FLT_MAX ? cut : -FLT_MAX; /* above what a mask dropped */
     double u = inf_sample_uniform(s->seed, position);
     if (s->top_p < 1 || (s->top_k > 0 && s->top_k < vocab)) {
         return draw_truncated(s, x, vocab, max, cut, inv_t, u, scratch->candidates);
@@ -340,8 +356,8 @@ static int32_t choose(const inf_slot *slot, const float *x, int32_t vocab, float
 }
 
 int inf_sample_row(inf_slot *slot, const float *logits, int32_t vocab, uint64_t position,
-                   int32_t target, uint32_t n_top, const inf_sample_scratch *scratch,
-                   inf_row_out *out) {
+                   int32_t target, uint32_t n_top, const uint32_t *mask,
+                   const inf_sample_scratch *scratch, inf_row_out *out) {
     memset(out, 0, sizeof(*out));
     out->token = -1;
     int ok = 0;
@@ -351,11 +367,12 @@ int inf_sample_row(inf_slot *slot, const float *logits, int32_t vocab, uint64_t 
     }
     int32_t token = target;
     if (target < 0) {
-        const float *x = adjust(slot, logits, vocab, scratch->adjusted);
+        const float *x = adjust(slot, logits, vocab, mask != NULL, scratch->adjusted);
         float top = x == logits ? max : checked_max(x, vocab, &ok);
         if (!ok) {
             return INF_EIO;
         }
+        top = mask == NULL ? top : apply_mask(mask, scratch->adjusted, vocab);
         token = choose(slot, x, vocab, top, position, scratch);
         if (slot->counts != NULL && (slot->counts[token] & ~IN_PROMPT) < ~IN_PROMPT) {
             slot->counts[token]++;

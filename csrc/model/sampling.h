@@ -1,12 +1,13 @@
 /* From a row of logits to a token.
  *
  * The order is vLLM's: log probabilities come from the raw logits; then logit bias, repetition
- * penalty (prompt and output), presence and frequency penalties (output), temperature, min_p,
+ * penalty (prompt and output), presence and frequency penalties (output), mask, temperature, min_p,
  * top_k, top_p, draw.
  *
  *   bias         x_i += b_i
  *   repetition   x_i = x_i > 0 ? x_i / r : x_i * r       for every token of the text so far
  *   presence     x_i -= a  where i was generated         frequency  x_i -= f * times generated
+ *   mask         drops the tokens that it does not allow, as if x_i were -inf
  *   temperature  x_i /= T; T < 1e-5 is greedy: the largest x_i, ties to the lowest id
  *   min_p        drops i with p_i < min_p * max_j p_j
  *   top_k        keeps the k largest, ties to the lower ids
@@ -37,11 +38,11 @@ typedef struct inf_sample_scratch {
 
 /* Fills out for one row: target < 0 samples and counts the token in the slot, else target is
  * reported. position is that of the sampled token, one past the row's own. rank counts strictly
- * larger logits, plus one. INF_EIO when a logit is NaN or infinite before or after the penalties:
- * no token can be chosen, and out says token -1. */
+ * larger logits, plus one. mask is NULL or allows a token at least. INF_EIO when a logit is NaN or
+ * infinite before or after the penalties: no token can be chosen, and out says token -1. */
 int inf_sample_row(inf_slot *slot, const float *logits, int32_t vocab, uint64_t position,
-                   int32_t target, uint32_t n_top, const inf_sample_scratch *scratch,
-                   inf_row_out *out);
+                   int32_t target, uint32_t n_top, const uint32_t *mask,
+                   const inf_sample_scratch *scratch, inf_row_out *out);
 
 /* Uniform in [0, 1), a function of its arguments alone. */
 double inf_sample_uniform(uint64_t seed, uint64_t position);

@@ -237,11 +237,12 @@ static int open_step(inf_device *d, inf_err *err) {
                          (uint64_t)c->max_seqs,
                          (uint64_t)c->num_blocks,
                          (uint64_t)c->max_seqs,
-                         (uint64_t)c->max_seqs};
+                         (uint64_t)c->max_seqs,
+                         (uint64_t)c->max_seqs * inf_mask_words(c->vocab)};
     uint64_t sizes[] = {sizeof(inf_step_head), sizeof(inf_step_seq),  sizeof(int32_t),
                         sizeof(int32_t),       sizeof(inf_step_span), sizeof(inf_step_row),
                         sizeof(inf_row_out),   sizeof(inf_seq_out),   sizeof(uint32_t),
-                        sizeof(uint8_t),       sizeof(inf_slot *)};
+                        sizeof(uint8_t),       sizeof(inf_slot *),    sizeof(uint32_t)};
     enum { PARTS = sizeof(counts) / sizeof(counts[0]) };
     uint64_t at[PARTS], total = 0;
     for (int i = 0; i < PARTS; i++) {
@@ -263,6 +264,7 @@ static int open_step(inf_device *d, inf_err *err) {
         .rows = (inf_step_row *)(void *)(base + at[5]),
         .row_out = (inf_row_out *)(void *)(base + at[6]),
         .seq_out = (inf_seq_out *)(void *)(base + at[7]),
+        .masks = (uint32_t *)(void *)(base + at[11]),
     };
     d->block_marks = (uint32_t *)(void *)(base + at[8]);
     d->slot_marks = base + at[9];

@@ -28,7 +28,7 @@ static int check_head(const inf_device *d, inf_err *err) {
                         "%u blocks, %u spans or %u rows exceed the buffers", h->n_blocks,
                         h->n_spans, h->n_rows);
     }
-    if ((h->flags & ~(uint32_t)INF_STEP_EMPTY_REMOTE) != 0) {
+    if ((h->flags & ~(uint32_t)(INF_STEP_EMPTY_REMOTE | INF_STEP_NO_MASKS)) != 0) {
         return inf_fail(err, INF_EINVAL, -1, -1, "unknown step flags %#x", h->flags);
     }
     if (h->n_spans > 0 && (h->peer_timeout_ns == 0 || h->peer_timeout_ns > INT64_MAX)) {
@@ -136,6 +136,31 @@ static int check_tokens(const inf_device *d, inf_err *err) {
     return INF_OK;
 }
 
+/* Whether a mask allows any token of the vocabulary. */
+static int allows_some(const uint32_t *mask, int32_t vocab) {
+    int32_t whole = vocab / 32;
+    for (int32_t i = 0; i < whole; i++) {
+        if (mask[i] != 0) {
+            return 1;
+        }
+    }
+    return vocab % 32 != 0 && (mask[whole] & ((1u << (vocab % 32)) - 1)) != 0;
+}
+
+static int check_mask(const inf_device *d, uint32_t r, inf_err *err) {
+    const inf_step_row *row = &d->step.rows[r];
+    if (row->mask == 0) {
+        return INF_OK;
+    }
+    if (row->target >= 0 || row->mask > (uint32_t)d->config.max_seqs) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "row %u: mask %u is out of range", r, row->mask);
+    }
+    uint64_t off = (uint64_t)(row->mask - 1) * inf_mask_words(d->config.vocab);
+    return allows_some(d->step.masks + off, d->config.vocab)
+               ? INF_OK
+               : inf_fail(err, INF_EINVAL, -1, -1, "row %u: its mask allows no token", r);
+}
+
 /* slot_marks become 2 where the request has its sampled row: a second would race on the slot. */
 static int check_rows(inf_device *d, inf_err *err) {
     const inf_step_head *h = d->step.head;
@@ -151,6 +176,10 @@ static int check_rows(inf_device *d, inf_err *err) {
         }
         if (row->target < 0 && d->slot_marks[s->slot]++ != 1) {
             return inf_fail(err, INF_EINVAL, -1, -1, "request %u has two rows to sample", row->seq);
+        }
+        int status = check_mask(d, r, err);
+        if (status != INF_OK) {
+            return status;
         }
     }
     return INF_OK;

@@ -38,6 +38,7 @@ typedef struct {
     const int32_t *bias_ids;
     const float *bias;
     int n_bias;
+    const uint32_t *mask;
 } request;
 
 static inf_slot *open_slot(const request *r, int32_t vocab) {
@@ -77,6 +78,9 @@ static void reference_logits(const request *r, const float *logits, int32_t voca
             x[v] = x[v] > 0 ? x[v] / rep : x[v] * rep;
         }
         x[v] -= (double)r->s.presence * (made > 0) + (double)r->s.frequency * made;
+        if (r->mask != NULL && (r->mask[v / 32] >> (v % 32) & 1u) == 0) {
+            x[v] = -INFINITY;
+        }
     }
 }
 
@@ -93,7 +97,7 @@ static void reference(const request *r, const float *logits, int32_t vocab, doub
     qsort(order, (size_t)vocab, sizeof(order[0]), descending);
     double max = x[order[0]], sum = 0;
     int32_t n = 0;
-    while (n < vocab && exp(x[order[n]] - max) >= (double)r->s.min_p) {
+    while (n < vocab && isfinite(x[order[n]]) && exp(x[order[n]] - max) >= (double)r->s.min_p) {
         n++;
     }
     if (r->s.top_k > 0 && r->s.top_k < n) {
@@ -133,7 +137,8 @@ static void check_frequencies(const char *name, const request *r, const float *l
             inf_slot_free(slot);
             slot = open_slot(r, vocab);
         }
-        CHECK(inf_sample_row(slot, logits, vocab, i, -1, 0, &scratch, &out) == INF_OK, "%s", name);
+        CHECK(inf_sample_row(slot, logits, vocab, i, -1, 0, r->mask, &scratch, &out) == INF_OK,
+              "%s", name);
         CHECK(out.token >= 0 && out.token < vocab && p[out.token] > 0, "%s drew %d", name,
               out.token);
         counts[out.token]++;
@@ -198,12 +203,18 @@ static void test_distributions(void) {
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         random_logits(x, 50, 6);
-        request r = {cases[i].s, text, 8, 4, ids, bias, i % 2 == 0 ? 3 : 0};
+        request r = {cases[i].s, text, 8, 4, ids, bias, i % 2 == 0 ? 3 : 0, NULL};
         check_frequencies(cases[i].name, &r, x, 50);
     }
     random_logits(x, MAX_VOCAB, 20);
-    request wide = {
-        {.temperature = 1, .top_p = 0.8f, .repetition = 1, .seed = 21}, NULL, 0, 0, NULL, NULL, 0};
+    request wide = {{.temperature = 1, .top_p = 0.8f, .repetition = 1, .seed = 21},
+                    NULL,
+                    0,
+                    0,
+                    NULL,
+                    NULL,
+                    0,
+                    NULL};
     check_frequencies("wide top_p", &wide, x, MAX_VOCAB);
     wide.s = (inf_sampling){.temperature = 1, .top_p = 1, .repetition = 1, .top_k = 40, .seed = 22};
     check_frequencies("wide top_k", &wide, x, MAX_VOCAB);
@@ -222,7 +233,8 @@ static void test_greedy_counts(void) {
         4,
         NULL,
         NULL,
-        0};
+        0,
+        NULL};
     inf_slot *slot = open_slot(&r, V);
     int seen[V] = {0}, kinds = 0;
     for (int i = 0; i < STEPS; i++) {
@@ -233,8 +245,8 @@ static void test_greedy_counts(void) {
         for (int v = 1; v < V; v++) {
             best = y[v] > y[best] ? v : best;
         }
-        CHECK(inf_sample_row(slot, x, V, (uint64_t)i, -1, 0, &scratch, &out) == INF_OK, "step %d",
-              i);
+        CHECK(inf_sample_row(slot, x, V, (uint64_t)i, -1, 0, NULL, &scratch, &out) == INF_OK,
+              "step %d", i);
         CHECK(fabs(y[out.token] - y[best]) < 1e-5, "step %d: %d for %d", i, out.token, best);
         text[r.n_text++] = out.token;
         kinds += seen[out.token]++ == 0;
@@ -262,7 +274,7 @@ static void test_logprobs(void) {
         inf_row_out out;
         uint32_t n_top = (uint32_t)i % (INF_MAX_TOP + 1);
         int32_t target = order[i];
-        CHECK(inf_sample_row(slot, x, MAX_VOCAB, 0, target, n_top, &scratch, &out) == INF_OK,
+        CHECK(inf_sample_row(slot, x, MAX_VOCAB, 0, target, n_top, NULL, &scratch, &out) == INF_OK,
               "row");
         CHECK(out.token == target, "%d", out.token);
         CHECK(fabs((double)out.logprob - (y[target] - log(sum))) < 1e-5, "%g", (double)out.logprob);
@@ -281,7 +293,7 @@ static void test_logprobs(void) {
     inf_row_out out;
     float few[3] = {0, 2, 1};
     slot = open_slot(&(request){.s = PLAIN}, 3);
-    CHECK(inf_sample_row(slot, few, 3, 0, 0, 20, &scratch, &out) == INF_OK, "row");
+    CHECK(inf_sample_row(slot, few, 3, 0, 0, 20, NULL, &scratch, &out) == INF_OK, "row");
     CHECK(out.n_top == 3 && out.top_ids[0] == 1 && out.top_ids[2] == 0, "%u", out.n_top);
     inf_slot_free(slot);
 }
@@ -289,7 +301,7 @@ static void test_logprobs(void) {
 static int32_t draw(const inf_sampling *s, const float *x, int32_t vocab, uint64_t position) {
     inf_row_out out;
     inf_slot *slot = open_slot(&(request){.s = *s}, vocab);
-    CHECK(inf_sample_row(slot, x, vocab, position, -1, 0, &scratch, &out) == INF_OK, "row");
+    CHECK(inf_sample_row(slot, x, vocab, position, -1, 0, NULL, &scratch, &out) == INF_OK, "row");
     inf_slot_free(slot);
     return out.token;
 }
@@ -339,9 +351,9 @@ static void test_not_finite(void) {
             x[at] = bad[i];
             inf_row_out out;
             inf_slot *slot = open_slot(&(request){.s = s}, 3);
-            CHECK(inf_sample_row(slot, x, 3, 0, -1, 3, &scratch, &out) == INF_EIO, "sampled");
+            CHECK(inf_sample_row(slot, x, 3, 0, -1, 3, NULL, &scratch, &out) == INF_EIO, "sampled");
             CHECK(out.token == -1, "%d", out.token);
-            CHECK(inf_sample_row(slot, x, 3, 0, 1, 3, &scratch, &out) == INF_EIO, "target");
+            CHECK(inf_sample_row(slot, x, 3, 0, 1, 3, NULL, &scratch, &out) == INF_EIO, "target");
             inf_slot_free(slot);
         }
     }
@@ -350,8 +362,48 @@ static void test_not_finite(void) {
     float x[3] = {0, 3e38f, 2};
     inf_row_out out;
     inf_slot *slot = open_slot(&(request){.s = s, .bias_ids = &id, .bias = &huge, .n_bias = 1}, 3);
-    CHECK(inf_sample_row(slot, x, 3, 0, -1, 0, &scratch, &out) == INF_EIO, "overflow by bias");
+    CHECK(inf_sample_row(slot, x, 3, 0, -1, 0, NULL, &scratch, &out) == INF_EIO,
+          "overflow by bias");
     inf_slot_free(slot);
+}
+
+/* Masks beside everything else; what is reported of the token is of the model's distribution. */
+static void test_masks(void) {
+    enum { V = 200 };
+    static uint32_t every[(V + 31) / 32], one[(V + 31) / 32];
+    static float x[V];
+    random_logits(x, V, 8);
+    for (int32_t i = 0; i < V; i += 3) {
+        every[i / 32] |= 1u << (i % 32);
+    }
+    every[V / 32] |= UINT32_MAX << (V % 32); /* behind the vocabulary: nothing */
+    one[150 / 32] = 1u << (150 % 32);
+    const int32_t text[] = {3, 6, 6, 9}, ids[] = {0, 1};
+    const float bias[] = {2, 100};
+    request r = {.s = PLAIN, .mask = every};
+    check_frequencies("a mask", &r, x, V);
+    r.s.top_p = 0.8f;
+    check_frequencies("a mask and top_p", &r, x, V);
+    r.s.top_k = 100; /* more than there are */
+    check_frequencies("a mask, top_p and top_k", &r, x, V);
+    r.s.top_p = 1, r.s.top_k = 0, r.s.min_p = 0.02f, r.s.temperature = 1.5f;
+    check_frequencies("a mask and min_p", &r, x, V);
+    r = (request){PLAIN, text, 4, 1, ids, bias, 2, every};
+    r.s.presence = 0.5f, r.s.repetition = 1.2f;
+    check_frequencies("a mask, bias and penalties", &r, x, V);
+    r = (request){.s = PLAIN, .mask = one};
+    inf_slot *slot = open_slot(&r, V), *greedy = NULL;
+    r.s.temperature = 0;
+    greedy = open_slot(&r, V);
+    for (int i = 0; i < 2; i++) {
+        inf_row_out out, told;
+        inf_slot *s = i == 0 ? slot : greedy;
+        CHECK(inf_sample_row(s, x, V, 7, -1, 3, one, &scratch, &out) == INF_OK, "row");
+        CHECK(inf_sample_row(s, x, V, 7, 150, 3, NULL, &scratch, &told) == INF_OK, "row");
+        CHECK(out.token == 150 && memcmp(&out, &told, sizeof out) == 0, "token %d", out.token);
+    }
+    inf_slot_free(slot);
+    inf_slot_free(greedy);
 }
 
 static void refused(inf_sampling s, const int32_t *text, int n, int prompt, int32_t id, float bias,
@@ -400,6 +452,7 @@ int main(void) {
     test_logprobs();
     test_determinism_and_ties();
     test_not_finite();
+    test_masks();
     test_refusals();
     puts("sampling: ok");
     return 0;

@@ -48,7 +48,8 @@ static void advance(inf_device *d, request **requests, const uint32_t *n, uint32
         memcpy(b.blocks + b.head->n_blocks, r->blocks, blocks * sizeof(int32_t));
         for (uint32_t t = 0; t < n[i]; t++) {
             int32_t next = r->done + t + 1 < TEXT ? r->tokens[r->done + t + 1] : 0;
-            b.rows[b.head->n_rows++] = (inf_step_row){b.head->n_tokens + t, i, next, INF_MAX_TOP};
+            b.rows[b.head->n_rows++] =
+                (inf_step_row){b.head->n_tokens + t, i, next, INF_MAX_TOP, 0};
         }
         b.head->n_tokens += n[i];
         b.head->n_blocks += blocks;
@@ -249,7 +250,7 @@ static void test_sampled(void) {
         b.seqs[0] = (inf_step_seq){.slot = 1, .n_tokens = n, .pos0 = r.done, .n_blocks = BLOCKS};
         memcpy(b.tokens, r.tokens + r.done, n * sizeof(int32_t));
         memcpy(b.blocks, r.blocks, sizeof(r.blocks));
-        b.rows[0] = (inf_step_row){n - 1, 0, -1, 0};
+        b.rows[0] = (inf_step_row){n - 1, 0, -1, 0, 0};
         CHECK(inf_device_submit(d, &err) == INF_OK, "%s", err.message);
         while (inf_device_wait(d, 1000, &err) == INF_AGAIN) {
         }
@@ -266,6 +267,46 @@ static void test_sampled(void) {
         CHECK(fabs((double)b.row_out[0].logprob - last[best]) < 1e-4, "%g",
               (double)b.row_out[0].logprob);
         r.tokens[r.done] = best;
+    }
+    inf_device_close(d);
+    tiny_free(&m);
+}
+
+/* Masks in steps of two requests, of which one has none: on a GPU the later ones are replayed, with
+ * another mask each time. */
+static void test_masked(void) {
+    tiny_model m = tiny_new(0, INF_DTYPE_F32);
+    inf_device *d = tiny_open(&m);
+    request r[] = {new_request(0), new_request(1)};
+    inf_step_buffers b;
+    inf_err err = {0};
+    CHECK(inf_device_buffers(d, &b, &err) == INF_OK, "%s", err.message);
+    tiny_slot(d, 0);
+    tiny_slot(d, 1);
+    for (uint32_t t = 0; t < 12; t++) {
+        *b.head = (inf_step_head){.n_seqs = 2, .n_tokens = 2, .n_blocks = 2 * BLOCKS, .n_rows = 2};
+        b.head->flags = t == 11 ? INF_STEP_NO_MASKS : 0;
+        int32_t only = (int32_t)(t * 37 + 5) % TINY_VOCAB;
+        for (uint32_t i = 0; i < 2; i++) {
+            b.seqs[i] = (inf_step_seq){.slot = i,
+                                       .token_off = i,
+                                       .n_tokens = 1,
+                                       .pos0 = t,
+                                       .block_off = i * BLOCKS,
+                                       .n_blocks = BLOCKS};
+            b.tokens[i] = r[i].tokens[t];
+            memcpy(b.blocks + (size_t)i * BLOCKS, r[i].blocks, sizeof r[i].blocks);
+            b.rows[i] = (inf_step_row){i, i, -1, 0, i == t % 2 ? 3 : 0};
+        }
+        memset(b.masks, 0, 4 * sizeof *b.masks * 2);
+        b.masks[2 * 2 + only / 32] = 1u << (only % 32);
+        CHECK(inf_device_submit(d, &err) == INF_OK, "%s", err.message);
+        CHECK(inf_device_wait(d, -1, &err) == INF_OK, "%s", err.message);
+        const inf_row_out *masked = &b.row_out[t % 2], *other = &b.row_out[1 - t % 2];
+        CHECK(t == 11 || masked->token == only, "step %u: token %d, not %d", t, masked->token,
+              only);
+        CHECK(t != 11 || masked->rank == 1, "step %u has no masks: rank %d", t, masked->rank);
+        CHECK(other->rank == 1, "step %u: the other request's token has rank %d", t, other->rank);
     }
     inf_device_close(d);
     tiny_free(&m);
@@ -314,7 +355,7 @@ static void test_not_a_number(void) {
             (inf_step_seq){.slot = i, .token_off = i, .n_tokens = 1, .block_off = i, .n_blocks = 1};
         b.tokens[i] = i == 0 ? 9 : 3;
         b.blocks[i] = (int32_t)i;
-        b.rows[i] = (inf_step_row){i, i, -1, 0};
+        b.rows[i] = (inf_step_row){i, i, -1, 0, 0};
     }
     CHECK(inf_device_submit(d, &err) == INF_OK, "%s", err.message);
     CHECK(inf_device_wait(d, -1, &err) == INF_OK, "%s", err.message);
@@ -345,6 +386,7 @@ int main(void) {
     }
     test_batch();
     test_sampled();
+    test_masked();
     test_shared_prefix();
     test_not_a_number();
     puts("step: ok");

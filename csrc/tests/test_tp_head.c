@@ -105,7 +105,7 @@ static const inf_row_out *advance(inf_device *d, const int32_t *tokens, uint32_t
     }
     for (uint32_t t = 0; t < n; t++) {
         b.tokens[t] = tokens[done + t];
-        b.rows[t] = (inf_step_row){t, 0, t + 1 < n ? tokens[done + t + 1] : -1, INF_MAX_TOP};
+        b.rows[t] = (inf_step_row){t, 0, t + 1 < n ? tokens[done + t + 1] : -1, INF_MAX_TOP, 0};
     }
     CHECK(inf_device_submit(d, &err) == INF_OK, "%s", err.message);
     CHECK(inf_device_wait(d, -1, &err) == INF_OK, "%s", err.message);

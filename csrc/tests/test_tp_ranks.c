@@ -81,7 +81,7 @@ static double forward_distance(const tiny_model *m, inf_backend *b) {
     inf_step_seq seq;
     inf_seq_out seq_out;
     inf_step_row rows[TEXT];
-    inf_step_buffers step = {&head, &seq, tokens, blocks, NULL, rows, out, &seq_out};
+    inf_step_buffers step = {&head, &seq, tokens, blocks, NULL, rows, NULL, out, &seq_out};
     int32_t text[TEXT];
     inf_slot *slot = NULL;
     inf_sampling sampling = {.top_p = 1, .repetition = 1};

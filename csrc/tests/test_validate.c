@@ -20,9 +20,9 @@ static void fill(void) {
     const int32_t tokens[] = {1, 2, 3, 4, 5}, blocks[] = {7, 8, 9, 10};
     memcpy(buf.tokens, tokens, sizeof(tokens));
     memcpy(buf.blocks, blocks, sizeof(blocks));
-    buf.rows[0] = (inf_step_row){1, 0, 7, 3};
-    buf.rows[1] = (inf_step_row){2, 0, -1, 3};
-    buf.rows[2] = (inf_step_row){4, 1, -1, INF_MAX_TOP};
+    buf.rows[0] = (inf_step_row){1, 0, 7, 3, 0};
+    buf.rows[1] = (inf_step_row){2, 0, -1, 3, 0};
+    buf.rows[2] = (inf_step_row){4, 1, -1, INF_MAX_TOP, 0};
 }
 
 /* Adds spans to the first request: positions [0, 12) on peers 3 and 5, local from 12. */
@@ -55,6 +55,12 @@ static void refused(const char *what) {
         refused(#field " = " #value);                                                              \
     } while (0)
 
+static void run(void) {
+    inf_err err = {0};
+    CHECK(inf_device_submit(device, &err) == INF_OK, "%s", err.message);
+    CHECK(inf_device_wait(device, -1, &err) == INF_OK, "%s", err.message);
+}
+
 static void test_heads_and_rows(void) {
     REFUSE(fill, buf.head->n_seqs, 0);
     REFUSE(fill, buf.head->n_seqs, 1);
@@ -72,7 +78,7 @@ static void test_heads_and_rows(void) {
     REFUSE(fill, buf.head->n_spans, 1);
     REFUSE(fill, buf.head->n_spans, 9);
     REFUSE(fill, buf.head->n_rows, 65);
-    REFUSE(fill, buf.head->flags, 2);
+    REFUSE(fill, buf.head->flags, 4);
     REFUSE(fill_spans, buf.head->peer_timeout_ns, 0);
     REFUSE(fill_spans, buf.head->peer_timeout_ns, UINT64_MAX);
     REFUSE(fill, buf.tokens[0], -1);
@@ -86,6 +92,17 @@ static void test_heads_and_rows(void) {
     REFUSE(fill, buf.rows[0].target, TINY_VOCAB);
     REFUSE(fill, buf.rows[0].target, -1); /* two rows to sample in one request */
     REFUSE(fill, buf.rows[0].n_top, INF_MAX_TOP + 1);
+    buf.masks[0] = buf.masks[3 * 2 + 1] = 1; /* max_seqs are four, and a mask is two words */
+    REFUSE(fill, buf.rows[0].mask, 1);       /* nothing is sampled there */
+    REFUSE(fill, buf.rows[1].mask, 2);       /* no token is allowed */
+    REFUSE(fill, buf.rows[1].mask, 5);
+    REFUSE(fill, buf.rows[1].mask, UINT32_MAX);
+    fill();
+    buf.rows[1].mask = 4; /* token 32 */
+    buf.rows[2].mask = 1;
+    run();
+    CHECK(buf.row_out[1].token == 32 && buf.row_out[2].token == 0, "%d, %d", buf.row_out[1].token,
+          buf.row_out[2].token);
 }
 
 static void test_requests(void) {
@@ -142,12 +159,6 @@ static void test_spans(void) {
     REFUSE(fill_spans, buf.seqs[0].n_spans, 1);
     REFUSE(fill_spans, buf.seqs[1].span_off, 1);
     REFUSE(fill_spans, buf.head->n_spans, 1);
-}
-
-static void run(void) {
-    inf_err err = {0};
-    CHECK(inf_device_submit(device, &err) == INF_OK, "%s", err.message);
-    CHECK(inf_device_wait(device, -1, &err) == INF_OK, "%s", err.message);
 }
 
 static void test_mutations(void) {

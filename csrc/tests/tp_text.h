@@ -43,7 +43,7 @@ static void fill_step(const inf_step_buffers *b, const int32_t *tokens, uint32_t
     for (uint32_t t = 0; t < n; t++) {
         b->tokens[t] = tokens[done + t];
         b->rows[t] =
-            (inf_step_row){t, 0, done + t + 1 < TEXT ? tokens[done + t + 1] : 0, INF_MAX_TOP};
+            (inf_step_row){t, 0, done + t + 1 < TEXT ? tokens[done + t + 1] : 0, INF_MAX_TOP, 0};
     }
 }
 

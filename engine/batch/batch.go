@@ -22,8 +22,11 @@ const (
 	StatusStale   int32 = -7
 )
 
-// FlagEmptyRemote makes remote partials count as empty spans: the negative control of exactness tests.
-const FlagEmptyRemote uint32 = 1
+// Flags of a step, negative controls of tests.
+const (
+	FlagEmptyRemote uint32 = 1 // remote partials count as empty spans
+	FlagNoMasks     uint32 = 2 // rows are sampled as if they had no mask
+)
 
 // Head opens a step.
 type Head struct {
@@ -75,6 +78,7 @@ type Row struct {
 	Seq    uint32 // index into the step's seqs
 	Target int32
 	NTop   uint32
+	Mask   uint32 // 0: none; n: the step's n-th mask says which tokens may be sampled
 }
 
 // RowOut answers a Row. Log probabilities are of the model's own distribution, base e.
@@ -115,7 +119,11 @@ type Bias struct {
 // Limits are the capacities of a step's buffers.
 type Limits struct {
 	MaxTokens, MaxSeqs, MaxRows, MaxBlocks, MaxSpans int
+	Vocab                                            int // tokens that a mask speaks of
 }
+
+// MaskWords is the number of 32-bit words of a mask: bit i%32 of word i/32 allows token i.
+func MaskWords(vocab int) int { return (vocab + 31) / 32 }
 
 // ErrFull says that a step has no room for what was to be added; the step is unchanged.
 var ErrFull = errors.New("the step's buffers are full")
@@ -129,8 +137,11 @@ type Step struct {
 	Blocks []int32
 	Spans  []Span
 	Rows   []Row
+	Masks  []uint32 // one behind the other, as many as there are Seqs
 	RowOut []RowOut
 	SeqOut []SeqOut
+
+	masks int // that rows have
 }
 
 // NewStep returns a step in Go memory, for simulated devices and tests.
@@ -138,13 +149,25 @@ func NewStep(l Limits) *Step {
 	return &Step{
 		Head: new(Head), Seqs: make([]Seq, l.MaxSeqs), Tokens: make([]int32, l.MaxTokens),
 		Blocks: make([]int32, l.MaxBlocks), Spans: make([]Span, l.MaxSpans), Rows: make([]Row, l.MaxRows),
-		RowOut: make([]RowOut, l.MaxRows), SeqOut: make([]SeqOut, l.MaxSeqs),
+		RowOut: make([]RowOut, l.MaxRows), SeqOut: make([]SeqOut, l.MaxSeqs), Masks: make([]uint32, l.MaxSeqs*MaskWords(l.Vocab)),
 	}
 }
 
 // Reset empties the step and names it.
 func (s *Step) Reset(id uint64, peerTimeoutNS uint64, flags uint32) {
 	*s.Head = Head{StepID: id, PeerTimeoutNS: peerTimeoutNS, Flags: flags}
+	s.masks = 0
+}
+
+// AddMask gives a row a mask, which the caller fills.
+func (s *Step) AddMask(row int) ([]uint32, error) {
+	if s.masks == len(s.Seqs) {
+		return nil, fmt.Errorf("cannot add a mask: %w", ErrFull)
+	}
+	words := len(s.Masks) / len(s.Seqs)
+	s.masks++
+	s.Rows[row].Mask = uint32(s.masks)
+	return s.Masks[(s.masks-1)*words : s.masks*words], nil
 }
 
 // AddSeq appends a request's share and returns its index. local lists the local block ids.

@@ -202,6 +202,7 @@ func (d *Device) Ready() error {
 		Blocks: unsafe.Slice((*int32)(b.blocks), c.MaxStepBlocks),
 		Spans:  unsafe.Slice((*batch.Span)(unsafe.Pointer(b.spans)), c.MaxStepSpans),
 		Rows:   unsafe.Slice((*batch.Row)(unsafe.Pointer(b.rows)), c.MaxRows),
+		Masks:  unsafe.Slice((*uint32)(b.masks), c.MaxSeqs*batch.MaskWords(c.Vocab)),
 		RowOut: unsafe.Slice((*batch.RowOut)(unsafe.Pointer(b.row_out)), c.MaxRows),
 		SeqOut: unsafe.Slice((*batch.SeqOut)(unsafe.Pointer(b.seq_out)), c.MaxSeqs),
 	}

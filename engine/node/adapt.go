@@ -31,7 +31,7 @@ func (n *Node) engineConfig(m *model.Model, place Place) engine.Config {
 			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting, MinShared: minShared(n.cfg, place.OnGPU()),
 		},
 		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
-		PrefixCaching: n.cfg.EnablePrefixCaching,
+		PrefixCaching: n.cfg.EnablePrefixCaching, Guides: newGuides(n.cfg.Model, m.Config),
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/infinite-llm/infinite/engine"
 )
 
 // common holds the fields that both completion endpoints share, with vLLM's extensions. Fields that
@@ -43,6 +45,8 @@ type common struct {
 	KVPlacement       bool              `json:"return_kv_placement"`
 	Stream            bool              `json:"stream"`
 	StreamOptions     *streamOptions    `json:"stream_options"`
+	guideFields
+	guide engine.Guide // what those ask for
 	unsupported
 }
 

@@ -62,11 +62,11 @@ func TestTypeNames(t *testing.T) {
 func TestUnsupportedFields(t *testing.T) {
 	a := serve(t, scripted(tokens(5)...))
 	for field, value := range map[string]string{
-		"functions": `[{"name":"f"}]`, "suffix": `"x"`, "use_beam_search": `true`, "structured_outputs": `{"json":{}}`,
-		"guided_json": `{"type":"object"}`, "guided_regex": `"a+"`, "guided_choice": `["a"]`, "guided_grammar": `"g"`,
-		"logits_processors": `["x"]`, "allowed_token_ids": `[5]`, "bad_words": `["a"]`, "prompt_embeds": `"AAAA"`,
+		"functions": `[{"name":"f"}]`, "suffix": `"x"`, "use_beam_search": `true`,
+		"guided_whitespace_pattern": `"[ ]?"`,
+		"logits_processors":         `["x"]`, "allowed_token_ids": `[5]`, "bad_words": `["a"]`, "prompt_embeds": `"AAAA"`,
 		"chat_template": `"{{ messages }}"`, "documents": `[{"text":"a"}]`, "tools": `[{"type":"function"}]`,
-		"tool_choice": `"required"`, "response_format": `{"type":"json_object"}`, "best_of": `2`,
+		"tool_choice": `"required"`, "response_format": `{"type":"structural_tag"}`, "best_of": `2`,
 		"function_call": `{"name":"f"}`, "modalities": `["text","audio"]`, "audio": `{"voice":"a","format":"wav"}`,
 		"verbosity": `"low"`, "web_search_options": `{}`, "structural_tag": `"t"`, "logprob_token_ids": `[5]`,
 		"repetition_detection": `{"max_pattern_size":3}`, "watermarking": `true`, "return_prompt_text": `true`,

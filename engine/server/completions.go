@@ -95,7 +95,11 @@ func (s *Server) checkCommon(c *common, echo bool) (int, error) {
 	if err := s.checkModel(c.Model); err != nil {
 		return 0, err
 	}
-	return c.check(s.cfg.Defaults, echo)
+	n, err := c.check(s.cfg.Defaults, echo)
+	if err != nil {
+		return 0, err
+	}
+	return n, s.checkGuide(c)
 }
 
 // checkModel refuses models that are not served; no name means the first.
@@ -211,6 +215,7 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 		r.ID = p.answer.id + "-" + strconv.Itoa(len(p.jobs))
 		r.MaxTokens, r.MinTokens, r.IgnoreEOS = most, int(c.MinTokens), c.IgnoreEOS && !asked
 		r.Sampling, r.Bias, r.StopTokens, r.CacheSalt = sampling, bias, stopTokens, orDefault(c.CacheSalt, "")
+		r.Guide = c.guide
 		r.Sampling.Seed = seed + uint64(k)*0x9e3779b97f4a7c15
 		p.jobs = append(p.jobs, &job{
 			index: len(p.jobs), req: &r, arrived: p.arrived, stops: c.Stop, include: c.IncludeStop, skip: p.answer.skip, eos: eos, placement: c.KVPlacement, first: k == 0,

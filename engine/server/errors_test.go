@@ -133,7 +133,7 @@ func TestBadBodies(t *testing.T) {
 		{"logprobs low", c, completion(`"logprobs":-1`), "logprobs", ""},
 		{"logprobs high", c, completion(`"logprobs":21`), "logprobs", "21"},
 		{"tools", c, completion(`"tools":[{}]`), "tools", ""},
-		{"response_format", c, completion(`"response_format":{"type":"json_object"}`), "response_format", ""},
+		{"response_format", c, completion(`"response_format":{"type":"xml"}`), "response_format", ""},
 		{"response_format type", c, completion(`"response_format":5`), "response_format", ""},
 		{"no messages", ch, `{}`, "messages", ""},
 		{"messages type", ch, `{"messages":"x"}`, "messages", "string"},

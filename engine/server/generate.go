@@ -85,7 +85,7 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 				d.tokens = []engine.TokenLogprob{*ev.Logprob}
 			}
 			// The token that ended the answer is not part of its text, unless it is asked for.
-			if ev.Finish != "stop" || j.include {
+			if ev.Finish != "stop" || ev.StopToken < 0 || j.include {
 				text.push(decoder.Push(ev.Token))
 			}
 			if generated <= j.req.MinTokens {

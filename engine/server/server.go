@@ -6,6 +6,7 @@
 //	body.go         bodies as clients write them
 //	decode.go       JSON -> body, by the keys' exact names
 //	request.go      their checks and defaults
+//	guide.go        forms that answers are held to
 //	unsupported.go  fields that are refused
 //	completions.go  /v1/completions: body -> plan -> jobs -> answer
 //	chat.go         /v1/chat/completions: messages -> prompt, then the same way
@@ -40,6 +41,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/grammar"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
@@ -134,6 +136,7 @@ type Server struct {
 	metrics  *Metrics
 	http     *fasthttp.Server
 	watcher  *watcher
+	grammars *grammar.Cache[struct{}]
 	longest  int             // bytes of the longest token
 	ctx      context.Context // of all requests
 	cancel   context.CancelCauseFunc
@@ -156,7 +159,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
+	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, grammars: newGrammars(), created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
 	s.metrics = newMetrics(backend, cfg)
 	s.tools = probeTools(tok, cfg.ToolCallParser)
 	for id := range int32(tok.VocabSize()) {

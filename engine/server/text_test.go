@@ -185,6 +185,7 @@ func FuzzBody(f *testing.F) {
 		`{"messages":[{"role":"user","content":null}],"logprobs":true,"top_logprobs":3,"max_completion_tokens":4}`,
 		`{"messages":[{"role":"system","content":"\ud800"}],"chat_template_kwargs":{"x":[1,{}]}}`, `{"prompt":"a","max_tokens":9223372036854775807}`,
 		`{"prompt":"a","n":128,"min_tokens":-9223372036854775808}`, `[]`, `null`, `{`, `{"prompt":"\u0000"}`, `{"prompt":"a"} {"prompt":"b"}`,
+		`{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"schema":{"type":"object"}}}}`, `{"prompt":"a","structured_outputs":{"regex":"a|b"}}`,
 		`{"prompt":"a","response_format":{"type":"text"},"tools":[],"stop":null,"temperature":1e-320}`, "{\"prompt\":\"\xff\"}",
 		`{"prompt":["a",null,[1]],"max_tokens":"3.0","stop":[null],"stop_token_ids":[null],"truncate_prompt_tokens":-1,"min_tokens":1.0}`,
 		`{"prompt":[[1],[2,3]],"max_tokens":0,"echo":true,"prompt_logprobs":2,"request_id":"x","ignore_eos":true,"stop_token_ids":[3]}`,

@@ -14,7 +14,6 @@ type unsupported struct {
 	BestOf              *integer        `json:"best_of"`
 	Priority            *integer        `json:"priority"`
 	ThinkingTokenBudget *integer        `json:"thinking_token_budget"`
-	ResponseFormat      json.RawMessage `json:"response_format"`
 	Tools               json.RawMessage `json:"tools"`
 	ToolChoice          json.RawMessage `json:"tool_choice"`
 	Functions           json.RawMessage `json:"functions"`
@@ -25,12 +24,8 @@ type unsupported struct {
 	Audio               json.RawMessage `json:"audio"`
 	Suffix              json.RawMessage `json:"suffix"`
 	UseBeamSearch       json.RawMessage `json:"use_beam_search"`
-	StructuredOutputs   json.RawMessage `json:"structured_outputs"`
 	StructuralTag       json.RawMessage `json:"structural_tag"`
-	GuidedJSON          json.RawMessage `json:"guided_json"`
-	GuidedRegex         json.RawMessage `json:"guided_regex"`
-	GuidedChoice        json.RawMessage `json:"guided_choice"`
-	GuidedGrammar       json.RawMessage `json:"guided_grammar"`
+	GuidedWhitespace    json.RawMessage `json:"guided_whitespace_pattern"`
 	LogitsProcessors    json.RawMessage `json:"logits_processors"`
 	LogprobTokenIDs     json.RawMessage `json:"logprob_token_ids"`
 	AllowedTokenIDs     json.RawMessage `json:"allowed_token_ids"`
@@ -52,8 +47,7 @@ func (u *unsupported) refuse() error {
 		raw  json.RawMessage
 	}{
 		{"functions", u.Functions}, {"audio", u.Audio}, {"suffix", u.Suffix}, {"use_beam_search", u.UseBeamSearch},
-		{"structured_outputs", u.StructuredOutputs}, {"structural_tag", u.StructuralTag}, {"guided_json", u.GuidedJSON},
-		{"guided_regex", u.GuidedRegex}, {"guided_choice", u.GuidedChoice}, {"guided_grammar", u.GuidedGrammar},
+		{"structural_tag", u.StructuralTag}, {"guided_whitespace_pattern", u.GuidedWhitespace},
 		{"logits_processors", u.LogitsProcessors}, {"logprob_token_ids", u.LogprobTokenIDs},
 		{"allowed_token_ids", u.AllowedTokenIDs}, {"bad_words", u.BadWords}, {"repetition_detection", u.RepetitionDetection},
 		{"watermarking", u.Watermarking}, {"prompt_embeds", u.PromptEmbeds}, {"chat_template", u.ChatTemplate},
@@ -89,14 +83,6 @@ func (u *unsupported) refuseValues() error {
 	var modalities []string
 	if !isUnset(u.Modalities) && (json.Unmarshal(u.Modalities, &modalities) != nil || !slices.Equal(modalities, []string{"text"})) {
 		return badRequest("modalities", "modalities other than text are not supported.")
-	}
-	if !isUnset(u.ResponseFormat) {
-		var format struct {
-			Type string `json:"type"`
-		}
-		if readObject(u.ResponseFormat, &format) != nil || format.Type != "text" {
-			return badRequest("response_format", "response_format other than text is not supported.")
-		}
 	}
 	switch {
 	case len(u.WebSearchOptions) > 0 && !isNull(u.WebSearchOptions): // an empty object asks for a search

@@ -284,6 +284,34 @@ func (st *stripStage) push(s string) {
 
 func (st *stripStage) flush() { st.next.flush() }
 
+// textBytes is what one piece contributes to a text, first or behind others.
+func textBytes(specs []decoderSpec, s string, first bool) []byte {
+	for _, spec := range specs {
+		switch spec.kind {
+		case decodeByteLevel:
+			s = string(pieceBytes(nil, s))
+		case decodeByteFallback:
+			if b, ok := byteToken(s); ok {
+				s = string([]byte{b})
+			}
+		case decodeMetaspace:
+			by := " "
+			if !spec.keepFirst && (first || spec.fused) {
+				by = ""
+			}
+			s = strings.ReplaceAll(s, spec.pattern, by)
+		case decodeReplace:
+			s = strings.ReplaceAll(s, spec.pattern, spec.content)
+		case decodeStrip:
+			for n := 0; n < spec.start && (first || !spec.fused) && strings.HasPrefix(s, spec.pattern); n++ {
+				s = s[len(spec.pattern):]
+			}
+		case decodeFuse:
+		}
+	}
+	return []byte(s)
+}
+
 // tokenBytes is what one piece contributes in the middle of a text.
 func tokenBytes(specs []decoderSpec, s string) []byte {
 	for _, spec := range specs {

@@ -153,6 +153,21 @@ func (t *Tokenizer) TokenBytes(id int32) []byte {
 	return tokenBytes(t.dec, t.pieces[id])
 }
 
+// TextBytes returns the bytes that a token adds to the text of an answer: as its first token, or behind others. Those of
+// all tokens of an answer, one behind the other, are what Decode makes of it if they are UTF-8.
+func (t *Tokenizer) TextBytes(id int32, first bool) []byte {
+	if !t.known(id) {
+		return nil
+	}
+	if t.noDec {
+		if first {
+			return []byte(t.pieces[id])
+		}
+		return []byte(" " + t.pieces[id])
+	}
+	return textBytes(t.dec, t.pieces[id], first)
+}
+
 // TokenID returns the id of a vocabulary piece, added tokens included.
 func (t *Tokenizer) TokenID(piece string) (int32, bool) {
 	id, ok := t.ids[piece]

@@ -112,9 +112,9 @@ const char *inf_device_isa(const inf_device *device);
 
 /* ---- the step ---- */
 
-enum {
-    INF_STEP_EMPTY_REMOTE =
-        1, /* negative control for tests: remote partials count as empty spans */
+enum {                            /* negative controls for tests */
+       INF_STEP_EMPTY_REMOTE = 1, /* remote partials count as empty spans */
+       INF_STEP_NO_MASKS = 2,     /* rows are sampled as if they had no mask */
 };
 
 typedef struct inf_step_head {
@@ -149,12 +149,14 @@ typedef struct inf_step_span {
 } inf_step_span;
 
 /* One row of logits. target < 0: sample by the slot's parameters. target >= 0: no sampling; the log
- * probability of that token is reported (prompt log probabilities). */
+ * probability of that token is reported (prompt log probabilities). A mask says which tokens may be
+ * sampled, one at least; what the slot's parameters say applies to those. */
 typedef struct inf_step_row {
     uint32_t token; /* index into the step's tokens */
     uint32_t seq;   /* index into the step's seqs */
     int32_t target;
     uint32_t n_top; /* 0..INF_MAX_TOP alternatives to report */
+    uint32_t mask;  /* 0: none; n: the step's masks[n - 1], with target < 0 */
 } inf_step_row;
 
 /* Log probabilities are of the model's distribution before temperature, penalties and truncation.
@@ -178,9 +180,12 @@ typedef struct inf_seq_out {
 _Static_assert(sizeof(inf_step_head) == 40, "mirrored in Go");
 _Static_assert(sizeof(inf_step_seq) == 40, "mirrored in Go");
 _Static_assert(sizeof(inf_step_span) == 24, "mirrored in Go");
-_Static_assert(sizeof(inf_step_row) == 16, "mirrored in Go");
+_Static_assert(sizeof(inf_step_row) == 20, "mirrored in Go");
 _Static_assert(sizeof(inf_row_out) == 176, "mirrored in Go");
 _Static_assert(sizeof(inf_seq_out) == 8, "mirrored in Go");
+
+/* Words of a mask: bit i % 32 of word i / 32 allows token i; bits from vocab on mean nothing. */
+static inline uint32_t inf_mask_words(int32_t vocab) { return ((uint32_t)vocab + 31) / 32; }
 
 typedef struct inf_step_buffers {
     inf_step_head *head;
@@ -189,6 +194,7 @@ typedef struct inf_step_buffers {
     int32_t *blocks;      /* [max_step_blocks] */
     inf_step_span *spans; /* [max_step_spans] */
     inf_step_row *rows;   /* [max_rows] */
+    uint32_t *masks;      /* [max_seqs, inf_mask_words(vocab)] */
     inf_row_out *row_out; /* [max_rows], output */
     inf_seq_out *seq_out; /* [max_seqs], output */
 } inf_step_buffers;

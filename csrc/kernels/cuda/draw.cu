@@ -18,10 +18,14 @@ static uint64_t most_rows(const inf_lane *l) {
 /* At most one row of a request is drawn in a step, so as many biases as slots. */
 static uint64_t most_bias(const inf_lane *l) { return (uint64_t)l->dims.max_seqs * INF_MAX_BIAS; }
 
+static uint64_t most_masks(const inf_lane *l) {
+    return (uint64_t)l->dims.max_seqs * inf_mask_words(l->dims.vocab);
+}
+
 uint64_t draw_inbox_words(const inf_lane *l) {
     return l->kind != INF_LANE_STEP ? 0
                                     : (uint64_t)l->dims.max_rows * sizeof(inf_cuda_sample_row) / 4 +
-                                          2 * most_bias(l) + 4 * 32;
+                                          2 * most_bias(l) + most_masks(l) + 5 * 32;
 }
 
 bool draw_memory(inf_lane *l) {
@@ -30,8 +34,8 @@ bool draw_memory(inf_lane *l) {
     return keep(l, &l->slots, (uint64_t)l->dims.max_seqs) &&
            take(l, &l->sample_rows, (uint64_t)l->dims.max_rows) &&
            take(l, &l->bias_ids, most_bias(l)) && take(l, &l->bias, most_bias(l)) &&
-           take(l, (uint8_t **)&l->sample_scratch, scratch) && pin(l, &l->sampled, rows) &&
-           pin(l, &l->sampled_status, rows);
+           take(l, &l->masks, most_masks(l)) && take(l, (uint8_t **)&l->sample_scratch, scratch) &&
+           pin(l, &l->sampled, rows) && pin(l, &l->sampled_status, rows);
 }
 
 void draw_close(inf_lane *l) {
@@ -153,7 +157,26 @@ static inf_cuda_sample_row row_of(const inf_lane *l, const inf_step_buffers *s,
     r.frequency = p->frequency;
     r.top_k = p->top_k;
     r.slot = slot->counted ? (int32_t)seq->slot : -1;
+    r.mask = -1;
     return r;
+}
+
+/* The masks of the step's rows follow each other on the device, in the order of the rows. */
+static void put_masks(inf_lane *l, const inf_step_buffers *s, inf_cuda_sample_row *rows) {
+    uint32_t n = s->head->n_rows, words = inf_mask_words(l->dims.vocab);
+    int32_t masks = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (s->rows[i].mask != 0 && (s->head->flags & INF_STEP_NO_MASKS) == 0) {
+            rows[i].mask = masks++;
+        }
+    }
+    uint32_t *to = masks == 0 ? NULL : inbox_put(l, l->masks, (uint64_t)masks * words * 4);
+    for (uint32_t i = 0; to != NULL && i < n; i++) {
+        if (rows[i].mask >= 0) {
+            memcpy(to + (uint64_t)rows[i].mask * words,
+                   s->masks + (uint64_t)(s->rows[i].mask - 1) * words, (uint64_t)words * 4);
+        }
+    }
 }
 
 void draw_begin(inf_lane *l, const inf_step_buffers *s) {
@@ -166,8 +189,11 @@ void draw_begin(inf_lane *l, const inf_step_buffers *s) {
         return;
     }
     for (uint32_t i = 0; i < n; i++) {
-        const lane_slot *slot = &l->slots[s->seqs[s->rows[i].seq].slot];
         rows[i] = row_of(l, s, &s->rows[i]);
+    }
+    put_masks(l, s, rows);
+    for (uint32_t i = 0; i < n; i++) {
+        const lane_slot *slot = &l->slots[s->seqs[s->rows[i].seq].slot];
         if (s->rows[i].target < 0) {
             rows[i].bias_off = biases;
             rows[i].n_bias = (uint32_t)slot->n_bias;
@@ -198,6 +224,7 @@ void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, 
     p.row = l->sample_rows + first;
     p.bias_ids = l->bias_ids;
     p.bias = l->bias;
+    p.masks = l->masks;
     p.counts = l->counts;
     p.out = l->sampled;
     p.status = l->sampled_status;

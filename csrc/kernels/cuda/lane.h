@@ -19,7 +19,7 @@
 #include "runtime/fail.h"
 
 /* Layers with the same window are a class and share a plan. */
-enum { MAX_CLASSES = 8, MAX_SECTIONS = 12 + 5 * MAX_CLASSES };
+enum { MAX_CLASSES = 8, MAX_SECTIONS = 13 + 5 * MAX_CLASSES };
 
 struct pinned_stretch {
     uint8_t *host, *device;
@@ -149,6 +149,7 @@ struct inf_lane {
     inf_cuda_sample_row *sample_rows;
     int32_t *bias_ids;
     float *bias;
+    uint32_t *masks;  /* [max_seqs, inf_mask_words(vocab)] */
     uint32_t *counts; /* [max_seqs, vocab], NULL until a slot has a penalty */
     void *sample_scratch;
     inf_row_out *sampled;    /* [logit_rows] */

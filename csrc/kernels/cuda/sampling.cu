@@ -3,7 +3,8 @@
  * What is computed of a row x of logits is in model/sampling.h. As sums and order statistics:
  *
  *   log probability   x_t - ln sum e^x               rank   1 + the number of x_i > x_t
- *   y                 x with bias and penalties      top    the n_top largest x
+ *   y                 x with bias and penalties,     top    the n_top largest x
+ *                     -inf where a mask forbids
  *   w_i               e^((y_i - max y) / T), 0 where min_p drops i
  *   all may be drawn  the first t with sum_(i <= t) w_i > u sum w           in the order of ids
  *   top_k, top_p      the same over y in descending order, cut behind the k-th and then behind the
@@ -123,15 +124,23 @@ static __device__ __forceinline__ void adjust_chunk(const sample_args &a,
     if (biased) {
         spread_bias(a, row, first, bias);
     }
+    const uint32_t *mask = NULL; /* a chunk begins with a whole word */
+    if (row.mask >= 0) {
+        mask = a.p.masks + (size_t)row.mask * inf_mask_words(a.p.vocab) + first / 32;
+    }
     largest top = {-INFINITY, -1};
 #pragma unroll
     for (int k = 0; k < EACH; k++) {
         int32_t at = spot<VEC>(k);
         if (at < n) {
             float z = adjust(p, x[k], biased ? bias[at] : 0.0f, count[k]);
-            look_at(top, z, first + at);
-            s->adjusted_low = fminf(z, s->adjusted_low);
             s->bad |= is_bad(z) ? 1u : 0u;
+            if (mask != NULL && (mask[at / 32] >> (at % 32) & 1u) == 0) {
+                z = -INFINITY;
+            } else {
+                look_at(top, z, first + at);
+                s->adjusted_low = fminf(z, s->adjusted_low);
+            }
             y[at] = z;
         }
     }

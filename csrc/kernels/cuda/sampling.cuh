@@ -122,7 +122,7 @@ static __device__ __forceinline__ uint64_t block_before_u64(uint64_t x, uint64_t
 /* Of one chunk of a row, without a sign of what the numbers are where bad is set. */
 struct chunk_stats {
     uint64_t top, adjusted_top; /* the largest, as candidates; 0 in a warp without numbers */
-    float low, adjusted_low;    /* the smallest */
+    float low, adjusted_low;    /* the smallest; of the adjusted, that a mask allows */
     float sum;                  /* of e^(x - largest) */
     uint32_t greater;           /* logits above the target's */
     uint32_t bad;               /* some logit, before or after the penalties, is no number */
@@ -183,7 +183,7 @@ static __device__ __forceinline__ row_stats stats_of(const sample_args &a, uint3
 }
 
 static __device__ __forceinline__ bool is_adjusted(const inf_cuda_sample_row &row) {
-    return row.target == INF_CUDA_SAMPLE_DRAW && (row.n_bias > 0 || row.slot >= 0);
+    return row.target == INF_CUDA_SAMPLE_DRAW && (row.n_bias > 0 || row.slot >= 0 || row.mask >= 0);
 }
 
 /* ---- the steps of a launch, by file; fast: rows are aligned to 16 bytes ---- */

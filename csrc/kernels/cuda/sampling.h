@@ -25,6 +25,8 @@ typedef struct inf_cuda_sample_row {
     int32_t top_k;
     int32_t slot; /* its row of counts; -1 when no penalty is on */
     uint32_t bias_off, n_bias;
+    int32_t mask; /* which of the masks it has; -1: none */
+    int32_t reserved;
 } inf_cuda_sample_row;
 
 /* What rows need beyond their largest logit, or'ed over the rows of a launch. */
@@ -32,7 +34,7 @@ enum {
     INF_CUDA_SAMPLE_WEIGHS = 1,  /* draws by weight */
     INF_CUDA_SAMPLE_CUTS = 2,    /* .. from less than the vocabulary: top_k, top_p */
     INF_CUDA_SAMPLE_TOPS = 4,    /* reports alternatives */
-    INF_CUDA_SAMPLE_ADJUSTS = 8, /* has a bias or penalties */
+    INF_CUDA_SAMPLE_ADJUSTS = 8, /* has a bias, penalties or a mask */
 };
 
 /* Host. */
@@ -41,7 +43,8 @@ static inline uint32_t inf_cuda_sample_needs(const inf_cuda_sample_row *row, int
     if (row->target != INF_CUDA_SAMPLE_DRAW) {
         return row->target >= 0 ? tops : 0;
     }
-    uint32_t needs = row->n_bias > 0 || row->slot >= 0 ? INF_CUDA_SAMPLE_ADJUSTS : 0;
+    uint32_t needs =
+        row->n_bias > 0 || row->slot >= 0 || row->mask >= 0 ? INF_CUDA_SAMPLE_ADJUSTS : 0;
     if (!(row->temperature < 1e-5f) && row->top_k != 1) {
         needs |= INF_CUDA_SAMPLE_WEIGHS;
         needs |=
@@ -55,6 +58,7 @@ typedef struct inf_cuda_sample {
     const inf_cuda_sample_row *row;
     const int32_t *bias_ids; /* NULL when no row has any */
     const float *bias;
+    const uint32_t *masks; /* [*, inf_mask_words(vocab)]; NULL when no row has any */
     uint32_t *counts; /* [*, vocab], as inf_cuda_counts_launch makes them; NULL: no row has any */
     inf_row_out *out; /* [rows]; out and status are only written: they may be pinned host memory */
     int32_t *status;  /* [rows]: 0, or INF_EIO when a logit is NaN or infinite */

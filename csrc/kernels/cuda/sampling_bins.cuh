@@ -3,6 +3,8 @@
 #ifndef INF_CUDA_SAMPLING_BINS_CUH
 #define INF_CUDA_SAMPLING_BINS_CUH
 
+#include <float.h>
+
 #include "kernels/cuda/sampling.cuh"
 
 /* ---- jobs: what is to be found in a row ---- */
@@ -20,7 +22,7 @@ struct job {
     float max;
     float scale; /* 1 / temperature */
     float fine;  /* bins per unit of (max - x) * scale */
-    float floor; /* what is below is not drawn: min_p */
+    float floor; /* what is below is not drawn: min_p, and what a mask made -inf */
 };
 
 static __device__ __forceinline__ job_mode mode_of(const inf_cuda_sample_row &row, int32_t vocab,
@@ -49,6 +51,7 @@ static __device__ __forceinline__ job job_of(const sample_args &a, const inf_cud
             float ln = (float)log((double)row.min_p);
             j.floor = __fadd_rn(j.max, __fmul_rn(row.temperature, ln));
         }
+        j.floor = fmaxf(j.floor, -FLT_MAX);
     }
     float range = (j.max - low) * j.scale, least = LINEAR / 32.0f;
     j.fine = range < least ? fminf((LINEAR - 1) / range, 1e30f) : 32.0f;

@@ -18,6 +18,7 @@ struct request {
     std::vector<float> logits;
     std::vector<int32_t> text, bias_ids;
     std::vector<float> bias;
+    std::vector<uint32_t> mask; /* none: all tokens are allowed */
     int32_t n_prompt;
     inf_row_out want;
     int status;
@@ -70,6 +71,7 @@ static inf_cuda_sample_row some_row(int32_t vocab) {
     r.top_k = std::max(one_of(top_ks), 0);
     r.repetition = 1;
     r.slot = -1;
+    r.mask = -1;
     return r;
 }
 
@@ -97,6 +99,27 @@ static void add_bias(request *q, int32_t vocab) {
         }
     }
     q->row.n_bias = (uint32_t)q->bias_ids.size();
+}
+
+static bool allows(const request &q, int32_t id) {
+    return q.mask.empty() || (q.mask[id / 32] >> (id % 32) & 1u) != 0;
+}
+
+/* Of one token, of a few, of every other, or of all; bits behind the vocabulary say nothing. */
+static void add_mask(request *q, int32_t vocab) {
+    int32_t kind = below(4);
+    q->mask.assign(inf_mask_words(vocab), kind == 3 ? 0xffffffffu : 0);
+    for (uint32_t &word : q->mask) {
+        word = kind == 2 ? (uint32_t)next_u64() : word;
+    }
+    for (int32_t i = kind == 1 ? 20 : 1; i > 0; i--) {
+        int32_t id = below(vocab);
+        q->mask[id / 32] |= 1u << (id % 32);
+    }
+    if (vocab % 32 != 0) {
+        q->mask.back() |= (uint32_t)next_u64() << (vocab % 32);
+    }
+    q->row.mask = 0;
 }
 
 #endif

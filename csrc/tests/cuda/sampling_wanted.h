@@ -40,7 +40,7 @@ static void by_cpu(request *q, int32_t vocab) {
     CHECK(status == 0, "inf_slot_new: %s", err.message);
     if (status == 0) {
         q->status = inf_sample_row(slot, q->logits.data(), vocab, r.position, r.target, r.n_top,
-                                   &scratch, &q->want);
+                                   q->mask.empty() ? NULL : q->mask.data(), &scratch, &q->want);
         inf_slot_free(slot);
     }
 }
@@ -80,12 +80,13 @@ static std::vector<weighed> in_order(const request &q, int32_t vocab, bool desce
             x = x > 0 ? x / (double)r.repetition : x * (double)r.repetition;
             x -= (double)r.frequency * made + (made > 0 ? (double)r.presence : 0.0);
         }
+        x = allows(q, i) ? x : -INFINITY;
         max = x > max ? x : max;
     }
     size_t n = 0;
     for (const weighed &w : all) {
         double weight = exp((w.x - max) / (double)r.temperature);
-        if (weight >= (double)r.min_p) {
+        if (weight >= (double)r.min_p && allows(q, w.id)) {
             all[n++] = {w.x, weight, w.id};
         }
     }

@@ -96,6 +96,9 @@ static batch make_batch(int32_t vocab, int32_t rows) {
         if (q.row.target < 0 && below(4) == 0) {
             add_bias(&q, vocab);
         }
+        if (q.row.target < 0 && below(3) == 0) {
+            add_mask(&q, vocab);
+        }
         by_cpu(&q, vocab);
         b.requests.push_back(q);
     }
@@ -121,6 +124,7 @@ static void launch(const batch &b, size_t first, size_t n, uint32_t more, size_t
                    std::vector<inf_row_out> *out, std::vector<int32_t> *status) {
     std::vector<float> logits, bias;
     std::vector<int32_t> ids;
+    std::vector<uint32_t> masks;
     std::vector<inf_cuda_sample_row> rows;
     uint32_t needs = more;
     for (size_t i = first; i < first + n; i++) {
@@ -129,17 +133,23 @@ static void launch(const batch &b, size_t first, size_t n, uint32_t more, size_t
         rows.back().bias_off = (uint32_t)ids.size();
         ids.insert(ids.end(), q.bias_ids.begin(), q.bias_ids.end());
         bias.insert(bias.end(), q.bias.begin(), q.bias.end());
+        if (!q.mask.empty()) {
+            rows.back().mask = (int32_t)(masks.size() / q.mask.size());
+            masks.insert(masks.end(), q.mask.begin(), q.mask.end());
+        }
         logits.insert(logits.end(), q.logits.begin(), q.logits.end());
         needs |= inf_cuda_sample_needs(&q.row, b.vocab);
     }
     uint64_t bytes = inf_cuda_sample_scratch((int32_t)n, b.vocab, needs);
     guarded g_logits = guard_copy(logits, shift), g_rows = guard_copy(rows);
     guarded g_ids = guard_copy(ids), g_bias = guard_copy(bias), scratch = guard(bytes);
+    guarded g_masks = guard_copy(masks);
     guarded g_out = guard(n * sizeof(inf_row_out)), g_status = guard(n * 4);
     inf_cuda_sample p = {g_logits.as<float>(),
                          g_rows.as<inf_cuda_sample_row>(),
                          g_ids.as<int32_t>(),
                          g_bias.as<float>(),
+                         g_masks.as<uint32_t>(),
                          b.counts.as<uint32_t>(),
                          g_out.as<inf_row_out>(),
                          g_status.as<int32_t>(),
@@ -154,7 +164,7 @@ static void launch(const batch &b, size_t first, size_t n, uint32_t more, size_t
     status->resize(n);
     memcpy(out->data(), raw_out.data(), raw_out.size());
     memcpy(status->data(), raw_status.data(), raw_status.size());
-    for (const guarded &g : {g_logits, g_rows, g_ids, g_bias, scratch}) {
+    for (const guarded &g : {g_logits, g_rows, g_ids, g_bias, g_masks, scratch}) {
         take(g);
     }
 }

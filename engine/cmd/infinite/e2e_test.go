@@ -45,6 +45,9 @@ func TestMain(m *testing.M) {
 		if os.Getenv(emptyRemoteEnv) != "" {
 			node.StepFlags = batch.FlagEmptyRemote
 		}
+		if os.Getenv(noMasksEnv) != "" {
+			node.StepFlags = batch.FlagNoMasks
+		}
 		if file := os.Getenv(holdEnv); file != "" {
 			node.StepDevice = func(d *device.Device) engine.Device { return heldDevice{d, file} }
 		}

@@ -190,8 +190,10 @@ type GenerateRequest struct {
 	Arrival        uint64                 `protobuf:"varint,11,opt,name=arrival,proto3" json:"arrival,omitempty"`
 	Answer         []int32                `protobuf:"varint,12,rep,packed,name=answer,proto3" json:"answer,omitempty"` // what another home generated before it was lost; it counts as generated
 	CacheSalt      string                 `protobuf:"bytes,13,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
-	Handed         bool                   `protobuf:"varint,14,opt,name=handed,proto3" json:"handed,omitempty"` // another home had it, and is lost
-	Near           string                 `protobuf:"bytes,15,opt,name=near,proto3" json:"near,omitempty"`      // another instance that may have KV of its beginning
+	Handed         bool                   `protobuf:"varint,14,opt,name=handed,proto3" json:"handed,omitempty"`                       // another home had it, and is lost
+	Near           string                 `protobuf:"bytes,15,opt,name=near,proto3" json:"near,omitempty"`                            // another instance that may have KV of its beginning
+	GuideKind      string                 `protobuf:"bytes,20,opt,name=guide_kind,json=guideKind,proto3" json:"guide_kind,omitempty"` // the form that the answer is held to, "": any
+	GuideSource    string                 `protobuf:"bytes,21,opt,name=guide_source,json=guideSource,proto3" json:"guide_source,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -327,6 +329,20 @@ func (x *GenerateRequest) GetHanded() bool {
 func (x *GenerateRequest) GetNear() string {
 	if x != nil {
 		return x.Near
+	}
+	return ""
+}
+
+func (x *GenerateRequest) GetGuideKind() string {
+	if x != nil {
+		return x.GuideKind
+	}
+	return ""
+}
+
+func (x *GenerateRequest) GetGuideSource() string {
+	if x != nil {
+		return x.GuideSource
 	}
 	return ""
 }
@@ -661,7 +677,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\xe1\x03\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\xa3\x04\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -683,7 +699,10 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\n" +
 	"cache_salt\x18\r \x01(\tR\tcacheSalt\x12\x16\n" +
 	"\x06handed\x18\x0e \x01(\bR\x06handed\x12\x12\n" +
-	"\x04near\x18\x0f \x01(\tR\x04near\"=\n" +
+	"\x04near\x18\x0f \x01(\tR\x04near\x12\x1d\n" +
+	"\n" +
+	"guide_kind\x18\x14 \x01(\tR\tguideKind\x12!\n" +
+	"\fguide_source\x18\x15 \x01(\tR\vguideSource\"=\n" +
 	"\vAlternative\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\"\x85\x01\n" +

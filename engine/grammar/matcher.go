@@ -1,0 +1,53 @@
+package grammar
+
+import "fmt"
+
+// Matcher is one answer's place in a grammar. It is for one goroutine.
+type Matcher struct {
+	u     *Guide
+	at    *config
+	begun bool
+}
+
+// Matcher begins an answer.
+func (u *Guide) Matcher() *Matcher { return &Matcher{u: u, at: u.start} }
+
+// Vocabulary is that of the guide.
+func (u *Guide) Vocabulary() *Vocabulary { return u.v }
+
+// Mask is the tokens that may come next, bit id%32 of word id/32 for each, and whether there is one. It is shared and
+// must not be changed. ErrAmbiguous: that is too much work.
+func (m *Matcher) Mask() (mask []uint32, some bool, err error) {
+	m.u.mu.Lock()
+	defer m.u.mu.Unlock()
+	m.at = m.u.tidy(m.at)
+	mask, err = m.u.mask(m.at, !m.begun)
+	return mask, err == nil && anyBit(mask), err
+}
+
+// Accept takes the next token. A token that Mask does not allow is an error, and so is ErrAmbiguous; either way the
+// answer cannot go on.
+func (m *Matcher) Accept(id int32) error {
+	if !m.u.v.Has(id) {
+		return fmt.Errorf("token %d is none of a text", id)
+	}
+	m.u.mu.Lock()
+	defer m.u.mu.Unlock()
+	m.at = m.u.tidy(m.at)
+	m.u.m.work, m.u.m.over = maxMaskWork, false
+	next := m.u.run(m.at, m.u.v.at(id, !m.begun))
+	if m.u.m.work < 0 || next == dead && m.u.m.over {
+		return ErrAmbiguous
+	}
+	if next == dead {
+		return fmt.Errorf("token %d does not go on with a text of the grammar", id)
+	}
+	m.at, m.begun = next, true
+	return nil
+}
+
+// MayEnd tells whether the text so far is one of the grammar.
+func (m *Matcher) MayEnd() bool { return m.at.ended }
+
+// MustEnd tells whether nothing can follow any more.
+func (m *Matcher) MustEnd() bool { return len(m.at.items) == 0 }

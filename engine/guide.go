@@ -1,0 +1,102 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/grammar"
+)
+
+// Guide is a form that an answer is held to: a kind of source that grammar.Compile knows, and the source. The zero
+// Guide is none.
+type Guide struct{ Kind, Source string }
+
+// Guides compiles forms for a model's vocabulary.
+type Guides interface {
+	// Get may take seconds. What is wrong with the source is a *grammar.Error.
+	Get(ctx context.Context, kind, source string) (*grammar.Guide, error)
+}
+
+// guided is a request's place in the form of its answer. The loop owns it once the request is queued.
+type guided struct {
+	m    *grammar.Matcher
+	ends []int32 // stop tokens that are no text: they may come where the form may end
+	mask []uint32
+	some bool // the mask allows a token
+}
+
+// guide makes the place behind the answer so far; nil where the request has no form.
+func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
+	if req.Guide == (Guide{}) {
+		return nil, nil
+	}
+	if e.cfg.Guides == nil {
+		return nil, errors.New("cannot hold an answer to a form: this engine has no vocabulary")
+	}
+	u, err := e.cfg.Guides.Get(ctx, req.Guide.Kind, req.Guide.Source)
+	if errors.Is(err, grammar.ErrBusy) {
+		return nil, &Error{"queue_full", fmt.Sprintf("cannot take the request: %v", err)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot hold the answer to its form: %w", err)
+	}
+	st := e.dev.Step()
+	if words := u.Vocabulary().Words(); words*len(st.Seqs) != len(st.Masks) {
+		return nil, fmt.Errorf("cannot hold the answer to its form: masks have %d words, the device's others", words)
+	}
+	g := &guided{m: u.Matcher()}
+	for _, t := range req.Answer {
+		if err := g.m.Accept(t); err != nil {
+			return nil, fmt.Errorf("cannot go on with an answer that does not have its form: %w", err)
+		}
+	}
+	if g.m.MustEnd() {
+		return nil, errors.New("cannot go on with an answer that has come to the end of its form")
+	}
+	for _, t := range req.StopTokens {
+		if !u.Vocabulary().Has(t) && (!req.IgnoreEOS || !slices.Contains(e.cfg.EOS, t)) {
+			g.ends = append(g.ends, t)
+		}
+	}
+	return g, nil
+}
+
+// look finds what may come next, before the request has a part of the step.
+func (g *guided) look() (err error) {
+	if g.mask, g.some, err = g.m.Mask(); err != nil {
+		return fmt.Errorf("cannot hold the answer to its form any longer: %w", err)
+	}
+	if !g.some && !(g.m.MayEnd() && len(g.ends) > 0) {
+		return errors.New("cannot hold the answer to its form: no token of the vocabulary goes on with it")
+	}
+	return nil
+}
+
+// fill gives a row what look found. mayStop: stop tokens may come, where the form may end.
+func (g *guided) fill(st *batch.Step, row int, mayStop bool) error {
+	to, err := st.AddMask(row)
+	if err != nil {
+		return err
+	}
+	copy(to, g.mask)
+	if g.m.MayEnd() && (mayStop || !g.some) {
+		for _, t := range g.ends {
+			to[t/32] |= 1 << (t % 32)
+		}
+	}
+	return nil
+}
+
+// accept takes the token that was sampled. over: nothing can follow it.
+func (g *guided) accept(token int32) (over bool, err error) {
+	if slices.Contains(g.ends, token) && g.m.MayEnd() {
+		return false, nil // it ends the answer, or does not count before MinTokens
+	}
+	if err := g.m.Accept(token); err != nil {
+		return false, fmt.Errorf("cannot hold the answer to its form: %w", err)
+	}
+	return g.m.MustEnd(), nil
+}
