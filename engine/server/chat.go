@@ -48,7 +48,7 @@ func (s *Server) planChat(req *chatRequest, id []byte) (*plan, error) {
 	}
 	tools, err := s.planTools(asked, orDefault(req.ParallelToolCalls, true))
 	if err == nil && tools.schema != nil {
-		err = guideTools(tools.schema)
+		err = s.guideTools(&req.common, tools.schema)
 	}
 	if err != nil {
 		return nil, err

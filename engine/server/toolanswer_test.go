@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/grammar"
 )
 
 type gotCall struct{ ID, Name, Args string }
@@ -268,6 +269,34 @@ func TestHangingUpInACall(t *testing.T) {
 	}
 	s.close()
 	within(t, "the end of the request", stream.closed)
+}
+
+// A client that demands calls gets them from an answer that keeps to a schema, with what else it asked of the content
+// left aside.
+func TestDemandedCallsOverTheAPI(t *testing.T) {
+	named := obj{"type": "function", "function": obj{"name": "get_weather"}}
+	two := []gotCall{{"", "get_weather", `{"city": "Oslo"}`}, {"", "now", `{}`}}
+	const list = `[{"name":"get_weather","parameters":{"city": "Oslo"}}, {"name":"now","parameters":{}}]`
+	for _, x := range []struct {
+		text   string
+		more   obj
+		want   gotChoice
+		schema string // a part of it
+	}{
+		{`{"city": "Oslo"}`, obj{"tool_choice": named}, gotChoice{"", two[:1], "stop", 0}, `{"properties":{"city":{"type":"string"}},"type":"object"}`},
+		{list, obj{"tool_choice": "required"}, gotChoice{"", two, "tool_calls", 0}, `"name":{"enum":["now"]},"parameters":{"type":"object"}`},
+		{list, obj{"tool_choice": "required", "parallel_tool_calls": false, "response_format": obj{"type": "json_object"}}, gotChoice{"", two[:1], "tool_calls", 0}, `"maxItems":1`},
+	} {
+		b := scripted(says(t, x.text)...)
+		// No parser is needed: the form of the answer is not the model's own.
+		a := serveWith(t, templated(t, "qwen25"), b, wide, func(c *Config) { c.ToolCallParser = "none" })
+		if diff := cmp.Diff([]gotChoice{x.want}, anonymous(both(t, a, 1, tooled(x.more)))); diff != "" {
+			t.Errorf("%v: %s", x.more, diff)
+		}
+		if g := b.last(t).Guide; g.Kind != grammar.JSONSchema || !strings.Contains(g.Source, x.schema) {
+			t.Errorf("%v: the answer is held to %+v", x.more, g)
+		}
+	}
 }
 
 // What a client demands is read from an answer that keeps to a schema.

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/grammar"
 )
 
 // namedSchema is the JSON schema of an answer that is the arguments of one function.
@@ -83,7 +86,11 @@ func liftDefs(t tool, defs map[string]map[string]json.RawMessage) (json.RawMessa
 	return append(rest, '}'), nil
 }
 
-// guideTools makes the answer keep to a schema.
-func guideTools([]byte) error {
-	return badRequest("tool_choice", "tool_choice other than none and auto is not supported.")
+// guideTools holds the answer to the schema of what is demanded. response_format is about content, of which there is
+// none then.
+func (s *Server) guideTools(c *common, schema []byte) error {
+	if content, err := c.responseFormat(); err != nil || c.guide != (engine.Guide{}) && len(content) == 0 {
+		return badRequest("tool_choice", "tool_choice that demands a call and another form of the answer cannot both be asked for.")
+	}
+	return s.useForm(c, form{"tools", engine.Guide{Kind: grammar.JSONSchema, Source: string(schema)}})
 }

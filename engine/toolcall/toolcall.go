@@ -80,6 +80,7 @@ type Parser struct {
 	args    []byte // of a call that has not begun
 	begun   bool   // the object's call
 	calls   int
+	list    bool // the answer is a list of calls and nothing else
 	out     []Event
 	text    []byte // of the last event, which may go on
 }
@@ -97,8 +98,9 @@ func New(f Form) *Parser {
 	return &Parser{}
 }
 
-// NewList reads an answer that is a JSON list of {"name": ..., "parameters": {...}}.
-func NewList() *Parser { return &Parser{at: beforeList, closed: afterItem} }
+// NewList reads an answer that is a JSON list of {"name": ..., "parameters": {...}}. Since it is held to that form, the
+// beginning of a call that it was cut off in is no content behind another call.
+func NewList() *Parser { return &Parser{at: beforeList, closed: afterItem, list: true} }
 
 // NewNamed reads an answer that is the arguments of one function.
 func NewNamed(function string) *Parser { return &Parser{at: beforeNamed, name: []byte(function)} }
@@ -116,7 +118,7 @@ func (p *Parser) Feed(text string) []Event {
 func (p *Parser) Finish() []Event {
 	blanks := p.matched == 0 && p.at == inText && p.calls > 0
 	syntax := p.at == inClosing || p.at == betweenObjects || p.at == afterItem || p.at == beforeItem && p.calls > 0 ||
-		p.at == inObject && p.begun
+		p.at == inObject && (p.begun || p.list && p.calls > 0)
 	if blanks || syntax {
 		p.held = p.held[:0]
 	}

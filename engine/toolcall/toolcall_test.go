@@ -117,7 +117,8 @@ func TestAnswers(t *testing.T) {
 		{"mistral", `[1] [TOOL`, `[1] [TOOL`, nil},
 
 		{"list", ` [ {"name": "f", "parameters": {"a": 1}} , {"name":"g","parameters":{}}]` + "\n", "", two},
-		{"list", `[{"name": "f", "parameters": {"a": 1}}, {"na`, `, {"na`, one},
+		{"list", `[{"name": "f", "parameters": {"a": 1}}, {"na`, "", one},
+		{"list", `[{"na`, `[{"na`, nil},
 		{"list", `no`, `no`, nil},
 		{"named", `{"a": 1}`, "", one},
 		{"named", ``, "", nil},
