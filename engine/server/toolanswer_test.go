@@ -312,13 +312,20 @@ func TestDemandedCalls(t *testing.T) {
 	if got := string(namedSchema(tools, "f")); !strings.Contains(got, `"$ref":"#/$defs/x"`) || !strings.Contains(got, `"$defs"`) {
 		t.Errorf("%s", got)
 	}
+	for in, want := range map[string]string{
+		`{}`: `{"type":"object"}`, `{ "description": "d" }`: `{"type":"object","description": "d" }`, `{"$ref":"#"}`: `{"$ref":"#"}`, `{"type":"object"}`: `{"type":"object"}`,
+	} {
+		if got := string(tool{"f", json.RawMessage(in)}.schema()); got != want || !json.Valid([]byte(got)) {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
 	item := func(name, parameters string) string {
 		return fmt.Sprintf(`{"type":"object","properties":{"name":{"enum":["%s"]},"parameters":%s},"required":["name","parameters"],"additionalProperties":false}`, name, parameters)
 	}
 	for _, single := range []bool{false, true} {
 		got, err := requiredSchema(tools, single)
 		want := `{"type":"array","minItems":1,"items":{"anyOf":[` + item("f", `{"type":"object","properties":{"a":{"$ref":"#/$defs/x"}}}`) + `,` + item("g", `{"type":"object"}`) + `,` +
-			item("h", `{}`) + `]}`
+			item("h", `{"type":"object"}`) + `]}`
 		if single {
 			want += `,"maxItems":1`
 		}

@@ -20,12 +20,21 @@ func namedSchema(tools []tool, name string) []byte {
 	return nil
 }
 
-// schema of the arguments. A function that says nothing of them takes any object.
+// schema of the arguments, which are an object also where the function does not say so.
 func (t tool) schema() json.RawMessage {
-	if isUnset(t.parameters) {
+	if t.parameters == nil {
 		return json.RawMessage(`{"type":"object"}`)
 	}
-	return t.parameters
+	for key := range members(t.parameters) {
+		if slices.Contains([]string{"type", "$ref", "anyOf", "oneOf", "allOf"}, key) {
+			return t.parameters
+		}
+	}
+	rest := bytes.TrimLeft(t.parameters[1:], " \t\r\n")
+	if rest[0] != '}' {
+		rest = append([]byte{','}, rest...)
+	}
+	return append([]byte(`{"type":"object"`), rest...)
 }
 
 // requiredSchema is that of an answer that is a list of calls of any of these functions: what toolcall.NewList reads.
