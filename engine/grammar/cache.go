@@ -3,6 +3,8 @@ package grammar
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"runtime/debug"
 	"sync"
 )
 
@@ -73,7 +75,7 @@ func (c *Cache[T]) Get(ctx context.Context, kind, text string) (T, error) {
 // fill makes an entry's value; what cannot be made is not kept.
 func (c *Cache[T]) fill(key cacheKey, e *entry[T]) {
 	c.slots <- struct{}{}
-	e.value, e.err = c.build(key.kind, key.text)
+	e.value, e.err = c.make(key)
 	<-c.slots
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -91,6 +93,17 @@ func (c *Cache[T]) fill(key cacheKey, e *entry[T]) {
 		}
 		delete(c.entries, *oldest)
 	}
+}
+
+// make makes an error of a panic, so that a source does not take the process with it.
+func (c *Cache[T]) make(key cacheKey) (v T, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			slog.Error("compiling a grammar panicked", "kind", key.kind, "panic", p, "stack", string(debug.Stack()))
+			err = errors.New("cannot compile the grammar: internal error")
+		}
+	}()
+	return c.build(key.kind, key.text)
 }
 
 func (e *entry[T]) done() bool {

@@ -13,6 +13,9 @@ func TestCache(t *testing.T) {
 	var made atomic.Int64
 	c := NewCache(func(kind, text string) (string, error) {
 		made.Add(1)
+		if text == "worse" {
+			panic("a bug")
+		}
 		if text == "bad" {
 			return "", &Error{"", "bad"}
 		}
@@ -49,6 +52,9 @@ func TestCache(t *testing.T) {
 	}
 	if n := made.Load(); n != 3+3*maxCached {
 		t.Errorf("%d: what failed was kept", n)
+	}
+	if _, err := c.Get(t.Context(), "k", "worse"); err == nil {
+		t.Error("a panic is no error")
 	}
 }
 

@@ -4,7 +4,7 @@
 //	source.go, schema*.go, number.go, regex.go, gbnf.go  what users write -> expressions (expr.go)
 //	nfa.go, utf8.go, determinize.go, trim.go             expressions -> one automaton over bytes for each rule
 //	machine.go                                           the automata of all rules run together, with a stack
-//	vocabulary.go, mask.go, matcher.go                   tokens, which of them may come, and an answer's place
+//	vocabulary.go, plain.go, mask.go, matcher.go         tokens, which of them may come, and an answer's place
 //	cache.go                                             compiled guides that requests share
 //
 // A rule is a finite automaton whose edges read a byte or call another rule. A place in a text is the set of all

@@ -71,6 +71,10 @@ var samples = []struct{ kind, text string }{
 	{Regex, `(a|b)*a(a|b){12}`},
 	{Choice, `["yes","yes, but","no","nö"]`},
 	{GBNF, "root ::= (expr \";\")+\nexpr ::= term | term \"+\" expr\nterm ::= [0-9]+ | \"(\" expr \")\" | opt opt \"x\"\nopt ::= \"~\"?"},
+	// Plain characters in runs of some length, that end where others follow, or do not.
+	{GBNF, "root ::= w w w | w \"\\\"\" root\nw ::= [^\"\\\\\\x00-\\x1f]{1,3}"},
+	{GBNF, "root ::= (w \"\\\"\")+ \"\\n\"\nw ::= [^\"\\\\\\x00-\\x1f]{2,4} | [a-c]*"},
+	{Regex, `[^"\\\x00-\x1f]{0,40}|[a-zé"]{3,5}`},
 	{GBNF, "root ::= \"a\" root root | \"a\" | \"b\" root"},
 	{GBNF, "root ::= p | q\np ::= \"a\" root? \"b\"\nq ::= \"a\" root? \"c\""},
 }

@@ -34,6 +34,8 @@ type config struct {
 	next  []*config
 	mask  []uint32
 	epoch uint64
+	tried bool    // plain is known
+	plain *config // see afterPlain
 }
 
 // dead is where no text of the grammar leads.
@@ -97,7 +99,7 @@ func (m *machine) adopt(c *config) *config {
 func (m *machine) step(c *config, b byte) *config {
 	class := m.g.classes[b]
 	if c.next == nil {
-		if len(c.items) == 0 {
+		if len(c.items) == 0 { // also c is dead
 			return dead
 		}
 		c.next = make([]*config, len(m.g.reps))

@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"math/bits"
 	"slices"
 	"sync"
 )
@@ -81,9 +82,20 @@ func (u *Guide) part(s int32) *partial {
 	rule := u.g.states[s].rule
 	c := u.m.intern([]item{{s, u.bottoms[rule]}}, false)
 	p := &partial{bits: make([]uint32, u.v.Words())}
-	n := u.walk(&u.v.mid, c, &u.g.rules[rule].follow, p)
+	tokens := &u.v.mid
+	if n, ok := u.plainRun(c); ok {
+		tokens = &u.v.rest
+		if n > 0 {
+			copy(p.bits, u.v.plain[n-1])
+		}
+	}
+	u.walk(tokens, c, &u.g.rules[rule].follow, p)
 	if u.m.work < 0 {
 		return nil
+	}
+	n := 0
+	for _, w := range p.bits {
+		n += bits.OnesCount32(w)
 	}
 	if n < len(p.bits) {
 		p.ids = make([]int32, 0, n)
@@ -95,9 +107,9 @@ func (u *Guide) part(s int32) *partial {
 	return p
 }
 
-// walk notes the tokens of a trie that the grammar allows from c on, and how many those are. follow, if it is not nil,
+// walk notes the tokens of a trie that the grammar allows from c on. follow, if it is not nil,
 // are the bytes that may come after the rule at c's bottom: tokens that go on so are unsure.
-func (u *Guide) walk(t *trie, c *config, follow *[4]uint64, p *partial) (n int) {
+func (u *Guide) walk(t *trie, c *config, follow *[4]uint64, p *partial) {
 	u.configs[0] = c
 	unsureTo := int32(0) // nodes before this one are below an end of the rule
 	for i := int32(0); int(i) < len(t.nodes); {
@@ -115,7 +127,7 @@ func (u *Guide) walk(t *trie, c *config, follow *[4]uint64, p *partial) (n int) 
 			unsureTo = node.skip
 		}
 		if u.m.work < 0 {
-			return n
+			return
 		}
 		if c == dead && i >= unsureTo {
 			i = node.skip
@@ -125,14 +137,12 @@ func (u *Guide) walk(t *trie, c *config, follow *[4]uint64, p *partial) (n int) 
 		for _, id := range t.ids[node.from:node.to] {
 			if c != dead {
 				p.bits[id/32] |= 1 << (id % 32)
-				n++
 			} else {
 				p.unsure = append(p.unsure, id)
 			}
 		}
 		i++
 	}
-	return n
 }
 
 // mask is the tokens that the grammar allows at a place; it is kept, and not to be changed.
@@ -161,7 +171,7 @@ func (u *Guide) mask(c *config, beginning bool) ([]uint32, error) {
 }
 
 // join puts a mask together from the parts of a place's states and what those leave open.
-func (u *Guide) join(c *config, bits []uint32) {
+func (u *Guide) join(c *config, to []uint32) {
 	u.unsure = u.unsure[:0]
 	last := int32(-1)
 	for _, it := range c.items {
@@ -174,17 +184,17 @@ func (u *Guide) join(c *config, bits []uint32) {
 			return
 		}
 		for _, id := range p.ids {
-			bits[id/32] |= 1 << (id % 32)
+			to[id/32] |= 1 << (id % 32)
 		}
 		for i, w := range p.bits {
-			bits[i] |= w
+			to[i] |= w
 		}
 		u.unsure = append(u.unsure, p.unsure...)
-		u.m.work -= len(bits) + len(p.unsure)
+		u.m.work -= len(to) + len(p.unsure)
 	}
 	for _, id := range u.unsure {
-		if bits[id/32]>>(id%32)&1 == 0 && u.run(c, u.v.bytes[id]) != dead {
-			bits[id/32] |= 1 << (id % 32)
+		if to[id/32]>>(id%32)&1 == 0 && u.run(c, u.v.bytes[id]) != dead {
+			to[id/32] |= 1 << (id % 32)
 		}
 		if u.m.work < 0 {
 			return

@@ -54,7 +54,6 @@ func parseDecimal(s string) (decimal, bool) {
 }
 
 func (d decimal) whole() bool { return d.decimals == "" }
-func (d decimal) zero() bool  { return d.units == "0" && d.decimals == "" }
 
 // compareSizes compares without the signs.
 func compareSizes(a, b decimal) int {

@@ -219,9 +219,11 @@ func (g *Grammar) findFollow(w *work) error {
 		}
 		return changed
 	}
-	begins := func(s int32) (out [4]uint64) {
+	begins := func(s int32) (out [4]uint64, err error) {
 		for _, at := range append([]int32{s}, g.skips[s]...) {
+			n := 1 + len(g.states[at].calls)
 			for _, e := range g.states[at].edges {
+				n += 1 + int(e.hi) - int(e.lo)
 				for b := int(e.lo); b <= int(e.hi); b++ {
 					out[b>>6] |= 1 << (b & 63)
 				}
@@ -229,23 +231,30 @@ func (g *Grammar) findFollow(w *work) error {
 			for _, c := range g.states[at].calls {
 				add(&out, first[c.rule])
 			}
+			if err := w.spend(1 + n/16); err != nil {
+				return out, err
+			}
 		}
-		return out
+		return out, nil
 	}
 	byOrder := make([]int32, len(g.rules))
 	for r := range g.rules {
 		byOrder[g.rules[r].order] = int32(r)
 	}
 	for _, r := range slices.Backward(byOrder) { // what a rule may begin with comes before it
-		first[r] = begins(g.rules[r].start)
+		var err error
+		if first[r], err = begins(g.rules[r].start); err != nil {
+			return err
+		}
 	}
 	var tails []callEdge // rule: one that ends where rule ret was called; whatever follows the former follows the latter
 	for s := range g.states {
 		for _, c := range g.states[s].calls {
-			if err := w.spend(64); err != nil {
+			after, err := begins(c.ret)
+			if err != nil {
 				return err
 			}
-			add(&g.rules[c.rule].follow, begins(c.ret))
+			add(&g.rules[c.rule].follow, after)
 			ends := func(at int32) bool { return g.states[at].accept }
 			if ends(c.ret) || slices.ContainsFunc(g.skips[c.ret], ends) {
 				tails = append(tails, callEdge{g.states[s].rule, c.rule})

@@ -14,6 +14,8 @@ type Vocabulary struct {
 	first [][]byte // by id, of the tokens that stand for other bytes at the beginning of a text; else nil
 	mid   trie
 	start trie
+	plain [][]uint32 // see splitPlain
+	rest  trie
 }
 
 // NewVocabulary takes the bytes of each token in the middle of a text, by id, nil or empty for tokens that never
@@ -23,6 +25,7 @@ func NewVocabulary(tokens [][]byte, first func(id int32) []byte) *Vocabulary {
 	v := &Vocabulary{size: len(tokens), bytes: tokens}
 	v.mid = newTrie(tokens)
 	v.start = v.mid
+	v.plain, v.rest = splitPlain(tokens)
 	if first == nil {
 		return v
 	}

@@ -1,10 +1,12 @@
 """What OpenAI's own Python client makes of the server: answers, streams, log probabilities, errors, hanging up."""
 
+import enum
 import json
 import sys
 import time
 
 import openai
+import pydantic
 
 PROMPT = "The password of Mira is copper-lantern. What is the password of Mira?"
 CHAT = {"model": "bundled", "messages": [{"role": "user", "content": PROMPT}], "temperature": 0}
@@ -122,6 +124,45 @@ def logprobs(client: openai.OpenAI) -> None:
     assert all(abs(x - y) < 1e-3 for x, y in near), (alone, lp)
 
 
+class Kind(enum.Enum):
+    PERSON = "person"
+    PLACE = "place"
+
+
+class Part(pydantic.BaseModel):
+    """Recursive, with a field that refers and is described. The small model would go on without limits."""
+    kind: Kind = pydantic.Field(description="what it is")
+    size: int | None = pydantic.Field(ge=0, le=1000)
+    parts: list["Part"] = pydantic.Field(max_length=1)
+
+
+class Answer(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=20)
+    sure: bool
+    part: Part
+
+
+def structured(client: openai.OpenAI) -> None:
+    for seed in range(5):
+        try:
+            got = client.chat.completions.parse(**{**CHAT, "temperature": 1}, seed=seed, response_format=Answer, max_tokens=400)
+        except openai.LengthFinishReasonError:
+            continue  # it was cut
+        choice = got.choices[0]
+        assert choice.finish_reason == "stop" and isinstance(choice.message.parsed, Answer), choice
+        streamed = client.chat.completions.create(**{**CHAT, "temperature": 1}, seed=seed, max_tokens=400, stream=True,
+                                                  response_format={"type": "json_schema", "json_schema": {
+                                                      "name": "answer", "schema": Answer.model_json_schema()}})
+        Answer.model_validate_json("".join(c.choices[0].delta.content or "" for c in streamed if c.choices))
+        break
+    else:
+        raise AssertionError("five answers of 400 tokens were cut")
+    got = client.chat.completions.create(**CHAT, response_format={"type": "json_object"}, max_tokens=60).choices[0]
+    assert got.message.content.startswith("{") and (got.finish_reason == "length" or isinstance(json.loads(got.message.content), dict)), got
+    got = client.completions.create(**TEXT, extra_body={"guided_choice": ["copper", "iron"]}).choices[0]
+    assert got.text in ("copper", "iron") and got.finish_reason == "stop", got
+
+
 def stops(client: openai.OpenAI) -> None:
     for stop, want in (["r-lan"], " coppe"), (["zzz", ".", "lantern"], " copper-"), ("The", " copper-lantern. "):
         got = client.completions.create(**TEXT, stop=stop).choices[0]
@@ -150,9 +191,11 @@ def errors(client: openai.OpenAI, url: str) -> None:
     tool = {"type": "function", "function": {"name": "a b", "parameters": {}}}
     raises(openai.BadRequestError, "tools", talk, **CHAT, tools=[tool])
     raises(openai.BadRequestError, "tool_choice", talk, **CHAT, tool_choice="required")
-    wrong = {"type": "function", "function": {"name": "f", "parameters": {"type": "nothing"}}}
-    raises(openai.BadRequestError, "tools", talk, **CHAT, tools=[wrong], tool_choice="required")
-    raises(openai.BadRequestError, "response_format", talk, **CHAT, response_format={"type": "xml"})
+    bad_tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "nothing"}}}
+    raises(openai.BadRequestError, "tools", talk, **CHAT, tools=[bad_tool], tool_choice="required")
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {"a": {"not": {}}}}}}
+    message = raises(openai.BadRequestError, "response_format", talk, **CHAT, response_format=wrong)
+    assert "$.properties.a.not" in message, message
     raises(openai.NotFoundError, "model", talk, **{**CHAT, "model": "nobody"})
     raises(openai.NotFoundError, "model", client.models.retrieve, model="nobody")
     message = raises(openai.BadRequestError, "max_tokens", talk, **CHAT, max_tokens=10**9)
@@ -254,7 +297,7 @@ def hanging_up(client: openai.OpenAI) -> None:
 def main() -> None:
     url = sys.argv[1]
     client = openai.OpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0, timeout=120)
-    for check in models, chat, chat_stream, completions, logprobs, stops, demanded_calls, conversation, hanging_up:
+    for check in models, chat, chat_stream, completions, logprobs, stops, structured, demanded_calls, conversation, hanging_up:
         check(client)
     errors(client, url)
     hanging_up(client)
