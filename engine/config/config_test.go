@@ -63,6 +63,7 @@ func TestErrorsNameTheirSource(t *testing.T) {
 		{"variable", "", map[string]string{"INFINITE_PORT": "x"}, nil, []string{"INFINITE_PORT", `"x"`}},
 		{"variable out of range", "", map[string]string{"INFINITE_PORT": "70000"}, nil, []string{"INFINITE_PORT", "65535"}},
 		{"flag", "", nil, map[string]string{"dtype": "int4"}, []string{"flag --dtype", "int4", "bfloat16"}},
+		{"a parser that there is not", "tool-call-parser: xml\n", nil, nil, []string{"infinite.yaml:1:1", `"xml"`, "hermes"}},
 		{"a KV cache of another fp8", "", nil, map[string]string{"kv-cache-dtype": "fp8_e5m2"}, []string{"flag --kv-cache-dtype", "fp8_e5m2", "fp8_e4m3"}},
 		{"open host without a secret", "", nil, map[string]string{"cluster-host": "0.0.0.0"}, []string{"--cluster-host", "secret"}},
 		{"a name that looks like loopback", "", nil, map[string]string{"cluster-host": "127.example.org"}, []string{"--cluster-host", "secret"}},

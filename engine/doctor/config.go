@@ -64,14 +64,20 @@ func checkTokenizer(_ context.Context, m *Machine) Result {
 	if m.ConfigErr != nil {
 		return Result{}
 	}
+	var tok *tokenizer.Tokenizer
 	var err error
 	if m.Config.Model == "" {
-		_, err = tokenizer.LoadFS(model.Bundled())
+		tok, err = tokenizer.LoadFS(model.Bundled())
 	} else {
-		_, err = tokenizer.Load(m.Config.Model)
+		tok, err = tokenizer.Load(m.Config.Model)
 	}
 	if err != nil {
 		return failure("config", subject, "put the model's own tokenizer.json and tokenizer_config.json into the folder", "%s", oneLine(err))
+	}
+	if m.Config.ChatTemplate != "" {
+		if _, err := tok.WithChatTemplateFile(m.Config.ChatTemplate); err != nil {
+			return failure("config", subject, "name a file with a chat template that can be used by --chat-template, or leave it out", "%s", oneLine(err))
+		}
 	}
 	return ok("config", subject, "%s has one that can be used", m.modelName())
 }

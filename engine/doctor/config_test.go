@@ -3,6 +3,8 @@ package doctor
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -27,6 +29,13 @@ func TestSettings(t *testing.T) {
 func TestModel(t *testing.T) {
 	empty := t.TempDir()
 	folder := func(name string) func(m *Machine) { return func(m *Machine) { m.Config.Model = name } }
+	template := func(source string) func(m *Machine) {
+		path := filepath.Join(t.TempDir(), "chat.jinja")
+		if err := os.WriteFile(path, []byte(source), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return func(m *Machine) { m.Config.ChatTemplate = path }
+	}
 	runTable(t, plain, one(checkModel), []test{
 		{name: "bundled", level: OK, found: "the bundled model: Llama"},
 		{name: "too long", alter: func(m *Machine) { m.Config.MaxModelLen = 1 << 20 }, level: Error, found: "--max-model-len is 1048576", remedy: "--max-model-len 16384"},
@@ -36,6 +45,9 @@ func TestModel(t *testing.T) {
 	runTable(t, plain, one(checkTokenizer), []test{
 		{name: "bundled", level: OK, found: "the bundled model"},
 		{name: "empty folder", alter: folder(empty), level: Error, remedy: "tokenizer.json"},
+		{name: "another template", alter: template("{{ messages }}"), level: OK},
+		{name: "a broken template", alter: template("{% if %}"), level: Error, found: "cannot use the chat template", remedy: "--chat-template"},
+		{name: "no template", alter: func(m *Machine) { m.Config.ChatTemplate = empty + "/none" }, level: Error, found: "cannot read the chat template", remedy: "--chat-template"},
 	})
 }
 

@@ -63,7 +63,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if h.control, err = listen(cfg.ClusterHost, cfg.ClusterPort); err != nil {
 		return nil, fmt.Errorf("cannot listen for the control plane: %w", err)
 	}
-	m, tok, err := openModel(cfg.Model)
+	m, tok, err := openModel(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -245,12 +245,15 @@ func listen(host string, port int) (net.Listener, error) {
 	return net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 }
 
-func openModel(dir string) (*model.Model, *tokenizer.Tokenizer, error) {
-	m, err := node.OpenModel(dir)
+func openModel(cfg config.Config) (*model.Model, *tokenizer.Tokenizer, error) {
+	m, err := node.OpenModel(cfg.Model)
 	if err != nil {
 		return nil, nil, err
 	}
-	tok, err := node.OpenTokenizer(dir)
+	tok, err := node.OpenTokenizer(cfg.Model)
+	if err == nil && cfg.ChatTemplate != "" {
+		tok, err = tok.WithChatTemplateFile(cfg.ChatTemplate)
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, m.Close())
 	}
@@ -288,5 +291,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 	}
 	return server.Config{
 		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
+		ToolCallParser: cfg.ToolCallParser,
 	}
 }

@@ -74,6 +74,7 @@ type chatRequest struct {
 	Logprobs            bool     `json:"logprobs"`
 	TopLogprobs         *integer `json:"top_logprobs"`
 	Echo                bool     `json:"echo"`
+	ParallelToolCalls   *bool    `json:"parallel_tool_calls"`
 }
 
 // conversation is what a chat's prompt is made of; /tokenize takes it too.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ func (s *Server) planChat(req *chatRequest, id []byte) (*plan, error) {
 	if req.MaxCompletionTokens != nil { // the newer name wins
 		req.MaxTokens, req.maxTokensField = req.MaxCompletionTokens, "max_completion_tokens"
 	}
+	asked := req.takeTools()
 	n, err := s.checkCommon(&req.common, false)
 	if err != nil {
 		return nil, err
@@ -44,7 +46,14 @@ func (s *Server) planChat(req *chatRequest, id []byte) (*plan, error) {
 	case req.Echo:
 		return nil, badRequest("echo", "echo is not supported in a chat.")
 	}
-	text, err := s.render(&req.conversation)
+	tools, err := s.planTools(asked, orDefault(req.ParallelToolCalls, true))
+	if err == nil && tools.schema != nil {
+		err = s.guideTools(&req.common, tools.schema)
+	}
+	if err != nil {
+		return nil, err
+	}
+	text, err := s.render(&req.conversation, tools.list)
 	if err == nil {
 		err = s.checkLength(&req.common, "messages", text)
 	}
@@ -64,11 +73,17 @@ func (s *Server) planChat(req *chatRequest, id []byte) (*plan, error) {
 	if req.Logprobs {
 		base.Logprobs = top
 	}
-	return p, s.addJobs(p, &req.common, base, n, 1<<30)
+	if err := s.addJobs(p, &req.common, base, n, 1<<30); err != nil {
+		return nil, err
+	}
+	for _, j := range p.jobs {
+		j.calls = tools.reader()
+	}
+	return p, nil
 }
 
-// render makes one text of messages with the model's chat template.
-func (s *Server) render(c *conversation) (string, error) {
+// render makes one text of messages, and of tools if there are any, with the model's chat template.
+func (s *Server) render(c *conversation, tools json.RawMessage) (string, error) {
 	if len(c.Messages) == 0 {
 		return "", badRequest("messages", "messages must have at least one message.")
 	}
@@ -79,12 +94,22 @@ func (s *Server) render(c *conversation) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if !s.tools.calls && slices.ContainsFunc(messages, func(m tokenizer.Message) bool { return m.ToolCalls != nil }) {
+		return "", badRequest("messages", "there are messages with tool_calls, which this model's chat template does not show.")
+	}
 	if c.ContinueFinal && orDefault(c.AddGenerationPrompt, false) {
 		return "", badRequest("continue_final_message", "continue_final_message and add_generation_prompt cannot both be true.")
 	}
 	vars, err := c.templateVars()
 	if err != nil {
 		return "", err
+	}
+	if tools != nil {
+		vars = maps.Clone(vars)
+		if vars == nil {
+			vars = map[string]any{}
+		}
+		vars["tools"] = tools
 	}
 	text, err := s.tok.ApplyChat(messages, !c.ContinueFinal && orDefault(c.AddGenerationPrompt, true), vars)
 	if err != nil {
@@ -96,22 +121,31 @@ func (s *Server) render(c *conversation) (string, error) {
 	return text, nil
 }
 
-// list checks the messages and makes the template's of them. Only beside calls of tools could a message go
-// without content.
+// list checks the messages and makes the template's of them. Only beside calls of tools may a message go without
+// content.
 func (c *conversation) list() ([]tokenizer.Message, error) {
 	messages := make([]tokenizer.Message, len(c.Messages))
 	for i, m := range c.Messages {
+		called := !isUnset(m.ToolCalls)
 		switch {
 		case m.Role == "":
 			return nil, badRequest("messages", "message %d has no role.", i)
-		case !isUnset(m.ToolCalls) || !isUnset(m.FunctionCall):
-			return nil, badRequest("messages", "message %d has tool_calls or a function_call, which are not supported.", i)
+		case !isUnset(m.FunctionCall):
+			return nil, badRequest("messages", "message %d has a function_call, which is not supported; tool_calls are.", i)
+		case called && m.Role != "assistant":
+			return nil, badRequest("messages", "message %d has tool_calls, but its role is not assistant.", i)
 		case !isUnset(m.Audio):
 			return nil, badRequest("messages", "message %d has audio, which is not supported.", i)
-		case m.Content == nil:
+		case m.Content == nil && !called:
 			return nil, badRequest("messages", "message %d has no content.", i)
 		}
-		messages[i] = tokenizer.Message{Role: m.Role, Content: string(*m.Content), Name: m.Name, ToolCallID: m.ToolCallID}
+		messages[i] = tokenizer.Message{Role: m.Role, Content: string(orDefault(m.Content, "")), Name: m.Name, ToolCallID: m.ToolCallID}
+		if called {
+			if err := checkCalls(i, m.ToolCalls); err != nil {
+				return nil, err
+			}
+			messages[i].ToolCalls = m.ToolCalls
+		}
 		if m.Role == "assistant" {
 			messages[i].Reasoning = orDefault(m.Reasoning, orDefault(m.ReasoningContent, ""))
 		}

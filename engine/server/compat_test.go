@@ -85,7 +85,7 @@ func TestUnsupportedFields(t *testing.T) {
 		}
 	}
 	var out chatAnswer
-	a.ok("/v1/chat/completions", chatBody(obj{"tools": []obj{{"type": "function"}}, "tool_choice": "none"}).String(), &out)
+	a.ok("/v1/chat/completions", chatBody(obj{"tools": []obj{{"type": "function", "function": obj{"name": "f"}}}, "tool_choice": "none"}).String(), &out)
 	a.ok("/v1/chat/completions", chatBody(obj{"tool_choice": "auto", "user": "u", "metadata": obj{"a": "b"}, "store": false, "parallel_tool_calls": true}).String(), &out)
 	a.ok("/v1/chat/completions", chatBody(obj{"modalities": []string{"text"}, "verbosity": "medium", "web_search_options": nil, "priority": 0, "thinking_token_budget": -1, "function_call": "auto"}).String(), &out)
 	wantError(t, a.post("/v1/chat/completions", chatBody(obj{"modalities": []string{"audio"}}).String()), 400, "BadRequestError", "modalities", "text")

@@ -333,7 +333,11 @@ func (s *Server) deltas(ctx context.Context, p *plan, each func(delta) error) er
 		}
 		generated[d.index] += len(d.ids)
 		if failed = each(d); failed == nil && d.finish != "" {
-			s.metrics.finished(d.finish, p.arrived, d.times, len(p.jobs[d.index].req.Prompt), generated[d.index])
+			reason := d.finish
+			if reason == "tool_calls" { // as vLLM counts
+				reason = "stop"
+			}
+			s.metrics.finished(reason, p.arrived, d.times, len(p.jobs[d.index].req.Prompt), generated[d.index])
 			left--
 		}
 	}

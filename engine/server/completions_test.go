@@ -61,6 +61,15 @@ type chatText struct {
 	Role    string  `json:"role"`
 	Content *string `json:"content"`
 	Refusal *string `json:"refusal"`
+	Calls   []struct {
+		Index    *int    `json:"index"`
+		ID       *string `json:"id"`
+		Type     *string `json:"type"`
+		Function struct {
+			Name      *string `json:"name"`
+			Arguments string  `json:"arguments"`
+		} `json:"function"`
+	} `json:"tool_calls"`
 }
 
 type chatChoice struct {

@@ -25,6 +25,8 @@ type job struct {
 	skip    bool    // special tokens are left out of the text
 	eos     []int32 // tokens whose end needs no reason
 
+	calls *callReader // nil: all text is content
+
 	placement bool // where the KV lay is told at the end
 	first     bool // of the choices of its prompt: usage counts a prompt once
 }
@@ -33,6 +35,7 @@ type job struct {
 type delta struct {
 	index      int
 	text       string
+	calls      []callDelta
 	tokens     []engine.TokenLogprob // of this delta, when log probabilities were asked for
 	prompt     []engine.TokenLogprob // once, before the first token
 	ids        []int32               // of this delta, also of a token that has no text
@@ -57,6 +60,9 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 	defer recovered(&err)
 	text := stopScanner{stops: j.stops, include: j.include}
 	decoder := tok.NewStream(j.skip)
+	if j.calls != nil {
+		decoder.Keep(j.calls.keep...)
+	}
 	var first, last time.Time
 	generated, queued := 0, time.Duration(0)
 	for {
@@ -102,6 +108,10 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 		d.text, hit = text.take(ev.Finish != "")
 		if hit != "" {
 			d.finish, d.stopReason = "stop", hit
+		}
+		if j.calls != nil {
+			d.text, d.calls = j.calls.read(d.text, d.finish != "")
+			d.finish = j.calls.finish(d.finish)
 		}
 		if d.finish != "" && generated > 0 {
 			d.times = times{queued, first.Sub(j.arrived) - queued, last.Sub(first)}

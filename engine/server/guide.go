@@ -169,8 +169,12 @@ func (s *Server) checkGuide(c *common) error {
 	if len(forms) > 1 {
 		return badRequest(forms[1].field, "only one form of the answer can be asked for, by response_format, structured_outputs or one of guided_json, guided_regex, guided_choice and guided_grammar.")
 	}
-	f := forms[0]
-	_, err = s.grammars.Get(s.ctx, f.guide.Kind, f.guide.Source)
+	return s.useForm(c, forms[0])
+}
+
+// useForm holds a request's answers to a form.
+func (s *Server) useForm(c *common, f form) error {
+	_, err := s.grammars.Get(s.ctx, f.guide.Kind, f.guide.Source)
 	var wrong *grammar.Error
 	switch {
 	case errors.As(err, &wrong):

@@ -214,11 +214,16 @@ func testConfig() Config {
 
 func serve(t testing.TB, b Backend, change ...func(*Config)) *api {
 	t.Helper()
+	return serveWith(t, testTokenizer(t), b, change...)
+}
+
+func serveWith(t testing.TB, tok *tokenizer.Tokenizer, b Backend, change ...func(*Config)) *api {
+	t.Helper()
 	cfg := testConfig()
 	for _, c := range change {
 		c(&cfg)
 	}
-	s, err := New(cfg, testTokenizer(t), b)
+	s, err := New(cfg, tok, b)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,6 +52,7 @@ func (s *Server) tokenize(ctx *fasthttp.RequestCtx) {
 		TokenString bool    `json:"return_token_strs"`
 	}
 	err := decode(ctx.PostBody(), &req)
+	asked := req.takeTools()
 	if err == nil {
 		err = s.checkModel(req.Model)
 	}
@@ -65,7 +66,11 @@ func (s *Server) tokenize(ctx *fasthttp.RequestCtx) {
 		tokens = append(tokens, s.tok.Encode(*req.Prompt, orDefault(req.AddSpecialTokens, true))...)
 	case req.Messages != nil && req.Prompt == nil:
 		var text string
-		if text, err = s.render(&req.conversation); err == nil {
+		var tools toolPlan
+		if tools, err = s.planTools(asked, true); err == nil {
+			text, err = s.render(&req.conversation, tools.list)
+		}
+		if err == nil {
 			tokens = append(tokens, s.tok.Encode(text, orDefault(req.AddSpecialTokens, false))...)
 		}
 	default:

@@ -10,6 +10,9 @@
 //	unsupported.go  fields that are refused
 //	completions.go  /v1/completions: body -> plan -> jobs -> answer
 //	chat.go         /v1/chat/completions: messages -> prompt, then the same way
+//	tools.go        the tools of a chat, and what its template does with them
+//	toolanswer.go   calls of tools in answers
+//	toolguide.go    calls that a client demands
 //	generate.go     one choice: events -> text, stop strings
 //	whole.go        an answer as one JSON object
 //	stream.go       an answer as server-sent events
@@ -132,6 +135,9 @@ type Config struct {
 	MaxModelLen int      // tokens
 	Seed        uint64
 	Defaults    Defaults
+	// ToolCallParser is the form in which calls of tools are looked for in answers: a toolcall.Form, "none", or
+	// "auto" (also "") for the one that the chat template writes.
+	ToolCallParser string
 }
 
 // Server is a running API.
@@ -139,6 +145,7 @@ type Server struct {
 	cfg      Config
 	tok      *tokenizer.Tokenizer
 	backend  Backend
+	tools    toolSupport
 	metrics  *Metrics
 	http     *fasthttp.Server
 	watcher  *watcher
@@ -167,6 +174,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	}
 	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, grammars: newGrammars(), created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
 	s.metrics = newMetrics(backend, cfg)
+	s.tools = probeTools(tok, cfg.ToolCallParser)
 	for id := range int32(tok.VocabSize()) {
 		s.longest = max(s.longest, len(tok.TokenBytes(id)))
 	}

@@ -26,7 +26,12 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 		if err == nil {
 			err = s.deltas(work, p, func(d delta) (err error) {
 				defer recovered(&err)
-				return st.delta(d)
+				for _, part := range d.parts() {
+					if err := st.delta(part); err != nil {
+						return err
+					}
+				}
+				return nil
 			})
 		} else {
 			for _, j := range p.jobs {
@@ -147,15 +152,15 @@ func (st *sse) delta(d delta) error {
 		st.cached += d.cached
 	}
 	first := len(st.p.echo) > 0 && !st.begun[d.index]
-	if d.text == "" && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first && !(st.p.tokenIDs && len(d.ids) > 0) {
+	if d.text == "" && len(d.calls) == 0 && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first && !(st.p.tokenIDs && len(d.ids) > 0) {
 		return nil
 	}
 	b := append(st.chunk(), `{"index":`...)
 	b = appendInt(b, d.index)
 	if st.p.answer.chat {
-		b = append(b, `,"delta":{"content":`...)
-		b = appendString(b, d.text)
-		b = append(b, `},"logprobs":`...)
+		b = append(b, `,"delta":`...)
+		b = appendDelta(b, d)
+		b = append(b, `,"logprobs":`...)
 		if st.p.logprobs && len(d.tokens) > 0 {
 			b = st.p.answer.appendChatLogprobs(b, d.tokens)
 		} else {

@@ -10,6 +10,7 @@ import (
 // choice is a finished choice.
 type choice struct {
 	text       []byte
+	calls      []call
 	tokens     []engine.TokenLogprob
 	prompt     []engine.TokenLogprob
 	ids        []int32
@@ -24,6 +25,7 @@ func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
 	err := s.deltas(ctx, p, func(d delta) error {
 		c := &choices[d.index]
 		c.text = append(c.text, d.text...)
+		c.add(d.calls)
 		c.tokens = append(c.tokens, d.tokens...)
 		c.prompt = append(c.prompt, d.prompt...)
 		c.ids = append(c.ids, d.ids...)
@@ -72,9 +74,9 @@ func (p *plan) encode(choices []choice) []byte {
 }
 
 func (p *plan) appendChatChoice(b []byte, c choice) []byte {
-	b = append(b, `,"message":{"role":"assistant","content":`...)
-	b = appendString(b, string(c.text))
-	b = append(b, `,"refusal":null},"logprobs":`...)
+	b = append(b, `,"message":`...)
+	b = appendMessage(b, c)
+	b = append(b, `,"logprobs":`...)
 	if !p.logprobs {
 		return append(b, `null`...)
 	}

@@ -1,8 +1,11 @@
 package tokenizer
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 
 	"github.com/infinite-llm/infinite/engine/tokenizer/jinja"
 )
@@ -15,6 +18,9 @@ type Message struct {
 	Name       string `json:"name"`
 	ToolCallID string `json:"tool_call_id"`
 	Reasoning  string `json:"reasoning"`
+	// ToolCalls is a JSON list of OpenAI's shape, empty for none. Templates get the keys in this order, and a
+	// function's arguments as an object, where their text is one.
+	ToolCalls json.RawMessage `json:"tool_calls"`
 }
 
 // ErrNoChatTemplate is the error of ApplyChat for a model without a chat template.
@@ -29,15 +35,20 @@ func (e *TemplateError) Error() string { return e.Message }
 // HasChatTemplate tells whether the model has a chat template.
 func (t *Tokenizer) HasChatTemplate() bool { return t.chat != nil }
 
-// ApplyChat renders messages with the model's chat template. vars are further variables of the template, such as
-// enable_thinking; they may replace the special tokens but not the messages. The text holds the BOS if the template
-// writes one, so it is to be encoded without special tokens.
+// ApplyChat renders messages with the model's chat template. vars are further variables of the template, such as tools
+// (JSON is best given as a json.RawMessage, which keeps the order of keys) and enable_thinking; they may replace the
+// special tokens but not the messages. Where there are tools or calls of them, a template that the model has for tool
+// use is taken. The text holds the BOS if the template writes one, so it is to be encoded without special tokens.
 //
 // An error comes from the messages or the variables, not from the model's files, which Load has checked: it wraps a
 // *TemplateError if the template refuses them, and else says where the template fails on them.
 func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars map[string]any) (string, error) {
 	if t.chat == nil {
 		return "", ErrNoChatTemplate
+	}
+	template := t.chat
+	if t.toolChat != nil && vars["tools"] != nil {
+		template = t.toolChat
 	}
 	list := make([]jinja.Dict, len(messages))
 	for i, m := range messages {
@@ -49,6 +60,16 @@ func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars
 				list[i] = append(list[i], jinja.Item{Key: more.key, Value: more.value})
 			}
 		}
+		if len(m.ToolCalls) > 0 {
+			calls, err := callsForTemplate(m.ToolCalls)
+			if err != nil {
+				return "", fmt.Errorf("cannot use the tool calls of message %d: %w", i, err)
+			}
+			list[i] = append(list[i], jinja.Item{Key: "tool_calls", Value: calls})
+			if t.toolChat != nil {
+				template = t.toolChat
+			}
+		}
 	}
 	data := map[string]any{"tools": nil, "documents": nil}
 	for key, content := range t.specials {
@@ -58,7 +79,7 @@ func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars
 		data[key] = value
 	}
 	data["messages"], data["add_generation_prompt"] = list, addGenerationPrompt
-	text, err := t.chat.Render(data)
+	text, err := template.Render(data)
 	if err != nil {
 		var raised *jinja.Raised
 		if errors.As(err, &raised) {
@@ -67,6 +88,65 @@ func (t *Tokenizer) ApplyChat(messages []Message, addGenerationPrompt bool, vars
 		return "", fmt.Errorf("cannot render the chat template: %w", err)
 	}
 	return text, nil
+}
+
+// callsForTemplate reads a list of calls. OpenAI's API has a function's arguments as text, templates expect an object.
+func callsForTemplate(raw json.RawMessage) (any, error) {
+	calls, err := jinja.DecodeOrdered(raw)
+	if err != nil {
+		return nil, err
+	}
+	list, _ := calls.([]any)
+	for _, call := range list {
+		function, _ := get(call, "function").(jinja.Dict)
+		for i, it := range function {
+			text, isText := it.Value.(string)
+			if it.Key != "arguments" || !isText {
+				continue
+			}
+			if args, err := jinja.DecodeOrdered([]byte(text)); err == nil {
+				if _, isObject := args.(jinja.Dict); isObject {
+					function[i].Value = args
+				}
+			}
+		}
+	}
+	return calls, nil
+}
+
+func get(v any, key string) any {
+	dict, _ := v.(jinja.Dict)
+	for _, it := range dict {
+		if it.Key == key {
+			return it.Value
+		}
+	}
+	return nil
+}
+
+// WithChatTemplate is the tokenizer with another chat template, for all requests.
+func (t *Tokenizer) WithChatTemplate(source string) (*Tokenizer, error) {
+	chat, err := parseChat(source)
+	if err != nil {
+		return nil, err
+	}
+	with := *t
+	with.chat, with.toolChat = chat, nil
+	return &with, nil
+}
+
+// WithChatTemplateFile is WithChatTemplate with what a file holds.
+func (t *Tokenizer) WithChatTemplateFile(path string) (*Tokenizer, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the chat template: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	source, err := io.ReadAll(io.LimitReader(f, jinja.MaxSource+1))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the chat template: %w", err)
+	}
+	return t.WithChatTemplate(string(source))
 }
 
 func parseChat(source string) (*jinja.Template, error) {

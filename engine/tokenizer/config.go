@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// loadConfig reads tokenizer_config.json and chat_template.jinja, both of which may be absent.
+// loadConfig reads tokenizer_config.json and the chat templates' files, all of which may be absent.
 func (t *Tokenizer) loadConfig(fsys fs.FS) error {
 	config := map[string]json.RawMessage{}
 	data, err := fs.ReadFile(fsys, "tokenizer_config.json")
@@ -25,16 +25,14 @@ func (t *Tokenizer) loadConfig(fsys fs.FS) error {
 		}
 	}
 	t.bos, t.eos = t.lookUp("bos_token"), t.lookUp("eos_token")
-	source, err := chatSource(fsys, config["chat_template"])
-	if err != nil {
+	source, err := chatSources(fsys, config["chat_template"])
+	if err != nil || source.chat == "" {
 		return err
 	}
-	if source != "" {
-		if t.chat, err = parseChat(source); err != nil {
-			return err
-		}
+	if t.chat, err = parseChat(source.chat); err == nil && source.toolUse != "" {
+		t.toolChat, err = parseChat(source.toolUse)
 	}
-	return nil
+	return err
 }
 
 func (t *Tokenizer) lookUp(key string) named {
@@ -57,34 +55,40 @@ func tokenContent(raw json.RawMessage) string {
 	return ""
 }
 
-// chatSource finds the template: chat_template.jinja, or else chat_template of the config, which is a text or a list
-// of named templates with one named "default".
-func chatSource(fsys fs.FS, raw json.RawMessage) (string, error) {
-	data, err := fs.ReadFile(fsys, "chat_template.jinja")
-	if err == nil {
-		return string(data), nil
+// sources are a model's chat templates, "" for none.
+type sources struct{ chat, toolUse string }
+
+// chatSources finds the templates: chat_template.jinja, and tool_use.jinja of the folder for further ones, or else
+// chat_template of the config, which is a text or a list of named templates with one named "default" and perhaps one
+// named "tool_use".
+func chatSources(fsys fs.FS, raw json.RawMessage) (found sources, err error) {
+	for _, file := range []struct {
+		name string
+		into *string
+	}{{"chat_template.jinja", &found.chat}, {"additional_chat_templates/tool_use.jinja", &found.toolUse}} {
+		data, err := fs.ReadFile(fsys, file.name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return found, fmt.Errorf("cannot read %s: %w", file.name, err)
+		}
+		*file.into = string(data)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("cannot read chat_template.jinja: %w", err)
-	}
-	if isNull(raw) {
-		return "", nil
-	}
-	var source string
-	if json.Unmarshal(raw, &source) == nil {
-		return source, nil
+	if found.chat != "" || isNull(raw) || json.Unmarshal(raw, &found.chat) == nil {
+		return found, nil
 	}
 	var list []struct {
 		Name     string `json:"name"`
 		Template string `json:"template"`
 	}
 	if err := json.Unmarshal(raw, &list); err != nil {
-		return "", fmt.Errorf("cannot use chat_template of tokenizer_config.json: %w", err)
+		return found, fmt.Errorf("cannot use chat_template of tokenizer_config.json: %w", err)
 	}
 	for _, entry := range list {
-		if entry.Name == "default" {
-			return entry.Template, nil
+		switch entry.Name {
+		case "default":
+			found.chat = entry.Template
+		case "tool_use":
+			found.toolUse = entry.Template
 		}
 	}
-	return "", nil
+	return found, nil
 }

@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -82,6 +83,7 @@ func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 type Stream struct {
 	t           *Tokenizer
 	skipSpecial bool
+	kept        []string // special tokens that are not left out
 	chain       stage
 	out         sink
 }
@@ -92,6 +94,9 @@ func (t *Tokenizer) NewStream(skipSpecial bool) *Stream {
 	s.chain = t.newChain(&s.out)
 	return s
 }
+
+// Keep lets special tokens of these contents through, though others are left out.
+func (s *Stream) Keep(contents ...string) { s.kept = contents }
 
 // Push takes the next token and returns the text that is certain by now: always whole UTF-8 characters, and "" while a
 // character, or a run of byte-fallback tokens (which the reference judges as a whole), is incomplete.
@@ -120,7 +125,7 @@ func (s *Stream) feed(id int32) {
 		return
 	}
 	piece := s.t.pieces[id]
-	if s.skipSpecial && s.t.special[piece] {
+	if s.skipSpecial && s.t.special[piece] && !slices.Contains(s.kept, piece) {
 		return
 	}
 	s.chain.push(piece)

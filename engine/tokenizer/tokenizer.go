@@ -42,6 +42,7 @@ type Tokenizer struct {
 	bos, eos named
 	specials map[string]string // "bos_token" -> "<s>", for the chat template
 	chat     *jinja.Template   // nil: the model has none
+	toolChat *jinja.Template   // of conversations with tools; nil: chat is
 }
 
 type named struct {
@@ -54,8 +55,8 @@ type model interface {
 	tokenize(piece string, out []int32) []int32
 }
 
-// Load reads the tokenizer of a model folder: tokenizer.json, and if present tokenizer_config.json and
-// chat_template.jinja.
+// Load reads the tokenizer of a model folder: tokenizer.json, and if present tokenizer_config.json,
+// chat_template.jinja and additional_chat_templates/tool_use.jinja.
 func Load(dir string) (*Tokenizer, error) {
 	t, err := LoadFS(os.DirFS(dir))
 	if err != nil {

@@ -188,8 +188,11 @@ def errors(client: openai.OpenAI, url: str) -> None:
     raises(openai.BadRequestError, "max_tokens", talk, **CHAT, max_tokens=0)
     raises(openai.BadRequestError, "messages", talk, **{**CHAT, "messages": []})
     raises(openai.BadRequestError, "top_p", talk, **CHAT, top_p=2, stream=True)
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    tool = {"type": "function", "function": {"name": "a b", "parameters": {}}}
     raises(openai.BadRequestError, "tools", talk, **CHAT, tools=[tool])
+    raises(openai.BadRequestError, "tool_choice", talk, **CHAT, tool_choice="required")
+    bad_tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "nothing"}}}
+    raises(openai.BadRequestError, "tools", talk, **CHAT, tools=[bad_tool], tool_choice="required")
     wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {"a": {"not": {}}}}}}
     message = raises(openai.BadRequestError, "response_format", talk, **CHAT, response_format=wrong)
     assert "$.properties.a.not" in message, message
@@ -207,6 +210,60 @@ def errors(client: openai.OpenAI, url: str) -> None:
            extra_body={"ignore_eos": True})
     bad = openai.OpenAI(base_url=url + "/v1", api_key="wrong", max_retries=0)
     raises(openai.AuthenticationError, None, bad.models.list)
+
+
+def demanded_calls(client: openai.OpenAI) -> None:
+    """The bundled model calls no tools by itself, but can be held to the form of a call."""
+    def tool(name: str, **properties) -> dict:
+        parameters = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    unit = {"enum": ["C", "F"]}
+    ask = {"model": "bundled", "messages": [{"role": "user", "content": "What is the password of Mira?"}], "temperature": 1,
+           "tools": [tool("look_up", unit=unit, n={"type": "integer", "minimum": 1, "maximum": 9}), tool("now", unit=unit)]}
+
+    def checked(call) -> None:
+        got = json.loads(call.function.arguments)
+        assert call.type == "function" and call.id.startswith("call_") and got.pop("unit") in ("C", "F"), call
+        assert (call.function.name == "now" and not got) or 1 <= got["n"] <= 9, call
+
+    named = {"type": "function", "function": {"name": "look_up"}}
+    for choice, single, finish in (("required", False, "tool_calls"), ("required", True, "tool_calls"), (named, False, "stop")):
+        more = {"tool_choice": choice, "max_tokens": 400, "parallel_tool_calls": not single}
+        for seed in range(4):
+            whole = client.chat.completions.create(**ask, **more, seed=seed).choices[0]
+            calls = whole.message.tool_calls
+            assert calls and whole.message.content is None, whole
+            if whole.finish_reason != "length":  # it may call again and again
+                assert whole.finish_reason == finish and (len(calls) == 1 or choice == "required" and not single), whole
+                for c in calls:
+                    checked(c)
+            assert choice == "required" or calls[0].function.name == "look_up", whole
+            with client.chat.completions.stream(**ask, **more, seed=seed) as stream:
+                parts = [e.chunk.choices[0] for e in stream if e.type == "chunk"]
+            deltas = [d for p in parts for d in p.delta.tool_calls or []]
+            assert [d.function.name for d in deltas if d.id] == [c.function.name for c in calls], (whole, deltas)
+            for i, c in enumerate(calls):
+                assert "".join(d.function.arguments for d in deltas if d.index == i) == c.function.arguments, (whole, deltas)
+            assert parts[-1].finish_reason == whole.finish_reason, parts[-1]
+
+
+def conversation(client: openai.OpenAI) -> None:
+    """The bundled model calls a tool where nothing else is left to it, and reads what the tool said."""
+    tool = {"type": "function", "function": {"name": "look_up", "description": "Looks a password up.", "parameters": {
+        "type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}}}
+    ask = {"role": "user", "content": "What is the password of Mira?"}
+    chat = {"model": "bundled", "temperature": 0, "tools": [tool]}
+    form = r'I look\. <tool_call>\n\{"name": "look_up", "arguments": \{"name": "(Mira|Tom)"\}\}\n</tool_call>'
+    first = client.chat.completions.create(**chat, messages=[ask], extra_body={"guided_regex": form}).choices[0]
+    assert first.finish_reason == "tool_calls" and first.message.content == "I look.", first
+    call, = first.message.tool_calls
+    assert call.function.name == "look_up" and json.loads(call.function.arguments)["name"] in ("Mira", "Tom"), call
+    got = client.chat.completions.create(**chat, messages=[
+        ask, first.message,
+        {"role": "tool", "tool_call_id": call.id, "content": "The password of Mira is copper-lantern."}, ask]).choices[0]
+    assert got.message.content == "The password of Mira is copper-lantern.", got
+    assert got.message.tool_calls is None and got.finish_reason == "stop", got
 
 
 def hanging_up(client: openai.OpenAI) -> None:
@@ -240,7 +297,7 @@ def hanging_up(client: openai.OpenAI) -> None:
 def main() -> None:
     url = sys.argv[1]
     client = openai.OpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0, timeout=120)
-    for check in models, chat, chat_stream, completions, logprobs, stops, structured, hanging_up:
+    for check in models, chat, chat_stream, completions, logprobs, stops, structured, demanded_calls, conversation, hanging_up:
         check(client)
     errors(client, url)
     hanging_up(client)

@@ -17,23 +17,42 @@ if ! cmp -s tools/clients/package.json "$work/package.json.installed"; then
     (cd "$work" && npm install --silent --no-audit --no-fund --no-package-lock)
     cp tools/clients/package.json "$work/package.json.installed"
 fi
-cp tools/clients/client.mjs "$work/"
+cp tools/clients/client.mjs tools/clients/tools.mjs "$work/"
+
+# Waits for the server that writes to this file, and says where it is.
+address() { # file pid log
+    for _ in $(seq 600); do
+        url=$(sed -n 's/^serving on \(http[^ ]*\).*/\1/p' "$1" | head -n 1)
+        [ -n "$url" ] && { echo "$url"; return; }
+        kill -0 "$2" 2>/dev/null || { cat "$3" >&2; echo "clients: the server ended" >&2; return 1; }
+        sleep 0.1
+    done
+    cat "$3" >&2
+    echo "clients: the server did not start in 60 s" >&2
+    return 1
+}
+
+# Calls of tools, in answers that are scripted.
+go build -o "$work/scripted" ./tools/clients/scripted
+: >"$work/scripted.out"
+"$work/scripted" >"$work/scripted.out" 2>"$work/scripted.log" &
+pid=$!
+trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true' EXIT INT TERM
+url=$(address "$work/scripted.out" "$pid" "$work/scripted.log")
+"$work/venv/bin/python" tools/clients/tools.py "$url"
+(cd "$work" && node tools.mjs "$url")
+kill -INT "$pid"
+wait "$pid"
 
 log=$work/server.log
 : >"$work/server.out" # a run before has left its address there
 # Limits so small that a test reaches them.
 bin/infinite serve --instances 2 --port 0 --cluster-port 0 --api-key test-key --served-model-name bundled,org/name \
-    --kv-cache-memory 4MiB --max-num-seqs 8 --max-num-waiting 8 --max-body-size 64KiB >"$work/server.out" 2>"$log" &
+    --kv-cache-memory 4MiB --max-num-seqs 8 --max-num-waiting 8 --max-body-size 64KiB \
+    --chat-template tools/clients/chat.jinja >"$work/server.out" 2>"$log" &
 pid=$!
 trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true' EXIT INT TERM
-url=""
-for _ in $(seq 600); do
-    url=$(sed -n 's/^serving on \(http[^ ]*\).*/\1/p' "$work/server.out" | head -n 1)
-    [ -n "$url" ] && break
-    kill -0 "$pid" 2>/dev/null || { cat "$log"; echo "clients: the server ended" >&2; exit 1; }
-    sleep 0.1
-done
-[ -n "$url" ] || { cat "$log"; echo "clients: the server did not start in 60 s" >&2; exit 1; }
+url=$(address "$work/server.out" "$pid" "$log")
 
 "$work/venv/bin/python" tools/clients/client.py "$url"
 (cd "$work" && node client.mjs "$url")

@@ -3,7 +3,8 @@
 
 Needs the transformers library, whose compiled Jinja2 template is the reference. Every template of that folder, and the
 bundled model's own, is rendered over the conversations below; the engine must give the same text, raise the same
-message, or fail where the reference fails. testdata/README.md describes the files.
+message, or fail where the reference fails. Conversations with tools and calls of them, for which the order of keys matters,
+go the whole way that apply_chat_template takes with them. testdata/README.md describes the files.
 
     python tools/goldens/chat.py [--out DIR]
 """
@@ -18,7 +19,7 @@ import gzip
 import json
 
 import jinja2
-from transformers.utils.chat_template_utils import _compile_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ROOT / "engine/model/bundled/tokenizer_config.json"
@@ -96,6 +97,88 @@ VARS = [
 VARS = json.loads(json.dumps(VARS, sort_keys=True))  # the engine goes through a request's variables in this order
 
 
+def calls(*functions, content="", **more):
+    """An assistant's message with calls, each written as (id, name, arguments as text)."""
+    return {"role": "assistant", "content": content, "tool_calls": [
+        {"id": i, "type": "function", "function": {"name": n, "arguments": a}} for i, n, a in functions], **more}
+
+
+def result(text, call="abcdefgh1", **more):
+    return {"role": "tool", "content": text, "tool_call_id": call, **more}
+
+
+U = {"role": "user", "content": "What is the weather in Oslo?"}
+S = {"role": "system", "content": "Be brief."}
+OSLO = calls(("abcdefgh1", "get_weather", '{"unit": "C", "city": "Oslo"}'))
+BERGEN = ("call_0123456789abcdef", "get_weather", '{"city":"Bergen","days":[1,2.0,1e3,-0.5],"x":{"z":null,"a":true}}')
+TOOL_CHATS = [
+    [U],
+    [S, U],
+    [U, OSLO],
+    [S, U, OSLO, result('{"celsius": 4}')],
+    [S, U, OSLO, result('{"celsius": 4}', name="get_weather"), {"role": "assistant", "content": "4 degrees."}, U],
+    [U, calls(("abcdefgh1", "get_weather", '{"city": "Oslo"}'), BERGEN), result("4"), result("5", "call_0123456789abcdef")],
+    [U, calls(BERGEN, content="Let me see.\n"), result("rain <&> \"ü\"")],
+    [U, calls(("abcdefgh1", "now", "{}")), result("")],
+    [U, calls(("abcdefgh1", "broken", '{"a": ')), result("no")],
+    [U, calls(("abcdefgh1", "list", "[1]")), result("no")],
+    [U, calls(("abcdefgh1", "text", '{"s": "日本 \\u00e9 \\" \\\\ \\n <b> \\u007f 👍", "é": 1}')), result("ok")],
+    [U, {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": '{"b": 1, "a": 2}', "name": "f"},
+        "type": "function", "id": "abcdefgh1"}]}, result("x")],
+    [U, calls(("abcdefgh1", "f", '{"b": 1, "a": 2, "b": 3}'), reasoning="hm"), result("x"), U],
+]
+TOOLS = [
+    None,
+    [],
+    [{"type": "function", "function": {"name": "get_weather", "description": "The weather <now> & 'here'.", "parameters": {
+        "type": "object", "properties": {"unit": {"type": "string", "enum": ["C", "F"]}, "city": {"type": "string"}},
+        "required": ["city"]}}}],
+    [{"type": "function", "function": {"name": "now"}},
+     {"function": {"strict": True, "parameters": {"type": "object", "$defs": {"z": {"minimum": -1, "maximum": 1e3},
+         "a": {"default": 1.0, "multipleOf": 0.1, "examples": [None, False, [], {}, 9007199254740993, 1e22, 1e-7]}},
+         "additionalProperties": False, "properties": {}}, "description": "Größe \u2028 \"日\" \\ \n\t\x7f 👩‍👩‍👧", "name": "b"},
+      "type": "function", "x-more": [1, "2"]}],
+]
+
+
+def arguments_as_objects(messages):
+    """What a server does for the templates: OpenAI's API has arguments as text."""
+    messages = json.loads(json.dumps(messages))
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            try:
+                read = json.loads(call["function"]["arguments"])
+            except ValueError:
+                continue
+            if isinstance(read, dict):
+                call["function"]["arguments"] = read
+    return messages
+
+
+def render_tools(source, messages, prompt, tools):
+    """As render, by the function below apply_chat_template."""
+    try:
+        texts, _ = render_jinja_template([arguments_as_objects(messages)], tools=tools, chat_template=source,
+                                         add_generation_prompt=prompt, date_string="26 Jul 2024", **TOKENS)
+        return [texts[0], None]
+    except jinja2.exceptions.TemplateError as e:
+        return [None, str(e) if type(e) is jinja2.exceptions.TemplateError else None]
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+        return [None, None]
+
+
+def write_tools(sources, out):
+    results = {}
+    for name, source in sources.items():
+        results[name] = [[c, t, prompt, *render_tools(source, messages, prompt, tools)] for c, messages in
+            enumerate(TOOL_CHATS) for t, tools in enumerate(TOOLS) for prompt in (True, False)]
+        rendered = sum(case[3] is not None for case in results[name])
+        print(f"{name}: {len(results[name])} cases with tools, {rendered} rendered")
+    data = {"tokens": TOKENS, "chats": TOOL_CHATS, "tools": TOOLS, "templates": results}
+    raw = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    (out / "tools.json.gz").write_bytes(gzip.compress(raw, 9, mtime=0))
+
+
 def render(template, messages, prompt, variables):
     """[text, None], [None, what raise_exception said], or [None, None] if it failed in another way."""
     given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt, **TOKENS,
@@ -131,6 +214,7 @@ def main():
     data = {"tokens": TOKENS, "chats": CHATS, "vars": VARS, "templates": results}
     raw = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
     (args.out / "renderings.json.gz").write_bytes(gzip.compress(raw, 9, mtime=0))
+    write_tools(sources, args.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@
 // whether two strings or numbers are the same object.
 //
 // Differences that remain: the lazy filters (map, select and their like) work at once, a float without a fraction that
-// comes from the caller is an integer, and the keys of the caller's maps come in order of the alphabet.
+// comes from the caller is an integer, and the keys of the caller's maps come in order of the alphabet, but for both in JSON
+// that is given as it was written.
 //
 // A template reads nothing but its variables, and its work and memory are bounded.
 //
@@ -46,8 +47,10 @@ type Item struct {
 	Value any
 }
 
+// MaxSource is how many bytes a template may have.
+const MaxSource = 1 << 20
+
 const (
-	maxSource   = 1 << 20 // bytes of a template
 	maxNest     = 100     // nested expressions and blocks
 	maxOperands = 2000    // operands in a tag
 	maxCalls    = 100     // nested calls of macros and recursive loops
@@ -70,8 +73,8 @@ type Template struct {
 
 // Parse parses a template.
 func Parse(source string) (*Template, error) {
-	if len(source) > maxSource {
-		return nil, fmt.Errorf("the template has %d bytes, more than %d", len(source), maxSource)
+	if len(source) > MaxSource {
+		return nil, fmt.Errorf("the template has %d bytes, more than %d", len(source), MaxSource)
 	}
 	if !utf8.ValidString(source) {
 		return nil, errors.New("the template is not UTF-8")
@@ -89,7 +92,8 @@ func Parse(source string) (*Template, error) {
 }
 
 // Render renders the template. The variables are nil, bool, string, any integer or float, json.Number, Dict,
-// map[string]any, []any and []Dict, all of them as deep as one likes.
+// map[string]any, []any and []Dict, all of them as deep as one likes, and json.RawMessage, whose objects keep the order
+// of their keys, and whose numbers are what Python reads them as.
 func (t *Template) Render(vars map[string]any) (text string, err error) {
 	defer func() {
 		if r := recover(); r != nil {

@@ -61,7 +61,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestParseRejects(t *testing.T) {
-	for _, source := range []string{"\xff", strings.Repeat("x", maxSource+1)} {
+	for _, source := range []string{"\xff", strings.Repeat("x", MaxSource+1)} {
 		if _, err := Parse(source); err == nil {
 			t.Errorf("%.20q is parsed", source)
 		}

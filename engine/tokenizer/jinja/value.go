@@ -143,6 +143,12 @@ func convert(v any, size *int, depth int) (any, error) {
 			return int(v), nil
 		}
 		return v, nil
+	case json.RawMessage:
+		ordered, err := decodeOrdered(v, depth)
+		if err != nil {
+			return nil, err
+		}
+		return convert(ordered, size, depth)
 	case Dict:
 		return convertDict(v, size, depth)
 	case []Dict:

@@ -1,0 +1,105 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"slices"
+
+	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/grammar"
+)
+
+// namedSchema is the JSON schema of an answer that is the arguments of one function.
+func namedSchema(tools []tool, name string) []byte {
+	for _, t := range tools {
+		if t.name == name {
+			return t.schema()
+		}
+	}
+	return nil
+}
+
+// schema of the arguments, which are an object also where the function does not say so.
+func (t tool) schema() json.RawMessage {
+	if t.parameters == nil {
+		return json.RawMessage(`{"type":"object"}`)
+	}
+	for key := range members(t.parameters) {
+		if slices.Contains([]string{"type", "$ref", "anyOf", "oneOf", "allOf"}, key) {
+			return t.parameters
+		}
+	}
+	rest := bytes.TrimLeft(t.parameters[1:], " \t\r\n")
+	if rest[0] != '}' {
+		rest = append([]byte{','}, rest...)
+	}
+	return append([]byte(`{"type":"object"`), rest...)
+}
+
+// requiredSchema is that of an answer that is a list of calls of any of these functions: what toolcall.NewList reads.
+// A schema may refer to definitions at its root, which are the whole's now.
+func requiredSchema(tools []tool, single bool) ([]byte, error) {
+	var items []json.RawMessage
+	defs := map[string]map[string]json.RawMessage{}
+	for _, t := range tools {
+		parameters, err := liftDefs(t, defs)
+		if err != nil {
+			return nil, err
+		}
+		name, _ := json.Marshal(t.name) // a string
+		items = append(items, json.RawMessage(`{"type":"object","properties":{"name":{"enum":[`+string(name)+`]},"parameters":`+
+			string(parameters)+`},"required":["name","parameters"],"additionalProperties":false}`))
+	}
+	list, err := json.Marshal(items)
+	if err != nil {
+		return nil, err
+	}
+	b := append([]byte(`{"type":"array","minItems":1,`), `"items":{"anyOf":`...)
+	b = append(append(b, list...), '}')
+	if single {
+		b = append(b, `,"maxItems":1`...)
+	}
+	for _, key := range slices.Sorted(maps.Keys(defs)) {
+		all, err := json.Marshal(defs[key])
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(b, `,"`+key+`":`...), all...)
+	}
+	return append(b, '}'), nil
+}
+
+// liftDefs moves the definitions of a function's parameters into defs and returns the rest.
+func liftDefs(t tool, defs map[string]map[string]json.RawMessage) (json.RawMessage, error) {
+	rest := []byte{'{'}
+	for key, value := range members(t.schema()) {
+		if (key == "$defs" || key == "definitions") && value[0] == '{' {
+			for name, def := range members(value) {
+				if defs[key] == nil {
+					defs[key] = map[string]json.RawMessage{}
+				}
+				if was, ok := defs[key][name]; ok && !bytes.Equal(was, def) {
+					return nil, badRequest("tools", "tools define %q in %s in different ways, which tool_choice required cannot serve.", name, key)
+				}
+				defs[key][name] = def
+			}
+			continue
+		}
+		if len(rest) > 1 {
+			rest = append(rest, ',')
+		}
+		name, _ := json.Marshal(key) // a string
+		rest = append(append(append(rest, name...), ':'), value...)
+	}
+	return append(rest, '}'), nil
+}
+
+// guideTools holds the answer to the schema of what is demanded. response_format is about content, of which there is
+// none then.
+func (s *Server) guideTools(c *common, schema []byte) error {
+	if content, err := c.responseFormat(); err != nil || c.guide != (engine.Guide{}) && len(content) == 0 {
+		return badRequest("tool_choice", "tool_choice that demands a call and another form of the answer cannot both be asked for.")
+	}
+	return s.useForm(c, form{"tools", engine.Guide{Kind: grammar.JSONSchema, Source: string(schema)}})
+}
