@@ -10,6 +10,15 @@ import (
 
 var sharing = sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 64, MaxWaiting: 16, MinShared: 64}
 
+// lend waits until every pool is empty and its loop knows it, so that what is cached may be lent.
+func (c *simCluster) lend() {
+	c.t.Helper()
+	c.settled()
+	for _, n := range c.nodes {
+		eventually(c.t, n.name()+" lends", func() bool { return n.kv.Hostable() == n.kv.Total() })
+	}
+}
+
 // wide runs a prompt larger than a pool of 20 blocks on n, so that its KV comes to lie with others as well.
 func (n *simNode) wide(t *testing.T, p []int32) {
 	t.Helper()
@@ -28,7 +37,7 @@ func TestSharedWhereItLies(t *testing.T) {
 			c := newSim(t, 3, 20, sharing)
 			p := prompt(1, 420)
 			c.nodes[0].wide(t, p)
-			c.settled()
+			c.lend()
 			n := c.nodes[home]
 			again := Request{ID: "again", Prompt: slices.Concat(p, want(1, p, 20), prompt(2, 30)), MaxTokens: 9, Sampling: sampling(3)}
 			if home != 0 {
@@ -76,7 +85,7 @@ func TestSharedByMany(t *testing.T) {
 	c := newSim(t, 3, 30, sharing)
 	p := prompt(1, 400)
 	c.nodes[0].wide(t, p)
-	c.settled()
+	c.lend()
 	var releases []func()
 	var streams []Stream
 	for i, n := range c.nodes {
@@ -117,6 +126,7 @@ func TestSharedWithOneThatIsLost(t *testing.T) {
 	c := newSim(t, 2, 40, sharing)
 	p := prompt(1, 400)
 	c.nodes[0].wide(t, p)
+	c.lend()
 	n := c.nodes[1]
 	release := n.hold(false)
 	s := submit(t, n, Request{ID: "b", Prompt: p, MaxTokens: 30, Sampling: sampling(2), Near: "n0"})

@@ -269,10 +269,28 @@ func (c *schemaCompiler) listed(s schema) (*expr, error) {
 	for _, v := range values {
 		of := func(t string) bool { return slices.Contains(v.types(), t) }
 		if types == nil || slices.ContainsFunc(types, of) {
-			e.subs = append(e.subs, lit(v.json()))
+			e.subs = append(e.subs, c.constant(v))
 		}
 	}
 	return e, nil
+}
+
+// constant is one value: strings and numbers as the schema writes them, members in its order.
+func (c *schemaCompiler) constant(v *value) *expr {
+	var parts []part
+	switch v.kind {
+	case 'a':
+		for _, item := range v.items {
+			parts = append(parts, part{e: c.constant(item)})
+		}
+		return c.brackets(chain(c.comma(), parts))
+	case 'o':
+		for _, m := range v.members {
+			parts = append(parts, part{e: c.member(lit(quoted(m.key)), c.constant(m.v))})
+		}
+		return c.braces(parts)
+	}
+	return lit(v.json())
 }
 
 // resolve finds what a reference within the schema points to.

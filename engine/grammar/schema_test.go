@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -190,10 +191,57 @@ func drawSchema(t *rapid.T, depth int) map[string]any {
 	}
 }
 
+// drawDocument makes a document that a schema of drawSchema may allow: it has the types, and members in its order.
+func drawDocument(t *rapid.T, s map[string]any) any {
+	if branches, ok := s["anyOf"].([]any); ok {
+		return drawDocument(t, rapid.SampledFrom(branches).Draw(t, "branch").(map[string]any))
+	}
+	if enum, ok := s["enum"].([]any); ok {
+		return rapid.SampledFrom(enum).Draw(t, "one of")
+	}
+	switch s["type"] {
+	case "string":
+		return rapid.SampledFrom([]string{"", "a", "aa", "aab", "b", "bcd", `1"`, "xy", "xyyx", "é\n\u007f", "😀<", "\\\x01"}).Draw(t, "text")
+	case "integer":
+		return rapid.IntRange(-3200, 3200).Draw(t, "integer")
+	case "number":
+		return float64(rapid.IntRange(-3200*16, 3200*16).Draw(t, "sixteenths")) / 16
+	case "boolean":
+		return rapid.Bool().Draw(t, "boolean")
+	case "array":
+		out := []any{}
+		first, _ := s["prefixItems"].([]any)
+		for i := range rapid.IntRange(0, 4).Draw(t, "items") {
+			item := s["items"]
+			if i < len(first) {
+				item = first[i]
+			}
+			out = append(out, drawDocument(t, item.(map[string]any)))
+		}
+		return out
+	case "object":
+		out := map[string]any{}
+		for key, v := range s["properties"].(map[string]any) {
+			if slices.Contains(s["required"].([]any), any(key)) || rapid.Bool().Draw(t, "there") {
+				out[key] = drawDocument(t, v.(map[string]any))
+			}
+		}
+		return out
+	}
+	return s["const"]
+}
+
 func TestRandomSchemas(t *testing.T) {
+	accepted := 0
+	defer func() {
+		if accepted < 100 {
+			t.Errorf("only %d documents were valid", accepted)
+		}
+	}()
 	v := vocabulary(5, 200, `{"a": "x", "ab": 12.5, "é": [1, true, null]}`, `aabcc xy\"1"`, "-3000.125")
 	rapid.Check(t, func(rt *rapid.T) {
-		b, err := json.Marshal(drawSchema(rt, 3))
+		schema := drawSchema(rt, 3)
+		b, err := json.Marshal(schema)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -210,6 +258,16 @@ func TestRandomSchemas(t *testing.T) {
 		for range 5 {
 			if doc := walk(t, u, r, 20); valid(doc) != nil {
 				rt.Fatalf("%s\nmakes %q: %v", b, doc, valid(doc))
+			}
+			doc, err := json.MarshalIndent(drawDocument(rt, schema), "", rapid.SampledFrom([]string{"", "  "}).Draw(rt, "indent"))
+			if err != nil {
+				rt.Fatal(err)
+			}
+			if valid(string(doc)) == nil {
+				accepted++
+				if n, ends := accepts(t, u, string(doc)); n < len(doc) || !ends {
+					rt.Fatalf("%s\ndoes not take %s: stops at %q, ends %v", b, doc, doc[n:], ends)
+				}
 			}
 		}
 	})

@@ -126,7 +126,7 @@ static __device__ __forceinline__ void adjust_chunk(const sample_args &a,
     }
     const uint32_t *mask = NULL; /* a chunk begins with a whole word */
     if (row.mask >= 0) {
-        mask = a.p.masks + (size_t)row.mask * inf_mask_words(a.p.vocab) + first / 32;
+        mask = a.p.masks + (size_t)row.mask * ((vocab + 31) / 32) + (size_t)first / 32;
     }
     largest top = {-INFINITY, -1};
 #pragma unroll
