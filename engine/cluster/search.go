@@ -64,6 +64,11 @@ func (r *RManager) find(s search) {
 			break
 		}
 		f, reply := r.askToShare(ctx, who, s.keys[t.at:])
+		if f.span.Blocks > 0 && !t.worth(f.span.Blocks) {
+			r.unhold(f.creditor)
+			r.Release([]kvcache.Ended{{Span: f.span}})
+			break
+		}
 		if f.span.Blocks > 0 {
 			all = append(all, f)
 		}
@@ -148,19 +153,23 @@ type trail struct {
 	asked map[string]bool // about the block at at
 }
 
-// next names the instance to ask, "" at the end of the trail. It ends where blocks go on here: those come last in a
-// request's table.
+// next names the instance to ask, "" at the end of the trail. It ends where all that is left is here: own blocks come
+// last in a request's table.
 func (t *trail) next() string {
-	if t.at >= len(t.keys) || t.at > 0 && t.kv.Run(t.keys[t.at:t.at+1]) > 0 {
+	left := t.keys[t.at:]
+	if len(left) == 0 || t.at > 0 && t.kv.Run(left) == len(left) {
 		return ""
 	}
-	for _, who := range []string{t.told, t.kv.Lead(t.keys[t.at]), t.near} {
+	for _, who := range []string{t.told, t.kv.Lead(left[0]), t.near} {
 		if who != "" && !t.asked[who] {
 			return who
 		}
 	}
 	return ""
 }
+
+// worth says whether blocks of an instance reach further than those that follow here.
+func (t *trail) worth(blocks int) bool { return t.at == 0 || blocks > t.kv.Run(t.keys[t.at:]) }
 
 // answer takes what an instance said: how many blocks it has, and who may have the next.
 func (t *trail) answer(who string, reply *pb.ShareKVReply) {

@@ -17,7 +17,8 @@ func TestTrail(t *testing.T) {
 		name  string
 		near  string
 		leads map[int]string
-		here  map[int]bool
+		here  int // the first of the blocks that are here, if any is
+		until int // behind the last one; 0: all are
 		world somebody
 		asked string
 		at    int
@@ -26,8 +27,12 @@ func TestTrail(t *testing.T) {
 		{name: "near has all", near: "a", world: somebody{"a": {0: {Blocks: 10}}}, asked: "a", at: 10},
 		{name: "near has none", near: "a", leads: map[int]string{0: "a"}, world: somebody{"a": {0: {Unknown: true}}}, asked: "a"},
 		{name: "own leads", leads: map[int]string{0: "a", 4: "b"}, world: somebody{"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 3}}}, asked: "ab", at: 7},
-		{name: "it goes on here", leads: map[int]string{0: "a", 4: "b"}, here: map[int]bool{4: true}, world: somebody{"a": {0: {Blocks: 4}}}, asked: "a", at: 4},
-		{name: "here it begins", near: "a", here: map[int]bool{0: true}, world: somebody{"a": {0: {Blocks: 10}}}, asked: "a", at: 10},
+		{name: "it goes on here", leads: map[int]string{0: "a", 4: "b"}, here: 4, world: somebody{"a": {0: {Blocks: 4}}}, asked: "a", at: 4},
+		{name: "it goes on here, but not to the end", leads: map[int]string{0: "a", 4: "b"}, here: 4, until: 7,
+			world: somebody{"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 5}}}, asked: "ab", at: 9},
+		{name: "others have no more than what is here", leads: map[int]string{0: "a", 4: "b"}, here: 4, until: 9,
+			world: somebody{"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 5}}}, asked: "ab", at: 4},
+		{name: "here it begins", near: "a", here: 0, until: 1, world: somebody{"a": {0: {Blocks: 10}}}, asked: "a", at: 10},
 		{name: "near knows who", near: "h", world: somebody{"h": {0: {Unknown: true, Next: "a"}, 4: {Unknown: true, Next: "b"}, 8: {Blocks: 2}},
 			"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 4}}}, asked: "hahbh", at: 10},
 		{name: "a circle", near: "a", world: somebody{"a": {0: {Unknown: true, Next: "b"}}, "b": {0: {Unknown: true, Next: "a"}}}, asked: "ab"},
@@ -36,7 +41,10 @@ func TestTrail(t *testing.T) {
 		{name: "no room there", leads: map[int]string{0: "a"}, world: somebody{"a": {0: {Blocks: 0}}}, asked: "a"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			known := &knows{keys: keys, leads: tc.leads, here: tc.here}
+			known := &knows{keys: keys, leads: tc.leads, from: tc.here, until: tc.until}
+			if tc.until == 0 && tc.here > 0 {
+				known.until = len(keys)
+			}
 			tr := trail{keys: keys, near: tc.near, kv: known, asked: map[string]bool{}}
 			asked := ""
 			for range maxAsked {
@@ -48,6 +56,9 @@ func TestTrail(t *testing.T) {
 				reply := tc.world[who][tr.at]
 				if reply == nil {
 					reply = &pb.ShareKVReply{}
+				}
+				if reply.Blocks > 0 && !tr.worth(int(reply.Blocks)) {
+					break
 				}
 				tr.answer(who, reply)
 			}
@@ -65,12 +76,13 @@ func TestTrail(t *testing.T) {
 type knows struct {
 	keys  []kvcache.Key
 	leads map[int]string
-	here  map[int]bool
+	from  int // of the blocks that are here
+	until int
 }
 
 func (k *knows) Run(keys []kvcache.Key) int {
-	if k.here[slices.Index(k.keys, keys[0])] {
-		return 1
+	if at := slices.Index(k.keys, keys[0]); at >= k.from {
+		return min(max(0, k.until-at), len(keys))
 	}
 	return 0
 }

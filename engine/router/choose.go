@@ -85,7 +85,8 @@ func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, bool) {
 // candidate is a member as pick sees it.
 type candidate struct {
 	cluster.Member
-	room int // free blocks, less what was sent there since its last report
+	free int // blocks, less what was sent there since its last report
+	room int // of these, less what its requests have with others: they will want it back
 	busy int // requests, by that report
 	sent int // requests since
 }
@@ -98,8 +99,8 @@ func (c *candidate) before(o *candidate) bool {
 	return c.busy < o.busy || c.busy == o.busy && c.ID < o.ID
 }
 
-// pick takes the member that is near, if it has room for the rest and is not much busier than others, else the first
-// in order. It charges what the request takes to it. The caller holds mu.
+// pick takes the member that is near, if it has room for the rest, whatever lies with others of what is shared, and is
+// not much busier than others, else the first in order. It charges what the request takes to it. The caller holds mu.
 func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Load, w *want, now time.Time) (cluster.Member, bool) {
 	r.charges = slices.DeleteFunc(r.charges, func(c charge) bool { return !now.Before(c.until) })
 	charged, sent := map[string]int{}, map[string]int{}
@@ -113,11 +114,12 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 		if w.tried[id] || m.MemoryOnly {
 			continue
 		}
-		c := &candidate{Member: m, room: m.BlocksTotal, sent: sent[id]}
+		c := &candidate{Member: m, free: m.BlocksTotal - charged[id], sent: sent[id]}
+		c.room = c.free
 		if l := loads[id]; l != nil {
-			c.room, c.busy = int(l.KvBlocksFree)-int(l.KvBlocksLent), int(l.Running)+int(l.Waiting)
+			c.free, c.busy = int(l.KvBlocksFree)-charged[id], int(l.Running)+int(l.Waiting)
+			c.room = c.free - int(l.KvBlocksLent)
 		}
-		c.room -= charged[id]
 		idlest = min(idlest, c.busy+c.sent)
 		if best == nil || c.before(best) {
 			best = c
@@ -133,7 +135,7 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 		w.near, w.known = "", 0
 	}
 	blocks, shared := w.need, w.known/r.cfg.BlockSize
-	if near != nil && near.room >= w.need-shared && near.busy+near.sent <= 2*idlest+8 {
+	if near != nil && near.free >= w.need-shared && near.busy+near.sent <= 2*idlest+8 {
 		best, blocks = near, w.need-shared
 	}
 	r.charges = append(r.charges, charge{best.ID, blocks, now.Add(chargeFor)})

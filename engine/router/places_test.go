@@ -72,6 +72,7 @@ func TestNearIsChosen(t *testing.T) {
 		{"not enough of it is there", &clusterpb.Load{KvBlocksFree: 50, Running: 2}, slices.Concat(req.Prompt, text(5, 4*placeTokens)), "a"},
 		{"the rest has room", &clusterpb.Load{KvBlocksFree: 17, Running: 2}, slices.Concat(req.Prompt, text(5, placeTokens)), "b"},
 		{"the rest has none", &clusterpb.Load{KvBlocksFree: 16, Running: 2}, slices.Concat(req.Prompt, text(5, placeTokens)), "a"},
+		{"it has lent what is shared", &clusterpb.Load{KvBlocksFree: 17, KvBlocksLent: 90, Running: 1}, req.Prompt, "b"},
 		{"busy, but not much more", &clusterpb.Load{KvBlocksFree: 50, Running: 10}, req.Prompt, "b"},
 		{"much busier", &clusterpb.Load{KvBlocksFree: 50, Running: 11}, req.Prompt, "a"},
 	} {
