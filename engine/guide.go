@@ -93,7 +93,7 @@ func (g *guided) fill(st *batch.Step, row int, mayStop bool) error {
 // accept takes the token that was sampled. over: nothing can follow it.
 func (g *guided) accept(token int32) (over bool, err error) {
 	if slices.Contains(g.ends, token) && g.m.MayEnd() {
-		return false, nil // it ends the answer, or does not count before MinTokens
+		return !g.some, nil // where nothing else may come it ends the answer, also before MinTokens
 	}
 	if err := g.m.Accept(token); err != nil {
 		return false, fmt.Errorf("cannot hold the answer to its form: %w", err)

@@ -49,6 +49,9 @@ func (n *nfa) build(e *expr, from int32, depth int) int32 {
 	if n.fault == nil && depth > 16*maxDepth {
 		n.fault = errLarge
 	}
+	if n.fault == nil {
+		n.fault = n.spend(1) // also what has no states: it may be repeated, and have many parts
+	}
 	if n.fault != nil {
 		return 0
 	}

@@ -224,7 +224,11 @@ func (c *schemaCompiler) branches(s schema, key string, v *value, depth int) (*e
 		}
 		if key == "oneOf" {
 			for i, other := range seen {
-				if !disjoint(b, other) {
+				apart := c.disjoint(b, other)
+				if err := c.work.spend(0); err != nil {
+					return nil, err
+				}
+				if !apart {
 					return nil, errAt(v.path, "branches %d and %d may both hold, which is not supported in oneOf; use anyOf, or give them different types, or a required property with different constants", i, len(seen))
 				}
 			}
@@ -305,7 +309,10 @@ func (c *schemaCompiler) resolve(ref *value) (*value, error) {
 		return at, nil
 	}
 	for _, key := range strings.Split(fragment[1:], "/") {
-		key = strings.NewReplacer("~1", "/", "~0", "~").Replace(key)
+		if err := c.work.spend(10 + len(at.members)/4); err != nil { // parts may be referred to by many others
+			return nil, err
+		}
+		key = strings.ReplaceAll(strings.ReplaceAll(key, "~1", "/"), "~0", "~")
 		next := at.get(key)
 		if i, err := strconv.Atoi(key); err == nil && at.kind == 'a' && i >= 0 && i < len(at.items) {
 			next = at.items[i]

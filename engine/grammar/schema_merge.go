@@ -125,6 +125,9 @@ func (c *schemaCompiler) merge(a, b schema) (schema, error) {
 // closes refuses additionalProperties that speaks of properties which another part of the schema names: it would not
 // mean those if the parts were one.
 func closes(a, b schema) error {
+	if items := b.kw["items"]; a.kw["prefixItems"] != nil && items != nil && b.kw["prefixItems"] == nil && !(items.kind == 'b' && items.yes) {
+		return errAt(items.path, "it speaks of items that another part of the schema lists in prefixItems; that is not supported")
+	}
 	more := a.kw["additionalProperties"]
 	if more == nil || more.kind == 'b' && more.yes || b.kw["properties"] == nil {
 		return nil
@@ -139,7 +142,7 @@ func closes(a, b schema) error {
 
 // both is a keyword's value where two are to hold.
 func (c *schemaCompiler) both(key string, a, b *value) (*value, error) {
-	if err := c.work.spend((len(a.items)+len(a.members)+1)*(len(b.items)+len(b.members)+1) + 100); err != nil {
+	if err := c.work.spend((len(a.items)+len(a.members)+1)*(len(b.items)+len(b.members)+1) + 8*min(a.size, b.size) + 100); err != nil {
 		return nil, err
 	}
 	if same(a, b) {
@@ -198,7 +201,7 @@ func (c *schemaCompiler) bothProperties(a, b *value) (*value, error) {
 
 // allOf is a schema of two.
 func (c *schemaCompiler) allOf(a, b *value) *value {
-	return &value{kind: 'o', path: a.path, members: []member{{"allOf", &value{kind: 'a', path: a.path, items: []*value{a, b}}}}}
+	return &value{kind: 'o', path: a.path, size: 4 + a.size + b.size, members: []member{{"allOf", &value{kind: 'a', path: a.path, size: 2 + a.size + b.size, items: []*value{a, b}}}}}
 }
 
 // bothTypes is the types that both have; a number that must be an integer is one.
@@ -290,16 +293,24 @@ func (s schema) values() ([]*value, error) {
 
 // disjoint tells whether it is plain that no value satisfies both: by type, by listed values, or by a property that
 // both require and that lists other values.
-func disjoint(a, b schema) bool {
+func (c *schemaCompiler) disjoint(a, b schema) bool {
+	apartLists := func(x, y []*value) bool {
+		for _, v := range x {
+			for _, w := range y {
+				if c.work.spend(8*(1+min(v.size, w.size))) != nil || same(v, w) {
+					return false
+				}
+			}
+		}
+		return true
+	}
 	if a.never || b.never {
 		return true
 	}
 	x, _ := a.values2()
 	y, _ := b.values2()
 	if x != nil && y != nil {
-		return !slices.ContainsFunc(x, func(v *value) bool {
-			return slices.ContainsFunc(y, func(w *value) bool { return same(v, w) })
-		})
+		return apartLists(x, y)
 	}
 	if apart(a.kinds(x), b.kinds(y)) {
 		return true
@@ -313,9 +324,7 @@ func disjoint(a, b schema) bool {
 			continue
 		}
 		x, y := listOf(m.v), listOf(other)
-		if x != nil && y != nil && !slices.ContainsFunc(x, func(v *value) bool {
-			return slices.ContainsFunc(y, func(w *value) bool { return same(v, w) })
-		}) {
+		if x != nil && y != nil && apartLists(x, y) {
 			return true
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 	"strconv"
@@ -18,6 +17,7 @@ type value struct {
 	text    string // of a string, or as a number is written
 	items   []*value
 	members []member
+	size    int    // of values within, about: what it takes to compare it
 	path    string // JSON path, for messages
 }
 
@@ -88,11 +88,11 @@ func (v *value) readInner(d *json.Decoder, depth int) error {
 	seen := map[string]bool{}
 	for d.More() {
 		if v.kind == 'a' {
-			item, err := readValue(d, fmt.Sprintf("%s[%d]", v.path, len(v.items)), depth+1)
+			item, err := readValue(d, below(v.path, "["+strconv.Itoa(len(v.items))+"]"), depth+1)
 			if err != nil {
 				return err
 			}
-			v.items = append(v.items, item)
+			v.items, v.size = append(v.items, item), v.size+1+item.size
 			continue
 		}
 		t, err := d.Token()
@@ -108,7 +108,7 @@ func (v *value) readInner(d *json.Decoder, depth int) error {
 		if err != nil {
 			return err
 		}
-		v.members = append(v.members, member{key, item})
+		v.members, v.size = append(v.members, member{key, item}), v.size+1+item.size
 	}
 	_, err := d.Token()
 	return err
@@ -120,9 +120,23 @@ func pathTo(path, key string) string {
 		return r == '_' || r == '$' || r >= '0' && r <= '9' || r|0x20 >= 'a' && r|0x20 <= 'z'
 	}
 	if key != "" && strings.IndexFunc(key, func(r rune) bool { return !plain(r) }) < 0 {
-		return path + "." + key
+		return below(path, "."+key)
 	}
-	return path + "[" + strconv.Quote(key) + "]"
+	return below(path, "["+strconv.Quote(key)+"]")
+}
+
+// maxPath bounds a path: each value has one, so that long ones would take many times the source's memory.
+const maxPath = 256
+
+// below is a path and a part more; what is too long ends in dots.
+func below(path, part string) string {
+	switch {
+	case strings.HasSuffix(path, "..."):
+		return path
+	case len(path)+len(part) > maxPath:
+		return path + "..."
+	}
+	return path + part
 }
 
 // quoted is a string as JSON, escaped no more than it must be.
