@@ -306,11 +306,30 @@ func TestDemandedCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := string(namedSchema(tools, "g")); got != `{"type":"object"}` {
-		t.Errorf("%s", got)
+	if got, err := namedSchema(tools, "g"); err != nil || string(got) != `{"type":"object"}` {
+		t.Errorf("%s %v", got, err)
 	}
-	if got := string(namedSchema(tools, "f")); !strings.Contains(got, `"$ref":"#/$defs/x"`) || !strings.Contains(got, `"$defs"`) {
-		t.Errorf("%s", got)
+	if got, err := namedSchema(tools, "f"); err != nil || !strings.Contains(string(got), `"$ref":"#/$defs/x"`) || !strings.Contains(string(got), `"$defs"`) {
+		t.Errorf("%s %v", got, err)
+	}
+	// Arguments are objects, whatever else a function's schema allows.
+	for in, want := range map[string]string{
+		`{"type":["object","null"]}`: `{"allOf":[{"type":["object","null"]},{"type":"object"}]}`,
+		`{"anyOf":[{"$ref":"#/$defs/a"},{"type":"string"}],"$defs":{"a":{"type":"object"}}}`: `{"allOf":[{"anyOf":[{"$ref":"#/$defs/a"},{"type":"string"}]},{"type":"object"}],"$defs":{"a":{"type":"object"}}}`,
+	} {
+		if got, err := namedSchema([]tool{{"f", json.RawMessage(in)}}, "f"); err != nil || string(got) != want {
+			t.Errorf("%s: %s %v, want %s", in, got, err, want)
+		} else if _, err := grammar.Compile(grammar.JSONSchema, string(got)); err != nil {
+			t.Errorf("%s: %v", got, err)
+		}
+	}
+	// A root that is another one in a list of calls is refused; alone it is the same.
+	root := []tool{{"f", json.RawMessage(`{"type":"object","properties":{"child":{"$ref":"#"},"$ref":{"type":"string"}}}`)}}
+	if got, err := namedSchema(root, "f"); err != nil || string(got) != string(root[0].parameters) {
+		t.Errorf("%s %v", got, err)
+	}
+	if _, err := requiredSchema(root, false); err == nil || !strings.Contains(err.Error(), `"#"`) {
+		t.Errorf("a reference to the root: %v", err)
 	}
 	for in, want := range map[string]string{
 		`{}`: `{"type":"object"}`, `{ "description": "d" }`: `{"type":"object","description": "d" }`, `{"$ref":"#"}`: `{"$ref":"#"}`, `{"type":"object"}`: `{"type":"object"}`,

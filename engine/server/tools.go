@@ -73,7 +73,7 @@ func (s *Server) planTools(asked askedTools, parallel bool) (toolPlan, error) {
 	switch {
 	case function != "":
 		p.forced = function
-		p.schema = namedSchema(tools, function)
+		p.schema, err = namedSchema(tools, function)
 	case mode == "required":
 		p.require = true
 		p.schema, err = requiredSchema(tools, p.single)
