@@ -85,14 +85,19 @@ func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, bool) {
 // candidate is a member as pick sees it.
 type candidate struct {
 	cluster.Member
-	free int // blocks, less what was sent there since its last report
-	room int // of these, less what its requests have with others: they will want it back
-	busy int // requests, by that report
-	sent int // requests since
+	free int  // blocks, less what was sent there since its last report
+	room int  // of these, less what its requests have with others: they will want it back
+	busy int  // requests, by that report
+	sent int  // requests since
+	full bool // it runs as many as it may, so that one more would wait
 }
 
-// before orders candidates: most room first, among equals the one with fewer requests, then the lower id.
+// before orders candidates: those that can begin with it first, then by most room, among equals the one with fewer
+// requests, then the lower id.
 func (c *candidate) before(o *candidate) bool {
+	if c.full != o.full {
+		return o.full
+	}
 	if c.room != o.room {
 		return c.room > o.room
 	}
@@ -119,6 +124,7 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 		if l := loads[id]; l != nil {
 			c.free, c.busy = int(l.KvBlocksFree)-charged[id], int(l.Running)+int(l.Waiting)
 			c.room = c.free - int(l.KvBlocksLent)
+			c.full = l.MaxNumSeqs > 0 && c.busy+c.sent >= int(l.MaxNumSeqs)
 		}
 		idlest = min(idlest, c.busy+c.sent)
 		if best == nil || c.before(best) {

@@ -51,6 +51,11 @@ func TestMostRoomIsChosen(t *testing.T) {
 	if got := pick(r, loads, now.Add(chargeFor)); got != "b" || len(r.charges) != 1 {
 		t.Errorf("chose %s with %d charges, after a report must have come", got, len(r.charges))
 	}
+	loads["b"].Running, loads["b"].Waiting, loads["b"].MaxNumSeqs = 2, 1, 3
+	if got := pick(New(nil, Config{Secret: secret, BlockSize: 16}), loads, now); got != "c" {
+		t.Errorf("chose %s, where the one with most room has no seat", got)
+	}
+	loads["b"].Running = 1
 	members["big"] = cluster.Member{ID: "big", BlocksTotal: 1000, MemoryOnly: true}
 	if got := pick(New(nil, Config{Secret: secret, BlockSize: 16}), loads, now); got != "b" {
 		t.Errorf("chose %s, where one that runs no requests has most room", got)
@@ -145,5 +150,16 @@ func TestInstanceView(t *testing.T) {
 	// One that just left, and has reported nothing.
 	if got := instanceView(&clusterpb.InstanceState{Id: "a"}, cluster.Member{}); !reflect.DeepEqual(got, server.InstanceView{ID: "a"}) {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestCapacity(t *testing.T) {
+	members := map[string]cluster.Member{"m": {BlocksTotal: 100, MemoryOnly: true}}
+	if n := capacity(members, 16); n != 0 {
+		t.Errorf("memory alone has room for %d tokens", n)
+	}
+	members["a"] = cluster.Member{BlocksTotal: 10}
+	if n := capacity(members, 16); n != 109*16 {
+		t.Errorf("room for %d tokens", n)
 	}
 }

@@ -85,14 +85,22 @@ func (r *Router) Close() {
 }
 
 // Capacity is how many tokens of KV one request could have: every block of every member but one, which
-// the home keeps free to move others out.
+// the home keeps free to move others out. Without a member that runs requests there is none.
 func (r *Router) Capacity() int {
 	members, _ := r.manager.Directory().Members()
-	blocks := 0
+	return capacity(members, r.cfg.BlockSize)
+}
+
+func capacity(members map[string]cluster.Member, blockSize int) int {
+	blocks, runs := 0, false
 	for _, m := range members {
 		blocks += m.BlocksTotal
+		runs = runs || !m.MemoryOnly
 	}
-	return max(0, blocks-1) * r.cfg.BlockSize
+	if !runs {
+		return 0
+	}
+	return max(0, blocks-1) * blockSize
 }
 
 // Submit sends the request to the instance that has what it begins with, or to the one with most room; when its queue

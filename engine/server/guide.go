@@ -123,6 +123,9 @@ func (g *guideFields) structuredOutputs() ([]form, error) {
 	if s.JSONObject {
 		out = append(out, form{field, engine.Guide{Kind: grammar.JSONObject}})
 	}
+	if len(out) == 0 {
+		return nil, badRequest(field, "structured_outputs names none of json, regex, choice, grammar and json_object.")
+	}
 	return out, nil
 }
 
