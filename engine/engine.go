@@ -36,6 +36,9 @@ type Config struct {
 	StepFlags    uint32        // batch.Flag*
 	// PrefixCaching lets requests begin with full blocks of others, and keeps the blocks of those that have ended.
 	PrefixCaching bool
+	// MaskTime is how long a step may wait for masks that are not there yet: beyond it requests go without the step. One
+	// mask is made in any case. Default 20 ms.
+	MaskTime time.Duration
 	// Guides compiles the forms of answers; nil: requests with one are refused.
 	Guides Guides
 }
@@ -103,6 +106,8 @@ type Engine struct {
 	sched  *sched.Scheduler
 	stepID uint64
 	share  []share
+	looks  []*request        // scratch: those of a step that need a mask
+	looked kvcache.RequestID // the last that one was made for
 	table  kvcache.Table
 	spans  []batchSpan
 	hungry uint64     // the plan's Starving that the lender knows of
@@ -160,6 +165,9 @@ func New(cfg Config, dev Device, kv *kvcache.Manager, lender Lender) (*Engine, e
 	}
 	if cfg.StepTimeout == 0 {
 		cfg.StepTimeout = 10 * time.Minute
+	}
+	if cfg.MaskTime == 0 {
+		cfg.MaskTime = 20 * time.Millisecond
 	}
 	if cfg.StallRefresh == 0 {
 		cfg.StallRefresh = 20 * time.Millisecond

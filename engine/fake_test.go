@@ -81,6 +81,7 @@ type simNode struct {
 	opens  int
 	wrong  bool // its KV is not what it should be
 	hungry uint64
+	watch  func(*batch.Step) // sees each step
 }
 
 type simSlot struct {
@@ -172,6 +173,9 @@ func (n *simNode) Submit() error {
 	defer n.c.mu.Unlock()
 	if n.refuse != nil {
 		return n.refuse
+	}
+	if n.watch != nil {
+		n.watch(n.st)
 	}
 	users := map[int32]int{}
 	for _, q := range n.st.Seqs[:n.st.Head.NSeqs] {

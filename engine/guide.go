@@ -1,13 +1,16 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/grammar"
+	"github.com/infinite-llm/infinite/engine/sched"
 )
 
 // Guide is a form that an answer is held to: a kind of source that grammar.Compile knows, and the source. The zero
@@ -25,7 +28,9 @@ type guided struct {
 	m    *grammar.Matcher
 	ends []int32 // stop tokens that are no text: they may come where the form may end
 	mask []uint32
-	some bool // the mask allows a token
+	some bool  // the mask allows a token
+	err  error // there is no mask
+	late bool  // the mask did not come in time for the step
 }
 
 // guide makes the place behind the answer so far; nil where the request has no form.
@@ -62,6 +67,44 @@ func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
 		}
 	}
 	return g, nil
+}
+
+// needsMask tells whether a request samples a token of its form in a step.
+func needsMask(r *request, it sched.Item) bool { return r.guided != nil && it.Last && r.MaxTokens > 0 }
+
+// lookAll finds the masks of a step's requests. The device waits meanwhile, and all others: what is not found in MaskTime
+// is late. The first is found in any case, and those that were late come first the next time.
+func (e *Engine) lookAll(p *sched.Plan) {
+	e.looks = e.looks[:0]
+	for _, it := range p.Items {
+		if r := e.get(it.Request); needsMask(r, it) {
+			e.looks = append(e.looks, r)
+		}
+	}
+	slices.SortFunc(e.looks, func(a, b *request) int {
+		if was, is := a.id <= e.looked, b.id <= e.looked; was != is {
+			if was {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Compare(a.id, b.id)
+	})
+	var spent time.Duration
+	made := 0
+	for _, r := range e.looks {
+		g := r.guided
+		ready := g.m.Ready()
+		if g.late = !ready && made > 0 && spent >= e.cfg.MaskTime; g.late {
+			continue
+		}
+		began := time.Now()
+		g.err = g.look()
+		if spent += time.Since(began); !ready {
+			made++
+			e.looked = r.id
+		}
+	}
 }
 
 // look finds what may come next, before the request has a part of the step.

@@ -29,8 +29,12 @@ func (e *Engine) fill(p *sched.Plan) bool {
 	st := e.dev.Step()
 	st.Reset(e.stepID, uint64(e.cfg.PeerTimeout), e.cfg.StepFlags)
 	e.share = e.share[:0]
+	e.lookAll(p)
 	for _, it := range p.Items {
 		r := e.get(it.Request)
+		if needsMask(r, it) && r.guided.late {
+			continue // it stays where it was
+		}
 		if err := e.prepare(r, it); err != nil {
 			e.fail(r, err)
 			continue
@@ -42,6 +46,9 @@ func (e *Engine) fill(p *sched.Plan) bool {
 			// Otherwise it waits for a step with more room; it stays where it was.
 			continue
 		}
+	}
+	if st.Head.NSeqs == 0 && len(e.looks) > 0 {
+		e.signal() // some may only be late
 	}
 	return st.Head.NSeqs > 0
 }
@@ -56,10 +63,8 @@ func (e *Engine) prepare(r *request, it sched.Item) error {
 		}
 		r.masked = mask
 	}
-	if r.guided != nil && it.Last && r.MaxTokens > 0 {
-		if err := r.guided.look(); err != nil {
-			return err
-		}
+	if needsMask(r, it) && r.guided.err != nil {
+		return r.guided.err
 	}
 	r.running.Store(true)
 	return nil

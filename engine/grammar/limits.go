@@ -19,7 +19,9 @@ const (
 // Limits of an automaton that runs.
 const (
 	maxItems    = 1024     // states that a place in the text may be in at once
-	maxMaskWork = 10e6     // elementary steps of one mask
+	maxMaskWork = 1e6      // elementary steps of one mask
+	remakeWork  = 10e6     // more of them, for what masks share while it is not there: at the beginning, and when it was forgotten
+	partsWork   = 40e6     // the same when all parts of masks were forgotten
 	maxMemory   = 16 << 20 // bytes of remembered places and masks, about, before they are forgotten
 	warmWork    = 20e6     // elementary steps before the first request, for masks that will be asked for
 )

@@ -3,6 +3,7 @@ package grammar
 import (
 	"cmp"
 	"encoding/binary"
+	"math/bits"
 	"slices"
 )
 
@@ -159,7 +160,9 @@ func (m *machine) settle() *config {
 	}
 	clear(m.pending)
 	for _, it := range m.list {
-		m.begin(it)
+		if m.begin(it); !m.within() {
+			break
+		}
 	}
 	for len(m.pending) > 0 && m.within() {
 		first := int32(-1)
@@ -194,12 +197,16 @@ func (m *machine) within() bool { return m.work >= 0 && len(m.list) <= maxItems 
 
 // begin notes the calls that an item makes.
 func (m *machine) begin(it item) {
-	for _, c := range m.g.states[it.state].calls {
+	calls := m.g.states[it.state].calls
+	m.work -= len(calls)
+	for _, c := range calls {
 		m.pending[c.rule] = append(m.pending[c.rule], caller{c.ret, it.up})
 	}
 }
 
+// node is the calls of a rule. To sort them is work, also where the node is there.
 func (m *machine) node(rule int32, callers []caller) *node {
+	m.work -= len(callers) * bits.Len(uint(len(callers)))
 	slices.SortFunc(callers, func(a, b caller) int {
 		return cmp.Or(cmp.Compare(a.ret, b.ret), cmp.Compare(a.up.id, b.up.id))
 	})

@@ -18,6 +18,7 @@ type Guide struct {
 
 	mu      sync.Mutex
 	m       *machine
+	spare   int // work for what is not there yet, beyond a mask's own
 	start   *config
 	first   []uint32   // the mask at the beginning, where tokens stand for other bytes there
 	bottoms []*node    // by rule
@@ -38,7 +39,7 @@ type partial struct {
 func NewGuide(g *Grammar, v *Vocabulary) *Guide {
 	u := &Guide{g: g, v: v, m: newMachine(g), bottoms: make([]*node, len(g.rules)), parts: make([]*partial, len(g.states))}
 	u.configs = make([]*config, 1+max(v.mid.deep, v.start.deep))
-	u.m.work = maxMaskWork
+	u.m.work, u.spare = maxMaskWork, remakeWork
 	for r := range g.rules {
 		u.bottoms[r] = u.m.bottom(int32(r))
 	}
@@ -63,12 +64,17 @@ func wide(edges []edge) bool {
 
 func (u *Guide) room() bool { return u.kept+u.m.size < maxMemory }
 
-// tidy forgets what was made when it has become too much. The place of whoever asks is taken over.
+// tidy forgets what was made when it has become too much. The place of whoever asks is taken over. Parts of masks, which
+// are dear and do not depend on places, stay while they are not most of it. Masks may take more work while what they
+// share is made again: a text must not fail for what was forgotten.
 func (u *Guide) tidy(c *config) *config {
 	if !u.room() {
 		u.m.forget()
-		clear(u.parts)
-		u.kept = 0
+		u.spare = max(u.spare, remakeWork)
+		if u.kept > maxMemory/2 {
+			clear(u.parts)
+			u.kept, u.spare = 0, partsWork
+		}
 		u.start = u.m.adopt(u.start)
 	}
 	return u.m.adopt(c)
@@ -155,13 +161,14 @@ func (u *Guide) mask(c *config, beginning bool) ([]uint32, error) {
 	if *kept != nil {
 		return *kept, nil
 	}
-	u.m.work = maxMaskWork
+	u.m.work = maxMaskWork + u.spare
 	all := partial{bits: make([]uint32, u.v.Words())}
 	if beginning {
 		u.walk(&u.v.start, c, nil, &all)
 	} else {
 		u.join(c, all.bits)
 	}
+	u.spare = min(u.spare, max(0, u.m.work))
 	if u.m.work < 0 {
 		return nil, ErrAmbiguous
 	}

@@ -15,6 +15,16 @@ func (u *Guide) Matcher() *Matcher { return &Matcher{u: u, at: u.start} }
 // Vocabulary is that of the guide.
 func (u *Guide) Vocabulary() *Vocabulary { return u.v }
 
+// Ready tells whether the mask is kept, so that Mask takes no time.
+func (m *Matcher) Ready() bool {
+	m.u.mu.Lock()
+	defer m.u.mu.Unlock()
+	if !m.begun && m.u.v.first != nil {
+		return m.u.first != nil
+	}
+	return m.at.mask != nil
+}
+
 // Mask is the tokens that may come next, bit id%32 of word id/32 for each, and whether there is one. It is shared and
 // must not be changed. ErrAmbiguous: that is too much work.
 func (m *Matcher) Mask() (mask []uint32, some bool, err error) {
