@@ -48,6 +48,24 @@ func (p *process) instances(n int) {
 	p.eventually(fmt.Sprintf("%d instances", n), func(v server.ClusterView) bool { return len(v.Instances) == n })
 }
 
+// linked waits for n instances that can all borrow from each other: the first try to connect may come before the peer
+// has heard of who tries.
+func (p *process) linked(n int) {
+	p.t.Helper()
+	p.eventually(fmt.Sprintf("%d instances with links", n), func(v server.ClusterView) bool {
+		for _, in := range v.Instances {
+			links := 0
+			for _, peers := range in.Links {
+				links += int(peers)
+			}
+			if links != n-1 {
+				return false
+			}
+		}
+		return len(v.Instances) == n
+	})
+}
+
 // A head that ends takes the list of members with it. What had joined it joins the one that comes in its place, as
 // another member: it counts, it serves, and nobody else gets its id.
 func TestHeadIsRestarted(t *testing.T) {

@@ -48,7 +48,7 @@ func threeHomes(t *testing.T) (p *process, streams []*stream, holder string, rel
 	h := holdSteps(t, 1)
 	t.Cleanup(h.release)
 	p = serve(t, "--dtype", "float32", "--instances", "3", "--min-shared-prefix", "64", poolFlag(t, 60))
-	p.instances(3)
+	p.linked(3)
 	if first := p.complete(body(prompt(600, 1), 1)); first.status != 200 {
 		t.Fatal(first.message)
 	}
