@@ -158,6 +158,30 @@ struct inf_collective {
     const inf_collective_ops *ops;
 };
 
+/* Of a row that samples: how many of the request's rows do so before it, which is how many of its
+ * tokens up to the row's own are drafts. */
+static inline uint32_t inf_row_drafts(const inf_step_buffers *s, uint32_t r) {
+    uint32_t n = 0;
+    while (s->rows[r].target < 0 && n < r && s->rows[r - n - 1].target < 0 &&
+           s->rows[r - n - 1].seq == s->rows[r].seq) {
+        n++;
+    }
+    return n;
+}
+
+/* Whether row r's token, which is sampled, is one of the request's text; before says so of the row
+ * in front of it. A row behind a draft counts where that draft is what was sampled. */
+static inline int inf_row_holds(const inf_step_buffers *s, uint32_t r, int before) {
+    const inf_step_row *row = &s->rows[r];
+    if (row->target >= 0) {
+        return 0;
+    }
+    if (r == 0 || row[-1].target >= 0 || row[-1].seq != row->seq) {
+        return 1;
+    }
+    return before && s->row_out[r - 1].token == s->tokens[row->token];
+}
+
 /* Whether a slot's tokens are counted. */
 static inline int inf_sampling_counts(const inf_sampling *s) {
     return s->repetition != 1 || s->presence != 0 || s->frequency != 0;

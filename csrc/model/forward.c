@@ -243,8 +243,8 @@ static void shared_layers(inf_forward *f) {
     }
 }
 
-/* Samples or scores one row of the chunk. A validated step has at most one sampled row per request,
- * so no two threads count into one slot. */
+/* Samples or scores one row of the chunk. Nothing is counted before all of the step's rows are
+ * sampled: threads read the slots meanwhile. */
 static void sample_task(void *arg, int32_t index, int32_t thread) {
     inf_forward *f = arg;
     const inf_step_buffers *s = f->step;
@@ -256,14 +256,32 @@ static void sample_task(void *arg, int32_t index, int32_t thread) {
     if (s->seq_out[row->seq].status != INF_OK) {
         return;
     }
-    uint64_t position = (uint64_t)seq->pos0 + (row->token - seq->token_off) + 1;
-    const uint32_t *mask = NULL;
+    inf_sample_ask ask = {
+        .position = (uint64_t)seq->pos0 + (row->token - seq->token_off) + 1,
+        .target = row->target,
+        .n_top = row->n_top,
+        .n_drafts = inf_row_drafts(s, r),
+    };
+    ask.drafts = s->tokens + row->token + 1 - ask.n_drafts;
     if (row->mask != 0 && (s->head->flags & INF_STEP_NO_MASKS) == 0) {
-        mask = s->masks + (uint64_t)(row->mask - 1) * inf_mask_words(f->dims.vocab);
+        ask.mask = s->masks + (uint64_t)(row->mask - 1) * inf_mask_words(f->dims.vocab);
     }
-    f->row_status[index] = inf_sample_row(
-        f->c.slots[seq->slot], f->host_logits + (int64_t)index * f->dims.vocab, f->dims.vocab,
-        position, row->target, row->n_top, mask, &f->samplers[thread], out);
+    f->row_status[index] =
+        inf_sample_row(f->c.slots[seq->slot], f->host_logits + (int64_t)index * f->dims.vocab,
+                       f->dims.vocab, &ask, &f->samplers[thread], out);
+}
+
+/* Counts what has become part of the requests' texts. */
+static void count_tokens(inf_forward *f) {
+    const inf_step_buffers *s = f->step;
+    int holds = 0;
+    for (uint32_t r = 0; r < s->head->n_rows; r++) {
+        const inf_step_row *row = &s->rows[r];
+        holds = inf_row_holds(s, r, holds);
+        if (holds && s->seq_out[row->seq].status == INF_OK) {
+            inf_slot_count(f->c.slots[s->seqs[row->seq].slot], s->row_out[r].token);
+        }
+    }
 }
 
 /* Samples the chunk's n rows: on the device, or on the CPU from its logits. */
@@ -310,6 +328,9 @@ static int finish_rows(inf_forward *f, inf_err *err) {
         if (status != INF_OK) {
             return status;
         }
+    }
+    if (f->ops->sample == NULL) {
+        count_tokens(f);
     }
     return f->ops->sync(f->lane, err);
 }

@@ -231,26 +231,55 @@ static void top_rows(const float *x, int32_t vocab, double lse, uint32_t n_top, 
     }
 }
 
+/* A logit after the penalties of a token with this count. */
+static float penalised(const inf_sampling *s, float y, uint32_t count) {
+    if (count == 0) {
+        return y;
+    }
+    uint32_t made = count & ~IN_PROMPT;
+    y = y > 0 ? y / s->repetition : y * s->repetition;
+    return y - (s->frequency * (float)made + (made > 0 ? s->presence : 0.0f));
+}
+
+/* The tokens of the drafts into y, once each, as if the slot had counted them too. */
+static void adjust_drafts(const inf_slot *slot, const float *x, const int32_t *drafts, uint32_t n,
+                          float *y) {
+    for (uint32_t i = 0; i < n; i++) {
+        int32_t id = drafts[i];
+        uint32_t first = 0, times = 0;
+        while (drafts[first] != id) {
+            first++;
+        }
+        for (uint32_t k = first; first == i && k < n; k++) {
+            times += drafts[k] == id;
+        }
+        float biased = x[id];
+        for (int32_t k = 0; k < slot->n_bias; k++) {
+            biased += slot->bias_ids[k] == id ? slot->bias[k] : 0.0f;
+        }
+        if (first == i) {
+            y[id] = penalised(&slot->sampling, biased, slot->counts[id] + times);
+        }
+    }
+}
+
 /* Bias and penalties into y; returns x itself where the slot has none and y is not asked for. */
-static const float *adjust(const inf_slot *slot, const float *x, int32_t vocab, int asked,
-                           float *y) {
-    const inf_sampling *s = &slot->sampling;
-    if (slot->n_bias == 0 && slot->counts == NULL && !asked) {
+static const float *adjust(const inf_slot *slot, const float *x, int32_t vocab,
+                           const inf_sample_ask *ask, float *y) {
+    if (slot->n_bias == 0 && slot->counts == NULL && ask->mask == NULL) {
         return x;
     }
     memcpy(y, x, (size_t)vocab * sizeof(*y));
     for (int32_t i = 0; i < slot->n_bias; i++) {
         y[slot->bias_ids[i]] += slot->bias[i];
     }
-    for (int32_t i = 0; slot->counts != NULL && i < vocab; i++) {
-        uint32_t count = slot->counts[i];
-        if (count == 0) {
-            continue;
-        }
-        uint32_t made = count & ~IN_PROMPT;
-        y[i] = y[i] > 0 ? y[i] / s->repetition : y[i] * s->repetition;
-        y[i] -= s->frequency * (float)made + (made > 0 ? s->presence : 0.0f);
+    if (slot->counts == NULL) {
+        return y;
     }
+    for (int32_t i = 0; i < vocab; i++) {
+        y[i] = penalised(&slot->sampling, y[i], slot->counts[i]);
+    }
+    adjust_drafts(slot, x, ask->drafts, ask->n_drafts, y);
     return y;
 }
 
@@ -355,9 +384,14 @@ static int32_t choose(const inf_slot *slot, const float *x, int32_t vocab, float
     return draw_untruncated(x, vocab, max, cut, inv_t, u);
 }
 
-int inf_sample_row(inf_slot *slot, const float *logits, int32_t vocab, uint64_t position,
-                   int32_t target, uint32_t n_top, const uint32_t *mask,
-                   const inf_sample_scratch *scratch, inf_row_out *out) {
+void inf_slot_count(inf_slot *slot, int32_t token) {
+    if (slot->counts != NULL && (slot->counts[token] & ~IN_PROMPT) < ~IN_PROMPT) {
+        slot->counts[token]++;
+    }
+}
+
+int inf_sample_row(const inf_slot *slot, const float *logits, int32_t vocab,
+                   const inf_sample_ask *ask, const inf_sample_scratch *scratch, inf_row_out *out) {
     memset(out, 0, sizeof(*out));
     out->token = -1;
     int ok = 0;
@@ -365,18 +399,15 @@ int inf_sample_row(inf_slot *slot, const float *logits, int32_t vocab, uint64_t 
     if (!ok) {
         return INF_EIO;
     }
-    int32_t token = target;
-    if (target < 0) {
-        const float *x = adjust(slot, logits, vocab, mask != NULL, scratch->adjusted);
+    int32_t token = ask->target;
+    if (token < 0) {
+        const float *x = adjust(slot, logits, vocab, ask, scratch->adjusted);
         float top = x == logits ? max : checked_max(x, vocab, &ok);
         if (!ok) {
             return INF_EIO;
         }
-        top = mask == NULL ? top : apply_mask(mask, scratch->adjusted, vocab);
-        token = choose(slot, x, vocab, top, position, scratch);
-        if (slot->counts != NULL && (slot->counts[token] & ~IN_PROMPT) < ~IN_PROMPT) {
-            slot->counts[token]++;
-        }
+        top = ask->mask == NULL ? top : apply_mask(ask->mask, scratch->adjusted, vocab);
+        token = choose(slot, x, vocab, top, ask->position, scratch);
     }
     double lse = log_sum_exp(logits, vocab, max);
     int32_t greater = 0;
@@ -386,6 +417,6 @@ int inf_sample_row(inf_slot *slot, const float *logits, int32_t vocab, uint64_t 
     out->token = token;
     out->logprob = (float)((double)logits[token] - lse);
     out->rank = greater + 1;
-    top_rows(logits, vocab, lse, n_top, out);
+    top_rows(logits, vocab, lse, ask->n_top, out);
     return INF_OK;
 }

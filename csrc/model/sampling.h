@@ -36,13 +36,24 @@ typedef struct inf_sample_scratch {
     inf_candidate *candidates;
 } inf_sample_scratch;
 
-/* Fills out for one row: target < 0 samples and counts the token in the slot, else target is
- * reported. position is that of the sampled token, one past the row's own. rank counts strictly
- * larger logits, plus one. mask is NULL or allows a token at least. INF_EIO when a logit is NaN or
- * infinite before or after the penalties: no token can be chosen, and out says token -1. */
-int inf_sample_row(inf_slot *slot, const float *logits, int32_t vocab, uint64_t position,
-                   int32_t target, uint32_t n_top, const uint32_t *mask,
-                   const inf_sample_scratch *scratch, inf_row_out *out);
+/* What is asked of a row of logits. */
+typedef struct inf_sample_ask {
+    uint64_t position;     /* of the sampled token, one past the row's own */
+    int32_t target;        /* < 0: sample; else the token to report */
+    uint32_t n_top;        /* 0..INF_MAX_TOP */
+    const uint32_t *mask;  /* NULL, or allows a token at least */
+    const int32_t *drafts; /* [n_drafts]: what follows the slot's text in front of this row's token:
+                              penalties count it as generated */
+    uint32_t n_drafts;
+} inf_sample_ask;
+
+/* Fills out for one row. rank counts strictly larger logits, plus one. INF_EIO when a logit is NaN
+ * or infinite before or after the penalties: no token can be chosen, and out says token -1. */
+int inf_sample_row(const inf_slot *slot, const float *logits, int32_t vocab,
+                   const inf_sample_ask *ask, const inf_sample_scratch *scratch, inf_row_out *out);
+
+/* Counts a token that has become part of the text. */
+void inf_slot_count(inf_slot *slot, int32_t token);
 
 /* Uniform in [0, 1), a function of its arguments alone. */
 double inf_sample_uniform(uint64_t seed, uint64_t position);

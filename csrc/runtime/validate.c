@@ -161,9 +161,17 @@ static int check_mask(const inf_device *d, uint32_t r, inf_err *err) {
                : inf_fail(err, INF_EINVAL, -1, -1, "row %u: its mask allows no token", r);
 }
 
-/* slot_marks become 2 where the request has its sampled row: a second would race on the slot. */
+/* Of a request's sampled rows each but the first follows the one before it: its token is a draft
+ * of what that one samples. slot_marks become 2 with the first. */
+static int follows(const inf_device *d, uint32_t r) {
+    const inf_step_row *row = &d->step.rows[r];
+    return r > 0 && row[-1].seq == row->seq && row[-1].target < 0 &&
+           row[-1].token + 1 == row->token;
+}
+
 static int check_rows(inf_device *d, inf_err *err) {
     const inf_step_head *h = d->step.head;
+    uint32_t masks = 0;
     for (uint32_t r = 0; r < h->n_rows; r++) {
         const inf_step_row *row = &d->step.rows[r];
         if (row->seq >= h->n_seqs || row->n_top > INF_MAX_TOP || row->target >= d->config.vocab) {
@@ -174,8 +182,17 @@ static int check_rows(inf_device *d, inf_err *err) {
             return inf_fail(err, INF_EINVAL, -1, -1, "row %u: token %u is not of request %u", r,
                             row->token, row->seq);
         }
-        if (row->target < 0 && d->slot_marks[s->slot]++ != 1) {
-            return inf_fail(err, INF_EINVAL, -1, -1, "request %u has two rows to sample", row->seq);
+        if (row->target < 0 && d->slot_marks[s->slot] != 1 && !follows(d, r)) {
+            return inf_fail(err, INF_EINVAL, -1, -1,
+                            "request %u has rows to sample that do not follow each other",
+                            row->seq);
+        }
+        if (row->target < 0) {
+            d->slot_marks[s->slot] = 2;
+        }
+        if (row->mask != 0 && ++masks > (uint32_t)d->config.max_seqs) {
+            return inf_fail(err, INF_EINVAL, -1, -1, "more than %d rows have masks",
+                            d->config.max_seqs);
         }
         int status = check_mask(d, r, err);
         if (status != INF_OK) {

@@ -27,6 +27,17 @@ static float adjusted[MAX_VOCAB];
 static inf_candidate candidates[MAX_VOCAB];
 static const inf_sample_scratch scratch = {adjusted, candidates};
 
+/* A row, and its token counted, as a step with one row does. */
+static int sample_row(inf_slot *slot, const float *x, int32_t vocab, uint64_t position,
+                      int32_t target, uint32_t n_top, const uint32_t *mask, inf_row_out *out) {
+    inf_sample_ask ask = {.position = position, .target = target, .n_top = n_top, .mask = mask};
+    int status = inf_sample_row(slot, x, vocab, &ask, &scratch, out);
+    if (status == INF_OK && target < 0) {
+        inf_slot_count(slot, out->token);
+    }
+    return status;
+}
+
 static void random_logits(float *x, int32_t vocab, float spread) {
     for (int32_t i = 0; i < vocab; i++) {
         x[i] = (float)(next_uniform() - 0.5) * spread;
@@ -140,8 +151,7 @@ static void check_frequencies(const char *name, const request *r, const float *l
             inf_slot_free(slot);
             slot = open_slot(r, vocab);
         }
-        CHECK(inf_sample_row(slot, logits, vocab, i, -1, 0, r->mask, &scratch, &out) == INF_OK,
-              "%s", name);
+        CHECK(sample_row(slot, logits, vocab, i, -1, 0, r->mask, &out) == INF_OK, "%s", name);
         CHECK(out.token >= 0 && out.token < vocab && p[out.token] > 0, "%s drew %d", name,
               out.token);
         counts[out.token]++;

@@ -82,8 +82,7 @@ static void test_greedy_counts(void) {
         for (int v = 1; v < V; v++) {
             best = y[v] > y[best] ? v : best;
         }
-        CHECK(inf_sample_row(slot, x, V, (uint64_t)i, -1, 0, NULL, &scratch, &out) == INF_OK,
-              "step %d", i);
+        CHECK(sample_row(slot, x, V, (uint64_t)i, -1, 0, NULL, &out) == INF_OK, "step %d", i);
         CHECK(fabs(y[out.token] - y[best]) < 1e-5, "step %d: %d for %d", i, out.token, best);
         text[r.n_text++] = out.token;
         kinds += seen[out.token]++ == 0;
@@ -111,8 +110,7 @@ static void test_logprobs(void) {
         inf_row_out out;
         uint32_t n_top = (uint32_t)i % (INF_MAX_TOP + 1);
         int32_t target = order[i];
-        CHECK(inf_sample_row(slot, x, MAX_VOCAB, 0, target, n_top, NULL, &scratch, &out) == INF_OK,
-              "row");
+        CHECK(sample_row(slot, x, MAX_VOCAB, 0, target, n_top, NULL, &out) == INF_OK, "row");
         CHECK(out.token == target, "%d", out.token);
         CHECK(fabs((double)out.logprob - (y[target] - log(sum))) < 1e-5, "%g", (double)out.logprob);
         int rank = 1;
@@ -130,7 +128,7 @@ static void test_logprobs(void) {
     inf_row_out out;
     float few[3] = {0, 2, 1};
     slot = open_slot(&(request){.s = PLAIN}, 3);
-    CHECK(inf_sample_row(slot, few, 3, 0, 0, 20, NULL, &scratch, &out) == INF_OK, "row");
+    CHECK(sample_row(slot, few, 3, 0, 0, 20, NULL, &out) == INF_OK, "row");
     CHECK(out.n_top == 3 && out.top_ids[0] == 1 && out.top_ids[2] == 0, "%u", out.n_top);
     inf_slot_free(slot);
 }
@@ -138,7 +136,7 @@ static void test_logprobs(void) {
 static int32_t draw(const inf_sampling *s, const float *x, int32_t vocab, uint64_t position) {
     inf_row_out out;
     inf_slot *slot = open_slot(&(request){.s = *s}, vocab);
-    CHECK(inf_sample_row(slot, x, vocab, position, -1, 0, NULL, &scratch, &out) == INF_OK, "row");
+    CHECK(sample_row(slot, x, vocab, position, -1, 0, NULL, &out) == INF_OK, "row");
     inf_slot_free(slot);
     return out.token;
 }
@@ -188,9 +186,9 @@ static void test_not_finite(void) {
             x[at] = bad[i];
             inf_row_out out;
             inf_slot *slot = open_slot(&(request){.s = s}, 3);
-            CHECK(inf_sample_row(slot, x, 3, 0, -1, 3, NULL, &scratch, &out) == INF_EIO, "sampled");
+            CHECK(sample_row(slot, x, 3, 0, -1, 3, NULL, &out) == INF_EIO, "sampled");
             CHECK(out.token == -1, "%d", out.token);
-            CHECK(inf_sample_row(slot, x, 3, 0, 1, 3, NULL, &scratch, &out) == INF_EIO, "target");
+            CHECK(sample_row(slot, x, 3, 0, 1, 3, NULL, &out) == INF_EIO, "target");
             inf_slot_free(slot);
         }
     }
@@ -199,8 +197,7 @@ static void test_not_finite(void) {
     float x[3] = {0, 3e38f, 2};
     inf_row_out out;
     inf_slot *slot = open_slot(&(request){.s = s, .bias_ids = &id, .bias = &huge, .n_bias = 1}, 3);
-    CHECK(inf_sample_row(slot, x, 3, 0, -1, 0, NULL, &scratch, &out) == INF_EIO,
-          "overflow by bias");
+    CHECK(sample_row(slot, x, 3, 0, -1, 0, NULL, &out) == INF_EIO, "overflow by bias");
     inf_slot_free(slot);
 }
 

@@ -32,8 +32,8 @@ static void test_masks(void) {
     for (int i = 0; i < 2; i++) {
         inf_row_out out, told;
         inf_slot *s = i == 0 ? slot : greedy;
-        CHECK(inf_sample_row(s, x, V, 7, -1, 3, one, &scratch, &out) == INF_OK, "row");
-        CHECK(inf_sample_row(s, x, V, 7, 150, 3, NULL, &scratch, &told) == INF_OK, "row");
+        CHECK(sample_row(s, x, V, 7, -1, 3, one, &out) == INF_OK, "row");
+        CHECK(sample_row(s, x, V, 7, 150, 3, NULL, &told) == INF_OK, "row");
         CHECK(out.token == 150 && memcmp(&out, &told, sizeof out) == 0, "token %d", out.token);
     }
     inf_slot_free(slot);

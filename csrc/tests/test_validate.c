@@ -25,6 +25,33 @@ static void fill(void) {
     buf.rows[2] = (inf_step_row){4, 1, -1, INF_MAX_TOP, 0};
 }
 
+/* The first request samples behind its second token and its third. */
+static void fill_drafts(void) {
+    fill();
+    buf.rows[0].target = -1;
+}
+
+static void fill_far(void) {
+    fill();
+    buf.rows[0].token = 0;
+}
+
+static void fill_turned(void) {
+    fill();
+    buf.rows[0].token = 2;
+    buf.rows[1].token = 1;
+}
+
+/* Five rows to sample, four of which have masks. */
+static void fill_many(void) {
+    fill();
+    buf.head->n_rows = 5;
+    for (uint32_t i = 0; i < 5; i++) {
+        buf.rows[i] = (inf_step_row){i, i < 3 ? 0 : 1, -1, 0, i < 4 ? 1 : 0};
+    }
+    buf.masks[0] = 1;
+}
+
 /* Adds spans to the first request: positions [0, 12) on peers 3 and 5, local from 12. */
 static void fill_spans(void) {
     fill();
@@ -90,7 +117,9 @@ static void test_heads_and_rows(void) {
     REFUSE(fill, buf.rows[0].seq, 1);
     REFUSE(fill, buf.rows[0].seq, 2);
     REFUSE(fill, buf.rows[0].target, TINY_VOCAB);
-    REFUSE(fill, buf.rows[0].target, -1); /* two rows to sample in one request */
+    REFUSE(fill_far, buf.rows[0].target, -1); /* rows to sample that do not follow each other */
+    REFUSE(fill_turned, buf.rows[0].target, -1);
+    REFUSE(fill_many, buf.rows[4].mask, 1); /* rows with masks: one more than max_seqs */
     REFUSE(fill, buf.rows[0].n_top, INF_MAX_TOP + 1);
     buf.masks[0] = buf.masks[3 * 2 + 1] = 1; /* max_seqs are four, and a mask is two words */
     REFUSE(fill, buf.rows[0].mask, 1);       /* nothing is sampled there */
@@ -103,6 +132,13 @@ static void test_heads_and_rows(void) {
     run();
     CHECK(buf.row_out[1].token == 32 && buf.row_out[2].token == 0, "%d, %d", buf.row_out[1].token,
           buf.row_out[2].token);
+    fill_drafts();
+    run();
+    CHECK(buf.row_out[0].rank == 1 && buf.row_out[1].rank == 1, "%d, %d", buf.row_out[0].rank,
+          buf.row_out[1].rank);
+    fill_many();
+    run();
+    CHECK(buf.row_out[3].token == 0 && buf.row_out[4].rank == 1, "%d", buf.row_out[3].token);
 }
 
 static void test_requests(void) {

@@ -154,7 +154,14 @@ typedef struct inf_step_span {
 
 /* One row of logits. target < 0: sample by the slot's parameters. target >= 0: no sampling; the log
  * probability of that token is reported (prompt log probabilities). A mask says which tokens may be
- * sampled, one at least; what the slot's parameters say applies to those. */
+ * sampled, one at least; what the slot's parameters say applies to those. max_seqs rows of a step
+ * have one at most.
+ *
+ * A request may sample behind several of its tokens, in rows that follow each other. The tokens
+ * behind the first such row's are drafts of what is sampled there: a row is what it would be if
+ * the text went on with the drafts in front of it. So a row's token counts, and is a part of the
+ * text, as long as each draft in front of it is what the row before it sampled. The KV of other
+ * drafts is to be overwritten. */
 typedef struct inf_step_row {
     uint32_t token; /* index into the step's tokens */
     uint32_t seq;   /* index into the step's seqs */

@@ -39,8 +39,12 @@ static void by_cpu(request *q, int32_t vocab) {
                      q->bias.data(), (int32_t)q->bias.size(), vocab, &slot, &err);
     CHECK(status == 0, "inf_slot_new: %s", err.message);
     if (status == 0) {
-        q->status = inf_sample_row(slot, q->logits.data(), vocab, r.position, r.target, r.n_top,
-                                   q->mask.empty() ? NULL : q->mask.data(), &scratch, &q->want);
+        inf_sample_ask ask = {};
+        ask.position = r.position;
+        ask.target = r.target;
+        ask.n_top = r.n_top;
+        ask.mask = q->mask.empty() ? NULL : q->mask.data();
+        q->status = inf_sample_row(slot, q->logits.data(), vocab, &ask, &scratch, &q->want);
         inf_slot_free(slot);
     }
 }
