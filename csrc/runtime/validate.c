@@ -166,7 +166,7 @@ static int check_mask(const inf_device *d, uint32_t r, inf_err *err) {
 static int follows(const inf_device *d, uint32_t r) {
     const inf_step_row *row = &d->step.rows[r];
     return r > 0 && row[-1].seq == row->seq && row[-1].target < 0 &&
-           row[-1].token + 1 == row->token;
+           row[-1].token + 1 == row->token && inf_row_drafts(&d->step, r) <= INF_MAX_DRAFTS;
 }
 
 static int check_rows(inf_device *d, inf_err *err) {
@@ -184,8 +184,9 @@ static int check_rows(inf_device *d, inf_err *err) {
         }
         if (row->target < 0 && d->slot_marks[s->slot] != 1 && !follows(d, r)) {
             return inf_fail(err, INF_EINVAL, -1, -1,
-                            "request %u has rows to sample that do not follow each other",
-                            row->seq);
+                            "request %u has rows to sample that do not follow each other, or "
+                            "more than %d",
+                            row->seq, INF_MAX_DRAFTS + 1);
         }
         if (row->target < 0) {
             d->slot_marks[s->slot] = 2;

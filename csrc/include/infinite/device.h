@@ -35,6 +35,7 @@ enum { INF_DTYPE_F32 = 1, INF_DTYPE_F16 = 2, INF_DTYPE_BF16 = 3, INF_DTYPE_E4M3 
 enum { INF_MAX_TOP = 20 };    /* log probabilities per row beyond the chosen token's */
 enum { INF_MAX_PEERS = 256 }; /* peer indexes are 0..255 */
 enum { INF_MAX_BIAS = 1024 }; /* logit_bias entries of a request */
+enum { INF_MAX_DRAFTS = 15 }; /* tokens of a request in a step that are drafts */
 
 enum {
     INF_ROLE_EMBED = 1,      /* [vocab, hidden] */
@@ -157,11 +158,11 @@ typedef struct inf_step_span {
  * sampled, one at least; what the slot's parameters say applies to those. max_seqs rows of a step
  * have one at most.
  *
- * A request may sample behind several of its tokens, in rows that follow each other. The tokens
- * behind the first such row's are drafts of what is sampled there: a row is what it would be if
- * the text went on with the drafts in front of it. So a row's token counts, and is a part of the
- * text, as long as each draft in front of it is what the row before it sampled. The KV of other
- * drafts is to be overwritten. */
+ * A request may sample behind several of its tokens, INF_MAX_DRAFTS + 1 at most, in rows that
+ * follow each other. The tokens behind the first such row's are drafts of what is sampled there: a
+ * row is what it would be if the text went on with the drafts in front of it. So a row's token
+ * counts, and is a part of the text, as long as each draft in front of it is what the row before
+ * it sampled. The KV of other drafts is to be overwritten. */
 typedef struct inf_step_row {
     uint32_t token; /* index into the step's tokens */
     uint32_t seq;   /* index into the step's seqs */

@@ -3,7 +3,9 @@
  *
  * A slot's parameters stay in host memory and go with each step's input; its row of counts, which
  * penalties need, is on the device, and the kernel that draws a token counts it. Counts are made
- * when the slot is opened, on a stream of its own, since the slot is in no step then. */
+ * when the slot is opened, on a stream of its own, since the slot is in no step then. Of rows
+ * behind drafts the device does not know which become part of the text; the host does when the step
+ * is over, and the next step of the slot begins by counting their tokens. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,17 +17,22 @@ static uint64_t most_rows(const inf_lane *l) {
     return (uint64_t)(l->dims.max_rows < LOGIT_ROWS ? l->dims.max_rows : LOGIT_ROWS);
 }
 
-/* At most one row of a request is drawn in a step, so as many biases as slots. */
+/* The rows of a request that are drawn have the same bias, so as many biases as slots. */
 static uint64_t most_bias(const inf_lane *l) { return (uint64_t)l->dims.max_seqs * INF_MAX_BIAS; }
+
+static uint64_t most_pairs(const inf_lane *l) {
+    return (uint64_t)l->dims.max_seqs * (INF_MAX_DRAFTS + 1);
+}
 
 static uint64_t most_masks(const inf_lane *l) {
     return (uint64_t)l->dims.max_seqs * inf_mask_words(l->dims.vocab);
 }
 
 uint64_t draw_inbox_words(const inf_lane *l) {
-    return l->kind != INF_LANE_STEP ? 0
-                                    : (uint64_t)l->dims.max_rows * sizeof(inf_cuda_sample_row) / 4 +
-                                          2 * most_bias(l) + most_masks(l) + 5 * 32;
+    return l->kind != INF_LANE_STEP
+               ? 0
+               : (uint64_t)l->dims.max_rows * sizeof(inf_cuda_sample_row) / 4 + 2 * most_bias(l) +
+                     most_masks(l) + 2 * most_pairs(l) + 6 * 32;
 }
 
 bool draw_memory(inf_lane *l) {
@@ -34,8 +41,9 @@ bool draw_memory(inf_lane *l) {
     return keep(l, &l->slots, (uint64_t)l->dims.max_seqs) &&
            take(l, &l->sample_rows, (uint64_t)l->dims.max_rows) &&
            take(l, &l->bias_ids, most_bias(l)) && take(l, &l->bias, most_bias(l)) &&
-           take(l, &l->masks, most_masks(l)) && take(l, (uint8_t **)&l->sample_scratch, scratch) &&
-           pin(l, &l->sampled, rows) && pin(l, &l->sampled_status, rows);
+           take(l, &l->masks, most_masks(l)) && take(l, &l->pairs, 2 * most_pairs(l)) &&
+           take(l, (uint8_t **)&l->sample_scratch, scratch) && pin(l, &l->sampled, rows) &&
+           pin(l, &l->sampled_status, rows);
 }
 
 void draw_close(inf_lane *l) {
@@ -139,8 +147,12 @@ int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
 
 /* ---- the step ---- */
 
-static inf_cuda_sample_row row_of(const inf_lane *l, const inf_step_buffers *s,
-                                  const inf_step_row *row) {
+static bool follows(const inf_step_buffers *s, uint32_t i) {
+    return i < s->head->n_rows && inf_row_drafts(s, i) > 0;
+}
+
+static inf_cuda_sample_row row_of(const inf_lane *l, const inf_step_buffers *s, uint32_t i) {
+    const inf_step_row *row = &s->rows[i];
     const inf_step_seq *seq = &s->seqs[row->seq];
     const lane_slot *slot = &l->slots[seq->slot];
     const inf_sampling *p = &slot->sampling;
@@ -158,6 +170,9 @@ static inf_cuda_sample_row row_of(const inf_lane *l, const inf_step_buffers *s,
     r.top_k = p->top_k;
     r.slot = slot->counted ? (int32_t)seq->slot : -1;
     r.mask = -1;
+    r.n_drafts = inf_row_drafts(s, i);
+    r.draft_off = row->token + 1 - r.n_drafts; /* in the step's tokens */
+    r.uncounted = r.n_drafts > 0 || follows(s, i + 1);
     return r;
 }
 
@@ -179,25 +194,44 @@ static void put_masks(inf_lane *l, const inf_step_buffers *s, inf_cuda_sample_ro
     }
 }
 
+/* What the step's slots have not counted yet. */
+static void put_pairs(inf_lane *l, const inf_step_buffers *s) {
+    l->n_pairs = 0;
+    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
+        l->n_pairs += l->slots[s->seqs[i].slot].n_uncounted;
+    }
+    uint32_t *to = l->n_pairs == 0 ? NULL : inbox_put(l, l->pairs, (uint64_t)l->n_pairs * 8);
+    for (uint32_t i = 0; to != NULL && i < s->head->n_seqs; i++) {
+        lane_slot *slot = &l->slots[s->seqs[i].slot];
+        for (int32_t k = 0; k < slot->n_uncounted; k++) {
+            *to++ = s->seqs[i].slot;
+            *to++ = slot->uncounted[k];
+        }
+        slot->n_uncounted = 0;
+    }
+}
+
 void draw_begin(inf_lane *l, const inf_step_buffers *s) {
     uint32_t n = s->head->n_rows, biases = 0;
     l->sample_needs = 0;
     l->sampled_to = NULL;
+    l->holds = 0;
+    put_pairs(l, s);
     inf_cuda_sample_row *rows =
         (inf_cuda_sample_row *)(void *)inbox_put(l, l->sample_rows, n * sizeof *rows);
     if (rows == NULL) {
         return;
     }
     for (uint32_t i = 0; i < n; i++) {
-        rows[i] = row_of(l, s, &s->rows[i]);
+        rows[i] = row_of(l, s, i);
     }
     put_masks(l, s, rows);
     for (uint32_t i = 0; i < n; i++) {
         const lane_slot *slot = &l->slots[s->seqs[s->rows[i].seq].slot];
         if (s->rows[i].target < 0) {
-            rows[i].bias_off = biases;
             rows[i].n_bias = (uint32_t)slot->n_bias;
-            biases += rows[i].n_bias;
+            rows[i].bias_off = rows[i].n_drafts > 0 ? rows[i - 1].bias_off : biases;
+            biases += rows[i].n_drafts > 0 ? 0 : rows[i].n_bias;
         }
         l->sample_needs |= inf_cuda_sample_needs(&rows[i], l->dims.vocab);
     }
@@ -208,7 +242,7 @@ void draw_begin(inf_lane *l, const inf_step_buffers *s) {
     uint32_t *bias = inbox_put(l, l->bias, biases * sizeof(float));
     for (uint32_t i = 0; ids != NULL && bias != NULL && i < n; i++) {
         const lane_slot *slot = &l->slots[s->seqs[s->rows[i].seq].slot];
-        if (s->rows[i].target < 0 && slot->n_bias > 0) {
+        if (s->rows[i].target < 0 && slot->n_bias > 0 && rows[i].n_drafts == 0) {
             uint64_t bytes = (uint64_t)slot->n_bias * 4;
             memcpy(ids + rows[i].bias_off, slot->bias_ids, bytes);
             memcpy(bias + rows[i].bias_off, slot->bias, bytes);
@@ -219,8 +253,14 @@ void draw_begin(inf_lane *l, const inf_step_buffers *s) {
 void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, inf_row_out *out,
                    int32_t *status) {
     lane_enter(l);
+    if (l->n_pairs > 0) {
+        inf_cuda_counted c = {l->counts, l->pairs, l->n_pairs, l->dims.vocab};
+        lane_ok(l, inf_cuda_counted_launch(&c, l->stream), "counting");
+        l->n_pairs = 0;
+    }
     inf_cuda_sample p = {};
     p.logits = logits;
+    p.drafts = l->tokens;
     p.row = l->sample_rows + first;
     p.bias_ids = l->bias_ids;
     p.bias = l->bias;
@@ -237,12 +277,27 @@ void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, 
     l->sampled_to = out;
     l->sampled_status_to = status;
     l->n_sampled = n;
+    l->sampled_first = first;
+}
+
+/* Notes what the slots are to count of the rows behind drafts, and of those before them. */
+static void note_uncounted(inf_lane *l) {
+    const inf_step_buffers *s = l->step;
+    for (uint32_t i = l->sampled_first; i < l->sampled_first + (uint32_t)l->n_sampled; i++) {
+        lane_slot *slot = &l->slots[s->seqs[s->rows[i].seq].slot];
+        bool alone = s->rows[i].target >= 0 || (inf_row_drafts(s, i) == 0 && !follows(s, i + 1));
+        l->holds = inf_row_holds(s, i, l->holds);
+        if (l->holds && !alone && slot->counted && s->row_out[i].token >= 0) {
+            slot->uncounted[slot->n_uncounted++] = (uint32_t)s->row_out[i].token;
+        }
+    }
 }
 
 void draw_synced(inf_lane *l) {
     if (l->sampled_to != NULL) {
         memcpy(l->sampled_to, l->sampled, (size_t)l->n_sampled * sizeof *l->sampled);
         memcpy(l->sampled_status_to, l->sampled_status, (size_t)l->n_sampled * sizeof(int32_t));
+        note_uncounted(l);
         l->sampled_to = NULL;
     }
 }

@@ -19,7 +19,7 @@
 #include "runtime/fail.h"
 
 /* Layers with the same window are a class and share a plan. */
-enum { MAX_CLASSES = 8, MAX_SECTIONS = 13 + 5 * MAX_CLASSES };
+enum { MAX_CLASSES = 8, MAX_SECTIONS = 14 + 5 * MAX_CLASSES };
 
 struct pinned_stretch {
     uint8_t *host, *device;
@@ -66,6 +66,9 @@ struct lane_slot {
     int32_t n_bias;
     int32_t *bias_ids;
     float *bias;
+    /* Of the last step with drafts: tokens that became part of the text and are not counted yet. */
+    int32_t n_uncounted;
+    uint32_t uncounted[INF_MAX_DRAFTS + 1];
 };
 
 struct recording {
@@ -151,6 +154,8 @@ struct inf_lane {
     float *bias;
     uint32_t *masks;  /* [max_seqs, inf_mask_words(vocab)] */
     uint32_t *counts; /* [max_seqs, vocab], NULL until a slot has a penalty */
+    uint32_t *pairs;  /* [max_seqs * (INF_MAX_DRAFTS + 1), 2]: what is to be counted before it */
+    int32_t n_pairs;
     void *sample_scratch;
     inf_row_out *sampled;    /* [logit_rows] */
     int32_t *sampled_status; /* [logit_rows] */
@@ -158,6 +163,8 @@ struct inf_lane {
     inf_row_out *sampled_to; /* where they are wanted, NULL: nothing waits */
     int32_t *sampled_status_to;
     int32_t n_sampled;
+    uint32_t sampled_first; /* the first of the step's rows that are sampled */
+    int32_t holds;          /* the last row of those before is of its request's text */
 
     /* The step under way. */
     const inf_step_buffers *step;

@@ -93,6 +93,21 @@ spread_bias(const sample_args &a, const inf_cuda_sample_row &row, int32_t first,
     __syncthreads();
 }
 
+/* The row's drafts within the chunk, as if they had been counted: a few, so that each thread looks
+ * at all of them. */
+template <int VEC>
+static __device__ __forceinline__ void count_drafts(const sample_args &a,
+                                                    const inf_cuda_sample_row &row, int32_t first,
+                                                    uint32_t (&count)[EACH]) {
+    for (uint32_t i = 0; i < row.n_drafts; i++) {
+        int32_t at = a.p.drafts[row.draft_off + i] - first;
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            count[k] += spot<VEC>(k) == at ? 1u : 0u;
+        }
+    }
+}
+
 /* Bins of the row's jobs, for the kernels that come: a share for each chunk. */
 static __device__ __forceinline__ void clear_bins(const sample_args &a, uint32_t row) {
     for (int k = 0; k < KINDS; k++) {
@@ -120,6 +135,7 @@ static __device__ __forceinline__ void adjust_chunk(const sample_args &a,
     uint32_t count[EACH] = {};
     if (row.slot >= 0) {
         load_chunk<VEC>(count, a.p.counts + (size_t)row.slot * vocab + (size_t)first, n);
+        count_drafts<VEC>(a, row, first, count);
     }
     if (biased) {
         spread_bias(a, row, first, bias);
@@ -344,4 +360,20 @@ int inf_cuda_counts_launch(const inf_cuda_counts *p, inf_stream stream) {
         return (int)cudaErrorInvalidValue;
     }
     return (int)INF_LAUNCH(counts_kernel, dim3(1), dim3(THREADS), 0, stream, *p);
+}
+
+/* One block: few tokens. */
+__global__ void __launch_bounds__(THREADS) counted_kernel(const inf_cuda_counted a) {
+    start_successor();
+    after_predecessor();
+    for (int32_t i = (int32_t)threadIdx.x; i < a.n; i += THREADS) {
+        atomicAdd(&a.counts[(size_t)a.pairs[2 * i] * (size_t)a.vocab + a.pairs[2 * i + 1]], 1u);
+    }
+}
+
+int inf_cuda_counted_launch(const inf_cuda_counted *p, inf_stream stream) {
+    if (p->n <= 0 || p->vocab <= 0) {
+        return (int)cudaErrorInvalidValue;
+    }
+    return (int)INF_LAUNCH(counted_kernel, dim3(1), dim3(THREADS), 0, stream, *p);
 }

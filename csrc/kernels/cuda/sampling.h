@@ -25,8 +25,9 @@ typedef struct inf_cuda_sample_row {
     int32_t top_k;
     int32_t slot; /* its row of counts; -1 when no penalty is on */
     uint32_t bias_off, n_bias;
-    int32_t mask; /* which of the masks it has; -1: none */
-    int32_t reserved;
+    int32_t mask;                 /* which of the masks it has; -1: none */
+    uint32_t draft_off, n_drafts; /* of drafts: penalties take them for generated, too */
+    int32_t uncounted;            /* 1: the drawn token is not counted */
 } inf_cuda_sample_row;
 
 /* What rows need beyond their largest logit, or'ed over the rows of a launch. */
@@ -59,6 +60,7 @@ typedef struct inf_cuda_sample {
     const int32_t *bias_ids; /* NULL when no row has any */
     const float *bias;
     const uint32_t *masks; /* [*, inf_mask_words(vocab)]; NULL when no row has any */
+    const int32_t *drafts; /* NULL when no row has any */
     uint32_t *counts; /* [*, vocab], as inf_cuda_counts_launch makes them; NULL: no row has any */
     inf_row_out *out; /* [rows]; out and status are only written: they may be pinned host memory */
     int32_t *status;  /* [rows]: 0, or INF_EIO when a logit is NaN or infinite */
@@ -70,7 +72,7 @@ typedef struct inf_cuda_sample {
 
 uint64_t inf_cuda_sample_scratch(int32_t rows, int32_t vocab, uint32_t needs);
 
-/* A drawn token is counted in its row's slot; no two rows of a launch that draw have the same. */
+/* A drawn token is counted in its row's slot; rows of a launch that have the same do not count. */
 int inf_cuda_sample_launch(const inf_cuda_sample *p, inf_stream stream);
 
 /* counts[slot] := the tokens of a text, the first n_prompt of which are the prompt: the top bit of
@@ -82,6 +84,14 @@ typedef struct inf_cuda_counts {
     int64_t n_tokens, n_prompt;
 } inf_cuda_counts;
 int inf_cuda_counts_launch(const inf_cuda_counts *p, inf_stream stream);
+
+/* Counts tokens that were generated: for each pair, pairs[2i + 1] in the slot pairs[2i]. */
+typedef struct inf_cuda_counted {
+    uint32_t *counts;
+    const uint32_t *pairs; /* [n, 2] */
+    int32_t n, vocab;
+} inf_cuda_counted;
+int inf_cuda_counted_launch(const inf_cuda_counted *p, inf_stream stream);
 
 #ifdef __cplusplus
 }

@@ -16,7 +16,7 @@ template <class T, int N> static T one_of(const T (&list)[N]) { return list[belo
 struct request {
     inf_cuda_sample_row row;
     std::vector<float> logits;
-    std::vector<int32_t> text, bias_ids;
+    std::vector<int32_t> text, drafts, bias_ids;
     std::vector<float> bias;
     std::vector<uint32_t> mask; /* none: all tokens are allowed */
     int32_t n_prompt;
@@ -88,6 +88,17 @@ static void add_penalties(request *q, int32_t vocab, int32_t slot) {
         q->text.push_back(below(std::min(vocab, 1 + below(vocab))));
     }
     q->n_prompt = below((int32_t)q->text.size() + 1);
+}
+
+/* Tokens of the text among them, some more than once. */
+static void add_drafts(request *q, int32_t vocab) {
+    for (int32_t i = below(2) ? below(INF_MAX_DRAFTS + 1) : 0; i > 0; i--) {
+        bool known = below(3) == 0 && !q->text.empty();
+        q->drafts.push_back(known ? q->text[below((int32_t)q->text.size())]
+                                  : below(std::min(vocab, 1 + below(vocab))));
+    }
+    q->row.n_drafts = (uint32_t)q->drafts.size();
+    q->row.uncounted = q->row.n_drafts > 0 || below(3) == 0;
 }
 
 static void add_bias(request *q, int32_t vocab) {

@@ -43,6 +43,8 @@ static void by_cpu(request *q, int32_t vocab) {
         ask.position = r.position;
         ask.target = r.target;
         ask.n_top = r.n_top;
+        ask.drafts = q->drafts.data();
+        ask.n_drafts = r.n_drafts;
         ask.mask = q->mask.empty() ? NULL : q->mask.data();
         q->status = inf_sample_row(slot, q->logits.data(), vocab, &ask, &scratch, &q->want);
         inf_slot_free(slot);
@@ -70,6 +72,9 @@ struct weighed {
 static std::vector<weighed> in_order(const request &q, int32_t vocab, bool descending) {
     const inf_cuda_sample_row &r = q.row;
     std::vector<uint32_t> counts = counts_of(q, vocab);
+    for (int32_t id : q.drafts) {
+        counts[id]++;
+    }
     std::vector<weighed> all(vocab);
     double max = -INFINITY;
     for (int32_t i = 0; i < vocab; i++) {

@@ -92,6 +92,7 @@ static batch make_batch(int32_t vocab, int32_t rows) {
         q.logits = some_logits(vocab);
         if (q.row.target < 0 && below(3) == 0) {
             add_penalties(&q, vocab, slot[i]);
+            add_drafts(&q, vocab);
         }
         if (q.row.target < 0 && below(4) == 0) {
             add_bias(&q, vocab);
@@ -123,7 +124,7 @@ static void open_slots(batch *b) {
 static void launch(const batch &b, size_t first, size_t n, uint32_t more, size_t shift,
                    std::vector<inf_row_out> *out, std::vector<int32_t> *status) {
     std::vector<float> logits, bias;
-    std::vector<int32_t> ids;
+    std::vector<int32_t> ids, drafts;
     std::vector<uint32_t> masks;
     std::vector<inf_cuda_sample_row> rows;
     uint32_t needs = more;
@@ -137,19 +138,22 @@ static void launch(const batch &b, size_t first, size_t n, uint32_t more, size_t
             rows.back().mask = (int32_t)(masks.size() / q.mask.size());
             masks.insert(masks.end(), q.mask.begin(), q.mask.end());
         }
+        rows.back().draft_off = (uint32_t)drafts.size();
+        drafts.insert(drafts.end(), q.drafts.begin(), q.drafts.end());
         logits.insert(logits.end(), q.logits.begin(), q.logits.end());
         needs |= inf_cuda_sample_needs(&q.row, b.vocab);
     }
     uint64_t bytes = inf_cuda_sample_scratch((int32_t)n, b.vocab, needs);
     guarded g_logits = guard_copy(logits, shift), g_rows = guard_copy(rows);
     guarded g_ids = guard_copy(ids), g_bias = guard_copy(bias), scratch = guard(bytes);
-    guarded g_masks = guard_copy(masks);
+    guarded g_masks = guard_copy(masks), g_drafts = guard_copy(drafts);
     guarded g_out = guard(n * sizeof(inf_row_out)), g_status = guard(n * 4);
     inf_cuda_sample p = {g_logits.as<float>(),
                          g_rows.as<inf_cuda_sample_row>(),
                          g_ids.as<int32_t>(),
                          g_bias.as<float>(),
                          g_masks.as<uint32_t>(),
+                         g_drafts.as<int32_t>(),
                          b.counts.as<uint32_t>(),
                          g_out.as<inf_row_out>(),
                          g_status.as<int32_t>(),
@@ -164,7 +168,7 @@ static void launch(const batch &b, size_t first, size_t n, uint32_t more, size_t
     status->resize(n);
     memcpy(out->data(), raw_out.data(), raw_out.size());
     memcpy(status->data(), raw_status.data(), raw_status.size());
-    for (const guarded &g : {g_logits, g_rows, g_ids, g_bias, g_masks, scratch}) {
+    for (const guarded &g : {g_logits, g_rows, g_ids, g_bias, g_masks, g_drafts, scratch}) {
         take(g);
     }
 }
@@ -177,7 +181,7 @@ static void compare_counts(const batch &b, const std::vector<inf_row_out> &out) 
         const inf_cuda_sample_row &r = b.requests[i].row;
         if (r.slot >= 0) {
             std::vector<uint32_t> c = counts_of(b.requests[i], b.vocab);
-            if (out[i].token >= 0) {
+            if (out[i].token >= 0 && !r.uncounted) {
                 c[out[i].token]++;
             }
             std::copy(c.begin(), c.end(), want.begin() + (long)r.slot * b.vocab);
