@@ -16,7 +16,7 @@ func seed(t *rapid.T) *rand.Rand { return rand.New(rand.NewPCG(rapid.Uint64().Dr
 // Whatever comes, in whatever order the nodes run, however late they hear of each other: the books are
 // right after every operation, nothing overruns, and every request that is not cancelled finishes.
 func TestEverythingFinishes(t *testing.T) {
-	adopted, found, placed := 0, 0, 0
+	adopted, drafted, found, placed := 0, 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
 		pools := make([]int, 1+rng.IntN(4))
@@ -32,13 +32,14 @@ func TestEverythingFinishes(t *testing.T) {
 		}
 		c.finish(200000)
 		adopted += c.adopted
+		drafted += c.drafted
 		found += c.found
 		for _, n := range c.nodes {
 			placed += int(n.s.Placed()) // by those that have not died
 		}
 	})
-	if adopted == 0 || found == 0 || placed == 0 {
-		t.Errorf("requests began with %d tokens of others, %d with some of another node's, and plans placed %d blocks", adopted, found, placed)
+	if adopted == 0 || drafted == 0 || found == 0 || placed == 0 {
+		t.Errorf("requests began with %d tokens of others, %d with some of another node's, %d tokens were drafts, and plans placed %d blocks", adopted, found, drafted, placed)
 	}
 }
 

@@ -6,6 +6,7 @@
 //	share.go     a request that may begin with blocks that lie with others
 //	pressure.go  what to do when the pool runs short: offload, stall, preempt, fail
 //	planned.go   blocks that a plan for the cluster wants elsewhere
+//	drafts.go    guesses of tokens to come, in what room a step has left
 //
 // There is no prefill phase and no decode phase. A request has Tokens known tokens and computed ones;
 // each step lets requests catch up under one token budget, those that run before those that wait, and
@@ -147,6 +148,7 @@ type Scheduler struct {
 	hungry    *request   // the oldest request that has had no room
 	hunger    int        // plans in which it had none, less those in which it had some
 	plan      Plan
+	left      room       // of the last plan's step
 	order     []*request // scratch
 
 	placedBlocks uint64
@@ -156,6 +158,7 @@ type request struct {
 	Request
 	computed int
 	inPlan   int  // tokens of the current plan
+	drafts   int  // behind them
 	begun    bool // an item of it was committed since (re)admission
 	slot     uint32
 	active   bool // it runs
@@ -246,16 +249,20 @@ func (s *Scheduler) Add(r Request) error {
 	return nil
 }
 
-// Commit says that the request's share of the last plan was computed, and how many tokens it gained.
-// A request of the plan that is not committed has made no progress.
+// Commit says that the request's share of the last plan was computed, and how many tokens it gained: all but the last of
+// more than one are drafts that turned out right, whose KV is there. A request of the plan that is not committed has made no
+// progress.
 func (s *Scheduler) Commit(id kvcache.RequestID, newTokens int) error {
 	r := s.all[id]
 	if r == nil || r.inPlan == 0 || newTokens < 0 {
 		return fmt.Errorf("cannot commit request %d: it is in no step", id)
 	}
-	r.computed += r.inPlan
+	if newTokens > 1+r.drafts {
+		return fmt.Errorf("cannot commit %d new tokens of request %d: it has %d drafts in the step", newTokens, id, r.drafts)
+	}
+	r.computed += r.inPlan + max(0, newTokens-1)
 	r.Tokens += newTokens
-	r.inPlan, r.begun = 0, true
+	r.inPlan, r.drafts, r.begun = 0, 0, true
 	return s.kv.SetComputed(id, r.computed)
 }
 
@@ -307,7 +314,7 @@ func (s *Scheduler) stop(r *request) []kvcache.Ended {
 	s.running = remove(s.running, r)
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
-	r.active, r.stalled, r.computed, r.inPlan, r.begun, r.moving = false, false, 0, 0, false, 0
+	r.active, r.stalled, r.computed, r.inPlan, r.drafts, r.begun, r.moving = false, false, 0, 0, 0, false, 0
 	r.planned = planned{}
 	return s.kv.Close(r.ID)
 }

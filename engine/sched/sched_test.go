@@ -141,6 +141,11 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 		if i.Last {
 			b.WriteString(" sampled")
 			gain = 1
+			if want := scan(t, d, "drafts", 0); want > 0 {
+				got := c.s.Draft(i.Request, want)
+				gain += min(got, scan(t, d, "right", 0))
+				fmt.Fprintf(&b, " with %d drafts, %d right", got, gain-1)
+			}
 		}
 		b.WriteString("\n")
 		if err := c.s.Commit(i.Request, gain); err != nil {

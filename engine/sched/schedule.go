@@ -15,7 +15,7 @@ func (s *Scheduler) Schedule(view View) *Plan {
 	*p = Plan{Items: p.Items[:0], Offloads: p.Offloads[:0], Searches: p.Searches[:0], Preempted: p.Preempted[:0], Failed: p.Failed[:0], Release: p.Release[:0]}
 	left := room{s.cfg.MaxBatchedTokens, s.cfg.MaxRows}
 	for _, r := range s.running {
-		r.inPlan, r.stalled = 0, false
+		r.inPlan, r.drafts, r.stalled = 0, 0, false
 		r.cooldown = max(0, r.cooldown-1)
 	}
 	for _, r := range s.catchUpOrder() {
@@ -40,6 +40,7 @@ func (s *Scheduler) Schedule(view View) *Plan {
 		}
 	}
 	p.Starving = s.starving(view)
+	s.left = left
 	return p
 }
 

@@ -24,6 +24,7 @@ type simCluster struct {
 	clock   uint64
 	total   int // blocks
 	adopted int // tokens that requests began with
+	drafted int // tokens that were drafts first
 	found   int // requests that began with blocks of other nodes
 }
 
@@ -165,17 +166,17 @@ func (c *simCluster) step(i int) {
 	}
 	n.searches = append(n.searches, p.Searches...)
 	c.began(n, p)
-	c.checkPlan(n, p, view)
+	tokens, rows := c.checkPlan(n, p, view)
 	for _, it := range p.Items {
 		r := n.reqs[it.Request]
 		gain := 0
 		if it.Last {
-			gain = 1
+			gain = 1 + c.guess(n, it, &tokens, &rows)
 		}
 		if err := n.s.Commit(it.Request, gain); err != nil {
 			c.t.Fatal(err)
 		}
-		r.computed = it.Start + it.N
+		r.computed = it.Start + it.N + max(0, gain-1)
 		if it.First {
 			c.adopted += it.Start
 		}
@@ -186,6 +187,21 @@ func (c *simCluster) step(i int) {
 		n.s.Name(it.Request, r.keys())
 	}
 	c.checkPools()
+}
+
+// guess has drafts for a request, of which some turn out right: as many as it returns. The step has room for them, and so
+// has the pool.
+func (c *simCluster) guess(n *simNode, it Item, tokens, rows *int) int {
+	r := n.reqs[it.Request]
+	want := min(c.IntN(6), r.end-r.tokens-1)
+	got := n.s.Draft(it.Request, want)
+	*tokens, *rows = *tokens+got, *rows+got
+	if got > max(0, want) || *tokens > n.s.cfg.MaxBatchedTokens || *rows > n.s.cfg.MaxRows || r.tokens+got > n.kv.Capacity(it.Request) {
+		c.t.Fatalf("%d drafts for %d: %d tokens, %d rows, request %+v has room for %d", got, want, *tokens, *rows, *r, n.kv.Capacity(it.Request))
+	}
+	right := c.IntN(got + 1)
+	c.drafted += right
+	return right
 }
 
 // end takes a request out, as an answer's end and a cancellation do.
@@ -341,14 +357,13 @@ func (c *simCluster) die(d int) {
 	c.checkPools()
 }
 
-// checkPlan holds a plan against what every plan must honour.
-func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) {
-	sum, slots, seen := 0, map[uint32]bool{}, map[kvcache.RequestID]bool{}
+// checkPlan holds a plan against what every plan must honour, and returns the step's tokens and rows.
+func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) (sum, rows int) {
+	slots, seen := map[uint32]bool{}, map[kvcache.RequestID]bool{}
 	for _, it := range p.Items {
 		r := n.reqs[it.Request]
 		if r == nil || seen[it.Request] || slots[it.Slot] || int(it.Slot) >= n.s.cfg.MaxNumSeqs || it.N < 1 {
 			c.t.Fatalf("item %+v: unknown, twice, or its slot is shared", it)
-			return
 		}
 		seen[it.Request], slots[it.Slot] = true, true
 		adopted := it.First && r.computed == 0 && it.Start%simBlock == 0
@@ -358,7 +373,9 @@ func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) {
 		if n.kv.Capacity(it.Request) < it.Start+it.N {
 			c.t.Fatalf("item %+v has room for %d", it, n.kv.Capacity(it.Request))
 		}
-		sum += it.N
+		if sum += it.N; it.Last {
+			rows++
+		}
 	}
 	if sum > n.s.cfg.MaxBatchedTokens {
 		c.t.Fatalf("%d tokens in a step", sum)
@@ -373,4 +390,5 @@ func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) {
 			c.t.Fatalf("offload %+v of %+v", o, n.kv.Size(o.Request))
 		}
 	}
+	return sum, rows
 }
