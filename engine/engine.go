@@ -2,6 +2,7 @@
 //
 //	engine.go   the API: Engine, Submit, Drain, Requests
 //	guide.go    answers that are held to a form
+//	drafts.go   tokens that are guessed, and sampled behind, ahead
 //	request.go  what a request is, its checks, its errors
 //	loop.go     the loop: inbox -> plan -> step -> commit -> events
 //	step.go     filling a step, reading its output
@@ -38,7 +39,8 @@ type Config struct {
 	PrefixCaching bool
 	// MaskTime is how long a step may wait for masks that are not there yet: beyond it requests go without the step. One
 	// mask is made in any case. Default 20 ms.
-	MaskTime time.Duration
+	MaskTime    time.Duration
+	Speculation Speculation
 	// Guides compiles the forms of answers; nil: requests with one are refused.
 	Guides Guides
 }
@@ -74,6 +76,7 @@ type Stats struct {
 	SharedQueries, SharedHits                          uint64 // of them, tokens that others were asked for, and those whose KV is used there
 	Offloads, OffloadedBlocks, RefusedOffloads         uint64
 	PlannedMoves, PlannedBlocks                        uint64        // calls of Place, and the blocks placed by them
+	Drafts, DraftTokens, AcceptedTokens                uint64        // steps of a request that had drafts, these, and those that were right
 	StepTime                                           time.Duration // sum over steps
 	TTFT                                               time.Duration // sum over first tokens
 	FirstTokens                                        uint64
@@ -108,11 +111,15 @@ type Engine struct {
 	share  []share
 	looks  []*request        // scratch: those of a step that need a mask
 	looked kvcache.RequestID // the last that one was made for
-	table  kvcache.Table
-	spans  []batchSpan
-	hungry uint64     // the plan's Starving that the lender knows of
-	placed []*request // in a plan for the cluster
-	asked  []int      // scratch: KV tokens of a step by peer
+	guess  []int32           // scratch: drafts
+	events []Event           // scratch: of one request in a step
+
+	spareMasks int // of the step, beyond one for each request that needs one
+	table      kvcache.Table
+	spans      []batchSpan
+	hungry     uint64     // the plan's Starving that the lender knows of
+	placed     []*request // in a plan for the cluster
+	asked      []int      // scratch: KV tokens of a step by peer
 }
 
 // inbox is what the loop is told between steps. Each list is bounded: by room, by the live requests (places too), by
@@ -174,6 +181,9 @@ func New(cfg Config, dev Device, kv *kvcache.Manager, lender Lender) (*Engine, e
 	}
 	if cfg.IdleCheck == 0 {
 		cfg.IdleCheck = time.Second
+	}
+	if err := cfg.Speculation.check(); err != nil {
+		return nil, err
 	}
 	s, err := sched.New(cfg.Sched, kv)
 	if err != nil {

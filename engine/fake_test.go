@@ -256,6 +256,7 @@ func (n *simNode) hostedBlocks(owner string, handle, generation uint32) []int32 
 
 func (n *simNode) answer(i uint32, q *batch.Seq, history []int32) {
 	slot := n.slots[q.Slot]
+	knows, holds := len(slot.tokens), true // holds: the row's token becomes a part of the text
 	for k := range n.st.Head.NRows {
 		row := n.st.Rows[k]
 		if row.Seq != i {
@@ -268,9 +269,10 @@ func (n *simNode) answer(i uint32, q *batch.Seq, history []int32) {
 			out.Token, out.Logprob = row.Target, -float32(at)
 			continue
 		}
-		if !n.wrong && !slices.Equal(slot.tokens, history[:at]) {
-			n.c.t.Errorf("slot %d knows %d tokens, the KV cache has other %d", q.Slot, len(slot.tokens), at)
+		if !n.wrong && (at < knows || !slices.Equal(slot.tokens[:knows], history[:knows]) || at > knows && n.st.Rows[k-1].Token+1 != row.Token) {
+			n.c.t.Errorf("slot %d knows %d tokens, the KV cache has other %d", q.Slot, knows, at)
 		}
+		holds = holds && (at == knows || slices.Equal(slot.tokens, history[:at]))
 		out.Token, out.Logprob = next(slot.seed, history[:at]), -0.5
 		for _, b := range slot.bias {
 			if b.Token == out.Token && b.Value <= maskValue {
@@ -284,7 +286,9 @@ func (n *simNode) answer(i uint32, q *batch.Seq, history []int32) {
 			}
 			out.Token = (out.Token + 1) % fakeVocab
 		}
-		slot.tokens = append(slot.tokens, out.Token)
+		if holds {
+			slot.tokens = append(slot.tokens, out.Token)
+		}
 	}
 }
 

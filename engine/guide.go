@@ -27,10 +27,17 @@ type Guides interface {
 type guided struct {
 	m    *grammar.Matcher
 	ends []int32 // stop tokens that are no text: they may come where the form may end
-	mask []uint32
-	some bool  // the mask allows a token
-	err  error // there is no mask
-	late bool  // the mask did not come in time for the step
+	err  error   // there is no mask
+	late bool    // the mask did not come in time for the step
+	// The masks of the step's rows: what may come next, and behind each draft.
+	places []place
+}
+
+// place is what may come somewhere in an answer.
+type place struct {
+	mask   []uint32
+	some   bool // the mask allows a token
+	mayEnd bool // the form may end there
 }
 
 // guide makes the place behind the answer so far; nil where the request has no form.
@@ -105,27 +112,50 @@ func (e *Engine) lookAll(p *sched.Plan) {
 			e.looked = r.id
 		}
 	}
+	e.spareMasks = len(e.dev.Step().Seqs) - len(e.looks)
 }
 
 // look finds what may come next, before the request has a part of the step.
-func (g *guided) look() (err error) {
-	if g.mask, g.some, err = g.m.Mask(); err != nil {
+func (g *guided) look() error {
+	g.places = g.places[:0]
+	return g.add(g.m)
+}
+
+// add finds the next place.
+func (g *guided) add(m *grammar.Matcher) error {
+	mask, some, err := m.Mask()
+	if err != nil {
 		return fmt.Errorf("cannot hold the answer to its form any longer: %w", err)
 	}
-	if !g.some && !(g.m.MayEnd() && len(g.ends) > 0) {
+	if !some && !(m.MayEnd() && len(g.ends) > 0) {
 		return errors.New("cannot hold the answer to its form: no token of the vocabulary goes on with it")
 	}
+	g.places = append(g.places, place{mask, some, m.MayEnd()})
 	return nil
 }
 
-// fill gives a row what look found. mayStop: stop tokens may come, where the form may end.
-func (g *guided) fill(st *batch.Step, row int, mayStop bool) error {
+// ahead finds the places behind drafts, and returns those of them that go on with the form, behind which there is more to
+// come and the mask takes no time.
+func (g *guided) ahead(drafts []int32) []int32 {
+	m := *g.m
+	g.places = g.places[:1]
+	for k, t := range drafts {
+		if m.Accept(t) != nil || m.MustEnd() || !m.Ready() || g.add(&m) != nil {
+			return drafts[:k]
+		}
+	}
+	return drafts
+}
+
+// fill gives a row behind k drafts what look found for it. mayStop: stop tokens may come, where the form may end.
+func (g *guided) fill(st *batch.Step, row, k int, mayStop bool) error {
 	to, err := st.AddMask(row)
 	if err != nil {
 		return err
 	}
-	copy(to, g.mask)
-	if g.m.MayEnd() && (mayStop || !g.some) {
+	at := &g.places[k]
+	copy(to, at.mask)
+	if at.mayEnd && (mayStop || !at.some) {
 		for _, t := range g.ends {
 			to[t/32] |= 1 << (t % 32)
 		}
@@ -133,10 +163,10 @@ func (g *guided) fill(st *batch.Step, row int, mayStop bool) error {
 	return nil
 }
 
-// accept takes the token that was sampled. over: nothing can follow it.
-func (g *guided) accept(token int32) (over bool, err error) {
+// accept takes the token that was sampled behind k drafts. over: nothing can follow it.
+func (g *guided) accept(token int32, k int) (over bool, err error) {
 	if slices.Contains(g.ends, token) && g.m.MayEnd() {
-		return !g.some, nil // where nothing else may come it ends the answer, also before MinTokens
+		return !g.places[k].some, nil // where nothing else may come it ends the answer, also before MinTokens
 	}
 	if err := g.m.Accept(token); err != nil {
 		return false, fmt.Errorf("cannot hold the answer to its form: %w", err)

@@ -113,6 +113,7 @@ type request struct {
 	queued    time.Duration  // until then
 	masked    bool           // the slot keeps stop tokens from being sampled
 	guided    *guided        // nil: any answer will do
+	drafting  *drafting      // nil: none were tried yet
 	losses    int            // times that KV of it was lost with a peer since its last token
 	stream    *stream
 	submitted time.Time

@@ -19,6 +19,7 @@ type share struct {
 	rows   int // index of its first row
 	prompt int // rows for prompt log probabilities
 	sample bool
+	drafts int  // the seq's last tokens, each with a row to sample from
 	first  bool // since it was admitted
 	shared int  // tokens in shared spans
 }
@@ -97,6 +98,7 @@ func (e *Engine) name(r *request, computed int) {
 
 // add appends the request's share to the step.
 func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
+	drafts := e.draft(r, it)
 	if err := e.kv.AppendTable(r.id, &e.table); err != nil {
 		return err
 	}
@@ -125,10 +127,14 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 		}
 		sh.prompt++
 	}
-	if sh.sample {
-		row, err := st.AddRow(seq, it.N-1, -1, max(0, r.Logprobs))
+	if err := st.AddDrafts(drafts); err != nil {
+		return fmt.Errorf("the scheduler's drafts exceed the step: %w", err)
+	}
+	sh.drafts = len(drafts)
+	for k := 0; sh.sample && k <= sh.drafts; k++ {
+		row, err := st.AddRow(seq, it.N-1+k, -1, max(0, r.Logprobs))
 		if err == nil && r.guided != nil {
-			err = r.guided.fill(st, row, r.generated() >= r.MinTokens)
+			err = r.guided.fill(st, row, k, r.generated()+k >= r.MinTokens)
 		}
 		if err != nil {
 			return fmt.Errorf("the scheduler's rows exceed the step's: %w", err)
@@ -185,10 +191,7 @@ func (e *Engine) collect(began time.Time) {
 		}
 		seq := st.Seqs[i]
 		prompt += max(0, min(int(seq.Pos0+seq.NTokens), len(sh.r.Prompt))-int(seq.Pos0))
-		if sh.sample {
-			generated++
-		}
-		e.take(st, sh, &seq, began, now)
+		generated += e.take(st, sh, &seq, began, now)
 	}
 	e.mu.Lock()
 	if whole {
@@ -206,9 +209,9 @@ func (e *Engine) collect(began time.Time) {
 	}
 }
 
-// take reads one request's rows.
-func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time.Time) {
-	r, computed := sh.r, int(seq.Pos0+seq.NTokens)
+// take reads one request's rows, and returns how many tokens came of them.
+func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time.Time) (gained int) {
+	r := sh.r
 	if sh.first {
 		e.begins(r, int(seq.Pos0), sh.shared, began)
 	}
@@ -216,25 +219,47 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time
 		out := &st.RowOut[sh.rows+k]
 		r.prompt = append(r.prompt, logprobOf(out, r.Prompt[len(r.prompt)+1]))
 	}
-	gained := 0
-	if sh.sample {
-		gained = 1
+	e.events = e.events[:0]
+	var err error
+	for k, goes := 0, sh.sample; goes && err == nil; k++ {
+		out := &st.RowOut[sh.rows+sh.prompt+k]
+		var ev Event
+		if ev, err = e.accept(r, out, k, now); err == nil {
+			e.events = append(e.events, ev)
+		}
+		// The next row is of this text if the draft in front of it is what this one sampled.
+		goes = ev.Finish == "" && k < sh.drafts && st.Tokens[int(seq.TokenOff+seq.NTokens)-sh.drafts+k] == out.Token
 	}
-	if err := e.sched.Commit(r.id, gained); err != nil {
+	gained = len(e.events)
+	e.guessed(r, sh.drafts, gained-1)
+	if err == nil {
+		err = e.sched.Commit(r.id, gained)
+	}
+	if err != nil {
 		e.fail(r, err)
-		return
+		return gained
 	}
+	computed := int(seq.Pos0+seq.NTokens) - sh.drafts + max(0, gained-1)
 	if bs := e.kv.BlockSize(); computed/bs > int(seq.Pos0)/bs {
 		e.name(r, computed)
 	}
-	if !sh.sample {
-		if r.MaxTokens == 0 && computed == len(r.tokens) {
-			e.finish(r, Event{Prompt: r.prompt, Cached: r.cached, Queued: r.queued, Finish: "length", StopToken: -1})
-		}
-		return
+	if !sh.sample && r.MaxTokens == 0 && computed == len(r.tokens) {
+		e.finish(r, Event{Prompt: r.prompt, Cached: r.cached, Queued: r.queued, Finish: "length", StopToken: -1})
 	}
-	out := &st.RowOut[sh.rows+sh.prompt]
-	ev := Event{Token: out.Token, HasToken: true, StopToken: -1}
+	for _, ev := range e.events {
+		if ev.Finish != "" {
+			e.finish(r, ev)
+			break
+		}
+		r.stream.push(ev)
+	}
+	return gained
+}
+
+// accept makes the token of a row, the k-th that the step samples of the request, a part of its answer. ev.Finish says
+// whether it ends there.
+func (e *Engine) accept(r *request, out *batch.RowOut, k int, now time.Time) (ev Event, err error) {
+	ev = Event{Token: out.Token, HasToken: true, StopToken: -1}
 	if r.Logprobs >= 0 {
 		lp := logprobOf(out, out.Token)
 		ev.Logprob = &lp
@@ -253,20 +278,15 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time
 		ev.StopToken = out.Token
 	}
 	if r.guided != nil {
-		over, err := r.guided.accept(out.Token)
+		over, err := r.guided.accept(out.Token, k)
 		if err != nil {
-			e.fail(r, err)
-			return
+			return ev, err
 		}
 		if over {
 			ev.Finish = "stop" // also of what ignores EOS, or is at its last token
 		}
 	}
-	if ev.Finish == "" {
-		r.stream.push(ev)
-		return
-	}
-	e.finish(r, ev)
+	return ev, nil
 }
 
 // logprobOf reads a row about token. The device's buffers are used again, so everything is copied.

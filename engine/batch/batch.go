@@ -13,6 +13,9 @@ import (
 // MaxTop is the most alternatives reported beside a chosen token.
 const MaxTop = 20
 
+// MaxDrafts is the most tokens of a request in a step that are drafts.
+const MaxDrafts = 15
+
 // Status codes of a request's share of a step, as in status.h.
 const (
 	StatusOK      int32 = 0
@@ -190,6 +193,18 @@ func (s *Step) AddSeq(slot uint32, pos0, localPos0 int, tokens, local []int32, s
 	h.NBlocks += uint32(len(local))
 	h.NSpans += uint32(len(spans))
 	return i, nil
+}
+
+// AddDrafts appends drafts to the last seq's tokens; its local blocks have room for their KV.
+func (s *Step) AddDrafts(drafts []int32) error {
+	h := s.Head
+	if int(h.NTokens)+len(drafts) > len(s.Tokens) {
+		return fmt.Errorf("cannot add %d drafts: %w", len(drafts), ErrFull)
+	}
+	copy(s.Tokens[h.NTokens:], drafts)
+	s.Seqs[h.NSeqs-1].NTokens += uint32(len(drafts))
+	h.NTokens += uint32(len(drafts))
+	return nil
 }
 
 // AddRow asks for the logits after token index tok (within the seq's tokens) of seq.
