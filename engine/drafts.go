@@ -56,7 +56,7 @@ func (e *Engine) draft(r *request, it sched.Item) []int32 {
 	}
 	e.guess = d.index.Draft(e.guess[:0], r.tokens, most)
 	if r.guided != nil {
-		e.guess = r.guided.ahead(e.guess[:min(len(e.guess), e.spareMasks)])
+		e.guess = r.guided.ahead(e.guess[:min(len(e.guess), e.spareMasks)], &e.maskTime)
 	}
 	n := e.sched.Draft(r.id, len(e.guess))
 	if r.guided != nil {

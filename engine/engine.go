@@ -114,7 +114,8 @@ type Engine struct {
 	guess  []int32           // scratch: drafts
 	events []Event           // scratch: of one request in a step
 
-	spareMasks int // of the step, beyond one for each request that needs one
+	spareMasks int           // of the step, beyond one for each request that needs one
+	maskTime   time.Duration // that is left in the step for making masks
 	table      kvcache.Table
 	spans      []batchSpan
 	hungry     uint64     // the plan's Starving that the lender knows of

@@ -22,7 +22,11 @@ const (
 	patience  = 5 * time.Minute // only bounds a failing test
 )
 
-// next is the simulated model: the next token depends on every token before it, and on the seed.
+// quoted is how far back the simulated model mostly quotes from.
+const quoted = 25
+
+// next is the simulated model: the next token depends on every token before it, and on the seed. Most often it is what came
+// quoted tokens before.
 func next(seed uint64, history []int32) int32 {
 	h := fnv.New64a()
 	b := []byte{byte(seed), byte(seed >> 8)}
@@ -30,7 +34,11 @@ func next(seed uint64, history []int32) int32 {
 		b = append(b, byte(t), byte(t>>8))
 	}
 	_, _ = h.Write(b)
-	return int32(h.Sum64() % fakeVocab)
+	x := h.Sum64()
+	if n := len(history); n > quoted && x>>32%8 > 0 {
+		return history[n-quoted]
+	}
+	return int32(x % fakeVocab)
 }
 
 // want is the answer to a prompt.
@@ -103,7 +111,7 @@ func newSim(t *testing.T, n, blocks int, cfg sched.Config) *simCluster {
 			c: c, index: i, kv: kv, mem: make([]cell, blocks*blockSize), slots: map[uint32]*simSlot{},
 			st: batch.NewStep(batch.Limits{MaxTokens: cfg.MaxBatchedTokens, MaxSeqs: cfg.MaxNumSeqs, MaxRows: cfg.MaxBatchedTokens, MaxBlocks: blocks, MaxSpans: 64 * cfg.MaxNumSeqs, Vocab: fakeVocab}),
 		}
-		nd.eng, err = New(Config{Sched: cfg, EOS: []int32{7}, StallRefresh: time.Millisecond, PrefixCaching: true}, nd, kv, nd)
+		nd.eng, err = New(Config{Sched: cfg, EOS: []int32{7}, StallRefresh: time.Millisecond, PrefixCaching: true, Speculation: Speculation{4, 1, 3}}, nd, kv, nd)
 		if err != nil {
 			t.Fatal(err)
 		}

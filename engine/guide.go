@@ -112,7 +112,7 @@ func (e *Engine) lookAll(p *sched.Plan) {
 			e.looked = r.id
 		}
 	}
-	e.spareMasks = len(e.dev.Step().Seqs) - len(e.looks)
+	e.spareMasks, e.maskTime = len(e.dev.Step().Seqs)-len(e.looks), e.cfg.MaskTime-spent
 }
 
 // look finds what may come next, before the request has a part of the step.
@@ -134,13 +134,18 @@ func (g *guided) add(m *grammar.Matcher) error {
 	return nil
 }
 
-// ahead finds the places behind drafts, and returns those of them that go on with the form, behind which there is more to
-// come and the mask takes no time.
-func (g *guided) ahead(drafts []int32) []int32 {
+// ahead finds the places behind drafts, and returns those of them that go on with the form, and behind which there is more to
+// come. What is left of the time for masks is for those here, too: where the drafts are right the next step needs them.
+func (g *guided) ahead(drafts []int32, left *time.Duration) []int32 {
 	m := *g.m
 	g.places = g.places[:1]
 	for k, t := range drafts {
-		if m.Accept(t) != nil || m.MustEnd() || !m.Ready() || g.add(&m) != nil {
+		if m.Accept(t) != nil || m.MustEnd() || *left <= 0 && !m.Ready() {
+			return drafts[:k]
+		}
+		began := time.Now()
+		err := g.add(&m)
+		if *left -= time.Since(began); err != nil {
 			return drafts[:k]
 		}
 	}

@@ -16,7 +16,7 @@ func TestLateMasks(t *testing.T) {
 	const guidedN, plainN, length = 5, 3, 30
 	c := newGuidedSim(t, 1, 64)
 	nd := c.nodes[0]
-	nd.eng.cfg.MaskTime = time.Nanosecond
+	nd.eng.cfg.MaskTime, nd.eng.cfg.Speculation = time.Nanosecond, Speculation{} // a token a step
 	type seen struct{ tags, masked []uint32 }
 	var steps []seen // written by the loop; read when all streams have ended
 	release := nd.hold(true)
