@@ -18,7 +18,8 @@ func (e *Engine) work(st *batch.Step, took time.Duration) plan.Step {
 	for i := range st.Seqs[:st.Head.NSeqs] {
 		q := &st.Seqs[i]
 		n, before := int(q.NTokens), int(q.Pos0)-min(int(q.LocalPos0), int(q.Pos0))
-		if n == 1 {
+		// Behind drafts it is much the same: keys are read once for all rows.
+		if n-e.share[i].drafts == 1 {
 			w.KV += before + 1
 		} else {
 			w.Scores += n*before + n*(n+1)/2

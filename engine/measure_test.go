@@ -38,7 +38,7 @@ func TestWorkOfAStep(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			e := &Engine{kv: kv}
+			e := &Engine{kv: kv, share: make([]share, len(c.seqs))}
 			for range 2 { // what one step asked says nothing of the next
 				st := batch.NewStep(batch.Limits{MaxTokens: 64, MaxSeqs: 4, MaxRows: 4, MaxBlocks: 64, MaxSpans: 8})
 				st.Reset(1, 0, 0)

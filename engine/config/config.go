@@ -37,6 +37,7 @@ type Config struct {
 	MaxNumWaiting       int    `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
 	EnablePrefixCaching bool   `name:"enable-prefix-caching" usage:"requests begin with the KV of earlier ones that began alike; =false computes every prompt whole"`
 	MinSharedPrefix     int    `name:"min-shared-prefix" usage:"tokens whose KV another instance must have for a request to use it there, in place; 0 is 8192 on a GPU and 512 on the CPU, -1 never"`
+	SpeculativeConfig   string `name:"speculative-config" usage:"guess tokens ahead, as JSON: {\"method\":\"ngram\",\"num_speculative_tokens\":5} looks them up in the request's own text; empty is none"`
 	BlockSize           int    `name:"block-size" usage:"tokens of a KV block"`
 	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
 	DType               string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
@@ -125,6 +126,9 @@ func (c *Config) Validate() error {
 	within("max-num-batched-tokens", c.MaxNumBatchedTokens, 1, 1<<17)
 	within("max-num-waiting", c.MaxNumWaiting, 1, 1<<20)
 	within("min-shared-prefix", c.MinSharedPrefix, -1, 1<<28)
+	if _, err := ParseSpeculative(c.SpeculativeConfig); err != nil {
+		bad("speculative-config", "%w", err)
+	}
 	within("block-size", c.BlockSize, 1, 512)
 	within("threads", c.Threads, 0, 1024)
 	within("instances", c.Instances, 1, 256)

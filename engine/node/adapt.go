@@ -36,8 +36,13 @@ func (n *Node) engineConfig(m *model.Model, place Place) engine.Config {
 			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting, MinShared: minShared(n.cfg, place.OnGPU()),
 		},
 		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
-		PrefixCaching: n.cfg.EnablePrefixCaching, Guides: newGuides(n.cfg.Model, m.Config),
+		PrefixCaching: n.cfg.EnablePrefixCaching, Guides: newGuides(n.cfg.Model, m.Config), Speculation: speculation(n.cfg),
 	}
+}
+
+func speculation(cfg config.Config) engine.Speculation {
+	s, _ := config.ParseSpeculative(cfg.SpeculativeConfig) // Validate has read it
+	return engine.Speculation{Tokens: s.Tokens, MinMatch: s.LookupMin, MaxMatch: s.LookupMax}
 }
 
 // minShared resolves --min-shared-prefix. A shared prefix saves computing it once, and costs a round trip a layer in each
@@ -140,6 +145,7 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	load.Running, load.Waiting, load.TokensPerSecond = uint32(s.Running), uint32(s.Waiting), s.TokensPerSecond
 	load.Preemptions, load.Recoveries = s.Preemptions, s.Recoveries
 	load.PrefixQueries, load.PrefixHits, load.SharedQueries, load.SharedHits = s.PrefixQueries, s.PrefixHits, s.SharedQueries, s.SharedHits
+	load.Drafts, load.DraftTokens, load.AcceptedTokens = s.Drafts, s.DraftTokens, s.AcceptedTokens
 	load.MaxNumSeqs, load.PlannedMoves, load.PlannedBlocks = uint32(h.maxSeqs), s.PlannedMoves, s.PlannedBlocks
 	m, ok := h.eng.Model()
 	if m.Remote == 0 {

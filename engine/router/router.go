@@ -229,6 +229,7 @@ func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 		KVBlocksCached: int(l.GetKvBlocksCached()), PrefixQueries: l.GetPrefixQueries(), PrefixHits: l.GetPrefixHits(),
 		PlannedMoves: l.GetPlannedMoves(), PlannedBlocks: l.GetPlannedBlocks(),
 		KVBlocksShared: int(l.GetKvBlocksShared()), SharedQueries: l.GetSharedQueries(), SharedHits: l.GetSharedHits(),
+		Drafts: l.GetDrafts(), DraftTokens: l.GetDraftTokens(), AcceptedTokens: l.GetAcceptedTokens(),
 		RemoteQueries: t.GetQueries(), RemoteQueryBytes: t.GetQueryBytes(), RemoteAnswers: t.GetAnswers(), RemoteAnswerBytes: t.GetAnswerBytes(),
 		AnswerBatches: t.GetAnswerBatches(), KVBlocksMoved: t.GetMovedBlocks(), KVBytesMoved: t.GetMovedBytes(), RefusedMessages: t.GetRefused(),
 		Steps: w.GetSteps(), StepSeconds: seconds(w.GetStepNs()), RemoteWaitSeconds: seconds(w.GetRemoteWaitNs()),

@@ -146,6 +146,9 @@ var (
 	queriesDesc = instanceDesc("infinite_prefix_cache_queries_total", "Tokens of requests that began, looked for in the prefix cache.")
 	hitsDesc    = instanceDesc("infinite_prefix_cache_hits_total", "Tokens of requests that began whose KV was in the prefix cache.")
 	extQueries  = instanceDesc("infinite_external_prefix_cache_queries_total", "Tokens of requests that were searched for with other instances, a part of the queries.")
+	draftsDesc  = instanceDesc("infinite_spec_decode_num_drafts_total", "Steps of requests that had tokens guessed ahead.")
+	guessedDesc = instanceDesc("infinite_spec_decode_num_draft_tokens_total", "Tokens that were guessed ahead.")
+	rightDesc   = instanceDesc("infinite_spec_decode_num_accepted_tokens_total", "Guessed tokens that were right.")
 	extHits     = instanceDesc("infinite_external_prefix_cache_hits_total", "Tokens of requests whose KV is used at other instances, where it lies, a part of the hits.")
 	rehomedDesc = prometheus.NewDesc("infinite_num_rehomed_total", "Requests whose instance was lost or stopped, and that another one went on with.", nil, nil)
 	recoverDesc = instanceDesc("infinite_num_recoveries_total", "Requests computed anew, because KV of theirs was lost with a peer.")
@@ -165,7 +168,7 @@ var (
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, plannedDesc, placedDesc, modelDesc, trafficDesc, movedDesc, memoryDesc,
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, draftsDesc, guessedDesc, rightDesc, plannedDesc, placedDesc, modelDesc, trafficDesc, movedDesc, memoryDesc,
 		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
@@ -216,6 +219,9 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(placedDesc, float64(in.PlannedBlocks))
 		counter(extQueries, float64(in.SharedQueries))
 		counter(extHits, float64(in.SharedHits))
+		counter(draftsDesc, float64(in.Drafts))
+		counter(guessedDesc, float64(in.DraftTokens))
+		counter(rightDesc, float64(in.AcceptedTokens))
 		counter(trafficDesc, float64(in.RemoteQueries), "queries")
 		counter(trafficDesc, float64(in.RemoteAnswers), "answers")
 		counter(trafficDesc, float64(in.RefusedMessages), "refused")

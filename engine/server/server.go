@@ -81,13 +81,16 @@ type InstanceView struct {
 	Waiting           int               `json:"waiting"`
 	TokensPerSecond   float64           `json:"tokens_per_second"`
 	Preemptions       uint64            `json:"preemptions"`
-	Recoveries        uint64            `json:"recoveries"`     // requests computed anew, for KV that was lost with a peer
-	PrefixQueries     uint64            `json:"prefix_queries"` // tokens of requests that began
-	PrefixHits        uint64            `json:"prefix_hits"`    // those of them whose KV was in the cache
-	PlannedMoves      uint64            `json:"planned_moves"`  // moves that the gManager planned, and that it took
-	PlannedBlocks     uint64            `json:"planned_blocks"` // KV blocks placed by them
-	SharedQueries     uint64            `json:"shared_queries"` // a part of PrefixQueries: tokens that others were searched for
-	SharedHits        uint64            `json:"shared_hits"`    // a part of PrefixHits: tokens whose KV is used at others, where it lies
+	Recoveries        uint64            `json:"recoveries"`      // requests computed anew, for KV that was lost with a peer
+	PrefixQueries     uint64            `json:"prefix_queries"`  // tokens of requests that began
+	PrefixHits        uint64            `json:"prefix_hits"`     // those of them whose KV was in the cache
+	PlannedMoves      uint64            `json:"planned_moves"`   // moves that the gManager planned, and that it took
+	PlannedBlocks     uint64            `json:"planned_blocks"`  // KV blocks placed by them
+	SharedQueries     uint64            `json:"shared_queries"`  // a part of PrefixQueries: tokens that others were searched for
+	SharedHits        uint64            `json:"shared_hits"`     // a part of PrefixHits: tokens whose KV is used at others, where it lies
+	Drafts            uint64            `json:"drafts"`          // steps of a request that had tokens guessed ahead
+	DraftTokens       uint64            `json:"draft_tokens"`    // these tokens
+	AcceptedTokens    uint64            `json:"accepted_tokens"` // those of them that were right
 	Steps             uint64            `json:"steps"`
 	StepSeconds       float64           `json:"step_seconds"`
 	RemoteWaitSeconds float64           `json:"remote_wait_seconds"` // a part of StepSeconds: for creditors' answers
