@@ -81,7 +81,7 @@ static double best(bench *b, body f, void *arg) {
 
 static void row(const bench *b, const char *kernel, const char *shape, double seconds, double bytes,
                 double flops, int by_memory) {
-    printf("%-18s %-5s %-38s %10.3f ms %8.2f GB/s %8.1f GFLOP/s  %3.0f %% of %s\n", kernel,
+    printf("%-19s %-5s %-38s %10.3f ms %8.2f GB/s %8.1f GFLOP/s  %3.0f %% of %s\n", kernel,
            b->dtype == INF_DTYPE_F32 ? "f32" : "bf16", shape, seconds * 1e3, bytes / seconds * 1e-9,
            flops / seconds * 1e-9,
            100 * (by_memory ? bytes / seconds / b->bytes_per_second
@@ -92,27 +92,30 @@ static void row(const bench *b, const char *kernel, const char *shape, double se
 
 typedef struct gemm_case {
     bench *b;
+    int32_t dtype;
     inf_gemm args;
 } gemm_case;
 
 static void run_gemm(void *arg) {
     gemm_case *c = arg;
-    c->b->ops->gemm(c->b->pool, c->b->dtype, &c->args);
+    c->b->ops->gemm(c->b->pool, c->dtype, &c->args);
 }
 
-static void bench_gemm(bench *b, int32_t rows) {
+static void bench_gemm(bench *b, int32_t dtype, int32_t rows) {
     const int32_t n = 14336, k = HIDDEN; /* the gate of an 8B model's MLP */
     void *w = numbers(b, (size_t)n * k, b->elem);
-    void *packed = inf_pages_alloc(b->ops->packed_bytes(b->dtype, n, k));
-    b->ops->pack(b->dtype, w, b->dtype, n, k, packed);
+    uint64_t weights = b->ops->packed_bytes(dtype, n, k);
+    void *packed = inf_pages_alloc(weights);
+    b->ops->pack(dtype, w, b->dtype, n, k, packed);
     free(w);
     float *x = numbers(b, (size_t)rows * k, 4), *y = numbers(b, (size_t)rows * n, 4);
-    gemm_case c = {b, {x, packed, NULL, y, rows, n, k, k, n}};
+    gemm_case c = {b, dtype, {x, packed, NULL, y, rows, n, k, k, n}};
     double t = best(b, run_gemm, &c);
-    double bytes = (double)n * k * b->elem + 4.0 * rows * ((double)n + k);
+    double bytes = (double)weights + 4.0 * rows * ((double)n + k);
     char shape[64];
     snprintf(shape, sizeof shape, "[%d, %d] x [%d, %d]", rows, k, n, k);
-    row(b, "gemm", shape, t, bytes, 2.0 * rows * n * k, rows < 8);
+    row(b, dtype == INF_DTYPE_I8 ? "gemm, weights in i8" : "gemm", shape, t, bytes,
+        2.0 * rows * n * k, rows < 8);
     free(x);
     free(y);
     free(packed);
@@ -218,9 +221,11 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 2; i++) {
         b.dtype = i == 0 ? INF_DTYPE_F32 : INF_DTYPE_BF16;
         b.elem = i == 0 ? 4 : 2;
-        bench_gemm(&b, 1);
-        bench_gemm(&b, 8);
-        bench_gemm(&b, 256);
+        const int32_t rows[] = {1, 8, 256};
+        for (int32_t k = 0; k < 3; k++) {
+            bench_gemm(&b, b.dtype, rows[k]);
+            bench_gemm(&b, INF_DTYPE_I8, rows[k]);
+        }
         bench_attention(&b, 1, 1, 32768, HEADS, KV_HEADS);
         bench_attention(&b, 16, 1, 4096, HEADS, KV_HEADS);
         bench_attention(&b, 1, 1, 131072, 7, 1); /* one KV head for all threads */

@@ -110,7 +110,9 @@ static int take_matrix(const inf_weights *w, void **dst, int32_t cut, const inco
         memcpy(copy, src, (uint64_t)n * (uint64_t)k * elem);
         src = copy;
     }
-    *dst = w->backend->ops->matrix(w->backend, w->config.dtype, src, in->dtype, n, k, cut);
+    int32_t narrow = w->config.matrix_dtype;
+    *dst = w->backend->ops->matrix(w->backend, narrow != 0 ? narrow : w->config.dtype, src,
+                                   in->dtype, n, k, cut);
     free(copy);
     return *dst != NULL ? INF_OK : INF_ENOMEM;
 }
@@ -263,7 +265,8 @@ int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t dtype,
     if (outer ? layer != -1 : (layer < 0 || layer >= w->config.layers)) {
         return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be in layer %d", role, layer);
     }
-    uint64_t elem = dtype != INF_DTYPE_E4M3 ? inf_dtype_bytes(dtype) : 0; /* that is KV's */
+    /* No tensor comes in the formats of KV and of matrices here. */
+    uint64_t elem = dtype != INF_DTYPE_E4M3 && dtype != INF_DTYPE_I8 ? inf_dtype_bytes(dtype) : 0;
     if (rows != want_rows || cols != want_cols || elem == 0) {
         return inf_fail(
             err, INF_EINVAL, -1, layer,

@@ -57,6 +57,9 @@ static int check_config(const inf_device_config *c, inf_err *err) {
     if (c->kv_dtype != 0 && c->kv_dtype != c->dtype && c->kv_dtype != INF_DTYPE_E4M3) {
         return inf_fail(err, INF_EINVAL, -1, -1, "kv_dtype must be 0, dtype or E4M3");
     }
+    if (c->matrix_dtype != 0 && !(c->matrix_dtype == INF_DTYPE_I8 && c->gpu == 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "matrix_dtype must be 0 or, on the CPU, I8");
+    }
     if (!in_range(c->block_size, 1, 1024) || !in_range(c->num_blocks, 1, 1 << 30)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "block_size or num_blocks out of range");
     }

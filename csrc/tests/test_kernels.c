@@ -24,7 +24,7 @@ static double make_weight(gemm_case *c, size_t i) {
     if (c->src_dtype == INF_DTYPE_F32) {
         float f = number();
         memcpy(c->src + i * 4, &f, 4);
-        return c->dtype == INF_DTYPE_F32 ? f : from_bf16(to_bf16(f));
+        return c->dtype == INF_DTYPE_BF16 ? from_bf16(to_bf16(f)) : f;
     }
     if (c->src_dtype == INF_DTYPE_BF16) {
         uint16_t h = to_bf16(number());
@@ -41,6 +41,24 @@ static double make_weight(gemm_case *c, size_t i) {
     return eighths / 8.0;
 }
 
+/* Weights in I8 are one of 255 even steps to the largest of their group: the nearest, and near a
+ * tie the one that f32 arithmetic finds. */
+static void narrow_weights(double *w, int32_t n, int32_t k) {
+    for (int32_t j = 0; j < n; j++)
+        for (int32_t first = 0; first < k; first += 128) {
+            int32_t end = first + 128 < k ? first + 128 : k;
+            float most = 0;
+            for (int32_t i = first; i < end; i++)
+                most = fmaxf(most, fabsf((float)w[(size_t)j * k + i]));
+            for (int32_t i = first; i < end && most > 0; i++) {
+                double *each = &w[(size_t)j * k + i], step = (double)(most / 127);
+                double q = (double)rintf((float)*each * (127 / most));
+                CHECK(fabs(*each - q * step) <= step * 0.50001, "%g is no step of %g", q, step);
+                *each = q * step;
+            }
+        }
+}
+
 static gemm_case make_gemm(const inf_ops *ops, int32_t rows, int32_t n, int32_t k, int32_t dtype,
                            int32_t src_dtype, int with_bias) {
     gemm_case c = {.rows = rows, .n = n, .k = k, .dtype = dtype, .src_dtype = src_dtype};
@@ -54,6 +72,8 @@ static gemm_case make_gemm(const inf_ops *ops, int32_t rows, int32_t n, int32_t 
     double *w = get_bytes(weights * sizeof *w);
     for (size_t i = 0; i < weights; i++)
         w[i] = make_weight(&c, i);
+    if (dtype == INF_DTYPE_I8)
+        narrow_weights(w, n, k);
     c.packed = get_bytes(ops->packed_bytes(dtype, n, k));
     ops->pack(dtype, c.src, src_dtype, n, k, c.packed);
     c.want = get_bytes((size_t)rows * n * sizeof *c.want);
@@ -123,7 +143,9 @@ static void test_gemm(const inf_ops *ops, inf_pool *pool) {
     static const int32_t types[][2] = {
         {INF_DTYPE_F32, INF_DTYPE_F32},  {INF_DTYPE_BF16, INF_DTYPE_BF16},
         {INF_DTYPE_BF16, INF_DTYPE_F32}, {INF_DTYPE_F32, INF_DTYPE_BF16},
-        {INF_DTYPE_F32, INF_DTYPE_F16},  {INF_DTYPE_BF16, INF_DTYPE_F16}};
+        {INF_DTYPE_F32, INF_DTYPE_F16},  {INF_DTYPE_BF16, INF_DTYPE_F16},
+        {INF_DTYPE_I8, INF_DTYPE_F32},   {INF_DTYPE_I8, INF_DTYPE_BF16},
+        {INF_DTYPE_I8, INF_DTYPE_F16}};
     for (EACH(r, some_rows))
         for (EACH(w, some_widths)) {
             size_t type = (r + w) % (sizeof types / sizeof *types);

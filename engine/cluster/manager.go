@@ -17,15 +17,16 @@ import (
 
 // ManagerConfig describes the manager side of an API process.
 type ManagerConfig struct {
-	ClusterID   string
-	Address     string // its own gRPC address, under which it stands for gManager
-	Secret      string
-	Etcd        []string
-	EtcdID      uint64 // 0 of an external one
-	BlockSize   int
-	Fingerprint string
-	DType       string
-	KVDType     string
+	ClusterID    string
+	Address      string // its own gRPC address, under which it stands for gManager
+	Secret       string
+	Etcd         []string
+	EtcdID       uint64 // 0 of an external one
+	BlockSize    int
+	Fingerprint  string
+	DType        string
+	KVDType      string
+	Quantization string // of the weights
 	// Limits of a step, which bound the messages between instances.
 	MaxNumBatchedTokens, MaxNumSeqs int
 	MaxModelLen                     int // longest prompt plus answer that its API takes
@@ -111,6 +112,8 @@ func (m *Manager) forgetLeavers(ctx context.Context) {
 // Join checks that the newcomer serves the same model by the same settings and gives it an id that nobody has.
 func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply, error) {
 	switch {
+	case req.Quantization != m.cfg.Quantization:
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster runs with --quantization %s, this instance with %s", m.cfg.Quantization, req.Quantization)
 	case req.Fingerprint != m.cfg.Fingerprint:
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot join: the cluster serves another model (fingerprint %.12s, yours %.12s)", m.cfg.Fingerprint, req.Fingerprint)
 	case req.Dtype != m.cfg.DType:

@@ -218,6 +218,7 @@ func TestJoinIsChecked(t *testing.T) {
 		"model":      func(r *pb.JoinRequest) { r.Fingerprint = "g" },
 		"dtype":      func(r *pb.JoinRequest) { r.Dtype = "bfloat16" },
 		"KV dtype":   func(r *pb.JoinRequest) { r.KvDtype = "float32" },
+		"quantised":  func(r *pb.JoinRequest) { r.Quantization = "int8" },
 		"block size": func(r *pb.JoinRequest) { r.BlockSize = 1<<32 - 4 },
 		"tokens":     func(r *pb.JoinRequest) { r.MaxNumBatchedTokens = 256 },
 		"requests":   func(r *pb.JoinRequest) { r.MaxNumSeqs = 1<<32 - 64 },

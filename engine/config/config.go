@@ -42,6 +42,7 @@ type Config struct {
 	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
 	DType               string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
 	KVCacheDType        string `name:"kv-cache-dtype" usage:"auto (as --dtype), or fp8_e4m3 (fp8 is the same): K and V in 8 bits, with scale 1, saturated at 448"`
+	Quantization        string `name:"quantization" usage:"none, or, on the CPU, int8: matrices in 8 bits, with a scale for each output and 128 inputs, from weights of any dtype"`
 	Seed                uint64 `name:"seed" usage:"seed of requests that bring none"`
 	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
 	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c"`
@@ -84,7 +85,7 @@ func Default() Config {
 	return Config{
 		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20, ToolCallParser: "auto",
 		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, EnablePrefixCaching: true,
-		DType: "auto", KVCacheDType: "auto", ISA: "auto", Device: "auto", TensorParallelSize: 1,
+		DType: "auto", KVCacheDType: "auto", Quantization: "none", ISA: "auto", Device: "auto", TensorParallelSize: 1,
 		GPUMemoryUtilization: 0.9,
 		Instances:            1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
 		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, RebalanceInterval: time.Second, LogLevel: "info",
@@ -154,6 +155,7 @@ func (c *Config) Validate() error {
 	oneOf("tool-call-parser", c.ToolCallParser, "auto", "hermes", "llama3_json", "mistral", "none")
 	oneOf("dtype", c.DType, "auto", "float32", "bfloat16", "float16")
 	oneOf("kv-cache-dtype", c.KVCacheDType, "auto", "fp8_e4m3", "fp8")
+	oneOf("quantization", c.Quantization, "none", "int8")
 	oneOf("isa", c.ISA, "auto", "avx512", "avx2", "c")
 	oneOf("transport", c.Transport, "auto", "verbs", "shm", "tcp")
 	within("rdma-gid-index", c.RDMAGIDIndex, -1, 1<<16)

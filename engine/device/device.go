@@ -25,6 +25,7 @@ const (
 	F16  = int(C.INF_DTYPE_F16)
 	BF16 = int(C.INF_DTYPE_BF16)
 	E4M3 = int(C.INF_DTYPE_E4M3)
+	I8   = int(C.INF_DTYPE_I8)
 )
 
 // MaxPeers bounds peer indexes, MaxBias the logit biases of a request.
@@ -45,6 +46,7 @@ type Config struct {
 
 	DType     int // of weights: F32, BF16 or, on a GPU, F16; sums are always F32
 	KVDType   int // of K and V: DType (0 too), or E4M3
+	Matrices  int // of matrices but the embedding: DType (0), or, on the CPU, I8
 	BlockSize int // tokens
 	NumBlocks int // of the KV pool
 
@@ -83,7 +85,7 @@ func (c Config) c() C.inf_device_config {
 		dtype: n(c.DType), kv_dtype: n(c.KVDType), block_size: n(c.BlockSize), num_blocks: n(c.NumBlocks),
 		max_tokens: n(c.MaxTokens), max_seqs: n(c.MaxSeqs), max_rows: n(c.MaxRows),
 		max_step_blocks: n(c.MaxStepBlocks), max_step_spans: n(c.MaxStepSpans), max_spans: n(c.MaxSpans),
-		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU), tensor_parallel: n(c.TensorParallel),
+		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU), tensor_parallel: n(c.TensorParallel), matrix_dtype: n(c.Matrices),
 	}
 }
 

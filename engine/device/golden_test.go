@@ -102,6 +102,15 @@ func TestGoldenBF16(t *testing.T) {
 	})
 }
 
+// Matrices in 8 bits: close to the f32 answer, and not the same.
+func TestGoldenI8(t *testing.T) {
+	eachGolden(t, func(t *testing.T, m *model.Model, g *golden) {
+		c := testConfig()
+		c.Matrices = I8
+		checkClose(t, openModel(t, m, c), g, m.Config.VocabSize, 0.25)
+	})
+}
+
 // checkClose compares the distribution after the prompt by the mean difference of its log probabilities.
 func checkClose(t *testing.T, d *Device, g *golden, vocab int, bound float64) {
 	t.Helper()

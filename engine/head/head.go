@@ -127,7 +127,7 @@ func (h *Head) startControl(ctx context.Context, m *model.Model, dtype string) (
 	}
 	h.manager, err = cluster.NewManager(ctx, cluster.ManagerConfig{
 		ClusterID: h.cfg.ClusterID, Address: h.ControlAddress(), Secret: h.cfg.ClusterSecret, Etcd: endpoints, EtcdID: id,
-		BlockSize: h.cfg.BlockSize, Fingerprint: m.Fingerprint, DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype),
+		BlockSize: h.cfg.BlockSize, Fingerprint: node.Fingerprint(h.cfg, m), DType: dtype, KVDType: node.KVDType(h.cfg.KVCacheDType, dtype), Quantization: h.cfg.Quantization,
 		MaxNumBatchedTokens: h.cfg.MaxNumBatchedTokens, MaxNumSeqs: h.cfg.MaxNumSeqs, MaxModelLen: h.cfg.MaxModelLen,
 		Rebalance: h.cfg.RebalanceInterval,
 	}, h.etcd)

@@ -41,8 +41,8 @@ func join(ctx context.Context, cfg config.Config, m *model.Model, dtype, kvDType
 	limited, done := context.WithTimeout(ctx, joinLimit)
 	defer done()
 	reply, err := askToJoin(limited, pb.NewManagerClient(conn), cfg.Join, &pb.JoinRequest{
-		Fingerprint: m.Fingerprint, Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
-		MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(cfg.MaxModelLen),
+		Fingerprint: Fingerprint(cfg, m), Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
+		Quantization: cfg.Quantization, MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(cfg.MaxModelLen),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)

@@ -71,6 +71,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err = checkQuantization(cfg.Quantization, place.OnGPU()); err != nil {
+		return nil, err
+	}
 	if cfg.MaxModelLen, err = ModelLen(cfg, m.Config); err != nil {
 		return nil, err
 	}
@@ -110,7 +113,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, away{err}
 	}
 	member := cluster.Member{
-		ID: n.ID, Session: fmt.Sprintf("%d", time.Now().UnixNano()), Fingerprint: m.Fingerprint, KVDType: kvDType, BlocksTotal: shape.NumBlocks, Device: place.Name(),
+		ID: n.ID, Session: fmt.Sprintf("%d", time.Now().UnixNano()), Fingerprint: Fingerprint(cfg, m), KVDType: kvDType, BlocksTotal: shape.NumBlocks, Device: place.Name(),
 		MaxModelLen: n.cfg.MaxModelLen, MemoryOnly: cfg.MemoryOnly,
 	}
 	n.rman = cluster.NewRManager(cluster.Config{

@@ -44,6 +44,22 @@ func DType(flag, checkpoint string, onGPU bool) (string, error) {
 	return "float32", nil
 }
 
+// checkQuantization refuses what a place has no kernels for.
+func checkQuantization(flag string, onGPU bool) error {
+	if flag != "none" && onGPU {
+		return fmt.Errorf("cannot use --quantization %s on a GPU: only the CPU has kernels for it (--device cpu)", flag)
+	}
+	return nil
+}
+
+// Fingerprint names the model as the instances of a cluster serve it: of other weights KV would be another model's.
+func Fingerprint(cfg config.Config, m *model.Model) string {
+	if cfg.Quantization == "none" {
+		return m.Fingerprint
+	}
+	return m.Fingerprint + " " + cfg.Quantization
+}
+
 // fp8KV is the KV cache's type that --kv-cache-dtype asks for by either of its names.
 const fp8KV = "fp8_e4m3"
 
@@ -79,7 +95,7 @@ const (
 func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config {
 	types := map[string]int{"float32": device.F32, "float16": device.F16, "bfloat16": device.BF16, fp8KV: device.E4M3}
 	return device.ForModel(m, device.Config{
-		DType: types[dtype], KVDType: types[KVDType(cfg.KVCacheDType, dtype)],
+		DType: types[dtype], KVDType: types[KVDType(cfg.KVCacheDType, dtype)], Matrices: map[string]int{"int8": device.I8}[cfg.Quantization],
 		BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
 		MaxRows: cfg.MaxNumBatchedTokens, MaxSpans: maxHostedSpans, MaxStepSpans: spansPerSeq * cfg.MaxNumSeqs, Threads: Threads(cfg),
 		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3}[cfg.ISA], TensorParallel: max(cfg.TensorParallelSize, 1),

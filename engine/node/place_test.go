@@ -9,6 +9,7 @@ import (
 
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/device"
+	"github.com/infinite-llm/infinite/engine/model"
 )
 
 // gpus is a machine's GPUs by their compute capabilities, 90 for 9.0.
@@ -114,6 +115,22 @@ func TestKVDType(t *testing.T) {
 		if got := KVDType(tc.flag, tc.dtype); got != tc.want {
 			t.Errorf("--kv-cache-dtype %s beside %s: %q", tc.flag, tc.dtype, got)
 		}
+	}
+}
+
+func TestQuantization(t *testing.T) {
+	if checkQuantization("int8", false) != nil || checkQuantization("none", true) != nil {
+		t.Error("what there are kernels for is refused")
+	}
+	if err := checkQuantization("int8", true); err == nil || !strings.Contains(err.Error(), "--quantization int8") {
+		t.Error(err)
+	}
+	m := &model.Model{Fingerprint: "f"}
+	cfg := config.Default()
+	plain := Fingerprint(cfg, m)
+	cfg.Quantization = "int8"
+	if plain != "f" || Fingerprint(cfg, m) == plain {
+		t.Errorf("%q and %q", plain, Fingerprint(cfg, m))
 	}
 }
 

@@ -32,6 +32,9 @@ typedef struct inf_device inf_device;
 
 /* E4M3 (4 bits of exponent, 3 of mantissa, +-448 at most, no infinities) is for KV alone. */
 enum { INF_DTYPE_F32 = 1, INF_DTYPE_F16 = 2, INF_DTYPE_BF16 = 3, INF_DTYPE_E4M3 = 4 };
+/* Integers of -127 to 127, with a scale in f32 for each output and 128 inputs: for matrices alone.
+ */
+enum { INF_DTYPE_I8 = 5 };
 enum { INF_MAX_TOP = 20 };    /* log probabilities per row beyond the chosen token's */
 enum { INF_MAX_PEERS = 256 }; /* peer indexes are 0..255 */
 enum { INF_MAX_BIAS = 1024 }; /* logit_bias entries of a request */
@@ -88,9 +91,10 @@ typedef struct inf_device_config {
     /* Ranks that heads, kv heads and intermediate are cut over (kernels/tp), 1 to 8, 0 as 1. On a
      * GPU they are CUDA devices gpu - 1, gpu, ...; on the CPU they share its memory and threads. */
     int32_t tensor_parallel;
+    int32_t matrix_dtype; /* of matrices but the embedding: 0 for dtype, or, on the CPU, I8 */
 } inf_device_config;
 
-_Static_assert(sizeof(inf_device_config) == 96, "inf_device_config is mirrored in Go");
+_Static_assert(sizeof(inf_device_config) == 100, "inf_device_config is mirrored in Go");
 
 /* inv_freq: [head_dim / 2]. windows: [layers], tokens a query may look back including itself, 0 =
  * all. */

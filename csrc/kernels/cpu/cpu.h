@@ -10,8 +10,12 @@
 
 /* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL
  * outputs for the same input stand side by side, so that one load feeds PANEL sums and a decode
- * step reads the matrix once, forwards. Outputs beyond n are zeros. All tables share the layout. */
-enum { PANEL = 16 };
+ * step reads the matrix once, forwards. Outputs beyond n are zeros. All tables share the layout.
+ *
+ * In I8 a panel is groups of I8_GROUP inputs, the last perhaps of less: PANEL scales in f32, one
+ * for each output, then the group's [inputs, PANEL] in 8 bits. A weight is scale * q, |q| <= 127.
+ */
+enum { PANEL = 16, I8_GROUP = 128, I8_GROUP_BYTES = PANEL * (4 + I8_GROUP) };
 
 enum { MAX_HEAD_DIM = 256 };
 
@@ -97,6 +101,13 @@ static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t h
     int32_t block = a->blocks[token / a->kv->block_size];
     return a->pool + (uint64_t)block * a->kv->block_bytes +
            inf_kv_offset(a->kv, a->layer, kv, head, token % a->kv->block_size);
+}
+
+/* Bytes of a panel from its beginning to input i, a multiple of I8_GROUP or k. */
+static inline size_t panel_bytes(int32_t dtype, int32_t i) {
+    size_t numbers = (size_t)i * PANEL;
+    return dtype == INF_DTYPE_I8 ? numbers + (size_t)ceil_div(i, I8_GROUP) * PANEL * sizeof(float)
+                                 : numbers * (dtype == INF_DTYPE_F32 ? 4 : 2);
 }
 
 /* The layout's functions, in every table. Unknown types: 0 bytes, and nothing is packed. */

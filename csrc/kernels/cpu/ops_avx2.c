@@ -72,6 +72,11 @@ static inline vec v_load_bf16_n(const bf16 *p, int32_t n) {
     return v_load_bf16(all);
 }
 
+static inline vec v_load_i8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+
 /* e4m3_to_f32 for each number. Exponent and mantissa in f16's places make a number 2^8 too small,
  * and f16's small numbers need no care; 0x7f gets the exponent that f16's NaN has. Every CPU with
  * AVX2 converts f16. */

@@ -65,6 +65,11 @@ static inline vec v_load_e4m3_n(const e4m3 *p, int32_t n) {
     return widen_e4m3(_mm_maskz_loadu_epi8(first_n(n), p));
 }
 
+static inline vec v_load_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+
 /* bf16_from_f32 for each number. */
 static inline void v_store_bf16(bf16 *p, vec x) {
     __m512i bits = _mm512_castps_si512(x);

@@ -33,20 +33,35 @@ static void gemm_panel_bf16(const bf16 *restrict w, const float *restrict x, int
             sum[j] += x[i] * bf16_to_f32(w[(size_t)i * PANEL + j]);
 }
 
+static void gemm_panel_i8(const uint8_t *restrict w, const float *restrict x, int32_t k,
+                          float *sum) {
+    for (int32_t first = 0; first < k; first += I8_GROUP) {
+        const uint8_t *group = w + panel_bytes(INF_DTYPE_I8, first);
+        const int8_t *q = (const int8_t *)group + PANEL * sizeof(float);
+        float scale[PANEL];
+        memcpy(scale, group, sizeof scale);
+        for (int32_t i = first; i < min_i32(k, first + I8_GROUP); i++, q += PANEL)
+            for (int32_t j = 0; j < PANEL; j++)
+                sum[j] += x[i] * ((float)q[j] * scale[j]);
+    }
+}
+
 /* One index: one panel of outputs for every row. */
 static void gemm_task(void *arg, int32_t index, int32_t thread) {
     (void)thread;
     const gemm_job *job = arg;
     const inf_gemm *a = job->a;
     int32_t first = index * PANEL, outputs = min_i32(PANEL, a->n - first);
-    size_t at = (size_t)first * a->k;
+    const void *w = (const uint8_t *)a->w + (size_t)index * panel_bytes(job->dtype, a->k);
     for (int32_t r = 0; r < a->rows; r++) {
         const float *x = a->x + (size_t)r * a->ldx;
         float sum[PANEL] = {0};
         if (job->dtype == INF_DTYPE_F32)
-            gemm_panel_f32((const float *)a->w + at, x, a->k, sum);
+            gemm_panel_f32(w, x, a->k, sum);
+        else if (job->dtype == INF_DTYPE_BF16)
+            gemm_panel_bf16(w, x, a->k, sum);
         else
-            gemm_panel_bf16((const bf16 *)a->w + at, x, a->k, sum);
+            gemm_panel_i8(w, x, a->k, sum);
         float *y = a->y + (size_t)r * a->ldy + first;
         for (int32_t j = 0; j < outputs; j++)
             y[j] = sum[j] + (a->bias != NULL ? a->bias[first + j] : 0.0f);

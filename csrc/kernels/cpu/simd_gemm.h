@@ -13,31 +13,42 @@
  * Order of sums: within a piece k ascends in one chain per output; the pieces' sums are added to y
  * in ascending order. Nothing of this depends on rows, tiles or threads, hence a row of a batch has
  * bit by bit the result that it has alone. Cutting also keeps the rounding error near (K_BLOCK + k
- * / K_BLOCK) ulps at worst, instead of k. */
+ * / K_BLOCK) ulps at worst, instead of k.
+ *
+ * Weights in I8 are widened and scaled as they are loaded, one multiplication for each vector of
+ * them: w is what a matrix in f32 would have had, had it been rounded so. */
 #include "kernels/cpu/simd_math.h"
 
-enum { GROUP = 4, ROW_BLOCK = 96, K_BLOCK = 512, GEMM_SUMS = W == 16 ? 24 : 12 };
+enum { GROUP = 4, ROW_BLOCK = 96, K_BLOCK = 4 * I8_GROUP, GEMM_SUMS = W == 16 ? 24 : 12 };
 
 typedef struct gemm_job {
     const inf_gemm *a;
-    int32_t is_bf16;
+    int32_t dtype;
     int32_t groups; /* of GROUP panels, the last perhaps smaller */
 } gemm_job;
 
 /* What a tile works on: row and panel already applied, k cut to [k0, k0 + length). */
 typedef struct gemm_part {
-    const float *x; /* at k0 */
-    const void *w;  /* first panel, at k0 */
+    const float *x;   /* at k0 */
+    const uint8_t *w; /* first panel, at k0 */
     const float *bias;
     float *y;
-    size_t ldx, ldy, panel;  /* numbers between rows of x, rows of y, panels of w */
+    size_t ldx, ldy, panel;  /* numbers between rows of x, rows of y; bytes between panels of w */
     int32_t length, outputs; /* outputs that exist from here on */
     int32_t first;           /* k0 is 0: y is set, else added to */
 } gemm_part;
 
-INLINE vec gemm_load(const int is_bf16, const gemm_part *t, const int32_t v, size_t i) {
-    return load_as(is_bf16, t->w,
-                   t->panel * (size_t)(v / PANEL_VECS) + i * PANEL + (size_t)(v % PANEL_VECS) * W);
+/* Vector v of the panels' row of input i. */
+INLINE vec gemm_load(const int format, const gemm_part *t, const int32_t v, size_t i) {
+    return load_as(format, t->w + t->panel * (size_t)(v / PANEL_VECS),
+                   i * PANEL + (size_t)(v % PANEL_VECS) * W);
+}
+
+/* The same in I8: its group's scale times its number. */
+INLINE vec gemm_load_i8(const gemm_part *t, const int32_t v, const uint8_t *group, size_t i,
+                        vec scale) {
+    const uint8_t *q = group + t->panel * (size_t)(v / PANEL_VECS) + PANEL * sizeof(float);
+    return v_mul(v_load_i8((const int8_t *)q + i * PANEL + (size_t)(v % PANEL_VECS) * W), scale);
 }
 
 INLINE void gemm_finish(const gemm_part *t, int32_t row, int32_t column, vec sum) {
@@ -58,23 +69,48 @@ INLINE void gemm_finish(const gemm_part *t, int32_t row, int32_t column, vec sum
     }
 }
 
-INLINE void gemm_tile(const int is_bf16, const int32_t rows, const int32_t panels,
+/* One input: its weights times x of each row, added to the sums. */
+INLINE void gemm_input(const int32_t rows, const int32_t vecs, const gemm_part *t, size_t i,
+                       const vec *w, vec (*sum)[8]) {
+    UNROLL_FOR (r, rows) {
+        vec each = v_set(t->x[(size_t)r * t->ldx + i]);
+        UNROLL_FOR (v, vecs)
+            sum[r][v] = v_fma(each, w[v], sum[r][v]);
+    }
+}
+
+INLINE void gemm_inputs_i8(const int32_t rows, const int32_t vecs, const gemm_part *t,
+                           vec (*sum)[8]) {
+    const uint8_t *group = t->w;
+    for (int32_t first = 0; first < t->length; first += I8_GROUP, group += I8_GROUP_BYTES) {
+        vec scale[8], w[8];
+        int32_t inputs = min_i32(I8_GROUP, t->length - first);
+        UNROLL_FOR (v, vecs)
+            scale[v] =
+                v_load((const float *)(const void *)(group + t->panel * (size_t)(v / PANEL_VECS)) +
+                       (size_t)(v % PANEL_VECS) * W);
+        for (int32_t i = 0; i < inputs; i++) {
+            UNROLL_FOR (v, vecs)
+                w[v] = gemm_load_i8(t, v, group, (size_t)i, scale[v]);
+            gemm_input(rows, vecs, t, (size_t)(first + i), w, sum);
+        }
+    }
+}
+
+INLINE void gemm_tile(const int format, const int32_t rows, const int32_t panels,
                       const gemm_part *t) {
     const int32_t vecs = panels * PANEL_VECS;
     vec sum[6][8];
     UNROLL_FOR (r, rows)
         UNROLL_FOR (v, vecs)
             sum[r][v] = v_zero();
-    const float *x = t->x;
-    for (int32_t i = 0; i < t->length; i++) {
+    if (format == IN_I8)
+        gemm_inputs_i8(rows, vecs, t, sum);
+    for (int32_t i = 0; format != IN_I8 && i < t->length; i++) {
         vec w[8];
         UNROLL_FOR (v, vecs)
-            w[v] = gemm_load(is_bf16, t, v, (size_t)i);
-        UNROLL_FOR (r, rows) {
-            vec each = v_set(x[(size_t)r * t->ldx + (size_t)i]);
-            UNROLL_FOR (v, vecs)
-                sum[r][v] = v_fma(each, w[v], sum[r][v]);
-        }
+            w[v] = gemm_load(format, t, v, (size_t)i);
+        gemm_input(rows, vecs, t, (size_t)i, w, sum);
     }
     UNROLL_FOR (r, rows)
         UNROLL_FOR (v, vecs)
@@ -86,41 +122,44 @@ INLINE void gemm_tile(const int is_bf16, const int32_t rows, const int32_t panel
     (GEMM_SUMS / ((rows)*PANEL_VECS) >= 4 ? 4 : GEMM_SUMS / ((rows)*PANEL_VECS) >= 2 ? 2 : 1)
 
 /* A tile function for a number of rows, over as many panels as exist. */
-#define GEMM_STRIP(rows, is_bf16, suffix)                                                          \
+#define GEMM_STRIP(rows, format, suffix)                                                           \
     static void gemm_strip_##rows##suffix(const gemm_part *part, int32_t panels) {                 \
         gemm_part t = *part;                                                                       \
         for (int32_t p = 0, step; p < panels; p += step) {                                         \
             step = panels - p >= PANELS_OF(rows) ? PANELS_OF(rows) : 1;                            \
             if (step == PANELS_OF(rows))                                                           \
-                gemm_tile(is_bf16, rows, PANELS_OF(rows), &t);                                     \
+                gemm_tile(format, rows, PANELS_OF(rows), &t);                                      \
             else                                                                                   \
-                gemm_tile(is_bf16, rows, 1, &t);                                                   \
-            t.w = (const uint8_t *)t.w + t.panel * (size_t)step * (is_bf16 ? 2 : 4);               \
+                gemm_tile(format, rows, 1, &t);                                                    \
+            t.w += t.panel * (size_t)step;                                                         \
             t.y += step * PANEL;                                                                   \
             t.bias = t.bias == NULL ? NULL : t.bias + step * PANEL;                                \
             t.outputs -= step * PANEL;                                                             \
         }                                                                                          \
     }
-#define GEMM_STRIPS(is_bf16, suffix)                                                               \
-    GEMM_STRIP(1, is_bf16, suffix)                                                                 \
-    GEMM_STRIP(2, is_bf16, suffix)                                                                 \
-    GEMM_STRIP(3, is_bf16, suffix)                                                                 \
-    GEMM_STRIP(4, is_bf16, suffix)                                                                 \
-    GEMM_STRIP(5, is_bf16, suffix)                                                                 \
-    GEMM_STRIP(6, is_bf16, suffix)
-GEMM_STRIPS(0, _f32)
-GEMM_STRIPS(1, _bf16)
+#define GEMM_STRIPS(format, suffix)                                                                \
+    GEMM_STRIP(1, format, suffix)                                                                  \
+    GEMM_STRIP(2, format, suffix)                                                                  \
+    GEMM_STRIP(3, format, suffix)                                                                  \
+    GEMM_STRIP(4, format, suffix)                                                                  \
+    GEMM_STRIP(5, format, suffix)                                                                  \
+    GEMM_STRIP(6, format, suffix)
+GEMM_STRIPS(IN_F32, _f32)
+GEMM_STRIPS(IN_BF16, _bf16)
+GEMM_STRIPS(IN_I8, _i8)
 
 typedef void (*gemm_strip)(const gemm_part *part, int32_t panels);
 
-static gemm_strip gemm_strip_of(int32_t is_bf16, int32_t rows) {
-    static const gemm_strip strips[2][6] = {
+static gemm_strip gemm_strip_of(int32_t dtype, int32_t rows) {
+    static const gemm_strip strips[3][6] = {
         {gemm_strip_1_f32, gemm_strip_2_f32, gemm_strip_3_f32, gemm_strip_4_f32, gemm_strip_5_f32,
          gemm_strip_6_f32},
         {gemm_strip_1_bf16, gemm_strip_2_bf16, gemm_strip_3_bf16, gemm_strip_4_bf16,
          gemm_strip_5_bf16, gemm_strip_6_bf16},
+        {gemm_strip_1_i8, gemm_strip_2_i8, gemm_strip_3_i8, gemm_strip_4_i8, gemm_strip_5_i8,
+         gemm_strip_6_i8},
     };
-    return strips[is_bf16][rows - 1];
+    return strips[dtype == INF_DTYPE_F32 ? 0 : dtype == INF_DTYPE_BF16 ? 1 : 2][rows - 1];
 }
 
 /* One index: one group of panels for one block of rows. */
@@ -131,21 +170,22 @@ static void gemm_task(void *arg, int32_t index, int32_t thread) {
     int32_t column = index % job->groups * GROUP * PANEL, row0 = index / job->groups * ROW_BLOCK;
     int32_t end = min_i32(row0 + ROW_BLOCK, a->rows);
     int32_t panels = min_i32(GROUP, ceil_div(a->n - column, PANEL));
-    size_t elem = job->is_bf16 ? 2 : 4;
-    gemm_part t = {.ldx = (size_t)a->ldx, .ldy = (size_t)a->ldy, .panel = (size_t)a->k * PANEL};
+    gemm_part t = {.ldx = (size_t)a->ldx, .ldy = (size_t)a->ldy};
+    t.panel = panel_bytes(job->dtype, a->k);
     t.bias = a->bias == NULL ? NULL : a->bias + column;
     t.outputs = a->n - column;
     int32_t k0 = 0;
     do {
         t.first = k0 == 0;
         t.length = min_i32(K_BLOCK, a->k - k0);
-        t.w = (const uint8_t *)a->w + ((size_t)column * a->k + (size_t)k0 * PANEL) * elem;
+        t.w = (const uint8_t *)a->w + t.panel * (size_t)(column / PANEL) +
+              panel_bytes(job->dtype, k0);
         for (int32_t row = row0, rows; row < end; row += rows) {
             /* Equal tiles rather than full ones and a rest: 7 rows are 4 + 3. */
             rows = ceil_div(end - row, ceil_div(end - row, GEMM_ROWS));
             t.x = a->x + (size_t)row * t.ldx + k0;
             t.y = a->y + (size_t)row * t.ldy + column;
-            gemm_strip_of(job->is_bf16, rows)(&t, panels);
+            gemm_strip_of(job->dtype, rows)(&t, panels);
         }
         k0 += K_BLOCK;
     } while (k0 < a->k);
@@ -154,7 +194,7 @@ static void gemm_task(void *arg, int32_t index, int32_t thread) {
 static void simd_gemm(inf_pool *pool, int32_t dtype, const inf_gemm *args) {
     if (args->rows <= 0 || args->n <= 0)
         return;
-    gemm_job job = {.a = args, .is_bf16 = dtype == INF_DTYPE_BF16};
+    gemm_job job = {.a = args, .dtype = dtype};
     job.groups = ceil_div(args->n, GROUP * PANEL);
     inf_pool_run(pool, gemm_task, &job, job.groups * ceil_div(args->rows, ROW_BLOCK));
 }

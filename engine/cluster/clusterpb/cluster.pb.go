@@ -77,6 +77,7 @@ type JoinRequest struct {
 	MaxNumBatchedTokens uint32 `protobuf:"varint,5,opt,name=max_num_batched_tokens,json=maxNumBatchedTokens,proto3" json:"max_num_batched_tokens,omitempty"`
 	MaxNumSeqs          uint32 `protobuf:"varint,6,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`
 	KvDtype             string `protobuf:"bytes,7,opt,name=kv_dtype,json=kvDtype,proto3" json:"kv_dtype,omitempty"`                // of the KV cache: the blocks of all have the same bytes
+	Quantization        string `protobuf:"bytes,9,opt,name=quantization,proto3" json:"quantization,omitempty"`                     // of the weights
 	MaxModelLen         uint32 `protobuf:"varint,8,opt,name=max_model_len,json=maxModelLen,proto3" json:"max_model_len,omitempty"` // at least the cluster's, or answers would end at another length than the API promises; 0: not told
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -157,6 +158,13 @@ func (x *JoinRequest) GetMaxNumSeqs() uint32 {
 func (x *JoinRequest) GetKvDtype() string {
 	if x != nil {
 		return x.KvDtype
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetQuantization() string {
+	if x != nil {
+		return x.Quantization
 	}
 	return ""
 }
@@ -2213,7 +2221,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
 	"&engine/cluster/clusterpb/cluster.proto\x12\x13infinite.cluster.v1\"\x1f\n" +
 	"\tLinkBytes\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x8a\x02\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xae\x02\n" +
 	"\vJoinRequest\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x1d\n" +
@@ -2224,6 +2232,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\fmax_num_seqs\x18\x06 \x01(\rR\n" +
 	"maxNumSeqs\x12\x19\n" +
 	"\bkv_dtype\x18\a \x01(\tR\akvDtype\x12\"\n" +
+	"\fquantization\x18\t \x01(\tR\fquantization\x12\"\n" +
 	"\rmax_model_len\x18\b \x01(\rR\vmaxModelLen\"\x99\x01\n" +
 	"\tJoinReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +

@@ -143,7 +143,7 @@ func TestDeviceIsOver(t *testing.T) {
 // An instance that would run with other limits of a step is refused by the flag's name.
 func TestJoinWithOtherLimits(t *testing.T) {
 	p := serve(t, "--max-model-len", "1000")
-	for _, tc := range []struct{ flag, value, cluster string }{{"--max-num-batched-tokens", "256", "512"}, {"--max-num-seqs", "32", "64"}, {"--max-model-len", "256", "1000"}} {
+	for _, tc := range []struct{ flag, value, cluster string }{{"--max-num-batched-tokens", "256", "512"}, {"--max-num-seqs", "32", "64"}, {"--max-model-len", "256", "1000"}, {"--quantization", "int8", "none"}} {
 		cmd := command("serve", "--join", p.join, "--threads", "1", tc.flag, tc.value)
 		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }) // it was taken in
 		out, err := cmd.CombinedOutput()

@@ -1,0 +1,116 @@
+/* A step with matrices in I8: what the plain forward pass gives with weights that are rounded so,
+ * and near what it gives with those that came. */
+#include "tests/tiny_model.h"
+
+enum { TEXT = 40, BLOCK_SIZE = 4, BLOCKS = TEXT / BLOCK_SIZE };
+
+/* Each weight of a matrix to the nearest of 255 steps to the largest of its row: fewer than 128
+ * inputs are one group. */
+static void narrow(tiny_model *m, int32_t role) {
+    int layers = role < INF_ROLE_ATTN_NORM ? 1 : m->config.layers;
+    for (int l = 0; l < layers; l++) {
+        for (int64_t r = 0; m->tensors[l][role] != NULL && r < m->rows[role]; r++) {
+            float *row = m->tensors[l][role] + r * m->cols[role], most = 0;
+            for (int64_t i = 0; i < m->cols[role]; i++) {
+                most = fmaxf(most, fabsf(row[i]));
+            }
+            for (int64_t i = 0; i < m->cols[role]; i++) {
+                row[i] = rintf(row[i] * (127 / most)) * (most / 127);
+            }
+        }
+    }
+}
+
+/* Log probabilities of the text, in steps of 16, 1, 16, 1, .. tokens. */
+static void run(const tiny_model *m, const int32_t *tokens, double *logprobs) {
+    inf_device *d = tiny_open(m);
+    inf_step_buffers b;
+    inf_err err = {0};
+    CHECK(inf_device_buffers(d, &b, &err) == INF_OK, "%s", err.message);
+    tiny_slot(d, 0);
+    uint32_t n = 16;
+    for (uint32_t done = 0; done < TEXT; done += n, n = n == 16 ? 1 : 16) {
+        n = n < TEXT - done ? n : TEXT - done;
+        *b.head = (inf_step_head){.n_seqs = 1, .n_tokens = n, .n_blocks = BLOCKS, .n_rows = n};
+        b.seqs[0] = (inf_step_seq){.n_tokens = n, .pos0 = done, .n_blocks = BLOCKS};
+        memcpy(b.tokens, tokens + done, n * sizeof *tokens);
+        for (int32_t i = 0; i < BLOCKS; i++) {
+            b.blocks[i] = i;
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            int32_t next = done + i + 1 < TEXT ? tokens[done + i + 1] : 0;
+            b.rows[i] = (inf_step_row){i, 0, next, 0, 0};
+        }
+        CHECK(inf_device_submit(d, &err) == INF_OK, "%s", err.message);
+        CHECK(inf_device_wait(d, -1, &err) == INF_OK, "%s", err.message);
+        for (uint32_t i = 0; i < n; i++) {
+            logprobs[done + i] = (double)b.row_out[i].logprob;
+        }
+    }
+    inf_device_close(d);
+}
+
+static double apart(const double *got, double want[][TINY_VOCAB], const int32_t *tokens) {
+    double worst = 0;
+    for (int t = 0; t < TEXT; t++) {
+        int32_t next = t + 1 < TEXT ? tokens[t + 1] : 0;
+        worst = fmax(worst, fabs(got[t] - want[t][next]));
+    }
+    return worst;
+}
+
+static void test_model(uint32_t flags, int32_t dtype, int32_t isa, double tolerance) {
+    static double exact[TEXT][TINY_VOCAB], want[TEXT][TINY_VOCAB], got[TEXT];
+    tiny_model m = tiny_new(flags, dtype);
+    int32_t tokens[TEXT];
+    for (int i = 0; i < TEXT; i++) {
+        tokens[i] = (i * 29 + i * i) % TINY_VOCAB;
+    }
+    tiny_reference(&m, tokens, TEXT, exact);
+    m.config.matrix_dtype = INF_DTYPE_I8;
+    m.config.isa = isa;
+    inf_device *d = NULL;
+    inf_err err = {0};
+    int status = inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err);
+    inf_device_close(d);
+    if (status == INF_EUNSUPPORTED) {
+        tiny_free(&m);
+        return; /* this CPU lacks the instruction set */
+    }
+    run(&m, tokens, got);
+    const int32_t matrices[] = {INF_ROLE_LM_HEAD, INF_ROLE_Q,    INF_ROLE_K,  INF_ROLE_V,
+                                INF_ROLE_O,       INF_ROLE_GATE, INF_ROLE_UP, INF_ROLE_DOWN};
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
+        narrow(&m, matrices[i]);
+    }
+    tiny_reference(&m, tokens, TEXT, want);
+    double off = apart(got, want, tokens), from_exact = apart(got, exact, tokens);
+    CHECK(off < tolerance && from_exact > 2 * tolerance && from_exact < 0.2,
+          "flags %u, isa %d: off by %g, and by %g from the weights that came", flags, isa, off,
+          from_exact);
+    tiny_free(&m);
+}
+
+static void refused(int32_t matrix_dtype, int32_t gpu) {
+    tiny_model m = tiny_new(0, INF_DTYPE_F32);
+    m.config.matrix_dtype = matrix_dtype;
+    m.config.gpu = gpu;
+    inf_device *d = NULL;
+    inf_err err = {0};
+    CHECK(inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err) == INF_EINVAL,
+          "matrices of dtype %d on gpu %d: %s", matrix_dtype, gpu, err.message);
+    tiny_free(&m);
+}
+
+int main(void) {
+    for (int32_t isa = 0; isa <= 3; isa++) {
+        test_model(0, INF_DTYPE_F32, isa, 1e-4);
+        test_model(INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM, INF_DTYPE_F32, isa, 1e-4);
+    }
+    refused(INF_DTYPE_I8, 1);
+    refused(INF_DTYPE_BF16, 0);
+    refused(INF_DTYPE_E4M3, 0);
+    refused(-1, 0);
+    puts("i8: ok");
+    return 0;
+}
