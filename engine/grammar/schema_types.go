@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,13 +86,17 @@ func (c *schemaCompiler) pattern(v *value) (*expr, error) {
 	if v.kind != 's' {
 		return nil, errAt(v.path, "pattern must be a string")
 	}
-	re, err := parseRegex(v.text)
+	re, err := parseRegex(v.text, c.work)
 	var e *expr
 	if err == nil {
 		e, err = (&regexCompiler{escaped}).search(re, 0)
 	}
+	var wrong *Error
+	if errors.As(err, &wrong) {
+		return nil, &Error{v.path, wrong.Msg}
+	}
 	if err != nil {
-		return nil, errAt(v.path, "%v", err)
+		return nil, err
 	}
 	return seq(lit(`"`), e, lit(`"`)), nil
 }
@@ -127,7 +132,7 @@ func (c *schemaCompiler) format(v *value) (*expr, error) {
 		slices.Sort(names)
 		return nil, errAt(v.path, "the format %s is not supported; these are: %s", v.json(), strings.Join(names, ", "))
 	}
-	re, err := parseRegex(pattern)
+	re, err := parseRegex(pattern, c.work)
 	if err != nil {
 		return nil, err
 	}

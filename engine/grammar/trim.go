@@ -21,8 +21,7 @@ type Grammar struct {
 }
 
 // compile makes automata of expressions.
-func compile(src *source) (*Grammar, error) {
-	w := &work{maxWork}
+func compile(src *source, w *work) (*Grammar, error) {
 	g := &Grammar{rules: make([]rule, len(src.rules))}
 	for i, e := range src.rules {
 		n, err := buildNFA(e, w)
