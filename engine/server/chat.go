@@ -47,7 +47,7 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 	}
 	tools, err := s.planTools(asked, orDefault(req.ParallelToolCalls, true))
 	if err == nil && tools.schema != nil {
-		err = s.guideTools(ctx, &req.common, tools.schema)
+		err = s.guideTools(ctx, &req.common, &tools)
 	}
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"regexp"
 	"slices"
 
 	"github.com/infinite-llm/infinite/engine"
@@ -25,6 +26,7 @@ type guideFields struct {
 type form struct {
 	field string
 	guide engine.Guide
+	at    func(path string) string // where the client wrote a part of the schema; nil: there
 }
 
 // forms reads all that are given.
@@ -181,13 +183,24 @@ func (s *Server) useForm(ctx context.Context, c *common, f form) error {
 	var wrong *grammar.Error
 	switch {
 	case errors.As(err, &wrong):
-		return badRequest(f.field, "cannot use %s: %v.", f.field, wrong)
+		return badRequest(f.field, "cannot use %s: %s.", f.field, f.words(wrong))
 	case errors.Is(err, grammar.ErrBusy):
 		return &Error{http.StatusTooManyRequests, "RateLimitError", f.field, "cannot take the request: " + err.Error()}
 	}
 	c.guide = f.guide
 	return err
 }
+
+// words are what is wrong with a form, with the client's paths.
+func (f form) words(e *grammar.Error) string {
+	if f.at == nil || e.Path == "" {
+		return e.Error()
+	}
+	return f.at(e.Path) + ": " + schemaPaths.ReplaceAllStringFunc(e.Msg, f.at)
+}
+
+// schemaPaths are paths in messages.
+var schemaPaths = regexp.MustCompile(`\$\.[^\s,]+`)
 
 // newGrammars checks sources. What is made of them is dropped: instances, which have a vocabulary, make it anew.
 func newGrammars() *grammar.Cache[struct{}] {
