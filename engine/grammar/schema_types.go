@@ -1,7 +1,6 @@
 package grammar
 
 import (
-	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,25 +79,6 @@ func escaped(ranges []rune) *expr {
 		}
 	}
 	return e
-}
-
-func (c *schemaCompiler) pattern(v *value) (*expr, error) {
-	if v.kind != 's' {
-		return nil, errAt(v.path, "pattern must be a string")
-	}
-	re, err := parseRegex(v.text, c.work)
-	var e *expr
-	if err == nil {
-		e, err = (&regexCompiler{escaped}).search(re, 0)
-	}
-	var wrong *Error
-	if errors.As(err, &wrong) {
-		return nil, &Error{v.path, wrong.Msg}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return seq(lit(`"`), e, lit(`"`)), nil
 }
 
 // Formats of strings, as regular expressions. Dates have at most 28 days in February and leap seconds do not exist, so
