@@ -6,8 +6,8 @@ import "slices"
 // more begins anew in a lane of its own, where one is made at a time. So what is dear never waits for more than maxSlow
 // of its like, and what is cheap for no more than maxQuick compilations of QuickWork, whatever else is sent.
 const (
-	maxAtWork = 2  // compilations at once, so that they leave the machine to others; one of them may be slow
-	maxQuick  = 32 // that wait; beyond it sources are refused
+	maxAtWork = 2   // compilations at once, so that they leave the machine to others; one of them may be slow
+	maxQuick  = 128 // that wait, for many clients may come at once; beyond it sources are refused
 	maxSlow   = 4
 )
 

@@ -34,7 +34,7 @@ const (
 	remakeWork  = 10e6     // more of them, for what masks share while it is not there: at the beginning, and when it was forgotten
 	partsWork   = 40e6     // the same when all parts of masks were forgotten
 	maxMemory   = 16 << 20 // bytes of remembered places and masks, about, before they are forgotten
-	warmWork    = 5e6      // elementary steps before the first request, for masks that will be asked for
+	warmWork    = 2e6      // elementary steps before the first request, for masks that will be asked for
 )
 
 // Error says why a source cannot be used. Path is where, "" if that is the source as a whole: in a schema a JSON path
