@@ -230,6 +230,7 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.refusesLocked(req); err != nil {
+		guided.close()
 		return nil, err
 	}
 	e.room = max(0, e.room-1)

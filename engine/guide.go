@@ -19,7 +19,8 @@ type Guide struct{ Kind, Source string }
 
 // Guides compiles forms for a model's vocabulary.
 type Guides interface {
-	// Get may take seconds. What is wrong with the source is a *grammar.Error.
+	// Get may take seconds. What is wrong with the source is a *grammar.Error. The guide's memory counts while it has a
+	// matcher that is not closed.
 	Get(ctx context.Context, kind, source string) (*grammar.Guide, error)
 }
 
@@ -60,13 +61,9 @@ func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
 		return nil, fmt.Errorf("cannot hold the answer to its form: masks have %d words, the device's others", words)
 	}
 	g := &guided{m: u.Matcher()}
-	for _, t := range req.Answer {
-		if err := g.m.Accept(t); err != nil {
-			return nil, fmt.Errorf("cannot go on with an answer that does not have its form: %w", err)
-		}
-	}
-	if g.m.MustEnd() {
-		return nil, errors.New("cannot go on with an answer that has come to the end of its form")
+	if err := g.resume(req.Answer); err != nil {
+		g.close()
+		return nil, err
 	}
 	for _, t := range req.StopTokens {
 		if !u.Vocabulary().Has(t) && (!req.IgnoreEOS || !slices.Contains(e.cfg.EOS, t)) {
@@ -74,6 +71,26 @@ func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
 		}
 	}
 	return g, nil
+}
+
+// resume goes to the place behind an answer.
+func (g *guided) resume(answer []int32) error {
+	for _, t := range answer {
+		if err := g.m.Accept(t); err != nil {
+			return fmt.Errorf("cannot go on with an answer that does not have its form: %w", err)
+		}
+	}
+	if g.m.MustEnd() {
+		return errors.New("cannot go on with an answer that has come to the end of its form")
+	}
+	return nil
+}
+
+// close lets go of what the form takes, once; nil is no form.
+func (g *guided) close() {
+	if g != nil {
+		g.m.Close()
+	}
 }
 
 // needsMask tells whether a request samples a token of its form in a step.

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -75,5 +77,84 @@ func TestLateMasks(t *testing.T) {
 		if len(s.masked) > 1 {
 			t.Errorf("step %d makes %d masks", k, len(s.masked))
 		}
+	}
+}
+
+// keptGuides lets a test see the guides that were got.
+type keptGuides struct {
+	fakeGuides
+	got  *grammar.Guide
+	then func()
+}
+
+func (k *keptGuides) Get(ctx context.Context, kind, source string) (u *grammar.Guide, err error) {
+	if k.got, err = k.fakeGuides.Get(ctx, kind, source); k.then != nil {
+		k.then()
+	}
+	return k.got, err
+}
+
+// However a request ends, its form is let go of.
+func TestGuidesAreClosed(t *testing.T) {
+	for _, x := range []struct {
+		name, pattern string
+		answer        []int32
+		finish        string
+		err           bool
+	}{
+		{"its end", "[ab]{3}", nil, "stop", false}, {"cut", "[ab]{90}", nil, "length", false}, {"no token goes on", "a\nb", nil, "error", false},
+		{"another answer", "[ab]{3}", []int32{'x'}, "", true}, {"an answer at its end", "[ab]{3}", []int32{'a', 'a', 'b'}, "", true},
+		{"cancelled", "[ab]{900}", nil, "abort", false}, {"the engine stops meanwhile", "[ab]{3}", nil, "", true},
+	} {
+		c := newGuidedSim(t, 1, 64)
+		eng, k := c.nodes[0].eng, &keptGuides{}
+		eng.cfg.Guides = k
+		if x.name == "the engine stops meanwhile" {
+			k.then = func() {
+				eng.mu.Lock()
+				defer eng.mu.Unlock()
+				eng.draining = true
+			}
+		}
+		r := Request{Prompt: prompt(3, 20), Answer: x.answer, MaxTokens: 50, Logprobs: -1, PromptLogprobs: -1, Guide: Guide{grammar.Regex, x.pattern}}
+		if x.finish == "abort" {
+			r.MaxTokens = 900
+		}
+		s, err := eng.Submit(t.Context(), &r)
+		if (err != nil) != x.err {
+			t.Fatalf("%s: %v", x.name, err)
+		}
+		if !x.err {
+			if !k.got.InUse() && x.finish == "abort" {
+				t.Error("it is not in use before its end")
+			}
+			if x.finish == "abort" {
+				s.Close()
+				eventually(t, "the form is not in use", func() bool { return !k.got.InUse() })
+			} else if _, last := answerOf(t, s); last.Finish != x.finish {
+				t.Errorf("%s: %s %v", x.name, last.Finish, last.Err)
+			}
+		}
+		if k.got.InUse() {
+			t.Errorf("%s: the form is still in use", x.name)
+		}
+	}
+}
+
+// busyGuides have no room.
+type busyGuides struct{}
+
+func (busyGuides) Get(context.Context, string, string) (*grammar.Guide, error) {
+	return nil, grammar.ErrBusy
+}
+
+// A form that there is no room for is one of a full queue.
+func TestGuidesAreBusy(t *testing.T) {
+	c := newGuidedSim(t, 1, 64)
+	c.nodes[0].eng.cfg.Guides = busyGuides{}
+	var e *Error
+	r := Request{Prompt: prompt(3, 20), MaxTokens: 5, Logprobs: -1, PromptLogprobs: -1, Guide: Guide{grammar.Regex, "a"}}
+	if _, err := c.nodes[0].eng.Submit(t.Context(), &r); !errors.As(err, &e) || e.Kind() != "queue_full" {
+		t.Error(err)
 	}
 }

@@ -231,6 +231,7 @@ func (e *Engine) finish(r *request, ev Event) {
 		return
 	}
 	delete(e.live, r.id)
+	r.guided.close()
 	switch ev.Finish {
 	case "error":
 		e.stats.Failed++

@@ -39,7 +39,7 @@ func (n *nfa) closure(from []int32, seen map[int32]bool) ([]int32, error) {
 
 // finish appends the rule's states to out, its beginning first.
 func (n *nfa) finish(rule int32, out []state) ([]state, error) {
-	if done, ok, err := n.determinize(rule, out); ok || err != nil {
+	if done, ok, err := n.determinize(rule, out, 256+2*len(n.eps)); ok || err != nil {
 		return done, err
 	}
 	// Without empty edges, but not deterministic: a run then is in several states at once.
@@ -103,10 +103,10 @@ func (b *subsets) id(from []int32) (int32, error) {
 	return id, nil
 }
 
-// determinize says false where the states would be many more than they are.
-func (n *nfa) determinize(rule int32, out []state) ([]state, bool, error) {
+// determinize says false where the states would be more than limit.
+func (n *nfa) determinize(rule int32, out []state, limit int) ([]state, bool, error) {
 	b := &subsets{
-		n: n, ids: map[string]int32{}, base: int32(len(out)), seen: map[int32]bool{}, limit: min(256+2*len(n.eps), maxStates),
+		n: n, ids: map[string]int32{}, base: int32(len(out)), seen: map[int32]bool{}, limit: min(limit, maxStates),
 	}
 	if _, err := b.id([]int32{0}); err != nil {
 		return nil, false, err

@@ -9,7 +9,7 @@ import (
 
 // compileGBNF takes llama.cpp's grammars: rules name ::= alternatives, of which root is the whole; "text", [classes],
 // ., groups, *, +, ?, {m}, {m,}, {m,n}, | and # comments. A rule that begins with itself is refused, as there.
-func compileGBNF(text string) (*Grammar, error) {
+func compileGBNF(text string, w *work) (*Grammar, error) {
 	if !utf8.ValidString(text) {
 		return nil, errAt("", "the grammar is not UTF-8")
 	}
@@ -28,7 +28,7 @@ func compileGBNF(text string) (*Grammar, error) {
 			return nil, errAt("", "the rule %s is not defined", p.src.names[id])
 		}
 	}
-	return compile(&p.src)
+	return compile(&p.src, w)
 }
 
 type gbnf struct {

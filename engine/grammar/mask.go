@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // Guide is a grammar with a vocabulary, and the masks that were made so far. Requests share it: it is safe for
@@ -15,6 +16,11 @@ import (
 type Guide struct {
 	g *Grammar
 	v *Vocabulary
+
+	fixed int          // bytes of the grammar, about
+	made  atomic.Int64 // bytes of what is remembered, about
+	limit atomic.Int64 // what made may be before it is forgotten
+	users atomic.Int64 // answers
 
 	mu      sync.Mutex
 	m       *machine
@@ -37,8 +43,10 @@ type partial struct {
 
 // NewGuide makes a guide, with the masks that need the most work.
 func NewGuide(g *Grammar, v *Vocabulary) *Guide {
-	u := &Guide{g: g, v: v, m: newMachine(g), bottoms: make([]*node, len(g.rules)), parts: make([]*partial, len(g.states))}
+	u := &Guide{g: g, v: v, fixed: g.bytes(), m: newMachine(g), bottoms: make([]*node, len(g.rules)), parts: make([]*partial, len(g.states))}
 	u.configs = make([]*config, 1+max(v.mid.deep, v.start.deep))
+	u.limit.Store(maxMemory)
+	defer u.weigh()
 	u.m.work, u.spare = maxMaskWork, remakeWork
 	for r := range g.rules {
 		u.bottoms[r] = u.m.bottom(int32(r))
@@ -62,7 +70,10 @@ func wide(edges []edge) bool {
 	return n >= 32
 }
 
-func (u *Guide) room() bool { return u.kept+u.m.size < maxMemory }
+func (u *Guide) room() bool { return u.kept+u.m.size < int(u.limit.Load()) }
+
+// weigh lets others see what is remembered.
+func (u *Guide) weigh() { u.made.Store(int64(u.kept + u.m.size)) }
 
 // tidy forgets what was made when it has become too much. The place of whoever asks is taken over. Parts of masks, which
 // are dear and do not depend on places, stay while they are not most of it. Masks may take more work while what they
@@ -71,7 +82,7 @@ func (u *Guide) tidy(c *config) *config {
 	if !u.room() {
 		u.m.forget()
 		u.spare = max(u.spare, remakeWork)
-		if u.kept > maxMemory/2 {
+		if u.kept > int(u.limit.Load())/2 {
 			clear(u.parts)
 			u.kept, u.spare = 0, partsWork
 		}

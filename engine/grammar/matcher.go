@@ -9,8 +9,16 @@ type Matcher struct {
 	begun bool
 }
 
-// Matcher begins an answer.
-func (u *Guide) Matcher() *Matcher { return &Matcher{u: u, at: u.start} }
+// Matcher begins an answer, which is to be closed.
+func (u *Guide) Matcher() *Matcher {
+	u.users.Add(1)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return &Matcher{u: u, at: u.start}
+}
+
+// Close says that the answer is over. It is to be called once.
+func (m *Matcher) Close() { m.u.users.Add(-1) }
 
 // Vocabulary is that of the guide.
 func (u *Guide) Vocabulary() *Vocabulary { return u.v }
@@ -32,6 +40,7 @@ func (m *Matcher) Mask() (mask []uint32, some bool, err error) {
 	defer m.u.mu.Unlock()
 	m.at = m.u.tidy(m.at)
 	mask, err = m.u.mask(m.at, !m.begun)
+	m.u.weigh()
 	return mask, err == nil && anyBit(mask), err
 }
 
@@ -46,6 +55,7 @@ func (m *Matcher) Accept(id int32) error {
 	m.at = m.u.tidy(m.at)
 	m.u.m.work, m.u.m.over = maxMaskWork, false
 	next := m.u.run(m.at, m.u.v.at(id, !m.begun))
+	m.u.weigh()
 	if m.u.m.work < 0 || next == dead && m.u.m.over {
 		return ErrAmbiguous
 	}

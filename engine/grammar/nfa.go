@@ -19,6 +19,10 @@ type nfa struct {
 	calls [][]callEdge
 	end   int32
 	fault error // the first, and nothing is added after it
+
+	rules   []*expr // of the source, where calls of those that inline names become a part; nil: no calls do
+	inline  []bool
+	inlined bool // some did
 }
 
 func buildNFA(e *expr, w *work) (*nfa, error) {
@@ -72,6 +76,10 @@ func (n *nfa) build(e *expr, from int32, depth int) int32 {
 	case opRepeat:
 		return n.repeat(e, from, depth)
 	case opCall:
+		if n.rules != nil && n.inline[e.rule] {
+			n.inlined = true
+			return n.build(n.rules[e.rule], from, depth+1)
+		}
 		to := n.state()
 		n.calls[from] = append(n.calls[from], callEdge{int32(e.rule), to})
 		return to
@@ -146,9 +154,10 @@ func (n *nfa) repeat(e *expr, from int32, depth int) int32 {
 func (n *nfa) chain(e *expr, bare int32, depth int) int32 {
 	after := n.state()
 	for _, p := range e.parts {
-		nextBare, nextAfter := n.state(), n.state()
-		n.empty(n.build(p.e, bare, depth+1), nextAfter)
-		n.empty(n.build(p.e, n.build(e.sep, after, depth+1), depth+1), nextAfter)
+		part, nextBare, nextAfter := n.state(), n.state(), n.state()
+		n.empty(bare, part)
+		n.empty(n.build(e.sep, after, depth+1), part)
+		n.empty(n.build(p.e, part, depth+1), nextAfter)
 		if p.repeated {
 			n.empty(nextAfter, after)
 		}

@@ -1,15 +1,17 @@
 package grammar
 
 import (
+	"regexp"
 	"regexp/syntax"
 	"slices"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 )
 
 // compileRegex takes RE2's syntax (package regexp/syntax) without \b and (?m). The whole text is held against it.
-func compileRegex(pattern string) (*Grammar, error) {
-	re, err := parseRegex(pattern)
+func compileRegex(pattern string, w *work) (*Grammar, error) {
+	re, err := parseRegex(pattern, w)
 	if err != nil {
 		return nil, err
 	}
@@ -18,12 +20,15 @@ func compileRegex(pattern string) (*Grammar, error) {
 	if err != nil {
 		return nil, err
 	}
-	return compile(&source{rules: []*expr{e}, names: []string{""}})
+	return compile(&source{rules: []*expr{e}, names: []string{""}}, w)
 }
 
-func parseRegex(pattern string) (*syntax.Regexp, error) {
+func parseRegex(pattern string, w *work) (*syntax.Regexp, error) {
 	if !utf8.ValidString(pattern) {
 		return nil, errAt("", "the regular expression is not UTF-8")
+	}
+	if err := w.spend(parsing(pattern)); err != nil {
+		return nil, err
 	}
 	re, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {
@@ -35,6 +40,25 @@ func parseRegex(pattern string) (*syntax.Regexp, error) {
 // regexCompiler makes expressions of parsed regular expressions; chars makes one of a set of characters.
 type regexCompiler struct {
 	chars func(ranges []rune) *expr
+}
+
+// foldsCase finds that a part of a regular expression takes letters of both cases.
+var foldsCase = regexp.MustCompile(`\(\?[a-zA-Z]*i`)
+
+// parsing is the steps that syntax.Parse takes, about. Of classes it makes all ranges, and where case does not matter it
+// looks at each character of a range.
+func parsing(pattern string) int {
+	const class, foldedRange = 1000, 50_000
+	n := 8*len(pattern) + class*(strings.Count(pattern, `\p`)+strings.Count(pattern, `\P`))
+	if !foldsCase.MatchString(pattern) {
+		return n
+	}
+	for i := 1; i < len(pattern); i++ {
+		if pattern[i-1] == '-' && (pattern[i] == '\\' || pattern[i] >= utf8.RuneSelf) {
+			n += foldedRange
+		}
+	}
+	return n
 }
 
 // expr says by first and last whether re is at the beginning and the end of the text, where anchors may stand.

@@ -15,12 +15,12 @@ import (
 //   - Between tokens of JSON is nothing, a blank, or a line's end with up to 20 blanks, so that none goes on for ever.
 //
 // A keyword that would change which texts satisfy the schema, and that is not supported, is an *Error with its path.
-func compileSchema(text string) (*Grammar, error) {
+func compileSchema(text string, w *work) (*Grammar, error) {
 	v, err := parseValue(text)
 	if err != nil {
 		return nil, err
 	}
-	c := newSchemaCompiler(v)
+	c := newSchemaCompiler(v, w)
 	root, err := c.rule(v)
 	if err != nil {
 		return nil, err
@@ -29,17 +29,17 @@ func compileSchema(text string) (*Grammar, error) {
 	if err := c.run(); err != nil {
 		return nil, err
 	}
-	return compile(&c.src)
+	return compile(&c.src, w)
 }
 
 // compileAnyObject makes a grammar of all JSON objects.
-func compileAnyObject() (*Grammar, error) {
-	c := newSchemaCompiler(&value{kind: 'b', yes: true})
+func compileAnyObject(w *work) (*Grammar, error) {
+	c := newSchemaCompiler(&value{kind: 'b', yes: true}, w)
 	c.src.rules[0] = c.anyObject()
 	if err := c.run(); err != nil {
 		return nil, err
 	}
-	return compile(&c.src)
+	return compile(&c.src, w)
 }
 
 // schemaCompiler makes a rule of each schema that is referred to, one after the other.
@@ -52,7 +52,7 @@ type schemaCompiler struct {
 	any    int
 	space  int
 	escape int
-	work   work
+	work   *work
 }
 
 type task struct {
@@ -60,8 +60,8 @@ type task struct {
 	v    *value
 }
 
-func newSchemaCompiler(root *value) *schemaCompiler {
-	c := &schemaCompiler{root: root, rules: map[*value]int{}, work: work{maxWork}}
+func newSchemaCompiler(root *value, w *work) *schemaCompiler {
+	c := &schemaCompiler{root: root, rules: map[*value]int{}, work: w}
 	for _, name := range []string{"", "string", "value", "blanks", "escape"} {
 		_, _ = c.src.add(name, nil) // there is room for these
 	}

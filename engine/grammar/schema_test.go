@@ -273,6 +273,38 @@ func TestRandomSchemas(t *testing.T) {
 	})
 }
 
+// A dot of a pattern takes no end of a line that ECMA-262 knows, that of a regular expression only \n.
+func TestDots(t *testing.T) {
+	v := vocabulary(1, 0)
+	for _, c := range []struct{ pattern, yes, no string }{
+		{"^a.b$", "a-b a\u0085b", "a\nb a\rb a\u2028b a\u2029b"},
+		{"^(.|x)$", "x - .", "\r \u2028"},
+		{`^(.|\n)$`, "x \n", "\r \u2028"},
+		{`^[.]\.\\.$`, `..\\-`, `-.\\- .-\\- ..\\` + "\u2028"},
+		{`^[]a.]$`, "] . a", "- \u2028"},
+		{`^[^]a.]$`, "- \u2028", "] . a"},
+		{`^[[:digit:].a].$`, "1- .- a-", "-- 1\u2028"},
+		{`^\Q.[\E.$`, ".[-", "-[- .[\u2028"},
+		{`^[\].].$`, "]- .-", "-- ]\u2029"},
+		{`^(?s:.)$`, "- \u2028 \n", "--"},
+		{`^a{0}.\p{L}$`, "-ß", "-- \u2028ß"},
+	} {
+		text, _ := json.Marshal(map[string]string{"type": "string", "pattern": c.pattern})
+		u := guide(t, JSONSchema, string(text), v)
+		for want, list := range map[bool]string{true: c.yes, false: c.no} {
+			for _, s := range strings.Split(list, " ") {
+				doc := strings.NewReplacer("\r", `\r`, "\n", `\n`).Replace(`"` + s + `"`)
+				if got := whole(t, u, doc); got != want {
+					t.Errorf("the pattern %s takes %q: %v", c.pattern, doc, got)
+				}
+			}
+		}
+	}
+	if u := guide(t, Regex, "a.b", v); !whole(t, u, "a\u2028b") || !whole(t, u, "a\rb") || whole(t, u, "a\nb") {
+		t.Error("a regular expression's dot is another")
+	}
+}
+
 func TestUnsupportedSchemas(t *testing.T) {
 	for _, c := range []struct{ schema, path, msg string }{
 		{`{"type":"object","properties":{"a":{"not":{}}}}`, "$.properties.a.not", "not is not supported"},
@@ -286,6 +318,8 @@ func TestUnsupportedSchemas(t *testing.T) {
 		{`{"type":"string","pattern":"\\bx"}`, "$.pattern", "not supported"},
 		{`{"type":"string","pattern":"x","maxLength":3}`, "$.pattern", "beside"},
 		{`{"allOf":[{"properties":{"a":{}},"additionalProperties":false},{"properties":{"b":{}}}]}`, "$.allOf[0].additionalProperties", "excludes \"b\""},
+		{`{"allOf":[{"prefixItems":[true]},{"items":{"type":"string"}}]}`, "$.allOf[1].items", "prefixItems"},
+		{`{"items":false,"$ref":"#/$defs/a","$defs":{"a":{"prefixItems":[{"type":"integer"}]}}}`, "$.items", "prefixItems"},
 		{`{"$ref":"#"}`, "$", "itself"},
 		{`{"type":"array","items":{"$ref":"#"},"minItems":1}`, "", "no text"},
 		{`{"a":1,"a":2}`, "$", "twice"},

@@ -81,21 +81,6 @@ func escaped(ranges []rune) *expr {
 	return e
 }
 
-func (c *schemaCompiler) pattern(v *value) (*expr, error) {
-	if v.kind != 's' {
-		return nil, errAt(v.path, "pattern must be a string")
-	}
-	re, err := parseRegex(v.text)
-	var e *expr
-	if err == nil {
-		e, err = (&regexCompiler{escaped}).search(re, 0)
-	}
-	if err != nil {
-		return nil, errAt(v.path, "%v", err)
-	}
-	return seq(lit(`"`), e, lit(`"`)), nil
-}
-
 // Formats of strings, as regular expressions. Dates have at most 28 days in February and leap seconds do not exist, so
 // that what is made is valid however it is checked.
 const (
@@ -127,7 +112,7 @@ func (c *schemaCompiler) format(v *value) (*expr, error) {
 		slices.Sort(names)
 		return nil, errAt(v.path, "the format %s is not supported; these are: %s", v.json(), strings.Join(names, ", "))
 	}
-	re, err := parseRegex(pattern)
+	re, err := parseRegex(pattern, c.work)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -20,22 +21,29 @@ const maxChoices = 10_000
 
 // Compile makes a grammar of a source, or says in an *Error why it cannot be used.
 func Compile(kind, text string) (*Grammar, error) {
+	return CompileWithin(context.Background(), FullWork, kind, text)
+}
+
+// CompileWithin is Compile that ends with the context, whose cause is the error then, and with ErrUnfinished after so
+// many steps, if those are fewer than FullWork.
+func CompileWithin(ctx context.Context, steps int, kind, text string) (*Grammar, error) {
 	if len(text) > MaxSource {
 		return nil, errAt("", "it has %d bytes, the limit is %d", len(text), MaxSource)
 	}
 	var g *Grammar
 	var err error
+	w := newWork(ctx, steps)
 	switch kind {
 	case JSONSchema:
-		g, err = compileSchema(text)
+		g, err = compileSchema(text, w)
 	case JSONObject:
-		g, err = compileAnyObject()
+		g, err = compileAnyObject(w)
 	case Regex:
-		g, err = compileRegex(text)
+		g, err = compileRegex(text, w)
 	case Choice:
-		g, err = compileChoice(text)
+		g, err = compileChoice(text, w)
 	case GBNF:
-		g, err = compileGBNF(text)
+		g, err = compileGBNF(text, w)
 	default:
 		return nil, fmt.Errorf("cannot compile a %q: there is no such kind of source", kind)
 	}
@@ -48,7 +56,7 @@ func Compile(kind, text string) (*Grammar, error) {
 	return g, nil
 }
 
-func compileChoice(text string) (*Grammar, error) {
+func compileChoice(text string, w *work) (*Grammar, error) {
 	var list []string
 	if err := json.Unmarshal([]byte(text), &list); err != nil {
 		return nil, errAt("", "a choice is a list of texts")
@@ -60,7 +68,7 @@ func compileChoice(text string) (*Grammar, error) {
 	for _, s := range list {
 		e.subs = append(e.subs, lit(strings.ToValidUTF8(s, "\uFFFD")))
 	}
-	return compile(&source{rules: []*expr{e}, names: []string{""}})
+	return compile(&source{rules: []*expr{e}, names: []string{""}}, w)
 }
 
 // readsBytes tells whether a text of the grammar has bytes.

@@ -21,23 +21,13 @@ type Grammar struct {
 }
 
 // compile makes automata of expressions.
-func compile(src *source) (*Grammar, error) {
-	w := &work{maxWork}
-	g := &Grammar{rules: make([]rule, len(src.rules))}
-	for i, e := range src.rules {
-		n, err := buildNFA(e, w)
-		if err != nil {
-			return nil, err
-		}
-		g.rules[i].start = int32(len(g.states))
-		if g.states, err = n.finish(int32(i), g.states); err != nil {
-			return nil, err
-		}
-		if len(g.states) > maxStates {
-			return nil, errLarge
-		}
+func compile(src *source, w *work) (*Grammar, error) {
+	g := &Grammar{}
+	names, err := g.build(src, w)
+	if err != nil {
+		return nil, err
 	}
-	for _, step := range []func(*work) error{g.trim, g.findNullable, g.findSkips, func(w *work) error { return g.sortRules(src, w) }, g.findFollow} {
+	for _, step := range []func(*work) error{g.trim, g.findNullable, g.findSkips, func(w *work) error { return g.sortRules(names, w) }, g.findFollow} {
 		if err := step(w); err != nil {
 			return nil, err
 		}
@@ -161,7 +151,7 @@ func (g *Grammar) findSkips(w *work) error {
 
 // sortRules gives the rules an order in which one that calls another before its first byte comes before it; where
 // there is none, that is left recursion.
-func (g *Grammar) sortRules(src *source, w *work) error {
+func (g *Grammar) sortRules(names []string, w *work) error {
 	const fresh, open, done = 0, 1, 2
 	mark := make([]uint8, len(g.rules))
 	type frame struct {
@@ -199,7 +189,7 @@ func (g *Grammar) sortRules(src *source, w *work) error {
 			f.calls = f.calls[1:]
 			switch mark[r] {
 			case open:
-				return errAt(src.names[r], "left recursion: it begins with itself")
+				return errAt(names[r], "left recursion: it begins with itself")
 			case fresh:
 				mark[r] = open
 				stack = append(stack, frame{r, first(r)})

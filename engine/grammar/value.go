@@ -104,7 +104,7 @@ func (v *value) readInner(d *json.Decoder, depth int) error {
 			return errAt(v.path, "the key %q is there twice", key)
 		}
 		seen[key] = true
-		item, err := readValue(d, pathTo(v.path, key), depth+1)
+		item, err := readValue(d, PathTo(v.path, key), depth+1)
 		if err != nil {
 			return err
 		}
@@ -114,8 +114,8 @@ func (v *value) readInner(d *json.Decoder, depth int) error {
 	return err
 }
 
-// pathTo is the JSON path of a member.
-func pathTo(path, key string) string {
+// PathTo is the JSON path of a member.
+func PathTo(path, key string) string {
 	plain := func(r rune) bool {
 		return r == '_' || r == '$' || r >= '0' && r <= '9' || r|0x20 >= 'a' && r|0x20 <= 'z'
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -13,19 +14,26 @@ import (
 // newGuides compiles forms of answers for a model folder's vocabulary, which is loaded when the first is asked for: an
 // instance deals in token ids, and needs it for nothing else.
 func newGuides(dir string, m *model.Config) *grammar.Cache[*grammar.Guide] {
-	vocabulary := sync.OnceValues(func() (*grammar.Vocabulary, error) {
-		tok, err := OpenTokenizer(dir)
+	var mu sync.Mutex
+	var loaded *grammar.Vocabulary // stays nil while loading fails, which may pass
+	vocabulary := func() (*grammar.Vocabulary, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if loaded == nil {
+			tok, err := OpenTokenizer(dir)
+			if err != nil {
+				return nil, fmt.Errorf("cannot load the vocabulary: %w", err)
+			}
+			loaded = Vocabulary(tok, m.VocabSize, m.EOS)
+		}
+		return loaded, nil
+	}
+	return grammar.NewCache(func(ctx context.Context, steps int, kind, source string) (*grammar.Guide, error) {
+		v, err := vocabulary()
 		if err != nil {
 			return nil, err
 		}
-		return Vocabulary(tok, m.VocabSize, m.EOS), nil
-	})
-	return grammar.NewCache(func(kind, source string) (*grammar.Guide, error) {
-		v, err := vocabulary()
-		if err != nil {
-			return nil, fmt.Errorf("cannot load the vocabulary: %w", err)
-		}
-		g, err := grammar.Compile(kind, source)
+		g, err := grammar.CompileWithin(ctx, steps, kind, source)
 		if err != nil {
 			return nil, err
 		}

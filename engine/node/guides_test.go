@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"regexp"
 	"testing"
 	"unicode/utf8"
 
 	"github.com/infinite-llm/infinite/engine/grammar"
+	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
@@ -106,5 +108,28 @@ func TestFormsOfDecodedAnswers(t *testing.T) {
 	}
 	if tried < 8 {
 		t.Errorf("only %d tokenizers were tried", tried)
+	}
+}
+
+// A vocabulary that could not be loaded is tried again: a folder may come back.
+func TestGuidesLoadAgain(t *testing.T) {
+	dir := t.TempDir()
+	files, err := filepath.Glob("../tokenizer/testdata/*/tokenizer.json")
+	if err != nil || len(files) == 0 {
+		t.Fatal(err)
+	}
+	guides := newGuides(dir, &model.Config{VocabSize: 300})
+	if _, err := guides.Get(t.Context(), grammar.Regex, "[a-z]+"); err == nil {
+		t.Fatal("there is a vocabulary")
+	}
+	if err := os.CopyFS(dir, os.DirFS(filepath.Dir(files[0]))); err != nil {
+		t.Fatal(err)
+	}
+	u, err := guides.Get(t.Context(), grammar.Regex, "[a-z]+")
+	if err != nil || u.Vocabulary().Size() != 300 {
+		t.Fatal(err)
+	}
+	if again, err := guides.Get(t.Context(), grammar.Regex, "[a-z]*"); err != nil || again.Vocabulary() != u.Vocabulary() {
+		t.Errorf("the vocabulary is loaded again: %v", err)
 	}
 }

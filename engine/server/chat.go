@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -17,23 +18,21 @@ import (
 func (s *Server) chat(ctx *fasthttp.RequestCtx) {
 	var req chatRequest
 	err := decode(ctx.PostBody(), &req)
-	var p *plan
-	if err == nil {
-		p, err = s.planChat(&req, ctx.Request.Header.Peek("X-Request-Id"))
-	}
 	if err != nil {
 		s.refuse(ctx, err)
 		return
 	}
-	s.answerPlan(ctx, p)
+	s.answerPlan(ctx, func(work context.Context) (*plan, error) {
+		return s.planChat(work, &req, ctx.Request.Header.Peek("X-Request-Id"))
+	})
 }
 
-func (s *Server) planChat(req *chatRequest, id []byte) (*plan, error) {
+func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*plan, error) {
 	if req.MaxCompletionTokens != nil { // the newer name wins
 		req.MaxTokens, req.maxTokensField = req.MaxCompletionTokens, "max_completion_tokens"
 	}
 	asked := req.takeTools()
-	n, err := s.checkCommon(&req.common, false)
+	n, err := s.checkCommon(ctx, &req.common, false)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +47,7 @@ func (s *Server) planChat(req *chatRequest, id []byte) (*plan, error) {
 	}
 	tools, err := s.planTools(asked, orDefault(req.ParallelToolCalls, true))
 	if err == nil && tools.schema != nil {
-		err = s.guideTools(&req.common, tools.schema)
+		err = s.guideTools(ctx, &req.common, &tools)
 	}
 	if err != nil {
 		return nil, err

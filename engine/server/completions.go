@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -46,19 +47,17 @@ type echo struct {
 func (s *Server) completions(ctx *fasthttp.RequestCtx) {
 	var req completionRequest
 	err := decode(ctx.PostBody(), &req)
-	var p *plan
-	if err == nil {
-		p, err = s.planCompletion(&req, ctx.Request.Header.Peek("X-Request-Id"))
-	}
 	if err != nil {
 		s.refuse(ctx, err)
 		return
 	}
-	s.answerPlan(ctx, p)
+	s.answerPlan(ctx, func(work context.Context) (*plan, error) {
+		return s.planCompletion(work, &req, ctx.Request.Header.Peek("X-Request-Id"))
+	})
 }
 
-func (s *Server) planCompletion(req *completionRequest, id []byte) (*plan, error) {
-	n, err := s.checkCommon(&req.common, req.Echo)
+func (s *Server) planCompletion(ctx context.Context, req *completionRequest, id []byte) (*plan, error) {
+	n, err := s.checkCommon(ctx, &req.common, req.Echo)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +90,7 @@ func (s *Server) planCompletion(req *completionRequest, id []byte) (*plan, error
 	return p, nil
 }
 
-func (s *Server) checkCommon(c *common, echo bool) (int, error) {
+func (s *Server) checkCommon(ctx context.Context, c *common, echo bool) (int, error) {
 	if err := s.checkModel(c.Model); err != nil {
 		return 0, err
 	}
@@ -99,7 +98,7 @@ func (s *Server) checkCommon(c *common, echo bool) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return n, s.checkGuide(c)
+	return n, s.checkGuide(ctx, c)
 }
 
 // checkModel refuses models that are not served; no name means the first.
@@ -252,11 +251,21 @@ func (s *Server) submit(ctx context.Context, p *plan) (err error) {
 }
 
 // answerPlan generates and answers, as one JSON object or as a stream of events. A client that goes away
-// ends its jobs, also while they are queued.
-func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, p *plan) {
+// ends its plan and its jobs, also while they are queued.
+func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, plan func(context.Context) (*plan, error)) {
 	work, cancel := context.WithCancel(s.ctx) // its cause is that of s.ctx, if that ends it
 	unwatch := s.watcher.watch(ctx.Conn(), cancel)
 	done := func() { unwatch(); cancel() }
+	p, err := planned(work, plan)
+	if err != nil {
+		if errors.Is(err, context.Cause(work)) {
+			s.answerFailure(ctx, work, err)
+		} else {
+			s.refuse(ctx, err) // also to one that closed its own direction meanwhile
+		}
+		done()
+		return
+	}
 	s.metrics.started(len(p.jobs))
 	if err := s.submit(work, p); err != nil {
 		if s.ctx.Err() != nil {
@@ -280,6 +289,11 @@ func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, p *plan) {
 	}
 	ctx.SetContentType("application/json")
 	ctx.SetBody(p.encode(choices))
+}
+
+func planned(work context.Context, plan func(context.Context) (*plan, error)) (p *plan, err error) {
+	defer recovered(&err)
+	return plan(work)
 }
 
 // isGone tells whether a request's client hung up.

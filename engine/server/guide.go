@@ -1,9 +1,11 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"regexp"
 	"slices"
 
 	"github.com/infinite-llm/infinite/engine"
@@ -24,6 +26,7 @@ type guideFields struct {
 type form struct {
 	field string
 	guide engine.Guide
+	at    func(path string) string // where the client wrote a part of the schema; nil: there
 }
 
 // forms reads all that are given.
@@ -55,7 +58,7 @@ func (g *guideFields) responseFormat() ([]form, error) {
 	case "text":
 		return nil, nil
 	case "json_object":
-		return []form{{field, engine.Guide{Kind: grammar.JSONObject}}}, nil
+		return []form{{field: field, guide: engine.Guide{Kind: grammar.JSONObject}}}, nil
 	case "json_schema":
 	default:
 		return nil, badRequest(field, "response_format of a type other than text, json_object and json_schema is not supported.")
@@ -91,7 +94,7 @@ func (g *guideFields) guided() ([]form, error) {
 // structuredOutputs reads vLLM's newer way to say the same.
 func (g *guideFields) structuredOutputs() ([]form, error) {
 	const field = "structured_outputs"
-	if isUnset(g.StructuredOutputs) {
+	if len(g.StructuredOutputs) == 0 || isNull(g.StructuredOutputs) {
 		return nil, nil
 	}
 	var s struct {
@@ -106,7 +109,7 @@ func (g *guideFields) structuredOutputs() ([]form, error) {
 	if readObject(g.StructuredOutputs, &s) != nil {
 		return nil, badRequest(field, "structured_outputs must be an object.")
 	}
-	if !unasked(s.Whitespace) || !unasked(s.StructuralTag) {
+	if asks(s.Whitespace) || asks(s.StructuralTag) {
 		return nil, badRequest(field, "whitespace_pattern and structural_tag of structured_outputs are not supported.")
 	}
 	var out []form
@@ -121,7 +124,7 @@ func (g *guideFields) structuredOutputs() ([]form, error) {
 		out = append(out, forms...)
 	}
 	if s.JSONObject {
-		out = append(out, form{field, engine.Guide{Kind: grammar.JSONObject}})
+		out = append(out, form{field: field, guide: engine.Guide{Kind: grammar.JSONObject}})
 	}
 	if len(out) == 0 {
 		return nil, badRequest(field, "structured_outputs names none of json, regex, choice, grammar and json_object.")
@@ -129,14 +132,13 @@ func (g *guideFields) structuredOutputs() ([]form, error) {
 	return out, nil
 }
 
-// unasked is isUnset but that blanks count: a regular expression may be one.
-func unasked(raw json.RawMessage) bool {
-	return slices.Contains([]string{"", "null", "false", `""`, "[]", "{}"}, string(raw))
-}
+// asks tells whether a field has a text; a regular expression may be a blank.
+func asks(raw json.RawMessage) bool { return len(raw) > 0 && !isNull(raw) && string(raw) != `""` }
 
-// one reads a form of a kind; none if it asks for nothing.
+// one reads a form of a kind; none if it is not given. As in vLLM what is empty is given, and mostly refused for it:
+// an answer without a form is not what was asked for.
 func one(field, kind string, raw json.RawMessage) ([]form, error) {
-	if unasked(raw) && !(kind == "json" && len(raw) > 0 && raw[0] == '{') { // {} is a schema
+	if len(raw) == 0 || isNull(raw) {
 		return nil, nil
 	}
 	var text string
@@ -160,11 +162,11 @@ func one(field, kind string, raw json.RawMessage) ([]form, error) {
 	if !isText {
 		return nil, badRequest(field, "%s must be a string.", field)
 	}
-	return []form{{field, guide}}, nil
+	return []form{{field: field, guide: guide}}, nil
 }
 
 // checkGuide finds the form of a request's answers, and refuses one that cannot be used.
-func (s *Server) checkGuide(c *common) error {
+func (s *Server) checkGuide(ctx context.Context, c *common) error {
 	forms, err := c.forms()
 	if err != nil || len(forms) == 0 {
 		return err
@@ -172,16 +174,16 @@ func (s *Server) checkGuide(c *common) error {
 	if len(forms) > 1 {
 		return badRequest(forms[1].field, "only one form of the answer can be asked for, by response_format, structured_outputs or one of guided_json, guided_regex, guided_choice and guided_grammar.")
 	}
-	return s.useForm(c, forms[0])
+	return s.useForm(ctx, c, forms[0])
 }
 
 // useForm holds a request's answers to a form.
-func (s *Server) useForm(c *common, f form) error {
-	_, err := s.grammars.Get(s.ctx, f.guide.Kind, f.guide.Source)
+func (s *Server) useForm(ctx context.Context, c *common, f form) error {
+	_, err := s.grammars.Get(ctx, f.guide.Kind, f.guide.Source)
 	var wrong *grammar.Error
 	switch {
 	case errors.As(err, &wrong):
-		return badRequest(f.field, "cannot use %s: %v.", f.field, wrong)
+		return badRequest(f.field, "cannot use %s: %s.", f.field, f.words(wrong))
 	case errors.Is(err, grammar.ErrBusy):
 		return &Error{http.StatusTooManyRequests, "RateLimitError", f.field, "cannot take the request: " + err.Error()}
 	}
@@ -189,10 +191,21 @@ func (s *Server) useForm(c *common, f form) error {
 	return err
 }
 
+// words are what is wrong with a form, with the client's paths.
+func (f form) words(e *grammar.Error) string {
+	if f.at == nil || e.Path == "" {
+		return e.Error()
+	}
+	return f.at(e.Path) + ": " + schemaPaths.ReplaceAllStringFunc(e.Msg, f.at)
+}
+
+// schemaPaths are paths in messages.
+var schemaPaths = regexp.MustCompile(`\$\.[^\s,]+`)
+
 // newGrammars checks sources. What is made of them is dropped: instances, which have a vocabulary, make it anew.
 func newGrammars() *grammar.Cache[struct{}] {
-	return grammar.NewCache(func(kind, source string) (struct{}, error) {
-		_, err := grammar.Compile(kind, source)
+	return grammar.NewCache(func(ctx context.Context, steps int, kind, source string) (struct{}, error) {
+		_, err := grammar.CompileWithin(ctx, steps, kind, source)
 		return struct{}{}, err
 	})
 }

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 
@@ -23,7 +25,8 @@ func TestGuides(t *testing.T) {
 		want   engine.Guide
 	}{
 		{`"response_format":{"type":"text"}`, engine.Guide{}},
-		{`"response_format":null,"guided_json":null,"guided_regex":"","guided_choice":[],"structured_outputs":{}`, engine.Guide{}},
+		{`"response_format":null,"guided_json":null,"guided_regex":null,"guided_choice":null,"guided_grammar":null,"structured_outputs":null`, engine.Guide{}},
+		{`"structured_outputs":{"json":null,"regex":"x","choice":null,"whitespace_pattern":null}`, engine.Guide{Kind: grammar.Regex, Source: "x"}},
 		{`"response_format":{"type":"json_object"}`, engine.Guide{Kind: grammar.JSONObject}},
 		{`"response_format":{"type":"json_schema","json_schema":{"name":"x","strict":true,"schema":` + schema + `}}`, engine.Guide{Kind: grammar.JSONSchema, Source: schema}},
 		{`"guided_json":` + schema, engine.Guide{Kind: grammar.JSONSchema, Source: schema}},
@@ -76,11 +79,55 @@ func TestRefusedGuides(t *testing.T) {
 		{`"structured_outputs":{"regex":"a","choice":["a"]}`, "structured_outputs", "only one"},
 		{`"structured_outputs":5`, "structured_outputs", "an object"},
 		{`"guided_regex":"a","response_format":{"type":"json_object"}`, "guided_regex", "only one"},
+		{`"guided_regex":""`, "guided_regex", "only the empty text"},
+		{`"guided_choice":[]`, "guided_choice", "1 to 10000 texts"},
+		{`"guided_grammar":""`, "guided_grammar", "root is not defined"},
+		{`"guided_json":""`, "guided_json", "JSON"},
+		{`"guided_json":false`, "guided_json", "no text satisfies"},
+		{`"guided_regex":false`, "guided_regex", "must be a string"},
+		{`"guided_regex":"","guided_json":{}`, "guided_regex", "only one"},
+		{`"structured_outputs":{}`, "structured_outputs", "names none"},
+		{`"structured_outputs":{"json_object":false}`, "structured_outputs", "names none"},
+		{`"structured_outputs":{"regex":""}`, "structured_outputs", "only the empty text"},
+		{`"structured_outputs":{"json":null}`, "structured_outputs", "names none"},
 	} {
 		for path, body := range map[string]string{"/v1/completions": `{"prompt":"a",`, "/v1/chat/completions": `{"messages":[{"role":"user","content":"a"}],`} {
 			wantError(t, a.post(path, body+x.fields+`}`), 400, "BadRequestError", x.param, x.words)
 		}
 	}
+}
+
+// A client that goes away while its form is compiled ends that, and others' forms are compiled meanwhile. Where too many
+// wait the answer is 429.
+func TestGoneWhileCompiling(t *testing.T) {
+	begun, ended := make(chan struct{}), make(chan error, 1)
+	a := serve(t, scripted(tokens(5)...))
+	a.srv.grammars = grammar.NewCache(func(ctx context.Context, _ int, _, source string) (struct{}, error) {
+		switch source {
+		case "long":
+			close(begun)
+			<-ctx.Done()
+			ended <- context.Cause(ctx)
+			return struct{}{}, context.Cause(ctx)
+		case "busy":
+			return struct{}{}, grammar.ErrBusy
+		}
+		return struct{}{}, nil
+	})
+	both := make(chan struct{})
+	go func() {
+		<-begun
+		if r := a.post("/v1/completions", `{"prompt":"a","guided_regex":"short"}`); r.status != 200 {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+		close(both)
+	}()
+	a.hangUp("/v1/completions", obj{"prompt": "a", "guided_regex": "long"}, both)
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	a.idle()
+	wantError(t, a.post("/v1/completions", `{"prompt":"a","guided_regex":"busy"}`), 429, "RateLimitError", "guided_regex", "too many")
 }
 
 // The text of an answer that ends with its form, and not by a stop token, is whole.

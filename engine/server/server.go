@@ -13,6 +13,7 @@
 //	tools.go        the tools of a chat, and what its template does with them
 //	toolanswer.go   calls of tools in answers
 //	toolguide.go    calls that a client demands
+//	toolpath.go     where the client wrote what is wrong with their schema
 //	generate.go     one choice: events -> text, stop strings
 //	whole.go        an answer as one JSON object
 //	stream.go       an answer as server-sent events

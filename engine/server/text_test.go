@@ -198,14 +198,14 @@ func FuzzBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var c completionRequest
 		if err := decode(body, &c); err == nil {
-			p, err := s.planCompletion(&c, nil)
+			p, err := s.planCompletion(t.Context(), &c, nil)
 			checkPlan(t, p, err)
 		} else {
 			checkPlan(t, nil, err)
 		}
 		var ch chatRequest
 		if err := decode(body, &ch); err == nil {
-			p, err := s.planChat(&ch, nil)
+			p, err := s.planChat(t.Context(), &ch, nil)
 			checkPlan(t, p, err)
 		}
 	})

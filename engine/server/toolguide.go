@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -161,9 +162,9 @@ func (defs definitions) add(b []byte) ([]byte, error) {
 
 // guideTools holds the answer to the schema of what is demanded. response_format is about content, of which there is
 // none then.
-func (s *Server) guideTools(c *common, schema []byte) error {
+func (s *Server) guideTools(ctx context.Context, c *common, p *toolPlan) error {
 	if content, err := c.responseFormat(); err != nil || c.guide != (engine.Guide{}) && len(content) == 0 {
 		return badRequest("tool_choice", "tool_choice that demands a call and another form of the answer cannot both be asked for.")
 	}
-	return s.useForm(c, form{"tools", engine.Guide{Kind: grammar.JSONSchema, Source: string(schema)}})
+	return s.useForm(ctx, c, form{"tools", engine.Guide{Kind: grammar.JSONSchema, Source: string(p.schema)}, p.paths.client})
 }

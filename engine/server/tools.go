@@ -45,6 +45,7 @@ type toolPlan struct {
 	single  bool            // one call at most is told
 	shortID bool
 	schema  []byte // what the answer must be like, nil: anything
+	paths   toolPaths
 }
 
 // planTools checks the tools of a request, and what is to be called.
@@ -69,7 +70,7 @@ func (s *Server) planTools(asked askedTools, parallel bool) (toolPlan, error) {
 	if !s.tools.offers {
 		return p, badRequest("tools", "this model's chat template does not know tools (another one can be given to the server with --chat-template).")
 	}
-	p = toolPlan{list: asked.list, single: !parallel, shortID: s.tools.form == toolcall.Mistral}
+	p = toolPlan{list: asked.list, single: !parallel, shortID: s.tools.form == toolcall.Mistral, paths: toolPaths{tools, function}}
 	switch {
 	case function != "":
 		p.forced = function

@@ -271,7 +271,7 @@ func FuzzTools(f *testing.F) {
 			return
 		}
 		asked := askedTools{req.Tools, req.ToolChoice}
-		p, err := s.planChat(&req, nil)
+		p, err := s.planChat(t.Context(), &req, nil)
 		if err != nil {
 			if e := asError(err); e.Status != 400 || e.Param == "" {
 				t.Errorf("%s: refused with %d %s", body, e.Status, e.body())

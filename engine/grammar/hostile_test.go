@@ -1,0 +1,137 @@
+package grammar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// list is n texts of a pattern with their numbers.
+func list(pattern string, n int) string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = strings.ReplaceAll(pattern, "%", fmt.Sprint(10_000+i))
+	}
+	return strings.Join(out, ",")
+}
+
+// hostileSources take much for their length. What they ask for takes at least so many steps for n, and for some so much
+// more than anything else of them where n is enough.
+var hostileSources = []struct {
+	name, kind string
+	enough     int
+	text       func(n int) string
+	atLeast    func(n int) int
+}{
+	{"repeated empty texts", GBNF, 1000,
+		func(n int) string { return fmt.Sprintf(`root ::= "a" (%s){%d}`, strings.Repeat(`"" `, n), n) }, func(n int) int { return n * n }},
+	{"large values that are equal, by references", JSONSchema, 300, func(n int) string {
+		big := "[" + strings.Repeat("0,", n) + "0]"
+		return `{"a":{"items":{"x":` + big + `}},"b":{"items":{"x":` + big + `}},"allOf":[` + list(`{"$ref":"#/b"},{"$ref":"#/a"}`, n) + `]}`
+	}, func(n int) int { return 8 * n * n }},
+	{"enums of which all pairs are held against each other", JSONSchema, 300, func(n int) string {
+		return `{"oneOf":[{"enum":[` + list("1%", n) + `]},{"enum":[` + list("2%", n) + `]}]}`
+	}, func(n int) int { return 8 * n * n }},
+	{"references into a large object", JSONSchema, 3000, func(n int) string {
+		return `{"d":{` + list(`"%":0`, n) + `,"z":{"type":"string"}},"allOf":[` + list(`{"$ref":"#/d/z"}`, n) + `]}`
+	}, func(n int) int { return n * n / 4 }},
+	{"required names", JSONSchema, 4000, func(n int) string {
+		return `{"type":"object","required":[` + list(`"%"`, n) + `]}`
+	}, func(n int) int { return n * n }},
+	{"ranges in both cases", Regex, 40, func(n int) string { return "(?i)" + strings.Repeat(`[B-\x{1e900}]`, n) + `{0}x` },
+		func(n int) int { return n * 40_000 }},
+	{"classes of letters", Regex, 40, func(n int) string { return strings.Repeat(`\pL{0}`, n) + "x" }, func(n int) int { return n * 1000 }},
+	{"a range of characters, many times", GBNF, 100, func(n int) string { return fmt.Sprintf(`root ::= [\u0080-\uffff]{%d}`, n) }, func(n int) int { return 3 * n }},
+	{"dots", JSONSchema, 100, func(n int) string { return `{"type":"string","pattern":"` + strings.Repeat(".", n) + `"}` }, func(n int) int { return 20 * n }},
+	{"choices that begin alike", Choice, 100, func(n int) string { return `["` + list(`"`+strings.Repeat("a", n)+`%"`, n)[1:] + "]" }, func(n int) int { return n * n }},
+}
+
+// Of what a source asks for nothing is done that is not counted.
+func TestWorkIsCounted(t *testing.T) {
+	for _, s := range hostileSources {
+		w := newWork(t.Context(), FullWork)
+		err := compileSource(s.kind, s.text(s.enough), w)
+		if wrong := (*Error)(nil); err != nil && !errors.As(err, &wrong) {
+			t.Errorf("%s: %v", s.name, err)
+		}
+		if took := FullWork - w.left; took < s.atLeast(s.enough) {
+			t.Errorf("%s: %d steps are counted of %d", s.name, took, s.atLeast(s.enough))
+		}
+	}
+}
+
+func compileSource(kind, text string, w *work) (err error) {
+	switch kind {
+	case JSONSchema:
+		_, err = compileSchema(text, w)
+	case Regex:
+		_, err = compileRegex(text, w)
+	case Choice:
+		_, err = compileChoice(text, w)
+	case GBNF:
+		_, err = compileGBNF(text, w)
+	}
+	return err
+}
+
+// The largest of them are refused, or are no more than their limits; they are no work for the quick lane, and end soon
+// after nobody waits for them.
+func TestHostileSourcesAreBounded(t *testing.T) {
+	gone, leave := context.WithCancelCause(t.Context())
+	leave(errGone)
+	for _, s := range hostileSources {
+		lo, hi := 1, MaxSource // by halves, the largest that is no longer than a source may be
+		for lo < hi {
+			if n := (lo + hi + 1) / 2; n < 20_000 && len(s.text(n)) <= MaxSource {
+				lo = n
+			} else {
+				hi = n - 1
+			}
+		}
+		text := s.text(lo)
+		g, err := Compile(s.kind, text)
+		if wrong := (*Error)(nil); err != nil && (!errors.As(err, &wrong) || len(err.Error()) > maxPath+maxWords+10) {
+			t.Errorf("%s: %.2000v", s.name, err)
+		}
+		if g != nil && len(g.states) > maxStates {
+			t.Errorf("%s: %d states", s.name, len(g.states))
+		}
+		for want, w := range map[error]*work{ErrUnfinished: newWork(t.Context(), QuickWork), errGone: newWork(gone, FullWork)} {
+			all := w.left
+			err := compileSource(s.kind, text, w)
+			if wrong := (*Error)(nil); !errors.Is(err, want) && (!errors.As(err, &wrong) || all-w.left > QuickWork) {
+				t.Errorf("%s: after %d steps %.2000v, wanted %v", s.name, all-w.left, err, want)
+			}
+		}
+	}
+}
+
+// What people write is compiled in the quick lane, many times over.
+func TestUsualSourcesAreQuick(t *testing.T) {
+	for _, s := range append(schemas, person) {
+		if _, err := CompileWithin(t.Context(), QuickWork/4, JSONSchema, s); err != nil {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+}
+
+// A path that each value of a source has does not make many times the source of it, and an error not a whole one.
+func TestLongPaths(t *testing.T) {
+	const key, items = 40_000, 20_000
+	v, err := parseValue(`{"` + strings.Repeat("k", key) + `":[` + strings.TrimSuffix(strings.Repeat("0,", items), ",") + `]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bytes := 0
+	for _, item := range v.members[0].v.items {
+		bytes += len(item.path)
+	}
+	if len(v.members[0].v.items) != items || bytes > items*(maxPath+3) {
+		t.Errorf("%d values have %d bytes of paths", items, bytes)
+	}
+	if _, err := Compile(Regex, "("+strings.Repeat("x", 100_000)); err == nil || len(err.Error()) > maxWords+3 {
+		t.Errorf("an error of %d bytes", len(err.Error()))
+	}
+}
