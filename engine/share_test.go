@@ -114,7 +114,8 @@ func TestSharedByMany(t *testing.T) {
 		}
 	}
 	for _, n := range c.nodes {
-		if k := n.eng.Stats(); k.Preemptions != 0 {
+		// One may be preempted, if all the others are short of room themselves at that moment.
+		if k := n.eng.Stats(); k.Preemptions > 1 || k.Recoveries != 0 || k.Failed != 0 {
 			t.Errorf("%s: %+v", n.name(), k)
 		}
 	}
