@@ -150,10 +150,9 @@ func (s *Sample) requests() []Request {
 
 // add puts a span behind the others.
 func (q *Request) add(s Span) {
-	if s.Blocks == 0 {
+	if s.Blocks = min(s.Blocks, maxNumber-q.Blocks); s.Blocks == 0 {
 		return
 	}
-	s.Blocks = min(s.Blocks, maxNumber-q.Blocks)
 	q.Blocks += s.Blocks
 	last := len(q.Spans) - 1
 	switch {

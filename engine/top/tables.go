@@ -73,7 +73,7 @@ func (f *Figures) pools(width int) table {
 	for i := range f.Instances {
 		p := &f.Instances[i].Pool
 		used := per(float64(p.Total-p.Free), float64(p.Total)).percent()
-		pool.cells = append(pool.cells, append(append(text("["), p.bar(width)...), part{plain, fmt.Sprintf("] %4s", used)}))
+		pool.cells = append(pool.cells, append(append(text("["), p.bar(width, p.shared())...), part{plain, fmt.Sprintf("] %4s", used)}))
 	}
 	return table{
 		pool,

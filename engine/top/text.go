@@ -52,13 +52,17 @@ func (v View) head(f *Figures) []row {
 	}
 	title = append(title, part{plain, f.At.In(zone).Format("  15:04:05") + "  gManager " + orDash(f.GManager)})
 	c, p := &f.Cluster, &f.Cluster.Pool
+	shared := 0
+	for i := range f.Instances {
+		shared += f.Instances[i].Pool.shared()
+	}
 	rows := append([]row{title}, v.away()...)
 	rows = append(rows,
 		text(fmt.Sprintf("%s   requests %s running, %s waiting   tokens/s %s in, %s out", plural(c.Instances, "instance"),
 			short(c.Running), short(c.Waiting), c.TokensIn.short(), c.TokensOut.short())),
-		append(append(text("KV pool ["), p.bar(min(30, max(10, v.Width-64)))...), part{plain, fmt.Sprintf("] %s of %s blocks in use (%s), of %s each",
+		append(append(text("KV pool ["), p.bar(min(30, max(10, v.Width-64)), shared)...), part{plain, fmt.Sprintf("] %s of %s blocks in use (%s), of %s each",
 			short(p.Total-p.Free), short(p.Total), per(float64(p.Total-p.Free), float64(p.Total)).percent(), plural(f.BlockSize, "token"))}),
-		row{{plain, "  "}, {ofOwn, glyphs[0]}, {plain, " own " + short(p.Own-p.shared()) + "  "}, {ofShared, glyphs[1]}, {plain, " shared " + short(p.Shared) + "  "},
+		row{{plain, "  "}, {ofOwn, glyphs[0]}, {plain, " own " + short(p.Own-shared) + "  "}, {ofShared, glyphs[1]}, {plain, " shared " + short(shared) + "  "},
 			{ofHosted, glyphs[2]}, {plain, " hosted " + short(p.Hosted) + "  "}, {ofCached, glyphs[3]}, {plain, " cached " + short(p.Cached) + "  "},
 			{dim, glyphs[4]}, {plain, " free " + short(p.Free-p.Cached) + "   lent " + short(p.Lent)}},
 		text(fmt.Sprintf("so far %s, %s, %s", plural(c.Preemptions, "preemption"), plural(c.Recoveries, "recovery"), short(c.Rehomed)+" rehomed")))
@@ -111,8 +115,9 @@ var glyphs = [...]string{"█", "▓", "▒", "░", "·"}
 // shared is how many of the own blocks are used by others at most: one may be used several times.
 func (p *Pool) shared() int { return min(p.Shared, p.Own) }
 
-func (p *Pool) bar(width int) row {
-	return bar(width, []piece{{ofOwn, glyphs[0], p.Own - p.shared()}, {ofShared, glyphs[1], p.shared()}, {ofHosted, glyphs[2], p.Hosted},
+// bar draws the pool, of whose own blocks so many are shared.
+func (p *Pool) bar(width, shared int) row {
+	return bar(width, []piece{{ofOwn, glyphs[0], p.Own - shared}, {ofShared, glyphs[1], shared}, {ofHosted, glyphs[2], p.Hosted},
 		{ofCached, glyphs[3], p.Cached}, {dim, glyphs[4], p.Free - p.Cached}}, p.Total)
 }
 
