@@ -220,6 +220,9 @@ func TestRatesAfterALongTime(t *testing.T) {
 			t.Errorf("at %d s: %v", second, got)
 		}
 	}
+	if got := h.Add(sample(6, 300)).Instances[0].Steps; got != known(200) {
+		t.Errorf("a second later: %v", got)
+	}
 }
 
 // However long it is looked on, and however often, a series is short.

@@ -10,6 +10,9 @@ const mostMessage = 200; // characters of an error
 const keyName = "infinite-api-key";
 const colours = 8; // of instances, in page.css
 
+// clock is the time of day, but never goes back.
+const clock = () => performance.timeOrigin + performance.now();
+
 const at = (id) => document.getElementById(id);
 
 // make is an element with children, of which strings become text.
@@ -205,7 +208,7 @@ async function look() {
   timer = 0;
   try {
     const view = JSON.parse(await ask("cluster"));
-    const now = Date.now();
+    const now = clock();
     const tokens = await ask("metrics").then(readTokens, () => null);
     const f = history.add(now, view, tokens);
     follow(f, now);
@@ -219,7 +222,7 @@ async function look() {
       wantKey();
       return; // no look until there is another one
     }
-    awaySince ||= Date.now();
+    awaySince ||= clock();
     const below = at("main").hidden ? "" : " Below is what it last said.";
     say(`The server is away since ${new Date(awaySince).toLocaleTimeString()} (${name(e.message, mostMessage)}).${below}`);
   }
