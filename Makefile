@@ -91,7 +91,7 @@ gotest: build
 	@cmake --build --preset cpu --target infinite_cuda_emu -j $(JOBS)
 	INFINITE_CUDA_LIBRARY=$(CURDIR)/.build/cpu/libinfinite_cuda_emu.so $(GO) test -count=1 -run GPU ./engine/device
 	$(GO) test -count=1 -timeout 20m ./...
-	$(GO) test -race -count=1 -timeout 20m ./engine ./engine/cluster ./engine/kvcache ./engine/router ./engine/sched ./engine/server
+	$(GO) test -race -count=1 -timeout 20m ./engine ./engine/cluster ./engine/kvcache ./engine/router ./engine/sched ./engine/server ./engine/top/live
 
 # The official OpenAI clients against a running server.
 clients: build

@@ -42,6 +42,8 @@ var layers = map[string]struct {
 	"engine/cluster":   {[]string{"engine/cluster/clusterpb", "engine/config", "engine/kvcache", "engine/plan", "rdma"}, "managers settle blocks and links; the engine tells them through interfaces"},
 	"engine/router": {[]string{"engine", "engine/batch", "engine/cluster", "engine/cluster/clusterpb", "engine/router/routerpb", "engine/server"},
 		"it is the server's Backend: homes over the cluster's members"},
+	"engine/top":         {[]string{"engine/server"}, "figures of what a server said know neither how it was asked nor where they are drawn"},
+	"engine/top/live":    {[]string{"engine/openai", "engine/server", "engine/top"}, "it looks at a cluster from outside, by its API alone"},
 	"engine/trace":       {nil, "figures of recorded events know neither the kernel nor the engine that is traced"},
 	"engine/trace/probe": {[]string{"engine/trace"}, "a tracer looks at an engine from outside, by its marks alone"},
 }

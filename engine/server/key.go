@@ -34,10 +34,10 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfi
 	return fasthttp.RequestConfig{}
 }
 
-// authorize wants the key for everything but /health and /metrics.
+// authorize wants the key for everything but /health, /metrics and the dashboard's files, which hold nothing of the cluster.
 func (s *Server) authorize(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) {
-		if p := path(ctx); p == "/health" || p == "/metrics" || s.hasKey(&ctx.Request.Header) {
+		if p := path(ctx); p == "/health" || p == "/metrics" || dashboard[p] != nil || s.hasKey(&ctx.Request.Header) {
 			next(ctx)
 			return
 		}

@@ -21,6 +21,7 @@
 //	watch.go        clients that go away
 //	stall.go        clients that do not read, or are still sending
 //	metrics.go      counters and gauges
+//	dashboard.go    a page that shows the cluster; its files are in dashboard/
 //	other.go        models, tokenize, health, cluster
 package server
 
@@ -267,6 +268,9 @@ func (s *Server) routes() fasthttp.RequestHandler {
 	get("/cluster", s.cluster)
 	get("/health", s.health)
 	get("/metrics", s.metrics.handler())
+	for path, file := range dashboard {
+		get(path, file.serve)
+	}
 	r.NotFound = func(ctx *fasthttp.RequestCtx) {
 		writeError(ctx, &Error{http.StatusNotFound, "NotFoundError", "", fmt.Sprintf("There is no %s.", path(ctx))})
 	}

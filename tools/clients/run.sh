@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs OpenAI's official Python and JavaScript clients against a cluster of two instances on a free port.
+# Runs OpenAI's official Python and JavaScript clients against a cluster of two instances on a free port, and the tests of
+# the dashboard's figures.
 set -eu
 cd "$(dirname "$0")/../.."
 work=.build/clients
@@ -18,6 +19,8 @@ if ! cmp -s tools/clients/package.json "$work/package.json.installed"; then
     cp tools/clients/package.json "$work/package.json.installed"
 fi
 cp tools/clients/client.mjs tools/clients/tools.mjs "$work/"
+
+node tools/clients/dashboard.mjs
 
 # Waits for the server that writes to this file, and says where it is.
 address() { # file pid log

@@ -7,6 +7,7 @@
 //	trace.go      infinite trace: times of messages of running instances
 //	linkbench.go  infinite linkbench: latency and bandwidth between two processes
 //	bench.go      infinite bench: loads any server of OpenAI's API
+//	top.go        infinite top: a running cluster, live
 package main
 
 import (
@@ -40,7 +41,7 @@ func run() int {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), linkbenchCommand(), benchCommand(), versionCommand())
+	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), linkbenchCommand(), benchCommand(), topCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer
 		if !errors.As(err, &wrong) {
