@@ -93,19 +93,22 @@ spread_bias(const sample_args &a, const inf_cuda_sample_row &row, int32_t first,
     __syncthreads();
 }
 
-/* The row's drafts within the chunk, as if they had been counted: a few, so that each thread looks
- * at all of them. */
-template <int VEC>
-static __device__ __forceinline__ void count_drafts(const sample_args &a,
-                                                    const inf_cuda_sample_row &row, int32_t first,
-                                                    uint32_t (&count)[EACH]) {
-    for (uint32_t i = 0; i < row.n_drafts; i++) {
-        int32_t at = a.p.drafts[row.draft_off + i] - first;
-#pragma unroll
-        for (int k = 0; k < EACH; k++) {
-            count[k] += spot<VEC>(k) == at ? 1u : 0u;
+/* How often each token of the chunk is among the row's drafts, four to a word of shared memory: 15
+ * at most. In registers it would be too much for two blocks at a time. */
+static __device__ __forceinline__ void spread_drafts(const sample_args &a,
+                                                     const inf_cuda_sample_row &row, int32_t first,
+                                                     uint32_t *times) {
+    for (int i = (int)threadIdx.x; i < CHUNK / 4; i += THREADS) {
+        times[i] = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x < row.n_drafts) {
+        int32_t at = a.p.drafts[row.draft_off + threadIdx.x] - first;
+        if (at >= 0 && at < CHUNK) {
+            atomicAdd(&times[at / 4], 1u << (8 * (at % 4)));
         }
     }
+    __syncthreads();
 }
 
 /* Bins of the row's jobs, for the kernels that come: a share for each chunk. */
@@ -124,9 +127,9 @@ static __device__ __forceinline__ void clear_bins(const sample_args &a, uint32_t
 
 /* y of the chunk into a.adjusted; its part of the stats. */
 template <int VEC>
-static __device__ __forceinline__ void adjust_chunk(const sample_args &a,
-                                                    const inf_cuda_sample_row &row, int32_t first,
-                                                    const float *x, float *bias, chunk_stats *s) {
+static __device__ __forceinline__ void
+adjust_chunk(const sample_args &a, const inf_cuda_sample_row &row, int32_t first, const float *x,
+             float *bias, uint32_t *times, chunk_stats *s) {
     const int32_t n = a.p.vocab - first;
     const size_t vocab = (size_t)a.p.vocab;
     float *y = a.adjusted + (size_t)blockIdx.y * vocab + (size_t)first;
@@ -135,10 +138,17 @@ static __device__ __forceinline__ void adjust_chunk(const sample_args &a,
     uint32_t count[EACH] = {};
     if (row.slot >= 0) {
         load_chunk<VEC>(count, a.p.counts + (size_t)row.slot * vocab + (size_t)first, n);
-        count_drafts<VEC>(a, row, first, count);
     }
     if (biased) {
         spread_bias(a, row, first, bias);
+    }
+    if (row.slot >= 0 && row.n_drafts > 0) {
+        spread_drafts(a, row, first, times);
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            int32_t at = spot<VEC>(k);
+            count[k] += times[at / 4] >> (8 * (at % 4)) & 255u;
+        }
     }
     const uint32_t *mask = NULL; /* a chunk begins with a whole word */
     if (row.mask >= 0) {
@@ -180,6 +190,7 @@ template <int VEC>
 __global__ void __launch_bounds__(THREADS, VEC == 4 ? 2 : 1) scan_kernel(const sample_args a) {
     __shared__ chunk_stats parts[WARPS];
     __shared__ float bias[CHUNK];
+    __shared__ uint32_t times[CHUNK / 4];
     const int32_t first = (int32_t)blockIdx.x * CHUNK, n = a.p.vocab - first;
     const float *logits = a.p.logits + (size_t)blockIdx.y * (size_t)a.p.vocab;
     start_successor();
@@ -209,7 +220,7 @@ __global__ void __launch_bounds__(THREADS, VEC == 4 ? 2 : 1) scan_kernel(const s
         s.sum += spot<VEC>(k) < n ? expf(x[k] - top.x) : 0.0f;
     }
     if (is_adjusted(row)) {
-        adjust_chunk<VEC>(a, row, first, x, bias, &s);
+        adjust_chunk<VEC>(a, row, first, x, bias, times, &s);
     }
     chunk_stats w = warp_stats(s);
     if (threadIdx.x % 32 == 0) {
