@@ -58,7 +58,8 @@ static void put_mask(inf_step_buffers *b, uint32_t *masks, uint32_t i, uint32_t 
     row->mask = ++*masks;
 }
 
-/* The share of request i, with drafts behind its known tokens. Returns its first row that samples. */
+/* The share of request i, with drafts behind its known tokens. Returns its first row that
+ * samples. */
 static uint32_t add(inf_step_buffers *b, uint32_t i, request *r, const int32_t *drafts, uint32_t n,
                     uint32_t *masks) {
     inf_step_head *h = b->head;
@@ -217,7 +218,8 @@ int main(void) {
         for (uint32_t i = 0; i < REQUESTS; i++) {
             for (uint32_t t = PROMPT; t < TEXT; t++) {
                 const inf_row_out *p = &plain[i].rows[t], *f = &fast[i].rows[t];
-                CHECK(p->token == f->token && p->rank == f->rank && p->top_ids[1] == f->top_ids[1] &&
+                CHECK(p->token == f->token && p->rank == f->rank &&
+                          p->top_ids[1] == f->top_ids[1] &&
                           fabs((double)p->logprob - (double)f->logprob) < 1e-4,
                       "round %d, request %u, token %u: %d (%g) for %d (%g)", round, i, t, f->token,
                       (double)f->logprob, p->token, (double)p->logprob);
