@@ -24,8 +24,12 @@ func (s Speculation) check() error {
 	return nil
 }
 
-// mostIndexed bounds the work for guesses in a step: tokens of a text that are taken into its index, some 10 ns each.
-const mostIndexed = 1 << 15
+// mostIndexed bounds the work for guesses in a step: tokens of texts that are taken into their indexes, some 10 ns each.
+// Beyond it each request takes a few, so that no index that is whole falls behind.
+const (
+	mostIndexed   = 1 << 15
+	alwaysIndexed = 2 * (batch.MaxDrafts + 1)
+)
 
 // drafting is what guesses of a request's tokens are made from.
 type drafting struct {
@@ -44,11 +48,16 @@ func (e *Engine) draft(r *request, it sched.Item) []int32 {
 	}
 	d := r.drafting
 	if d == nil {
+		if e.spareIndex <= 0 {
+			return nil
+		}
 		s := e.cfg.Speculation
 		d = &drafting{lookup.New(s.MinMatch, s.MaxMatch, 2*len(r.tokens)), lookup.Pace{Most: s.Tokens}}
 		r.drafting = d
 	}
-	if !d.index.Add(r.tokens, mostIndexed) {
+	before := d.index.Len()
+	whole := d.index.Add(r.tokens, max(e.spareIndex, alwaysIndexed))
+	if e.spareIndex -= d.index.Len() - before; !whole {
 		return nil
 	}
 	if most = min(most, d.pace.Next()); most <= 0 {

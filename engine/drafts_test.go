@@ -3,9 +3,12 @@ package engine
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/grammar"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/sched"
 )
 
 // undrafted is a cluster of one whose steps give one token of a request each.
@@ -47,6 +50,7 @@ func TestDraftsDoNotShow(t *testing.T) {
 			tokens, events := read(t, submit(t, plain, x.r))
 			before := n.eng.Stats()
 			got, drafted := read(t, submit(t, n, x.r))
+			eventually(t, "the last step is counted", func() bool { return n.eng.Stats().Running == 0 })
 			after := n.eng.Stats()
 			if !slices.Equal(got, tokens) || len(drafted) != len(events) {
 				t.Fatalf("%d tokens in %d events, or others than the %d in %d", len(got), len(drafted), len(tokens), len(events))
@@ -79,6 +83,7 @@ func TestDraftsOfMany(t *testing.T) {
 	most := 0
 	n.watch = func(st *batch.Step) { most = max(most, int(st.Head.NRows)-int(st.Head.NSeqs)) }
 	var streams []Stream
+	release := n.hold(true) // so that they run beside each other
 	for i := range 8 {
 		r := Request{Prompt: prompt(i, 60), MaxTokens: 150, Sampling: sampling(uint64(i))}
 		if i%2 == 1 {
@@ -86,6 +91,7 @@ func TestDraftsOfMany(t *testing.T) {
 		}
 		streams = append(streams, submit(t, n, r))
 	}
+	release()
 	plain := undrafted(t)
 	for i, s := range streams {
 		got, _ := read(t, s)
@@ -100,6 +106,82 @@ func TestDraftsOfMany(t *testing.T) {
 	c.settled()
 	if st := n.eng.Stats(); most == 0 || st.AcceptedTokens == 0 || st.Offloads == 0 {
 		t.Errorf("%d drafts in a step at most, %+v", most, st)
+	}
+}
+
+// What a step takes into indexes is bounded, however many long texts begin at once.
+func TestIndexesAreMadeInTurn(t *testing.T) {
+	const n = 4
+	e := newGuidedSim(t, 1, 64).nodes[0].eng
+	e.cfg.Speculation = Speculation{4, 1, 3}
+	var all []*request
+	for i := range n {
+		r := &request{Request: &Request{MaxTokens: 2 * mostIndexed}, id: kvcache.RequestID(1000 + i), tokens: make([]int32, mostIndexed+10)}
+		all = append(all, r)
+	}
+	has := func(r *request) int {
+		if r.drafting == nil {
+			return 0
+		}
+		return r.drafting.index.Len()
+	}
+	for step := 0; slices.ContainsFunc(all, func(r *request) bool { return has(r) < len(r.tokens)-1 }); step++ {
+		if step > n+1 {
+			t.Fatal("some are never indexed")
+		}
+		e.spareIndex = mostIndexed
+		before, after := 0, 0
+		for _, r := range all {
+			before += has(r)
+			_ = e.draft(r, sched.Item{Last: true})
+			after += has(r)
+		}
+		if after-before > mostIndexed+n*alwaysIndexed {
+			t.Errorf("step %d takes %d tokens", step, after-before)
+		}
+	}
+}
+
+// To follow drafts through a form takes of the step's time for masks.
+func TestFormsAheadTakeTime(t *testing.T) {
+	u, err := fakeGuides{}.Get(t.Context(), grammar.Regex, "(?:abc){30}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	drafts := []int32{'a', 'b', 'c', 'a', 'b'}
+	for _, x := range []struct {
+		left time.Duration
+		most int
+	}{{patience, 5}, {patience, 5}, {1, 1}, {0, 0}} { // the masks are there from the second time on
+		g := guided{m: u.Matcher()}
+		if err := g.look(); err != nil {
+			t.Fatal(err)
+		}
+		left := x.left
+		if got := g.ahead(drafts, &left); len(got) != x.most || len(g.places) < len(got)+1 {
+			t.Errorf("in %s %d drafts and %d places, not %d", x.left, len(got), len(g.places), x.most)
+		}
+	}
+}
+
+// An answer that cannot go on behind drafts that were right has what was right.
+func TestDraftsBeforeAnError(t *testing.T) {
+	c := newGuidedSim(t, 1, 200)
+	n := c.nodes[0]
+	n.eng.cfg.MaskTime = patience
+	known := 0
+	n.watch = func(st *batch.Step) {
+		// The row behind the first draft loses its mask, once.
+		if st.Head.NRows > 1 && known == 0 {
+			st.Rows[1].Mask = 0
+			known = int(st.Seqs[0].Pos0+st.Seqs[0].NTokens-st.Head.NRows) + 1
+		}
+	}
+	p := prompt(4, 60)
+	tokens, last := answerOf(t, submit(t, n, Request{Prompt: p, MaxTokens: 200, Sampling: sampling(3), Guide: Guide{grammar.Regex, "(?:abc[0-9]){30}"}}))
+	c.settled()
+	if last.Err == nil || len(p)+len(tokens) != known+1 {
+		t.Errorf("%d tokens behind %d, not one more than %d: %v", len(tokens), len(p), known, last.Err)
 	}
 }
 

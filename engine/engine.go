@@ -114,6 +114,7 @@ type Engine struct {
 	guess  []int32           // scratch: drafts
 	events []Event           // scratch: of one request in a step
 
+	spareIndex int           // tokens that the step may still take into indexes
 	spareMasks int           // of the step, beyond one for each request that needs one
 	maskTime   time.Duration // that is left in the step for making masks
 	table      kvcache.Table

@@ -152,17 +152,18 @@ func (g *guided) add(m *grammar.Matcher) error {
 }
 
 // ahead finds the places behind drafts, and returns those of them that go on with the form, and behind which there is more to
-// come. What is left of the time for masks is for those here, too: where the drafts are right the next step needs them.
+// come. What is left of the time for masks is for those here, too: where the drafts are right the next step needs them. To
+// follow a draft also takes time.
 func (g *guided) ahead(drafts []int32, left *time.Duration) []int32 {
 	m := *g.m
 	g.places = g.places[:1]
 	for k, t := range drafts {
-		if m.Accept(t) != nil || m.MustEnd() || *left <= 0 && !m.Ready() {
+		if *left <= 0 {
 			return drafts[:k]
 		}
 		began := time.Now()
-		err := g.add(&m)
-		if *left -= time.Since(began); err != nil {
+		goes := m.Accept(t) == nil && !m.MustEnd() && g.add(&m) == nil
+		if *left -= time.Since(began); !goes {
 			return drafts[:k]
 		}
 	}

@@ -125,6 +125,7 @@ func TestGuidedAmongOthers(t *testing.T) {
 	c := newGuidedSim(t, 1, 14)
 	source := `{"type":"array","items":{"type":"integer"},"minItems":30,"maxItems":30}`
 	var streams []Stream
+	release := c.nodes[0].hold(true) // so that they run beside each other
 	for i := range 8 {
 		r := Request{Prompt: prompt(i, 20), MaxTokens: 90, Sampling: batch.Sampling{Seed: uint64(i)}}
 		if i%2 == 0 {
@@ -132,6 +133,7 @@ func TestGuidedAmongOthers(t *testing.T) {
 		}
 		streams = append(streams, submit(t, c.nodes[0], r))
 	}
+	release()
 	u, err := fakeGuides{}.Get(t.Context(), grammar.JSONSchema, source)
 	if err != nil {
 		t.Fatal(err)

@@ -29,7 +29,7 @@ func (e *Engine) fill(p *sched.Plan) bool {
 	e.stepID++
 	st := e.dev.Step()
 	st.Reset(e.stepID, uint64(e.cfg.PeerTimeout), e.cfg.StepFlags)
-	e.share = e.share[:0]
+	e.share, e.spareIndex = e.share[:0], mostIndexed
 	e.lookAll(p)
 	for _, it := range p.Items {
 		r := e.get(it.Request)
@@ -236,6 +236,7 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time
 		err = e.sched.Commit(r.id, gained)
 	}
 	if err != nil {
+		e.deliver(r) // what was right before it
 		e.fail(r, err)
 		return gained
 	}
@@ -246,6 +247,12 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time
 	if !sh.sample && r.MaxTokens == 0 && computed == len(r.tokens) {
 		e.finish(r, Event{Prompt: r.prompt, Cached: r.cached, Queued: r.queued, Finish: "length", StopToken: -1})
 	}
+	e.deliver(r)
+	return gained
+}
+
+// deliver sends a step's events of a request.
+func (e *Engine) deliver(r *request) {
 	for _, ev := range e.events {
 		if ev.Finish != "" {
 			e.finish(r, ev)
@@ -253,7 +260,6 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time
 		}
 		r.stream.push(ev)
 	}
-	return gained
 }
 
 // accept makes the token of a row, the k-th that the step samples of the request, a part of its answer. ev.Finish says

@@ -31,6 +31,7 @@ struct inf_forward {
     float *host_logits;           /* [logit_rows, vocab]; may be logits */
     inf_sample_scratch *samplers; /* [threads] */
     int32_t row_status[MOST_LOGIT_ROWS];
+    int holds; /* the last row that was sampled is of its request's text */
     const inf_step_buffers *step; /* during inf_forward_step */
     uint32_t first_row;           /* of the chunk of logits in work */
 };
@@ -302,11 +303,13 @@ static int sample_chunk(inf_forward *f, uint32_t first, int32_t n, inf_err *err)
         inf_pool_run(f->c.threads, sample_task, f, n);
     }
     for (int32_t i = 0; i < n; i++) {
-        inf_seq_out *out = &s->seq_out[s->rows[first + (uint32_t)i].seq];
+        uint32_t r = first + (uint32_t)i;
+        inf_seq_out *out = &s->seq_out[s->rows[r].seq];
+        f->holds = inf_row_holds(s, r, f->holds);
         if (out->status != INF_OK) { /* its queries were not answered: the row is void */
-            memset(&s->row_out[first + (uint32_t)i], 0, sizeof *s->row_out);
-            s->row_out[first + (uint32_t)i].token = -1;
-        } else if (f->row_status[i] != INF_OK) {
+            memset(&s->row_out[r], 0, sizeof *s->row_out);
+            s->row_out[r].token = -1;
+        } else if (s->rows[r].target >= 0 || f->holds) { /* behind a wrong draft it is nobody's */
             out->status = f->row_status[i];
         }
     }
@@ -318,6 +321,7 @@ static int finish_rows(inf_forward *f, inf_err *err) {
     const inf_weights *w = f->c.weights;
     const inf_device_config *d = &f->dims;
     uint32_t rows = f->step->head->n_rows;
+    f->holds = 0;
     for (uint32_t first = 0; first < rows; first += f->logit_rows) {
         uint32_t left = rows - first;
         int32_t n = (int32_t)(left < f->logit_rows ? left : f->logit_rows);

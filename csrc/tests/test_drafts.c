@@ -132,7 +132,52 @@ static void test_drafts(const char *name, inf_sampling s) {
     tiny_free(&m);
 }
 
+static void run(inf_device *d) {
+    inf_err err = {0};
+    CHECK(inf_device_submit(d, &err) == INF_OK, "%s", err.message);
+    CHECK(inf_device_wait(d, -1, &err) == INF_OK, "%s", err.message);
+}
+
+/* A row that comes to nothing fails its request where its token would be of the text, and not
+ * behind a wrong draft. Here a logit is infinite once its token was generated twice. */
+static void test_bad_row(void) {
+    static answer a;
+    tiny_model m = tiny_new(0, INF_DTYPE_F32);
+    inf_device *d = tiny_open(&m);
+    inf_sampling s = {.top_p = 1, .repetition = 1, .frequency = 3e38f};
+    inf_step_buffers b;
+    inf_err err = {0};
+    CHECK(inf_device_buffers(d, &b, &err) == INF_OK, "%s", err.message);
+    memset(&a, 0, sizeof a);
+    open_slots(d, &s, &a, 1, 0);
+    *b.head = (inf_step_head){.step_id = 1};
+    add(&b, 0, a.tokens, 0, PROMPT, 0);
+    run(d);
+    int32_t right = b.row_out[0].token, wrong = right == 7 ? 8 : 7;
+    CHECK(b.seq_out[0].status == INF_OK && right >= 0, "token %d", right);
+    for (int held = 0; held < 2; held++) {
+        open_slots(d, &s, &a, 1, 1);
+        a.tokens[PROMPT] = held ? right : wrong;
+        a.tokens[PROMPT + 1] = a.tokens[PROMPT];
+        *b.head = (inf_step_head){.step_id = 2};
+        add(&b, 1, a.tokens, 0, PROMPT, 2);
+        if (held) { /* or it would not be drawn again */
+            memset(b.masks, 0, TINY_VOCAB / 8);
+            b.masks[right / 32] = 1u << (right % 32);
+            b.rows[1].mask = 1;
+        }
+        run(d);
+        CHECK(b.row_out[0].token == right && b.row_out[2].token == -1, "tokens %d and %d for %d",
+              b.row_out[0].token, b.row_out[2].token, right);
+        CHECK(b.seq_out[0].status == (held ? INF_EIO : INF_OK), "held %d: status %d", held,
+              b.seq_out[0].status);
+    }
+    inf_device_close(d);
+    tiny_free(&m);
+}
+
 int main(void) {
+    test_bad_row();
     test_drafts("greedy", (inf_sampling){.top_p = 1, .repetition = 1});
     test_drafts("drawn", (inf_sampling){.temperature = 1, .top_p = 1, .repetition = 1, .seed = 5});
     test_drafts("cut",

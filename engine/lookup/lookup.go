@@ -52,6 +52,9 @@ func (x *Index) Add(tokens []int32, most int) bool {
 	return len(x.prev) >= len(tokens)-1
 }
 
+// Len is how many tokens of the text it has.
+func (x *Index) Len() int { return len(x.prev) }
+
 // Draft appends up to n tokens to dst that may follow the text, none where nothing in it is alike. The text is what Add has
 // taken, and one token more.
 func (x *Index) Draft(dst, tokens []int32, n int) []int32 {

@@ -6,7 +6,7 @@ import "github.com/infinite-llm/infinite/engine/kvcache"
 // returns how many there is room for: behind each a token is sampled as well. Commit then takes up to that many tokens more.
 //
 // Drafts have what everything else leaves of a step. Of the pool they have the rest of the request's last block, and more
-// only where no request waits, and as much is left as running ones may need soon.
+// only where no request waits here, none has long waited elsewhere, and as much is left as running ones may need soon.
 func (s *Scheduler) Draft(id kvcache.RequestID, n int) int {
 	r := s.all[id]
 	if r == nil || r.inPlan == 0 || r.drafts > 0 || r.computed+r.inPlan != r.Tokens {
@@ -19,7 +19,7 @@ func (s *Scheduler) Draft(id kvcache.RequestID, n int) int {
 	bs := s.kv.BlockSize()
 	has := s.kv.Capacity(id)
 	spare := 0
-	if len(s.waiting) == 0 {
+	if len(s.waiting) == 0 && !s.awaited {
 		spare = max(0, s.kv.Free()-s.watermark())
 	}
 	n = min(n, has+spare*bs-r.Tokens)

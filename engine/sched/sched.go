@@ -149,6 +149,7 @@ type Scheduler struct {
 	hunger    int        // plans in which it had none, less those in which it had some
 	plan      Plan
 	left      room       // of the last plan's step
+	awaited   bool       // a request elsewhere has long waited for room, at the last plan
 	order     []*request // scratch
 
 	placedBlocks uint64

@@ -40,7 +40,7 @@ func (s *Scheduler) Schedule(view View) *Plan {
 		}
 	}
 	p.Starving = s.starving(view)
-	s.left = left
+	s.left, s.awaited = left, view.Starving != 0
 	return p
 }
 

@@ -194,10 +194,10 @@ static void put_masks(inf_lane *l, const inf_step_buffers *s, inf_cuda_sample_ro
     }
 }
 
-/* What the step's slots have not counted yet. */
+/* What the step's slots have not counted yet. A step without rows leaves it to the next one. */
 static void put_pairs(inf_lane *l, const inf_step_buffers *s) {
     l->n_pairs = 0;
-    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
+    for (uint32_t i = 0; s->head->n_rows > 0 && i < s->head->n_seqs; i++) {
         l->n_pairs += l->slots[s->seqs[i].slot].n_uncounted;
     }
     uint32_t *to = l->n_pairs == 0 ? NULL : inbox_put(l, l->pairs, (uint64_t)l->n_pairs * 8);
