@@ -582,6 +582,8 @@ type Load struct {
 	MaxNumSeqs      uint32                 `protobuf:"varint,31,opt,name=max_num_seqs,json=maxNumSeqs,proto3" json:"max_num_seqs,omitempty"`                                             // requests that run at once
 	PlannedMoves    uint64                 `protobuf:"varint,32,opt,name=planned_moves,json=plannedMoves,proto3" json:"planned_moves,omitempty"`                                         // MoveKV calls that were taken
 	PlannedBlocks   uint64                 `protobuf:"varint,33,opt,name=planned_blocks,json=plannedBlocks,proto3" json:"planned_blocks,omitempty"`                                      // blocks placed by them
+	Report          uint64                 `protobuf:"varint,34,opt,name=report,proto3" json:"report,omitempty"`                                                                         // of those that the instance made, from 1; 0: it does not count them
+	KvBlocksDue     uint32                 `protobuf:"varint,35,opt,name=kv_blocks_due,json=kvBlocksDue,proto3" json:"kv_blocks_due,omitempty"`                                          // that running requests here will take for tokens that they have
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -787,6 +789,20 @@ func (x *Load) GetPlannedMoves() uint64 {
 func (x *Load) GetPlannedBlocks() uint64 {
 	if x != nil {
 		return x.PlannedBlocks
+	}
+	return 0
+}
+
+func (x *Load) GetReport() uint64 {
+	if x != nil {
+		return x.Report
+	}
+	return 0
+}
+
+func (x *Load) GetKvBlocksDue() uint32 {
+	if x != nil {
+		return x.KvBlocksDue
 	}
 	return 0
 }
@@ -2232,7 +2248,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\x94\b\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xd0\b\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -2264,7 +2280,9 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\fmax_num_seqs\x18\x1f \x01(\rR\n" +
 	"maxNumSeqs\x12#\n" +
 	"\rplanned_moves\x18  \x01(\x04R\fplannedMoves\x12%\n" +
-	"\x0eplanned_blocks\x18! \x01(\x04R\rplannedBlocks\x1a8\n" +
+	"\x0eplanned_blocks\x18! \x01(\x04R\rplannedBlocks\x12\x16\n" +
+	"\x06report\x18\" \x01(\x04R\x06report\x12\"\n" +
+	"\rkv_blocks_due\x18# \x01(\rR\vkvBlocksDue\x1a8\n" +
 	"\n" +
 	"LinksEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
