@@ -29,6 +29,7 @@ type Request struct {
 	CacheSalt      string  // requests share KV in the cache with those of the same salt alone
 	Near           string  // another instance that may have KV of its beginning; "": none is known
 	Guide          Guide   // the form that the answer is held to
+	TellBegun      bool    // an event tells that it is about to be in its first step
 }
 
 // Alt is an alternative to a token.
@@ -57,6 +58,7 @@ type Event struct {
 	StopToken int32          // the stop token that ended the answer, else -1
 	Err       error          // with "error" and "abort"
 	Spans     []SpanInfo     // with "stop" and "length": where the KV lay; the home's blocks, without a name, are last
+	Begun     bool           // this event, without a token, comes before the request's first step, if it asked for that
 }
 
 // Error is a failure with a kind that the API knows: "queue_full", "no_room", "peer_lost", "unavailable".
@@ -108,6 +110,7 @@ type request struct {
 	root      kvcache.Key    // of keys
 	keys      []kvcache.Key  // of the tokens' full blocks
 	begun     bool           // it was in a step once
+	told      bool           // of its first step
 	searched  int            // tokens that others were searched for since it waits
 	cached    int            // tokens whose KV was there then
 	queued    time.Duration  // until then

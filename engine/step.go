@@ -144,8 +144,19 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 	return nil
 }
 
+// tellBegun is told before the step: one that ends the process is one that the request was in.
+func (r *request) tellBegun() {
+	if r.TellBegun && !r.told {
+		r.told = true
+		r.stream.push(Event{Begun: true, StopToken: -1})
+	}
+}
+
 // step runs the filled step and takes its results.
 func (e *Engine) step() error {
+	for i := range e.share {
+		e.share[i].r.tellBegun()
+	}
 	began := time.Now()
 	if err := e.dev.Submit(); err != nil {
 		slog.Error("the device refused a step", "step", e.stepID, "requests", len(e.share), "error", err)

@@ -14,7 +14,7 @@ type Stream interface {
 	Close()
 }
 
-// stream queues events between the loop and one reader. A request has at most MaxTokens+1 events, which
+// stream queues events between the loop and one reader. A request has at most MaxTokens+2 events, which
 // bounds the queue; the loop never waits for a reader.
 type stream struct {
 	mu     sync.Mutex

@@ -79,8 +79,8 @@ static int again(run *r, patience *p) {
     p->begun = p->begun == 0 ? now : p->begun;
     if (now - p->begun > r->bench->silence_ns)
         return inf_link_error(r->err, r->link->config.peer, INF_ETIMEOUT,
-                              "cannot reach peer %d: nothing came from it for %.1f s",
-                              r->link->config.peer, (double)r->bench->silence_ns / 1e9);
+                              "cannot reach the peer: nothing came from it for %.1f s",
+                              (double)r->bench->silence_ns / 1e9);
     if (!waits && now - p->begun > QUIET_NS) {
         int rc = inf_link_wait(&r->link, 1, -1, 0);
         if (rc < 0)

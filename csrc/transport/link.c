@@ -52,7 +52,7 @@ int inf_link_fail(inf_link *link, int code, const char *format, ...) {
 }
 
 int inf_link_fail_peer(inf_link *link, const char *what) {
-    return inf_link_fail(link, INF_EPEER, "cannot reach peer %d: %s", link->config.peer, what);
+    return inf_link_fail(link, INF_EPEER, "cannot reach the peer: %s", what);
 }
 
 static void close_fd(int fd) {

@@ -56,8 +56,9 @@ func (r *RManager) heartbeat(address string) error {
 		}
 		r.manager, r.managerAt = conn, address
 	}
+	number := r.reports.Add(1)
 	load, places := r.home.Report()
-	load.Hostable = uint32(r.kv.Hostable())
+	load.Report, load.Hostable = number, uint32(r.kv.Hostable())
 	r.mu.Lock()
 	load.Starving, load.Links = r.starving, r.transports()
 	r.mu.Unlock()
@@ -82,6 +83,10 @@ func (r *RManager) heartbeat(address string) error {
 	}
 	return nil
 }
+
+// NextReport is the number of the first report that is sure to show what has happened until now: none of it was asked for
+// yet.
+func (r *RManager) NextReport() uint64 { return r.reports.Load() + 1 }
 
 // transports counts the connected peers by what their links are. The caller holds mu.
 func (r *RManager) transports() map[string]uint32 {

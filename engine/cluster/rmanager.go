@@ -142,7 +142,8 @@ type RManager struct {
 	searches  chan search
 	manager   *grpc.ClientConn // to managerAt; both are the heartbeat goroutine's alone
 	managerAt string
-	refused   atomic.Bool // by the gManager's last answer
+	refused   atomic.Bool   // by the gManager's last answer
+	reports   atomic.Uint64 // that were begun
 
 	ctx        context.Context // until Close
 	cancel     context.CancelFunc

@@ -64,6 +64,38 @@ func TestOldViewSaysLittle(t *testing.T) {
 	}
 }
 
+// reporter is a home that has something to do while it reports.
+type reporter struct {
+	Home
+	load   pb.Load
+	during func()
+}
+
+func (h *reporter) Report() (*pb.Load, []*pb.Placement) {
+	h.during()
+	return &h.load, nil
+}
+
+// A report shows what happened before it was asked for: what happens while it is made may be in the next one alone.
+func TestReportsAreNumbered(t *testing.T) {
+	r := newView(t)
+	h := &reporter{}
+	r.home = h
+	for n := range uint64(3) {
+		before, during := r.NextReport(), uint64(0)
+		h.during = func() { during = r.NextReport() }
+		if err := r.heartbeat("127.0.0.1:1"); err == nil {
+			t.Fatal("somebody answered")
+		}
+		if before != n+1 || h.load.Report != before || during != before+1 || r.NextReport() != during {
+			t.Errorf("report %d: what was before it shows in %d, what is during it in %d", h.load.Report, before, during)
+		}
+	}
+	if err := r.manager.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // An operator sees over what an instance may borrow; a peer without a session has no links to count.
 func TestTransportsAreCounted(t *testing.T) {
 	r := newView(t,

@@ -139,10 +139,29 @@ func (p *pool) load() *pb.Load {
 	}
 }
 
+// due is how many blocks of a pool running requests will take for the tokens that they have: a prompt takes them step by
+// step. What a request needs beyond the pool lies with others.
+func due(requests []engine.RequestInfo, blockSize, total int) int {
+	n := 0
+	for _, r := range requests {
+		if !r.Running {
+			continue
+		}
+		missing := (r.Tokens+blockSize-1)/blockSize - r.Local
+		for _, s := range r.Spans {
+			missing -= s.Blocks
+		}
+		n += max(0, min(missing, total-r.Local))
+	}
+	return min(n, total)
+}
+
 // Report is what the heartbeat carries.
 func (h *home) Report() (*pb.Load, []*pb.Placement) {
-	s, load := h.eng.Stats(), h.load()
-	load.Running, load.Waiting, load.TokensPerSecond = uint32(s.Running), uint32(s.Waiting), s.TokensPerSecond
+	s, requests, load := h.eng.Stats(), h.eng.Requests(), h.load()
+	load.Running, load.TokensPerSecond = uint32(s.Running), s.TokensPerSecond
+	load.Waiting = uint32(max(0, len(requests)-s.Running)) // also those that the step loop has not seen yet
+	load.KvBlocksDue = uint32(due(requests, h.kv.BlockSize(), h.kv.Total()))
 	load.Preemptions, load.Recoveries = s.Preemptions, s.Recoveries
 	load.PrefixQueries, load.PrefixHits, load.SharedQueries, load.SharedHits = s.PrefixQueries, s.PrefixHits, s.SharedQueries, s.SharedHits
 	load.Drafts, load.DraftTokens, load.AcceptedTokens = s.Drafts, s.DraftTokens, s.AcceptedTokens
@@ -159,7 +178,7 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 		load.Model = &pb.Model{BaseNs: m.Base, PerTokenNs: m.PerToken, PerKvNs: m.PerKV, RemoteNs: m.Remote}
 	}
 	var places []*pb.Placement
-	for _, r := range h.eng.Requests() {
+	for _, r := range requests {
 		p := &pb.Placement{Id: r.ID, Tokens: uint32(r.Tokens), Arrival: r.Arrival, Number: uint64(r.Request), Movable: uint32(r.Movable),
 			Planned: uint32(r.Planned), PlannedTo: r.PlannedTo, Running: r.Running}
 		for _, span := range r.Spans {

@@ -3,6 +3,8 @@ package node
 import (
 	"testing"
 	"time"
+
+	"github.com/infinite-llm/infinite/engine"
 )
 
 // A line at once, then one for all that came in ten seconds.
@@ -16,6 +18,35 @@ func TestRefusals(t *testing.T) {
 	}{{0, 0, 0}, {3, 0, 3}, {100000, time.Second, 0}, {200003, 8 * time.Second, 0}, {200003, 11 * time.Second, 200000}, {200003, 30 * time.Second, 0}, {200004, 31 * time.Second, 1}} {
 		if got := r.look(c.total, now.Add(c.after)); got != c.want {
 			t.Errorf("look %d: %d, want %d", i, got, c.want)
+		}
+	}
+}
+
+// What running requests will take is no more than what they lack, nor than what the pool has for them.
+func TestDue(t *testing.T) {
+	at := func(blocks ...int) (spans []engine.SpanInfo) {
+		for _, n := range blocks {
+			spans = append(spans, engine.SpanInfo{Instance: "i1", Blocks: n})
+		}
+		return spans
+	}
+	for _, c := range []struct {
+		name     string
+		requests []engine.RequestInfo
+		want     int
+	}{
+		{"none", nil, 0},
+		{"whole blocks", []engine.RequestInfo{{Tokens: 160, Local: 4, Running: true}}, 6},
+		{"one more token", []engine.RequestInfo{{Tokens: 161, Local: 4, Running: true}}, 7},
+		{"it waits", []engine.RequestInfo{{Tokens: 160}}, 0},
+		{"a part is elsewhere", []engine.RequestInfo{{Tokens: 160, Local: 4, Spans: at(1, 2), Running: true}}, 3},
+		{"it has all", []engine.RequestInfo{{Tokens: 160, Local: 4, Spans: at(7), Running: true}}, 0},
+		{"more than the pool", []engine.RequestInfo{{Tokens: 10000, Local: 4, Running: true}}, 56},
+		{"two", []engine.RequestInfo{{Tokens: 160, Local: 4, Running: true}, {Tokens: 320, Local: 1, Running: true}}, 25},
+		{"two with more than the pool", []engine.RequestInfo{{Tokens: 10000, Local: 4, Running: true}, {Tokens: 320, Local: 1, Running: true}}, 60},
+	} {
+		if got := due(c.requests, 16, 60); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
 }

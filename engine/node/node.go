@@ -145,7 +145,7 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 	if n.eng != nil {
 		go func() { n.finished <- n.eng.Run(life); close(n.finished) }()
 		n.rman.Start(&home{pool: own, eng: n.eng, maxSeqs: n.cfg.MaxNumSeqs, layers: n.dev.Config().Layers, roundTrip: n.rman.RoundTrip}, n.dir, leader)
-		routerpb.RegisterInferenceServer(n.grpc, router.NewInference(n.eng))
+		routerpb.RegisterInferenceServer(n.grpc, router.NewInference(n.eng, n.rman.NextReport))
 	} else {
 		go func() { n.finished <- watchDevice(life, n.dev); close(n.finished) }()
 		n.rman.Start(&keeper{own}, n.dir, leader)

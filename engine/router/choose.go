@@ -3,22 +3,52 @@ package router
 import (
 	"context"
 	"math"
-	"slices"
-	"time"
 
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/cluster"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
 
-// chargeFor is how long a new request counts against its home before a heartbeat is sure to show it.
-const chargeFor = 500 * time.Millisecond
-
+// charge is what a request counts against its home, beside what the home reports, until a report is sure to show it; it
+// ends with the request's stream there. Its methods do nothing on nil.
 type charge struct {
+	router   *Router
 	instance string
-	blocks   int
-	until    time.Time
+	blocks   int      // at most the home's pool: more lies with others
+	hashes   []uint64 // of what the request begins with
+	// The home's first reports that are sure to count it among the requests there, and its blocks among those that are
+	// taken or due. 0: there is none yet. Guarded by Router.mu.
+	counted, shown uint64
 }
+
+// taken says that the request waits at its home.
+func (c *charge) taken(report uint64) {
+	c.router.mu.Lock()
+	defer c.router.mu.Unlock()
+	c.counted = report
+}
+
+// begun says that its first step comes, so that its blocks are taken there.
+func (c *charge) begun(report uint64) {
+	if c == nil {
+		return
+	}
+	c.router.mu.Lock()
+	defer c.router.mu.Unlock()
+	c.shown = report
+}
+
+func (c *charge) drop() {
+	if c == nil {
+		return
+	}
+	c.router.mu.Lock()
+	defer c.router.mu.Unlock()
+	delete(c.router.charges, c)
+}
+
+// shows says whether a load is of the report of that number, or a later one.
+func shows(l *pb.Load, report uint64) bool { return report != 0 && l.GetReport() >= report }
 
 // want is what is known of a request that a home is chosen for.
 type want struct {
@@ -66,11 +96,11 @@ func (r *Router) found(w *want, instance string, cached int) {
 	r.places.put(w.hashes, instance)
 }
 
-// choose picks a member by what the gManager knows of all.
-func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, bool) {
+// choose picks a member by what the gManager knows of all, and charges it. Without a charge there is none.
+func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, *charge) {
 	members, _ := r.manager.Directory().Members()
 	loads := map[string]*pb.Load{}
-	// Without the gManager the pools' sizes and what was sent there lately must do.
+	// Without the gManager the pools' sizes and what was sent there must do.
 	if states, err := r.manager.Loads(ctx); err == nil {
 		for _, in := range states {
 			loads[in.Id] = in.Load
@@ -79,16 +109,28 @@ func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.prune(members)
-	return r.pick(members, loads, w, time.Now())
+	return r.pick(members, loads, w)
+}
+
+// uses says whether a request that began alike is at the instance that is near, so that its blocks are counted already. The
+// caller holds mu.
+func (r *Router) uses(w *want) bool {
+	last := w.known/placeTokens - 1
+	for c := range r.charges {
+		if c.instance == w.near && len(c.hashes) > last && c.hashes[last] == w.hashes[last] {
+			return true
+		}
+	}
+	return false
 }
 
 // candidate is a member as pick sees it.
 type candidate struct {
 	cluster.Member
-	free int  // blocks, less what was sent there since its last report
+	free int  // blocks, less those that requests there will take soon
 	room int  // of these, less what its requests have with others: they will want it back
 	busy int  // requests, by that report
-	sent int  // requests since
+	sent int  // requests that the report does not count
 	full bool // it runs as many as it may, so that one more would wait
 }
 
@@ -106,12 +148,15 @@ func (c *candidate) before(o *candidate) bool {
 
 // pick takes the member that is near, if it has room for the rest, whatever lies with others of what is shared, and is
 // not much busier than others, else the first in order. It charges what the request takes to it. The caller holds mu.
-func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Load, w *want, now time.Time) (cluster.Member, bool) {
-	r.charges = slices.DeleteFunc(r.charges, func(c charge) bool { return !now.Before(c.until) })
+func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Load, w *want) (cluster.Member, *charge) {
 	charged, sent := map[string]int{}, map[string]int{}
-	for _, c := range r.charges {
-		charged[c.instance] += c.blocks
-		sent[c.instance]++
+	for c := range r.charges {
+		if !shows(loads[c.instance], c.shown) {
+			charged[c.instance] += c.blocks
+		}
+		if !shows(loads[c.instance], c.counted) {
+			sent[c.instance]++
+		}
 	}
 	var best, near *candidate
 	idlest := math.MaxInt
@@ -122,7 +167,7 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 		c := &candidate{Member: m, free: m.BlocksTotal - charged[id], sent: sent[id]}
 		c.room = c.free
 		if l := loads[id]; l != nil {
-			c.free, c.busy = int(l.KvBlocksFree)-charged[id], int(l.Running)+int(l.Waiting)
+			c.free, c.busy = int(l.KvBlocksFree)-int(l.KvBlocksDue)-charged[id], int(l.Running)+int(l.Waiting)
 			c.room = c.free - int(l.KvBlocksLent)
 			c.full = l.MaxNumSeqs > 0 && c.busy+c.sent >= int(l.MaxNumSeqs)
 		}
@@ -135,15 +180,18 @@ func (r *Router) pick(members map[string]cluster.Member, loads map[string]*pb.Lo
 		}
 	}
 	if best == nil {
-		return cluster.Member{}, false
+		return cluster.Member{}, nil
 	}
 	if _, there := members[w.near]; !there {
 		w.near, w.known = "", 0
 	}
 	blocks, shared := w.need, w.known/r.cfg.BlockSize
 	if near != nil && near.free >= w.need-shared && near.busy+near.sent <= 2*idlest+8 {
-		best, blocks = near, w.need-shared
+		if best = near; r.uses(w) {
+			blocks -= shared // else they are among its free ones until then
+		}
 	}
-	r.charges = append(r.charges, charge{best.ID, blocks, now.Add(chargeFor)})
-	return best.Member, true
+	c := &charge{router: r, instance: best.ID, blocks: min(blocks, best.BlocksTotal), hashes: w.hashes}
+	r.charges[c] = true
+	return best.Member, c
 }

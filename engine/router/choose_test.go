@@ -5,7 +5,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/cluster"
@@ -14,19 +13,18 @@ import (
 )
 
 func TestMostRoomIsChosen(t *testing.T) {
-	now := time.Unix(100, 0)
 	members := map[string]cluster.Member{}
 	for _, id := range []string{"a", "b", "c"} {
 		members[id] = cluster.Member{ID: id, BlocksTotal: 100}
 	}
-	pick := func(r *Router, loads map[string]*clusterpb.Load, at time.Time, tried ...string) string {
+	pick := func(r *Router, loads map[string]*clusterpb.Load, tried ...string) string {
 		not := map[string]bool{}
 		for _, id := range tried {
 			not[id] = true
 		}
-		m, ok := r.pick(members, loads, &want{need: 30, tried: not}, at)
-		if ok != (m.ID != "") {
-			t.Fatalf("%+v %v", m, ok)
+		m, c := r.pick(members, loads, &want{need: 30, tried: not})
+		if (c != nil) != (m.ID != "") || c != nil && c.instance != m.ID {
+			t.Fatalf("%+v %+v", m, c)
 		}
 		return m.ID
 	}
@@ -36,35 +34,41 @@ func TestMostRoomIsChosen(t *testing.T) {
 	r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 	var got []string
 	for range 4 {
-		got = append(got, pick(r, loads, now))
+		got = append(got, pick(r, loads))
 	}
 	// b has 50, then 20; c has 40, then 10; a, which borrows, has 10 and nothing to do.
 	if want := []string{"b", "c", "b", "a"}; !slices.Equal(got, want) {
 		t.Errorf("chose %v, want %v", got, want)
 	}
-	if got := pick(r, loads, now, "a", "b", "c"); got != "" {
+	if got := pick(r, loads, "a", "b", "c"); got != "" {
 		t.Errorf("chose %s, which was tried", got)
 	}
-	if got := pick(r, loads, now, "b"); got != "c" {
+	if got := pick(r, loads, "b"); got != "c" {
 		t.Errorf("chose %s", got)
 	}
-	if got := pick(r, loads, now.Add(chargeFor)); got != "b" || len(r.charges) != 1 {
-		t.Errorf("chose %s with %d charges, after a report must have come", got, len(r.charges))
+	clear(r.charges)
+	if got := pick(r, loads); got != "b" {
+		t.Errorf("chose %s, after all have ended", got)
 	}
+	loads["b"].KvBlocksDue, r = 21, New(nil, Config{Secret: secret, BlockSize: 16})
+	if got := pick(r, loads); got != "c" {
+		t.Errorf("chose %s, whose requests will take what is free", got)
+	}
+	loads["b"].KvBlocksDue, r = 0, New(nil, Config{Secret: secret, BlockSize: 16})
 	loads["b"].Running, loads["b"].Waiting, loads["b"].MaxNumSeqs = 2, 1, 3
-	if got := pick(New(nil, Config{Secret: secret, BlockSize: 16}), loads, now); got != "c" {
+	if got := pick(New(nil, Config{Secret: secret, BlockSize: 16}), loads); got != "c" {
 		t.Errorf("chose %s, where the one with most room has no seat", got)
 	}
 	loads["b"].Running = 1
 	members["big"] = cluster.Member{ID: "big", BlocksTotal: 1000, MemoryOnly: true}
-	if got := pick(New(nil, Config{Secret: secret, BlockSize: 16}), loads, now); got != "b" {
+	if got := pick(New(nil, Config{Secret: secret, BlockSize: 16}), loads); got != "b" {
 		t.Errorf("chose %s, where one that runs no requests has most room", got)
 	}
 	delete(members, "big")
 	// Nothing is known of any: by size, evenly.
 	got = nil
 	for range 3 {
-		got = append(got, pick(New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true}), nil, now), pick(r, nil, now.Add(2*chargeFor)))
+		got = append(got, pick(New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true}), nil), pick(r, nil))
 	}
 	if want := []string{"a", "a", "a", "b", "a", "c"}; !slices.Equal(got, want) {
 		t.Errorf("chose %v, want %v", got, want)

@@ -17,6 +17,9 @@ const (
 	// maxFailures is how many homes of a request may fail without a token between and be replaced: what made one of
 	// them fail may be the request, and make all fail, one after the other.
 	maxFailures = 1
+	// maxUnbegun is the same of homes that fail before it was in a step, so that it cannot be why. It has a bound because
+	// what ends a process at once may come before the word that the request begins.
+	maxUnbegun = 4
 	// maxStops is the same of homes that stop in order.
 	maxStops = 16
 )
@@ -35,7 +38,7 @@ type followed struct {
 	// rehomed counts, for all requests.
 	rehomed *atomic.Uint64
 	// Homes lost since the last token, by how.
-	failures, stops int
+	failures, unbegun, stops int
 
 	mu     sync.Mutex
 	home   *stream
@@ -64,14 +67,17 @@ func (f *followed) Next(ctx context.Context) (engine.Event, error) {
 		if !f.lost(ctx, why) {
 			if ev.HasToken {
 				f.req.Answer = append(f.req.Answer, ev.Token)
-				f.failures, f.stops = 0, 0
+				f.failures, f.unbegun, f.stops = 0, 0, 0
 			}
 			return ev, err
 		}
-		if ev.Finish == "abort" {
+		switch {
+		case ev.Finish == "abort":
 			f.stops++
-		} else {
+		case home.begun:
 			f.failures++
+		default:
+			f.unbegun++
 		}
 		if err = f.goOn(ctx, home, why); err != nil {
 			return engine.Event{}, err
@@ -98,8 +104,8 @@ func (f *followed) lost(ctx context.Context, why error) bool {
 func (f *followed) goOn(ctx context.Context, old *stream, why error) error {
 	old.Close()
 	f.req.Handed = true
-	if f.failures > maxFailures || f.stops > maxStops {
-		return &Error{kindOf(why), fmt.Sprintf("%v; it lost %d homes since its last token", why, f.failures+f.stops)}
+	if f.failures > maxFailures || f.unbegun > maxUnbegun || f.stops > maxStops {
+		return &Error{kindOf(why), fmt.Sprintf("%v; it lost %d homes since its last token", why, f.failures+f.unbegun+f.stops)}
 	}
 	stop := context.AfterFunc(ctx, f.cancel)
 	defer stop()

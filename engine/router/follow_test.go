@@ -3,8 +3,10 @@ package router
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +24,7 @@ type homes struct {
 	t       *testing.T
 	streams []*fakeStream
 	stops   []*grpc.Server
+	silent  bool // they number no reports, and do not tell that a request begins
 
 	rehomed atomic.Uint64
 
@@ -40,11 +43,16 @@ func (h *homes) find(ctx context.Context, req *engine.Request, avoid string) (*s
 	if n == len(h.streams) {
 		return nil, errNoHome
 	}
-	r, m, g := instance(h.t, func(_ context.Context, req *engine.Request) (engine.Stream, error) {
+	r, m, g := reporting(h.t, func(_ context.Context, req *engine.Request) (engine.Stream, error) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.asked = append(h.asked, *req)
 		return h.streams[n], nil
+	}, func() uint64 {
+		if h.silent {
+			return 0
+		}
+		return 1
 	})
 	h.stops = append(h.stops, g)
 	m.ID = string(rune('a' + n))
@@ -140,36 +148,47 @@ func TestNoOtherHome(t *testing.T) {
 	}
 }
 
-// A request with which every home fails is not handed on for ever; one that gets tokens between is, and one whose
-// homes stop for longer.
+// A request with which every home fails is not handed on for ever, also if it only waited there; one that gets tokens
+// between is, and one whose homes stop, or fail before it was in a step, for longer.
 func TestHomesAreLostInARow(t *testing.T) {
+	begun := engine.Event{Begun: true, StopToken: -1}
+	broken := engine.Event{Finish: "error", Err: kindError(server.KindUnavailable)}
+	all := func(events ...engine.Event) [][]engine.Event { return slices.Repeat([][]engine.Event{events}, 20) }
 	for _, tc := range []struct {
-		name          string
-		tokens, stops bool
-		homes         int // that may be lost
-	}{{"they fail", false, false, maxFailures}, {"tokens between", true, false, 20}, {"they stop", false, true, maxStops}} {
-		h := &homes{t: t}
-		for range 20 {
-			st := newStream()
-			if tc.tokens {
-				st = newStream(token(1))
-			}
-			if tc.stops {
-				st.ch <- stopping
-			}
+		name   string
+		events [][]engine.Event // of each home, until it fails
+		asked  bool             // they tell that it begins
+		silent bool             // or would, but do not know how
+		lost   int              // homes that may be lost
+	}{
+		{"they fail", all(begun), true, false, maxFailures},
+		{"their devices fail", all(begun, broken), true, false, maxFailures},
+		{"it waits, and they fail", all(), true, false, maxUnbegun},
+		{"it waits, and their devices fail", all(broken), true, false, maxUnbegun},
+		{"it waits or runs, they do not tell", all(), true, true, maxFailures},
+		{"it waits here and runs there", [][]engine.Event{{}, {}, {begun}, {}, {begun}, {}}, true, false, 4},
+		{"tokens between", all(begun, token(1)), true, false, 20},
+		{"tokens between, after it waited", slices.Repeat([][]engine.Event{{}, {}, {begun, token(1)}}, 7)[:20], true, false, 20},
+		{"they stop", all(stopping), true, false, maxStops},
+		{"it waits or runs, they are not asked", all(), false, false, maxFailures},
+	} {
+		h := &homes{t: t, silent: tc.silent}
+		for _, events := range tc.events {
+			st := newStream(events...)
 			close(st.ch)
 			h.streams = append(h.streams, st)
 		}
 		h.streams = append(h.streams, newStream(engine.Event{Token: 2, HasToken: true, Finish: "length"}))
-		s := h.follow(&engine.Request{MaxTokens: 100})
-		got := 0
+		s := h.follow(&engine.Request{MaxTokens: 100, TellBegun: tc.asked})
 		var err error
 		var ev engine.Event
 		for ev, err = s.Next(timeout(t)); err == nil && ev.Finish == ""; ev, err = s.Next(timeout(t)) {
-			got++
 		}
-		if (err == nil) != tc.tokens || tc.tokens && got != 20 || len(h.asked) != tc.homes+1 {
-			t.Errorf("%s: %d tokens, %d homes, %v", tc.name, got, len(h.asked), err)
+		if (err == nil) != (tc.lost == 20) || len(h.asked) != tc.lost+1 {
+			t.Errorf("%s: %d homes, %v", tc.name, len(h.asked), err)
+		}
+		if want := fmt.Sprintf("it lost %d homes", tc.lost+1); err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", tc.name, err, want)
 		}
 	}
 }

@@ -3,7 +3,6 @@ package router
 import (
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/cluster"
@@ -59,7 +58,6 @@ func TestPlaces(t *testing.T) {
 
 // A request goes where what it begins with is, unless that instance has no room for the rest, or is much busier.
 func TestNearIsChosen(t *testing.T) {
-	now := time.Unix(100, 0)
 	members := map[string]cluster.Member{"a": {ID: "a", BlocksTotal: 100}, "b": {ID: "b", BlocksTotal: 100}}
 	req := &engine.Request{Prompt: text(1, 3*placeTokens)} // 48 blocks
 	for _, tc := range []struct {
@@ -79,7 +77,7 @@ func TestNearIsChosen(t *testing.T) {
 		r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 		r.sent(r.want(req, ""), "b")
 		loads := map[string]*clusterpb.Load{"a": {KvBlocksFree: 90, Running: 1}, "b": tc.b}
-		if m, _ := r.pick(members, loads, r.want(&engine.Request{Prompt: tc.request}, ""), now); m.ID != tc.want {
+		if m, _ := r.pick(members, loads, r.want(&engine.Request{Prompt: tc.request}, "")); m.ID != tc.want {
 			t.Errorf("%s: %s is chosen", tc.name, m.ID)
 		}
 	}
@@ -89,7 +87,7 @@ func TestNearIsChosen(t *testing.T) {
 	chosen := map[string]int{}
 	for range 60 {
 		w := r.want(req, "")
-		m, _ := r.pick(members, nil, w, now)
+		m, _ := r.pick(members, nil, w)
 		r.sent(w, m.ID)
 		chosen[m.ID]++
 	}
@@ -105,14 +103,14 @@ func TestNearIsChosen(t *testing.T) {
 	// One that was tried, or has left, is not.
 	r = New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})
 	r.sent(r.want(req, ""), "b")
-	if m, _ := r.pick(members, nil, r.want(req, "b"), now); m.ID != "a" {
+	if m, _ := r.pick(members, nil, r.want(req, "b")); m.ID != "a" {
 		t.Errorf("%q is chosen", m.ID)
 	}
 	if w := r.want(req, "b"); w.near != "" {
 		t.Errorf("%q is near, which is lost", w.near)
 	}
 	r.sent(&want{hashes: r.want(req, "").hashes}, "gone")
-	if m, ok := r.pick(members, nil, r.want(req, ""), now); !ok || m.ID == "gone" {
+	if m, c := r.pick(members, nil, r.want(req, "")); c == nil || m.ID == "gone" {
 		t.Errorf("%q is chosen", m.ID)
 	}
 }

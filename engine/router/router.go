@@ -53,7 +53,7 @@ type Router struct {
 
 	mu      sync.Mutex
 	conns   map[string]*conn // by address; those that nobody uses go when their instance leaves
-	charges []charge         // of the last chargeFor
+	charges map[*charge]bool // of the streams that are open, and those about to be
 	places  places
 	arrival uint64
 }
@@ -72,7 +72,7 @@ type Config struct {
 
 // New routes to the manager's members.
 func New(manager *cluster.Manager, cfg Config) *Router {
-	return &Router{manager: manager, cfg: cfg, conns: map[string]*conn{}, places: newPlaces()}
+	return &Router{manager: manager, cfg: cfg, conns: map[string]*conn{}, charges: map[*charge]bool{}, places: newPlaces()}
 }
 
 // Close ends the connections, and with them all streams.
@@ -107,7 +107,7 @@ func capacity(members map[string]cluster.Member, blockSize int) int {
 // is full or it cannot be reached, to the next. When the instance is lost later, another one goes on with it.
 func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream, error) {
 	own := *req
-	own.Arrival = r.stamp()
+	own.Arrival, own.TellBegun = r.stamp(), true
 	return follow(ctx, &own, r.submit, &r.rehomed)
 }
 
@@ -117,26 +117,18 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 	again, begun := avoid != "", time.Now()
 	var last error
 	for unreachable := 0; again && time.Since(begun) < rehomeFor || unreachable < maxUnreachable; {
-		m, ok := r.choose(ctx, w)
-		if !ok && avoid != "" {
+		m, charge := r.choose(ctx, w)
+		if charge == nil && avoid != "" {
 			delete(w.tried, avoid)
 			avoid = ""
 			continue
 		}
-		if !ok {
+		if charge == nil {
 			break
 		}
 		w.tried[m.ID] = true
-		own := *req
-		if own.Near = w.near; m.ID == w.near {
-			own.Near = ""
-		}
-		s, err := r.open(ctx, m, &own)
+		s, err := r.try(ctx, m, charge, w, req)
 		if err == nil {
-			r.sent(w, m.ID)
-			if !own.Handed { // its first token, which tells, came from another
-				s.began = func(cached int) { r.found(w, m.ID, cached) }
-			}
 			return s, nil
 		}
 		last = err
@@ -151,6 +143,26 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 		last = &Error{server.KindUnavailable, "cannot take the request: no instance is serving"}
 	}
 	return nil, last
+}
+
+// try asks a member that is charged with the request.
+func (r *Router) try(ctx context.Context, m cluster.Member, c *charge, w *want, req *engine.Request) (*stream, error) {
+	own := *req
+	if own.Near = w.near; m.ID == w.near {
+		own.Near = ""
+	}
+	s, err := r.open(ctx, m, &own)
+	if err != nil {
+		c.drop()
+		return nil, err
+	}
+	r.sent(w, m.ID)
+	c.taken(s.taken)
+	s.charge = c
+	if !own.Handed { // its first token, which tells, came from another
+		s.found = func(cached int) { r.found(w, m.ID, cached) }
+	}
+	return s, nil
 }
 
 // stamp orders requests in the cluster; it is a clock that never stands still.
@@ -270,7 +282,8 @@ func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request
 		end()
 		return nil, &Error{first.ErrorKind, first.Error}
 	}
-	return &stream{call: call, cancel: cancel, end: sync.OnceFunc(end), instance: m.ID, prompt: len(req.Prompt)}, nil
+	tells := req.TellBegun && first.Report != 0
+	return &stream{call: call, cancel: cancel, end: sync.OnceFunc(end), instance: m.ID, prompt: len(req.Prompt), taken: first.Report, begun: !tells}, nil
 }
 
 func unreachable(instance string, err error) error {

@@ -75,12 +75,18 @@ func (f submitter) Submit(ctx context.Context, req *engine.Request) (engine.Stre
 // instance serves f, and returns a router and the member to open requests at.
 func instance(t *testing.T, f submitter, options ...grpc.ServerOption) (*Router, cluster.Member, *grpc.Server) {
 	t.Helper()
+	return reporting(t, f, func() uint64 { return 1 }, options...)
+}
+
+// reporting is an instance whose next report has that number.
+func reporting(t *testing.T, f submitter, nextReport func() uint64, options ...grpc.ServerOption) (*Router, cluster.Member, *grpc.Server) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer(append(cluster.ServerOptions(secret), options...)...)
-	routerpb.RegisterInferenceServer(g, NewInference(f))
+	routerpb.RegisterInferenceServer(g, NewInference(f, nextReport))
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	r := New(nil, Config{Secret: secret, BlockSize: 16, PrefixCaching: true})

@@ -21,12 +21,16 @@ type Submitter interface {
 type Inference struct {
 	routerpb.UnimplementedInferenceServer
 	engine Submitter
+	// nextReport is the number of the instance's first heartbeat that is sure to show what has happened until now; never 0.
+	nextReport func() uint64
 }
 
-// NewInference serves e.
-func NewInference(e Submitter) *Inference { return &Inference{engine: e} }
+// NewInference serves e on an instance whose heartbeats are numbered.
+func NewInference(e Submitter, nextReport func() uint64) *Inference {
+	return &Inference{engine: e, nextReport: nextReport}
+}
 
-// Generate runs one request: first an event that says whether it is taken, then its tokens.
+// Generate runs one request: first an event that says whether it is taken, then one before its first step, then its tokens.
 func (s *Inference) Generate(p *routerpb.GenerateRequest, out grpc.ServerStreamingServer[routerpb.GenerateEvent]) error {
 	ctx := out.Context()
 	st, err := s.engine.Submit(ctx, requestFromPB(p))
@@ -34,7 +38,7 @@ func (s *Inference) Generate(p *routerpb.GenerateRequest, out grpc.ServerStreami
 		return out.Send(&routerpb.GenerateEvent{Error: err.Error(), ErrorKind: kindOf(err)})
 	}
 	defer st.Close()
-	if err = out.Send(&routerpb.GenerateEvent{Accepted: true}); err != nil {
+	if err = out.Send(&routerpb.GenerateEvent{Accepted: true, Report: s.nextReport()}); err != nil {
 		return err
 	}
 	for {
@@ -45,7 +49,14 @@ func (s *Inference) Generate(p *routerpb.GenerateRequest, out grpc.ServerStreami
 		if err != nil {
 			return status.Error(codes.Aborted, err.Error())
 		}
-		if err = sendEvent(out.Send, ev); err != nil {
+		if ev.Begun {
+			p := eventToPB(ev)
+			p.Report = s.nextReport()
+			err = out.Send(p)
+		} else {
+			err = sendEvent(out.Send, ev)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -21,10 +21,14 @@ type stream struct {
 	cancel   context.CancelFunc
 	end      func() // cancels, and lets go of the connection; once
 	instance string
-	prompt   int  // its tokens
-	ended    bool // Next has returned the last event
-	// began is told once, with the first token, how many of the prompt's had KV in the cache; nil: nobody is.
-	began func(cached int)
+	prompt   int    // its tokens
+	taken    uint64 // the instance's first report that is sure to show it
+	ended    bool   // Next has returned the last event
+	// begun says that the request may have been in a step there: an instance that would not tell counts as one that told.
+	begun  bool
+	charge *charge // what the request counts against its home; nil: nothing
+	// found is told once, with the first token, how many of the prompt's had KV in the cache; nil: nobody is.
+	found func(cached int)
 }
 
 // Next returns the request's next event. ctx cancels the request.
@@ -35,28 +39,34 @@ func (s *stream) Next(ctx context.Context) (engine.Event, error) {
 	stop := context.AfterFunc(ctx, s.cancel)
 	defer stop()
 	ev, err := s.receive()
+	if s.ended = err != nil || ev.Finish != ""; s.ended {
+		s.charge.drop()
+	}
 	if err != nil {
-		s.ended = true
 		if ctx.Err() != nil {
 			return engine.Event{}, context.Cause(ctx)
 		}
 		return engine.Event{}, &homeLostError{s.instance, err}
 	}
-	s.ended = ev.Finish != ""
-	if s.began != nil && ev.HasToken {
-		s.began(ev.Cached)
-		s.began = nil
+	if s.found != nil && ev.HasToken {
+		s.found(ev.Cached)
+		s.found = nil
 	}
 	return ev, nil
 }
 
-// receive puts an event together from what sendEvent made of it.
+// receive puts an event together from what sendEvent made of it. Who reads is not told that the request begins.
 func (s *stream) receive() (engine.Event, error) {
 	var prompt []engine.TokenLogprob
 	for {
 		p, err := s.call.Recv()
 		if err != nil {
 			return engine.Event{}, err
+		}
+		if p.Begun {
+			s.begun = true
+			s.charge.begun(p.Report)
+			continue
 		}
 		ev := eventFromPB(p, s.instance)
 		prompt = append(prompt, ev.Prompt...)
@@ -74,12 +84,15 @@ func (s *stream) receive() (engine.Event, error) {
 }
 
 // Close cancels the request if it goes on.
-func (s *stream) Close() { s.end() }
+func (s *stream) Close() {
+	s.end()
+	s.charge.drop()
+}
 
 func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	p := &routerpb.GenerateRequest{
 		Id: r.ID, Prompt: r.Prompt, MaxTokens: uint32(r.MaxTokens), StopTokens: r.StopTokens, MinTokens: uint32(r.MinTokens),
-		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer, CacheSalt: r.CacheSalt, Handed: r.Handed, Near: r.Near,
+		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer, CacheSalt: r.CacheSalt, Handed: r.Handed, Near: r.Near, TellBegun: r.TellBegun,
 		GuideKind: r.Guide.Kind, GuideSource: r.Guide.Source,
 		Sampling: &routerpb.Sampling{
 			Temperature: r.Sampling.Temperature, TopP: r.Sampling.TopP, MinP: r.Sampling.MinP, Repetition: r.Sampling.Repetition,
@@ -96,7 +109,7 @@ func requestFromPB(p *routerpb.GenerateRequest) *engine.Request {
 	s := p.Sampling
 	r := &engine.Request{
 		ID: p.Id, Prompt: p.Prompt, MaxTokens: int(p.MaxTokens), StopTokens: p.StopTokens, MinTokens: int(p.MinTokens),
-		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer, CacheSalt: p.CacheSalt, Handed: p.Handed, Near: p.Near,
+		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer, CacheSalt: p.CacheSalt, Handed: p.Handed, Near: p.Near, TellBegun: p.TellBegun,
 		Guide: engine.Guide{Kind: p.GuideKind, Source: p.GuideSource},
 		Sampling: batch.Sampling{
 			Temperature: s.GetTemperature(), TopP: s.GetTopP(), MinP: s.GetMinP(), Repetition: s.GetRepetition(),
@@ -126,7 +139,7 @@ func logprobFromPB(p *routerpb.TokenLogprob) engine.TokenLogprob {
 }
 
 func eventToPB(ev engine.Event) *routerpb.GenerateEvent {
-	p := &routerpb.GenerateEvent{HasToken: ev.HasToken, Token: ev.Token, Finish: ev.Finish, StopToken: ev.StopToken, Cached: uint32(ev.Cached), QueuedNs: int64(ev.Queued)}
+	p := &routerpb.GenerateEvent{HasToken: ev.HasToken, Token: ev.Token, Finish: ev.Finish, StopToken: ev.StopToken, Cached: uint32(ev.Cached), QueuedNs: int64(ev.Queued), Begun: ev.Begun}
 	if ev.Logprob != nil {
 		p.Logprob = logprobToPB(ev.Logprob)
 	}
@@ -144,7 +157,7 @@ func eventToPB(ev engine.Event) *routerpb.GenerateEvent {
 
 // eventFromPB names the home, which does not name itself.
 func eventFromPB(p *routerpb.GenerateEvent, home string) engine.Event {
-	ev := engine.Event{HasToken: p.HasToken, Token: p.Token, Finish: p.Finish, StopToken: p.StopToken, Cached: int(p.Cached), Queued: time.Duration(p.QueuedNs)}
+	ev := engine.Event{HasToken: p.HasToken, Token: p.Token, Finish: p.Finish, StopToken: p.StopToken, Cached: int(p.Cached), Queued: time.Duration(p.QueuedNs), Begun: p.Begun}
 	if p.Logprob != nil {
 		lp := logprobFromPB(p.Logprob)
 		ev.Logprob = &lp

@@ -29,7 +29,7 @@ func drawRequest(t *rapid.T) *engine.Request {
 		MaxTokens: int(u32.Draw(t, "max")), MinTokens: int(u32.Draw(t, "min")), IgnoreEOS: rapid.Bool().Draw(t, "ignore"),
 		Logprobs: rapid.IntRange(-1, 20).Draw(t, "logprobs"), PromptLogprobs: rapid.IntRange(-1, 20).Draw(t, "prompt logprobs"),
 		Arrival: rapid.Uint64().Draw(t, "arrival"), CacheSalt: rapid.String().Draw(t, "salt"), Handed: rapid.Bool().Draw(t, "handed"),
-		Near: rapid.String().Draw(t, "near"), Guide: engine.Guide{Kind: rapid.String().Draw(t, "kind"), Source: rapid.String().Draw(t, "source")},
+		Near: rapid.String().Draw(t, "near"), TellBegun: rapid.Bool().Draw(t, "tell"), Guide: engine.Guide{Kind: rapid.String().Draw(t, "kind"), Source: rapid.String().Draw(t, "source")},
 		Bias: list(t, "bias", rapid.Custom(func(t *rapid.T) batch.Bias {
 			return batch.Bias{Token: i32.Draw(t, "token"), Value: f32.Draw(t, "value")}
 		})),
@@ -69,7 +69,7 @@ func TestRequestSurvives(t *testing.T) {
 		}
 	})
 	// Every field is drawn: a new one has to be sent too.
-	if a, b := reflect.TypeFor[engine.Request]().NumField(), 16; a != b {
+	if a, b := reflect.TypeFor[engine.Request]().NumField(), 17; a != b {
 		t.Errorf("a request has %d fields, this test knows %d", a, b)
 	}
 	if a, b := reflect.TypeFor[batch.Sampling]().NumField(), 9; a != b {
@@ -80,7 +80,7 @@ func TestRequestSurvives(t *testing.T) {
 func TestEventSurvives(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ev := engine.Event{
-			Token: rapid.Int32().Draw(t, "token"), HasToken: rapid.Bool().Draw(t, "has"), StopToken: rapid.Int32Min(-1).Draw(t, "stop"), Cached: int(rapid.Uint32().Draw(t, "cached")), Queued: time.Duration(rapid.Int64().Draw(t, "queued")),
+			Token: rapid.Int32().Draw(t, "token"), HasToken: rapid.Bool().Draw(t, "has"), StopToken: rapid.Int32Min(-1).Draw(t, "stop"), Cached: int(rapid.Uint32().Draw(t, "cached")), Queued: time.Duration(rapid.Int64().Draw(t, "queued")), Begun: rapid.Bool().Draw(t, "begun"),
 			Finish: rapid.SampledFrom([]string{"", "stop", "length", "error", "abort"}).Draw(t, "finish"), Prompt: list(t, "prompt", rapid.Custom(drawLogprob)),
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "spans") {
@@ -97,7 +97,7 @@ func TestEventSurvives(t *testing.T) {
 			t.Fatalf("got  %+v\nwant %+v", got, ev)
 		}
 	})
-	if a, b := reflect.TypeFor[engine.Event]().NumField(), 10; a != b {
+	if a, b := reflect.TypeFor[engine.Event]().NumField(), 11; a != b {
 		t.Errorf("an event has %d fields, this test knows %d", a, b)
 	}
 }

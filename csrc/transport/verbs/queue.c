@@ -59,8 +59,8 @@ int inf_verbs_check_event(inf_verbs_endpoint *ep) {
     int event = atomic_load_explicit(&ep->event, memory_order_acquire);
     if (event == 0)
         return INF_OK;
-    return inf_verbs_fail(ep, INF_EPEER, "cannot reach peer %d: port %u of %s says: %s",
-                          ep->config.peer, ep->config.port, ep->device->context->name,
+    return inf_verbs_fail(ep, INF_EPEER, "cannot reach the peer: port %u of %s says: %s",
+                          ep->config.port, ep->device->context->name,
                           ep->lib->event_type_str((enum ibv_event_type)(event - 1)));
 }
 
@@ -146,8 +146,8 @@ static int fail_completion(inf_verbs_endpoint *ep, enum ibv_wc_status status) {
              status == IBV_WC_LOC_ACCESS_ERR || status == IBV_WC_MW_BIND_ERR ||
              status == IBV_WC_GENERAL_ERR)
         code = INF_EIO;
-    return inf_verbs_fail(ep, code, "cannot reach peer %d over %s: %s", ep->config.peer,
-                          ep->device->context->name, ep->lib->wc_status_str(status));
+    return inf_verbs_fail(ep, code, "cannot reach the peer over %s: %s", ep->device->context->name,
+                          ep->lib->wc_status_str(status));
 }
 
 static int misfit(inf_verbs_endpoint *ep, const char *queue) {

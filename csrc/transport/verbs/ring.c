@@ -45,8 +45,7 @@ static const int64_t CLOSE_SLICE_NS = 5000000;
 static inf_verbs_link *as_verbs(inf_link *link) { return (inf_verbs_link *)link; }
 
 static int fail_gone(inf_verbs_link *v) {
-    inf_verbs_fail(v->ep, INF_EPEER, "cannot reach peer %d: its end of the verbs link is closed",
-                   v->base.config.peer);
+    inf_verbs_fail(v->ep, INF_EPEER, "cannot reach the peer: its end of the verbs link is closed");
     return inf_verbs_link_fail(v);
 }
 

@@ -36,8 +36,8 @@ int inf_verbs_watch(inf_verbs_link *v) {
     v->seen_done = q->send_done;
     if (q->signaled > 0 && now - v->stuck_ms > v->stuck_limit_ms)
         return inf_verbs_fail(v->ep, INF_ETIMEOUT,
-                              "cannot reach peer %d: %s completes nothing any more",
-                              v->base.config.peer, v->ep->device->context->name);
+                              "cannot reach the peer: %s completes nothing any more",
+                              v->ep->device->context->name);
     if (q->signaled == 0) {
         if (now - v->active_ms < PROBE_MS)
             return INF_OK;

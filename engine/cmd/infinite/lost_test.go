@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -148,6 +149,52 @@ func TestMachineGoesDown(t *testing.T) {
 	h.release()
 	sameAnswer(t, single.complete(body(prompt(300, 1), 200)), s.rest())
 	p.instances(3)
+	p.eventually("all blocks free", idle)
+}
+
+// A request that only waits at homes that die cannot be why: it is answered by the last instance that is left, as are
+// those that ran on one each.
+func TestWaitingHomesAreKilled(t *testing.T) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 100))
+	h := holdSteps(t, 1)
+	defer h.release()
+	p := serve(t, "--dtype", "float32", "--instances", "4", "--max-num-seqs", "1", poolFlag(t, 100))
+	var busy []*stream
+	for i := range 4 {
+		s := p.stream(body(prompt(100, i), 20))
+		s.next()
+		busy = append(busy, s)
+	}
+	waits := make(chan answer, 1)
+	go func() {
+		a, err := p.post(context.Background(), "/v1/completions", body(prompt(60, 9), 20))
+		if err != nil {
+			a.message = err.Error()
+		}
+		waits <- a
+	}()
+	var dead []string
+	for range 3 {
+		home := ""
+		p.eventually("it waits at a home that lives", func(v server.ClusterView) bool {
+			for _, r := range v.Requests {
+				if r.Tokens == 60 {
+					home = r.Home
+				}
+			}
+			return home != "" && !slices.Contains(dead, home)
+		})
+		dead = append(dead, home)
+		if err := syscall.Kill(p.pid(home), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.instances(1)
+	h.release()
+	for i, s := range busy {
+		sameAnswer(t, single.complete(body(prompt(100, i), 20)), s.rest())
+	}
+	sameAnswer(t, single.complete(body(prompt(60, 9), 20)), <-waits)
 	p.eventually("all blocks free", idle)
 }
 

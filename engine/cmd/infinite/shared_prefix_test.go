@@ -5,7 +5,6 @@ import (
 	"slices"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/infinite-llm/infinite/engine/server"
 )
@@ -35,7 +34,6 @@ func TestQuestionsAboutOneDocument(t *testing.T) {
 				}
 				// Then what instances report of their room is fresh, and nothing is in the way of the next.
 				p.eventually("all blocks free", idle)
-				time.Sleep(time.Second) // for half of it what was sent there last counts against the home
 			}
 			p.eventually("a third of each was used where it lies", func(v server.ClusterView) bool { return sharedHits(v) >= 3*500 })
 		})
@@ -133,7 +131,6 @@ func goesOn(t *testing.T, r *reference, p *process) {
 	whole := p.complete(req)
 	r.checkReference(t, whole)
 	p.eventually("all blocks free", idle)
-	time.Sleep(time.Second) // for half of it what was sent there last counts against the first home
 	const rest = 20
 	said := len(whole.ids) - rest
 	again := body(slices.Concat(r.Prompt, whole.ids[:said]), rest)

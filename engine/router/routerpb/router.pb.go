@@ -190,9 +190,10 @@ type GenerateRequest struct {
 	Arrival        uint64                 `protobuf:"varint,11,opt,name=arrival,proto3" json:"arrival,omitempty"`
 	Answer         []int32                `protobuf:"varint,12,rep,packed,name=answer,proto3" json:"answer,omitempty"` // what another home generated before it was lost; it counts as generated
 	CacheSalt      string                 `protobuf:"bytes,13,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
-	Handed         bool                   `protobuf:"varint,14,opt,name=handed,proto3" json:"handed,omitempty"`                       // another home had it, and is lost
-	Near           string                 `protobuf:"bytes,15,opt,name=near,proto3" json:"near,omitempty"`                            // another instance that may have KV of its beginning
-	GuideKind      string                 `protobuf:"bytes,20,opt,name=guide_kind,json=guideKind,proto3" json:"guide_kind,omitempty"` // the form that the answer is held to, "": any
+	Handed         bool                   `protobuf:"varint,14,opt,name=handed,proto3" json:"handed,omitempty"`                        // another home had it, and is lost
+	Near           string                 `protobuf:"bytes,15,opt,name=near,proto3" json:"near,omitempty"`                             // another instance that may have KV of its beginning
+	TellBegun      bool                   `protobuf:"varint,16,opt,name=tell_begun,json=tellBegun,proto3" json:"tell_begun,omitempty"` // an event is to tell that it is about to be in its first step
+	GuideKind      string                 `protobuf:"bytes,20,opt,name=guide_kind,json=guideKind,proto3" json:"guide_kind,omitempty"`  // the form that the answer is held to, "": any
 	GuideSource    string                 `protobuf:"bytes,21,opt,name=guide_source,json=guideSource,proto3" json:"guide_source,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -331,6 +332,13 @@ func (x *GenerateRequest) GetNear() string {
 		return x.Near
 	}
 	return ""
+}
+
+func (x *GenerateRequest) GetTellBegun() bool {
+	if x != nil {
+		return x.TellBegun
+	}
+	return false
 }
 
 func (x *GenerateRequest) GetGuideKind() string {
@@ -520,20 +528,24 @@ func (x *Span) GetBlocks() uint32 {
 }
 
 type GenerateEvent struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"` // first event: the request is queued
-	HasToken      bool                   `protobuf:"varint,2,opt,name=has_token,json=hasToken,proto3" json:"has_token,omitempty"`
-	Token         int32                  `protobuf:"varint,3,opt,name=token,proto3" json:"token,omitempty"`
-	Logprob       *TokenLogprob          `protobuf:"bytes,4,opt,name=logprob,proto3" json:"logprob,omitempty"`
-	Prompt        []*TokenLogprob        `protobuf:"bytes,5,rep,name=prompt,proto3" json:"prompt,omitempty"`
-	Finish        string                 `protobuf:"bytes,6,opt,name=finish,proto3" json:"finish,omitempty"` // "", "stop", "length", "error", "abort"
-	StopToken     int32                  `protobuf:"varint,7,opt,name=stop_token,json=stopToken,proto3" json:"stop_token,omitempty"`
-	Error         string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
-	ErrorKind     string                 `protobuf:"bytes,9,opt,name=error_kind,json=errorKind,proto3" json:"error_kind,omitempty"` // "peer_lost", "no_room", "queue_full", "internal"
-	Spans         []*Span                `protobuf:"bytes,10,rep,name=spans,proto3" json:"spans,omitempty"`                         // with the finish: where the request's KV lay, oldest blocks first
-	More          bool                   `protobuf:"varint,11,opt,name=more,proto3" json:"more,omitempty"`                          // this is but a piece of the next event's prompt
-	Cached        uint32                 `protobuf:"varint,12,opt,name=cached,proto3" json:"cached,omitempty"`                      // with the first token: tokens of the prompt whose KV was there
-	QueuedNs      int64                  `protobuf:"varint,13,opt,name=queued_ns,json=queuedNs,proto3" json:"queued_ns,omitempty"`  // with the first token: how long the request waited for its first step
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Accepted  bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"` // first event: the request is queued
+	HasToken  bool                   `protobuf:"varint,2,opt,name=has_token,json=hasToken,proto3" json:"has_token,omitempty"`
+	Token     int32                  `protobuf:"varint,3,opt,name=token,proto3" json:"token,omitempty"`
+	Logprob   *TokenLogprob          `protobuf:"bytes,4,opt,name=logprob,proto3" json:"logprob,omitempty"`
+	Prompt    []*TokenLogprob        `protobuf:"bytes,5,rep,name=prompt,proto3" json:"prompt,omitempty"`
+	Finish    string                 `protobuf:"bytes,6,opt,name=finish,proto3" json:"finish,omitempty"` // "", "stop", "length", "error", "abort"
+	StopToken int32                  `protobuf:"varint,7,opt,name=stop_token,json=stopToken,proto3" json:"stop_token,omitempty"`
+	Error     string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
+	ErrorKind string                 `protobuf:"bytes,9,opt,name=error_kind,json=errorKind,proto3" json:"error_kind,omitempty"` // "peer_lost", "no_room", "queue_full", "internal"
+	Spans     []*Span                `protobuf:"bytes,10,rep,name=spans,proto3" json:"spans,omitempty"`                         // with the finish: where the request's KV lay, oldest blocks first
+	More      bool                   `protobuf:"varint,11,opt,name=more,proto3" json:"more,omitempty"`                          // this is but a piece of the next event's prompt
+	Cached    uint32                 `protobuf:"varint,12,opt,name=cached,proto3" json:"cached,omitempty"`                      // with the first token: tokens of the prompt whose KV was there
+	QueuedNs  int64                  `protobuf:"varint,13,opt,name=queued_ns,json=queuedNs,proto3" json:"queued_ns,omitempty"`  // with the first token: how long the request waited for its first step
+	Begun     bool                   `protobuf:"varint,14,opt,name=begun,proto3" json:"begun,omitempty"`                        // this event, without a token, comes before the request's first step
+	// With accepted and begun: the number of the instance's first report (Load.report) that is sure to show it. With
+	// accepted, 0 says that begun does not come.
+	Report        uint64 `protobuf:"varint,15,opt,name=report,proto3" json:"report,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -659,6 +671,20 @@ func (x *GenerateEvent) GetQueuedNs() int64 {
 	return 0
 }
 
+func (x *GenerateEvent) GetBegun() bool {
+	if x != nil {
+		return x.Begun
+	}
+	return false
+}
+
+func (x *GenerateEvent) GetReport() uint64 {
+	if x != nil {
+		return x.Report
+	}
+	return 0
+}
+
 var File_engine_router_routerpb_router_proto protoreflect.FileDescriptor
 
 const file_engine_router_routerpb_router_proto_rawDesc = "" +
@@ -677,7 +703,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\xa3\x04\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\xc2\x04\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -701,6 +727,8 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x06handed\x18\x0e \x01(\bR\x06handed\x12\x12\n" +
 	"\x04near\x18\x0f \x01(\tR\x04near\x12\x1d\n" +
 	"\n" +
+	"tell_begun\x18\x10 \x01(\bR\ttellBegun\x12\x1d\n" +
+	"\n" +
 	"guide_kind\x18\x14 \x01(\tR\tguideKind\x12!\n" +
 	"\fguide_source\x18\x15 \x01(\tR\vguideSource\"=\n" +
 	"\vAlternative\x12\x14\n" +
@@ -713,7 +741,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x03top\x18\x04 \x03(\v2\x1f.infinite.router.v1.AlternativeR\x03top\":\n" +
 	"\x04Span\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
-	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\xb9\x03\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\xe7\x03\n" +
 	"\rGenerateEvent\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x1b\n" +
 	"\thas_token\x18\x02 \x01(\bR\bhasToken\x12\x14\n" +
@@ -730,7 +758,9 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	" \x03(\v2\x18.infinite.router.v1.SpanR\x05spans\x12\x12\n" +
 	"\x04more\x18\v \x01(\bR\x04more\x12\x16\n" +
 	"\x06cached\x18\f \x01(\rR\x06cached\x12\x1b\n" +
-	"\tqueued_ns\x18\r \x01(\x03R\bqueuedNs2a\n" +
+	"\tqueued_ns\x18\r \x01(\x03R\bqueuedNs\x12\x14\n" +
+	"\x05begun\x18\x0e \x01(\bR\x05begun\x12\x16\n" +
+	"\x06report\x18\x0f \x01(\x04R\x06report2a\n" +
 	"\tInference\x12T\n" +
 	"\bGenerate\x12#.infinite.router.v1.GenerateRequest\x1a!.infinite.router.v1.GenerateEvent0\x01B9Z7github.com/infinite-llm/infinite/engine/router/routerpbb\x06proto3"
 
