@@ -64,6 +64,7 @@ func TestWorkOfAStep(t *testing.T) {
 func TestPlace(t *testing.T) {
 	c := newSim(t, 3, 400, sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 2048, MaxWaiting: 4, MaxOffload: 16})
 	n := c.nodes[0]
+	n.eng.cfg.Speculation = Speculation{} // a token a step, so that it lasts
 	p := prompt(1, 100*blockSize)
 	release := n.hold(false)
 	s := submit(t, n, Request{ID: "long", Prompt: p, MaxTokens: 400, Sampling: sampling(1)})

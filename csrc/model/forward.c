@@ -31,7 +31,7 @@ struct inf_forward {
     float *host_logits;           /* [logit_rows, vocab]; may be logits */
     inf_sample_scratch *samplers; /* [threads] */
     int32_t row_status[MOST_LOGIT_ROWS];
-    int holds; /* the last row that was sampled is of its request's text */
+    int holds;                    /* the last row that was sampled is of its request's text */
     const inf_step_buffers *step; /* during inf_forward_step */
     uint32_t first_row;           /* of the chunk of logits in work */
 };
