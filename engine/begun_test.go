@@ -21,18 +21,22 @@ func TestBegun(t *testing.T) {
 		return slices.Clone(q.events)
 	}
 	var streams []Stream // two outgrow the pool, so that one is preempted
-	steps := 0
+	steps, first := 0, make(chan struct{})
 	c.mu.Lock() // no step goes out before all are there
 	n.watch = func(*batch.Step) {
 		steps++
 		if steps == 1 && (len(queue(streams[0])) != 1 || len(queue(streams[2])) != 0) {
 			t.Error("before the first step others were told than those in it")
 		}
+		if steps == 1 {
+			close(first)
+		}
 	}
 	for i := range 4 {
 		streams = append(streams, submit(t, n, Request{ID: fmt.Sprint(i), Prompt: prompt(i, 20), MaxTokens: 150, Sampling: sampling(uint64(i)), TellBegun: i != 3}))
 	}
 	c.mu.Unlock()
+	<-first // nobody reads before
 	for i, s := range streams {
 		got, events := read(t, s)
 		if !slices.Equal(got, want(uint64(i), prompt(i, 20), 150)) {
