@@ -65,7 +65,7 @@ func TestPlace(t *testing.T) {
 	c := newSim(t, 3, 400, sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 2048, MaxWaiting: 4, MaxOffload: 16})
 	n := c.nodes[0]
 	n.eng.cfg.Speculation = Speculation{} // a token a step, so that it lasts
-	const answer = 3000 // long beside the moves
+	const answer = 3000                   // long beside the moves
 	p := prompt(1, 100*blockSize)
 	release := n.hold(false)
 	s := submit(t, n, Request{ID: "long", Prompt: p, MaxTokens: answer, Sampling: sampling(1)})
