@@ -92,7 +92,7 @@ INLINE void gemm_inputs_i8(const int32_t rows, const int32_t vecs, const gemm_pa
         for (int32_t i = 0; i < inputs; i++) {
             UNROLL_FOR (v, vecs)
                 w[v] = gemm_load_i8(t, v, group, (size_t)i, scale[v]);
-            gemm_input(rows, vecs, t, (size_t)(first + i), w, sum);
+            gemm_input(rows, vecs, t, (size_t)first + (size_t)i, w, sum);
         }
     }
 }
