@@ -50,6 +50,9 @@ struct inf_device {
     atomic_uint_least64_t steps, tokens, step_ns;
 };
 
+/* INF_EINVAL, or INF_EUNSUPPORTED, and the reason if no device can be like that. */
+int inf_check_config(const inf_device_config *config, inf_err *err);
+
 /* INF_EINVAL and the reason if the step buffers hold anything that a step may not be. The mutex is
  * held. */
 int inf_validate_step(inf_device *device, inf_err *err);

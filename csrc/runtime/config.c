@@ -1,0 +1,71 @@
+/* The check of a device's config, before anything of it is used. */
+#include "runtime/fail.h"
+#include "runtime/runtime.h"
+
+static int in_range(int64_t value, int64_t low, int64_t high) {
+    return value >= low && value <= high;
+}
+
+/* Says what a model would need to be cut over so many ranks. */
+static int check_ranks(const inf_device_config *c, inf_err *err) {
+    int32_t n = c->tensor_parallel;
+    if (!in_range(n, 0, INF_MAX_RANKS) || !in_range((int64_t)c->gpu + n, 0, 1024 + 1)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "tensor_parallel must be 1 to %d, within the GPUs",
+                        INF_MAX_RANKS);
+    }
+    if (n > 1 && (c->heads % n != 0 || c->intermediate % n != 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "cannot cut %d heads and an intermediate size of %d over %d ranks: both "
+                        "must be multiples of it",
+                        c->heads, c->intermediate, n);
+    }
+    if (n > 1 && c->kv_heads % n != 0) {
+        return inf_fail(
+            err, INF_EUNSUPPORTED, -1, -1,
+            "cannot cut %d kv heads over %d ranks: it must be a multiple of them, since "
+            "no kv head is kept on several ranks",
+            c->kv_heads, n);
+    }
+    return INF_OK;
+}
+
+int inf_check_config(const inf_device_config *c, inf_err *err) {
+    if (!in_range(c->layers, 1, 4096) || !in_range(c->hidden, 1, 1 << 17) ||
+        !in_range(c->intermediate, 1, 1 << 20) || !in_range(c->vocab, 1, 1 << 24)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "layers, hidden, intermediate or vocab out of range");
+    }
+    if (!in_range(c->heads, 1, 1024) || !in_range(c->kv_heads, 1, c->heads) ||
+        c->heads % c->kv_heads != 0 || !in_range(c->head_dim, 2, 256) || c->head_dim % 2 != 0) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "heads must be a multiple of kv_heads, head_dim even and at most 256");
+    }
+    uint32_t known = INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED | INF_MODEL_NO_WEIGHTS;
+    if ((c->model_flags & ~known) != 0 || !(c->rms_eps >= 0 && c->rms_eps < 1) ||
+        !(c->rope_scale > 0 && c->rope_scale < 1e6f)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "model_flags, rms_eps or rope_scale out of range");
+    }
+    if (c->dtype != INF_DTYPE_F32 && c->dtype != INF_DTYPE_BF16 &&
+        !(c->dtype == INF_DTYPE_F16 && c->gpu > 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "dtype must be F32, BF16 or, on a GPU, F16");
+    }
+    if (c->kv_dtype != 0 && c->kv_dtype != c->dtype && c->kv_dtype != INF_DTYPE_E4M3) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "kv_dtype must be 0, dtype or E4M3");
+    }
+    if (c->matrix_dtype != 0 && !(c->matrix_dtype == INF_DTYPE_I8 && c->gpu == 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "matrix_dtype must be 0 or, on the CPU, I8");
+    }
+    if (!in_range(c->block_size, 1, 1024) || !in_range(c->num_blocks, 1, 1 << 30)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "block_size or num_blocks out of range");
+    }
+    if (!in_range(c->max_tokens, 1, 1 << 20) || !in_range(c->max_seqs, 1, 1 << 16) ||
+        !in_range(c->max_rows, 1, 1 << 20) || !in_range(c->max_step_blocks, 1, 1 << 28) ||
+        !in_range(c->max_step_spans, 0, 1 << 24) || !in_range(c->max_spans, 0, 1 << 24)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "a limit of the step or of spans is out of range");
+    }
+    if (!in_range(c->threads, 1, 1024) || !in_range(c->isa, 0, 3) || !in_range(c->gpu, 0, 1024)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "threads must be 1 to 1024, isa 0 to 3, gpu 0 to 1024");
+    }
+    return check_ranks(c, err);
+}
