@@ -158,12 +158,21 @@ struct inf_collective {
     const inf_collective_ops *ops;
 };
 
-/* Of a row that samples: how many of the request's rows do so before it, which is how many of its
- * tokens up to the row's own are drafts. */
+/* The format of the matrices that product takes. */
+static inline int32_t inf_matrix_dtype(const inf_device_config *c) {
+    return c->matrix_dtype != 0 ? c->matrix_dtype : c->dtype;
+}
+
+/* Whether row r samples behind a draft: the row in front of it samples for the same request. */
+static inline int inf_row_follows(const inf_step_buffers *s, uint32_t r) {
+    const inf_step_row *row = &s->rows[r];
+    return r > 0 && row->target < 0 && row[-1].target < 0 && row[-1].seq == row->seq;
+}
+
+/* How many of the request's tokens up to row r's own are drafts. */
 static inline uint32_t inf_row_drafts(const inf_step_buffers *s, uint32_t r) {
     uint32_t n = 0;
-    while (s->rows[r].target < 0 && n < r && s->rows[r - n - 1].target < 0 &&
-           s->rows[r - n - 1].seq == s->rows[r].seq) {
+    while (inf_row_follows(s, r - n)) {
         n++;
     }
     return n;
@@ -176,7 +185,7 @@ static inline int inf_row_holds(const inf_step_buffers *s, uint32_t r, int befor
     if (row->target >= 0) {
         return 0;
     }
-    if (r == 0 || row[-1].target >= 0 || row[-1].seq != row->seq) {
+    if (!inf_row_follows(s, r)) {
         return 1;
     }
     return before && s->row_out[r - 1].token == s->tokens[row->token];

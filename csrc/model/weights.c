@@ -110,9 +110,8 @@ static int take_matrix(const inf_weights *w, void **dst, int32_t cut, const inco
         memcpy(copy, src, (uint64_t)n * (uint64_t)k * elem);
         src = copy;
     }
-    int32_t narrow = w->config.matrix_dtype;
-    *dst = w->backend->ops->matrix(w->backend, narrow != 0 ? narrow : w->config.dtype, src,
-                                   in->dtype, n, k, cut);
+    *dst = w->backend->ops->matrix(w->backend, inf_matrix_dtype(&w->config), src, in->dtype, n, k,
+                                   cut);
     free(copy);
     return *dst != NULL ? INF_OK : INF_ENOMEM;
 }

@@ -165,8 +165,8 @@ static int check_mask(const inf_device *d, uint32_t r, inf_err *err) {
  * of what that one samples. slot_marks become 2 with the first. */
 static int follows(const inf_device *d, uint32_t r) {
     const inf_step_row *row = &d->step.rows[r];
-    return r > 0 && row[-1].seq == row->seq && row[-1].target < 0 &&
-           row[-1].token + 1 == row->token && inf_row_drafts(&d->step, r) <= INF_MAX_DRAFTS;
+    return inf_row_follows(&d->step, r) && row[-1].token + 1 == row->token &&
+           inf_row_drafts(&d->step, r) <= INF_MAX_DRAFTS;
 }
 
 static int check_rows(inf_device *d, inf_err *err) {

@@ -93,15 +93,11 @@ static void test_chunks(uint32_t flags, int32_t dtype, int32_t isa, double toler
     static double want[TEXT][TINY_VOCAB];
     tiny_model m = tiny_new(flags, dtype);
     m.config.isa = isa;
-    inf_device *d = NULL;
-    inf_err err = {0};
-    int status = inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err);
-    inf_device_close(d);
-    if (status == INF_EUNSUPPORTED) {
+    if (!tiny_is_supported(&m)) {
         tiny_free(&m);
         return;
     }
-    d = tiny_open(&m);
+    inf_device *d = tiny_open(&m);
     const uint32_t whole[] = {45}, ragged[] = {1, 7, 4, 13, 2, 5, 13};
     uint32_t ones[TEXT];
     for (int i = 0; i < TEXT; i++) {
@@ -143,16 +139,12 @@ static void test_e4m3(uint32_t flags, int32_t isa, double tolerance) {
     const uint32_t ragged[] = {1, 7, 4, 13, 2, 5, 13};
     int both = m.config.gpu > 0 ? 2 : 1;
     for (int i = 0; i < both; i++) {
-        inf_device *d = NULL;
-        inf_err err = {0};
         m.config.gpu = i == 0 ? m.config.gpu : 0;
-        int status = inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err);
-        inf_device_close(d);
-        if (status == INF_EUNSUPPORTED) {
+        if (!tiny_is_supported(&m)) {
             tiny_free(&m);
             return;
         }
-        d = tiny_open(&m);
+        inf_device *d = tiny_open(&m);
         run_chunks(d, &r[i], ragged, 7);
         double off = distance(&r[i], want), from_exact = distance(&r[i], exact);
         CHECK(off < tolerance && from_exact > 2 * tolerance && from_exact < 1,

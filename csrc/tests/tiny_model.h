@@ -149,6 +149,15 @@ static inline inf_device *tiny_open(const tiny_model *m) {
     return d;
 }
 
+/* 0 where the CPU lacks the instruction set, or the device the formats. */
+static inline int tiny_is_supported(const tiny_model *m) {
+    inf_device *d = NULL;
+    inf_err err = {0};
+    int status = inf_device_open(&m->config, m->inv_freq, m->windows, &d, &err);
+    inf_device_close(d);
+    return status != INF_EUNSUPPORTED;
+}
+
 static inline void tiny_slot(inf_device *d, uint32_t slot) {
     inf_sampling s = {.top_p = 1, .repetition = 1};
     inf_err err = {0};

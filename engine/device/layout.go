@@ -30,6 +30,7 @@ func mirrors() []mirror {
 func constants() map[string][2]int64 {
 	return map[string][2]int64{
 		"INF_MAX_TOP":           {C.INF_MAX_TOP, batch.MaxTop},
+		"INF_MAX_DRAFTS":        {C.INF_MAX_DRAFTS, batch.MaxDrafts},
 		"INF_OK":                {C.INF_OK, int64(batch.StatusOK)},
 		"INF_EPEER":             {C.INF_EPEER, int64(batch.StatusPeer)},
 		"INF_ETIMEOUT":          {C.INF_ETIMEOUT, int64(batch.StatusTimeout)},

@@ -118,8 +118,7 @@ static void cpu_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n
 
 static void cpu_product(inf_lane *l, const inf_product *p) {
     inf_gemm args = {p->x, p->w, p->bias, p->y, p->rows, p->n, p->k, p->k, p->n};
-    int32_t narrow = l->dims.matrix_dtype;
-    l->ops->gemm(l->threads, narrow != 0 ? narrow : l->dims.dtype, &args);
+    l->ops->gemm(l->threads, inf_matrix_dtype(&l->dims), &args);
 }
 
 static void cpu_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,

@@ -9,14 +9,18 @@
 
 #include "kernels/cpu/cpu.h"
 
-static int32_t size_of(int32_t dtype) {
-    return dtype == INF_DTYPE_F32 ? 4 : dtype == INF_DTYPE_BF16 ? 2 : dtype == INF_DTYPE_I8 ? 1 : 0;
+static int is_packed(int32_t dtype) {
+    return dtype == INF_DTYPE_F32 || dtype == INF_DTYPE_BF16 || dtype == INF_DTYPE_I8;
+}
+
+static int is_source(int32_t dtype) {
+    return dtype == INF_DTYPE_F32 || dtype == INF_DTYPE_BF16 || dtype == INF_DTYPE_F16;
 }
 
 uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k) {
-    if (n <= 0 || k <= 0)
+    if (n <= 0 || k <= 0 || !is_packed(dtype))
         return 0;
-    return size_of(dtype) == 0 ? 0 : (uint64_t)ceil_div(n, PANEL) * panel_bytes(dtype, k);
+    return (uint64_t)ceil_div(n, PANEL) * panel_bytes(dtype, k);
 }
 
 /* The source may be a mapped file, so nothing is assumed about its alignment. */
@@ -102,8 +106,7 @@ static void quantise_panel(const uint8_t *src, int32_t src_dtype, int32_t output
 void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                   void *dst) {
     size_t src_elem = src_dtype == INF_DTYPE_F32 ? 4 : 2;
-    if (size_of(dtype) == 0 || src_dtype == INF_DTYPE_I8 ||
-        (size_of(src_dtype) == 0 && src_dtype != INF_DTYPE_F16))
+    if (!is_packed(dtype) || !is_source(src_dtype))
         return;
     uint8_t *panel = dst;
     for (int32_t row = 0; row < n; row += PANEL, panel += panel_bytes(dtype, k)) {

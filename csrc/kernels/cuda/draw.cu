@@ -147,8 +147,9 @@ int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
 
 /* ---- the step ---- */
 
-static bool follows(const inf_step_buffers *s, uint32_t i) {
-    return i < s->head->n_rows && inf_row_drafts(s, i) > 0;
+/* Whether row i is one of several that its request draws. */
+static bool one_of_several(const inf_step_buffers *s, uint32_t i) {
+    return inf_row_follows(s, i) || (i + 1 < s->head->n_rows && inf_row_follows(s, i + 1));
 }
 
 static inf_cuda_sample_row row_of(const inf_lane *l, const inf_step_buffers *s, uint32_t i) {
@@ -172,7 +173,7 @@ static inf_cuda_sample_row row_of(const inf_lane *l, const inf_step_buffers *s, 
     r.mask = -1;
     r.n_drafts = inf_row_drafts(s, i);
     r.draft_off = row->token + 1 - r.n_drafts; /* in the step's tokens */
-    r.uncounted = r.n_drafts > 0 || follows(s, i + 1);
+    r.uncounted = one_of_several(s, i);
     return r;
 }
 
@@ -285,9 +286,8 @@ static void note_uncounted(inf_lane *l) {
     const inf_step_buffers *s = l->step;
     for (uint32_t i = l->sampled_first; i < l->sampled_first + (uint32_t)l->n_sampled; i++) {
         lane_slot *slot = &l->slots[s->seqs[s->rows[i].seq].slot];
-        bool alone = s->rows[i].target >= 0 || (inf_row_drafts(s, i) == 0 && !follows(s, i + 1));
         l->holds = inf_row_holds(s, i, l->holds);
-        if (l->holds && !alone && slot->counted && s->row_out[i].token >= 0) {
+        if (l->holds && one_of_several(s, i) && slot->counted && s->row_out[i].token >= 0) {
             slot->uncounted[slot->n_uncounted++] = (uint32_t)s->row_out[i].token;
         }
     }
