@@ -11,6 +11,24 @@ enum { RAILS = 3 };
 
 static int rounds = 12;
 
+/* The end of a move, which ends the test with what the device says of the peer if it is not what it
+ * may be. */
+static int32_t moved(const inst *a, const inst *b, int32_t also) {
+    inf_err err = {0};
+    inf_move_done done;
+    CHECK_OK(inf_dist_move_wait(a->d, W_LONG_NS, &done, &err));
+    if (done.status != INF_OK && done.status != also) {
+        fprintf(stderr, "a move ended with %d; the peers are", done.status);
+        for (int i = 0; i < 2; i++) {
+            int status = inf_dist_peer_status(i == 0 ? a->d : b->d, PEER, &err);
+            fprintf(stderr, " %d (%s)", status, status == INF_OK ? "" : err.message);
+        }
+        fprintf(stderr, "\n");
+        exit(1);
+    }
+    return done.status;
+}
+
 typedef struct {
     uint32_t provider;
     inst a, b;            /* a sends to b; each knows the other as PEER */
@@ -143,7 +161,7 @@ static void test_spread(world *w) {
         memcpy(before, w->b.pool, BLOCKS * w->b.kv.block_bytes);
         double begun = now_s();
         post_move(w, gen, n);
-        CHECK(w_move_wait(&w->a).status == INF_OK);
+        moved(&w->a, &w->b, INF_OK);
         w->longest = gen == 1 ? (uint32_t)((now_s() - begun) * 1e9) + 1 : w->longest;
         check_blocks(w, n);
         for (int32_t i = 0; i < n; i++) {
@@ -171,7 +189,7 @@ static void test_dying(world *w) {
         post_move(w, gen, BLOCKS / 2);
         nanosleep(&(struct timespec){0, raw_below(&w->rng, w->longest)}, NULL);
         CHECK(shutdown(w->sock[rail], SHUT_RDWR) == 0);
-        CHECK(w_move_wait(&w->a).status == INF_OK);
+        moved(&w->a, &w->b, INF_OK);
         check_blocks(w, BLOCKS / 2);
         inf_dist_stats(w->a.d, &s);
         again += s.moved_blocks;
@@ -202,8 +220,7 @@ static void test_close_under_way(world *w) {
         for (int32_t k = 0; k < BLOCKS / 2; k++) {
             memset(w_block(&w->b, w->theirs[k]), 0xff, block);
         }
-        int status = w_move_wait(&w->a).status;
-        CHECK(status == INF_OK || status == INF_ESTALE);
+        int32_t status = moved(&w->a, &w->b, INF_ESTALE);
         stale += status != INF_OK;
         for (int32_t k = 0; k < BLOCKS / 2; k++) {
             const uint8_t *b = w_block(&w->b, w->theirs[k]);
@@ -216,6 +233,10 @@ static void test_close_under_way(world *w) {
 
 /* The largest and the smallest number of bytes that a rail may have in flight. */
 static void limits(world *w, uint64_t *least, uint64_t *most) {
+    inf_peer_rails r;
+    inf_err err;
+    CHECK_OK(inf_dist_peer_rails(w->a.d, PEER, &r, &err));
+    CHECK(r.out == (1 << RAILS) - 1); /* or w->out is not */
     *least = UINT64_MAX;
     *most = 0;
     for (int i = 0; i < RAILS; i++) {
@@ -242,7 +263,7 @@ static void test_share(world *w) {
             w_begin(&w->a, s, &r, 1, 1);
         }
         post_move(w, gen, BLOCKS / 2);
-        CHECK(w_move_wait(&w->a).status == INF_OK);
+        moved(&w->a, &w->b, INF_OK);
         limits(w, &least, &most);
         CHECK(i == 1 ? most == 64 << 10 : least == 4 << 20);
         inf_dist_end(w->a.d);

@@ -42,6 +42,15 @@ guest_local_rule_lines() {
     echo "rule del pref 0"
 }
 
+# guest_in_order DEV...: what arrives at a device is dealt with in the order in which it was sent, as on a wire:
+# by one CPU. Otherwise it is by the CPU that sent it, packets overtake each other, and rxe, which takes each
+# for a loss, sends again, and at times the wrong packet when an acknowledgement comes in between.
+guest_in_order() {
+    for guest_device in "$@"; do
+        echo 1 >"/sys/class/net/$guest_device/queues/rx-0/rps_cpus"
+    done
+}
+
 guest_addresses() {
     for guest_number in $1; do
         echo "link set v$guest_number up"
@@ -75,6 +84,7 @@ guest_pair() {
         guest_rule_lines 0 fd77:: fd77::/64
         guest_rule_lines 1 fd77:: fd77::/64
     } | ip -6 -batch -
+    guest_in_order v0 v1
     guest_addresses "0 1"
     guest_rdma "0 1"
 }
@@ -100,6 +110,7 @@ guest_switch() {
         done
     } | ip -batch -
     for guest_number in $guest_all; do
+        guest_in_order "v$guest_number" "port$guest_number"
         [ "$guest_number" -lt 2 ] || guest_rule_lines "$guest_number" fd77:: fd77::/64
     done | ip -6 -batch -
     guest_addresses "$guest_all"
