@@ -7,7 +7,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd -P)
 repo=$(cd "$here/../.." && pwd -P)
 build=$repo/.build/guest/rdma-test
-limit=900 # seconds, against a guest that hangs
+limit=1800 # seconds, against a guest that hangs; an idle machine takes 300
 
 say() { echo "rdma-test: $*"; }
 
