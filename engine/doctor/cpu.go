@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/infinite-llm/infinite/engine/cgroup"
 )
 
 // instructionSets are those that the kernels are written for, the best first, with the CPU's flags that each
@@ -73,7 +75,7 @@ func checkCores(_ context.Context, m *Machine) Result {
 	if err != nil {
 		return unknown("cpu", subject, err)
 	}
-	quota, err := m.cpuQuota()
+	quota, err := cgroup.CPUs(m.FS)
 	if err != nil {
 		return unknown("cpu", subject, err)
 	}

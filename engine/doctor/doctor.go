@@ -4,7 +4,6 @@
 //	doctor.go    Check, Result, Run
 //	machine.go   what the checks look at: a file tree and a few small interfaces
 //	files.go     reading that tree
-//	cgroup.go    limits of control groups
 //	cpu.go memory.go limits.go kernel.go gpu.go cuda.go rdma.go ports.go gpudirect.go network.go config.go   the checks
 //	pci.go       the tree of PCI devices, and how far two of them are apart
 //

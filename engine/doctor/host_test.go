@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"errors"
-	"strings"
 	"testing"
 )
 
@@ -84,22 +83,6 @@ func TestMemory(t *testing.T) {
 		{name: "no available", change: tree{"/proc/meminfo": "MemTotal: 1 kB\n"}, level: Warning, found: "unknown: cannot find MemAvailable"},
 		{name: "no file", change: tree{"/proc/meminfo": gone}, level: Warning, found: "unknown: "},
 	})
-}
-
-// What version 1 calls no limit is a number, and a group's ancestors count.
-func TestMemoryGroupVersion1(t *testing.T) {
-	m := machine(plain.with(tree{
-		"/proc/self/cgroup":                  "4:memory:/a/b\n",
-		"/proc/self/mountinfo":               "33 31 0:30 / /cg/memory rw - cgroup cgroup rw,memory\n",
-		"/cg/memory/memory.limit_in_bytes":   "9223372036854771712",
-		"/cg/memory/memory.usage_in_bytes":   "1",
-		"/cg/memory/a/memory.limit_in_bytes": "1000", "/cg/memory/a/memory.usage_in_bytes": "400",
-		"/cg/memory/a/memory.stat":             "total_inactive_file 100\n",
-		"/cg/memory/a/b/memory.limit_in_bytes": "5000", "/cg/memory/a/b/memory.usage_in_bytes": "10",
-	}), nil)
-	if limit, used, err := m.memoryGroup(); limit != 1000 || used != 300 || err != nil {
-		t.Errorf("limit %d, used %d, %v", limit, used, err)
-	}
 }
 
 func TestHugePages(t *testing.T) {
@@ -220,22 +203,6 @@ func TestClock(t *testing.T) {
 		{name: "empty", change: tree{folder + "current_clocksource": ""}, level: Warning, found: "unknown: "},
 		{name: "no file", change: tree{folder + "current_clocksource": gone}, level: Warning, found: "unknown: "},
 	})
-}
-
-func TestAncestors(t *testing.T) {
-	for _, c := range []struct{ root, point, own, want string }{
-		{"/", "/cg", "/", "/cg"},
-		{"/", "/cg", "/a/b", "/cg/a/b /cg/a /cg"},
-		{"/docker/x", "/cg", "/docker/x/y", "/cg/y /cg"},
-		{"/docker/x", "/cg", "/elsewhere", "/cg"},
-		{"/docker/x", "/cg", "/docker/xy", "/cg"},
-		{"/docker/x", "/cg/", "/docker/x", "/cg"},
-		{"/", "/cg", "/../../outside", "/cg/outside /cg"},
-	} {
-		if got := strings.Join(ancestors(c.root, c.point, c.own), " "); got != c.want {
-			t.Errorf("%+v: %s", c, got)
-		}
-	}
 }
 
 func TestCountList(t *testing.T) {

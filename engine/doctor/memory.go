@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/infinite-llm/infinite/engine/cgroup"
 )
 
 // meminfo is a field of /proc/meminfo, in bytes.
@@ -30,7 +32,7 @@ func (m *Machine) usable() (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	limit, used, err := m.memoryGroup()
+	limit, used, err := cgroup.Memory(m.FS)
 	if err != nil {
 		return 0, err
 	}
@@ -50,7 +52,7 @@ func checkMemory(_ context.Context, m *Machine) Result {
 	if err != nil {
 		return unknown("memory", subject, err)
 	}
-	limit, used, err := m.memoryGroup()
+	limit, used, err := cgroup.Memory(m.FS)
 	if err != nil {
 		return unknown("memory", subject, err)
 	}

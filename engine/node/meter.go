@@ -1,6 +1,7 @@
 package node
 
 import (
+	"io/fs"
 	"log/slog"
 	"os"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
+	"github.com/infinite-llm/infinite/engine/cgroup"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/engine/device"
 )
@@ -67,8 +69,7 @@ func find(library gpuLibrary, gpu *device.GPU) (d nvml.Device, ret nvml.Return) 
 // memory is what the heartbeat tells, nil where nothing is known.
 func (m *meter) memory() *pb.Memory {
 	if m.host {
-		total, used := hostMemory()
-		return &pb.Memory{TotalBytes: total, UsedBytes: used, Source: "proc"}
+		return hostMemory(os.DirFS("/"))
 	}
 	if m.library == nil {
 		return nil
@@ -93,11 +94,12 @@ func (m *meter) close() {
 	}
 }
 
-// hostMemory is the machine's memory, in bytes: what a CPU instance's device memory is.
-func hostMemory() (total, used uint64) {
-	text, err := os.ReadFile("/proc/meminfo")
+// hostMemory is what a CPU instance's device memory is: the machine's, or, where a control group leaves less of it than
+// there is, the group's.
+func hostMemory(root fs.FS) *pb.Memory {
+	text, err := fs.ReadFile(root, "proc/meminfo")
 	if err != nil {
-		return 0, 0
+		return &pb.Memory{Source: "proc"}
 	}
 	field := func(name string) uint64 {
 		_, rest, _ := strings.Cut(string(text), name+":")
@@ -105,6 +107,10 @@ func hostMemory() (total, used uint64) {
 		n, _ := strconv.ParseUint(kib, 10, 64)
 		return n << 10
 	}
-	total = field("MemTotal")
-	return total, total - min(total, field("MemAvailable"))
+	total := field("MemTotal")
+	available := min(total, field("MemAvailable"))
+	if limit, used, err := cgroup.Memory(root); err == nil && limit > 0 && limit-used < available {
+		return &pb.Memory{TotalBytes: limit, UsedBytes: used, Source: "cgroup"}
+	}
+	return &pb.Memory{TotalBytes: total, UsedBytes: total - available, Source: "proc"}
 }

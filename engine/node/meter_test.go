@@ -2,6 +2,7 @@ package node
 
 import (
 	"testing"
+	"testing/fstest"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxh100"
@@ -61,9 +62,31 @@ func TestMeter(t *testing.T) {
 	}
 	m.close()
 	host := newMeter(nil, Place{GPU: -1})
-	if got := host.memory(); got.GetSource() != "proc" || got.GetTotalBytes() == 0 || got.GetUsedBytes() > got.GetTotalBytes() {
+	if got := host.memory(); got.GetSource() != "proc" && got.GetSource() != "cgroup" || got.GetTotalBytes() == 0 || got.GetUsedBytes() > got.GetTotalBytes() {
 		t.Errorf("the host: %v", got)
 	}
 	host.close()
 	(*meter)(nil).close()
+}
+
+// A container's limit counts where it leaves less than the machine has.
+func TestHostMemory(t *testing.T) {
+	files := fstest.MapFS{}
+	put := func(name, text string) { files[name] = &fstest.MapFile{Data: []byte(text)} }
+	expect := func(source string, total, used uint64) {
+		t.Helper()
+		if got := hostMemory(files); got.GetSource() != source || got.GetTotalBytes() != total || got.GetUsedBytes() != used {
+			t.Errorf("%v, not %s with %d of %d", got, source, used, total)
+		}
+	}
+	expect("proc", 0, 0)
+	put("proc/meminfo", "MemTotal:       16 kB\nMemFree:        1 kB\nMemAvailable:    4 kB\n")
+	expect("proc", 16<<10, 12<<10)
+	put("proc/self/cgroup", "0::/\n")
+	put("proc/self/mountinfo", "30 23 0:26 /pod /sys/fs/cgroup ro - cgroup2 cgroup rw\n")
+	put("sys/fs/cgroup/memory.max", "8192\n")
+	put("sys/fs/cgroup/memory.current", "1024\n")
+	expect("proc", 16<<10, 12<<10) // the machine has less left than the limit
+	put("sys/fs/cgroup/memory.current", "6144\n")
+	expect("cgroup", 8192, 6144)
 }

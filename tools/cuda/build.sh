@@ -3,7 +3,7 @@
 # a C++ compiler.
 #
 #   tools/cuda/build.sh [OUT_DIR [library|tests|all]]      .build/cuda and tests, with the library, by default; all
-#                                                          has the benches too, and bench_step, test_step, test_drafts, test_tp and test_tp_head
+#                                                          has the benches too, and bench_step, test_step, test_drafts, test_drafts_many, test_tp and test_tp_head
 #
 # NVCC, CC, CXX   the compilers; nvcc is looked for (toolkit.sh), and given a g++ that it takes
 # ARCHS           "80 90a" by default, with nvcc 11 "80 90": code for these, and for 80 what a driver can translate
@@ -106,7 +106,7 @@ if [ "$what" != library ]; then
     base=$(ls csrc/runtime/*.c csrc/model/*.c csrc/kernels/cpu/*.c csrc/kernels/tp/*.c csrc/dist/*.c csrc/transport/*.c \
         csrc/transport/shm/*.c csrc/transport/tcp/*.c csrc/transport/verbs/stub.c)
 fi
-programs=${step:+csrc/tests/test_step.c csrc/tests/test_drafts.c csrc/tests/test_tp.c csrc/tests/test_tp_head.c} # like bench_step, they load the library
+programs=${step:+csrc/tests/test_step.c csrc/tests/test_drafts.c csrc/tests/test_drafts_many.c csrc/tests/test_tp.c csrc/tests/test_tp_head.c} # like bench_step, they load the library
 # The slowest first, as far as size tells.
 printf '%s\n' $library $base $tests $step $programs | sort -u | xargs ls -S |
     xargs -P "${JOBS:-$(nproc 2>/dev/null || echo 2)}" -n 1 "$0" --compile

@@ -83,7 +83,7 @@ if [ -n "${BUILT:-}" ]; then
     needed=""
     for f in csrc/tests/cuda/test_*.cu; do needed="$needed cuda_$(basename "$f" .cu)"; done
     for f in bench/cuda/*.cu; do needed="$needed $(basename "$f" .cu)"; done
-    for f in $needed libinfinite_cuda.so bench_step test_step test_drafts test_tp test_tp_head; do
+    for f in $needed libinfinite_cuda.so bench_step test_step test_drafts test_drafts_many test_tp test_tp_head; do
         [ -x "$build/$f" ] || { echo "gpu: $build lacks $f" >&2; exit 1; }
     done
     for f in ${pack:+device.test infinite.test}; do
@@ -127,6 +127,7 @@ if wants test; then
     blame=1
     INFINITE_TEST_GPU=1 later test_step_gpu 80 "$build/test_step"
     INFINITE_TEST_GPU=1 later test_drafts_gpu 80 "$build/test_drafts"
+    INFINITE_TEST_GPU=1 later test_drafts_many_gpu 80 "$build/test_drafts_many"
     # Ranks of one instance that share the GPU: all of tensor parallelism but NCCL.
     INFINITE_TEST_GPU=1 INFINITE_CUDA_WITH=one_gpu later test_tp_gpu 80 "$build/test_tp"
     INFINITE_TEST_GPU=1 INFINITE_CUDA_WITH=one_gpu later test_tp_head_gpu 80 "$build/test_tp_head"

@@ -1,7 +1,12 @@
-package doctor
+// Package cgroup reads what limits the kernel's control groups, of version 1 or 2, set to this process: those of a
+// container, a pod or a service.
+package cgroup
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"path"
 	"slices"
 	"strconv"
@@ -15,13 +20,13 @@ type group struct {
 	folders []string
 }
 
-// cgroup finds the group of a controller ("cpu", "memory"); nil if this process is in none.
-func (m *Machine) cgroup(controller string) (*group, error) {
-	own, err := m.read("/proc/self/cgroup")
+// find finds the group of a controller ("cpu", "memory"); nil if this process is in none.
+func (f files) find(controller string) (*group, error) {
+	own, err := f.read("/proc/self/cgroup")
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := m.read("/proc/self/mountinfo")
+	mounts, err := f.read("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
@@ -76,15 +81,16 @@ func ancestors(root, point, own string) []string {
 	return folders
 }
 
-// cpuQuota is the number of CPUs whose time this process may use, 0 if there is no limit.
-func (m *Machine) cpuQuota() (float64, error) {
-	g, err := m.cgroup("cpu")
+// CPUs is the number of CPUs whose time this process may use, 0 if there is no limit.
+func CPUs(root fs.FS) (float64, error) {
+	f := files{root}
+	g, err := f.find("cpu")
 	if g == nil || err != nil {
 		return 0, err
 	}
 	least := 0.0
 	for _, folder := range g.folders {
-		quota, err := m.folderQuota(g.unified, folder)
+		quota, err := f.quota(g.unified, folder)
 		if err != nil {
 			return 0, err
 		}
@@ -95,26 +101,26 @@ func (m *Machine) cpuQuota() (float64, error) {
 	return least, nil
 }
 
-func (m *Machine) folderQuota(unified bool, folder string) (float64, error) {
+func (f files) quota(unified bool, folder string) (float64, error) {
 	var text string
 	if unified {
 		file := folder + "/cpu.max"
-		if !m.exists(file) { // the root has none, nor has a group without the controller
+		if !f.exists(file) { // the root has none, nor has a group without the controller
 			return 0, nil
 		}
 		var err error
-		if text, err = m.read(file); err != nil {
+		if text, err = f.read(file); err != nil {
 			return 0, err
 		}
 	} else {
-		if !m.exists(folder + "/cpu.cfs_quota_us") {
+		if !f.exists(folder + "/cpu.cfs_quota_us") {
 			return 0, nil
 		}
-		quota, err := m.read(folder + "/cpu.cfs_quota_us")
+		quota, err := f.read(folder + "/cpu.cfs_quota_us")
 		if err != nil {
 			return 0, err
 		}
-		period, err := m.read(folder + "/cpu.cfs_period_us")
+		period, err := f.read(folder + "/cpu.cfs_period_us")
 		if err != nil {
 			return 0, err
 		}
@@ -137,9 +143,11 @@ func (m *Machine) folderQuota(unified bool, folder string) (float64, error) {
 // noLimit is what version 1 writes for no limit, or more: the largest number, rounded to pages.
 const noLimit = 1 << 62
 
-// memoryGroup is the tightest limit on this process's memory, and what of that is in use; limit 0 is none.
-func (m *Machine) memoryGroup() (limit, used uint64, err error) {
-	g, err := m.cgroup("memory")
+// Memory is the tightest limit on this process's memory, and what of that is in use, in bytes, without file cache that the kernel gives up
+// first; limit 0 is none.
+func Memory(root fs.FS) (limit, used uint64, err error) {
+	f := files{root}
+	g, err := f.find("memory")
 	if g == nil || err != nil {
 		return 0, 0, err
 	}
@@ -149,10 +157,10 @@ func (m *Machine) memoryGroup() (limit, used uint64, err error) {
 	}
 	room := uint64(0)
 	for _, folder := range g.folders {
-		if !m.exists(folder + limitFile) {
+		if !f.exists(folder + limitFile) {
 			continue
 		}
-		text, err := m.read(folder + limitFile)
+		text, err := f.read(folder + limitFile)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -166,11 +174,11 @@ func (m *Machine) memoryGroup() (limit, used uint64, err error) {
 		if bytes >= noLimit {
 			continue
 		}
-		inUse, err := m.number(folder + usedFile)
+		inUse, err := f.number(folder + usedFile)
 		if err != nil {
 			return 0, 0, err
 		}
-		taken := min(bytes, uint64(max(0, inUse-m.cached(folder, cacheField))))
+		taken := min(bytes, uint64(max(0, inUse-f.cached(folder, cacheField))))
 		if limit == 0 || bytes-taken < room {
 			limit, used, room = bytes, taken, bytes-taken
 		}
@@ -179,8 +187,8 @@ func (m *Machine) memoryGroup() (limit, used uint64, err error) {
 }
 
 // cached is the part of a group's memory that is file cache which the kernel gives up first; 0 if it is not told.
-func (m *Machine) cached(folder, name string) int64 {
-	text, err := m.read(folder + "/memory.stat")
+func (f files) cached(folder, name string) int64 {
+	text, err := f.read(folder + "/memory.stat")
 	if err != nil {
 		return 0
 	}
@@ -191,4 +199,59 @@ func (m *Machine) cached(folder, name string) int64 {
 		}
 	}
 	return 0
+}
+
+// files are those below the root.
+type files struct{ root fs.FS }
+
+// maxFile bounds what is read of a file: a mountinfo of thousands of containers has some megabytes.
+const maxFile = 16 << 20
+
+// within is a path as an fs.FS of the root takes it.
+func within(name string) string { return strings.TrimPrefix(path.Clean(name), "/") }
+
+// read returns a file's text without blanks around it.
+func (f files) read(name string) (string, error) {
+	text, err := f.readAll(within(name))
+	if err != nil {
+		var p *fs.PathError
+		if errors.As(err, &p) {
+			err = p.Err
+		}
+		return "", fmt.Errorf("cannot read %s: %w", name, err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+func (f files) readAll(name string) ([]byte, error) {
+	file, err := f.root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	return io.ReadAll(io.LimitReader(file, maxFile))
+}
+
+func (f files) number(name string) (int64, error) {
+	text, err := f.read(name)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("cannot read %s: %s is not a whole number", name, quoted(text))
+	}
+	return n, nil
+}
+
+func (f files) exists(name string) bool {
+	_, err := fs.Stat(f.root, within(name))
+	return err == nil
+}
+
+func quoted(text string) string {
+	if len(text) > 40 {
+		text = text[:40] + "..."
+	}
+	return strconv.Quote(text)
 }
