@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-/* --- answers: the slot was prepared before the message was polled --- */
+/* --- answers: a slot was prepared when the message was polled --- */
 
 int inf_land_answer(inf_dist *d, inf_rail *r, uint32_t kind, const inf_wire_move *m,
                     const inf_grant *grants, uint32_t n) {
@@ -163,18 +163,16 @@ int inf_land_run(inf_dist *d, inf_rail *r) {
         return status == INF_AGAIN ? INF_OK : status;
     }
     if (r->msg == NULL) {
-        void *slot = NULL;
-        int room = inf_link_prepare(r->link, &slot);
-        if (room == INF_AGAIN && !inf_link_full(r->link)) {
-            return INF_OK;
-        }
         status = inf_link_poll(r->link, &r->msg, &r->len);
-        if (status == INF_OK && room != INF_OK) {
-            /* A sender with a message under way has taken the answers before it. */
-            return room == INF_AGAIN ? INF_EPROTO : room;
-        }
     }
     if (status == INF_OK) {
+        /* A sender with a message under way has taken the answers before it, so behind its message
+         * there is room, at the latest when they are known to have arrived. */
+        void *slot = NULL;
+        int room = inf_link_prepare(r->link, &slot);
+        if (room != INF_OK) {
+            return room != INF_AGAIN ? room : inf_link_full(r->link) ? INF_EPROTO : INF_OK;
+        }
         status = take_message(d, r, r->msg, r->len);
         if (status != INF_AGAIN || r->busy != NULL) {
             inf_link_release(r->link);

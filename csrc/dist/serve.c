@@ -177,18 +177,20 @@ static void look_at(inf_dist *d, inf_link *link, uint32_t peer) {
     const void *msg = NULL;
     void *out = NULL;
     uint64_t len = 0;
-    int room = inf_link_prepare(link, &out);
-    if (room == INF_AGAIN && !inf_link_full(link)) {
-        return; /* an earlier answer is not known to have arrived; there is room soon */
-    }
     int status = inf_link_poll(link, &msg, &len);
     if (status == INF_AGAIN) {
         return;
     }
     if (status == INF_OK) {
-        /* A debtor asks again only after it took the answer, so there is room. */
-        status = room == INF_OK ? gather(d, link, peer, msg, len, out)
-                                : (room == INF_AGAIN ? INF_EPROTO : room);
+        /* A debtor asks again only after it took the answer, so behind its message there is room,
+         * at the latest when the answer is known to have arrived. */
+        status = inf_link_prepare(link, &out);
+        if (status == INF_AGAIN && !inf_link_full(link)) {
+            inf_link_keep(link, msg, len);
+            return;
+        }
+        status = status == INF_OK ? gather(d, link, peer, msg, len, out)
+                                  : (status == INF_AGAIN ? INF_EPROTO : status);
         if (status != INF_OK) {
             inf_link_release(link);
         }

@@ -196,10 +196,21 @@ int inf_link_poll(inf_link *link, const void **msg, uint64_t *len) {
         return INF_EINVAL;
     if (link->err.code < 0)
         return link->err.code;
+    if (link->kept) {
+        *msg = link->kept;
+        *len = link->kept_len;
+        link->kept = NULL;
+        return INF_OK;
+    }
     int rc = link->ops->poll(link, msg, len);
     if (rc == INF_OK)
         link->held++;
     return rc;
+}
+
+void inf_link_keep(inf_link *link, const void *msg, uint64_t len) {
+    link->kept = msg;
+    link->kept_len = len;
 }
 
 void inf_link_release(inf_link *link) {

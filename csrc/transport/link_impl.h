@@ -60,9 +60,11 @@ typedef struct inf_link_ops {
 struct inf_link {
     const inf_link_ops *ops;
     inf_link_config config;
-    inf_err err;     /* code 0 while the link lives */
-    void *prepared;  /* the slot that the caller is filling, NULL if none */
-    uint32_t held;   /* messages polled and not released */
+    inf_err err;      /* code 0 while the link lives */
+    void *prepared;   /* the slot that the caller is filling, NULL if none */
+    uint32_t held;    /* messages polled and not released */
+    const void *kept; /* of them the one that was put back, NULL if none */
+    uint64_t kept_len;
     bool wants_room; /* the last prepare found no slot */
     bool many_cpus;  /* spinning can pay */
 };
