@@ -26,6 +26,15 @@ static int check_ranks(const inf_device_config *c, inf_err *err) {
             "no kv head is kept on several ranks",
             c->kv_heads, n);
     }
+    /* Those matrices are cut by inputs: groups that begin elsewhere would be other weights. */
+    if (n > 1 && c->matrix_dtype == INF_DTYPE_I8 &&
+        (c->heads / n * c->head_dim % INF_I8_GROUP != 0 ||
+         c->intermediate / n % INF_I8_GROUP != 0)) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                        "cannot cut matrices in I8 over %d ranks: %d heads of %d and an "
+                        "intermediate size of %d must give each a multiple of %d",
+                        n, c->heads, c->head_dim, c->intermediate, INF_I8_GROUP);
+    }
     return INF_OK;
 }
 

@@ -1,5 +1,6 @@
 /* A step with matrices in I8: what the plain forward pass gives with weights that are rounded so,
  * and near what it gives with those that came. */
+#include "runtime/runtime.h"
 #include "tests/tiny_model.h"
 
 enum { TEXT = 40, BLOCK_SIZE = 4, BLOCKS = TEXT / BLOCK_SIZE };
@@ -98,7 +99,25 @@ static void refused(int32_t matrix_dtype, int32_t gpu) {
     tiny_free(&m);
 }
 
+/* Over ranks, groups must be those of one rank. */
+static void cut(int32_t head_dim, int32_t intermediate, int32_t ranks, int expected) {
+    tiny_model m = tiny_new(0, INF_DTYPE_F32);
+    m.config.matrix_dtype = INF_DTYPE_I8;
+    m.config.heads = 4, m.config.kv_heads = 2, m.config.head_dim = head_dim;
+    m.config.intermediate = intermediate;
+    m.config.tensor_parallel = ranks;
+    inf_err err = {0};
+    CHECK(inf_check_config(&m.config, &err) == expected, "%d heads of %d, %d, over %d ranks: %s", 4,
+          head_dim, intermediate, ranks, err.message);
+    tiny_free(&m);
+}
+
 int main(void) {
+    cut(64, 512, 1, INF_OK);
+    cut(64, 512, 2, INF_OK);
+    cut(64, 448, 1, INF_OK);
+    cut(64, 448, 2, INF_EUNSUPPORTED);
+    cut(32, 512, 2, INF_EUNSUPPORTED);
     for (int32_t isa = 0; isa <= 3; isa++) {
         test_model(0, INF_DTYPE_F32, isa, 1e-4);
         test_model(INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM, INF_DTYPE_F32, isa, 1e-4);

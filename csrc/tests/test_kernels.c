@@ -159,6 +159,39 @@ static void test_gemm(const inf_ops *ops, inf_pool *pool) {
     CHECK(ops->packed_bytes(INF_DTYPE_F16, 4, 4) == 0, "%s: f16 is no packed type", ops->name);
 }
 
+/* Groups of zeros, and of weights next to none, give nothing; what is no number shows in its output
+ * alone. */
+static void test_odd_groups(const inf_ops *ops) {
+    enum { ZEROS, TINY, NONE, INFINITE, PLAIN, OUTPUTS, INPUTS = INF_I8_GROUP + 3 };
+    static const float tiny[] = {1e-45f, 1e-40f, 3e-37f, -3.7e-37f, 0};
+    float w[OUTPUTS][INPUTS], x[INPUTS], y[OUTPUTS];
+    for (int32_t i = 0; i < INPUTS; i++) {
+        x[i] = 1;
+        w[ZEROS][i] = 0;
+        w[TINY][i] = tiny[i % 5];
+        w[NONE][i] = i == 3 ? NAN : 1;
+        w[INFINITE][i] = i == INF_I8_GROUP + 1 ? -INFINITY : 1;
+        w[PLAIN][i] = i % 2 ? 1 : -0.5f;
+    }
+    void *packed = get_bytes(ops->packed_bytes(INF_DTYPE_I8, OUTPUTS, INPUTS));
+    ops->pack(INF_DTYPE_I8, w, INF_DTYPE_F32, OUTPUTS, INPUTS, packed);
+    inf_gemm args = {.x = x,
+                     .w = packed,
+                     .y = y,
+                     .rows = 1,
+                     .n = OUTPUTS,
+                     .k = INPUTS,
+                     .ldx = INPUTS,
+                     .ldy = OUTPUTS};
+    ops->gemm(NULL, INF_DTYPE_I8, &args);
+    CHECK(y[ZEROS] == 0 && fabsf(y[TINY]) < 1e-30f, "%s: %g and %g of nothing", ops->name, y[ZEROS],
+          y[TINY]);
+    CHECK(isnan(y[NONE]) && isnan(y[INFINITE]), "%s: %g and %g of no numbers", ops->name, y[NONE],
+          y[INFINITE]);
+    CHECK(fabsf(y[PLAIN] - 32) < 0.3f, "%s: %g", ops->name, y[PLAIN]);
+    free(packed);
+}
+
 /* ---- rows ---- */
 
 static void test_rms_norm(const inf_ops *ops, inf_pool *pool) {
@@ -330,6 +363,7 @@ int main(void) {
         }
         seed((uint64_t)isa);
         test_gemm(ops, pool);
+        test_odd_groups(ops);
         test_rms_norm(ops, pool);
         test_rope(ops, pool);
         test_swiglu(ops, pool);

@@ -32,9 +32,9 @@ typedef struct inf_device inf_device;
 
 /* E4M3 (4 bits of exponent, 3 of mantissa, +-448 at most, no infinities) is for KV alone. */
 enum { INF_DTYPE_F32 = 1, INF_DTYPE_F16 = 2, INF_DTYPE_BF16 = 3, INF_DTYPE_E4M3 = 4 };
-/* Integers of -127 to 127, with a scale in f32 for each output and 128 inputs: for matrices alone.
- */
-enum { INF_DTYPE_I8 = 5 };
+/* Integers of -127 to 127, with a scale in f32 for each output and INF_I8_GROUP inputs, from the
+ * first: for matrices alone. */
+enum { INF_DTYPE_I8 = 5, INF_I8_GROUP = 128 };
 enum { INF_MAX_TOP = 20 };    /* log probabilities per row beyond the chosen token's */
 enum { INF_MAX_PEERS = 256 }; /* peer indexes are 0..255 */
 enum { INF_MAX_BIAS = 1024 }; /* logit_bias entries of a request */

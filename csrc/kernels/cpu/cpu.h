@@ -15,7 +15,7 @@
  * In I8 a panel is groups of I8_GROUP inputs, the last perhaps of less: PANEL scales in f32, one
  * for each output, then the group's [inputs, PANEL] in 8 bits. A weight is scale * q, |q| <= 127.
  */
-enum { PANEL = 16, I8_GROUP = 128, I8_GROUP_BYTES = PANEL * (4 + I8_GROUP) };
+enum { PANEL = 16, I8_GROUP = INF_I8_GROUP, I8_GROUP_BYTES = PANEL * (4 + I8_GROUP) };
 
 enum { MAX_HEAD_DIM = 256 };
 

@@ -3,11 +3,14 @@
  * * 16 * k.
  *
  * I8, for each output and group: scale = max |w| / 127, q = w / scale to the nearest, ties to even,
- * so no weight is off by more than half a scale. A group with a NaN or an infinity gets a NaN for a
+ * so no weight is off by more than half a scale. One whose weights are all below SMALLEST counts as
+ * zeros. A group with a NaN or an infinity gets a NaN for a
  * scale, which shows in every output, as it would have. */
 #include <float.h>
 
 #include "kernels/cpu/cpu.h"
+
+static const float SMALLEST = 0x1p-119f; /* 127 / it is a float with room */
 
 static int is_packed(int32_t dtype) {
     return dtype == INF_DTYPE_F32 || dtype == INF_DTYPE_BF16 || dtype == INF_DTYPE_I8;
@@ -64,7 +67,7 @@ static void convert_panel(int32_t dtype, const uint8_t *src, int32_t src_dtype, 
         }
 }
 
-/* The scales of a group's outputs, and 1 / scale, 0 where all are zeros. */
+/* The scales of a group's outputs, and 1 / scale, 0 where all count as zeros. */
 static void group_scales(float (*w)[PANEL], int32_t inputs, float *scale, float *inverse) {
     float most[PANEL] = {0};
     int finite[PANEL];
@@ -78,7 +81,7 @@ static void group_scales(float (*w)[PANEL], int32_t inputs, float *scale, float 
         }
     for (int32_t j = 0; j < PANEL; j++) {
         scale[j] = finite[j] ? most[j] / 127 : NAN;
-        inverse[j] = finite[j] && most[j] > 0 ? 127 / most[j] : 0;
+        inverse[j] = finite[j] && most[j] >= SMALLEST ? 127 / most[j] : 0;
     }
 }
 
