@@ -61,6 +61,7 @@ type RequestInfo struct {
 	Local   int        // blocks after the spans
 	Movable int        // of them, blocks that may be placed elsewhere, behind those on their way, and would be free then
 	Running bool
+	Begun   bool // it runs, or did before it was preempted or lost KV: it wants again what it had
 	// Blocks that Place asked for and that are not placed yet, and where they go.
 	Planned   int
 	PlannedTo string
@@ -315,7 +316,7 @@ func (e *Engine) Requests() []RequestInfo {
 	e.mu.Lock()
 	out := make([]RequestInfo, 0, len(e.live))
 	for _, r := range e.live {
-		info := RequestInfo{ID: r.ID, Request: r.id, Arrival: r.Arrival, Tokens: int(r.known.Load()), Running: r.running.Load()}
+		info := RequestInfo{ID: r.ID, Request: r.id, Arrival: r.Arrival, Tokens: int(r.known.Load()), Running: r.running.Load(), Begun: r.ran.Load()}
 		if info.Planned = int(r.planned.Load()); info.Planned > 0 {
 			info.PlannedTo = r.plannedTo
 		}

@@ -356,3 +356,29 @@ func TestMovesAndLossesInOrder(t *testing.T) {
 		c.settled()
 	}
 }
+
+// A step that has room for less than the scheduler thinks is given up, and the request with it that did not fit; what
+// it left in the step is no other one's.
+func TestStepIsSmallerThanPlanned(t *testing.T) {
+	c := newSim(t, 1, 100, small)
+	n := c.nodes[0]
+	n.st.Rows = n.st.Rows[:2] // before there is a step
+	n.eng.cfg.Speculation = Speculation{}
+	gate := make(chan struct{})
+	c.mu.Lock()
+	n.gate = gate
+	c.mu.Unlock()
+	first := submit(t, n, Request{ID: "first", Prompt: prompt(1, 9), MaxTokens: 1, Sampling: sampling(1)})
+	long := submit(t, n, Request{ID: "long", Prompt: prompt(2, 30), MaxTokens: 5, PromptLogprobs: 1, Sampling: sampling(2)})
+	last := submit(t, n, Request{ID: "last", Prompt: prompt(3, 200), MaxTokens: 5, Sampling: sampling(3)})
+	c.mu.Lock()
+	n.gate = nil
+	c.mu.Unlock()
+	close(gate)
+	checkAnswer(t, first, 1, prompt(1, 9), 1)
+	if _, events := read(t, long); len(events) == 0 || events[len(events)-1].Err == nil {
+		t.Errorf("what does not fit ended with %+v", events)
+	}
+	checkAnswer(t, last, 3, prompt(3, 200), 5)
+	c.settled()
+}

@@ -104,6 +104,7 @@ type request struct {
 	tokens    []int32 // prompt and answer
 	known     atomic.Int64
 	running   atomic.Bool
+	ran       atomic.Bool    // since its first step
 	planned   atomic.Int64   // blocks that Place asked for and that are not placed yet
 	plannedTo string         // where they go; guarded by Engine.mu
 	prompt    []TokenLogprob // collected so far; delivered with the first token

@@ -40,7 +40,12 @@ func (e *Engine) fill(p *sched.Plan) bool {
 			e.fail(r, err)
 			continue
 		}
+		before := st.Head.NSeqs
 		if err := e.add(st, r, it); err != nil {
+			if st.Head.NSeqs > before { // a part of it is in the step, and results go by place
+				e.fail(r, err)
+				return e.refill()
+			}
 			if st.Head.NSeqs == 0 {
 				e.fail(r, err) // it would not fit any step
 			}
@@ -52,6 +57,14 @@ func (e *Engine) fill(p *sched.Plan) bool {
 		e.signal() // some may only be late
 	}
 	return st.Head.NSeqs > 0
+}
+
+// refill gives a step up that cannot be as it is; what is left of its plan is planned anew.
+func (e *Engine) refill() bool {
+	e.dev.Step().Reset(e.stepID, uint64(e.cfg.PeerTimeout), e.cfg.StepFlags)
+	e.share = e.share[:0]
+	e.signal()
+	return false
 }
 
 // prepare opens the request's slot where that is due: at its start, again after a preemption, and when
@@ -68,6 +81,7 @@ func (e *Engine) prepare(r *request, it sched.Item) error {
 		return r.guided.err
 	}
 	r.running.Store(true)
+	r.ran.Store(true)
 	return nil
 }
 

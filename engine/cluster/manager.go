@@ -1,9 +1,11 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -109,6 +111,26 @@ func (m *Manager) forgetLeavers(ctx context.Context) {
 	}
 }
 
+// checkBeside says why a newcomer cannot be in a cluster with a member.
+func (m *Manager) checkBeside(other Member, req *pb.JoinRequest) error {
+	refuse := func(format string, args ...any) error {
+		return status.Errorf(codes.FailedPrecondition, "cannot join: instance %s "+format, append([]any{other.ID}, args...)...)
+	}
+	theirs, theirWay, _ := strings.Cut(other.Fingerprint, " ") // behind the blank is how weights are rounded
+	yours, yourWay, _ := strings.Cut(req.Fingerprint, " ")
+	switch {
+	case theirs != yours:
+		return refuse("serves another model (fingerprint %.12s, yours %.12s)", theirs, yours)
+	case theirWay != yourWay:
+		return refuse("runs with --quantization %s, this instance with %s", cmp.Or(theirWay, "none"), cmp.Or(yourWay, "none"))
+	case other.KVDType != req.KvDtype:
+		return refuse("keeps its KV cache in %s, this instance in %s; see --kv-cache-dtype", other.KVDType, req.KvDtype)
+	case other.MaxModelLen != m.cfg.MaxModelLen:
+		return refuse("runs with --max-model-len %d, this part of the cluster with %d", other.MaxModelLen, m.cfg.MaxModelLen)
+	}
+	return nil
+}
+
 // Join checks that the newcomer serves the same model by the same settings and gives it an id that nobody has.
 func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply, error) {
 	switch {
@@ -138,17 +160,8 @@ func (m *Manager) Join(ctx context.Context, req *pb.JoinRequest) (*pb.JoinReply,
 	members, _ := m.dir.Members()
 	for _, other := range members {
 		// Another API process may have brought it, over the same etcd.
-		if other.Fingerprint != req.Fingerprint {
-			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s serves another model (fingerprint %.12s, yours %.12s)",
-				other.ID, other.Fingerprint, req.Fingerprint)
-		}
-		if other.KVDType != req.KvDtype {
-			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s keeps its KV cache in %s, this instance in %s; see --kv-cache-dtype",
-				other.ID, other.KVDType, req.KvDtype)
-		}
-		if other.MaxModelLen != m.cfg.MaxModelLen {
-			return nil, status.Errorf(codes.FailedPrecondition, "cannot join: instance %s runs with --max-model-len %d, this part of the cluster with %d",
-				other.ID, other.MaxModelLen, m.cfg.MaxModelLen)
+		if err := m.checkBeside(other, req); err != nil {
+			return nil, err
 		}
 	}
 	id := req.Id

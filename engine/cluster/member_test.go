@@ -3,6 +3,8 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -264,6 +266,12 @@ func TestJoinIsChecked(t *testing.T) {
 		gone()
 		eventually(t, "it left", func() bool { return !has(m.Directory(), "other") })
 	}
+	gone = register("other", "f int8", "fp8_e4m3", 100)
+	if _, err := m.Join(ctx, &pb.JoinRequest{Fingerprint: "f", Dtype: "float32", KvDtype: "fp8_e4m3", BlockSize: 4}); !strings.Contains(fmt.Sprint(err), "--quantization int8, this instance with none") {
+		t.Errorf("beside instances with other weights: %v", err)
+	}
+	gone()
+	eventually(t, "it left", func() bool { return !has(m.Directory(), "other") })
 	defer register("other", "g", "fp8_e4m3", 100)()
 	if _, code := join(any); code != codes.FailedPrecondition {
 		t.Errorf("beside instances of another model: %v", code)

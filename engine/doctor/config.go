@@ -82,14 +82,33 @@ func checkTokenizer(_ context.Context, m *Machine) Result {
 	return ok("config", subject, "%s has one that can be used", m.modelName())
 }
 
+// int8Group is the number of inputs that have a scale of 4 bytes, for each output, in a matrix of --quantization int8.
+const int8Group = 128
+
 // weightBytes is what the weights take in the memory of an instance on the CPU, or somewhat more: kernels pad some of them.
-func weightBytes(opened *model.Model, flag string) (uint64, error) {
+func weightBytes(opened *model.Model, dtype, quantization string) (uint64, error) {
+	tensors, err := opened.Tensors()
+	if err != nil {
+		return 0, err
+	}
 	// As --dtype is resolved: matrices in bfloat16 where the checkpoint or the flag says so. Vectors are float32.
-	width := 4
-	if flag == "bfloat16" || flag == "auto" && opened.Config.DType == "bfloat16" {
+	width := uint64(4)
+	if dtype == "bfloat16" || dtype == "auto" && opened.Config.DType == "bfloat16" {
 		width = 2
 	}
-	return opened.WeightBytes(width, 1)
+	total := uint64(0)
+	for _, t := range tensors {
+		rows, cols := uint64(t.Rows), uint64(t.Cols)
+		switch {
+		case rows <= 1:
+			total += cols * 4
+		case t.Role != model.Embed && quantization == "int8": // also a tied head, which is a copy that kernels can read fast
+			total += rows * (cols + 4*((cols+int8Group-1)/int8Group))
+		default:
+			total += rows * cols * width
+		}
+	}
+	return total, nil
 }
 
 // checkNeed compares what the instances will take with what is there.
@@ -108,7 +127,7 @@ func checkNeed(_ context.Context, m *Machine) Result {
 	n, pool := uint64(m.instances()), m.pool()
 	weights, weightText := uint64(0), "weights of unknown size"
 	if opened, err := m.openModel(); err == nil {
-		weights, err = weightBytes(opened, m.Config.DType)
+		weights, err = weightBytes(opened, m.Config.DType, m.Config.Quantization)
 		if err == nil {
 			weightText = "weights of " + size(weights)
 		}

@@ -57,7 +57,7 @@ func TestNeed(t *testing.T) {
 	}
 	instances := func(n int) func(m *Machine) { return func(m *Machine) { m.Config.Instances = n } }
 	runTable(t, plain, one(checkNeed), []test{
-		{name: "fits", level: OK, found: "1 instance with weights of 4.4 MiB and a pool of 256.0 MiB take 260.4 MiB or more; 8.0 GiB are free"},
+		{name: "fits", level: OK, found: "1 instance with weights of 5.4 MiB and a pool of 256.0 MiB take 261.4 MiB or more; 8.0 GiB are free"},
 		{name: "barely", change: free("280000"), level: Warning, found: "273.4 MiB are free", remedy: "smaller --kv-cache-memory"},
 		{name: "does not fit", change: free("200000"), level: Error, remedy: "use a smaller --kv-cache-memory"},
 		{name: "too many", change: free("600000"), alter: instances(3), level: Error, found: "3 instances", remedy: "use --instances 2"},
@@ -75,17 +75,30 @@ func TestWeightBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer opened.Close()
-	auto, err := weightBytes(opened, "auto")
+	auto, err := weightBytes(opened, "auto", "none")
 	if err != nil {
 		t.Fatal(err)
 	}
-	wide, _ := weightBytes(opened, "float32")
-	narrow, _ := weightBytes(opened, "bfloat16")
-	if narrow >= wide || wide >= 2*narrow || auto != narrow && auto != wide {
-		t.Errorf("bfloat16 %d, float32 %d, auto %d", narrow, wide, auto)
+	c := opened.Config
+	if !c.TieEmbeddings {
+		t.Fatal("the bundled model's head is not tied")
+	}
+	// Numbers of its matrices, and of its vectors: two norms a layer and the last one.
+	table := uint64(c.VocabSize * c.HiddenSize)
+	layer := uint64(c.HiddenSize*(2*c.NumHeads+2*c.NumKVHeads)*c.HeadDim + 3*c.HiddenSize*c.IntermediateSize)
+	vectors := uint64(4 * c.HiddenSize * (2*c.NumLayers + 1))
+	wide, _ := weightBytes(opened, "float32", "none")
+	narrow, _ := weightBytes(opened, "bfloat16", "none")
+	matrices := 2*table + uint64(c.NumLayers)*layer // the head is one more
+	if wide != 4*matrices+vectors || narrow != 2*matrices+vectors || auto != narrow && auto != wide {
+		t.Errorf("bfloat16 %d, float32 %d, auto %d of %d numbers", narrow, wide, auto, matrices)
+	}
+	small, _ := weightBytes(opened, "float32", "int8")
+	if least := 4*table + table + uint64(c.NumLayers)*layer + vectors; small < least+least/100 || small > least+least/10 {
+		t.Errorf("int8 %d, which is not a little more than %d", small, least)
 	}
 	opened.Close()
-	if _, err := weightBytes(opened, "auto"); err == nil {
+	if _, err := weightBytes(opened, "auto", "none"); err == nil {
 		t.Error("a closed model has weights")
 	}
 }

@@ -139,12 +139,13 @@ func (p *pool) load() *pb.Load {
 	}
 }
 
-// due is how many blocks of a pool running requests will take for the tokens that they have: a prompt takes them step by
-// step. What a request needs beyond the pool lies with others.
+// due is how many blocks of a pool its requests will take for the tokens that they have: a prompt takes them step by step,
+// and one that was preempted takes them again. What never began is still the router's to count. What a request needs beyond
+// the pool lies with others.
 func due(requests []engine.RequestInfo, blockSize, total int) int {
 	n := 0
 	for _, r := range requests {
-		if !r.Running {
+		if !r.Begun {
 			continue
 		}
 		missing := (r.Tokens+blockSize-1)/blockSize - r.Local

@@ -36,14 +36,15 @@ func TestDue(t *testing.T) {
 		want     int
 	}{
 		{"none", nil, 0},
-		{"whole blocks", []engine.RequestInfo{{Tokens: 160, Local: 4, Running: true}}, 6},
-		{"one more token", []engine.RequestInfo{{Tokens: 161, Local: 4, Running: true}}, 7},
-		{"it waits", []engine.RequestInfo{{Tokens: 160}}, 0},
-		{"a part is elsewhere", []engine.RequestInfo{{Tokens: 160, Local: 4, Spans: at(1, 2), Running: true}}, 3},
-		{"it has all", []engine.RequestInfo{{Tokens: 160, Local: 4, Spans: at(7), Running: true}}, 0},
-		{"more than the pool", []engine.RequestInfo{{Tokens: 10000, Local: 4, Running: true}}, 56},
-		{"two", []engine.RequestInfo{{Tokens: 160, Local: 4, Running: true}, {Tokens: 320, Local: 1, Running: true}}, 25},
-		{"two with more than the pool", []engine.RequestInfo{{Tokens: 10000, Local: 4, Running: true}, {Tokens: 320, Local: 1, Running: true}}, 60},
+		{"whole blocks", []engine.RequestInfo{{Tokens: 160, Local: 4, Begun: true}}, 6},
+		{"one more token", []engine.RequestInfo{{Tokens: 161, Local: 4, Begun: true}}, 7},
+		{"it never began", []engine.RequestInfo{{Tokens: 160}}, 0},
+		{"it was preempted", []engine.RequestInfo{{Tokens: 160, Begun: true}}, 10},
+		{"a part is elsewhere", []engine.RequestInfo{{Tokens: 160, Local: 4, Spans: at(1, 2), Begun: true}}, 3},
+		{"it has all", []engine.RequestInfo{{Tokens: 160, Local: 4, Spans: at(7), Begun: true}}, 0},
+		{"more than the pool", []engine.RequestInfo{{Tokens: 10000, Local: 4, Begun: true}}, 56},
+		{"two", []engine.RequestInfo{{Tokens: 160, Local: 4, Begun: true}, {Tokens: 320, Local: 1, Begun: true}}, 25},
+		{"two with more than the pool", []engine.RequestInfo{{Tokens: 10000, Local: 4, Begun: true}, {Tokens: 320, Local: 1, Begun: true}}, 60},
 	} {
 		if got := due(c.requests, 16, 60); got != c.want {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)

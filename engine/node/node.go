@@ -71,7 +71,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = checkQuantization(cfg.Quantization, place.OnGPU()); err != nil {
+	if err = CheckQuantization(cfg.Quantization, place.OnGPU()); err != nil {
 		return nil, err
 	}
 	if cfg.MaxModelLen, err = ModelLen(cfg, m.Config); err != nil {

@@ -44,8 +44,8 @@ func DType(flag, checkpoint string, onGPU bool) (string, error) {
 	return "float32", nil
 }
 
-// checkQuantization refuses what a place has no kernels for.
-func checkQuantization(flag string, onGPU bool) error {
+// CheckQuantization refuses what a place has no kernels for.
+func CheckQuantization(flag string, onGPU bool) error {
 	if flag != "none" && onGPU {
 		return fmt.Errorf("cannot use --quantization %s on a GPU: only the CPU has kernels for it (--device cpu)", flag)
 	}

@@ -119,10 +119,10 @@ func TestKVDType(t *testing.T) {
 }
 
 func TestQuantization(t *testing.T) {
-	if checkQuantization("int8", false) != nil || checkQuantization("none", true) != nil {
+	if CheckQuantization("int8", false) != nil || CheckQuantization("none", true) != nil {
 		t.Error("what there are kernels for is refused")
 	}
-	if err := checkQuantization("int8", true); err == nil || !strings.Contains(err.Error(), "--quantization int8") {
+	if err := CheckQuantization("int8", true); err == nil || !strings.Contains(err.Error(), "--quantization int8") {
 		t.Error(err)
 	}
 	m := &model.Model{Fingerprint: "f"}

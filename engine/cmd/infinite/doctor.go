@@ -69,6 +69,9 @@ func thisMachine(cfg config.Config, err error) *doctor.Machine {
 	m.Ports = verbsPorts
 	m.UsesGPUs, m.CUDALibrary = device.BuiltForCUDA, device.CUDALibrary
 	places, err := node.Places(m.Config)
+	if err == nil {
+		err = node.CheckQuantization(m.Config.Quantization, places[0].OnGPU())
+	}
 	if m.DeviceErr = err; err != nil {
 		places = []node.Place{{GPU: -1}}
 	} else {

@@ -45,9 +45,17 @@ const key = {
 
 class Refused extends Error {}
 
+// No header can say a key with characters beyond Latin-1, so no server has it.
+function authorization() {
+  try {
+    return new Headers(key.value ? { Authorization: `Bearer ${key.value}` } : {});
+  } catch (e) {
+    throw new Refused(e.message);
+  }
+}
+
 async function ask(path) {
-  const headers = key.value ? { Authorization: `Bearer ${key.value}` } : {};
-  const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(patience) });
+  const answer = await fetch(path, { headers: authorization(), cache: "no-store", signal: AbortSignal.timeout(patience) });
   const text = await read(answer);
   if (answer.status === 401) throw new Refused(text);
   if (!answer.ok) throw new Error(`the server answers ${answer.status}: ${message(text)}`);

@@ -127,6 +127,9 @@ func (l *looker) loop(ctx context.Context) error {
 			if err := l.take(ctx, r); err != nil {
 				return err
 			}
+			if ctx.Err() != nil {
+				return nil // the sample was cut off, and there is nothing new to show
+			}
 		}
 		if err := l.show(); err != nil {
 			return fmt.Errorf("cannot show the cluster: %w", err)
