@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 // list is n texts of a pattern with their numbers.
@@ -68,6 +69,12 @@ var hostileSources = []struct {
 		branch := `{"type":"object","properties":{` + list(`"%":true`, n)
 		return referred(`{"oneOf":[`+branch+`,"x":{"const":1}},"required":["x"]},`+branch+`,"x":{"const":2}},"required":["x"]}]}`, n)
 	}, func(n int) int { return n * n * n / 4 }},
+	{"classes of characters, by references", JSONSchema, 30, func(n int) string {
+		return referred(`{"type":"string","pattern":"[`+strings.Repeat("a", 600*n)+`]"}`, n)
+	}, func(n int) int { return 9 * 600 * n * n }},
+	{"beginnings of names of classes", JSONSchema, 4000, func(n int) string {
+		return `{"type":"string","pattern":"` + strings.Repeat("[:a", n) + `]"}`
+	}, func(n int) int { return 3 * n * n / 64 }},
 	{"dots", JSONSchema, 100, func(n int) string { return `{"type":"string","pattern":"` + strings.Repeat(".", n) + `"}` }, func(n int) int { return 20 * n }},
 	{"choices that begin alike", Choice, 100, func(n int) string { return `["` + list(`"`+strings.Repeat("a", n)+`%"`, n)[1:] + "]" }, func(n int) int { return n * n }},
 }
@@ -185,6 +192,25 @@ func TestExpressionsAreBounded(t *testing.T) {
 			if !errors.Is(err, want) || nodes > min(steps, maxNodes)+1000 { // any value has some
 				t.Errorf("%s: expressions of %d nodes: %v, wanted %v", name, nodes, err, want)
 			}
+		}
+	}
+}
+
+// What a pattern's dots are is found in one pass, whatever classes there are.
+func TestDotsTakeOnePass(t *testing.T) {
+	const size = MaxSource - 100
+	for _, pattern := range []string{
+		"[" + strings.Repeat(":a", size/2) + "]", strings.Repeat("[a]", size/3), "[" + strings.Repeat("[:a", size/3) + "]", strings.Repeat("[:]", size/3),
+		strings.Repeat("[[:alpha:]]", size/11), strings.Repeat("[[:", size/3) + ":]]",
+	} {
+		took := time.Hour
+		for range 3 { // the machine may have been busy
+			began := time.Now()
+			dots(pattern)
+			took = min(took, time.Since(began))
+		}
+		if took > 300*time.Millisecond {
+			t.Errorf("%.20s...: %v", pattern, took)
 		}
 	}
 }
