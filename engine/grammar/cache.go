@@ -51,11 +51,17 @@ func NewCache[T any](build Builder[T]) *Cache[T] {
 // Get returns what is made of a source, or makes it; several that want the same wait for one, which is given up when the
 // last of them has gone. ErrBusy; an *Error is the source's. ctx ends the wait.
 func (c *Cache[T]) Get(ctx context.Context, kind, text string) (T, error) {
-	var none T
 	e, err := c.join(kind, text)
 	if err != nil {
+		var none T
 		return none, err
 	}
+	return c.wait(ctx, e)
+}
+
+// wait is for a source that was joined.
+func (c *Cache[T]) wait(ctx context.Context, e *entry[T]) (T, error) {
+	var none T
 	select {
 	case <-e.ready:
 	default:
@@ -71,10 +77,17 @@ func (c *Cache[T]) Get(ctx context.Context, kind, text string) (T, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.uses(e) // no others drop it before it is in use
 	if !c.admit(e) {
 		return none, ErrBusy
 	}
 	return e.value, nil
+}
+
+// uses says that a source is the last that was used. The caller holds mu.
+func (c *Cache[T]) uses(e *entry[T]) {
+	c.clock++
+	e.used = c.clock
 }
 
 // join finds a source's entry or queues a new one.
@@ -82,7 +95,6 @@ func (c *Cache[T]) join(kind, text string) (*entry[T], error) {
 	key := cacheKey(sha256.Sum256([]byte(kind + "\x00" + text)))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.clock++
 	e := c.entries[key]
 	if e == nil {
 		if len(c.lanes.quick) >= maxQuick {
@@ -94,7 +106,7 @@ func (c *Cache[T]) join(kind, text string) (*entry[T], error) {
 		c.lanes.quick = append(c.lanes.quick, e)
 		c.dispatch()
 	}
-	e.used = c.clock
+	c.uses(e)
 	e.waiters++
 	return e, nil
 }
@@ -127,6 +139,7 @@ func (c *Cache[T]) settle(e *entry[T], v T, err error) {
 	e.value, e.err, e.kind, e.text = v, err, "", ""
 	e.giveUp()
 	close(e.ready)
+	c.uses(e) // it may have been asked for long ago, and those that wait for it have yet to take it
 	var wrong *Error
 	if err != nil && !errors.As(err, &wrong) {
 		delete(c.entries, e.key)

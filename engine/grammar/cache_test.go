@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -130,19 +129,13 @@ func (h *held) end(text string) chan error {
 // ask gets a source beside the test; when it returns, the source waits to be compiled, or is.
 func (h *held) ask(ctx context.Context, text string) (done chan error) {
 	done = make(chan error, 1)
-	clock := func() uint64 {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		return h.clock
-	}
-	before := clock()
+	e, err := h.join("", text)
 	go func() {
-		_, err := h.Get(ctx, "", text)
+		if err == nil {
+			_, err = h.wait(ctx, e)
+		}
 		done <- err
 	}()
-	for clock() == before { // it has no signal of its own
-		runtime.Gosched()
-	}
 	return done
 }
 
@@ -192,6 +185,67 @@ func TestCacheWaiters(t *testing.T) {
 	h.end("y") <- nil
 	if err := <-a; err != nil {
 		t.Error(err)
+	}
+}
+
+// What took long to make is not dropped for what was asked for meanwhile: those that wait use it only now.
+func TestCacheKeepsWhatTookLong(t *testing.T) {
+	h := newHeld()
+	dear := h.ask(t.Context(), "dear")
+	h.begins(t, "dear")
+	h.end("dear") <- ErrUnfinished
+	h.begins(t, "slow dear")
+	get := func(text string) {
+		w := h.ask(t.Context(), text)
+		h.begins(t, text)
+		h.end(text) <- nil
+		if err := <-w; err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range maxIdle {
+		get(fmt.Sprint(i))
+	}
+	h.end("slow dear") <- nil
+	if err := <-dear; err != nil {
+		t.Fatal(err)
+	}
+	if n := h.size(); n != maxIdle {
+		t.Errorf("%d are kept", n)
+	}
+	select {
+	case err := <-h.ask(t.Context(), "dear"):
+		if err != nil {
+			t.Error(err)
+		}
+	case text := <-h.begun:
+		t.Errorf("%s begins: it was dropped", text)
+		h.end(text) <- nil
+	}
+}
+
+// What was waited for counts as used when it is taken, not when it was asked for.
+func TestCacheKeepsWhatIsTaken(t *testing.T) {
+	c := NewCache(func(_ context.Context, _ int, _, text string) (string, error) { return text, nil })
+	get := func(text string) {
+		if _, err := c.Get(t.Context(), "", text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get("x")
+	e, err := c.join("", "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxIdle - 1 {
+		get(fmt.Sprint(i))
+	}
+	if _, err := c.wait(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	get("one more")
+	if c.entries[e.key] != e {
+		t.Error("it was dropped")
 	}
 }
 

@@ -56,6 +56,21 @@ func chars(ranges ...rune) *expr      { return &expr{op: opChars, ranges: ranges
 func none() *expr                     { return alt() }
 func chain(sep *expr, p []part) *expr { return &expr{op: opChain, sep: sep, parts: p} }
 
+// nodes is what an expression takes of memory, in expressions without ranges, about. Calls are not followed.
+func (e *expr) nodes() int {
+	n := 1 + len(e.ranges)/8
+	for _, s := range e.subs {
+		n += s.nodes()
+	}
+	for _, p := range e.parts {
+		n += p.e.nodes()
+	}
+	if e.sep != nil {
+		n += e.sep.nodes()
+	}
+	return n
+}
+
 // lit is the text s, which is UTF-8.
 func lit(s string) *expr {
 	e := &expr{op: opSeq}

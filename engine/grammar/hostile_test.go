@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 // list is n texts of a pattern with their numbers.
@@ -15,6 +16,11 @@ func list(pattern string, n int) string {
 		out[i] = strings.ReplaceAll(pattern, "%", fmt.Sprint(10_000+i))
 	}
 	return strings.Join(out, ",")
+}
+
+// referred is a schema of an object with n properties that refer to a part.
+func referred(part string, n int) string {
+	return `{"$defs":{"a":` + part + `},"type":"object","properties":{` + list(`"%":{"$ref":"#/$defs/a"}`, n) + `}}`
 }
 
 // hostileSources take much for their length. What they ask for takes at least so many steps for n, and for some so much
@@ -44,6 +50,31 @@ var hostileSources = []struct {
 		func(n int) int { return n * 40_000 }},
 	{"classes of letters", Regex, 40, func(n int) string { return strings.Repeat(`\pL{0}`, n) + "x" }, func(n int) int { return n * 1000 }},
 	{"a range of characters, many times", GBNF, 100, func(n int) string { return fmt.Sprintf(`root ::= [\u0080-\uffff]{%d}`, n) }, func(n int) int { return 3 * n }},
+	{"a long constant, by references", JSONSchema, 60, func(n int) string {
+		return referred(`{"const":"`+strings.Repeat("x", 60*n)+`"}`, n)
+	}, func(n int) int { return 2 * 60 * n * n }},
+	{"names that others are not, by references", JSONSchema, 30, func(n int) string {
+		return referred(`{"type":"object","properties":{`+list(`"%":true`, n)+`},"additionalProperties":true}`, n)
+	}, func(n int) int { return 2 * 50 * n * n }},
+	{"limits of numbers, by references", JSONSchema, 5, func(n int) string {
+		return referred(`{"type":["number","integer"],"minimum":-`+strings.Repeat("8", maxDigits)+`,"maximum":0.`+strings.Repeat("7", maxDigits-1)+`}`, n)
+	}, func(n int) int { return 2 * 1300 * n }},
+	{"values of which none has the type, by references", JSONSchema, 1000, func(n int) string {
+		return referred(`{"type":"string","enum":[`+list("%", n)+`]}`, n)
+	}, func(n int) int { return 8 * n * n }},
+	{"types that are there many times", JSONSchema, 4000, func(n int) string {
+		return referred(`{"type":[`+list(`"null"`, n)+`],"enum":[`+list("%", n)+`]}`, 20)
+	}, func(n int) int { return 20 * 2 * 8 * n }},
+	{"branches with many names, by references", JSONSchema, 300, func(n int) string {
+		branch := `{"type":"object","properties":{` + list(`"%":true`, n)
+		return referred(`{"oneOf":[`+branch+`,"x":{"const":1}},"required":["x"]},`+branch+`,"x":{"const":2}},"required":["x"]}]}`, n)
+	}, func(n int) int { return n * n * n / 4 }},
+	{"classes of characters, by references", JSONSchema, 30, func(n int) string {
+		return referred(`{"type":"string","pattern":"[`+strings.Repeat("a", 600*n)+`]"}`, n)
+	}, func(n int) int { return 9 * 600 * n * n }},
+	{"beginnings of names of classes", JSONSchema, 4000, func(n int) string {
+		return `{"type":"string","pattern":"` + strings.Repeat("[:a", n) + `]"}`
+	}, func(n int) int { return 3 * n * n / 64 }},
 	{"dots", JSONSchema, 100, func(n int) string { return `{"type":"string","pattern":"` + strings.Repeat(".", n) + `"}` }, func(n int) int { return 20 * n }},
 	{"choices that begin alike", Choice, 100, func(n int) string { return `["` + list(`"`+strings.Repeat("a", n)+`%"`, n)[1:] + "]" }, func(n int) int { return n * n }},
 }
@@ -133,5 +164,53 @@ func TestLongPaths(t *testing.T) {
 	}
 	if _, err := Compile(Regex, "("+strings.Repeat("x", 100_000)); err == nil || len(err.Error()) > maxWords+3 {
 		t.Errorf("an error of %d bytes", len(err.Error()))
+	}
+}
+
+// What a schema's expressions take of memory is bounded by the work, also that which a slow source is given.
+func TestExpressionsAreBounded(t *testing.T) {
+	for name, text := range map[string]string{
+		"a constant": referred(`{"const":"`+strings.Repeat("x", 30_000)+`"}`, 60),
+		"names":      referred(`{"type":"object","properties":{`+list(`"%%%%%%%%":true`, 800)+`},"additionalProperties":true}`, 60),
+		"numbers":    referred(`{"type":"number","minimum":-`+strings.Repeat("8", maxDigits)+`,"maximum":0.`+strings.Repeat("7", maxDigits-1)+`}`, 3000),
+	} {
+		for want, steps := range map[error]int{ErrUnfinished: QuickWork, errLarge: FullWork} {
+			v, err := parseValue(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newSchemaCompiler(v, newWork(t.Context(), steps))
+			if _, err = c.rule(v); err == nil {
+				err = c.run()
+			}
+			nodes := 0
+			for _, e := range c.src.rules {
+				if e != nil {
+					nodes += e.nodes()
+				}
+			}
+			if !errors.Is(err, want) || nodes > min(steps, maxNodes)+1000 { // any value has some
+				t.Errorf("%s: expressions of %d nodes: %v, wanted %v", name, nodes, err, want)
+			}
+		}
+	}
+}
+
+// What a pattern's dots are is found in one pass, whatever classes there are.
+func TestDotsTakeOnePass(t *testing.T) {
+	const size = MaxSource - 100
+	for _, pattern := range []string{
+		"[" + strings.Repeat(":a", size/2) + "]", strings.Repeat("[a]", size/3), "[" + strings.Repeat("[:a", size/3) + "]", strings.Repeat("[:]", size/3),
+		strings.Repeat("[[:alpha:]]", size/11), strings.Repeat("[[:", size/3) + ":]]",
+	} {
+		took := time.Hour
+		for range 3 { // the machine may have been busy
+			began := time.Now()
+			dots(pattern)
+			took = min(took, time.Since(began))
+		}
+		if took > 300*time.Millisecond {
+			t.Errorf("%.20s...: %v", pattern, took)
+		}
 	}
 }

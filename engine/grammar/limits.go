@@ -13,6 +13,7 @@ const (
 	MaxSource = 256 << 10
 	maxDepth  = 64      // of nested schemas, groups and merges
 	maxRules  = 10_000  // of one grammar
+	maxNodes  = 1 << 20 // of a schema's expressions, which are all in memory before automata are made of them; 150 bytes each
 	maxStates = 150_000 // of all its automata, before and after they are made deterministic
 	maxEdges  = 1 << 20
 	maxWords  = 512 // bytes of what an error says

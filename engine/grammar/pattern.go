@@ -9,6 +9,9 @@ func (c *schemaCompiler) pattern(v *value) (*expr, error) {
 	if v.kind != 's' {
 		return nil, errAt(v.path, "pattern must be a string")
 	}
+	if err := c.work.spend(len(v.text)); err != nil {
+		return nil, err
+	}
 	re, err := parseRegex(dots(v.text), c.work)
 	var e *expr
 	if err == nil {
@@ -33,6 +36,7 @@ func dots(pattern string) string {
 		return pattern
 	}
 	var b strings.Builder
+	lastName := strings.LastIndex(pattern, ":]")
 	for rest := pattern; rest != ""; {
 		n := 1
 		switch {
@@ -47,7 +51,7 @@ func dots(pattern string) string {
 		case rest[0] == '\\':
 			n = 2
 		case rest[0] == '[':
-			n = classLen(rest)
+			n = classLen(rest, lastName-(len(pattern)-len(rest)))
 		}
 		n = min(n, len(rest))
 		b.WriteString(rest[:n])
@@ -56,8 +60,9 @@ func dots(pattern string) string {
 	return b.String()
 }
 
-// classLen is the bytes of the class of characters that s begins with.
-func classLen(s string) int {
+// classLen is the bytes of the class of characters that s begins with. lastName is where the last :] of s is, so that it is
+// not looked for from every character where there is none any more.
+func classLen(s string, lastName int) int {
 	i := 1
 	if strings.HasPrefix(s[i:], "^") {
 		i++
@@ -66,11 +71,12 @@ func classLen(s string) int {
 		i++
 	}
 	for i < len(s) && s[i] != ']' {
-		switch end := strings.Index(s[i:], ":]"); {
+		switch {
 		case s[i] == '\\':
 			i += 2
-		case strings.HasPrefix(s[i:], "[:") && end > 0:
-			i += end + 2
+		case strings.HasPrefix(s[i:], "[:") && i+2 <= lastName: // of [:] the parser makes no name
+			i += 2
+			i += strings.Index(s[i:], ":]") + 2
 		default:
 			i++
 		}

@@ -52,6 +52,7 @@ type schemaCompiler struct {
 	any    int
 	space  int
 	escape int
+	nodes  int // of the rules so far
 	work   *work
 }
 
@@ -162,8 +163,11 @@ func (c *schemaCompiler) flat(s schema, depth int) (*expr, error) {
 			return c.branches(s, key, v, depth)
 		}
 	}
+	if err := c.work.spend(s.lists()); err != nil {
+		return nil, err
+	}
 	if s.kw["enum"] != nil || s.kw["const"] != nil {
-		return c.listed(s)
+		return c.made(c.listed(s))
 	}
 	types, err := s.types()
 	if err != nil {
@@ -177,11 +181,27 @@ func (c *schemaCompiler) flat(s schema, depth int) (*expr, error) {
 	}
 	e := none()
 	for _, t := range types {
-		sub, err := c.typed(s, t)
+		sub, err := c.made(c.typed(s, t))
 		if err != nil {
 			return nil, err
 		}
 		e.subs = append(e.subs, sub)
+	}
+	return e, nil
+}
+
+// made counts an expression that was made. Each reference to a part of a schema makes its expressions again, so that they
+// may be many times the source.
+func (c *schemaCompiler) made(e *expr, err error) (*expr, error) {
+	if err != nil {
+		return nil, err
+	}
+	n := e.nodes()
+	if err := c.work.spend(n); err != nil {
+		return nil, err
+	}
+	if c.nodes += n; c.nodes > maxNodes {
+		return nil, errLarge
 	}
 	return e, nil
 }

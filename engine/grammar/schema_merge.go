@@ -251,7 +251,9 @@ func (s schema) types() ([]string, error) {
 		if t.kind != 's' || !slices.Contains(allTypes, t.text) {
 			return nil, errAt(v.path, "%s is none of the types %s", t.json(), strings.Join(allTypes, ", "))
 		}
-		out = append(out, t.text)
+		if !slices.Contains(out, t.text) { // else one could be there thousands of times
+			out = append(out, t.text)
+		}
 	}
 	return out, nil
 }
@@ -312,14 +314,18 @@ func (c *schemaCompiler) disjoint(a, b schema) bool {
 	if x != nil && y != nil {
 		return apartLists(x, y)
 	}
+	if c.work.spend(8*(len(x)+len(y))) != nil {
+		return false
+	}
 	if apart(a.kinds(x), b.kinds(y)) {
 		return true
 	}
-	if a.kw["properties"] == nil || b.kw["properties"] == nil {
+	p, q := a.kw["properties"], b.kw["properties"]
+	if p == nil || q == nil || c.work.spend(len(p.members)*(1+(len(q.members)+a.names()+b.names())/4)) != nil {
 		return false
 	}
-	for _, m := range a.kw["properties"].members {
-		other := b.kw["properties"].get(m.key)
+	for _, m := range p.members {
+		other := q.get(m.key)
 		if other == nil || !a.requires(m.key) || !b.requires(m.key) {
 			continue
 		}
@@ -369,6 +375,14 @@ func apart(a, b []string) bool {
 	return !slices.ContainsFunc(a, func(t string) bool {
 		return slices.Contains(b, t) || t == "integer" && slices.Contains(b, "number") || t == "number" && slices.Contains(b, "integer")
 	})
+}
+
+// names is how many are required.
+func (s schema) names() int {
+	if r := s.kw["required"]; r != nil {
+		return len(r.items)
+	}
+	return 0
 }
 
 func (s schema) requires(key string) bool {

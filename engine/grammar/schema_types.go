@@ -38,6 +38,20 @@ func (s schema) bounds(least, most string) (lo, hi int, err error) {
 	return lo, hi, nil
 }
 
+// lists is what it takes to read the lists of types and values, of which nothing may be left.
+func (s schema) lists() int {
+	n := 0
+	for _, key := range []string{"type", "enum", "const"} {
+		if v := s.kw[key]; v != nil {
+			n += 8*v.size + len(v.text)
+			for _, item := range v.items {
+				n += len(item.text)
+			}
+		}
+	}
+	return n
+}
+
 // ---- strings ----
 
 func (c *schemaCompiler) str(s schema) (*expr, error) {
@@ -263,10 +277,15 @@ func (c *schemaCompiler) object(s schema) (*expr, error) {
 	if more.kind == 'b' && !more.yes || s.kw["additionalProperties"] == nil && props != nil {
 		return c.braces(parts), nil
 	}
+	bytes := 0
 	for _, m := range members {
 		if len(m.key) > maxKey {
 			return nil, errAt(more.path, "beside a property whose name is longer than %d bytes it is not supported", maxKey)
 		}
+		bytes += len(m.key)
+	}
+	if err := c.work.spend(8 * bytes); err != nil { // before an expression of as many nodes is made
+		return nil, err
 	}
 	v, err := c.call(more)
 	if err != nil {
@@ -286,13 +305,12 @@ func otherKey(members []member) *expr {
 		names = append(names, m.key)
 	}
 	slices.Sort(names)
-	return seq(lit(`"`), other(names, 0), lit(`"`))
+	return seq(lit(`"`), other(names, 0, rep(chars(plain()...), 0, forever)), lit(`"`))
 }
 
 // other is the texts of plain characters that are none of names, which are sorted, from their byte at on; what is
-// before is the same in all.
-func other(names []string, at int) *expr {
-	free := rep(chars(plain()...), 0, forever)
+// before is the same in all. free is any of them.
+func other(names []string, at int, free *expr) *expr {
 	if len(names) == 0 {
 		return free
 	}
@@ -310,7 +328,7 @@ func other(names []string, at int) *expr {
 			same++
 		}
 		if set := within([]rune{r, r}, plain()); len(set) > 0 {
-			e.subs = append(e.subs, seq(chars(set...), other(names[:same], at+n)))
+			e.subs = append(e.subs, seq(chars(set...), other(names[:same], at+n, free)))
 		}
 		used = append(used, [2]rune{r, r})
 		names = names[same:]
