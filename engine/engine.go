@@ -211,7 +211,7 @@ func (e *Engine) signal() {
 	}
 }
 
-// Submit queues a request and returns without waiting for the loop, but for the form of its answer. A full queue is a
+// Submit queues a request and returns without waiting for the loop. A full queue is a
 // *sched.QueueFullError; ErrStopped while draining and after. req must not change until the stream ends.
 func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if err := ctx.Err(); err != nil {

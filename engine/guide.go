@@ -49,7 +49,7 @@ func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
 	if e.cfg.Guides == nil {
 		return nil, errors.New("cannot hold an answer to a form: this engine has no vocabulary")
 	}
-	u, err := e.compiled(ctx, req)
+	u, err := e.cfg.Guides.Get(ctx, req.Guide.Kind, req.Guide.Source)
 	if errors.Is(err, grammar.ErrBusy) {
 		return nil, &Error{"queue_full", fmt.Sprintf("cannot take the request: %v", err)}
 	}
@@ -71,26 +71,6 @@ func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
 		}
 	}
 	return g, nil
-}
-
-// compiled gets a request's form. Where there is no room for it now, one that a lost home had taken waits: its answer would
-// be cut, and they are no more than that home ran.
-func (e *Engine) compiled(ctx context.Context, req *Request) (*grammar.Guide, error) {
-	const shortest, longest = 20 * time.Millisecond, 500 * time.Millisecond // a source may be begun anew each time
-	for pause := shortest; ; pause = min(2*pause, longest) {
-		u, err := e.cfg.Guides.Get(ctx, req.Guide.Kind, req.Guide.Source)
-		if !req.Handed || !errors.Is(err, grammar.ErrBusy) {
-			return u, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(pause):
-		}
-		if err := e.refuses(req); err != nil {
-			return nil, err // the engine stops meanwhile
-		}
-	}
 }
 
 // resume goes to the place behind an answer.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -142,63 +141,20 @@ func TestGuidesAreClosed(t *testing.T) {
 	}
 }
 
-// busyGuides have no room the first so many times.
-type busyGuides struct {
-	fakeGuides
-	left atomic.Int64
-	then func() // each time
-}
+// busyGuides have no room.
+type busyGuides struct{}
 
-func (b *busyGuides) Get(ctx context.Context, kind, source string) (*grammar.Guide, error) {
-	if b.left.Add(-1) < 0 {
-		return b.fakeGuides.Get(ctx, kind, source)
-	}
-	if b.then != nil {
-		b.then()
-	}
+func (busyGuides) Get(context.Context, string, string) (*grammar.Guide, error) {
 	return nil, grammar.ErrBusy
 }
 
 // A form that there is no room for is one of a full queue.
 func TestGuidesAreBusy(t *testing.T) {
 	c := newGuidedSim(t, 1, 64)
-	busy := &busyGuides{}
-	busy.left.Store(1)
-	c.nodes[0].eng.cfg.Guides = busy
+	c.nodes[0].eng.cfg.Guides = busyGuides{}
 	var e *Error
 	r := Request{Prompt: prompt(3, 20), MaxTokens: 5, Logprobs: -1, PromptLogprobs: -1, Guide: Guide{grammar.Regex, "a"}}
 	if _, err := c.nodes[0].eng.Submit(t.Context(), &r); !errors.As(err, &e) || e.Kind() != "queue_full" {
 		t.Error(err)
-	}
-}
-
-// What another home had taken waits until there is room for its form, or until nobody waits for it, or the engine stops.
-func TestHandedOnToBusyGuides(t *testing.T) {
-	c := newGuidedSim(t, 1, 64)
-	eng, busy := c.nodes[0].eng, &busyGuides{}
-	eng.cfg.Guides = busy
-	r := Request{Prompt: prompt(3, 20), Answer: []int32{'a'}, Handed: true, MaxTokens: 5, Logprobs: -1, PromptLogprobs: -1, Guide: Guide{grammar.Regex, "aaa"}}
-	busy.left.Store(3)
-	s, err := eng.Submit(t.Context(), &r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, last := answerOf(t, s); textOf(got) != "aa" || last.Finish != "stop" {
-		t.Errorf("%q %s %v", textOf(got), last.Finish, last.Err)
-	}
-	gone := errors.New("gone")
-	ctx, leave := context.WithCancelCause(t.Context())
-	busy.left.Store(1 << 40)
-	busy.then = func() { leave(gone) }
-	if _, err := eng.Submit(ctx, &r); !errors.Is(err, gone) {
-		t.Errorf("nobody waits any more: %v", err)
-	}
-	busy.then = func() {
-		eng.mu.Lock()
-		defer eng.mu.Unlock()
-		eng.draining = true
-	}
-	if _, err := eng.Submit(t.Context(), &r); !errors.Is(err, ErrStopped) {
-		t.Errorf("the engine stops meanwhile: %v", err)
 	}
 }

@@ -43,6 +43,8 @@ const (
 	// rehomeFor is how long another home is looked for, among all that are there. Many may have died at once, and are
 	// members until their leases end.
 	rehomeFor = 30 * time.Second
+	// fullPause is the time before instances that were full are asked again.
+	fullPause = 500 * time.Millisecond
 )
 
 // Router implements server.Backend over the members of a cluster.
@@ -114,20 +116,36 @@ func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream
 // submit finds a home for a request; the instance named by avoid is the last that is asked.
 func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) (*stream, error) {
 	w := r.want(req, avoid)
+	return search(ctx, w, avoid, r.choose, func(m cluster.Member, c *charge) (*stream, error) { return r.try(ctx, m, c, w, req) })
+}
+
+// search asks one chosen instance after the other. For a request that had a home, which avoid names, it goes on for
+// rehomeFor: also with instances that were full, which may be of the work for the form of an answer.
+func search(ctx context.Context, w *want, avoid string, choose func(context.Context, *want) (cluster.Member, *charge),
+	try func(cluster.Member, *charge) (*stream, error),
+) (*stream, error) {
 	again, begun := avoid != "", time.Now()
 	var last error
+	var full []string
 	for unreachable := 0; again && time.Since(begun) < rehomeFor || unreachable < maxUnreachable; {
-		m, charge := r.choose(ctx, w)
+		m, charge := choose(ctx, w)
 		if charge == nil && avoid != "" {
 			delete(w.tried, avoid)
 			avoid = ""
+			continue
+		}
+		if charge == nil && again && len(full) > 0 && time.Since(begun) < rehomeFor && pause(ctx, fullPause) {
+			for _, id := range full {
+				delete(w.tried, id)
+			}
+			full = full[:0]
 			continue
 		}
 		if charge == nil {
 			break
 		}
 		w.tried[m.ID] = true
-		s, err := r.try(ctx, m, charge, w, req)
+		s, err := try(m, charge)
 		if err == nil {
 			return s, nil
 		}
@@ -135,7 +153,9 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 		if ctx.Err() != nil {
 			break
 		}
-		if kindOf(err) != server.KindQueueFull {
+		if kindOf(err) == server.KindQueueFull {
+			full = append(full, m.ID)
+		} else {
 			unreachable++
 		}
 	}
@@ -143,6 +163,16 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 		last = &Error{server.KindUnavailable, "cannot take the request: no instance is serving"}
 	}
 	return nil, last
+}
+
+// pause says whether ctx goes on behind it.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // try asks a member that is charged with the request.
