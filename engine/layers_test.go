@@ -23,9 +23,10 @@ var layers = map[string]struct {
 	why     string
 }{
 	"engine/batch":     {nil, "it mirrors the C header and nothing else"},
-	"engine/cgroup":    {nil, "what a control group leaves a process is asked by those that tell it"},
+	"engine/cgroup":    {[]string{"engine/hostfs"}, "what a control group leaves a process is asked by those that tell it"},
 	"engine/config":    {nil, "settings are plain values; who uses them imports them"},
 	"engine/grammar":   {nil, "which tokens may come next depends on a form and a vocabulary of bytes alone"},
+	"engine/hostfs":    {nil, "files as text; who reads them knows what they mean"},
 	"engine/kvcache":   {nil, "the books of a pool know neither devices nor peers"},
 	"engine/tokenizer": {[]string{"engine/tokenizer/jinja"}, "text and token ids, no engine"},
 	"engine/model":     {[]string{"engine/model/bundled"}, "files and shapes, no engine"},

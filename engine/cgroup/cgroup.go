@@ -3,14 +3,14 @@
 package cgroup
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 // group is where a controller's files of this process's control group lie: the group's own folder first,
@@ -21,12 +21,12 @@ type group struct {
 }
 
 // find finds the group of a controller ("cpu", "memory"); nil if this process is in none.
-func (f files) find(controller string) (*group, error) {
-	own, err := f.read("/proc/self/cgroup")
+func find(f hostfs.Files, controller string) (*group, error) {
+	own, err := f.Read("/proc/self/cgroup")
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := f.read("/proc/self/mountinfo")
+	mounts, err := f.Read("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
@@ -83,44 +83,44 @@ func ancestors(root, point, own string) []string {
 
 // CPUs is the number of CPUs whose time this process may use, 0 if there is no limit.
 func CPUs(root fs.FS) (float64, error) {
-	f := files{root}
-	g, err := f.find("cpu")
+	f := hostfs.Files{Root: root}
+	g, err := find(f, "cpu")
 	if g == nil || err != nil {
 		return 0, err
 	}
 	least := 0.0
 	for _, folder := range g.folders {
-		quota, err := f.quota(g.unified, folder)
+		folderQuota, err := quota(f, g.unified, folder)
 		if err != nil {
 			return 0, err
 		}
-		if quota > 0 && (least == 0 || quota < least) {
-			least = quota
+		if folderQuota > 0 && (least == 0 || folderQuota < least) {
+			least = folderQuota
 		}
 	}
 	return least, nil
 }
 
-func (f files) quota(unified bool, folder string) (float64, error) {
+func quota(f hostfs.Files, unified bool, folder string) (float64, error) {
 	var text string
 	if unified {
 		file := folder + "/cpu.max"
-		if !f.exists(file) { // the root has none, nor has a group without the controller
+		if !f.Exists(file) { // the root has none, nor has a group without the controller
 			return 0, nil
 		}
 		var err error
-		if text, err = f.read(file); err != nil {
+		if text, err = f.Read(file); err != nil {
 			return 0, err
 		}
 	} else {
-		if !f.exists(folder + "/cpu.cfs_quota_us") {
+		if !f.Exists(folder + "/cpu.cfs_quota_us") {
 			return 0, nil
 		}
-		quota, err := f.read(folder + "/cpu.cfs_quota_us")
+		quota, err := f.Read(folder + "/cpu.cfs_quota_us")
 		if err != nil {
 			return 0, err
 		}
-		period, err := f.read(folder + "/cpu.cfs_period_us")
+		period, err := f.Read(folder + "/cpu.cfs_period_us")
 		if err != nil {
 			return 0, err
 		}
@@ -137,17 +137,17 @@ func (f files) quota(unified bool, folder string) (float64, error) {
 			return float64(quota) / float64(period), nil
 		}
 	}
-	return 0, fmt.Errorf("cannot read the CPU quota in %s: %s is not a quota and a period", folder, quoted(text))
+	return 0, fmt.Errorf("cannot read the CPU quota in %s: %s is not a quota and a period", folder, hostfs.Quoted(text))
 }
 
 // noLimit is what version 1 writes for no limit, or more: the largest number, rounded to pages.
 const noLimit = 1 << 62
 
-// Memory is the tightest limit on this process's memory, and what of that is in use, in bytes, without file cache that the kernel gives up
-// first; limit 0 is none.
+// Memory is the tightest limit on this process's memory, and what of that is in use, in bytes, without file cache that the
+// kernel gives up first; limit 0 is none.
 func Memory(root fs.FS) (limit, used uint64, err error) {
-	f := files{root}
-	g, err := f.find("memory")
+	f := hostfs.Files{Root: root}
+	g, err := find(f, "memory")
 	if g == nil || err != nil {
 		return 0, 0, err
 	}
@@ -157,10 +157,10 @@ func Memory(root fs.FS) (limit, used uint64, err error) {
 	}
 	room := uint64(0)
 	for _, folder := range g.folders {
-		if !f.exists(folder + limitFile) {
+		if !f.Exists(folder + limitFile) {
 			continue
 		}
-		text, err := f.read(folder + limitFile)
+		text, err := f.Read(folder + limitFile)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -169,16 +169,16 @@ func Memory(root fs.FS) (limit, used uint64, err error) {
 		}
 		bytes, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
-			return 0, 0, fmt.Errorf("cannot read %s: %s is not a size", folder+limitFile, quoted(text))
+			return 0, 0, fmt.Errorf("cannot read %s: %s is not a size", folder+limitFile, hostfs.Quoted(text))
 		}
 		if bytes >= noLimit {
 			continue
 		}
-		inUse, err := f.number(folder + usedFile)
+		inUse, err := f.Number(folder + usedFile)
 		if err != nil {
 			return 0, 0, err
 		}
-		taken := min(bytes, uint64(max(0, inUse-f.cached(folder, cacheField))))
+		taken := min(bytes, uint64(max(0, inUse-cached(f, folder, cacheField))))
 		if limit == 0 || bytes-taken < room {
 			limit, used, room = bytes, taken, bytes-taken
 		}
@@ -187,8 +187,8 @@ func Memory(root fs.FS) (limit, used uint64, err error) {
 }
 
 // cached is the part of a group's memory that is file cache which the kernel gives up first; 0 if it is not told.
-func (f files) cached(folder, name string) int64 {
-	text, err := f.read(folder + "/memory.stat")
+func cached(f hostfs.Files, folder, name string) int64 {
+	text, err := f.Read(folder + "/memory.stat")
 	if err != nil {
 		return 0
 	}
@@ -199,59 +199,4 @@ func (f files) cached(folder, name string) int64 {
 		}
 	}
 	return 0
-}
-
-// files are those below the root.
-type files struct{ root fs.FS }
-
-// maxFile bounds what is read of a file: a mountinfo of thousands of containers has some megabytes.
-const maxFile = 16 << 20
-
-// within is a path as an fs.FS of the root takes it.
-func within(name string) string { return strings.TrimPrefix(path.Clean(name), "/") }
-
-// read returns a file's text without blanks around it.
-func (f files) read(name string) (string, error) {
-	text, err := f.readAll(within(name))
-	if err != nil {
-		var p *fs.PathError
-		if errors.As(err, &p) {
-			err = p.Err
-		}
-		return "", fmt.Errorf("cannot read %s: %w", name, err)
-	}
-	return strings.TrimSpace(string(text)), nil
-}
-
-func (f files) readAll(name string) ([]byte, error) {
-	file, err := f.root.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }()
-	return io.ReadAll(io.LimitReader(file, maxFile))
-}
-
-func (f files) number(name string) (int64, error) {
-	text, err := f.read(name)
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("cannot read %s: %s is not a whole number", name, quoted(text))
-	}
-	return n, nil
-}
-
-func (f files) exists(name string) bool {
-	_, err := fs.Stat(f.root, within(name))
-	return err == nil
-}
-
-func quoted(text string) string {
-	if len(text) > 40 {
-		text = text[:40] + "..."
-	}
-	return strconv.Quote(text)
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 // tree is files by their paths from the root.
@@ -13,7 +15,7 @@ type tree map[string]string
 func (t tree) fs() fstest.MapFS {
 	out := fstest.MapFS{}
 	for name, text := range t {
-		out[within(name)] = &fstest.MapFile{Data: []byte(text)}
+		out[hostfs.Within(name)] = &fstest.MapFile{Data: []byte(text)}
 	}
 	return out
 }

@@ -7,6 +7,7 @@ import (
 	"reflect"
 
 	"github.com/infinite-llm/infinite/engine/batch"
+	"github.com/infinite-llm/infinite/engine/model"
 )
 
 // mirror is a C struct and the Go struct that views its memory.
@@ -31,6 +32,7 @@ func constants() map[string][2]int64 {
 	return map[string][2]int64{
 		"INF_MAX_TOP":           {C.INF_MAX_TOP, batch.MaxTop},
 		"INF_MAX_DRAFTS":        {C.INF_MAX_DRAFTS, batch.MaxDrafts},
+		"INF_I8_GROUP":          {C.INF_I8_GROUP, model.Int8Group},
 		"INF_OK":                {C.INF_OK, int64(batch.StatusOK)},
 		"INF_EPEER":             {C.INF_EPEER, int64(batch.StatusPeer)},
 		"INF_ETIMEOUT":          {C.INF_ETIMEOUT, int64(batch.StatusTimeout)},

@@ -82,9 +82,6 @@ func checkTokenizer(_ context.Context, m *Machine) Result {
 	return ok("config", subject, "%s has one that can be used", m.modelName())
 }
 
-// int8Group is the number of inputs that have a scale of 4 bytes, for each output, in a matrix of --quantization int8.
-const int8Group = 128
-
 // weightBytes is what the weights take in the memory of an instance on the CPU, or somewhat more: kernels pad some of them.
 func weightBytes(opened *model.Model, dtype, quantization string) (uint64, error) {
 	tensors, err := opened.Tensors()
@@ -103,7 +100,7 @@ func weightBytes(opened *model.Model, dtype, quantization string) (uint64, error
 		case rows <= 1:
 			total += cols * 4
 		case t.Role != model.Embed && quantization == "int8": // also a tied head, which is a copy that kernels can read fast
-			total += rows * (cols + 4*((cols+int8Group-1)/int8Group))
+			total += rows * (cols + 4*((cols+model.Int8Group-1)/model.Int8Group))
 		default:
 			total += rows * cols * width
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock"
 
 	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 // tree is a file tree: path -> text. A text that begins with linkMark is a symbolic link.
@@ -40,9 +41,9 @@ func (t tree) fs() fstest.MapFS {
 	out := fstest.MapFS{}
 	for name, text := range t {
 		if target, isLink := strings.CutPrefix(text, linkMark); isLink {
-			out[within(name)] = &fstest.MapFile{Data: []byte(target), Mode: fs.ModeSymlink | 0o777}
+			out[hostfs.Within(name)] = &fstest.MapFile{Data: []byte(target), Mode: fs.ModeSymlink | 0o777}
 		} else {
-			out[within(name)] = &fstest.MapFile{Data: []byte(text), Mode: 0o644}
+			out[hostfs.Within(name)] = &fstest.MapFile{Data: []byte(text), Mode: 0o644}
 		}
 	}
 	return out

@@ -3,42 +3,23 @@ package doctor
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"path"
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
-// maxFile bounds what is read of a file: /proc/cpuinfo of a thousand CPUs has some megabytes.
-const maxFile = 16 << 20
-
-// pathError names the file by its path from the root, and the reason alone.
-func pathError(name string, err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		err = p.Err
-	}
-	return fmt.Errorf("cannot read %s: %w", name, err)
-}
-
-// within is a path as an fs.FS of the root takes it.
-func within(name string) string { return strings.TrimPrefix(path.Clean(name), "/") }
+func (m *Machine) files() hostfs.Files { return hostfs.Files{Root: m.FS} }
 
 // read returns a file's text without blanks around it.
-func (m *Machine) read(name string) (string, error) {
-	f, err := m.FS.Open(within(name))
-	if err != nil {
-		return "", pathError(name, err)
-	}
-	defer func() { _ = f.Close() }()
-	text, err := io.ReadAll(io.LimitReader(f, maxFile))
-	if err != nil {
-		return "", pathError(name, err)
-	}
-	return strings.TrimSpace(string(text)), nil
-}
+func (m *Machine) read(name string) (string, error) { return m.files().Read(name) }
+
+// number reads a file that holds one whole number.
+func (m *Machine) number(name string) (int64, error) { return m.files().Number(name) }
+
+func (m *Machine) exists(name string) bool { return m.files().Exists(name) }
 
 // word reads a file that holds a few words to be shown; "" if it holds something else.
 func (m *Machine) word(name string) (string, error) {
@@ -62,29 +43,11 @@ func clean(text string) string {
 	}, text)
 }
 
-// number reads a file that holds one whole number.
-func (m *Machine) number(name string) (int64, error) {
-	text, err := m.read(name)
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("cannot read %s: %s is not a whole number", name, quoted(text))
-	}
-	return n, nil
-}
-
-func (m *Machine) exists(name string) bool {
-	_, err := fs.Stat(m.FS, within(name))
-	return err == nil
-}
-
 // names lists a folder in order; a missing one is empty.
 func (m *Machine) names(folder string) ([]string, error) {
-	entries, err := fs.ReadDir(m.FS, within(folder))
+	entries, err := fs.ReadDir(m.FS, hostfs.Within(folder))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, pathError(folder, err)
+		return nil, hostfs.PathError(folder, err)
 	}
 	names := make([]string, len(entries))
 	for i, e := range entries {
@@ -95,9 +58,9 @@ func (m *Machine) names(folder string) ([]string, error) {
 
 // link returns where a symbolic link leads, as it is written.
 func (m *Machine) link(name string) (string, error) {
-	target, err := fs.ReadLink(m.FS, within(name))
+	target, err := fs.ReadLink(m.FS, hostfs.Within(name))
 	if err != nil {
-		return "", pathError(name, err)
+		return "", hostfs.PathError(name, err)
 	}
 	return target, nil
 }
@@ -142,7 +105,7 @@ func (m *Machine) capable(bit int) (bool, error) {
 	}
 	set, err := strconv.ParseUint(text, 16, 64)
 	if err != nil {
-		return false, fmt.Errorf("cannot read CapEff in /proc/self/status: %s is not a hexadecimal number", quoted(text))
+		return false, fmt.Errorf("cannot read CapEff in /proc/self/status: %s is not a hexadecimal number", hostfs.Quoted(text))
 	}
 	return set>>bit&1 != 0, nil
 }
@@ -158,17 +121,9 @@ func countList(text string) (int, error) {
 		a, errA := strconv.ParseUint(first, 10, 20)
 		b, errB := strconv.ParseUint(last, 10, 20)
 		if errA != nil || errB != nil || b < a {
-			return 0, fmt.Errorf("cannot read %s as a list of numbers", quoted(text))
+			return 0, fmt.Errorf("cannot read %s as a list of numbers", hostfs.Quoted(text))
 		}
 		total += int(b-a) + 1
 	}
 	return total, nil
-}
-
-// quoted shortens what a file holds where something else should be.
-func quoted(text string) string {
-	if len(text) > 40 {
-		text = text[:40] + "..."
-	}
-	return strconv.Quote(text)
 }

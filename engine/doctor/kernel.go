@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 // release is the kernel's version, and its first two numbers.
@@ -17,7 +19,7 @@ func (m *Machine) release() (text string, major, minor int, err error) {
 	}
 	parts := strings.SplitN(text, ".", 3)
 	if len(parts) < 2 {
-		return "", 0, 0, fmt.Errorf("cannot read %s: %s is not a version", file, quoted(text))
+		return "", 0, 0, fmt.Errorf("cannot read %s: %s is not a version", file, hostfs.Quoted(text))
 	}
 	digits := func(s string) string {
 		if i := strings.IndexFunc(s, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
@@ -28,7 +30,7 @@ func (m *Machine) release() (text string, major, minor int, err error) {
 	major, errMajor := strconv.Atoi(parts[0])
 	minor, errMinor := strconv.Atoi(digits(parts[1]))
 	if errMajor != nil || errMinor != nil {
-		return "", 0, 0, fmt.Errorf("cannot read %s: %s is not a version", file, quoted(text))
+		return "", 0, 0, fmt.Errorf("cannot read %s: %s is not a version", file, hostfs.Quoted(text))
 	}
 	return text, major, minor, nil
 }

@@ -6,6 +6,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 // unlimited is a limit that is none.
@@ -32,7 +34,7 @@ func (m *Machine) limits(name string) (soft, hard uint64, err error) {
 				continue
 			}
 			if values[i], err = strconv.ParseUint(parts[i], 10, 64); err != nil {
-				return 0, 0, fmt.Errorf("cannot read %q in /proc/self/limits: %s is not a number", name, quoted(parts[i]))
+				return 0, 0, fmt.Errorf("cannot read %q in /proc/self/limits: %s is not a number", name, hostfs.Quoted(parts[i]))
 			}
 		}
 		return values[0], values[1], nil

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxh100"
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 // garbage is what a file might hold that should hold something else.
@@ -77,7 +78,7 @@ func TestMalformed(t *testing.T) {
 		examine(t, file+" a folder", machine(full.with(tree{file: gone, file + "/x": "1"}), alter))
 		examine(t, file+" unreadable", machine(full, func(m *Machine) {
 			alter(m)
-			m.FS = broken{full.fs(), within(file)}
+			m.FS = broken{full.fs(), hostfs.Within(file)}
 		}))
 	}
 }

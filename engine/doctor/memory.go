@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/infinite-llm/infinite/engine/cgroup"
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 // meminfo is a field of /proc/meminfo, in bytes.
@@ -21,7 +22,7 @@ func (m *Machine) meminfo(name string) (uint64, error) {
 	}
 	kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(value, "kB")), 10, 53)
 	if err != nil {
-		return 0, fmt.Errorf("cannot read %s in /proc/meminfo: %s is not a size", name, quoted(value))
+		return 0, fmt.Errorf("cannot read %s in /proc/meminfo: %s is not a size", name, hostfs.Quoted(value))
 	}
 	return kib << 10, nil
 }
@@ -86,7 +87,7 @@ func checkHugePages(_ context.Context, m *Machine) Result {
 	case closed && mode == "never":
 		return warning("memory", subject, "echo madvise | sudo tee "+file, "transparent huge pages are off (never); large pools are slower")
 	}
-	return unknown("memory", subject, fmt.Errorf("cannot read %s: %s has no known mode in brackets", file, quoted(text)))
+	return unknown("memory", subject, fmt.Errorf("cannot read %s: %s has no known mode in brackets", file, hostfs.Quoted(text)))
 }
 
 func checkOvercommit(_ context.Context, m *Machine) Result {

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 // pciDevice is a PCI device and the way to it from its root: host bridge, bridges, itself.
@@ -155,14 +157,14 @@ const (
 // (Access Control Services). Only root may read that far.
 func (m *Machine) redirects(address string) (bool, error) {
 	path := pciFolder + address + "/config"
-	f, err := m.FS.Open(within(path))
+	f, err := m.FS.Open(hostfs.Within(path))
 	if err != nil {
-		return false, pathError(path, err)
+		return false, hostfs.PathError(path, err)
 	}
 	defer func() { _ = f.Close() }()
 	space, err := io.ReadAll(io.LimitReader(f, 4096))
 	if err != nil {
-		return false, pathError(path, err)
+		return false, hostfs.PathError(path, err)
 	}
 	if len(space) <= extendedStart {
 		return false, fmt.Errorf("cannot read %s beyond %d bytes, which needs root", path, len(space))

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/infinite-llm/infinite/engine/hostfs"
 )
 
 const rdmaClass = "/sys/class/infiniband/"
@@ -256,9 +258,9 @@ func (m *Machine) describe(d rdmaDevice) Result {
 	if d.file == "" {
 		return warning("rdma", d.name, "sudo modprobe ib_uverbs", "%s; programs cannot use it, it has no device file", found)
 	}
-	f, err := m.FS.Open(within(d.file))
+	f, err := m.FS.Open(hostfs.Within(d.file))
 	if err != nil {
-		return warning("rdma", d.name, "give this user the right to open it (docker: --device /dev/infiniband)", "%s; %v", found, pathError(d.file, err))
+		return warning("rdma", d.name, "give this user the right to open it (docker: --device /dev/infiniband)", "%s; %v", found, hostfs.PathError(d.file, err))
 	}
 	_ = f.Close()
 	return ok("rdma", d.name, "%s, %s", found, d.file)

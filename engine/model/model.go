@@ -107,6 +107,9 @@ func (m *Model) Tensors() ([]Tensor, error) {
 	return slices.Clone(m.tensors), nil
 }
 
+// Int8Group is the number of inputs that have a scale of 4 bytes, for each output, in a matrix of --quantization int8.
+const Int8Group = 128
+
 // WeightBytes is the memory that the weights take: matrices with numbers of so many bytes, vectors always in
 // float32, and a tied LM head not again. Of several ranks it is the first's, which has most: a part of each
 // layer's matrices and of the LM head, and all else.
