@@ -22,6 +22,23 @@ int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...
     return code;
 }
 
+int inf_dist_take(inf_link *link, const void **msg, uint64_t *len, void **answer) {
+    int status = inf_link_poll(link, msg, len);
+    if (status != INF_OK) {
+        return status;
+    }
+    /* Behind the poll: who asks again has taken the answers before, so there is room now, at the
+     * latest when they are known to have arrived. */
+    status = inf_link_prepare(link, answer);
+    if (status == INF_AGAIN && inf_link_full(link)) {
+        return INF_EPROTO;
+    }
+    if (status == INF_AGAIN) {
+        inf_link_keep(link, *msg, *len);
+    }
+    return status;
+}
+
 void inf_dist_wake(int fd) {
     uint64_t one = 1;
     /* A full counter wakes as well, so a failed write loses nothing. */

@@ -211,6 +211,9 @@ int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...
     __attribute__((format(printf, 4, 5)));
 
 void inf_dist_wake(int fd);
+/* The next message of a peer that asks, and a slot for its answer. INF_AGAIN: there is none, or, if
+ * msg is set, it is kept by the link until there is room. */
+int inf_dist_take(inf_link *link, const void **msg, uint64_t *len, void **answer);
 void inf_dist_unwake(int fd);
 
 /* Declares a peer dead, unless it is, and tells every thread. A broken protocol is a refused

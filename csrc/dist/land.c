@@ -162,28 +162,24 @@ int inf_land_run(inf_dist *d, inf_rail *r) {
     if (status != INF_OK) {
         return status == INF_AGAIN ? INF_OK : status;
     }
-    if (r->msg == NULL) {
-        status = inf_link_poll(r->link, &r->msg, &r->len);
-    }
+    const void *msg = NULL;
+    uint64_t len = 0;
+    void *slot = NULL;
+    status = inf_dist_take(r->link, &msg, &len, &slot);
     if (status == INF_OK) {
-        /* A sender with a message under way has taken the answers before it, so behind its message
-         * there is room, at the latest when they are known to have arrived. */
-        void *slot = NULL;
-        int room = inf_link_prepare(r->link, &slot);
-        if (room != INF_OK) {
-            return room != INF_AGAIN ? room : inf_link_full(r->link) ? INF_EPROTO : INF_OK;
+        status = take_message(d, r, msg, len);
+        if (status == INF_AGAIN && r->busy == NULL) {
+            inf_link_keep(r->link, msg, len); /* it may be tried later */
+            return INF_OK;
         }
-        status = take_message(d, r, r->msg, r->len);
-        if (status != INF_AGAIN || r->busy != NULL) {
-            inf_link_release(r->link);
-            r->msg = NULL;
-        }
+        inf_link_release(r->link);
+        msg = NULL;
     }
     if (status != INF_AGAIN) {
         return status;
     }
     /* A sender whose messages are still to be looked at is not silent. */
-    return r->msg == NULL && inf_grants_overdue(d, r) ? INF_ETIMEOUT : INF_OK;
+    return msg == NULL && inf_grants_overdue(d, r) ? INF_ETIMEOUT : INF_OK;
 }
 
 void *inf_land_main(void *dist) {

@@ -110,8 +110,6 @@ typedef struct inf_rail {
 
     inf_landing landings[INF_WIRE_PIECES]; /* in */
     inf_landing *busy; /* is being granted, revoked or undone: nothing is polled before it is */
-    const void *msg;   /* polled, and not dealt with: a dead rail has its blocks still */
-    uint64_t len;
 } inf_rail;
 
 #endif

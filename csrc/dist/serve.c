@@ -177,20 +177,12 @@ static void look_at(inf_dist *d, inf_link *link, uint32_t peer) {
     const void *msg = NULL;
     void *out = NULL;
     uint64_t len = 0;
-    int status = inf_link_poll(link, &msg, &len);
+    int status = inf_dist_take(link, &msg, &len, &out);
     if (status == INF_AGAIN) {
         return;
     }
     if (status == INF_OK) {
-        /* A debtor asks again only after it took the answer, so behind its message there is room,
-         * at the latest when the answer is known to have arrived. */
-        status = inf_link_prepare(link, &out);
-        if (status == INF_AGAIN && !inf_link_full(link)) {
-            inf_link_keep(link, msg, len);
-            return;
-        }
-        status = status == INF_OK ? gather(d, link, peer, msg, len, out)
-                                  : (status == INF_AGAIN ? INF_EPROTO : status);
+        status = gather(d, link, peer, msg, len, out);
         if (status != INF_OK) {
             inf_link_release(link);
         }

@@ -22,13 +22,6 @@ static quick lanes[2];
 
 static quick *of(const inf_link *link) { return &lanes[link == lanes[MOVES].server]; }
 
-static void post(inf_link *link, const raw_msg *m) {
-    void *buf = NULL;
-    CHECK(inf_link_prepare(link, &buf) == INF_OK);
-    memcpy(buf, m->data, m->len);
-    CHECK(inf_link_post(link, m->len) == INF_OK);
-}
-
 static int quick_poll(inf_link *link, const void **msg, uint64_t *len) {
     quick *q = of(link);
     int waits = atomic_load(&q->waits);
@@ -40,7 +33,7 @@ static int quick_poll(inf_link *link, const void **msg, uint64_t *len) {
             for (int i = 0; i < W_SLOTS; i++) {
                 inf_link_release(q->peer);
             }
-            post(q->peer, q->next);
+            CHECK(raw_send(q->peer, q->next->data, q->next->len) == INF_OK);
         }
         atomic_store(&q->waits, waits);
     }

@@ -13,10 +13,9 @@ static int rounds = 12;
 
 /* The end of a move, which ends the test with what the device says of the peer if it is not what it
  * may be. */
-static int32_t moved(const inst *a, const inst *b, int32_t also) {
+static int32_t moved(inst *a, const inst *b, int32_t also) {
     inf_err err = {0};
-    inf_move_done done;
-    CHECK_OK(inf_dist_move_wait(a->d, W_LONG_NS, &done, &err));
+    inf_move_done done = w_move_wait(a);
     if (done.status != INF_OK && done.status != also) {
         fprintf(stderr, "a move ended with %d; the peers are", done.status);
         for (int i = 0; i < 2; i++) {

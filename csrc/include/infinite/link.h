@@ -69,8 +69,8 @@ int inf_link_post(inf_link *link, uint64_t len);
 /* The oldest arrived message that was not polled yet, INF_AGAIN when there is none. */
 int inf_link_poll(inf_link *link, const void **msg, uint64_t *len);
 
-/* Puts the last polled message, which was not released, back: the next poll gives it again. For who
- * lacks room for an answer: a wait returns for that room, and not for the message. */
+/* Puts the last polled message, which was not released, back: the next poll gives it again. A wait
+ * does not return for it, but for what it is kept for: room for an answer, or another link. */
 void inf_link_keep(inf_link *link, const void *msg, uint64_t len);
 
 /* Gives the oldest polled message's slot back to the peer. */

@@ -31,23 +31,19 @@ func settings(t *testing.T, args []string, env map[string]string) config.Config 
 	if len(args) == 0 || args[0] != "serve" {
 		t.Fatalf("not serve: %q", args)
 	}
+	for name, value := range env {
+		t.Setenv(name, value)
+	}
 	cmd := &cobra.Command{Use: "serve"}
-	bindFlags(cmd)
-	if err := cmd.ParseFlags(args[1:]); err != nil {
+	load := bindFlags(cmd)
+	here := slices.Clone(args[1:])
+	for i := range here {
+		here[i] = strings.Replace(here[i], "/etc/infinite/", deploy, 1)
+	}
+	if err := cmd.ParseFlags(here); err != nil {
 		t.Fatalf("%q: %v", args, err)
 	}
-	given := map[string]string{}
-	defaults := config.Default()
-	for _, f := range config.Fields(&defaults) {
-		if flag := cmd.Flags().Lookup(f.Name); flag != nil && flag.Changed {
-			given[f.Name] = flag.Value.String()
-		}
-	}
-	file, _ := cmd.Flags().GetString("config")
-	if file != "" {
-		file = deploy + filepath.Base(file)
-	}
-	cfg, err := config.Load(file, func(name string) (string, bool) { v, ok := env[name]; return v, ok }, given)
+	cfg, err := load()
 	if err != nil {
 		t.Fatalf("%q: %v", args, err)
 	}
