@@ -18,8 +18,9 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
                             inf_lane *lane, const void *q, uint8_t *buf) {
     uint32_t groups = 0, entries = 0, rows = 0;
     int32_t window = d->windows[layer];
-    for (uint32_t g = 0; g < t->n_groups; g++) {
-        inf_group *group = &d->groups[t->group_off + g];
+    inf_asked *asked = inf_target_asked(d, t, s);
+    for (uint32_t g = 0; g < asked->n_groups; g++) {
+        inf_group *group = &d->groups[asked->group_off + g];
         const inf_step_seq *seq = &s->seqs[group->seq];
         uint32_t n = 0;
         for (uint32_t k = 0; k < group->n_spans; k++) {
@@ -42,8 +43,8 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
     uint32_t at = 0;
     uint8_t *tail = (uint8_t *)(we + entries);
     memset(tail, 0, (size_t)((uint8_t *)out - tail));
-    for (uint32_t g = 0; g < t->n_groups; g++) {
-        inf_group *group = &d->groups[t->group_off + g];
+    for (uint32_t g = 0; g < asked->n_groups; g++) {
+        inf_group *group = &d->groups[asked->group_off + g];
         if (!group->sent) {
             continue;
         }
@@ -71,18 +72,20 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
                        .n_entries = entries,
                        .n_rows = rows,
                        .bytes = head_bytes + rows * row * sizeof(float),
-                       .lane = t->lane};
+                       .lane = t->lane,
+                       .half = (uint32_t)(s - d->steps)};
     memcpy(buf, &h, sizeof h);
-    t->answer = h;
-    t->answer.kind = INF_WIRE_PARTIAL;
-    t->answer.bytes =
+    asked->answer = h;
+    asked->answer.kind = INF_WIRE_PARTIAL;
+    asked->answer.bytes =
         inf_wire_partial_head(groups) + rows * (row + (size_t)d->heads) * sizeof(float);
     return h.bytes;
 }
 
 /* A slot for the target's next message. The creditor answers a message only after it took it, so a
  * ring that is full of what it has not taken breaks the protocol; but messages that it took may not
- * be known to have arrived, when acknowledgements of the wire were lost. */
+ * be known to have arrived, when acknowledgements of the wire were lost, and while one of the other
+ * half is under way, the one before may be answered and not released. */
 static int take_slot(inf_dist *d, const inf_step_buffers *s, inf_target *t, void **buf) {
     uint64_t deadline = inf_now() + s->head->peer_timeout_ns;
     for (;;) {
@@ -92,7 +95,8 @@ static int take_slot(inf_dist *d, const inf_step_buffers *s, inf_target *t, void
             return status;
         }
         uint64_t now = inf_now();
-        if (inf_link_full(t->link) || now >= deadline) {
+        bool other = t->asked[0].pending || t->asked[INF_HALVES - 1].pending;
+        if ((inf_link_full(t->link) && !other) || now >= deadline) {
             return now >= deadline ? INF_ETIMEOUT : INF_EPROTO;
         }
         inf_link_wait_awake(&t->link, 1, d->step_wake, (int64_t)(deadline - now), d->awake_ns);
@@ -111,15 +115,15 @@ static int prepare_target(inf_dist *d, const inf_step_buffers *s, inf_target *t,
     return INF_OK;
 }
 
-static int post_target(inf_dist *d, inf_target *t, uint64_t bytes) {
-    const inf_wire_head *h = &t->answer;
-    (void)inf_mark_query_posted(t->peer, h->lane, h->step_id, h->layer, h->n_rows, bytes);
+static int post_target(inf_dist *d, inf_target *t, inf_asked *asked, uint64_t bytes) {
+    const inf_wire_head *h = &asked->answer;
+    (void)inf_mark_query_posted(t->peer, h->lane, h->step_id, inf_wire_part(h), h->n_rows, bytes);
     int status = inf_link_post(t->link, bytes);
     if (status == INF_OK) {
-        (void)inf_mark_query_wire(t->peer, h->lane, h->step_id, h->layer, h->n_rows, bytes);
-        t->pending = true;
+        (void)inf_mark_query_wire(t->peer, h->lane, h->step_id, inf_wire_part(h), h->n_rows, bytes);
+        asked->pending = true;
         atomic_fetch_add(&d->query_messages, 1);
-        atomic_fetch_add(&d->query_rows, t->answer.n_rows);
+        atomic_fetch_add(&d->query_rows, h->n_rows);
         atomic_fetch_add(&d->query_sent_bytes, bytes);
     }
     return status;
@@ -132,11 +136,12 @@ void inf_dist_ask(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf_lan
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
         d->lengths[i] = 0;
-        t->pending = false;
-        int status =
-            t->link != NULL ? prepare_target(d, s, t, layer, lane, q, &d->lengths[i]) : INF_OK;
+        inf_asked *a = inf_target_asked(d, t, s);
+        a->pending = false;
+        bool asked = t->link != NULL && a->n_groups > 0;
+        int status = asked ? prepare_target(d, s, t, layer, lane, q, &d->lengths[i]) : INF_OK;
         if (status != INF_OK) {
-            inf_target_fail(d, s, t, status);
+            inf_target_fail(d, t, status);
         }
         d->asking = d->asking || d->lengths[i] > 0;
     }
@@ -158,11 +163,13 @@ int32_t inf_dist_post(inf_dist *d, const inf_step_buffers *s, inf_lane *lane) {
     inf_step_release_held(d);
     for (uint32_t i = 0; i < d->n_targets; i++) {
         inf_target *t = &d->targets[i];
-        status = d->lengths[i] > 0 ? post_target(d, t, d->lengths[i]) : INF_OK;
+        inf_asked *a = inf_target_asked(d, t, s);
+        bool written = d->lengths[i] > 0 && t->link != NULL;
+        status = written ? post_target(d, t, a, d->lengths[i]) : INF_OK;
         if (status != INF_OK) {
-            inf_target_fail(d, s, t, status);
+            inf_target_fail(d, t, status);
         }
-        asked += t->pending;
+        asked += a->pending;
     }
     return asked;
 }

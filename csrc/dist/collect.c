@@ -8,10 +8,10 @@
 
 /* Takes the statuses of the groups that were sent; false when one is none that a creditor gives.
  * Each is read once: shared memory can change under the reader. */
-static bool take_statuses(inf_dist *d, const inf_target *t, const uint8_t *msg) {
+static bool take_statuses(inf_dist *d, const inf_asked *a, const uint8_t *msg) {
     const volatile int32_t *status = (const volatile int32_t *)(msg + sizeof(inf_wire_head));
-    for (uint32_t g = 0; g < t->n_groups; g++) {
-        inf_group *group = &d->groups[t->group_off + g];
+    for (uint32_t g = 0; g < a->n_groups; g++) {
+        inf_group *group = &d->groups[a->group_off + g];
         if (group->sent) {
             group->status = *status++;
             if (!inf_wire_status_ok(group->status)) {
@@ -26,19 +26,20 @@ static bool take_statuses(inf_dist *d, const inf_target *t, const uint8_t *msg) 
 static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, const uint8_t *msg,
                          uint64_t len, inf_lane *lane) {
     inf_wire_head h;
-    if (len != t->answer.bytes) {
+    inf_asked *a = inf_target_asked(d, t, s);
+    if (len != a->answer.bytes) {
         return INF_EPROTO;
     }
     memcpy(&h, msg, sizeof h);
-    if (memcmp(&h, &t->answer, sizeof h) != 0 || !take_statuses(d, t, msg)) {
+    if (memcmp(&h, &a->answer, sizeof h) != 0 || !take_statuses(d, a, msg)) {
         return INF_EPROTO;
     }
-    (void)inf_mark_query_back(t->peer, h.lane, h.step_id, h.layer, h.n_rows, len);
+    (void)inf_mark_query_back(t->peer, h.lane, h.step_id, inf_wire_part(&h), h.n_rows, len);
     size_t heads = (size_t)d->heads, row = heads * (size_t)d->head_dim;
     const float *o2 = (const float *)(msg + inf_wire_partial_head(h.n_groups));
     const float *lse2 = o2 + (size_t)h.n_rows * row;
-    for (uint32_t g = 0; g < t->n_groups; g++) {
-        inf_group *group = &d->groups[t->group_off + g];
+    for (uint32_t g = 0; g < a->n_groups; g++) {
+        inf_group *group = &d->groups[a->group_off + g];
         if (!group->sent) {
             continue;
         }
@@ -53,7 +54,7 @@ static int merge_partial(inf_dist *d, const inf_step_buffers *s, inf_target *t, 
             t->held = true;
         }
     }
-    (void)inf_mark_query_merged(t->peer, h.lane, h.step_id, h.layer, h.n_rows, len);
+    (void)inf_mark_query_merged(t->peer, h.lane, h.step_id, inf_wire_part(&h), h.n_rows, len);
     return INF_OK;
 }
 
@@ -75,25 +76,39 @@ static bool collect_target(inf_dist *d, const inf_step_buffers *s, inf_target *t
         }
     }
     if (status != INF_OK) {
-        inf_target_fail(d, s, t, status);
+        inf_target_fail(d, t, status);
     }
-    t->pending = false;
+    inf_target_asked(d, t, s)->pending = false;
     return true;
+}
+
+/* The other half's partials may still be read where they lie, if nothing was posted since. */
+static void let_go_of_others(inf_dist *d, inf_lane *lane) {
+    bool held = false;
+    for (uint32_t i = 0; i < d->n_targets; i++) {
+        held = held || d->targets[i].held;
+    }
+    if (held) { /* a lane that failed ends the step, but no peer */
+        (void)d->ops->sync(lane, NULL);
+        inf_step_release_held(d);
+    }
 }
 
 void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf_lane *lane) {
     uint64_t begun = inf_now(), deadline = begun + s->head->peer_timeout_ns;
     inf_link *links[INF_MAX_PEERS];
     (void)layer; /* what was posted last, which each target remembers */
+    let_go_of_others(d, lane);
     for (;;) {
         uint32_t left = 0;
         for (uint32_t i = 0; i < d->n_targets; i++) {
             inf_target *t = &d->targets[i];
-            if (t->pending && !collect_target(d, s, t, lane)) {
+            bool pending = inf_target_asked(d, t, s)->pending;
+            if (pending && !collect_target(d, s, t, lane)) {
                 links[left++] = t->link;
             } else if (t->link != NULL && inf_peer_death(&d->peers[t->peer]) != INF_OK) {
                 /* Nothing is expected of it; but a detach waits, and others may answer late. */
-                inf_target_fail(d, s, t, inf_peer_death(&d->peers[t->peer]));
+                inf_target_fail(d, t, inf_peer_death(&d->peers[t->peer]));
             }
         }
         if (left == 0) {
@@ -102,8 +117,8 @@ void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf
         uint64_t now = inf_now();
         if (now >= deadline) {
             for (uint32_t i = 0; i < d->n_targets; i++) {
-                if (d->targets[i].pending) {
-                    inf_target_fail(d, s, &d->targets[i], INF_ETIMEOUT);
+                if (inf_target_asked(d, &d->targets[i], s)->pending) {
+                    inf_target_fail(d, &d->targets[i], INF_ETIMEOUT);
                 }
             }
             break;

@@ -70,9 +70,9 @@ uint64_t inf_dist_move_slot_bytes(const inf_device_config *c) {
 
 static int alloc(inf_dist *d) {
     d->targets = calloc(INF_MAX_PEERS, sizeof *d->targets);
-    d->groups = calloc(d->max_groups, sizeof *d->groups);
+    d->groups = calloc(INF_HALVES * (size_t)d->max_groups, sizeof *d->groups);
     d->lengths = calloc(INF_MAX_PEERS, sizeof *d->lengths);
-    d->spans = calloc(d->max_entries, sizeof *d->spans);
+    d->spans = calloc(INF_HALVES * (size_t)d->max_entries, sizeof *d->spans);
     d->span = calloc(d->max_spans, sizeof *d->span);
     d->queries = calloc(INF_SERVE_MESSAGES, sizeof *d->queries);
     d->wire_groups = calloc(d->max_groups, sizeof *d->wire_groups);

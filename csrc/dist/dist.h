@@ -2,8 +2,10 @@
  *
  * Home side, called by the step thread: begin, then per layer ask and post (queries leave, one
  * message per creditor), local partials meanwhile, collect (remote partials arrive and are merged),
- * then end. Creditor side: progress threads answer queries over hosted spans and land moved blocks.
- * Nothing is allocated between open and close except where peers and spans come and go. */
+ * then end. Of a step in halves each half has messages of its own, and those of one may be under
+ * way while the other asks, or collects. Creditor side: progress threads answer queries over hosted
+ * spans and land moved blocks. Nothing is allocated between open and close except where peers and
+ * spans come and go. */
 #ifndef INF_DIST_H
 #define INF_DIST_H
 
@@ -28,11 +30,14 @@ void inf_dist_close(inf_dist *dist);
 
 /* Plans the remote part of a step: which rows of which requests go to which peer. seq_out[i].status
  * is set where a request names a peer that is not attached or is dead; such a request is skipped
- * from then on. Input was validated by the caller against the device's limits. */
-void inf_dist_begin(inf_dist *dist, const inf_step_buffers *step);
+ * from then on. Input was validated by the caller against the device's limits. halves: NULL, or
+ * [INF_HALVES] as inf_backend_ops.begin has it; then step is one of those in what follows. All stay
+ * as they are until end. */
+void inf_dist_begin(inf_dist *dist, const inf_step_buffers *step, const inf_step_buffers *halves);
 
 /* Writes the messages that ask for layer's partials, but for the queries: q [tokens, heads,
- * head_dim] in the step's lane, from which they are on their way. */
+ * head_dim] in the step's lane, from which they are on their way. Its post comes before another
+ * ask. */
 void inf_dist_ask(inf_dist *dist, const inf_step_buffers *step, int32_t layer, inf_lane *lane,
                   const void *q);
 

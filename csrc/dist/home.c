@@ -1,9 +1,9 @@
 /* The home's side of a step: its creditors, from its begin to its end.
  *
  * begin sorts the step's spans by creditor: one target per creditor, in it one group per request,
- * in it the request's spans there. In each layer queries go out (ask.c) and partials come in
- * (collect.c): about rows * heads * head_dim * 4 bytes leave, and as many come back, whatever the
- * spans' length.
+ * in it the request's spans there; of a step in halves once for each half. In each layer queries go
+ * out (ask.c) and partials come in (collect.c): about rows * heads * head_dim * 4 bytes leave, and
+ * as many come back, whatever the spans' length.
  *
  * A target that fails is dead for good: its late answer could otherwise be taken for a newer one.
  */
@@ -71,13 +71,21 @@ void inf_dist_end(inf_dist *d) {
     (void)inf_mark_step_ended(d->step_id);
 }
 
-void inf_target_fail(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t status) {
-    for (uint32_t g = 0; g < t->n_groups; g++) {
-        inf_step_fail_seq(s, d->groups[t->group_off + g].seq, status, t->peer);
+/* All requests that have spans there. */
+static void fail_requests(inf_dist *d, inf_target *t, int32_t status) {
+    for (uint32_t i = 0; i < d->n_steps; i++) {
+        inf_asked *a = &t->asked[i];
+        for (uint32_t g = 0; g < a->n_groups; g++) {
+            inf_step_fail_seq(&d->steps[i], d->groups[a->group_off + g].seq, status, t->peer);
+        }
+        a->pending = false;
     }
+}
+
+void inf_target_fail(inf_dist *d, inf_target *t, int32_t status) {
+    fail_requests(d, t, status);
     inf_peer_fail(d, t->peer, status, t->link);
     let_go(d, t);
-    t->pending = false;
 }
 
 int32_t inf_peer_death(inf_peer *p) {
@@ -85,11 +93,10 @@ int32_t inf_peer_death(inf_peer *p) {
     return dead == INF_OK && atomic_load(&p->leaving) ? INF_EPEER : dead;
 }
 
-/* Adds the groups of one peer; false when no request has spans there. */
-static bool plan_peer(inf_dist *d, const inf_step_buffers *s, uint32_t peer, uint32_t *n_groups,
-                      uint32_t *n_entries) {
-    inf_target *t = &d->targets[d->n_targets];
-    *t = (inf_target){.peer = peer, .group_off = *n_groups};
+/* Adds the groups that the step, or half, has at one peer. */
+static void plan_asked(inf_dist *d, const inf_step_buffers *s, uint32_t peer, inf_asked *a,
+                       uint32_t *n_groups, uint32_t *n_entries) {
+    *a = (inf_asked){.group_off = *n_groups};
     for (uint32_t i = 0; i < s->head->n_seqs; i++) {
         const inf_step_seq *q = &s->seqs[i];
         inf_group g = {.seq = i, .span_off = *n_entries};
@@ -101,14 +108,21 @@ static bool plan_peer(inf_dist *d, const inf_step_buffers *s, uint32_t peer, uin
         }
         if (g.n_spans > 0) {
             d->groups[(*n_groups)++] = g;
-            t->n_groups++;
+            a->n_groups++;
         }
     }
-    if (t->n_groups == 0) {
-        return false;
+}
+
+/* Adds a peer; false when no request has spans there. */
+static bool plan_peer(inf_dist *d, uint32_t peer, uint32_t *n_groups, uint32_t *n_entries) {
+    inf_target *t = &d->targets[d->n_targets];
+    uint32_t before = *n_groups;
+    *t = (inf_target){.peer = peer};
+    for (uint32_t i = 0; i < d->n_steps; i++) {
+        plan_asked(d, &d->steps[i], peer, &t->asked[i], n_groups, n_entries);
     }
-    d->n_targets++;
-    return true;
+    d->n_targets += *n_groups > before;
+    return *n_groups > before;
 }
 
 /* Names the step and its requests to a tracer. */
@@ -125,23 +139,21 @@ static void mark_step(inf_dist *d, const inf_step_buffers *s) {
     }
 }
 
-void inf_dist_begin(inf_dist *d, const inf_step_buffers *s) {
+void inf_dist_begin(inf_dist *d, const inf_step_buffers *s, const inf_step_buffers *halves) {
     bool seen[INF_MAX_PEERS] = {false};
     uint32_t n_groups = 0, n_entries = 0;
+    d->steps = halves != NULL ? halves : s;
+    d->n_steps = halves != NULL ? INF_HALVES : 1;
     for (uint32_t i = 0; i < s->head->n_spans; i++) {
         uint32_t peer = s->spans[i].peer;
         if (peer >= INF_MAX_PEERS || seen[peer]) {
             continue;
         }
         seen[peer] = true;
-        if (plan_peer(d, s, peer, &n_groups, &n_entries) &&
+        if (plan_peer(d, peer, &n_groups, &n_entries) &&
             !take_hold(d, &d->targets[d->n_targets - 1])) {
-            inf_target *t = &d->targets[--d->n_targets];
             int32_t status = inf_peer_death(&d->peers[peer]);
-            for (uint32_t g = 0; g < t->n_groups; g++) {
-                inf_step_fail_seq(s, d->groups[t->group_off + g].seq,
-                                  status != INF_OK ? status : INF_EPEER, peer);
-            }
+            fail_requests(d, &d->targets[--d->n_targets], status != INF_OK ? status : INF_EPEER);
         }
     }
     atomic_store(&d->stepping, d->n_targets > 0);

@@ -7,8 +7,13 @@
 
 /* Fails a request of the step, unless it has failed. */
 void inf_step_fail_seq(const inf_step_buffers *s, uint32_t seq, int32_t status, uint32_t peer);
-/* Fails all that the target is asked, and its peer. */
-void inf_target_fail(inf_dist *d, const inf_step_buffers *s, inf_target *t, int32_t status);
+/* Fails all that the target is asked in the step, and its peer. */
+void inf_target_fail(inf_dist *d, inf_target *t, int32_t status);
+/* What it is asked in this step, or half. */
+static inline inf_asked *inf_target_asked(const inf_dist *d, inf_target *t,
+                                          const inf_step_buffers *s) {
+    return &t->asked[s - d->steps];
+}
 /* Why the peer cannot be asked, INF_OK while it can. */
 int32_t inf_peer_death(inf_peer *p);
 /* Gives back the slots that the lane has read, as slots.c, 4, has it. */

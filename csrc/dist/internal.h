@@ -77,15 +77,21 @@ typedef struct inf_group {
     int32_t status;                  /* of the answer under way */
 } inf_group;
 
-/* One creditor of the step under way. */
+/* What a step, or one of its halves, asks of a creditor. */
+typedef struct inf_asked {
+    uint32_t group_off, n_groups;
+    bool pending;         /* a partial is expected */
+    inf_wire_head answer; /* the head that it must have */
+} inf_asked;
+
+/* One creditor of the step under way. Messages of the halves and their answers come in the order in
+ * which they were asked. */
 typedef struct inf_target {
     uint32_t peer;
     uint64_t lane;
     inf_link *link; /* NULL once the step let go of it */
-    uint32_t group_off, n_groups;
-    bool pending;         /* a partial is expected */
-    bool held;            /* a partial's slot is read by the lane: slots.c, 4 */
-    inf_wire_head answer; /* the head that it must have */
+    bool held;      /* a partial's slot is read by the lane: slots.c, 4 */
+    inf_asked asked[INF_HALVES];
 } inf_target;
 
 typedef struct inf_worker {
@@ -167,13 +173,15 @@ struct inf_dist {
 
     /* The step under way; the step thread's alone. */
     uint64_t step_id;
+    const inf_step_buffers *steps; /* [n_steps]: it, or its halves */
+    uint32_t n_steps;
     inf_lane *step_lane; /* of the layer under way */
     inf_target *targets; /* [INF_MAX_PEERS] */
     uint32_t n_targets;
-    inf_group *groups;    /* [max_groups] */
+    inf_group *groups;    /* [INF_HALVES * max_groups] */
     bool asking;          /* some message waits for its queries */
     uint64_t *lengths;    /* [INF_MAX_PEERS] of the messages that wait for their queries, 0: none */
-    inf_step_span *spans; /* [max_entries], by group */
+    inf_step_span *spans; /* [INF_HALVES * max_entries], by group */
 
     /* Hosted spans. */
     pthread_mutex_t span_lock;

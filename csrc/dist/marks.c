@@ -18,7 +18,7 @@
 
 #define QUERY(stage, number)                                                                       \
     MARK INF_MARK_QUERY(stage) {                                                                   \
-        TAKE("r"(peer), "r"(lane), "r"(step_id), "r"(layer), "r"(rows), "r"(bytes));               \
+        TAKE("r"(peer), "r"(lane), "r"(step_id), "r"(part), "r"(rows), "r"(bytes));                \
         return number;                                                                             \
     }
 QUERY(posted, 1)

@@ -17,10 +17,10 @@
 
 #include <stdint.h>
 
-/* peer is the caller's index of the other end; lane and step_id, layer name the message at both
- * ends (wire.h). */
+/* peer is the caller's index of the other end; lane, step_id and part name the message at both
+ * ends: part is the layer, and which half of the step's rows it is of (inf_wire_part, wire.h). */
 #define INF_MARK_QUERY(stage)                                                                      \
-    int inf_mark_query_##stage(uint64_t peer, uint64_t lane, uint64_t step_id, uint64_t layer,     \
+    int inf_mark_query_##stage(uint64_t peer, uint64_t lane, uint64_t step_id, uint64_t part,      \
                                uint64_t rows, uint64_t bytes)
 INF_MARK_QUERY(posted);
 INF_MARK_QUERY(wire);

@@ -47,7 +47,8 @@ int inf_query_parse(const inf_dist *d, const uint8_t *msg, uint64_t len, uint32_
     if (h->magic != INF_WIRE_MAGIC || h->kind != INF_WIRE_QUERY || h->bytes != len ||
         h->layer >= (uint32_t)d->layers || h->n_groups == 0 || h->n_groups > d->max_groups ||
         h->n_entries == 0 || h->n_entries > d->max_entries || h->n_rows == 0 ||
-        h->n_rows > d->max_tokens || (h->reserved[0] | h->reserved[1]) != 0) {
+        h->n_rows > d->max_tokens || h->half >= INF_HALVES ||
+        (h->reserved[0] | h->reserved[1] | h->reserved[2]) != 0) {
         return INF_EPROTO;
     }
     uint64_t head_bytes = inf_wire_query_head(h->n_groups, h->n_entries);

@@ -101,14 +101,16 @@ static void compute(inf_dist *d) {
 
 static int give_answer(inf_dist *d, const inf_query *m) {
     const inf_wire_head *h = &m->head;
-    (void)inf_mark_query_computed(m->owner, h->lane, h->step_id, h->layer, h->n_rows, m->bytes);
+    (void)inf_mark_query_computed(m->owner, h->lane, h->step_id, inf_wire_part(h), h->n_rows,
+                                  m->bytes);
     uint64_t bytes = inf_query_finish(d, m);
     atomic_fetch_add(&d->served_messages, 1);
     atomic_fetch_add(&d->served_rows, h->n_rows);
     atomic_fetch_add(&d->served_bytes, bytes);
     int status = inf_link_post(m->link, bytes);
     if (status == INF_OK) {
-        (void)inf_mark_query_returned(m->owner, h->lane, h->step_id, h->layer, h->n_rows, bytes);
+        (void)inf_mark_query_returned(m->owner, h->lane, h->step_id, inf_wire_part(h), h->n_rows,
+                                      bytes);
     }
     return status;
 }
@@ -162,7 +164,7 @@ static int gather(inf_dist *d, inf_link *link, uint32_t peer, const uint8_t *msg
         return status;
     }
     const inf_wire_head *h = &m->head;
-    (void)inf_mark_query_arrived(peer, h->lane, h->step_id, h->layer, h->n_rows, len);
+    (void)inf_mark_query_arrived(peer, h->lane, h->step_id, inf_wire_part(h), h->n_rows, len);
     m->o = (float *)(m->out + inf_wire_partial_head(h->n_groups));
     m->lse = m->o + (size_t)h->n_rows * (size_t)d->heads * (size_t)d->head_dim;
     d->batch_groups += h->n_groups;

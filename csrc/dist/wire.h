@@ -67,7 +67,8 @@ typedef struct inf_wire_head {
     uint64_t bytes; /* of the whole message */
     uint64_t
         lane; /* of the debtor's choice, in all messages between it and a creditor; for traces */
-    uint64_t reserved[2];
+    uint32_t half; /* of a query: which half of the step's rows it is of, 0 for a whole step */
+    uint32_t reserved[3];
 } inf_wire_head;
 
 typedef struct inf_wire_group {
@@ -94,6 +95,11 @@ _Static_assert(sizeof(inf_wire_head) == 64, "on the wire");
 _Static_assert(sizeof(inf_wire_group) == 32, "on the wire");
 _Static_assert(sizeof(inf_wire_entry) == 16, "on the wire");
 _Static_assert(sizeof(inf_wire_move) == 32, "on the wire");
+
+/* What names a query within its step, for traces. */
+static inline uint64_t inf_wire_part(const inf_wire_head *h) {
+    return (uint64_t)h->half << 16 | h->layer;
+}
 
 static inline uint64_t inf_pad64(uint64_t n) { return (n + 63) & ~(uint64_t)63; }
 

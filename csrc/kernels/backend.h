@@ -30,12 +30,19 @@ typedef struct inf_collective inf_collective;
 /* Ranks that one backend is made of, at most: the GPUs of one host. */
 enum { INF_MAX_RANKS = 8 };
 
+/* A step may be computed in two halves of its rows, the first before the second in every layer.
+ * INF_WHOLE is all of them. */
+enum { INF_HALVES = 2, INF_WHOLE = -1 };
+
 struct inf_backend {
     const inf_backend_ops *ops;
     const char *name; /* "avx512", "cuda", ... */
     int32_t act;
     int32_t act_bytes;
     int32_t logit_rows; /* rows of logits that are worth computing at once; no product has more */
+    /* Rows that are worth computing at once: with more of them a row takes hardly less time. A step
+     * of twice as many, of which partials come from others, is computed in halves. 0: none is. */
+    int32_t half_rows;
     /* 1: a matrix is the row-major [n, k] that came, so that the embedding can serve as the LM head
      */
     int32_t plain_matrix;
@@ -259,8 +266,14 @@ struct inf_backend_ops {
     /* ---- the step, on the step's lane ---- */
 
     /* Takes the step's input: tokens, positions, tables. The step is validated, and stays as it is
-     * until the lane was synchronised. Rows are the step's tokens from here on. */
-    void (*begin)(inf_lane *, const inf_step_buffers *step);
+     * until the lane was synchronised. Rows are the step's tokens from here on. halves: NULL, or
+     * [INF_HALVES], the same as two steps, of which the first is at least as long (model/halves.h).
+     */
+    void (*begin)(inf_lane *, const inf_step_buffers *step, const inf_step_buffers *halves);
+    /* From here on operations are on the rows of one half, or on the whole step again: what is
+     * given to them still begins with the step's first row, and row numbers are the half's. What is
+     * open of attention is settled before. Not between record and recorded. */
+    void (*half)(inf_lane *, int32_t half);
     /* Work between record and recorded depends on nothing but what begin took, the number of rows
      * and the key. 1: it was done from a recording, and the caller leaves it out. 0: the caller
      * asks for it, and again if recorded says 1: what was asked was to be recorded and nothing of
@@ -352,7 +365,7 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_9"
+#define INF_CUDA_OPEN "inf_cuda_backend_open_10"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
                                 uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                 inf_err *err);

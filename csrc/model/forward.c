@@ -1,40 +1,10 @@
-#include "model/forward.h"
+#include "model/forward_impl.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/fail.h"
-
-/* Rows of logits computed at once: memory is so many times vocab floats however many rows a step
- * asks. */
-enum { MOST_LOGIT_ROWS = 128 };
-
-struct inf_forward {
-    inf_forward_config c;
-    const inf_backend_ops *ops;
-    inf_lane *lane;
-    inf_device_config dims;
-    int32_t q_dim, qkv_dim, inner; /* a rank's share of heads and intermediate */
-    /* device memory, of each rank; T = max_tokens */
-    float *x;      /* [T, hidden] residual stream */
-    void *h;       /* [T, hidden] normed input, or a block's output before it is added to x */
-    void *qkv;     /* [T, qkv_dim] */
-    void *q;       /* [T, q_dim]: the rank's heads */
-    void *o;       /* [T, q_dim] */
-    void *gu;      /* [T, 2 * inner] gate | up */
-    void *act;     /* [T, inner] */
-    void *rows;    /* [logit_rows, hidden] */
-    float *logits; /* [logit_rows, vocab] */
-    uint32_t logit_rows;
-    /* host memory, where sampling is done on the CPU */
-    float *host_logits;           /* [logit_rows, vocab]; may be logits */
-    inf_sample_scratch *samplers; /* [threads] */
-    int32_t row_status[MOST_LOGIT_ROWS];
-    int holds;                    /* the last row that was sampled is of its request's text */
-    const inf_step_buffers *step; /* during inf_forward_step */
-    uint32_t first_row;           /* of the chunk of logits in work */
-};
 
 float inf_attention_scale(int32_t head_dim) { return (float)(1.0 / sqrt((double)head_dim)); }
 
@@ -63,8 +33,13 @@ static int take_device_memory(inf_forward *f) {
     return INF_OK;
 }
 
-/* Scratch of the threads that sample, zeroed so that a step meets no page faults. */
+/* The requests of halves, and scratch of the threads that sample, zeroed so that a step meets no
+ * page faults. */
 static int take_host_memory(inf_forward *f) {
+    f->halves.seqs = calloc((size_t)f->dims.max_seqs + 1, sizeof *f->halves.seqs);
+    if (f->halves.seqs == NULL) {
+        return INF_ENOMEM;
+    }
     if (f->ops->sample != NULL) {
         return INF_OK;
     }
@@ -150,98 +125,8 @@ void inf_forward_close(inf_forward *f) {
         free(f->samplers[i].candidates);
     }
     free(f->samplers);
+    free(f->halves.seqs);
     free(f);
-}
-
-/* From the normed input to the layer's rotated queries, its K and V in the pool. */
-static void project(inf_forward *f, int32_t layer) {
-    const inf_layer *l = &f->c.weights->layers[layer];
-    inf_product qkv = {
-        f->h,           l->qkv, l->qkv_bias, f->qkv, (int32_t)f->step->head->n_tokens, f->qkv_dim,
-        f->dims.hidden, 0};
-    f->ops->product(f->lane, &qkv);
-    inf_heads heads = {f->qkv, l->q_norm, l->k_norm, f->q, layer};
-    f->ops->heads(f->lane, &heads);
-}
-
-/* From attention's output to the MLP's input: x += o_proj(o), and its norm. */
-static void finish_attention(inf_forward *f, int32_t layer) {
-    const inf_layer *l = &f->c.weights->layers[layer];
-    inf_product o = {f->o,           l->o,     NULL, f->h, (int32_t)f->step->head->n_tokens,
-                     f->dims.hidden, f->q_dim, 0};
-    f->ops->product_norm(f->lane, &o, f->x, l->mlp_norm, f->h);
-}
-
-/* x += down(silu(gate(h)) * up(h)), and on to the next layer's queries, if there is one. */
-static void finish_layer(inf_forward *f, int32_t layer) {
-    const inf_weights *w = f->c.weights;
-    const inf_layer *l = &w->layers[layer];
-    const inf_device_config *d = &f->dims;
-    int32_t rows = (int32_t)f->step->head->n_tokens, more = layer + 1 < d->layers;
-    inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * f->inner, d->hidden, 0};
-    inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, f->inner, 0};
-    const float *next = more ? w->layers[layer + 1].attn_norm : NULL;
-    f->ops->gated(f->lane, &gate_up, f->act);
-    f->ops->product_norm(f->lane, &down, f->x, next, f->h);
-    if (more) {
-        project(f, layer + 1);
-    }
-}
-
-static void start_layers(inf_forward *f) {
-    const inf_weights *w = f->c.weights;
-    f->ops->embed(f->lane, w->embed, f->x);
-    f->ops->add_norm(f->lane, f->x, NULL, w->layers[0].attn_norm, f->h);
-    project(f, 0);
-}
-
-/* All KV is here: one recording for the whole step. */
-static void local_layers(inf_forward *f) {
-    if (f->ops->record(f->lane, 0)) {
-        return;
-    }
-    do {
-        start_layers(f);
-        for (int32_t layer = 0; layer < f->dims.layers; layer++) {
-            f->ops->attend(f->lane, layer, f->q, f->o, 0);
-            finish_attention(f, layer);
-            finish_layer(f, layer);
-        }
-    } while (f->ops->recorded(f->lane));
-}
-
-/* Some KV is with others. Queries for remote spans leave before the local partials are computed,
- * and the remote ones are collected after them, so that the two overlap: a device that goes on by
- * itself is asked for the local ones while the queries are on their way to the messages. What lies
- * between two exchanges is one recording, but for its beginning: when partials have arrived nothing
- * runs, and a single operation starts sooner than a recording, which is launched behind it. */
-static void shared_layers(inf_forward *f) {
-    if (!f->ops->record(f->lane, 1)) {
-        do {
-            start_layers(f);
-        } while (f->ops->recorded(f->lane));
-    }
-    int ahead = f->ops->leave != NULL;
-    for (int32_t layer = 0; layer < f->dims.layers; layer++) {
-        inf_dist_ask(f->c.dist, f->step, layer, f->lane, f->q);
-        int32_t asked = ahead ? 0 : inf_dist_post(f->c.dist, f->step, f->lane);
-        if (!f->ops->record(f->lane, 2 + 2 * (uint32_t)layer)) {
-            do {
-                f->ops->attend(f->lane, layer, f->q, f->o, 1);
-            } while (f->ops->recorded(f->lane));
-        }
-        asked = ahead ? inf_dist_post(f->c.dist, f->step, f->lane) : asked;
-        if (asked > 0) {
-            inf_dist_collect(f->c.dist, f->step, layer, f->lane);
-        }
-        f->ops->settle(f->lane, f->o);
-        finish_attention(f, layer);
-        if (!f->ops->record(f->lane, 3 + 2 * (uint32_t)layer)) {
-            do {
-                finish_layer(f, layer);
-            } while (f->ops->recorded(f->lane));
-        }
-    }
 }
 
 /* Samples or scores one row of the chunk. Nothing is counted before all of the step's rows are
@@ -339,20 +224,29 @@ static int finish_rows(inf_forward *f, inf_err *err) {
     return f->ops->sync(f->lane, err);
 }
 
+static int is_halved(const inf_forward *f) {
+    uint32_t rows = (uint32_t)f->c.backend->half_rows;
+    return rows > 0 && f->step->head->n_tokens >= 2 * rows;
+}
+
 int inf_forward_step(inf_forward *f, const inf_step_buffers *step, inf_err *err) {
     f->step = step;
     for (uint32_t i = 0; i < step->head->n_seqs; i++) {
         step->seq_out[i] = (inf_seq_out){INF_OK, -1};
     }
-    f->ops->begin(f->lane, step);
-    if (step->head->n_spans > 0) {
-        inf_dist_begin(f->c.dist, step);
-        shared_layers(f);
-    } else {
-        local_layers(f);
+    int spread = step->head->n_spans > 0, halved = spread && is_halved(f);
+    const inf_step_buffers *halves = NULL;
+    if (halved) {
+        inf_halves_cut(&f->halves, step);
+        halves = f->halves.step;
     }
+    f->ops->begin(f->lane, step, halves);
+    if (spread) {
+        inf_dist_begin(f->c.dist, step, halves);
+    }
+    inf_forward_layers(f, halved);
     int status = finish_rows(f, err);
-    if (step->head->n_spans > 0) {
+    if (spread) {
         inf_dist_end(f->c.dist);
     }
     f->step = NULL;

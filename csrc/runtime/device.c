@@ -227,8 +227,16 @@ static int64_t awake_ns(const inf_device *d) {
     return named != NULL || spare ? (int64_t)us * 1000 : 0;
 }
 
+/* INFINITE_HALF_ROWS: instead of the backend's own; 0: no step is computed in halves. */
+static int32_t half_rows(const inf_device *d) {
+    const char *named = getenv("INFINITE_HALF_ROWS");
+    long rows = named != NULL ? strtol(named, NULL, 10) : d->backend->half_rows;
+    return rows < 0 ? 0 : rows > INT32_MAX / 2 ? INT32_MAX / 2 : (int32_t)rows;
+}
+
 static int open_parts(inf_device *d, inf_err *err) {
     d->backend->awake_ns = awake_ns(d);
+    d->backend->half_rows = half_rows(d);
     int status = open_pool(d, err);
     if (status == INF_OK && has_weights(d)) {
         status = open_step(d, err);

@@ -309,7 +309,7 @@ static inline void w_begin(inst *home, step *s, req *const *reqs, uint32_t n, ui
     s->b = (inf_step_buffers){
         .head = &s->head, .seqs = s->seqs, .spans = s->spans, .seq_out = s->seq_out};
     inf_dist_end(home->d); /* of a step that a test left in the middle */
-    inf_dist_begin(home->d, &s->b);
+    inf_dist_begin(home->d, &s->b, NULL);
 }
 
 static inline int32_t w_post(inst *home, step *s, int32_t layer, uint64_t *rng) {

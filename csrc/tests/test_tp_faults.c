@@ -162,7 +162,7 @@ static void test_gate(void) {
         b->ops->matrix(b, INF_DTYPE_F32, host, INF_DTYPE_F32, config.vocab, HIDDEN, INF_CUT_SHARES);
     inf_step_head step_head = {.n_tokens = 2};
     inf_step_buffers step = {.head = &step_head};
-    b->ops->begin(l, &step);
+    b->ops->begin(l, &step, NULL);
     watched = (tp_backend *)b;
     n_given = 0;
     inf_product sum = {y, down, NULL, y, 2, HIDDEN, INNER / RANKS, 0};

@@ -127,7 +127,8 @@ static bool judge_query(debtor *w, const raw_msg *m, int32_t *status) {
     memcpy(&h, m->data, sizeof h);
     if (m->len < sizeof h || h.magic != INF_WIRE_MAGIC || h.kind != INF_WIRE_QUERY ||
         h.bytes != m->len || h.layer >= W_LAYERS || h.n_groups < 1 || h.n_groups > W_SPANS ||
-        h.n_entries > W_SPANS || h.n_rows > W_TOKENS || h.reserved[0] || h.reserved[1] ||
+        h.n_entries > W_SPANS || h.n_rows > W_TOKENS || h.half >= INF_HALVES || h.reserved[0] ||
+        h.reserved[1] || h.reserved[2] ||
         m->len != inf_wire_query_head(h.n_groups, h.n_entries) + 4 * (uint64_t)h.n_rows * W_ROW) {
         return false;
     }

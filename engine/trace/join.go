@@ -18,7 +18,7 @@ type Message struct {
 	Kind     Kind
 	Lane     uint64
 	ID       uint64 // step or ticket
-	Part     uint64 // layer or first block
+	Part     uint64 // layer and, from bit 16 on, half of the step's rows; or first block
 	Rows     uint64 // or blocks
 	Bytes    uint64 // of what the home sent
 	Answer   uint64 // bytes of what came back
@@ -34,6 +34,12 @@ func (m *Message) last() Stage {
 	}
 	return Merged
 }
+
+// Layer of a query.
+func (m *Message) Layer() uint64 { return m.Part & 0xffff }
+
+// Half says which half of its step's rows a query is of: 0 also where the step was not computed in halves.
+func (m *Message) Half() uint64 { return m.Part >> 16 }
 
 // Whole says whether the home was seen from the beginning to the end.
 func (m *Message) Whole() bool { return m.at[Posted] != 0 && m.at[m.last()] != 0 }

@@ -109,6 +109,7 @@ type NamedShare struct {
 // TimedMessage is a message with its stages in ns after the step's beginning.
 type TimedMessage struct {
 	Layer    uint64           `json:"layer"`
+	Half     uint64           `json:"half"` // of the step's rows: 0, also of steps that are not in halves, or 1
 	Peer     int64            `json:"peer"`
 	Creditor string           `json:"creditor"`
 	Rows     uint64           `json:"rows"`
@@ -151,7 +152,7 @@ func (t *Trace) timeline(s *Step, src Source) *Timeline {
 	for _, m := range s.Messages {
 		creditor := t.lanes[m.Lane].creditor.named(src.Processes)
 		tm := TimedMessage{
-			Layer: m.Part, Peer: int64(m.home.peer), Creditor: creditor.Process, Rows: m.Rows, Bytes: m.Bytes, At: map[string]int64{},
+			Layer: m.Layer(), Half: m.Half(), Peer: int64(m.home.peer), Creditor: creditor.Process, Rows: m.Rows, Bytes: m.Bytes, At: map[string]int64{},
 		}
 		for stage, at := range m.at {
 			if at != 0 {

@@ -179,6 +179,14 @@ func (p *printer) requests(list []Request) {
 	p.table(rows)
 }
 
+// layerCell marks messages of a step's second half.
+func layerCell(m TimedMessage) string {
+	if m.Half > 0 {
+		return fmt.Sprintf("%d'", m.Layer)
+	}
+	return fmt.Sprint(m.Layer)
+}
+
 func (p *printer) timeline(t *Timeline) {
 	p.f("\nstep %d of %s: %s, of it %s with a message out; %d requests, %d tokens\n", t.Step, t.Home, us(t.Took), us(t.Away), t.Requests, t.Tokens)
 	for _, s := range t.Shares {
@@ -186,7 +194,7 @@ func (p *printer) timeline(t *Timeline) {
 	}
 	rows := []string{"layer\tpeer\trows\tbytes\t" + strings.Join(stageNames[:], "\t")}
 	for _, m := range t.Messages {
-		cells := []string{fmt.Sprint(m.Layer), fmt.Sprint(m.Peer), fmt.Sprint(m.Rows), fmt.Sprint(m.Bytes)}
+		cells := []string{layerCell(m), fmt.Sprint(m.Peer), fmt.Sprint(m.Rows), fmt.Sprint(m.Bytes)}
 		if m.Creditor != "" {
 			cells[1] += " " + m.Creditor
 		}
@@ -200,6 +208,6 @@ func (p *printer) timeline(t *Timeline) {
 		}
 		rows = append(rows, strings.Join(cells, "\t"))
 	}
-	p.f("  microseconds after the step's beginning\n")
+	p.f("  microseconds after the step's beginning; ' is a step's second half\n")
 	p.table(rows)
 }

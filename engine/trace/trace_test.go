@@ -110,6 +110,26 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// A step in halves asks the same creditor twice in a layer.
+func TestHalves(t *testing.T) {
+	var s script
+	s.step(0, 7, 1000, 2000)
+	for layer := range uint64(2) {
+		for half := range uint64(2) {
+			s.message(Query, 1100+200*layer+70*half, 0, 2, 9, 7, half<<16|layer)
+		}
+	}
+	r := s.trace(1).Report(four(), Options{Peer: -1})
+	if r.Lanes[0].Messages != 4 || r.Order != (Order{Checked: 4}) || len(r.Timeline.Messages) != 4 {
+		t.Fatalf("%+v, %+v", r.Lanes[0], r.Timeline)
+	}
+	for i, m := range r.Timeline.Messages {
+		if m.Layer != uint64(i)/2 || m.Half != uint64(i)%2 {
+			t.Errorf("message %d is of layer %d, half %d", i, m.Layer, m.Half)
+		}
+	}
+}
+
 // Only one end is traced: its stages alone are known, and that is said.
 func TestOneEnd(t *testing.T) {
 	var home, creditor script

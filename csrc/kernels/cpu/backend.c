@@ -57,8 +57,20 @@ static void rope_row(void *arg, int32_t index, int32_t thread) {
 
 static int32_t step_rows(const inf_lane *l) { return (int32_t)l->step->head->n_tokens; }
 
-static void cpu_begin(inf_lane *l, const inf_step_buffers *step) {
-    l->step = step;
+/* The first row of what operations are on, in [rows, width] that begins with the step's. */
+static float *rows_of(const inf_lane *l, const void *base, int32_t width) {
+    return (float *)base + l->row0 * width;
+}
+
+static void cpu_half(inf_lane *l, int32_t half) {
+    l->step = half == INF_WHOLE ? l->whole : &l->halves[half];
+    l->row0 = half > 0 ? (int64_t)l->halves->head->n_tokens : 0;
+}
+
+static void cpu_begin(inf_lane *l, const inf_step_buffers *step, const inf_step_buffers *halves) {
+    l->whole = step;
+    l->halves = halves;
+    cpu_half(l, INF_WHOLE);
     for (uint32_t i = 0; i < step->head->n_seqs; i++) {
         const inf_step_seq *seq = &step->seqs[i];
         for (uint32_t t = 0; t < seq->n_tokens; t++) {
@@ -91,17 +103,18 @@ static void embed_token(void *arg, int32_t index, int32_t thread) {
 
 static void cpu_embed(inf_lane *l, const void *table, float *x) {
     l->table = table;
-    l->x = x;
+    l->x = rows_of(l, x, l->dims.hidden);
     inf_pool_run(l->threads, embed_token, l, step_rows(l));
 }
 
 static void cpu_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
     int32_t rows = step_rows(l), n = l->dims.hidden;
+    x = rows_of(l, x, n);
     if (add != NULL) {
-        l->ops->add(x, add, (int64_t)rows * n);
+        l->ops->add(x, rows_of(l, add, n), (int64_t)rows * n);
     }
     if (weight != NULL) {
-        l->ops->rms_norm(l->threads, x, weight, y, rows, n, n, n, l->dims.rms_eps);
+        l->ops->rms_norm(l->threads, x, weight, rows_of(l, y, n), rows, n, n, n, l->dims.rms_eps);
     }
 }
 
@@ -117,7 +130,8 @@ static void cpu_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n
 }
 
 static void cpu_product(inf_lane *l, const inf_product *p) {
-    inf_gemm args = {p->x, p->w, p->bias, p->y, p->rows, p->n, p->k, p->k, p->n};
+    const float *x = rows_of(l, p->x, p->k);
+    inf_gemm args = {x, p->w, p->bias, rows_of(l, p->y, p->n), p->rows, p->n, p->k, p->k, p->n};
     l->ops->gemm(l->threads, inf_matrix_dtype(&l->dims), &args);
 }
 
@@ -151,7 +165,10 @@ static void cpu_heads(inf_lane *l, const inf_heads *p) {
     const inf_device_config *d = &l->dims;
     int32_t rows = step_rows(l);
     /* k is rotated where it lies: nobody reads the product after this. */
-    float *qkv = (float *)p->qkv, *q = p->q, *k = qkv + l->q_dim;
+    float *qkv = rows_of(l, p->qkv, l->qkv_dim), *q = rows_of(l, p->q, l->q_dim);
+    float *k = qkv + l->q_dim;
+    const float *cos_rows = rows_of(l, l->cos, d->head_dim / 2);
+    const float *sin_rows = rows_of(l, l->sin, d->head_dim / 2);
     for (int32_t r = 0; r < rows; r++) { /* attention reads q without gaps */
         memcpy(q + (int64_t)r * l->q_dim, qkv + (int64_t)r * l->qkv_dim,
                (size_t)l->q_dim * sizeof(float));
@@ -160,8 +177,8 @@ static void cpu_heads(inf_lane *l, const inf_heads *p) {
         norm_heads(l, q, p->q_norm, rows, d->heads, l->q_dim);
         norm_heads(l, k, p->k_norm, rows, d->kv_heads, l->qkv_dim);
     }
-    l->ops->rope(l->threads, q, l->cos, l->sin, rows, d->heads, d->head_dim, l->q_dim);
-    l->ops->rope(l->threads, k, l->cos, l->sin, rows, d->kv_heads, d->head_dim, l->qkv_dim);
+    l->ops->rope(l->threads, q, cos_rows, sin_rows, rows, d->heads, d->head_dim, l->q_dim);
+    l->ops->rope(l->threads, k, cos_rows, sin_rows, rows, d->kv_heads, d->head_dim, l->qkv_dim);
     for (uint32_t i = 0; i < s->head->n_seqs; i++) {
         const inf_step_seq *seq = &s->seqs[i];
         const float *seq_k = k + (int64_t)seq->token_off * l->qkv_dim;
@@ -173,12 +190,13 @@ static void cpu_heads(inf_lane *l, const inf_heads *p) {
 
 static void cpu_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32_t open) {
     const inf_step_buffers *s = l->step;
+    const float *q_rows = rows_of(l, q, l->q_dim);
     (void)open;
-    l->o = o;
+    l->o = rows_of(l, o, l->q_dim);
     for (uint32_t i = 0; i < s->head->n_seqs; i++) {
         const inf_step_seq *seq = &s->seqs[i];
         l->attn[i] = (inf_attn){
-            .q = (const float *)q + (int64_t)seq->token_off * l->q_dim,
+            .q = q_rows + (int64_t)seq->token_off * l->q_dim,
             .rows = (int32_t)seq->n_tokens,
             .heads = l->dims.heads,
             .q_pos0 = seq->pos0,
@@ -190,7 +208,7 @@ static void cpu_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32
             .n_tokens = seq->pos0 + seq->n_tokens - seq->local_pos0,
             .window = l->windows[layer],
             .scale = l->scale,
-            .o = (float *)o + (int64_t)seq->token_off * l->q_dim,
+            .o = l->o + (int64_t)seq->token_off * l->q_dim,
             .lse = l->lse + (int64_t)seq->token_off * l->dims.heads,
         };
     }
@@ -216,16 +234,16 @@ static void cpu_settle(inf_lane *l, void *o) {
 
 static void cpu_gated(inf_lane *l, const inf_product *p, void *y) {
     int32_t n = p->n / 2;
-    const float *gate = p->y;
+    const float *gate = rows_of(l, p->y, p->n);
     cpu_product(l, p);
-    l->ops->swiglu(l->threads, gate, gate + n, y, p->rows, n, 2 * n, n);
+    l->ops->swiglu(l->threads, gate, gate + n, rows_of(l, y, n), p->rows, n, 2 * n, n);
 }
 
 static void cpu_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host,
                         int32_t stride) {
     size_t row = (size_t)l->q_dim * sizeof(float);
     cpu_copy_rows_out(l, host, (size_t)stride * (size_t)l->dims.head_dim * sizeof(float),
-                      (const float *)q + (size_t)row0 * (size_t)l->q_dim, row, (size_t)rows);
+                      rows_of(l, q, l->q_dim) + (size_t)row0 * (size_t)l->q_dim, row, (size_t)rows);
 }
 
 static const inf_backend_ops cpu_ops = {
@@ -245,6 +263,7 @@ static const inf_backend_ops cpu_ops = {
     .copy_rows_in = cpu_copy_rows_in,
     .collective_open = inf_cpu_collective_open,
     .begin = cpu_begin,
+    .half = cpu_half,
     .record = cpu_record,
     .recorded = cpu_recorded,
     .embed = cpu_embed,
@@ -273,6 +292,7 @@ inf_backend *inf_backend_cpu(int32_t isa) {
                             .act = INF_DTYPE_F32,
                             .act_bytes = sizeof(float),
                             .logit_rows = 32,
+                            .half_rows = 64,
                             .host_memory = 1,
                             .cpus = 1,
                             .ranks = 1};

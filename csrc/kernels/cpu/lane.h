@@ -22,10 +22,12 @@ struct inf_lane {
     float *o2, *lse2;       /* answer: [max_rows, heads, head_dim], [max_rows, heads] */
     float **to_o, **to_lse; /* answer: [max_segments], where attn's partials belong */
     int32_t max_rows;
-    float *lse; /* attend: [max_rows, heads] */
-    float *o;   /* attend's output, for merge */
-    const inf_step_buffers *step;
-    const void *table; /* embed's, during it */
+    float *lse;                             /* attend: [max_rows, heads] */
+    float *o;                               /* attend's output, for merge */
+    const inf_step_buffers *whole, *halves; /* as begin took them */
+    const inf_step_buffers *step;           /* what operations are on: whole, or one of halves */
+    int64_t row0;                           /* its first row in whole */
+    const void *table;                      /* embed's, during it */
     float *x;
 };
 

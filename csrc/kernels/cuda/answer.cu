@@ -128,7 +128,7 @@ static void tell(inf_lane *l, const inf_attn *args, const answer_batch *b, uint3
             to[off + k] = (uint32_t)(one ? a->blocks[k] : a->blocks[k] * l->dims.layers + a->layer);
         }
     }
-    lane_plan(l, &l->classes[class_of], b->n, b->rows);
+    lane_plan(l, &l->classes[class_of], l->host_segments, b->n, b->rows);
     inbox_send(l);
     l->plans++;
     if (one && l->fault == 0) {

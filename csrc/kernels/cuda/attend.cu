@@ -4,7 +4,8 @@
 
 #include "kernels/cuda/lane.h"
 
-void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows) {
+void lane_plan(inf_lane *l, class_lists *c, const inf_cuda_segment *segments, int32_t n_segments,
+               int32_t rows) {
     inf_cuda_plan_shape shape = l->shape;
     inf_cuda_plan_lists lists = {};
     shape.window = c->window;
@@ -12,7 +13,7 @@ void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows) {
     lists.prefill = l->plan_prefill;
     lists.off = l->plan_off;
     lists.list = l->plan_list;
-    int status = inf_cuda_plan(&shape, l->host_segments, n_segments, rows, &l->sizes, &lists);
+    int status = inf_cuda_plan(&shape, segments, n_segments, rows, &l->sizes, &lists);
     if (!lane_ok(l, status == INF_OK ? 0 : (int)cudaErrorInvalidValue, "the plan of attention")) {
         return;
     }
@@ -49,7 +50,7 @@ static inf_cuda_attn attn_of(inf_lane *l, const class_lists *c, int32_t layer) {
     a.pool = l->pool;
     a.kv = l->kv;
     a.blocks = l->blocks;
-    a.segments = l->segments;
+    a.segments = l->segments + l->first_segment;
     a.part_o = l->part_o;
     a.part_lse = l->part_lse;
     a.done = l->done;

@@ -141,8 +141,8 @@ static inf_backend_ops make_table(void) {
 }
 
 extern "C" __attribute__((visibility("default"))) int
-inf_cuda_backend_open_9(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
-                        uint64_t ops_bytes, inf_backend **out, inf_err *err) {
+inf_cuda_backend_open_10(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
+                         uint64_t ops_bytes, inf_backend **out, inf_err *err) {
     static const inf_backend_ops ops = make_table(); /* once, whoever comes first */
     cudaDeviceProp props;
     *out = NULL;
@@ -165,6 +165,7 @@ inf_cuda_backend_open_9(int32_t ordinal, const inf_device_config *config, uint64
     b->base.plain_matrix = 1;
     b->base.ranks = 1;
     b->base.logit_rows = LOGIT_ROWS;
+    b->base.half_rows = HALF_ROWS;
     b->ordinal = ordinal;
     b->sms = props.multiProcessorCount;
     /* INFINITE_CUDA_WITHOUT names parts to do without, for those who look for a fault or measure;

@@ -36,7 +36,7 @@ static void give_queries(inf_lane *l) {
 static void step_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host,
                          int32_t stride) {
     float *at = host;
-    l->asked = q;
+    l->asked = (const uint8_t *)q + l->row0 * l->q_dim * l->act_bytes;
     if (lane_direct(l, rows, stride, &at, NULL)) {
         add_run(&l->given, row0, rows, at, NULL, stride, [&] { give_queries(l); });
         return;
@@ -113,6 +113,7 @@ static int step_merge(inf_lane *l, uint32_t row0, int32_t rows, const float *o2,
 
 static void step_settle(inf_lane *l, void *o) {
     lane_enter(l);
+    o = (uint8_t *)o + l->row0 * l->q_dim * l->act_bytes;
     merge_waiting(l, o == l->partial ? NULL : o);
 }
 

@@ -203,32 +203,46 @@ static bool size_plans(inf_lane *l) {
     return true;
 }
 
+static bool take_lists(inf_lane *l, class_lists *c) {
+    return take(l, &c->decode, (uint64_t)l->sizes.decode) &&
+           take(l, &c->prefill, (uint64_t)l->sizes.prefill) &&
+           take(l, &c->off, (uint64_t)l->sizes.rows + 1) &&
+           take(l, &c->list, (uint64_t)l->sizes.parts) && take(l, &c->counts, 2);
+}
+
 static bool take_plans(inf_lane *l) {
     uint64_t decode = (uint64_t)l->sizes.decode, prefill = (uint64_t)l->sizes.prefill;
     uint64_t off = (uint64_t)l->sizes.rows + 1, parts = (uint64_t)l->sizes.parts;
     uint64_t heads = (uint64_t)l->dims.heads;
     int32_t classes = l->kind == INF_LANE_ANSWER ? 1 : l->n_classes;
+    bool halves = l->kind == INF_LANE_STEP && l->backend->base.half_rows > 0;
+    uint64_t plans = (uint64_t)classes * (halves ? INF_HALVES : 1);
+    uint64_t max_segments = (uint64_t)l->max_segments + halves; /* one request may be in both */
     for (int32_t i = 0; i < l->n_classes; i++) {
         class_lists *c = &l->classes[i];
         if (i >= classes) { /* an answer is of one layer, so its classes share memory */
             int32_t window = c->window;
             *c = l->classes[0];
             c->window = window;
-        } else if (!take(l, &c->decode, decode) || !take(l, &c->prefill, prefill) ||
-                   !take(l, &c->off, off) || !take(l, &c->list, parts) || !take(l, &c->counts, 2)) {
+        } else if (!take_lists(l, c)) {
             return false;
+        }
+        if (halves) {
+            l->second[i].window = c->window;
+            if (!take_lists(l, &l->second[i])) {
+                return false;
+            }
         }
     }
     uint64_t words = (decode + prefill) * sizeof(inf_cuda_work) / 4 + off + parts + 2 + 5 * 32;
     uint64_t rows = 5 * (uint64_t)l->max_rows + (uint64_t)l->dims.max_rows;
-    uint64_t segments = (uint64_t)l->max_segments * sizeof(inf_cuda_segment) / 4;
-    l->inbox_words = rows + segments + (uint64_t)l->max_blocks + (uint64_t)classes * words +
-                     8 * 32 + draw_inbox_words(l);
+    uint64_t segments = max_segments * sizeof(inf_cuda_segment) / 4;
+    l->inbox_words =
+        rows + segments + (uint64_t)l->max_blocks + plans * words + 8 * 32 + draw_inbox_words(l);
     return l->inbox_words <= UINT32_MAX && pin(l, &l->inbox, l->inbox_words) &&
            keep(l, &l->plan_decode, decode) && keep(l, &l->plan_prefill, prefill) &&
            keep(l, &l->plan_off, off) && keep(l, &l->plan_list, parts) &&
-           keep(l, &l->host_segments, (uint64_t)l->max_segments) &&
-           take(l, &l->segments, (uint64_t)l->max_segments) &&
+           keep(l, &l->host_segments, max_segments) && take(l, &l->segments, max_segments) &&
            take(l, &l->blocks, (uint64_t)l->max_blocks) &&
            take(l, &l->part_o, parts * (uint64_t)l->q_dim) &&
            take(l, &l->part_lse, parts * heads) &&

@@ -19,7 +19,7 @@
 #include "runtime/fail.h"
 
 /* Layers with the same window are a class and share a plan. */
-enum { MAX_CLASSES = 8, MAX_SECTIONS = 14 + 5 * MAX_CLASSES };
+enum { MAX_CLASSES = 8, MAX_SECTIONS = 14 + 5 * INF_HALVES * MAX_CLASSES };
 
 struct pinned_stretch {
     uint8_t *host, *device;
@@ -103,7 +103,8 @@ struct inf_lane {
     int32_t *class_of; /* host [layers] */
     inf_cuda_plan_shape shape;
     inf_cuda_plan_sizes sizes;
-    class_lists classes[MAX_CLASSES];
+    class_lists classes[MAX_CLASSES]; /* of a step, an answer or a first half */
+    class_lists second[MAX_CLASSES];  /* of a second half, if the backend has steps in halves */
     inf_cuda_products *products;
 
     void *taken[128], *pinned[16], *kept[32]; /* all memory that lane_close frees */
@@ -167,8 +168,11 @@ struct inf_lane {
     int32_t holds;          /* the last row of those before is of its request's text */
 
     /* The step under way. */
-    const inf_step_buffers *step;
-    int32_t rows, recordable;
+    const inf_step_buffers *step, *halves;
+    int32_t rows, recordable; /* rows that operations are on: the step's, or those of a half */
+    int64_t row0;             /* the first of them */
+    int32_t first_segment;    /* of theirs */
+    class_lists *lists;       /* of their attention */
     float *partial;     /* where open partials are: o32, or the output itself when act is f32 */
     const void *asked;  /* q of the pending queries */
     pending_rows *wait; /* [max_wait] */
@@ -184,7 +188,8 @@ struct inf_lane {
     uint8_t choices[2][INF_CUDA_SMALL_ROWS + 1]; /* choose.cu */
 };
 
-enum { RECORD_ROWS = 64, LOGIT_ROWS = 128 };
+/* HALF_ROWS: reckoned, not measured; a product of bf16 is bound by arithmetic from 150 on. */
+enum { RECORD_ROWS = 64, LOGIT_ROWS = 128, HALF_ROWS = 512 };
 
 /* Memory of a lane, freed with it: device memory, zeroed; pinned host memory; ordinary memory,
  * zeroed. */
@@ -241,8 +246,9 @@ void inbox_begin(inf_lane *l);
 uint32_t *inbox_put(inf_lane *l, void *to, uint64_t bytes);
 void inbox_send(inf_lane *l);
 
-/* Makes the plan of a class for host_segments and puts it into the inbox. */
-void lane_plan(inf_lane *l, class_lists *c, int32_t n_segments, int32_t rows);
+/* Makes the plan of a class for n_segments, and puts it into the inbox. */
+void lane_plan(inf_lane *l, class_lists *c, const inf_cuda_segment *segments, int32_t n_segments,
+               int32_t rows);
 /* What becomes of attention. */
 struct attend_to {
     void *o;

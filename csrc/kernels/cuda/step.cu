@@ -35,16 +35,24 @@ static void put_rows(inf_lane *l, const inf_step_buffers *s) {
 }
 
 /* One segment per request: its local blocks. */
-static void put_segments(inf_lane *l, const inf_step_buffers *s) {
-    uint32_t n = s->head->n_seqs;
-    for (uint32_t i = 0; i < n; i++) {
+static uint32_t add_segments(inf_lane *l, uint32_t first, const inf_step_buffers *s) {
+    for (uint32_t i = 0; i < s->head->n_seqs; i++) {
         const inf_step_seq *seq = &s->seqs[i];
-        l->host_segments[i] = {seq->token_off,
-                               seq->n_tokens,
-                               seq->pos0,
-                               seq->local_pos0,
-                               seq->pos0 + seq->n_tokens - seq->local_pos0,
-                               seq->block_off};
+        l->host_segments[first + i] = {seq->token_off,
+                                       seq->n_tokens,
+                                       seq->pos0,
+                                       seq->local_pos0,
+                                       seq->pos0 + seq->n_tokens - seq->local_pos0,
+                                       seq->block_off};
+    }
+    return first + s->head->n_seqs;
+}
+
+/* Those of halves one behind the other. */
+static void put_segments(inf_lane *l, const inf_step_buffers *s, const inf_step_buffers *halves) {
+    uint32_t n = 0;
+    for (int32_t i = 0; i < (halves != NULL ? (int32_t)INF_HALVES : 1); i++) {
+        n = add_segments(l, n, halves != NULL ? &halves[i] : s);
     }
     uint32_t *segments = inbox_put(l, l->segments, n * sizeof(inf_cuda_segment));
     uint32_t *blocks = inbox_put(l, l->blocks, s->head->n_blocks * sizeof(int32_t));
@@ -59,22 +67,49 @@ static void put_segments(inf_lane *l, const inf_step_buffers *s) {
     }
 }
 
-static void step_begin(inf_lane *l, const inf_step_buffers *s) {
+/* What operations are on. */
+static void step_half(inf_lane *l, int32_t half) {
+    const inf_step_buffers *s = half == INF_WHOLE ? l->step : &l->halves[half];
+    l->rows = (int32_t)s->head->n_tokens;
+    l->row0 = half > 0 ? (int64_t)l->halves->head->n_tokens : 0;
+    l->first_segment = half > 0 ? (int32_t)l->halves->head->n_seqs : 0;
+    l->lists = half > 0 ? l->second : l->classes;
+}
+
+/* The first row of what operations are on, in [rows, width] that begins with the step's. */
+template <typename T> static T *rows_of(const inf_lane *l, T *base, int64_t width) {
+    return base + l->row0 * width;
+}
+static uint8_t *act_rows(const inf_lane *l, const void *base, int64_t width) {
+    return base == NULL ? NULL : rows_of(l, (uint8_t *)base, width * l->act_bytes);
+}
+
+static void put_plans(inf_lane *l, class_lists *plans, const inf_cuda_segment *segments,
+                      const inf_step_buffers *s) {
+    int32_t n = (int32_t)s->head->n_seqs, rows = (int32_t)s->head->n_tokens;
+    for (int32_t i = 0; i < l->n_classes; i++) {
+        lane_plan(l, &plans[i], segments, n, rows);
+        l->recordable = l->recordable && plans[i].n_prefill == 0;
+    }
+}
+
+static void step_begin(inf_lane *l, const inf_step_buffers *s, const inf_step_buffers *halves) {
     lane_enter(l);
     l->step = s;
-    l->rows = (int32_t)s->head->n_tokens;
+    l->halves = halves;
+    step_half(l, INF_WHOLE);
     l->n_wait = l->staged = 0;
     l->given.n = l->given.rows = l->taken_in.n = l->taken_in.rows = 0;
     l->unscaled = NULL;
     inbox_begin(l);
     put_rows(l, s);
-    put_segments(l, s);
+    put_segments(l, s, halves);
     draw_begin(l, s);
-    l->recordable =
-        l->rows == (int32_t)s->head->n_seqs && l->rows <= RECORD_ROWS && l->backend->record;
-    for (int32_t i = 0; i < l->n_classes; i++) {
-        lane_plan(l, &l->classes[i], (int32_t)s->head->n_seqs, l->rows);
-        l->recordable = l->recordable && l->classes[i].n_prefill == 0;
+    l->recordable = l->rows == (int32_t)s->head->n_seqs && l->rows <= RECORD_ROWS &&
+                    l->backend->record && halves == NULL;
+    put_plans(l, l->classes, l->host_segments, halves != NULL ? &halves[0] : s);
+    if (halves != NULL) {
+        put_plans(l, l->second, l->host_segments + halves[0].head->n_seqs, &halves[1]);
     }
     inbox_send(l);
     inf_cuda_rope_table table = {};
@@ -144,8 +179,10 @@ static int step_recorded(inf_lane *l) {
 
 static void step_embed(inf_lane *l, const void *table, float *x) {
     lane_enter(l);
+    int32_t hidden = l->dims.hidden;
     inf_cuda_embed p = {
-        l->tokens, table, x, l->dims.dtype, l->rows, l->dims.hidden, l->backend->early_rows};
+        rows_of(l, l->tokens, 1), table, rows_of(l, x, hidden), l->dims.dtype, l->rows, hidden,
+        l->backend->early_rows};
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
 }
 
@@ -165,8 +202,9 @@ static inf_cuda_add_norm norm_of(const inf_lane *l, float *x, const float *weigh
 
 static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
     lane_enter(l);
-    inf_cuda_add_norm p = norm_of(l, x, weight, y, l->rows);
-    p.add = add;
+    int32_t n = l->dims.hidden;
+    inf_cuda_add_norm p = norm_of(l, rows_of(l, x, n), weight, act_rows(l, y, n), l->rows);
+    p.add = act_rows(l, add, n);
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
 }
 
@@ -179,6 +217,14 @@ static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t 
 }
 
 /* Few rows are done by the kernel for them, more by the library. */
+static inf_product product_of(const inf_lane *l, const inf_product *p) {
+    inf_product at = *p;
+    at.x = act_rows(l, p->x, p->k);
+    at.y = p->y_f32 ? (void *)rows_of(l, (float *)p->y, p->n) : act_rows(l, p->y, p->n);
+    return at;
+}
+
+/* p of product_of, as is y. */
 static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t gate, void *y) {
     inf_cuda_small s = {};
     s.x = p->x;
@@ -205,8 +251,9 @@ static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void 
 
 static void step_product(inf_lane *l, const inf_product *p) {
     lane_enter(l);
-    if (l->fault == 0 && !small_product(l, p, 0, p->y)) {
-        lane_ok(l, inf_cuda_product(l->products, p, l->stream), "a product");
+    inf_product at = product_of(l, p);
+    if (l->fault == 0 && !small_product(l, &at, 0, at.y)) {
+        lane_ok(l, inf_cuda_product(l->products, &at, l->stream), "a product");
     }
 }
 
@@ -227,8 +274,9 @@ static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const
         step_add_norm(l, x, p->y, weight, y);
         return;
     }
-    inf_cuda_small s = small_of(l, p, 0, weight != NULL ? y : NULL);
-    s.residual = x;
+    inf_product at = product_of(l, p);
+    inf_cuda_small s = small_of(l, &at, 0, weight != NULL ? act_rows(l, y, p->n) : NULL);
+    s.residual = rows_of(l, x, p->n);
     s.norm = weight;
     s.squares = l->squares;
     lane_ok(l, inf_cuda_small_launch(&s, l->stream), "a product and its norm");
@@ -237,26 +285,28 @@ static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const
 
 static void step_gated(inf_lane *l, const inf_product *p, void *y) {
     lane_enter(l);
-    if (l->fault != 0 || small_product(l, p, 1, y)) {
+    inf_product at = product_of(l, p);
+    y = act_rows(l, y, p->n / 2);
+    if (l->fault != 0 || small_product(l, &at, 1, y)) {
         return;
     }
-    inf_cuda_small s = small_of(l, p, 1, y);
-    lane_gated_by_library(l, p, &s, y);
+    inf_cuda_small s = small_of(l, &at, 1, y);
+    lane_gated_by_library(l, &at, &s, y);
 }
 
 static void step_heads(inf_lane *l, const inf_heads *h) {
     lane_enter(l);
     inf_cuda_heads p = {};
-    p.qkv = h->qkv;
+    p.qkv = act_rows(l, h->qkv, l->qkv_dim);
     p.q_norm = h->q_norm;
     p.k_norm = h->k_norm;
-    p.cos = l->cos;
-    p.sin = l->sin;
-    p.q = h->q;
+    p.cos = rows_of(l, l->cos, l->dims.head_dim / 2);
+    p.sin = rows_of(l, l->sin, l->dims.head_dim / 2);
+    p.q = act_rows(l, h->q, l->q_dim);
     p.pool = l->pool;
     p.kv = l->kv;
-    p.kv_block = l->kv_block;
-    p.kv_index = l->kv_index;
+    p.kv_block = rows_of(l, l->kv_block, 1);
+    p.kv_index = rows_of(l, l->kv_index, 1);
     p.act = l->act;
     p.rows = l->rows;
     p.heads = l->dims.heads;
@@ -268,7 +318,9 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
 
 static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32_t open) {
     lane_enter(l);
-    const class_lists *c = &l->classes[l->class_of[layer]];
+    const class_lists *c = &l->lists[l->class_of[layer]];
+    q = act_rows(l, q, l->q_dim);
+    o = act_rows(l, o, l->q_dim);
     bool whole = l->capturing != NULL;
     /* The same for every layer and step: settle asks for it also where attention was replayed. */
     l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
@@ -286,6 +338,7 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->lane_open = inf_cuda_lane_open;
     ops->lane_close = inf_cuda_lane_close;
     ops->begin = step_begin;
+    ops->half = step_half;
     ops->record = step_record;
     ops->recorded = step_recorded;
     ops->embed = step_embed;

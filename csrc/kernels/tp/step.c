@@ -26,13 +26,31 @@ static void on_each(tp_lane *l, tp_op op, void *arg) {
     inf_pool_run(l->team, call_rank, &c, l->n);
 }
 
+typedef struct begin_args {
+    const inf_step_buffers *step, *halves;
+} begin_args;
+
 static void begin_rank(tp_lane *l, int32_t r, void *arg) {
-    const inf_step_buffers *const *step = arg;
-    l->ops->begin(l->rank[r], *step);
+    const begin_args *a = arg;
+    l->ops->begin(l->rank[r], a->step, a->halves);
 }
 
-static void tp_begin(inf_lane *lane, const inf_step_buffers *step) {
-    on_each(of(lane), begin_rank, (void *)&step);
+static void tp_begin(inf_lane *lane, const inf_step_buffers *step, const inf_step_buffers *halves) {
+    begin_args a = {step, halves};
+    tp_lane *l = of(lane);
+    l->row0 = 0;
+    l->second = halves != NULL ? halves->head->n_tokens : 0;
+    on_each(l, begin_rank, &a);
+}
+
+static void half_rank(tp_lane *l, int32_t r, void *arg) {
+    l->ops->half(l->rank[r], *(const int32_t *)arg);
+}
+
+static void tp_half(inf_lane *lane, int32_t half) {
+    tp_lane *l = of(lane);
+    l->row0 = half > 0 ? l->second : 0;
+    on_each(l, half_rank, &half);
 }
 
 /* Steps of several ranks are not recorded: backend.c. */
@@ -165,7 +183,8 @@ static void summand_rank(tp_lane *l, int32_t r, void *arg) {
     product_args *a = arg;
     inf_product mine = product_of(a->p, r);
     mine.bias = r == 0 ? mine.bias : NULL; /* once in the sum */
-    a->parts[r] = mine.y;
+    a->parts[r] = (uint8_t *)mine.y +      /* what the sum is of: the rows that the product made */
+                  l->row0 * (uint64_t)mine.n * (uint64_t)l->backend->base.act_bytes;
     l->ops->product(l->rank[r], &mine);
 }
 
@@ -276,6 +295,7 @@ static void tp_sample(inf_lane *lane, const float *logits, uint32_t first, int32
 
 void inf_tp_step_table(inf_backend_ops *ops, const inf_backend_ops *rank) {
     ops->begin = tp_begin;
+    ops->half = tp_half;
     ops->record = tp_record;
     ops->recorded = tp_recorded;
     ops->embed = tp_embed;

@@ -52,6 +52,8 @@ typedef struct tp_lane {
     inf_collective *sum;      /* of a step's lane */
     inf_pool *team;           /* .. a thread per rank; NULL: the caller asks one after the other */
     float *logits;            /* .. and, in rank 0's memory, those of its share: [logit_rows, n] */
+    uint64_t row0, second;    /* .. the first of the rows that operations are on, and of the second
+                               * half */
     inf_device_config dims;   /* the model's */
     inf_kv_shape kv, rank_kv; /* of a block, and of a rank's part of it */
     int32_t max_rows, max_segments;

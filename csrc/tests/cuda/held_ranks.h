@@ -67,7 +67,7 @@ static void begin_step(instance *t) {
     head.n_seqs = 1, head.n_tokens = FEW, head.n_blocks = 1;
     seq.n_tokens = FEW, seq.n_blocks = 1;
     step.head = &head, step.seqs = &seq, step.tokens = tokens, step.blocks = blocks;
-    t->ops->begin(t->lane, &step);
+    t->ops->begin(t->lane, &step, NULL);
 }
 
 static void give(instance *t) {

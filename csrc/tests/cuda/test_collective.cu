@@ -229,7 +229,7 @@ static std::vector<float> run_layer(inf_backend *b, const inf_device_config *c,
     head.n_seqs = 1, head.n_tokens = ROWS, head.n_blocks = (ROWS + 3) / 4;
     seq.n_tokens = ROWS, seq.n_blocks = head.n_blocks;
     step.head = &head, step.seqs = &seq, step.tokens = tokens, step.blocks = blocks;
-    ops->begin(lane, &step);
+    ops->begin(lane, &step, NULL);
     ops->embed(lane, table, x);
     ops->add_norm(lane, x, NULL, norm, h);
     inf_product gate_up = {h, w_up, NULL, gu, ROWS, 2 * inner, HIDDEN, 0};
