@@ -9,7 +9,7 @@ import (
 // otherVariables are those of the names INFINITE_* that are no settings, but that this program reads: for
 // debugging and tuning, and where to find libraries.
 var otherVariables = []string{
-	"INFINITE_AWAKE_US", "INFINITE_CONFIG", "INFINITE_CUDA_LIBRARY", "INFINITE_CUDA_WITH", "INFINITE_CUDA_WITHOUT",
+	"INFINITE_AWAKE_US", "INFINITE_CONFIG", "INFINITE_CUDA_LIBRARY", "INFINITE_CUDA_WITH", "INFINITE_CUDA_WITHOUT", "INFINITE_HALF_ROWS",
 	"INFINITE_NCCL_LIBRARY", "INFINITE_TP_DEADLINE_MS",
 }
 

@@ -141,6 +141,12 @@ func TestExactness(t *testing.T) {
 					})
 				}
 			}
+			// The prompt's own steps ask for partials, since no pool holds it, two rows at once or more.
+			t.Run("in halves", func(t *testing.T) {
+				t.Setenv("INFINITE_HALF_ROWS", "1")
+				p := r.serve(t, 8, exactBlocks/8, "--max-num-batched-tokens", "16", "--max-num-seqs", "4")
+				sameAnswer(t, local, p.complete(r.request(len(local.tokens))))
+			})
 			t.Run("negative control", func(t *testing.T) {
 				t.Setenv(emptyRemoteEnv, "1")
 				// Pools so small that less than the smallest sliding window is left at home.
