@@ -5,7 +5,13 @@ import shutil
 import subprocess
 import sys
 
-lines = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
+lines, unread = [], 0
+for line in open(sys.argv[1], errors="replace"):
+    if line.startswith("{"):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # of a bench that was killed
+            unread += 1
 
 
 def of(bench, otherwise=False):
@@ -233,3 +239,5 @@ steps()
 switches()
 gaps()
 products()
+if unread:
+    print(f"\nLines left out, which are no JSON, as a bench that is killed leaves them: {unread}")
