@@ -8,7 +8,8 @@
 #
 # parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, with PEERS flashinfer
 # too, and profile, switches (decode steps without each part that can be left out, with each that is not taken by
-# itself, and with larger blocks) and asleep (pair, with threads that do not stay awake).
+# itself, and with larger blocks), asleep (pair, with threads that do not stay awake) and halves (prefill steps of a
+# pair, computed in halves or not).
 # A test of whole steps that fails is run again without each of these parts: OUT/blame.txt says without which it passes.
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 # DEADLINE: in seconds from the start, none by default. What runs then is ended, what has not begun by 5 s before is
@@ -220,6 +221,15 @@ if wants asleep; then
     BLOCKS=8500 step bench_pair_as_is 90 "$build/bench_step" 1 8b pair
     set="asleep"
     BLOCKS=8500 INFINITE_AWAKE_US=0 step bench_pair_asleep 90 "$build/bench_step" 1 8b pair
+    set=""
+fi
+if wants halves; then
+    for rows in "" 0 256; do
+        set=${rows:+half rows $rows}
+        set=${set:-as it is}
+        BLOCKS=8400 CREDITOR_BLOCKS=4200 step "bench_halves_${rows:-as_is}" 60 env ${rows:+INFINITE_HALF_ROWS=$rows} \
+            "$build/bench_step" 1 8b pair_prefill
+    done
     set=""
 fi
 if wants profile && command -v ncu >/dev/null; then
