@@ -32,10 +32,12 @@ build: lib
 	$(GO) build -o bin/infinite ./engine/cmd/infinite
 
 .PHONY: cuda build-cuda cuda-tests
-# libinfinite_cuda.so beside the program. Installs nvcc into .build where there is none.
+# libinfinite_cuda.so beside the program; what else runs on a GPU machine is compiled, too. Installs nvcc into .build
+# where there is none.
 cuda: setup
 	@tools/cuda/toolkit.sh >/dev/null
 	@tools/cuda/build.sh .build/cuda library
+	@tools/cuda/build.sh .build/cuda-check check
 	@mkdir -p bin && cp .build/cuda/libinfinite_cuda.so bin/
 
 # bin/infinite-cuda, which finds the machine's GPUs. It takes cuda.h of CUDA 11 or 12 (CUDA_HOME's, if set) and

@@ -303,6 +303,7 @@ static device_state open_device() {
 }
 
 int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut short has printed what it has */
     json = argc > 1 ? fopen(argv[1], "w") : stdout;
     if (json == NULL) {
         printf("cannot write %s\n", argv[1]);

@@ -153,6 +153,7 @@ static void run_case(const buffers &b, uint32_t rows, uint32_t before, int varia
 }
 
 int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut short has printed what it has */
     json = argc > 1 ? fopen(argv[1], "w") : stdout;
     if (json == NULL) {
         printf("cannot write %s\n", argv[1]);

@@ -73,6 +73,7 @@ static double time_one(const product_shape &s, int32_t rows, bool small, const u
 }
 
 int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut short has printed what it has */
     early = argc > 1 ? atoi(argv[1]) : 0;
     cudaStream_t stream;
     inf_err err;

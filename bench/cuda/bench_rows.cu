@@ -188,9 +188,10 @@ static void bench_sampling() {
                 row[r].slot = c.row.frequency != 0 ? r : -1;
             }
             inf_cuda_sample_row *d_row = upload(row);
-            uint32_t needs = inf_cuda_sample_needs(&row[0], VOCAB);
-            inf_cuda_sample p = {logits, d_row,   NULL, NULL,  NULL,  counts, out,
-                                 status, scratch, rows, VOCAB, needs, 0};
+            inf_cuda_sample p = {};
+            p.logits = logits, p.row = d_row, p.counts = counts, p.out = out, p.status = status;
+            p.scratch = scratch, p.rows = rows, p.vocab = VOCAB;
+            p.needs = inf_cuda_sample_needs(&row[0], VOCAB);
             measure(c.name, rows, p, inf_cuda_sample_launch, (double)rows * VOCAB * 4);
             CUDA(cudaFree(d_row));
         }
@@ -198,6 +199,7 @@ static void bench_sampling() {
 }
 
 int main() {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut short has printed what it has */
     CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     bench_rows();
     bench_sampling();

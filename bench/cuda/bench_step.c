@@ -7,6 +7,7 @@
  *                                             8 bits
  *   SHAPE: 8b (Llama-3-8B), 13b (Llama-2-13B), 13b4 (4 layers of it), 1b (Llama-3.2-1B), tiny
  *   parts: decode prefill pair            default: decode prefill pair
+ *          pair_prefill                   prefill steps, for which INFINITE_HALF_ROWS counts
  *          gaps                           alone: bench_gaps.h
  *
  * BLOCKS and CREDITOR_BLOCKS: the pools, in blocks of 16 tokens; BLOCK_SIZE: tokens of the blocks
@@ -19,6 +20,8 @@
 #include "bench/cuda/bench_gaps.h"
 #include "bench/cuda/step_model.h"
 #include "bench/link_pair.h"
+
+static int is_tiny(const shape *s) { return s->hidden < 1024; }
 
 static void bench_decode(inf_device *d, const shape *s) {
     static const uint32_t cases[][2] = {{1, 1024},  {1, 8192},  {1, 131072}, {8, 1024},
@@ -37,7 +40,6 @@ static void bench_decode(inf_device *d, const shape *s) {
             "\"least_ms\":%.4f,\"weight_bytes\":%llu,\"kv_bytes\":%llu}\n",
             s->name, batch, context, t.median * 1e3, t.least * 1e3,
             (unsigned long long)weight_bytes(s), (unsigned long long)kv);
-        fflush(stdout);
     }
 }
 
@@ -57,21 +59,75 @@ static void bench_prefill(inf_device *d, const shape *s) {
             "{\"bench\":\"step_prefill\",\"shape\":\"%s\",\"tokens\":%u,\"context\":%u,\"ms\":%.3f,"
             "\"tflops\":%.1f}\n",
             s->name, n, context, t.median * 1e3, (linear + attention) / t.median * 1e-12);
-        fflush(stdout);
     }
 }
 
 /* ---- two instances ---- */
 
-/* Half of each request's KV is moved to the creditor, and then stays there for all steps. */
-static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
-    static const uint32_t cases[][2] = {
-        {1, 8192}, {8, 8192}, {1, 32768}, {1, 131072}, {1, 1048576}};
+static void join_pair(inf_device *home, inf_device *creditor) {
     inf_link *c[2], *v[2];
     CHECK(link_pair(inf_device_query_slot_bytes(&home->config), &c[0], &v[0]));
     CHECK(link_pair(inf_device_move_slot_bytes(&home->config), &c[1], &v[1]));
     CHECK(inf_device_peer_serve(creditor, 0, v[0], v[1], &err) == INF_OK);
     CHECK(inf_device_peer_attach(home, 0, c[0], c[1], &err) == INF_OK);
+}
+
+static uint32_t generation; /* of the spans that the creditor has now */
+
+/* The creditor's blocks count as landed by a move of each: so many blocks of the home for each
+ * request. Returns its seconds. */
+static double lend(inf_device *home, inf_device *creditor, const shape *s, int32_t batch,
+                   uint32_t blocks) {
+    double move_s = 0;
+    int32_t *list = malloc((size_t)blocks * sizeof *list);
+    generation++;
+    for (int32_t r = 0; r < batch; r++) {
+        for (uint32_t k = 0; k < blocks; k++) {
+            list[k] = (int32_t)((uint32_t)r * blocks + k);
+        }
+        CHECK(inf_device_span_set(creditor, 0, (uint32_t)r, generation, list, (int32_t)blocks,
+                                  &err) == INF_OK);
+        double begun = now();
+        CHECK(inf_device_move_post(home, 0, (uint32_t)r, generation, 0, list, (int32_t)blocks, 1,
+                                   &err) == INF_OK);
+        inf_move_done done;
+        while (inf_device_move_wait(home, 1000000000, &done, &err) == INF_AGAIN) {
+        }
+        CHECK(done.status == INF_OK);
+        double took = now() - begun;
+        move_s += took;
+        if (r == 0) {
+            printf("{\"bench\":\"move\",\"shape\":\"%s\",\"bytes\":%llu,\"gb_per_s\":%.2f}\n",
+                   s->name, (unsigned long long)(blocks * home->kv.block_bytes),
+                   (double)(blocks * home->kv.block_bytes) / took * 1e-9);
+        }
+    }
+    free(list);
+    return move_s;
+}
+
+static void take_back(inf_device *creditor, int32_t batch) {
+    for (int32_t r = 0; r < batch; r++) {
+        CHECK(inf_device_span_close(creditor, (uint32_t)r, generation, &err) == INF_OK);
+    }
+}
+
+/* With `remote` tokens of each request where lend() brought them. */
+static timing time_spread(inf_device *home, int32_t batch, uint32_t context, uint32_t n,
+                          uint32_t remote, int steps) {
+    inf_step_buffers b;
+    set_step(home, batch, context, n, remote);
+    CHECK(inf_device_buffers(home, &b, &err) == INF_OK);
+    for (int32_t r = 0; r < batch; r++) {
+        b.spans[r].generation = generation;
+    }
+    return time_steps(home, steps);
+}
+
+/* Half of each request's KV is moved to the creditor, and then stays there for all steps. */
+static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
+    static const uint32_t cases[][2] = {
+        {1, 8192}, {8, 8192}, {1, 32768}, {1, 131072}, {1, 1048576}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int32_t batch = (int32_t)cases[i][0];
         uint32_t context = cases[i][1], remote = context / 2, blocks = remote / block_size;
@@ -80,53 +136,51 @@ static void bench_pair(inf_device *home, inf_device *creditor, const shape *s) {
             need > (uint64_t)creditor->config.num_blocks) {
             continue;
         }
-        double move_s = 0;
-        /* The creditor's blocks count as landed by a move of each: move blocks of the home there.
-         */
-        int32_t *list = malloc((size_t)blocks * sizeof *list);
-        for (int32_t r = 0; r < batch; r++) {
-            for (uint32_t k = 0; k < blocks; k++) {
-                list[k] = (int32_t)((uint32_t)r * blocks + k);
-            }
-            uint32_t generation = (uint32_t)i + 1;
-            CHECK(inf_device_span_set(creditor, 0, (uint32_t)r, generation, list, (int32_t)blocks,
-                                      &err) == INF_OK);
-            double begun = now();
-            CHECK(inf_device_move_post(home, 0, (uint32_t)r, generation, 0, list, (int32_t)blocks,
-                                       1, &err) == INF_OK);
-            inf_move_done done;
-            while (inf_device_move_wait(home, 1000000000, &done, &err) == INF_AGAIN) {
-            }
-            CHECK(done.status == INF_OK);
-            move_s += now() - begun;
-            if (r == 0) {
-                printf("{\"bench\":\"move\",\"shape\":\"%s\",\"bytes\":%llu,\"gb_per_s\":%.2f}\n",
-                       s->name, (unsigned long long)(blocks * home->kv.block_bytes),
-                       (double)(blocks * home->kv.block_bytes) / (now() - begun) * 1e-9);
-            }
-        }
+        double move_s = lend(home, creditor, s, batch, blocks);
         timing local = {0, 0};
         if (fits(home, batch, context)) {
             set_step(home, batch, context, 1, 0);
             local = time_steps(home, 11);
         }
-        set_step(home, batch, context, 1, remote);
-        inf_step_buffers b;
-        CHECK(inf_device_buffers(home, &b, &err) == INF_OK);
-        for (int32_t r = 0; r < batch; r++) {
-            b.spans[r].generation = (uint32_t)i + 1;
-        }
-        timing spread = time_steps(home, 11);
+        timing spread = time_spread(home, batch, context, 1, remote, 11);
         printf(
             "{\"bench\":\"step_pair\",\"shape\":\"%s\",\"kv\":\"%s\",\"batch\":%d,\"context\":%u,"
             "\"home_blocks\":%d,\"move_ms\":%.3f,\"local_ms\":%.4f,\"spread_ms\":%.4f}\n",
             s->name, home->kv.elem == 1 ? "fp8" : "bf16", batch, context, home->config.num_blocks,
             move_s * 1e3, local.median * 1e3, spread.median * 1e3);
-        fflush(stdout);
-        for (int32_t r = 0; r < batch; r++) {
-            CHECK(inf_device_span_close(creditor, (uint32_t)r, (uint32_t)i + 1, &err) == INF_OK);
+        take_back(creditor, batch);
+    }
+}
+
+/* The last n rows of a prompt, half of what is in front of them with the creditor. half_rows: of
+ * twice as many rows on, a spread step is computed in halves; 0: none is. */
+static void bench_pair_prefill(inf_device *home, inf_device *creditor, const shape *s) {
+    static const uint32_t usual[][2] = {{512, 32768}, {2048, 32768}, {2048, 131072}};
+    static const uint32_t small[][2] = {{64, 1024}};
+    int tiny = is_tiny(s);
+    const uint32_t(*cases)[2] = tiny ? small : usual;
+    size_t n_cases = tiny ? sizeof small / sizeof *small : sizeof usual / sizeof *usual;
+    for (size_t i = 0; i < n_cases; i++) {
+        uint32_t n = cases[i][0], context = cases[i][1], remote = context / 2;
+        uint32_t blocks = remote / block_size;
+        uint64_t kept = (context - remote + n) / block_size + 1;
+        uint64_t whole = (context + n) / block_size + 1;
+        if (kept > (uint64_t)home->config.num_blocks ||
+            blocks > (uint32_t)creditor->config.num_blocks) {
+            continue;
         }
-        free(list);
+        lend(home, creditor, s, 1, blocks);
+        timing local = {0, 0};
+        if (whole <= (uint64_t)home->config.num_blocks) {
+            set_step(home, 1, context, n, 0);
+            local = time_steps(home, 5);
+        }
+        timing spread = time_spread(home, 1, context, n, remote, 5);
+        printf("{\"bench\":\"step_pair_prefill\",\"shape\":\"%s\",\"kv\":\"%s\",\"tokens\":%u,"
+               "\"context\":%u,\"half_rows\":%d,\"local_ms\":%.3f,\"spread_ms\":%.3f}\n",
+               s->name, home->kv.elem == 1 ? "fp8" : "bf16", n, context, home->backend->half_rows,
+               local.median * 1e3, spread.median * 1e3);
+        take_back(creditor, 1);
     }
 }
 
@@ -150,23 +204,25 @@ static int32_t pool_blocks(const char *name, int32_t otherwise) {
 }
 
 int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut short has printed what it has */
     const shape *s = argc > 2 ? shape_of(argv[2]) : NULL;
     if (s == NULL) {
-        fprintf(
-            stderr,
-            "use: bench_step GPU 8b|13b|13b4|1b|tiny [fp8] [decode] [prefill] [pair], or gaps\n");
+        fprintf(stderr, "use: bench_step GPU 8b|13b|13b4|1b|tiny [fp8] [decode] [prefill] [pair] "
+                        "[pair_prefill], or gaps\n");
         return 2;
     }
-    int32_t gpu = atoi(argv[1]), tiny = s->hidden < 1024;
+    int32_t gpu = atoi(argv[1]);
     make_noise(s);
     int fp8 = argc > 3 && strcmp(argv[3], "fp8") == 0;
     argc -= fp8;
     argv += fp8;
     int gaps = argc > 3 && strcmp(argv[3], "gaps") == 0;
     int pair = !gaps && wants(argc, argv, "pair");
+    int pair_prefill = argc > 3 && wants(argc, argv, "pair_prefill");
+    int two = pair || pair_prefill;
     int32_t kv = fp8 ? INF_DTYPE_E4M3 : 0;
     block_size = (uint32_t)env_or("BLOCK_SIZE", 16);
-    int32_t usual = env_or("BLOCKS", tiny ? 600 : pair ? 8500 : 17000);
+    int32_t usual = env_or("BLOCKS", is_tiny(s) ? 600 : two ? 8500 : 17000);
     int32_t blocks = pool_blocks("BLOCKS", usual);
     if (gaps) {
         bench_gaps(s, gpu, kv, blocks);
@@ -180,13 +236,20 @@ int main(int argc, char **argv) {
     if (wants(argc, argv, "prefill")) {
         bench_prefill(home, s);
     }
+    inf_device *creditor = NULL;
+    if (two) {
+        creditor = open_device(s, gpu, kv, pool_blocks("CREDITOR_BLOCKS", usual));
+        join_pair(home, creditor);
+    }
     if (pair) {
-        inf_device *creditor = open_device(s, gpu, kv, pool_blocks("CREDITOR_BLOCKS", usual));
         bench_pair(home, creditor, s);
-        inf_device_close(home);
-        inf_device_close(creditor);
-        return 0;
+    }
+    if (pair_prefill) {
+        bench_pair_prefill(home, creditor, s);
     }
     inf_device_close(home);
+    if (two) {
+        inf_device_close(creditor);
+    }
     return 0;
 }

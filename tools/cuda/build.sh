@@ -2,8 +2,12 @@
 # Builds libinfinite_cuda.so, and the tests and benches of the CUDA files, with nvcc 11.8 to 13 and nothing else but a C and
 # a C++ compiler.
 #
-#   tools/cuda/build.sh [OUT_DIR [library|tests|all]]      .build/cuda and tests, with the library, by default; all
+#   tools/cuda/build.sh [OUT_DIR [library|tests|all|check]]
+#                                                          .build/cuda and tests, with the library, by default; all
 #                                                          has the benches too, and bench_step, test_step, test_drafts, test_drafts_many, test_tp and test_tp_head
+#
+# check: no library and no programs. The tests and benches are compiled, as fast as can be and for sm_80 alone, so that a
+# machine without a GPU says whether they can be; into an OUT_DIR of its own, since the flags differ.
 #
 # NVCC, CC, CXX   the compilers; nvcc is looked for (toolkit.sh), and given a g++ that it takes
 # ARCHS           "80 90a" by default, with nvcc 11 "80 90": code for these, and for 80 what a driver can translate
@@ -28,7 +32,7 @@ compile() {
     fi
     rm -f "$o"
     case $1 in
-    *.cu) "$NVCC" $NVCC_FLAGS -Xptxas -v -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
+    *.cu) "$NVCC" $NVCC_FLAGS -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
     *_avx512.c) $CC $C_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mavx2 -mf16c -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
     *_avx2.c) $CC $C_FLAGS -mavx2 -mfma -mf16c -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
     *) $CC $C_FLAGS -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
@@ -86,8 +90,12 @@ root=$(dirname "$(dirname "$(readlink -f "$NVCC")")")
 for dir in "$root/lib64" "$root/lib" "$root/targets/x86_64-linux/lib"; do
     [ -e "$dir/libcudart_static.a" ] && libs="$libs -L$dir"
 done
-NVCC_FLAGS="-std=c++17 -O3 $codes -ccbin $CXX -I. -Icsrc -Icsrc/include -Xcompiler -fPIC,-fvisibility=hidden"
-C_FLAGS="-std=gnu11 -O3 -fPIC -fvisibility=hidden -fno-math-errno -I. -Icsrc -Icsrc/include"
+level="-O3 -Xptxas -v" c_level=-O3
+if [ "$what" = check ]; then
+    codes=-gencode=arch=compute_80,code=sm_80 level="-O0 -Xptxas -O0" c_level=-O0
+fi
+NVCC_FLAGS="-std=c++17 $level $codes -ccbin $CXX -I. -Icsrc -Icsrc/include -Xcompiler -fPIC,-fvisibility=hidden"
+C_FLAGS="-std=gnu11 $c_level -fPIC -fvisibility=hidden -fno-math-errno -I. -Icsrc -Icsrc/include"
 export OUT NVCC NVCC_FLAGS CC C_FLAGS
 flags="$NVCC $version $NVCC_FLAGS $CC $C_FLAGS"
 [ "$(cat "$OUT/flags" 2>/dev/null)" = "$flags" ] || echo "$flags" >"$OUT/flags"
@@ -108,8 +116,15 @@ if [ "$what" != library ]; then
 fi
 programs=${step:+csrc/tests/test_step.c csrc/tests/test_drafts.c csrc/tests/test_drafts_many.c csrc/tests/test_tp.c csrc/tests/test_tp_head.c} # like bench_step, they load the library
 # The slowest first, as far as size tells.
-printf '%s\n' $library $base $tests $step $programs | sort -u | xargs ls -S |
-    xargs -P "${JOBS:-$(nproc 2>/dev/null || echo 2)}" -n 1 "$0" --compile
+compile_all() {
+    printf '%s\n' "$@" | sort -u | xargs ls -S | xargs -P "${JOBS:-$(nproc 2>/dev/null || echo 2)}" -n 1 "$0" --compile
+}
+if [ "$what" = check ]; then
+    compile_all csrc/tests/cuda/test_*.cu bench/cuda/*.cu bench/cuda/*.c
+    echo "build: the tests and benches compile by nvcc $version"
+    exit 0
+fi
+compile_all $library $base $tests $step $programs
 
 objects() { for f in "$@"; do object "$f"; done; }
 runtime="$libs -lcudart_static -ldl -lpthread -lrt -lm"

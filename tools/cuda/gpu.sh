@@ -8,9 +8,13 @@
 #
 # parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, with PEERS flashinfer
 # too, and profile, switches (decode steps without each part that can be left out, with each that is not taken by
-# itself, and with larger blocks) and asleep (pair, with threads that do not stay awake).
+# itself, and with larger blocks), asleep (pair, with threads that do not stay awake) and halves (prefill steps of a
+# pair, computed in halves or not).
 # A test of whole steps that fails is run again without each of these parts: OUT/blame.txt says without which it passes.
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
+# DEADLINE: in seconds from the start, none by default. What runs then is ended, what has not begun by 5 s before is
+# skipped and named among what failed, "(no time)"; the tables are made all the same, as they are on SIGTERM. They
+# take some seconds: for a run that is killed after 600, 580.
 set -u
 if [ "${1:-}" = --packed ]; then
     [ -r "${2:-}" ] || { echo "gpu: cannot read the pack ${2:-}" >&2; exit 1; }
@@ -45,21 +49,57 @@ rm -f "$out/failed" "$out/blame.txt" "$out"/*.passes_without_*
 
 wants() { case " $parts " in *" $1 "*) return 0 ;; esac; return 1; }
 say() { printf '%4ds  %s\n' $SECONDS "$*"; }
+left() { echo $((${DEADLINE:-1000000} - SECONDS)); }
+
+# On SIGTERM what runs is ended and no time is left. Bash waits for a command before it takes a signal, but not for one
+# that it was told to wait for: so all that takes long is in the background, as `child` or as a job.
+child=""
+ended=""
+end() {
+    ended=1 DEADLINE=0
+    for pid in $child $(jobs -p); do kill "$pid" 2>/dev/null; done
+}
+trap end TERM
+
+# limited limit log command...: its status. What does not end when told to is killed.
+limited() {
+    timeout -k 3 "$1" "${@:3}" >"$2" 2>&1 &
+    child=$!
+    wait "$child"
+    code=$?
+    [ -z "$ended" ] || wait "$child" 2>/dev/null # the signal had ended the first
+    child=""
+    return $code
+}
+# In the background; a shell there has no traps of the one that began it.
+aside() { { trap end TERM; "$@"; } & }
+wait_all() {
+    wait
+    [ -z "$ended" ] || wait
+}
 
 # name limit command...: runs it, keeps its output, and notes a failure. set: says of its lines what was set
 # otherwise than usual.
 step() {
-    name=$1 limit=$2
+    name=$1 limit=$2 rest=$(left)
     shift 2
-    if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then
+    if [ "$rest" -lt 5 ]; then
+        echo " $name(no time)" >>"$out/failed"
+        say "$name: no time"
+        return
+    fi
+    [ "$limit" -le "$rest" ] || limit=$rest
+    if limited "$limit" "$out/$name.log" "$@"; then
         say "$name: ok: $(tail -1 "$out/$name.log" | cut -c1-120)"
     else
         code=$?
         echo " $name" >>"$out/failed"
         say "$name: FAILED ($code)"
         tail -15 "$out/$name.log" | cut -c1-200
-        [ -z "${blame:-}" ] || find_part "$name" "$limit" "$@"
+        if [ -n "${blame:-}" ] && [ "$(left)" -ge 45 ]; then find_part "$name" "$@"; fi
     fi
+    # One that was killed may have left half a line, to which the next log's first one must not be joined.
+    [ -z "$(tail -c 1 "$out/$name.log")" ] || echo >>"$out/$name.log"
     sed -n "s/^{/{${set:+\"set\":\"$set\",}/p" "$out/$name.log" >>"$out/lines.json"
 }
 # The parts of the library that backend.cu can do without, and those that it takes when told to.
@@ -67,16 +107,18 @@ left_out="graphs small fuse early_rows early_decode wgmma direct"
 added="early_small prefetch,early_small"
 # All at once, and briefly: a test that hangs without each of them must not take the machine from what is timed.
 find_part() {
-    for part in $left_out; do
-        (INFINITE_CUDA_WITHOUT=$part timeout 40 "${@:3}" >"$out/$1.without_$part.log" 2>&1 &&
-            mv "$out/$1.without_$part.log" "$out/$1.passes_without_$part.log") &
-    done
-    wait
+    for part in $left_out; do INFINITE_CUDA_WITHOUT=$part aside try_without "$part" "$@"; done
+    wait_all
     culprits=$(cd "$out" && ls "$1".passes_without_*.log 2>/dev/null | sed "s/.*passes_without_//; s/\.log//" | tr '\n' ' ')
     say "$1: passes without: ${culprits:-none of $left_out}" | tee -a "$out/blame.txt"
 }
-# What is timed runs alone, what is only checked runs together: `later` starts it, `wait` ends it.
-later() { step "$@" & }
+try_without() {
+    limited 40 "$out/$2.without_$1.log" "${@:3}" && mv "$out/$2.without_$1.log" "$out/$2.passes_without_$1.log"
+}
+# What is timed runs alone, what is only checked runs together: `later` starts it, `wait_all` ends it.
+later() { aside step "$@"; }
+# From its folder, where its data lies.
+in_folder() { cd "$1" && step "${@:2}"; }
 
 # What BUILD must have when it was made elsewhere.
 if [ -n "${BUILT:-}" ]; then
@@ -100,7 +142,7 @@ arch=${arch:-90}
 
 if [ -z "${BUILT:-}" ]; then
     "$nvcc" --version | tail -2 | head -1
-    if ! NVCC=$nvcc ARCHS=$arch tools/cuda/build.sh "$build" all >"$out/build.log" 2>&1; then
+    if ! NVCC=$nvcc ARCHS=$arch limited "$(left)" "$out/build.log" tools/cuda/build.sh "$build" all; then
         say "the build failed"
         tail -40 "$out/build.log"
         exit 1
@@ -134,15 +176,14 @@ if wants test; then
     blame=""
 fi
 if wants go && [ -n "${CARRY:-}" ]; then
-    # Their data lies beside their sources. Models are told apart by the test's second level.
-    (cd engine/device && step go_device 90 "$CARRY/device.test" -test.run GPU -test.v) &
+    # Models are told apart by the test's second level.
+    aside in_folder engine/device go_device 90 "$CARRY/device.test" -test.run GPU -test.v
     for model in ${MODELS:-llama-h llama-l 'llama-[my]' 'llama$' mistral 'qwen2$' qwen2-w qwen3}; do
-        (cd engine/cmd/infinite &&
-            INFINITE_TEST_DEVICE=cuda:0 step "go_exactness_$(echo "$model" | tr -cd 'a-z0-9')" 160 "$CARRY/infinite.test" \
-                -test.run "${EXACTNESS:-TestExactness\$}/$model" -test.v -test.timeout 155s) &
+        INFINITE_TEST_DEVICE=cuda:0 aside in_folder engine/cmd/infinite "go_exactness_$(echo "$model" | tr -cd 'a-z0-9')" 160 \
+            "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness\$}/$model" -test.v -test.timeout 155s
     done
 fi
-wait
+wait_all
 if wants decode; then step bench_decode 140 "$build/bench_decode"; fi
 if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
@@ -182,6 +223,15 @@ if wants asleep; then
     BLOCKS=8500 INFINITE_AWAKE_US=0 step bench_pair_asleep 90 "$build/bench_step" 1 8b pair
     set=""
 fi
+if wants halves; then
+    for rows in "" 0 256; do
+        set=${rows:+half rows $rows}
+        set=${set:-as it is}
+        BLOCKS=8400 CREDITOR_BLOCKS=4200 step "bench_halves_${rows:-as_is}" 60 env ${rows:+INFINITE_HALF_ROWS=$rows} \
+            "$build/bench_step" 1 8b pair_prefill
+    done
+    set=""
+fi
 if wants profile && command -v ncu >/dev/null; then
     # One layer's kernels of a decode step, each by itself.
     INFINITE_CUDA_WITHOUT=graphs step profile 90 ncu --clock-control none --launch-skip 1500 --launch-count 24 \
@@ -205,7 +255,7 @@ if wants sanitize && command -v compute-sanitizer >/dev/null; then
             SANITIZER=1 later "${tool}_$n" 90 compute-sanitizer --tool "$tool" "${options[@]}" --error-exitcode 9 "$build/cuda_$n" 1
         done
     done
-    wait
+    wait_all
 fi
 python3 tools/cuda/table.py "$out/lines.json" >"$out/table.md" || echo " table" >>"$out/failed"
 say "done; failed:$(tr -d '\n' 2>/dev/null <"$out/failed")"

@@ -10,7 +10,7 @@
 # PYTHON           python3 by default; if it has no PyTorch, one is installed in .build/peers, as FlashInfer imports it
 # PYTHON_THERE     3.12 by default: the version of python3 on the machine with the GPU
 # JOBS             compilers at a time
-# MOST_MIB         20: a larger file is refused
+# MOST_MIB         14: a larger file is refused; pack.sh says what it travels with
 set -eu
 cd "$(dirname "$0")/../.."
 peers=${1:-.gpu/peers.tgz}
@@ -76,4 +76,4 @@ fi
 } >"$build/pack/peers.txt"
 
 tar -czf "$peers.new" -C "$build/pack" --owner=0 --group=0 .
-tools/cuda/keep.sh peers "$peers" "${MOST_MIB:-20}"
+tools/cuda/keep.sh peers "$peers" "${MOST_MIB:-14}"

@@ -5,7 +5,13 @@ import shutil
 import subprocess
 import sys
 
-lines = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
+lines, unread = [], 0
+for line in open(sys.argv[1], errors="replace"):
+    if line.startswith("{"):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # of a bench that was killed
+            unread += 1
 
 
 def of(bench, otherwise=False):
@@ -186,6 +192,16 @@ def switches():
           ["set", "step", "batch", "context", "ms", "ms as it is", "ratio"], rows)
 
 
+def halves():
+    """Prefill steps of a pair, by what was set; a step of half_rows twice or more is computed in halves."""
+    rows = [[d.get("set", ""), d["shape"], d.get("kv", "bf16"), d["tokens"], context(d["context"]),
+             "yes" if 0 < 2 * d["half_rows"] <= d["tokens"] else "no", f"{d['local_ms']:.1f}" if d["local_ms"] else "does not fit",
+             f"{d['spread_ms']:.1f}", f"{d['spread_ms'] / d['local_ms']:.2f}" if d["local_ms"] else ""]
+            for d in of("step_pair_prefill") + of("step_pair_prefill", True)]
+    table("Prefill step of one instance, half of the KV before it with another on the same GPU, over shm",
+          ["set", "shape", "KV", "tokens", "keys before", "in halves", "local ms", "spread ms", "spread / local"], rows)
+
+
 def products():
     rows = [[d["shape"], d["rows"], d["by"], f"{d['us']:.1f}", f"{100 * d['gb_per_s'] / copy:.0f} %" if copy else ""]
             for d in of("product")]
@@ -231,5 +247,8 @@ layouts()
 prefill()
 steps()
 switches()
+halves()
 gaps()
 products()
+if unread:
+    print(f"\nLines left out, which are no JSON, as a bench that is killed leaves them: {unread}")
