@@ -4,7 +4,7 @@
 # CARRY, if set, built by `go test -c` elsewhere. BUILT=1: BUILD has been made elsewhere too. --packed: all of it
 # has, by pack.sh, and no compiler is needed. PEERS: what peers.sh made, or the folder that it was unpacked to.
 #
-#   tools/cuda/gpu.sh [--packed PACK.tgz] OUT [part ...]
+#   tools/cuda/gpu.sh [--packed PACK.txz] OUT [part ...]
 #
 # parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, with PEERS flashinfer
 # too, and profile, switches (decode steps without each part that can be left out, with each that is not taken by
@@ -28,10 +28,16 @@ out=$(mkdir -p "$1" && cd "$1" && pwd) || exit 1
 shift
 parts=${*:-test sanitize go decode prefill rows product step gaps pair torch${PEERS:+ flashinfer}}
 unpacked=()
+# Of what xz made; the machine has Python for the comparison, but may lack xz.
+uncompressed() {
+    if command -v xz >/dev/null; then xz -dc "$1"; else python3 -c '
+import lzma, shutil, sys
+shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' "$1"; fi
+}
 trap 'rm -rf "${unpacked[@]}"' EXIT
 if [ -n "${pack:-}" ]; then
     CARRY=$(mktemp -d) && unpacked+=("$CARRY") || exit 1
-    tar -xzf "$pack" -C "$CARRY" || { echo "gpu: cannot unpack $pack" >&2; exit 1; }
+    uncompressed "$pack" | tar -xf - -C "$CARRY" || { echo "gpu: cannot unpack $pack" >&2; exit 1; }
     cat "$CARRY/pack.txt"
     BUILT=1 BUILD=$CARRY/build
 fi
