@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	helloVersion = 1
+	helloVersion = 2
 	// maxHello bounds what is read from a caller before it has proved anything, in bytes.
 	maxHello   = 4 << 10
 	nonceBytes = 32

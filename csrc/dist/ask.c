@@ -5,6 +5,7 @@
 #include "dist/marks.h"
 
 #include <string.h>
+#include <time.h>
 
 /* Does any row of the request see the span in this layer? The first row looks back furthest. */
 static bool visible(const inf_step_seq *q, const inf_step_span *s, int32_t window) {
@@ -82,24 +83,27 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
     return h.bytes;
 }
 
-/* A slot for the target's next message. The creditor answers a message only after it took it, so a
- * ring that is full of what it has not taken breaks the protocol; but messages that it took may not
- * be known to have arrived, when acknowledgements of the wire were lost, and while one of the other
- * half is under way, the one before may be answered and not released. */
+/* A slot for the target's next message. The creditor releases a message before it takes another, so
+ * a ring that is full of what it has not released breaks the protocol (device.h, INF_QUERY_SLOTS);
+ * but messages that it took may not be known to have arrived, when acknowledgements of the wire
+ * were lost. */
 static int take_slot(inf_dist *d, const inf_step_buffers *s, inf_target *t, void **buf) {
     uint64_t deadline = inf_now() + s->head->peer_timeout_ns;
-    for (;;) {
+    for (int woken = INF_AGAIN;;) {
         int status = inf_peer_death(&d->peers[t->peer]);
         status = status != INF_OK ? status : inf_link_prepare(t->link, buf);
         if (status != INF_AGAIN) {
             return status;
         }
         uint64_t now = inf_now();
-        bool other = t->asked[0].pending || t->asked[INF_HALVES - 1].pending;
-        if ((inf_link_full(t->link) && !other) || now >= deadline) {
+        if (inf_link_full(t->link) || now >= deadline) {
             return now >= deadline ? INF_ETIMEOUT : INF_EPROTO;
         }
-        inf_link_wait_awake(&t->link, 1, d->step_wake, (int64_t)(deadline - now), d->awake_ns);
+        if (woken == INF_OK) { /* by the other half's answer, for which this is not the time */
+            (void)nanosleep(&(struct timespec){0, 50000}, NULL);
+        }
+        woken =
+            inf_link_wait_awake(&t->link, 1, d->step_wake, (int64_t)(deadline - now), d->awake_ns);
         inf_dist_unwake(d->step_wake);
     }
 }
@@ -119,6 +123,7 @@ static int post_target(inf_dist *d, inf_target *t, inf_asked *asked, uint64_t by
     const inf_wire_head *h = &asked->answer;
     (void)inf_mark_query_posted(t->peer, h->lane, h->step_id, inf_wire_part(h), h->n_rows, bytes);
     int status = inf_link_post(t->link, bytes);
+    asked->posted_ns = inf_now();
     if (status == INF_OK) {
         (void)inf_mark_query_wire(t->peer, h->lane, h->step_id, inf_wire_part(h), h->n_rows, bytes);
         asked->pending = true;

@@ -94,8 +94,25 @@ static void let_go_of_others(inf_dist *d, inf_lane *lane) {
     }
 }
 
+/* Until when partials are waited for. Those of a half may have been on their way for a turn of the
+ * other one: their time began then, so that both together do not take twice as long; but what comes
+ * in pieces, over tcp, comes when it is looked for. */
+static uint64_t deadline_of(inf_dist *d, const inf_step_buffers *s, uint64_t begun) {
+    uint64_t timeout = s->head->peer_timeout_ns, deadline = begun + timeout / 2;
+    if (d->n_steps == 1) {
+        return begun + timeout;
+    }
+    for (uint32_t i = 0; i < d->n_targets; i++) {
+        const inf_asked *a = inf_target_asked(d, &d->targets[i], s);
+        if (a->pending && a->posted_ns + timeout > deadline) {
+            deadline = a->posted_ns + timeout;
+        }
+    }
+    return deadline;
+}
+
 void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf_lane *lane) {
-    uint64_t begun = inf_now(), deadline = begun + s->head->peer_timeout_ns;
+    uint64_t begun = inf_now(), deadline = deadline_of(d, s, begun);
     inf_link *links[INF_MAX_PEERS];
     (void)layer; /* what was posted last, which each target remembers */
     let_go_of_others(d, lane);

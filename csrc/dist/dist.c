@@ -256,4 +256,5 @@ void inf_dist_stats(inf_dist *d, inf_device_stats *s) {
     s->moved_bytes = atomic_load(&d->moved_bytes);
     s->refused_messages = atomic_load(&d->refused);
     s->remote_wait_ns = atomic_load(&d->wait_ns);
+    s->halved_steps = atomic_load(&d->halved_steps);
 }

@@ -144,6 +144,7 @@ void inf_dist_begin(inf_dist *d, const inf_step_buffers *s, const inf_step_buffe
     uint32_t n_groups = 0, n_entries = 0;
     d->steps = halves != NULL ? halves : s;
     d->n_steps = halves != NULL ? INF_HALVES : 1;
+    atomic_fetch_add(&d->halved_steps, halves != NULL);
     for (uint32_t i = 0; i < s->head->n_spans; i++) {
         uint32_t peer = s->spans[i].peer;
         if (peer >= INF_MAX_PEERS || seen[peer]) {

@@ -81,6 +81,7 @@ typedef struct inf_group {
 typedef struct inf_asked {
     uint32_t group_off, n_groups;
     bool pending;         /* a partial is expected */
+    uint64_t posted_ns;   /* since then */
     inf_wire_head answer; /* the head that it must have */
 } inf_asked;
 
@@ -212,7 +213,7 @@ struct inf_dist {
 
     _Atomic uint64_t query_messages, query_rows, query_sent_bytes;
     _Atomic uint64_t served_messages, served_rows, served_bytes, served_batches;
-    _Atomic uint64_t moved_blocks, moved_bytes, refused, wait_ns;
+    _Atomic uint64_t moved_blocks, moved_bytes, refused, wait_ns, halved_steps;
 };
 
 int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...)

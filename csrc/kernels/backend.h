@@ -267,8 +267,8 @@ struct inf_backend_ops {
 
     /* Takes the step's input: tokens, positions, tables. The step is validated, and stays as it is
      * until the lane was synchronised. Rows are the step's tokens from here on. halves: NULL, or
-     * [INF_HALVES], the same as two steps, of which the first is at least as long (model/halves.h).
-     */
+     * [INF_HALVES], the same as two steps, of which the first is at least as long (model/halves.h);
+     * of such a step the whole attends nowhere. */
     void (*begin)(inf_lane *, const inf_step_buffers *step, const inf_step_buffers *halves);
     /* From here on operations are on the rows of one half, or on the whole step again: what is
      * given to them still begins with the step's first row, and row numbers are the half's. What is

@@ -224,9 +224,11 @@ static int finish_rows(inf_forward *f, inf_err *err) {
     return f->ops->sync(f->lane, err);
 }
 
-static int is_halved(const inf_forward *f) {
+static int cut_in_halves(inf_forward *f) {
+    const inf_step_head *head = f->step->head;
     uint32_t rows = (uint32_t)f->c.backend->half_rows;
-    return rows > 0 && f->step->head->n_tokens >= 2 * rows;
+    return head->n_spans > 0 && rows > 0 && head->n_tokens >= 2 * rows &&
+           inf_halves_cut(&f->halves, f->step);
 }
 
 int inf_forward_step(inf_forward *f, const inf_step_buffers *step, inf_err *err) {
@@ -234,12 +236,8 @@ int inf_forward_step(inf_forward *f, const inf_step_buffers *step, inf_err *err)
     for (uint32_t i = 0; i < step->head->n_seqs; i++) {
         step->seq_out[i] = (inf_seq_out){INF_OK, -1};
     }
-    int spread = step->head->n_spans > 0, halved = spread && is_halved(f);
-    const inf_step_buffers *halves = NULL;
-    if (halved) {
-        inf_halves_cut(&f->halves, step);
-        halves = f->halves.step;
-    }
+    int spread = step->head->n_spans > 0, halved = cut_in_halves(f);
+    const inf_step_buffers *halves = halved ? f->halves.step : NULL;
     f->ops->begin(f->lane, step, halves);
     if (spread) {
         inf_dist_begin(f->c.dist, step, halves);

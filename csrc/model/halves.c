@@ -1,6 +1,7 @@
 #include "model/halves.h"
 
-/* Products take rows by so many at once. */
+/* The second half begins at a multiple of it: products take rows by so many at once, and on a GPU
+ * they want an alignment of 256 bytes, which so many rows have. */
 enum { ROWS_AT_ONCE = 16 };
 
 /* The part of the request in rows [first, first + n) of the step, counted from first; 0: none. */
@@ -18,10 +19,12 @@ static int part_of(const inf_step_seq *seq, uint32_t first, uint32_t n, inf_step
     return 1;
 }
 
-void inf_halves_cut(inf_halves *h, const inf_step_buffers *s) {
-    uint32_t rows = s->head->n_tokens, first = 0, n = (rows + 1) / 2, taken = 0;
-    uint32_t even = (n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
-    n = even < rows ? even : n;
+int inf_halves_cut(inf_halves *h, const inf_step_buffers *s) {
+    uint32_t rows = s->head->n_tokens, first = 0, taken = 0;
+    uint32_t n = ((rows + 1) / 2 + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
+    if (n >= rows) {
+        return 0;
+    }
     for (int32_t i = 0; i < INF_HALVES; i++) {
         inf_step_buffers *b = &h->step[i];
         h->head[i] = *s->head;
@@ -43,4 +46,5 @@ void inf_halves_cut(inf_halves *h, const inf_step_buffers *s) {
         first += n;
         n = rows - n;
     }
+    return 1;
 }

@@ -81,6 +81,10 @@ int inf_device_peer_attach(inf_device *d, uint32_t peer, inf_link *query, inf_li
                            inf_err *err) {
     int status = check_ready(d, err);
     status = status != INF_OK ? status : check_peer(peer, err);
+    if (status == INF_OK && query != NULL && inf_link_slots(query) < INF_QUERY_SLOTS) {
+        status = inf_fail(err, INF_EINVAL, (int)peer, -1, "a query link has %d slots or more",
+                          (int)INF_QUERY_SLOTS);
+    }
     if (status != INF_OK) { /* the links are ours, also when the call fails */
         inf_link_close(query);
         inf_link_close(move);

@@ -60,7 +60,7 @@ static void join(uint32_t via, const tiny_model *m, inf_device *debtor, inf_devi
     inf_link *client[2], *server[2];
     inf_err err = {0};
     for (int i = 0; i < 2; i++) {
-        link_ends e = make_ends(via, 2, bytes[i]);
+        link_ends e = make_ends(via, INF_QUERY_SLOTS, bytes[i]);
         open_ends(&e, &client[i], &server[i]);
     }
     CHECK(inf_device_peer_serve(creditor, 2, server[0], server[1], &err) == INF_OK, "%s",

@@ -336,6 +336,8 @@ int32_t inf_link_peer(const inf_link *link) { return link ? link->config.peer : 
 
 uint64_t inf_link_slot_bytes(const inf_link *link) { return link ? link->config.slot_bytes : 0; }
 
+uint32_t inf_link_slots(const inf_link *link) { return link ? link->config.slots : 0; }
+
 int inf_link_slot(const inf_link *link, uint32_t index, void **at) {
     *at = link && link->ops->slot ? link->ops->slot(link, index) : NULL;
     return *at != NULL;

@@ -11,6 +11,9 @@ import (
 	"github.com/infinite-llm/infinite/rdma"
 )
 
+// moveSlots of each direction are the least that a link can have.
+const moveSlots = 2
+
 // dial sets up the client ends of both lanes.
 func (r *RManager) dial(p *peer) {
 	limited, done := context.WithTimeout(r.ctx, dialLimit)
@@ -98,7 +101,7 @@ func (r *RManager) dialLanes(ctx context.Context, p *peer) (lanes, error) {
 // dialQuery begins a session with its query lane.
 func (r *RManager) dialQuery(ctx context.Context, p *peer, want rdma.Choice) (l lanes, err error) {
 	l.session = rand.Uint64() | 1
-	if l.query, l.info, err = r.dialLane(ctx, p, rdma.LaneQuery, rdma.Shape{SlotBytes: r.cfg.QuerySlotBytes, Pair: l.session}, want); err != nil {
+	if l.query, l.info, err = r.dialLane(ctx, p, rdma.LaneQuery, rdma.Shape{Slots: uint32(r.cfg.QuerySlots), SlotBytes: r.cfg.QuerySlotBytes, Pair: l.session}, want); err != nil {
 		return l, fmt.Errorf("cannot open the query lane: %w", err)
 	}
 	return l, nil
@@ -108,7 +111,7 @@ func (r *RManager) dialQuery(ctx context.Context, p *peer, want rdma.Choice) (l 
 func (r *RManager) dialMove(ctx context.Context, p *peer, l *lanes) (err error) {
 	choice := r.cfg.Transport
 	choice.Transport = l.info.Transport
-	if l.move, _, err = r.dialLane(ctx, p, rdma.LaneMove, rdma.Shape{SlotBytes: r.cfg.MoveSlotBytes, Pair: l.session}, choice); err != nil {
+	if l.move, _, err = r.dialLane(ctx, p, rdma.LaneMove, rdma.Shape{Slots: moveSlots, SlotBytes: r.cfg.MoveSlotBytes, Pair: l.session}, choice); err != nil {
 		_ = l.query.Close()
 		return fmt.Errorf("cannot open the move lane: %w", err)
 	}
@@ -118,7 +121,7 @@ func (r *RManager) dialMove(ctx context.Context, p *peer, l *lanes) (err error) 
 func (r *RManager) dialLane(ctx context.Context, p *peer, lane rdma.Lane, shape rdma.Shape, want rdma.Choice) (*rdma.Link, rdma.Info, error) {
 	want.Via = r.via(p)
 	self := rdma.Identity{ClusterID: r.cfg.ClusterID, Instance: r.cfg.ID, Process: r.listener.Process(), Secret: r.cfg.Secret}
-	shape.Slots, shape.Peer = uint32(r.cfg.Slots), int32(p.index)
+	shape.Peer = int32(p.index)
 	return r.open(ctx, self, p.member.Endpoint, lane, shape, want)
 }
 

@@ -193,7 +193,7 @@ func startInstanceWith(t *testing.T, etcd []string, id string, blocks int, trans
 	n.dir = dir
 	query, move := slotBytes(t)
 	session := fmt.Sprint(time.Now().UnixNano())
-	n.rman = NewRManager(Config{ID: id, Session: session, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move,
+	n.rman = NewRManager(Config{ID: id, Session: session, ClusterID: testID, Secret: testSecret, Transport: rdma.Choice{Transport: transport}, QuerySlotBytes: query, MoveSlotBytes: move, QuerySlots: device.QuerySlots,
 		Heartbeat: 20 * time.Millisecond}, n.kv, Device{Spans: n.dev, Moves: testMoves{n.dev}, Links: n.dev, Rails: n.dev}, links)
 	cfg := engine.Config{Sched: sched.Config{MaxNumSeqs: 4, MaxBatchedTokens: 32, MaxWaiting: 64, MaxModelLen: 512, Patience: 5000},
 		StallRefresh: 2 * time.Millisecond, PeerTimeout: patience}

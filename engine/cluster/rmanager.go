@@ -77,9 +77,9 @@ type Config struct {
 	ClusterID string
 	Secret    string
 	Transport rdma.Choice
-	// Slot sizes of the two lanes, in bytes, and the slots of each direction.
+	// Slot sizes of the two lanes, in bytes, and how many slots each direction of a query lane has.
 	QuerySlotBytes, MoveSlotBytes uint64
-	Slots                         int
+	QuerySlots                    int
 
 	Heartbeat   time.Duration // period, default 100 ms
 	CallTimeout time.Duration // of one control call, default 1 s
@@ -95,9 +95,6 @@ func (c *Config) defaults() {
 	}
 	if c.MoveTimeout == 0 {
 		c.MoveTimeout = 10 * time.Second
-	}
-	if c.Slots == 0 {
-		c.Slots = 2
 	}
 }
 

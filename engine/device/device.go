@@ -28,10 +28,12 @@ const (
 	I8   = int(C.INF_DTYPE_I8)
 )
 
-// MaxPeers bounds peer indexes, MaxBias the logit biases of a request.
+// MaxPeers bounds peer indexes, MaxBias the logit biases of a request. QuerySlots is the least that a query link has of
+// slots in each direction.
 const (
-	MaxPeers = int(C.INF_MAX_PEERS)
-	MaxBias  = int(C.INF_MAX_BIAS)
+	MaxPeers   = int(C.INF_MAX_PEERS)
+	MaxBias    = int(C.INF_MAX_BIAS)
+	QuerySlots = int(C.INF_QUERY_SLOTS)
 )
 
 // Config sizes a device. The model's part is what LoadModel fills in.

@@ -166,6 +166,7 @@ type Stats struct {
 	RefusedMessages                         uint64 // malformed, stale or out of bounds
 	RemoteWaitNs, StepNs                    uint64
 	ServedBatches                           uint64 // calls that answered messages, of several debtors perhaps
+	HalvedSteps                             uint64 // that were computed in halves
 }
 
 // Stats reads the counters, all zero before Ready and after Close.

@@ -96,7 +96,7 @@ func (l *liar) dial(t testing.TB, from string, peer uint32) (lanes [2]*rdma.Link
 	c := l.device.Config()
 	var served [2]*rdma.Link
 	for i, lane := range []rdma.Lane{rdma.LaneQuery, rdma.LaneMove} {
-		shape := rdma.Shape{Slots: 2, SlotBytes: []uint64{QuerySlotBytes(c), MoveSlotBytes(c)}[i], Peer: int32(peer)}
+		shape := rdma.Shape{Slots: uint32(QuerySlots), SlotBytes: []uint64{QuerySlotBytes(c), MoveSlotBytes(c)}[i], Peer: int32(peer)}
 		link, _, err := rdma.Dial(t.Context(), identity(from), l.listener.Endpoint(), lane, shape, rdma.Choice{Transport: rdma.SHM})
 		if err != nil {
 			t.Fatal(err)

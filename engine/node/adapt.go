@@ -135,7 +135,7 @@ func (p *pool) load() *pb.Load {
 		KvBlocksCached: uint32(c.Cached), KvBlocksShared: uint32(c.Shared), Memory: p.memory(),
 		Traffic: &pb.Traffic{Queries: d.QueryMessages, Answers: d.ServedMessages, MovedBlocks: d.MovedBlocks, MovedBytes: d.MovedBytes,
 			Refused: d.RefusedMessages, QueryBytes: d.QueryBytes, AnswerBytes: d.ServedBytes, AnswerBatches: d.ServedBatches},
-		Work: &pb.Work{Steps: d.Steps, StepNs: d.StepNs, RemoteWaitNs: d.RemoteWaitNs},
+		Work: &pb.Work{Steps: d.Steps, StepNs: d.StepNs, RemoteWaitNs: d.RemoteWaitNs, HalvedSteps: d.HalvedSteps},
 	}
 }
 

@@ -118,7 +118,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	n.rman = cluster.NewRManager(cluster.Config{
 		ID: n.ID, Session: member.Session, ClusterID: hello.Etcd.GetClusterId(), Secret: cfg.ClusterSecret, Transport: choice,
-		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape),
+		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape), QuerySlots: device.QuerySlots,
 	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
 	if !cfg.MemoryOnly {
 		if n.eng, err = engine.New(n.engineConfig(m, place), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {

@@ -163,13 +163,14 @@ var (
 	bytesDesc   = instanceDesc("infinite_link_bytes_total", "Bytes that an instance sent: queries to creditors, answers to debtors, KV blocks to creditors.", "kind")
 	servedDesc  = instanceDesc("infinite_served_batches_total", "Calls of an instance's device that computed answers to debtors, one or several at once.")
 	stepsDesc   = instanceDesc("infinite_steps_total", "Steps of an instance.")
+	halvedDesc  = instanceDesc("infinite_halved_steps_total", "Steps of an instance that were computed in two halves of their rows, while the other half's answers were on their way.")
 	timeDesc    = instanceDesc("infinite_step_seconds_total", "Time that an instance spent in steps.")
 	waitDesc    = instanceDesc("infinite_remote_wait_seconds_total", "Time of an instance's steps in which creditors' answers were waited for and merged.")
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, draftsDesc, guessedDesc, rightDesc, plannedDesc, placedDesc, modelDesc, trafficDesc, movedDesc, memoryDesc,
-		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, timeDesc, waitDesc} {
+		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, halvedDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
 }
@@ -231,6 +232,7 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(servedDesc, float64(in.AnswerBatches))
 		counter(movedDesc, float64(in.KVBlocksMoved))
 		counter(stepsDesc, float64(in.Steps))
+		counter(halvedDesc, float64(in.HalvedSteps))
 		counter(timeDesc, in.StepSeconds)
 		counter(waitDesc, in.RemoteWaitSeconds)
 	}

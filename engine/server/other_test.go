@@ -146,7 +146,7 @@ func TestMetrics(t *testing.T) {
 	b.view = &ClusterView{BlockSize: 16, Rehomed: 33, Instances: []InstanceView{{
 		ID: "a", Device: "cuda:1 (G)", KVCacheDType: "fp8_e4m3", Links: map[string]uint32{"shm": 2, "tcp": 1}, KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2,
 		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, PrefixQueries: 31, PrefixHits: 32, PlannedMoves: 34, PlannedBlocks: 35, StepModel: &StepModel{0.5, 0.25, 0.125, 2}, KVBlocksCached: 4, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
-		Drafts: 36, DraftTokens: 37, AcceptedTokens: 38, AnswerBatches: 15, Steps: 16, StepSeconds: 1.5, RemoteWaitSeconds: 0.25}}}
+		Drafts: 36, DraftTokens: 37, AcceptedTokens: 38, AnswerBatches: 15, Steps: 16, HalvedSteps: 39, StepSeconds: 1.5, RemoteWaitSeconds: 0.25}}}
 	a := serve(t, b)
 	var out completion
 	a.ok("/v1/completions", `{"prompt":[5,6,7],"n":2}`, &out)
@@ -197,6 +197,7 @@ func TestMetrics(t *testing.T) {
 		`infinite_link_bytes_total{instance="a",kind="queries"}`:                                              "13",
 		`infinite_link_bytes_total{instance="a",kind="answers"}`:                                              "14",
 		`infinite_served_batches_total{instance="a"}`:                                                         "15",
+		`infinite_halved_steps_total{instance="a"}`:                                                           "39",
 		`infinite_steps_total{instance="a"}`:                                                                  "16",
 		`infinite_step_seconds_total{instance="a"}`:                                                           "1.5",
 		`infinite_remote_wait_seconds_total{instance="a"}`:                                                    "0.25",

@@ -94,6 +94,7 @@ type InstanceView struct {
 	DraftTokens       uint64            `json:"draft_tokens"`    // these tokens
 	AcceptedTokens    uint64            `json:"accepted_tokens"` // those of them that were right
 	Steps             uint64            `json:"steps"`
+	HalvedSteps       uint64            `json:"halved_steps"` // a part of Steps: computed in halves of their rows
 	StepSeconds       float64           `json:"step_seconds"`
 	RemoteWaitSeconds float64           `json:"remote_wait_seconds"` // a part of StepSeconds: for creditors' answers
 	RemoteQueries     uint64            `json:"remote_queries"`      // messages to creditors

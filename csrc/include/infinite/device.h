@@ -284,7 +284,10 @@ int inf_device_move_wait(inf_device *device, int64_t timeout_ns, inf_move_done *
 
 /* ---- peers ---- */
 
-/* Client ends towards a creditor: from now on steps may name spans there. */
+/* Client ends towards a creditor: from now on steps may name spans there. The query link has
+ * INF_QUERY_SLOTS or more: of a step in halves a message of each half is on its way while one more
+ * was answered and is not released yet, or is being written. */
+enum { INF_QUERY_SLOTS = 3 };
 int inf_device_peer_attach(inf_device *device, uint32_t peer, inf_link *query, inf_link *move,
                            inf_err *err);
 
@@ -343,6 +346,7 @@ typedef struct inf_device_stats {
     uint64_t refused_messages;                           /* malformed, stale or out of bounds */
     uint64_t remote_wait_ns, step_ns;
     uint64_t served_batches; /* calls that answered messages, of several debtors perhaps */
+    uint64_t halved_steps;   /* that were computed in halves */
 } inf_device_stats;
 
 int inf_device_stats_read(inf_device *device, inf_device_stats *out);

@@ -91,6 +91,7 @@ int inf_link_wait_awake(inf_link *const *links, uint32_t n, int wake_fd, int64_t
 /* The peer index of the config. */
 int32_t inf_link_peer(const inf_link *link);
 uint64_t inf_link_slot_bytes(const inf_link *link);
+uint32_t inf_link_slots(const inf_link *link); /* of each direction */
 
 /* Where this end's slots lie: at gets the address of the index-th, whichever way its messages go,
  * and it is slot_bytes long. 0: there are no more, or messages of this provider lie in no memory of

@@ -1016,6 +1016,7 @@ type Work struct {
 	Steps         uint64                 `protobuf:"varint,1,opt,name=steps,proto3" json:"steps,omitempty"`
 	StepNs        uint64                 `protobuf:"varint,2,opt,name=step_ns,json=stepNs,proto3" json:"step_ns,omitempty"`
 	RemoteWaitNs  uint64                 `protobuf:"varint,3,opt,name=remote_wait_ns,json=remoteWaitNs,proto3" json:"remote_wait_ns,omitempty"` // a part of step_ns: waiting for creditors' answers and merging them
+	HalvedSteps   uint64                 `protobuf:"varint,4,opt,name=halved_steps,json=halvedSteps,proto3" json:"halved_steps,omitempty"`      // a part of steps: computed in halves of their rows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1067,6 +1068,13 @@ func (x *Work) GetStepNs() uint64 {
 func (x *Work) GetRemoteWaitNs() uint64 {
 	if x != nil {
 		return x.RemoteWaitNs
+	}
+	return 0
+}
+
+func (x *Work) GetHalvedSteps() uint64 {
+	if x != nil {
+		return x.HalvedSteps
 	}
 	return 0
 }
@@ -2339,11 +2347,12 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\vquery_bytes\x18\x06 \x01(\x04R\n" +
 	"queryBytes\x12!\n" +
 	"\fanswer_bytes\x18\a \x01(\x04R\vanswerBytes\x12%\n" +
-	"\x0eanswer_batches\x18\b \x01(\x04R\ranswerBatches\"[\n" +
+	"\x0eanswer_batches\x18\b \x01(\x04R\ranswerBatches\"~\n" +
 	"\x04Work\x12\x14\n" +
 	"\x05steps\x18\x01 \x01(\x04R\x05steps\x12\x17\n" +
 	"\astep_ns\x18\x02 \x01(\x04R\x06stepNs\x12$\n" +
-	"\x0eremote_wait_ns\x18\x03 \x01(\x04R\fremoteWaitNs\"\xa7\x01\n" +
+	"\x0eremote_wait_ns\x18\x03 \x01(\x04R\fremoteWaitNs\x12!\n" +
+	"\fhalved_steps\x18\x04 \x01(\x04R\vhalvedSteps\"\xa7\x01\n" +
 	"\x10HeartbeatRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
 	"\x04load\x18\x02 \x01(\v2\x19.infinite.cluster.v1.LoadR\x04load\x12:\n" +

@@ -13,6 +13,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/node"
+	"github.com/infinite-llm/infinite/engine/server"
 )
 
 // The request of the exactness suite has so many tokens in blocks of 4, prompt and answer together: 94
@@ -124,6 +125,22 @@ func (r *reference) checkReference(t *testing.T, got answer) {
 	}
 }
 
+// inHalves has a prompt that no pool holds, so that steps of many rows ask others for partials.
+func (r *reference) inHalves(t *testing.T) {
+	t.Setenv("INFINITE_HALF_ROWS", "1")
+	var prompt []int
+	for len(prompt) < 300 {
+		prompt = append(prompt, r.Prompt...)
+	}
+	req := body(prompt[:300], exactTokens-300)
+	want := r.serve(t, 1, exactBlocks).complete(req)
+	p := r.serve(t, 3, exactBlocks/3)
+	sameAnswer(t, want, p.complete(req))
+	p.eventually("steps in halves", func(v server.ClusterView) bool {
+		return slices.ContainsFunc(v.Instances, func(in server.InstanceView) bool { return in.HalvedSteps > 0 })
+	})
+}
+
 // For every architecture the answer does not depend on where the KV lies: one instance, or every block of
 // 2, 3 or 8 instances, over shared memory and over TCP. Without the remote partials it is another answer.
 func TestExactness(t *testing.T) {
@@ -141,12 +158,7 @@ func TestExactness(t *testing.T) {
 					})
 				}
 			}
-			// The prompt's own steps ask for partials, since no pool holds it, two rows at once or more.
-			t.Run("in halves", func(t *testing.T) {
-				t.Setenv("INFINITE_HALF_ROWS", "1")
-				p := r.serve(t, 8, exactBlocks/8, "--max-num-batched-tokens", "16", "--max-num-seqs", "4")
-				sameAnswer(t, local, p.complete(r.request(len(local.tokens))))
-			})
+			t.Run("in halves", r.inHalves)
 			t.Run("negative control", func(t *testing.T) {
 				t.Setenv(emptyRemoteEnv, "1")
 				// Pools so small that less than the smallest sliding window is left at home.
