@@ -256,40 +256,6 @@ func TestPromptLogprobs(t *testing.T) {
 	}
 }
 
-func TestTruncatedPrompt(t *testing.T) {
-	b := scripted(tokens(5)...)
-	a := serve(t, b)
-	for _, x := range []struct {
-		body obj
-		want []int32
-	}{
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2}, []int32{8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 3}, []int32{9, 8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2, "truncation_side": "left"}, []int32{8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2, "truncation_side": "right"}, []int32{9, 8}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 4, "truncation_side": "right"}, []int32{9, 8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncation_side": "right"}, []int32{9, 8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": nil}, []int32{9, 8, 7}},
-		{obj{"prompt": slices.Repeat([]int32{6, 7}, maxLen), "truncate_prompt_tokens": -1, "max_tokens": maxLen - 4}, []int32{6, 7, 6, 7}},
-	} {
-		x.body["echo"] = true
-		var out completion
-		a.ok("/v1/completions", x.body.String(), &out)
-		if got := b.last(t).Prompt; !slices.Equal(got, x.want) || out.Usage.Prompt != len(x.want) || !strings.HasPrefix(out.Choices[0].Text, testTokenizer(t).Decode(x.want, true)) {
-			t.Errorf("%s: %v, %+v", x.body, got, out)
-		}
-	}
-	var chat chatAnswer
-	a.ok("/v1/chat/completions", chatBody(obj{"truncate_prompt_tokens": 4}).String(), &chat)
-	if n := len(b.last(t).Prompt); n != 4 {
-		t.Errorf("a chat of %d tokens", n)
-	}
-	wantError(t, a.post("/v1/completions", `{"prompt":"a","truncation_side":"middle"}`), 400, "BadRequestError", "truncation_side", "middle")
-	for _, bad := range []int{0, -2, maxLen + 1} {
-		wantError(t, a.post("/v1/completions", obj{"prompt": "a", "truncate_prompt_tokens": bad}.String()), 400, "BadRequestError", "truncate_prompt_tokens", fmt.Sprint(bad))
-	}
-}
-
 func TestContentParts(t *testing.T) {
 	b := scripted(tokens(5)...)
 	a, tok := serve(t, b), testTokenizer(t)

@@ -37,6 +37,9 @@ const (
 	usageEvery             // and every chunk how far its choice is
 )
 
+// textAnswer is how many tokens a completion has where the client does not say, as OpenAI has it.
+const textAnswer = 16
+
 // echo is a prompt that is repeated in front of a completion.
 type echo struct {
 	text  string
@@ -83,7 +86,7 @@ func (s *Server) planCompletion(ctx context.Context, req *completionRequest, id 
 			p.echo = append(p.echo, echo{text, tokens[0]})
 			base.PromptLogprobs = max(logprobs, p.promptLogprobs)
 		}
-		if err := s.addJobs(p, &req.common, base, n, 16); err != nil {
+		if err := s.addJobs(p, &req.common, base, n, textAnswer); err != nil {
 			return nil, err
 		}
 	}
@@ -160,7 +163,7 @@ func (s *Server) promptTokens(c *common, p prompt, special bool) (tokens []int32
 	if len(tokens) == 0 {
 		return nil, "", badRequest("prompt", "the prompt is empty.")
 	}
-	cut, err := c.truncate(tokens, s.cfg.MaxModelLen)
+	cut, err := s.truncate(c, tokens, textAnswer)
 	if len(cut) < len(tokens) {
 		tokens, text = cut, s.tok.Decode(cut, true)
 	}

@@ -160,25 +160,6 @@ func (c *common) limitField() string {
 	return "max_tokens"
 }
 
-// truncate cuts a prompt to its last tokens, or its first, if the client wants that; -1 leaves the room that
-// is asked for.
-func (c *common) truncate(tokens []int32, limit int) ([]int32, error) {
-	if c.TruncatePrompt == nil {
-		return tokens, nil
-	}
-	keep := int(*c.TruncatePrompt)
-	if keep > limit {
-		return nil, badRequest("truncate_prompt_tokens", "truncate_prompt_tokens must be at most %d, got %d.", limit, keep)
-	}
-	if keep < 0 {
-		keep = max(1, limit-int(min(integer(limit), orDefault(c.MaxTokens, 1))))
-	}
-	if c.TruncationSide == "right" {
-		return tokens[:min(keep, len(tokens))], nil
-	}
-	return tokens[max(0, len(tokens)-keep):], nil
-}
-
 // fit decides how many tokens a request may generate, def where the client does not say; a prompt that
 // cannot fit is a 400 at field that says how many tokens would.
 func (c *common) fit(field string, promptLen, def, limit int, what string) (int, error) {
@@ -210,6 +191,32 @@ func (s *Server) checkLength(c *common, field, text string) error {
 		return badRequest(field, "%s. However, the prompt has at least %d tokens. Please shorten the prompt to at most %d tokens.", what, least, limit-1)
 	}
 	return nil
+}
+
+// truncate cuts a prompt to its last tokens, or its first, if the client wants that; -1 leaves the room of the answer that
+// is asked for, def tokens where the client does not say.
+func (s *Server) truncate(c *common, tokens []int32, def int) ([]int32, error) {
+	if c.TruncatePrompt == nil {
+		return tokens, nil
+	}
+	limit, what, err := s.room()
+	if err != nil {
+		return nil, err
+	}
+	keep := int(*c.TruncatePrompt)
+	switch {
+	case keep > s.cfg.MaxModelLen:
+		return nil, badRequest("truncate_prompt_tokens", "truncate_prompt_tokens must be at most %d, got %d.", s.cfg.MaxModelLen, keep)
+	case keep > limit && len(tokens) > limit: // a shorter prompt fits, whatever the cluster has lost
+		return nil, badRequest("truncate_prompt_tokens", "%s. However, truncate_prompt_tokens is %d, and the prompt has %d tokens; -1 keeps as many as fit.", what, keep, len(tokens))
+	case keep < 0:
+		answer := orDefault(c.MaxTokens, max(integer(def), c.MinTokens))
+		keep = max(1, limit-int(min(integer(limit), answer)))
+	}
+	if c.TruncationSide == "right" {
+		return tokens[:min(keep, len(tokens))], nil
+	}
+	return tokens[max(0, len(tokens)-keep):], nil
 }
 
 // room is how many tokens one request may have in all, and why not more.
