@@ -274,13 +274,34 @@ func TestContentParts(t *testing.T) {
 	if got := prompt([]any{}); got != prompt("") {
 		t.Errorf("%q", got)
 	}
-	for _, none := range []string{`{"role":"user"}`, `{"role":"user","content":null}`, `{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":[]}`} {
-		for _, path := range []string{"/v1/chat/completions", "/tokenize"} {
-			wantError(t, a.post(path, `{"messages":[`+none+`]}`), 400, "BadRequestError", "messages", "no content")
-		}
-	}
 	for _, bad := range []string{`[5]`, `[null]`, `[{"text":"a"}]`, `[{"type":"text"}]`, `[{"type":"text","text":5}]`, `[{"type":"input_audio"}]`, `{"type":"text","text":"a"}`} {
 		wantError(t, a.post("/v1/chat/completions", `{"messages":[{"role":"user","content":`+bad+`}]}`), 400, "BadRequestError", "messages", "content")
+	}
+}
+
+// A past answer without content is an empty one, also beside an empty list of calls or a refusal; whoever else speaks says
+// something.
+func TestMessagesWithoutContent(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a := serve(t, b)
+	prompt := func(answer string) []int32 {
+		t.Helper()
+		var out chatAnswer
+		a.ok("/v1/chat/completions", `{"messages":[{"role":"user","content":"a"},`+answer+`,{"role":"user","content":"b"}]}`, &out)
+		return b.last(t).Prompt
+	}
+	want := prompt(`{"role":"assistant","content":""}`)
+	for _, x := range []string{``, `,"content":null`, `,"content":null,"tool_calls":[]`, `,"tool_calls":[]`, `,"content":null,"refusal":"No."`, `,"refusal":null`, `,"content":[]`} {
+		if got := prompt(`{"role":"assistant"` + x + `}`); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", x, got, want)
+		}
+	}
+	for _, none := range []string{
+		`{"role":"user"}`, `{"role":"user","content":null}`, `{"role":"system","content":null,"tool_calls":[]}`, `{"role":"developer"}`, `{"role":"tool","tool_call_id":"1"}`,
+	} {
+		for _, path := range []string{"/v1/chat/completions", "/tokenize"} {
+			wantError(t, a.post(path, `{"messages":[`+none+`]}`), 400, "BadRequestError", "messages", "message 0 has no content")
+		}
 	}
 }
 
