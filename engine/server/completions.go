@@ -43,6 +43,7 @@ const textAnswer = 16
 // echo is a prompt that is repeated in front of a completion.
 type echo struct {
 	text  string
+	own   bool  // the client's own text, not what its tokens make
 	first int32 // the prompt's first token, which has no log probability
 }
 
@@ -77,13 +78,13 @@ func (s *Server) planCompletion(ctx context.Context, req *completionRequest, id 
 	p := s.newPlan(&req.common, "cmpl-", "text_completion", id)
 	p.logprobs = logprobs >= 0
 	for _, pr := range req.Prompt {
-		tokens, text, err := s.promptTokens(&req.common, pr, orDefault(req.AddSpecialTokens, true))
+		tokens, repeated, err := s.promptTokens(&req.common, pr, orDefault(req.AddSpecialTokens, true))
 		if err != nil {
 			return nil, err
 		}
 		base := engine.Request{Prompt: tokens, Logprobs: logprobs, PromptLogprobs: p.promptLogprobs}
 		if req.Echo {
-			p.echo = append(p.echo, echo{text, tokens[0]})
+			p.echo = append(p.echo, repeated)
 			base.PromptLogprobs = max(logprobs, p.promptLogprobs)
 		}
 		if err := s.addJobs(p, &req.common, base, n, textAnswer); err != nil {
@@ -147,27 +148,28 @@ func isName(s string) bool {
 	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
-// promptTokens encodes or checks one prompt; text is what echo repeats.
-func (s *Server) promptTokens(c *common, p prompt, special bool) (tokens []int32, text string, err error) {
-	if p.isText {
-		if err = s.checkLength(c, "prompt", p.text); err != nil {
-			return nil, "", err
+// promptTokens encodes or checks one prompt.
+func (s *Server) promptTokens(c *common, p prompt, special bool) ([]int32, echo, error) {
+	tokens, own := p.tokens, p.isText
+	if own {
+		if err := s.checkLength(c, "prompt", p.text); err != nil {
+			return nil, echo{}, err
 		}
-		tokens, text = s.tok.Encode(p.text, special), p.text
-	} else {
-		if err = s.checkIDs("prompt", p.tokens); err != nil {
-			return nil, "", err
-		}
-		tokens, text = p.tokens, s.tok.Decode(p.tokens, true)
+		tokens = s.tok.Encode(p.text, special)
+	} else if err := s.checkIDs("prompt", tokens); err != nil {
+		return nil, echo{}, err
 	}
 	if len(tokens) == 0 {
-		return nil, "", badRequest("prompt", "the prompt is empty.")
+		return nil, echo{}, badRequest("prompt", "the prompt is empty.")
 	}
 	cut, err := s.truncate(c, tokens, textAnswer)
-	if len(cut) < len(tokens) {
-		tokens, text = cut, s.tok.Decode(cut, true)
+	if err != nil {
+		return nil, echo{}, err
 	}
-	return tokens, text, err
+	if own && len(cut) == len(tokens) {
+		return cut, echo{p.text, true, cut[0]}, nil
+	}
+	return cut, echo{s.tok.Decode(cut, true), false, cut[0]}, nil
 }
 
 func (s *Server) checkIDs(field string, ids []int32) error {

@@ -18,6 +18,7 @@
 //	whole.go        an answer as one JSON object
 //	stream.go       an answer as server-sent events
 //	format.go       OpenAI's shapes
+//	place.go        where in a text its tokens begin
 //	watch.go        clients that go away
 //	stall.go        clients that do not read, or are still sending
 //	metrics.go      counters and gauges
