@@ -34,9 +34,7 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 				return nil
 			})
 		} else {
-			for _, j := range p.jobs {
-				j.stream.Close()
-			}
+			p.giveUp()
 			s.metrics.dropped(len(p.jobs), true)
 		}
 		switch {
