@@ -85,6 +85,7 @@ type simNode struct {
 	prompt bool          // steps with prompt tokens pass the gate, so that a request halts after its first token
 	lost   []int
 	refuse error
+	status int32 // of requests' shares of steps; 0: as it goes
 	over   error // the device is
 	opens  int
 	wrong  bool // its KV is not what it should be
@@ -202,6 +203,10 @@ func (n *simNode) Submit() error {
 		n.st.SeqOut[i] = batch.SeqOut{Status: batch.StatusOK, Peer: -1}
 		if peer >= 0 {
 			n.st.SeqOut[i] = batch.SeqOut{Status: batch.StatusPeer, Peer: int32(peer)}
+			continue
+		}
+		if n.status != 0 {
+			n.st.SeqOut[i] = batch.SeqOut{Status: n.status, Peer: -1}
 			continue
 		}
 		n.answer(i, q, history)

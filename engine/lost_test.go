@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/sched"
 )
 
@@ -250,5 +251,23 @@ func TestAnswerGoesOn(t *testing.T) {
 		if err := r.check(105); err == nil {
 			t.Errorf("%d tokens of %d were taken", len(r.Answer), r.MaxTokens)
 		}
+	}
+}
+
+// What the device could not compute is said in words, as far as there are any.
+func TestSpoiltShares(t *testing.T) {
+	for status, want := range map[int32]string{
+		batch.StatusNotFinite: "cannot compute the request: the logits are not finite (damaged weights, or a dtype that is too narrow)",
+		-99:                   "cannot compute the request: the device reports status -99",
+	} {
+		c := newSim(t, 1, 10, small)
+		c.mu.Lock()
+		c.nodes[0].status = status
+		c.mu.Unlock()
+		_, events := read(t, submit(t, c.nodes[0], Request{ID: "a", Prompt: prompt(1, 30), MaxTokens: 10}))
+		if end := last(events); end.Finish != "error" || end.Err == nil || end.Err.Error() != want {
+			t.Errorf("%+v", end)
+		}
+		c.settled()
 	}
 }

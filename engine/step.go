@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -332,7 +333,11 @@ func logprobOf(out *batch.RowOut, token int32) TokenLogprob {
 // spoil takes a request's share of a step that came to nothing: for lack of a peer's part, or by the device's fault.
 func (e *Engine) spoil(r *request, out batch.SeqOut) {
 	if out.Peer < 0 {
-		e.fail(r, fmt.Errorf("cannot compute the request: the device reports status %d", out.Status))
+		why := fmt.Sprintf("the device reports status %d", out.Status)
+		if out.Status == batch.StatusNotFinite {
+			why = "the logits are not finite (damaged weights, or a dtype that is too narrow)"
+		}
+		e.fail(r, errors.New("cannot compute the request: "+why))
 		return
 	}
 	instance := fmt.Sprintf("#%d", out.Peer)

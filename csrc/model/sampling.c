@@ -255,14 +255,14 @@ int inf_sample_row(const inf_slot *slot, const float *logits, int32_t vocab,
     int ok = 0;
     float max = checked_max(logits, vocab, &ok);
     if (!ok) {
-        return INF_EIO;
+        return INF_ENOTFINITE;
     }
     int32_t token = ask->target;
     if (token < 0) {
         const float *x = adjust(slot, logits, vocab, ask, scratch->adjusted);
         float top = x == logits ? max : checked_max(x, vocab, &ok);
         if (!ok) {
-            return INF_EIO;
+            return INF_ENOTFINITE;
         }
         top = ask->mask == NULL ? top : apply_mask(ask->mask, scratch->adjusted, vocab);
         token = inf_draw(&slot->sampling, x, vocab, top, ask->position, scratch->candidates);

@@ -47,8 +47,9 @@ typedef struct inf_sample_ask {
     uint32_t n_drafts;
 } inf_sample_ask;
 
-/* Fills out for one row. rank counts strictly larger logits, plus one. INF_EIO when a logit is NaN
- * or infinite before or after the penalties: no token can be chosen, and out says token -1. */
+/* Fills out for one row. rank counts strictly larger logits, plus one. INF_ENOTFINITE when a
+ * logit is NaN or infinite before or after the penalties: no token can be chosen, and out says
+ * token -1. */
 int inf_sample_row(const inf_slot *slot, const float *logits, int32_t vocab,
                    const inf_sample_ask *ask, const inf_sample_scratch *scratch, inf_row_out *out);
 

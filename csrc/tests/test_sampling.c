@@ -186,9 +186,9 @@ static void test_not_finite(void) {
             x[at] = bad[i];
             inf_row_out out;
             inf_slot *slot = open_slot(&(request){.s = s}, 3);
-            CHECK(sample_row(slot, x, 3, 0, -1, 3, NULL, &out) == INF_EIO, "sampled");
+            CHECK(sample_row(slot, x, 3, 0, -1, 3, NULL, &out) == INF_ENOTFINITE, "sampled");
             CHECK(out.token == -1, "%d", out.token);
-            CHECK(sample_row(slot, x, 3, 0, 1, 3, NULL, &out) == INF_EIO, "target");
+            CHECK(sample_row(slot, x, 3, 0, 1, 3, NULL, &out) == INF_ENOTFINITE, "target");
             inf_slot_free(slot);
         }
     }
@@ -197,7 +197,7 @@ static void test_not_finite(void) {
     float x[3] = {0, 3e38f, 2};
     inf_row_out out;
     inf_slot *slot = open_slot(&(request){.s = s, .bias_ids = &id, .bias = &huge, .n_bias = 1}, 3);
-    CHECK(sample_row(slot, x, 3, 0, -1, 0, NULL, &out) == INF_EIO, "overflow by bias");
+    CHECK(sample_row(slot, x, 3, 0, -1, 0, NULL, &out) == INF_ENOTFINITE, "overflow by bias");
     inf_slot_free(slot);
 }
 

@@ -18,11 +18,12 @@ const MaxDrafts = 15
 
 // Status codes of a request's share of a step, as in status.h.
 const (
-	StatusOK      int32 = 0
-	StatusPeer    int32 = -3
-	StatusTimeout int32 = -4
-	StatusProto   int32 = -5
-	StatusStale   int32 = -7
+	StatusOK        int32 = 0
+	StatusPeer      int32 = -3
+	StatusTimeout   int32 = -4
+	StatusProto     int32 = -5
+	StatusStale     int32 = -7
+	StatusNotFinite int32 = -10 // a logit is NaN or infinite
 )
 
 // Flags of a step, negative controls of tests.

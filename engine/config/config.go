@@ -173,14 +173,36 @@ func (c *Config) Validate() error {
 	if d := c.RebalanceInterval; d != 0 && (d < 100*time.Millisecond || d > time.Hour) {
 		bad("rebalance-interval", "%s is neither 0 nor between 100 ms and 1 h", d)
 	}
+	c.checkHosts(bad)
 	c.checkJoin(bad)
 	if c.ClusterID == "" || strings.ContainsAny(c.ClusterID, "/ ") {
 		bad("cluster-id", "%q is empty, or has a slash or a blank", c.ClusterID)
 	}
-	if !loopback(c.ClusterHost) && c.ClusterSecret == "" {
+	return errors.Join(errs...)
+}
+
+// checkHosts refuses to listen where nobody said to: an empty address, such as that of a variable without a value, would
+// be every one of the machine.
+func (c *Config) checkHosts(bad func(field, format string, args ...any)) {
+	const empty = "it is empty, which would be every address of this machine; 0.0.0.0 or :: says that"
+	if c.Host == "" {
+		bad("host", empty)
+	}
+	switch {
+	case c.ClusterHost == "":
+		bad("cluster-host", empty)
+	case !loopback(c.ClusterHost) && c.ClusterSecret == "":
 		bad("cluster-host", "%s is not loopback; that needs a --cluster-secret", c.ClusterHost)
 	}
-	return errors.Join(errs...)
+}
+
+// checkKey refuses a key that is given and empty where others could ask: it is meant to keep them out, and comes of a
+// variable that is not set. An instance that joins has no API, and is given all settings by its head.
+func (c *Config) checkKey(given bool) error {
+	if !given || c.APIKey != "" || c.Join != "" || c.Host == "" || loopback(c.Host) {
+		return nil
+	}
+	return &FieldError{"api-key", fmt.Errorf("it is empty, so that whoever reaches %s could ask; leave it out if that is meant", c.Host)}
 }
 
 // checkJoin checks what --join needs.

@@ -66,6 +66,10 @@ func TestErrorsNameTheirSource(t *testing.T) {
 		{"a parser that there is not", "tool-call-parser: xml\n", nil, nil, []string{"infinite.yaml:1:1", `"xml"`, "hermes"}},
 		{"a KV cache of another fp8", "", nil, map[string]string{"kv-cache-dtype": "fp8_e5m2"}, []string{"flag --kv-cache-dtype", "fp8_e5m2", "fp8_e4m3"}},
 		{"open host without a secret", "", nil, map[string]string{"cluster-host": "0.0.0.0"}, []string{"--cluster-host", "secret"}},
+		{"no host in a variable", "", map[string]string{"INFINITE_HOST": ""}, nil, []string{"variable INFINITE_HOST: it is empty", "0.0.0.0"}},
+		{"no host in a file", "port: 1\nhost:\n", nil, nil, []string{"infinite.yaml:2:1: cannot use host: it is empty"}},
+		{"no control host, with a secret", "", nil, map[string]string{"cluster-host": "", "cluster-secret": "s"}, []string{"flag --cluster-host: it is empty"}},
+		{"an empty key where others can ask", "host: 0.0.0.0\n", map[string]string{"INFINITE_API_KEY": ""}, nil, []string{"variable INFINITE_API_KEY: it is empty", "0.0.0.0"}},
 		{"a name that looks like loopback", "", nil, map[string]string{"cluster-host": "127.example.org"}, []string{"--cluster-host", "secret"}},
 		{"a key with a line break", "", map[string]string{"INFINITE_API_KEY": "abc\n"}, nil, []string{"INFINITE_API_KEY", "line break"}},
 		{"a service's address", "", map[string]string{"INFINITE_PORT": "tcp://10.0.0.1:8000"}, nil, []string{"INFINITE_PORT", "tcp://10.0.0.1:8000", "Kubernetes"}},
@@ -123,6 +127,30 @@ func TestErrorTexts(t *testing.T) {
 		if err == nil || err.Error() != x.want {
 			t.Errorf("%v, want %s", err, x.want)
 		}
+	}
+}
+
+// An empty text is no value where it would open a door; elsewhere it is the default, in the words of its usage.
+func TestEmptyTexts(t *testing.T) {
+	for field, wants := range map[string]string{
+		"host": "it is empty, which", "cluster-host": "it is empty, which", "cluster-id": `"" is empty`,
+		"tool-call-parser": `"" is none`, "dtype": `"" is none`, "kv-cache-dtype": `"" is none`, "quantization": `"" is none`, "isa": `"" is none`,
+		"device": `"" is none`, "transport": `"" is none`, "log-level": `"" is none`,
+		"model": "", "served-model-name": "", "api-key": "", "chat-template": "", "speculative-config": "", "join": "", "instance-id": "",
+		"cluster-secret": "", "etcd-endpoints": "", "rdma-device": "",
+	} {
+		_, err := Load("", noEnv, map[string]string{field: ""})
+		if (err != nil) != (wants != "") || err != nil && err.Error() != strings.Split(err.Error(), "\n")[0] || err != nil && !strings.HasPrefix(err.Error(), "cannot use flag --"+field+": "+wants) {
+			t.Errorf("--%s '': %v", field, err)
+		}
+	}
+	// An instance that joins has no API: its head gives it all settings, of which the key may be empty.
+	if _, err := Load("", noEnv, map[string]string{"host": "0.0.0.0", "api-key": "", "join": "127.0.0.1:8001"}); err != nil {
+		t.Error(err)
+	}
+	// Nobody said anything of a key.
+	if _, err := Load("", noEnv, map[string]string{"host": "0.0.0.0"}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -179,31 +179,30 @@ func Load(path string, getenv func(string) (string, bool), flags map[string]stri
 	if len(errs) > 0 {
 		return c, errors.Join(errs...)
 	}
-	return c, explain(c.Validate(), source)
+	return c, explain(errors.Join(c.Validate(), c.checkKey(source["api-key"] != "")), source)
 }
 
 // explain puts the source of each bad value in front of its error.
 func explain(err error, source map[string]string) error {
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var out []error
+		for _, e := range joined.Unwrap() {
+			out = append(out, explain(e, source))
+		}
+		return errors.Join(out...)
+	}
+	var f *FieldError
+	if !errors.As(err, &f) {
 		return err
 	}
-	var out []error
-	for _, e := range joined.Unwrap() {
-		var f *FieldError
-		if errors.As(e, &f) {
-			switch from := source[f.Field]; {
-			case from == "":
-				e = fmt.Errorf("cannot use the default of %s: %w", f.Field, f.Err)
-			case strings.HasPrefix(from, "flag ") || strings.HasPrefix(from, "variable "):
-				e = fmt.Errorf("cannot use %s: %w", from, f.Err)
-			default: // a place in a file
-				e = fmt.Errorf("%s: %w", from, f)
-			}
-		}
-		out = append(out, e)
+	switch from := source[f.Field]; {
+	case from == "":
+		return fmt.Errorf("cannot use the default of %s: %w", f.Field, f.Err)
+	case strings.HasPrefix(from, "flag ") || strings.HasPrefix(from, "variable "):
+		return fmt.Errorf("cannot use %s: %w", from, f.Err)
+	default: // a place in a file
+		return fmt.Errorf("%s: %w", from, f)
 	}
-	return errors.Join(out...)
 }
 
 func (c *Config) loadFile(path string, source map[string]string) error {

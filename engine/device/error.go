@@ -19,6 +19,7 @@ var (
 	ErrStale       = errors.New("the span is over")
 	ErrFull        = errors.New("a table or a queue is full")
 	ErrUnsupported = errors.New("not supported by this build or machine")
+	ErrNotFinite   = errors.New("the logits are not finite")
 	// ErrClosed is returned by every method of a closed device.
 	ErrClosed = errors.New("the device is closed")
 )
@@ -68,13 +69,14 @@ func (e *Error) reason() error {
 		return ErrFull
 	case C.INF_EUNSUPPORTED:
 		return ErrUnsupported
+	case C.INF_ENOTFINITE:
+		return ErrNotFinite
 	}
 	return fmt.Errorf("status %d", e.Code)
 }
 
 // StatusError is the error of a request's share of a step or of a move, nil for success. peer is -1 where
-// nobody is at fault. A share that failed with ErrIO met numbers that are not finite, a move blocks that this
-// device could not read.
+// nobody is at fault. A move that failed with ErrIO met blocks that this device could not read.
 func StatusError(status, peer int32) error {
 	if status >= 0 {
 		return nil

@@ -38,6 +38,7 @@ func constants() map[string][2]int64 {
 		"INF_ETIMEOUT":          {C.INF_ETIMEOUT, int64(batch.StatusTimeout)},
 		"INF_EPROTO":            {C.INF_EPROTO, int64(batch.StatusProto)},
 		"INF_ESTALE":            {C.INF_ESTALE, int64(batch.StatusStale)},
+		"INF_ENOTFINITE":        {C.INF_ENOTFINITE, int64(batch.StatusNotFinite)},
 		"INF_STEP_EMPTY_REMOTE": {C.INF_STEP_EMPTY_REMOTE, int64(batch.FlagEmptyRemote)},
 		"INF_STEP_NO_MASKS":     {C.INF_STEP_NO_MASKS, int64(batch.FlagNoMasks)},
 		"inf_mask_words":        {int64(C.inf_mask_words(65)), int64(batch.MaskWords(65))},

@@ -11,9 +11,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -30,6 +33,24 @@ type Client struct {
 	URL  string       // without a slash at its end
 	Key  string       // "" for none
 	HTTP *http.Client // nil: the default one
+}
+
+// ParseURL reads where a server is: HOST:PORT, or a URL, in whose path there may be a gateway's prefix. A /v1 at the end is the
+// API's own, which requests begin with. Errors do not repeat the text, in which there may be a password.
+func ParseURL(text string) (string, error) {
+	whole := text
+	if !strings.Contains(text, "://") {
+		whole = "http://" + text
+	}
+	u, err := url.Parse(whole)
+	if err == nil {
+		port, perr := strconv.Atoi(u.Port())
+		bad := u.Port() == "" && strings.HasSuffix(u.Host, ":") || u.Port() != "" && (perr != nil || port < 1 || port > 65535)
+		if !bad && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && u.RawQuery == "" && u.Fragment == "" {
+			return u.Scheme + "://" + u.Host + strings.TrimRight(strings.TrimSuffix(strings.TrimRight(u.EscapedPath(), "/"), "/v1"), "/"), nil
+		}
+	}
+	return "", errors.New("it must be like HOST:PORT or http://HOST:PORT")
 }
 
 // ServerError is what a server said in place of an answer.

@@ -52,6 +52,26 @@ func TestErrorsAreTold(t *testing.T) {
 	}
 }
 
+func TestParseURL(t *testing.T) {
+	for text, want := range map[string]string{
+		"127.0.0.1:8000": "http://127.0.0.1:8000", "localhost:8000": "http://localhost:8000", "host": "http://host", "[::1]:8000": "http://[::1]:8000",
+		"host:8000/": "http://host:8000", "host:8000/v1": "http://host:8000", "http://host:1/v1/": "http://host:1", "https://host": "https://host",
+		"HTTP://host:65535": "http://host:65535", "https://gate/team%20a/v1": "https://gate/team%20a", "gate/v1/": "http://gate", "http://host//": "http://host",
+	} {
+		if got, err := ParseURL(text); err != nil || got != want {
+			t.Errorf("%s: %s, %v, want %s", text, got, err, want)
+		}
+	}
+	for _, text := range []string{
+		"", ":8000", "http://", "http://:8000", "host:", "host:0", "host:65536", "host:x", "::1", "ftp://host", "http://me:word@host", "me:word@host:1", "http://host?a", "http://host#a",
+		"http:/host", "/v1", "a b", "host:80 00", "://host",
+	} {
+		if got, err := ParseURL(text); err == nil || strings.Contains(err.Error(), "word") {
+			t.Errorf("%q: %s, %v", text, got, err)
+		}
+	}
+}
+
 func TestRequests(t *testing.T) {
 	client := fake(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)

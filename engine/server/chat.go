@@ -63,7 +63,7 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 	if len(tokens) == 0 {
 		return nil, badRequest("messages", "the messages make an empty prompt.")
 	}
-	if tokens, err = req.truncate(tokens, s.cfg.MaxModelLen); err != nil {
+	if tokens, err = s.truncate(&req.common, tokens, 1); err != nil { // what fits is answered
 		return nil, err
 	}
 	p := s.newPlan(&req.common, "chatcmpl-", "chat.completion", id)
@@ -120,8 +120,8 @@ func (s *Server) render(c *conversation, tools json.RawMessage) (string, error) 
 	return text, nil
 }
 
-// list checks the messages and makes the template's of them. Only beside calls of tools may a message go without
-// content.
+// list checks the messages and makes the template's of them. An assistant's may go without content, which is then empty, as
+// in vLLM: agents send back what they got, such as a call of tools, a refusal, or an answer that ended before its first word.
 func (c *conversation) list() ([]tokenizer.Message, error) {
 	messages := make([]tokenizer.Message, len(c.Messages))
 	for i, m := range c.Messages {
@@ -135,7 +135,7 @@ func (c *conversation) list() ([]tokenizer.Message, error) {
 			return nil, badRequest("messages", "message %d has tool_calls, but its role is not assistant.", i)
 		case !isUnset(m.Audio):
 			return nil, badRequest("messages", "message %d has audio, which is not supported.", i)
-		case m.Content == nil && !called:
+		case m.Content == nil && m.Role != "assistant":
 			return nil, badRequest("messages", "message %d has no content.", i)
 		}
 		messages[i] = tokenizer.Message{Role: m.Role, Content: string(orDefault(m.Content, "")), Name: m.Name, ToolCallID: m.ToolCallID}

@@ -256,40 +256,6 @@ func TestPromptLogprobs(t *testing.T) {
 	}
 }
 
-func TestTruncatedPrompt(t *testing.T) {
-	b := scripted(tokens(5)...)
-	a := serve(t, b)
-	for _, x := range []struct {
-		body obj
-		want []int32
-	}{
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2}, []int32{8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 3}, []int32{9, 8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2, "truncation_side": "left"}, []int32{8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2, "truncation_side": "right"}, []int32{9, 8}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 4, "truncation_side": "right"}, []int32{9, 8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncation_side": "right"}, []int32{9, 8, 7}},
-		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": nil}, []int32{9, 8, 7}},
-		{obj{"prompt": slices.Repeat([]int32{6, 7}, maxLen), "truncate_prompt_tokens": -1, "max_tokens": maxLen - 4}, []int32{6, 7, 6, 7}},
-	} {
-		x.body["echo"] = true
-		var out completion
-		a.ok("/v1/completions", x.body.String(), &out)
-		if got := b.last(t).Prompt; !slices.Equal(got, x.want) || out.Usage.Prompt != len(x.want) || !strings.HasPrefix(out.Choices[0].Text, testTokenizer(t).Decode(x.want, true)) {
-			t.Errorf("%s: %v, %+v", x.body, got, out)
-		}
-	}
-	var chat chatAnswer
-	a.ok("/v1/chat/completions", chatBody(obj{"truncate_prompt_tokens": 4}).String(), &chat)
-	if n := len(b.last(t).Prompt); n != 4 {
-		t.Errorf("a chat of %d tokens", n)
-	}
-	wantError(t, a.post("/v1/completions", `{"prompt":"a","truncation_side":"middle"}`), 400, "BadRequestError", "truncation_side", "middle")
-	for _, bad := range []int{0, -2, maxLen + 1} {
-		wantError(t, a.post("/v1/completions", obj{"prompt": "a", "truncate_prompt_tokens": bad}.String()), 400, "BadRequestError", "truncate_prompt_tokens", fmt.Sprint(bad))
-	}
-}
-
 func TestContentParts(t *testing.T) {
 	b := scripted(tokens(5)...)
 	a, tok := serve(t, b), testTokenizer(t)
@@ -308,13 +274,34 @@ func TestContentParts(t *testing.T) {
 	if got := prompt([]any{}); got != prompt("") {
 		t.Errorf("%q", got)
 	}
-	for _, none := range []string{`{"role":"user"}`, `{"role":"user","content":null}`, `{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":[]}`} {
-		for _, path := range []string{"/v1/chat/completions", "/tokenize"} {
-			wantError(t, a.post(path, `{"messages":[`+none+`]}`), 400, "BadRequestError", "messages", "no content")
-		}
-	}
 	for _, bad := range []string{`[5]`, `[null]`, `[{"text":"a"}]`, `[{"type":"text"}]`, `[{"type":"text","text":5}]`, `[{"type":"input_audio"}]`, `{"type":"text","text":"a"}`} {
 		wantError(t, a.post("/v1/chat/completions", `{"messages":[{"role":"user","content":`+bad+`}]}`), 400, "BadRequestError", "messages", "content")
+	}
+}
+
+// A past answer without content is an empty one, also beside an empty list of calls or a refusal; whoever else speaks says
+// something.
+func TestMessagesWithoutContent(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a := serve(t, b)
+	prompt := func(answer string) []int32 {
+		t.Helper()
+		var out chatAnswer
+		a.ok("/v1/chat/completions", `{"messages":[{"role":"user","content":"a"},`+answer+`,{"role":"user","content":"b"}]}`, &out)
+		return b.last(t).Prompt
+	}
+	want := prompt(`{"role":"assistant","content":""}`)
+	for _, x := range []string{``, `,"content":null`, `,"content":null,"tool_calls":[]`, `,"tool_calls":[]`, `,"content":null,"refusal":"No."`, `,"refusal":null`, `,"content":[]`} {
+		if got := prompt(`{"role":"assistant"` + x + `}`); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", x, got, want)
+		}
+	}
+	for _, none := range []string{
+		`{"role":"user"}`, `{"role":"user","content":null}`, `{"role":"system","content":null,"tool_calls":[]}`, `{"role":"developer"}`, `{"role":"tool","tool_call_id":"1"}`,
+	} {
+		for _, path := range []string{"/v1/chat/completions", "/tokenize"} {
+			wantError(t, a.post(path, `{"messages":[`+none+`]}`), 400, "BadRequestError", "messages", "message 0 has no content")
+		}
 	}
 }
 

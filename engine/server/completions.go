@@ -19,6 +19,7 @@ type plan struct {
 	arrived        time.Time
 	answer         answer
 	jobs           []*job
+	feed           feed
 	promptTokens   int // of all prompts, each counted once
 	echo           []echo
 	logprobs       bool
@@ -37,9 +38,13 @@ const (
 	usageEvery             // and every chunk how far its choice is
 )
 
+// textAnswer is how many tokens a completion has where the client does not say, as OpenAI has it.
+const textAnswer = 16
+
 // echo is a prompt that is repeated in front of a completion.
 type echo struct {
 	text  string
+	own   bool  // the client's own text, not what its tokens make
 	first int32 // the prompt's first token, which has no log probability
 }
 
@@ -74,16 +79,16 @@ func (s *Server) planCompletion(ctx context.Context, req *completionRequest, id 
 	p := s.newPlan(&req.common, "cmpl-", "text_completion", id)
 	p.logprobs = logprobs >= 0
 	for _, pr := range req.Prompt {
-		tokens, text, err := s.promptTokens(&req.common, pr, orDefault(req.AddSpecialTokens, true))
+		tokens, repeated, err := s.promptTokens(&req.common, pr, orDefault(req.AddSpecialTokens, true))
 		if err != nil {
 			return nil, err
 		}
 		base := engine.Request{Prompt: tokens, Logprobs: logprobs, PromptLogprobs: p.promptLogprobs}
 		if req.Echo {
-			p.echo = append(p.echo, echo{text, tokens[0]})
+			p.echo = append(p.echo, repeated)
 			base.PromptLogprobs = max(logprobs, p.promptLogprobs)
 		}
-		if err := s.addJobs(p, &req.common, base, n, 16); err != nil {
+		if err := s.addJobs(p, &req.common, base, n, textAnswer); err != nil {
 			return nil, err
 		}
 	}
@@ -144,27 +149,28 @@ func isName(s string) bool {
 	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
-// promptTokens encodes or checks one prompt; text is what echo repeats.
-func (s *Server) promptTokens(c *common, p prompt, special bool) (tokens []int32, text string, err error) {
-	if p.isText {
-		if err = s.checkLength(c, "prompt", p.text); err != nil {
-			return nil, "", err
+// promptTokens encodes or checks one prompt.
+func (s *Server) promptTokens(c *common, p prompt, special bool) ([]int32, echo, error) {
+	tokens, own := p.tokens, p.isText
+	if own {
+		if err := s.checkLength(c, "prompt", p.text); err != nil {
+			return nil, echo{}, err
 		}
-		tokens, text = s.tok.Encode(p.text, special), p.text
-	} else {
-		if err = s.checkIDs("prompt", p.tokens); err != nil {
-			return nil, "", err
-		}
-		tokens, text = p.tokens, s.tok.Decode(p.tokens, true)
+		tokens = s.tok.Encode(p.text, special)
+	} else if err := s.checkIDs("prompt", tokens); err != nil {
+		return nil, echo{}, err
 	}
 	if len(tokens) == 0 {
-		return nil, "", badRequest("prompt", "the prompt is empty.")
+		return nil, echo{}, badRequest("prompt", "the prompt is empty.")
 	}
-	cut, err := c.truncate(tokens, s.cfg.MaxModelLen)
-	if len(cut) < len(tokens) {
-		tokens, text = cut, s.tok.Decode(cut, true)
+	cut, err := s.truncate(c, tokens, textAnswer)
+	if err != nil {
+		return nil, echo{}, err
 	}
-	return tokens, text, err
+	if own && len(cut) == len(tokens) {
+		return cut, echo{p.text, true, cut[0]}, nil
+	}
+	return cut, echo{s.tok.Decode(cut, true), false, cut[0]}, nil
 }
 
 func (s *Server) checkIDs(field string, ids []int32) error {
@@ -230,26 +236,6 @@ func (s *Server) seed(asked *integer) uint64 {
 	return s.cfg.Seed + s.requests.Add(1)*0xbf58476d1ce4e5b9
 }
 
-// submit hands every job to an engine, or none.
-func (s *Server) submit(ctx context.Context, p *plan) (err error) {
-	defer func() {
-		for _, j := range p.jobs {
-			if err != nil && j.stream != nil {
-				j.stream.Close()
-			}
-		}
-	}()
-	defer recovered(&err)
-	for _, j := range p.jobs {
-		stream, err := s.backend.Submit(ctx, j.req)
-		if err != nil {
-			return err
-		}
-		j.stream = stream
-	}
-	return nil
-}
-
 // answerPlan generates and answers, as one JSON object or as a stream of events. A client that goes away
 // ends its plan and its jobs, also while they are queued.
 func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, plan func(context.Context) (*plan, error)) {
@@ -276,7 +262,6 @@ func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, plan func(context.Context)
 		done()
 		return
 	}
-	s.metrics.prompt.Add(float64(p.promptTokens))
 	if p.stream {
 		s.streamPlan(ctx, work, p, done)
 		return
@@ -320,16 +305,31 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 // deltas runs all jobs and hands their deltas to each, one at a time, until all ended or one failed.
 func (s *Server) deltas(ctx context.Context, p *plan, each func(delta) error) error {
 	run, cancel := context.WithCancel(ctx)
-	ch := make(chan delta, 4*len(p.jobs))
-	for _, j := range p.jobs {
-		go j.run(run, s.tok, s.metrics, func(d delta) bool {
-			select {
-			case ch <- d:
-				return true
-			case <-run.Done():
-				return false
+	ch, ended := make(chan delta, 4*len(p.jobs)), make(chan struct{}, len(p.jobs))
+	emit := func(d delta) bool {
+		select {
+		case ch <- d:
+			return true
+		case <-run.Done():
+			return false
+		}
+	}
+	start := func(j *job) {
+		go func() {
+			j.run(run, s.tok, s.metrics, emit)
+			ended <- struct{}{}
+		}()
+	}
+	taken := p.feed.taken
+	for _, j := range p.jobs[:taken] {
+		start(j)
+	}
+	if taken < len(p.jobs) {
+		go func() {
+			if err := s.feedRest(run, p, ended, start); err != nil {
+				emit(delta{err: err})
 			}
-		})
+		}()
 	}
 	var failed error
 	left, generated := len(p.jobs), make([]int, len(p.jobs))

@@ -170,6 +170,10 @@ func TestRequestFields(t *testing.T) {
 	if s := b.last(t).Sampling; s.TopK != 0 || s.Temperature != 0 {
 		t.Errorf("asked for all tokens, greedy: %+v", s)
 	}
+	d.ok("/v1/completions", `{"prompt":"a","top_p":1e-300}`, &out)
+	if s := b.last(t).Sampling; !(s.TopP > 0 && s.TopP < 1e-30) {
+		t.Errorf("asked for the likeliest token alone: %+v", s)
+	}
 	var chat chatAnswer
 	const message = `{"messages":[{"role":"user","content":"Hi"}]`
 	d.ok("/v1/chat/completions", message+`}`, &chat)

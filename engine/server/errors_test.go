@@ -99,21 +99,24 @@ func TestBadBodies(t *testing.T) {
 		{"n large", c, completion(`"n":129`), "n", "129"},
 		{"best_of", c, completion(`"best_of":3`), "best_of", ""},
 		{"suffix", c, completion(`"suffix":"x"`), "suffix", ""},
-		{"temperature low", c, completion(`"temperature":-0.1`), "temperature", ""},
+		{"temperature low", c, completion(`"temperature":-0.1`), "temperature", "at least 0, got -0.1"},
 		{"temperature infinite", c, completion(`"temperature":1e999`), "temperature", ""},
-		{"temperature beyond float32", c, completion(`"temperature":1e300`), "temperature", ""},
+		{"temperature beyond float32", c, completion(`"temperature":1e300`), "temperature", "at most 3.4028234663852886e+38, got 1e+300"},
 		{"temperature text", c, completion(`"temperature":"NaN"`), "temperature", ""},
-		{"top_p zero", c, completion(`"top_p":0`), "top_p", ""},
-		{"top_p high", c, completion(`"top_p":1.01`), "top_p", ""},
+		{"top_p below zero", c, completion(`"top_p":-1e-300`), "top_p", "above 0, got -1e-300"},
+		{"top_p barely high", c, completion(`"top_p":1.000000001`), "top_p", "at most 1, got 1.000000001"},
+		{"min_p barely low", c, completion(`"min_p":-1e-300`), "min_p", "at least 0, got -1e-300"},
+		{"top_p zero", c, completion(`"top_p":0`), "top_p", "above 0, got 0"},
+		{"top_p high", c, completion(`"top_p":1.01`), "top_p", "at most 1, got 1.01"},
 		{"top_k", c, completion(`"top_k":-2`), "top_k", "-2"},
 		{"top_k large", c, completion(`"top_k":3000000000`), "top_k", ""},
-		{"min_p high", c, completion(`"min_p":1.1`), "min_p", ""},
-		{"min_p low", c, completion(`"min_p":-1`), "min_p", ""},
-		{"repetition_penalty", c, completion(`"repetition_penalty":0`), "repetition_penalty", ""},
-		{"repetition_penalty tiny", c, completion(`"repetition_penalty":1e-38`), "repetition_penalty", "0.001"},
-		{"repetition_penalty huge", c, completion(`"repetition_penalty":3e38`), "repetition_penalty", "1000"},
-		{"presence_penalty", c, completion(`"presence_penalty":2.5`), "presence_penalty", ""},
-		{"frequency_penalty", c, completion(`"frequency_penalty":-2.5`), "frequency_penalty", ""},
+		{"min_p high", c, completion(`"min_p":1.1`), "min_p", "at most 1, got 1.1"},
+		{"min_p low", c, completion(`"min_p":-1`), "min_p", "at least 0, got -1"},
+		{"repetition_penalty", c, completion(`"repetition_penalty":0`), "repetition_penalty", "at least 0.001, got 0"},
+		{"repetition_penalty tiny", c, completion(`"repetition_penalty":1e-38`), "repetition_penalty", "at least 0.001, got 1e-38"},
+		{"repetition_penalty huge", c, completion(`"repetition_penalty":3e38`), "repetition_penalty", "at most 1000, got 3e+38"},
+		{"presence_penalty", c, completion(`"presence_penalty":2.5`), "presence_penalty", "at most 2, got 2.5"},
+		{"frequency_penalty", c, completion(`"frequency_penalty":-2.5`), "frequency_penalty", "at least -2, got -2.5"},
 		{"bias key", c, completion(`"logit_bias":{"a":1}`), "logit_bias", `"a"`},
 		{"bias id", c, completion(`"logit_bias":{"2048":1}`), "logit_bias", "2048"},
 		{"bias negative id", c, completion(`"logit_bias":{"-1":1}`), "logit_bias", "-1"},
@@ -281,7 +284,7 @@ func TestBackendFailures(t *testing.T) {
 	wantError(t, a.post("/v1/completions", `{"prompt":"a"}`), 500, "InternalServerError", "")
 }
 
-// Of n choices either all are taken or none.
+// What is wrong with one of n choices is known before the answer begins, and then none goes on.
 func TestSecondChoiceRefused(t *testing.T) {
 	first := newFakeStream()
 	b := scripted()
@@ -289,10 +292,10 @@ func TestSecondChoiceRefused(t *testing.T) {
 		if strings.HasSuffix(req.ID, "-0") {
 			return first, nil
 		}
-		return nil, kindError(KindQueueFull)
+		return nil, kindError(KindUnavailable)
 	})
 	a := serve(t, b)
-	wantError(t, a.post("/v1/completions", `{"prompt":"a","n":3}`), 429, "RateLimitError", "")
+	wantError(t, a.post("/v1/completions", `{"prompt":"a","n":3}`), 503, "ServiceUnavailableError", "")
 	within(t, "closing of the first choice", first.closed)
 	if n := b.submitted(); n != 2 {
 		t.Errorf("%d submitted, want 2", n)

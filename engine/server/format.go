@@ -31,28 +31,6 @@ func (a *answer) tokenText(id int32) (string, []byte) {
 	return strings.ToValidUTF8(string(b), "\ufffd"), b
 }
 
-// place is where the next token's text begins in an answer's text.
-type place struct {
-	chars int
-	echo  string // of the repeated prompt, what is not passed yet
-}
-
-// pass moves over one token. Characters count where they begin, so that one made of several tokens counts
-// once. A special token takes room only if it is seen: in a prompt where its text says so.
-func (a *answer) pass(p *place, id int32) {
-	raw := a.tok.TokenBytes(id)
-	if a.tok.IsSpecial(id) && (p.echo != "" && !strings.HasPrefix(p.echo, string(raw)) || p.echo == "" && a.skip) {
-		return
-	}
-	for _, c := range raw {
-		if !utf8.RuneStart(c) {
-			continue
-		}
-		_, n := utf8.DecodeRuneInString(p.echo)
-		p.chars, p.echo = p.chars+1, p.echo[n:]
-	}
-}
-
 func (a *answer) head(b []byte, object string) []byte {
 	b = append(b, `{"id":`...)
 	b = appendString(b, a.id)
@@ -163,9 +141,9 @@ func (a *answer) appendChatLogprobs(b []byte, tokens []engine.TokenLogprob) []by
 	return append(b, `]}`...)
 }
 
-// appendTextLogprobs appends OpenAI's completions shape: four lists, one entry per token, and moves
-// at over them. The first token of an echoed prompt has no log probability: with firstNull it is null.
-func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, at *place, firstNull bool) []byte {
+// appendTextLogprobs appends OpenAI's completions shape: four lists, one entry per token. offsets are where the tokens
+// begin. The first token of an echoed prompt has no log probability: with firstNull it is null.
+func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, offsets []int, firstNull bool) []byte {
 	list := func(name string, each func(i int, t engine.TokenLogprob)) {
 		b = append(b, name...)
 		for i, t := range tokens {
@@ -178,10 +156,7 @@ func (a *answer) appendTextLogprobs(b []byte, tokens []engine.TokenLogprob, at *
 	}
 	isNull := func(i int) bool { return firstNull && i == 0 }
 	b = append(b, '{')
-	list(`"text_offset":[`, func(_ int, t engine.TokenLogprob) {
-		b = appendInt(b, at.chars)
-		a.pass(at, t.Token)
-	})
+	list(`"text_offset":[`, func(i int, _ engine.TokenLogprob) { b = appendInt(b, offsets[i]) })
 	list(`,"token_logprobs":[`, func(i int, t engine.TokenLogprob) {
 		if isNull(i) {
 			b = append(b, `null`...)

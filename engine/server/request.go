@@ -22,14 +22,10 @@ const (
 )
 
 // sampling checks the shared fields and makes the engine's parameters of them; absent ones take the
-// model's own defaults.
+// model's own defaults. They are held to their bounds as they were sent, not as what a float32 makes of them.
 func (c *common) sampling(d Defaults) (batch.Sampling, []batch.Bias, error) {
-	s := batch.Sampling{
-		Temperature: float32(orDefault(c.Temperature, number(d.Temperature))), TopP: float32(orDefault(c.TopP, number(d.TopP))),
-		MinP: float32(orDefault(c.MinP, 0)), Repetition: float32(orDefault(c.RepetitionPenalty, number(d.RepetitionPenalty))),
-		Presence: float32(orDefault(c.PresencePenalty, 0)), Frequency: float32(orDefault(c.FrequencyPenalty, 0)),
-		TopK: int32(d.TopK),
-	}
+	var s batch.Sampling
+	s.TopK = int32(d.TopK)
 	if c.TopK != nil {
 		if *c.TopK < -1 || *c.TopK > math.MaxInt32 {
 			return s, nil, badRequest("top_k", "top_k must be -1 or 0 (all tokens), or at least 1, got %d.", *c.TopK)
@@ -38,25 +34,34 @@ func (c *common) sampling(d Defaults) (batch.Sampling, []batch.Bias, error) {
 	}
 	// Where vLLM has no limit, ours is far out: where float32 ends, or the penalty's logits would.
 	for _, r := range []struct {
-		name   string
-		v      float32
-		ok     bool
-		wanted string
+		name      string
+		sent      *number
+		absent    float64
+		into      *float32
+		low, high float64
 	}{
-		{"temperature", s.Temperature, s.Temperature >= 0, "at least 0"},
-		{"top_p", s.TopP, s.TopP > 0 && s.TopP <= 1, "in (0, 1]"},
-		{"min_p", s.MinP, s.MinP >= 0 && s.MinP <= 1, "in [0, 1]"},
-		{"repetition_penalty", s.Repetition, s.Repetition >= .001 && s.Repetition <= 1000, "in [0.001, 1000]"},
-		{"presence_penalty", s.Presence, s.Presence >= -2 && s.Presence <= 2, "in [-2, 2]"},
-		{"frequency_penalty", s.Frequency, s.Frequency >= -2 && s.Frequency <= 2, "in [-2, 2]"},
+		{"temperature", c.Temperature, d.Temperature, &s.Temperature, 0, math.MaxFloat32},
+		{"top_p", c.TopP, d.TopP, &s.TopP, 0, 1},
+		{"min_p", c.MinP, 0, &s.MinP, 0, 1},
+		{"repetition_penalty", c.RepetitionPenalty, d.RepetitionPenalty, &s.Repetition, .001, 1000},
+		{"presence_penalty", c.PresencePenalty, 0, &s.Presence, -2, 2},
+		{"frequency_penalty", c.FrequencyPenalty, 0, &s.Frequency, -2, 2},
 	} {
-		if !r.ok || r.v > math.MaxFloat32 {
-			return s, nil, badRequest(r.name, "%s must be %s, got %g.", r.name, r.wanted, r.v)
+		v := float64(orDefault(r.sent, number(r.absent)))
+		switch {
+		case r.name == "top_p" && !(v > 0):
+			return s, nil, badRequest(r.name, "top_p must be above 0, got %g.", v)
+		case !(v >= r.low): // also what is no number
+			return s, nil, badRequest(r.name, "%s must be at least %g, got %g.", r.name, r.low, v)
+		case v > r.high:
+			return s, nil, badRequest(r.name, "%s must be at most %g, got %g.", r.name, r.high, v)
 		}
+		*r.into = float32(v)
 	}
 	if s.Temperature < 1e-5 {
 		s.Temperature = 0
 	}
+	s.TopP = max(s.TopP, 0x1p-126)               // float32 would make 0 of a smaller one; the most likely token alone is left of either
 	s.MinP = min(s.MinP, math.Nextafter32(1, 0)) // 1 keeps the most likely token alone, and so does this
 	bias, err := c.bias(d.VocabSize)
 	return s, bias, err
@@ -160,25 +165,6 @@ func (c *common) limitField() string {
 	return "max_tokens"
 }
 
-// truncate cuts a prompt to its last tokens, or its first, if the client wants that; -1 leaves the room that
-// is asked for.
-func (c *common) truncate(tokens []int32, limit int) ([]int32, error) {
-	if c.TruncatePrompt == nil {
-		return tokens, nil
-	}
-	keep := int(*c.TruncatePrompt)
-	if keep > limit {
-		return nil, badRequest("truncate_prompt_tokens", "truncate_prompt_tokens must be at most %d, got %d.", limit, keep)
-	}
-	if keep < 0 {
-		keep = max(1, limit-int(min(integer(limit), orDefault(c.MaxTokens, 1))))
-	}
-	if c.TruncationSide == "right" {
-		return tokens[:min(keep, len(tokens))], nil
-	}
-	return tokens[max(0, len(tokens)-keep):], nil
-}
-
 // fit decides how many tokens a request may generate, def where the client does not say; a prompt that
 // cannot fit is a 400 at field that says how many tokens would.
 func (c *common) fit(field string, promptLen, def, limit int, what string) (int, error) {
@@ -210,6 +196,32 @@ func (s *Server) checkLength(c *common, field, text string) error {
 		return badRequest(field, "%s. However, the prompt has at least %d tokens. Please shorten the prompt to at most %d tokens.", what, least, limit-1)
 	}
 	return nil
+}
+
+// truncate cuts a prompt to its last tokens, or its first, if the client wants that; -1 leaves the room of the answer that
+// is asked for, def tokens where the client does not say.
+func (s *Server) truncate(c *common, tokens []int32, def int) ([]int32, error) {
+	if c.TruncatePrompt == nil {
+		return tokens, nil
+	}
+	limit, what, err := s.room()
+	if err != nil {
+		return nil, err
+	}
+	keep := int(*c.TruncatePrompt)
+	switch {
+	case keep > s.cfg.MaxModelLen:
+		return nil, badRequest("truncate_prompt_tokens", "truncate_prompt_tokens must be at most %d, got %d.", s.cfg.MaxModelLen, keep)
+	case keep > limit && len(tokens) > limit: // a shorter prompt fits, whatever the cluster has lost
+		return nil, badRequest("truncate_prompt_tokens", "%s. However, truncate_prompt_tokens is %d, and the prompt has %d tokens; -1 keeps as many as fit.", what, keep, len(tokens))
+	case keep < 0:
+		answer := orDefault(c.MaxTokens, max(integer(def), c.MinTokens))
+		keep = max(1, limit-int(min(integer(limit), answer)))
+	}
+	if c.TruncationSide == "right" {
+		return tokens[:min(keep, len(tokens))], nil
+	}
+	return tokens[max(0, len(tokens)-keep):], nil
 }
 
 // room is how many tokens one request may have in all, and why not more.

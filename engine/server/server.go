@@ -14,10 +14,12 @@
 //	toolanswer.go   calls of tools in answers
 //	toolguide.go    calls that a client demands
 //	toolpath.go     where the client wrote what is wrong with their schema
+//	feed.go         jobs -> instances, as there is room
 //	generate.go     one choice: events -> text, stop strings
 //	whole.go        an answer as one JSON object
 //	stream.go       an answer as server-sent events
 //	format.go       OpenAI's shapes
+//	place.go        where in a text its tokens begin
 //	watch.go        clients that go away
 //	stall.go        clients that do not read, or are still sending
 //	metrics.go      counters and gauges
@@ -49,7 +51,7 @@ import (
 
 // Backend runs requests somewhere in the cluster.
 type Backend interface {
-	// Submit queues a request; it returns when an instance has taken it, or why none did.
+	// Submit queues a request; it returns when an instance has taken it, or why none did: of KindQueueFull if one may later.
 	Submit(ctx context.Context, req *engine.Request) (engine.Stream, error)
 	// Capacity is how many tokens of KV one request could have in an empty cluster.
 	Capacity() int
@@ -139,6 +141,7 @@ type Config struct {
 	APIKey      string   // "" for none
 	MaxBodySize int      // bytes
 	MaxModelLen int      // tokens
+	Share       int      // choices of one request that instances have at once; 0: all
 	Seed        uint64
 	Defaults    Defaults
 	// ToolCallParser is the form in which calls of tools are looked for in answers: a toolcall.Form, "none", or

@@ -34,9 +34,7 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 				return nil
 			})
 		} else {
-			for _, j := range p.jobs {
-				j.stream.Close()
-			}
+			p.giveUp()
 			s.metrics.dropped(len(p.jobs), true)
 		}
 		switch {
@@ -183,16 +181,21 @@ func (st *sse) appendText(b []byte, d delta, first bool) []byte {
 	text, tokens := d.text, d.tokens
 	if first {
 		e := st.p.echo[d.index/(len(st.p.jobs)/len(st.p.echo))]
-		text, st.places[d.index].echo = e.text+text, e.text
+		text, st.places[d.index] = e.text+text, startOf(e, 1+len(d.prompt))
 		tokens = slices.Concat([]engine.TokenLogprob{{Token: e.first}}, d.prompt, d.tokens)
 	}
 	b = append(b, `,"text":`...)
 	b = appendString(b, text)
 	b = append(b, `,"logprobs":`...)
-	if !st.p.logprobs || len(tokens) == 0 {
+	if !st.p.logprobs {
 		return append(b, `null`...)
 	}
-	return st.p.answer.appendTextLogprobs(b, tokens, &st.places[d.index], first)
+	// Tokens go with the text that says where they are, which may come later.
+	tokens, offsets := st.p.answer.locate(&st.places[d.index], tokens, d.finish != "")
+	if len(tokens) == 0 {
+		return append(b, `null`...)
+	}
+	return st.p.answer.appendTextLogprobs(b, tokens, offsets, first)
 }
 
 func (st *sse) end() {

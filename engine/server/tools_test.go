@@ -119,7 +119,6 @@ func TestToolErrors(t *testing.T) {
 		{"arguments", calls(`[{"id":"1","function":{"name":"f","arguments":5}}]`), "messages", "arguments"},
 		{"too many calls", calls(`[` + strings.TrimSuffix(strings.Repeat(`{},`, maxCalls+1), ",") + `]`), "messages", "512"},
 		{"calls of a user", `{"messages":[{"role":"user","content":"a","tool_calls":[{"function":{"name":"f"}}]}]}`, "messages", "role"},
-		{"no content and no calls", calls(`[]`), "messages", "no content"},
 		{"functions", `{"messages":[{"role":"user","content":"a"}],"functions":[{"name":"f"}]}`, "functions", "functions"},
 		{"function_call", `{"messages":[{"role":"user","content":"a"}],"function_call":{"name":"f"}}`, "function_call", "function_call"},
 	} {

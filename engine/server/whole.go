@@ -88,14 +88,15 @@ func (p *plan) appendTextChoice(b []byte, i int, c choice) []byte {
 	var at place
 	if echoed {
 		e := p.echo[i/(len(p.jobs)/len(p.echo))]
-		text, at.echo = e.text+text, e.text
+		text, at = e.text+text, startOf(e, 1+len(c.prompt))
 		tokens = slices.Concat([]engine.TokenLogprob{{Token: e.first}}, fewer(c.prompt, p.jobs[i].req.Logprobs), c.tokens)
 	}
 	b = append(b, `,"text":`...)
 	b = appendString(b, text)
 	b = append(b, `,"logprobs":`...)
 	if p.logprobs {
-		b = p.answer.appendTextLogprobs(b, tokens, &at, echoed)
+		tokens, offsets := p.answer.locate(&at, tokens, true)
+		b = p.answer.appendTextLogprobs(b, tokens, offsets, echoed)
 	} else {
 		b = append(b, `null`...)
 	}

@@ -45,17 +45,26 @@ type sink struct {
 func (s *sink) push(text string) { s.WriteString(text) }
 func (s *sink) flush()           {}
 
-func (t *Tokenizer) newChain(out stage) stage {
+// chain is the first stage, and those that hold text back, nil where there is none.
+type chain struct {
+	stage
+	bytes *byteLevelStage
+	run   *fallbackStage
+}
+
+func (t *Tokenizer) newChain(out stage) (c chain) {
 	if t.noDec {
-		return &joinStage{next: out}
+		return chain{stage: &joinStage{next: out}}
 	}
 	for i := len(t.dec) - 1; i >= 0; i-- {
 		spec := t.dec[i]
 		switch spec.kind {
 		case decodeByteLevel:
-			out = &byteLevelStage{next: out}
+			c.bytes = &byteLevelStage{next: out}
+			out = c.bytes
 		case decodeByteFallback:
-			out = &fallbackStage{next: out}
+			c.run = &fallbackStage{next: out}
+			out = c.run
 		case decodeMetaspace:
 			out = &metaspaceStage{spec: spec, next: out}
 		case decodeReplace:
@@ -65,7 +74,8 @@ func (t *Tokenizer) newChain(out stage) stage {
 		case decodeFuse: // joining changes only what later stages see, and their specs know
 		}
 	}
-	return out
+	c.stage = out
+	return c
 }
 
 // Decode returns the text of ids. Unknown ids are left out, and with skipSpecial control tokens too. Bytes that do not
@@ -84,7 +94,7 @@ type Stream struct {
 	t           *Tokenizer
 	skipSpecial bool
 	kept        []string // special tokens that are not left out
-	chain       stage
+	chain       chain
 	out         sink
 }
 
@@ -199,13 +209,13 @@ func byteToken(s string) (byte, bool) {
 
 // fallbackStage joins byte tokens. A run of them that is not UTF-8 as a whole becomes one U+FFFD per byte.
 type fallbackStage struct {
-	next stage
-	run  []byte
+	next  stage
+	bytes []byte // the run
 }
 
 func (f *fallbackStage) push(s string) {
 	if b, ok := byteToken(s); ok {
-		f.run = append(f.run, b)
+		f.bytes = append(f.bytes, b)
 		return
 	}
 	f.end()
@@ -213,16 +223,16 @@ func (f *fallbackStage) push(s string) {
 }
 
 func (f *fallbackStage) end() {
-	if utf8.Valid(f.run) {
-		if len(f.run) > 0 {
-			f.next.push(string(f.run))
+	if utf8.Valid(f.bytes) {
+		if len(f.bytes) > 0 {
+			f.next.push(string(f.bytes))
 		}
 	} else {
-		for range f.run {
+		for range f.bytes {
 			f.next.push("\uFFFD")
 		}
 	}
-	f.run = f.run[:0]
+	f.bytes = f.bytes[:0]
 }
 
 func (f *fallbackStage) flush() {

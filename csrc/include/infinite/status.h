@@ -21,6 +21,7 @@ enum {
     INF_ESTALE = -7,       /* a span handle whose generation is over */
     INF_EFULL = -8,        /* a table or a queue is at its limit */
     INF_EUNSUPPORTED = -9, /* this build or this device cannot do it */
+    INF_ENOTFINITE = -10,  /* a logit is NaN or infinite: damaged weights, or too narrow a dtype */
 };
 
 /* inf_err is owned by the caller; C fills it when a call returns a status < 0.

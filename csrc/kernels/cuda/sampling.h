@@ -63,7 +63,7 @@ typedef struct inf_cuda_sample {
     const int32_t *drafts; /* NULL when no row has any */
     uint32_t *counts; /* [*, vocab], as inf_cuda_counts_launch makes them; NULL: no row has any */
     inf_row_out *out; /* [rows]; out and status are only written: they may be pinned host memory */
-    int32_t *status;  /* [rows]: 0, or INF_EIO when a logit is NaN or infinite */
+    int32_t *status;  /* [rows]: 0, or INF_ENOTFINITE */
     void *scratch;    /* inf_cuda_sample_scratch(rows, vocab, needs) bytes, 256-byte aligned */
     int32_t rows, vocab;
     uint32_t needs; /* at least what the rows need; more costs launches that do nothing */

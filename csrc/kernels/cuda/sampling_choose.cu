@@ -283,7 +283,7 @@ static __device__ void put_token(const sample_args &a, uint32_t r, const row_sta
     if (!tops) {
         out.n_top = 0;
     }
-    a.p.status[r] = stats.bad && row.target != INF_CUDA_SAMPLE_SKIP ? (int32_t)INF_EIO : 0;
+    a.p.status[r] = stats.bad && row.target != INF_CUDA_SAMPLE_SKIP ? (int32_t)INF_ENOTFINITE : 0;
     if (token >= 0 && row.target == INF_CUDA_SAMPLE_DRAW && row.slot >= 0 && !row.uncounted) {
         uint32_t &count = a.p.counts[(size_t)row.slot * (size_t)a.p.vocab + (size_t)token];
         count += (count & ~IN_PROMPT) < ~IN_PROMPT ? 1u : 0u;

@@ -3,9 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,7 +62,7 @@ The status is 1 if it was interrupted, if at a point no request was answered and
 
 func (f *benchFlags) bind(cmd *cobra.Command) {
 	o, s, flags := &f.options, &f.options.Shape, cmd.Flags()
-	flags.StringVar(&o.URL, "url", "http://127.0.0.1:8000", "server, without /v1")
+	flags.StringVar(&o.URL, "url", defaultServer, "server, without /v1")
 	flags.StringVar(&o.Key, "api-key", "", "key of the server, default $INFINITE_API_KEY")
 	flags.StringVar(&o.Model, "model", "", "model name, default the first that the server lists")
 	flags.StringVar(&o.Endpoint, "endpoint", loadgen.Completions, "completions or chat")
@@ -93,11 +91,10 @@ func (f *benchFlags) fill(chosen bool) error {
 	if o.Key == "" {
 		o.Key = os.Getenv("INFINITE_API_KEY") // not as the flag's default, which --help shows
 	}
-	u, err := url.Parse(o.URL)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return fmt.Errorf("cannot use --url: it must be like http://HOST:PORT")
+	var err error
+	if o.URL, err = serverURL(o.URL); err != nil {
+		return err
 	}
-	o.URL = strings.TrimSuffix(strings.TrimSuffix(o.URL, "/"), "/v1")
 	for _, text := range f.rates {
 		rate, err := loadgen.ParseRate(text)
 		if err != nil {

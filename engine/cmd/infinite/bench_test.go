@@ -195,8 +195,15 @@ func TestBenchSaysWhatIsWrong(t *testing.T) {
 		want string
 		args []string
 	}{
-		{"cannot use --url", []string{"--url", "127.0.0.1:8000"}},
-		{"cannot use --url", []string{"--url", "http://me:word@host"}},
+		{"cannot ask for the model's name", []string{"--url", "127.0.0.1:1"}},
+		{"cannot use --url: it must be like HOST:PORT or http://HOST:PORT\n", []string{"--url", "http://me:word@host"}},
+		{`cannot use --max-concurrency: "x" is not a whole number or a list such as 1,4,16`, []string{"--max-concurrency", "x"}},
+		{`cannot use --max-concurrency: "1,,2" is not a whole number`, []string{"--max-concurrency", "1,,2"}},
+		{`cannot use --num-prompts: "many" is not a whole number`, []string{"--num-prompts", "many"}},
+		{`cannot use --seed: "-1" is not a whole number from 0`, []string{"--seed", "-1"}},
+		{`cannot use --range-ratio: "half" is not a number such as 0.5`, []string{"--range-ratio", "half"}},
+		{`cannot use --timeout: "5" is not a duration such as 500ms or 10s`, []string{"--timeout", "5"}},
+		{`cannot use --ignore-eos: "no" is not true or false`, []string{"--ignore-eos=no"}},
 		{"cannot use --request-rate", []string{"--request-rate", "1,0"}},
 		{"cannot use --goodput", []string{"--goodput", "speed:1s"}},
 		{"cannot load the endpoint", []string{"--endpoint", "embeddings"}},
@@ -210,7 +217,7 @@ func TestBenchSaysWhatIsWrong(t *testing.T) {
 		{"2 of 2 requests failed", []string{"--url", "http://127.0.0.1:1", "--model", "m", "--num-prompts", "2"}},
 	} {
 		out, err := command(append([]string{"bench"}, c.args...)...).CombinedOutput()
-		if err == nil || !strings.Contains(string(out), c.want) || strings.Contains(string(out), "word@") {
+		if err == nil || !strings.Contains(string(out), c.want) || strings.Contains(string(out), "word@") || strings.Contains(string(out), "strconv") {
 			t.Errorf("%v: %v: %s", c.args, err, out)
 		}
 	}

@@ -23,7 +23,7 @@ type message struct {
 }
 
 func chatCommand() *cobra.Command {
-	var url, key, model string
+	var server, key, model string
 	var maxTokens int
 	cmd := &cobra.Command{
 		Use: "chat", Short: "Talk to a running server; reads lines, /new begins anew, /quit ends", Args: cobra.NoArgs,
@@ -31,7 +31,14 @@ func chatCommand() *cobra.Command {
 			if !cmd.Flags().Changed("api-key") {
 				key = os.Getenv("INFINITE_API_KEY") // not as the flag's default, which --help shows
 			}
-			c := &openai.Client{URL: strings.TrimSuffix(url, "/"), Key: key}
+			url, err := serverURL(server)
+			if err != nil {
+				return err
+			}
+			if maxTokens < 0 {
+				return fmt.Errorf("cannot use --max-tokens %d: it must be at least 1, or 0 for what fits", maxTokens)
+			}
+			c := &openai.Client{URL: url, Key: key}
 			body := map[string]any{"temperature": 0}
 			if model != "" {
 				body["model"] = model
@@ -42,10 +49,10 @@ func chatCommand() *cobra.Command {
 			return converse(cmd.Context(), c, body, os.Stdin, cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().StringVar(&url, "url", "http://127.0.0.1:8000", "server")
+	cmd.Flags().StringVar(&server, "url", defaultServer, "server, without /v1")
 	cmd.Flags().StringVar(&key, "api-key", "", "key of the server, default $INFINITE_API_KEY")
 	cmd.Flags().StringVar(&model, "model", "", "model name, default the server's first")
-	cmd.Flags().IntVar(&maxTokens, "max-tokens", 0, "longest answer, default what fits")
+	cmd.Flags().IntVar(&maxTokens, "max-tokens", 0, "longest answer, in tokens; 0: what fits")
 	return cmd
 }
 

@@ -56,7 +56,7 @@ func TestChat(t *testing.T) {
 	p := serve(t, "--instances", "2", "--api-key", "secret")
 	talk := func(key, lines string) (string, error) {
 		t.Helper()
-		cmd := command("chat", "--url", p.url, "--api-key", key)
+		cmd := command("chat", "--url", strings.TrimPrefix(p.url, "http://"), "--api-key", key)
 		cmd.Stdin = strings.NewReader(lines)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
@@ -72,6 +72,29 @@ func TestChat(t *testing.T) {
 	}
 	if got, err = talk("wrong", "Hello\n"); err == nil || !strings.Contains(got, "401") {
 		t.Errorf("with a wrong key:\n%s", got)
+	}
+}
+
+// What cannot be asked for is said before anything is.
+func TestWrongFlags(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		want string
+		args []string
+	}{
+		{"infinite: cannot use --max-tokens -5: it must be at least 1, or 0 for what fits\n", []string{"chat", "--max-tokens", "-5"}},
+		{`infinite: cannot use --max-tokens: "x" is not a whole number` + "\n", []string{"chat", "--max-tokens", "x"}},
+		{"infinite: cannot use --url: it must be like HOST:PORT or http://HOST:PORT\n", []string{"chat", "--url", "http://"}},
+		{"infinite: cannot use --url: it must be like HOST:PORT or http://HOST:PORT\n", []string{"trace", "--url", "host:port"}},
+		{`infinite: cannot use --pid: "me" is not a whole number`, []string{"trace", "--pid", "me"}},
+		{`infinite: cannot use --rounds: "1.5" is not a whole number from 0` + "\n", []string{"linkbench", "--rounds", "1.5"}},
+		{"cannot reach the server", []string{"chat", "--url", "127.0.0.1:1"}},
+	} {
+		cmd := command(tc.args...)
+		cmd.Stdin = strings.NewReader("Hello\n")
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), tc.want) {
+			t.Errorf("%v: %v: %s", tc.args, err, out)
+		}
 	}
 }
 

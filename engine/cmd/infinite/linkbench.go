@@ -127,6 +127,7 @@ func linkbenchMeasure(cmd *cobra.Command, cfg config.Config, f *linkbenchFlags) 
 // can be seen by all.
 func startSecond(ctx context.Context, cfg config.Config, f *linkbenchFlags) (*linkbench.Second, error) {
 	cfg.ClusterSecret, cfg.ClusterHost = f.options.Secret, "127.0.0.1"
+	cfg.Host = config.Default().Host // it serves no API, which without a key might be refused
 	if len(f.peerDevices) > 0 {
 		cfg.RDMADevice = f.peerDevices
 	}

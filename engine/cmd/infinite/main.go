@@ -8,6 +8,7 @@
 //	linkbench.go  infinite linkbench: latency and bandwidth between two processes
 //	bench.go      infinite bench: loads any server of OpenAI's API
 //	top.go        infinite top: a running cluster, live
+//	flags.go      flags that commands share, and what is wrong with them
 package main
 
 import (
@@ -41,6 +42,7 @@ func run() int {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), linkbenchCommand(), benchCommand(), topCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer

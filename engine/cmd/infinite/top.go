@@ -2,9 +2,7 @@ package main
 
 import (
 	"fmt"
-	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,7 +38,7 @@ While the server is away that is said, and asked on. The status is 1 if it refus
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.url, "url", "http://127.0.0.1:8000", "server, without /v1")
+	flags.StringVar(&f.url, "url", defaultServer, "server, without /v1")
 	flags.StringVar(&f.key, "api-key", "", "key of the server, default $INFINITE_API_KEY")
 	flags.DurationVar(&f.options.Interval, "interval", time.Second, "between two samples, from 100ms to 1h")
 	flags.BoolVar(&f.options.Once, "once", false, "print one table, of two samples, and end")
@@ -53,14 +51,14 @@ func (f *topFlags) run(cmd *cobra.Command) error {
 	if f.key == "" {
 		f.key = os.Getenv("INFINITE_API_KEY") // not as the flag's default, which --help shows
 	}
-	u, err := url.Parse(f.url)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return fmt.Errorf("cannot use --url: it must be like http://HOST:PORT")
+	url, err := serverURL(f.url)
+	if err != nil {
+		return err
 	}
 	if o.Interval < leastInterval || o.Interval > mostInterval {
 		return fmt.Errorf("cannot use --interval %s, which is not between %s and %s", o.Interval, leastInterval, mostInterval)
 	}
-	client := &openai.Client{URL: strings.TrimSuffix(strings.TrimSuffix(f.url, "/"), "/v1"), Key: f.key}
+	client := &openai.Client{URL: url, Key: f.key}
 	o.Source, o.Out, o.Width = openai.Printable(client.URL, 200), cmd.OutOrStdout(), live.Columns(os.Stdout)
 	if !o.Once && !o.JSON && live.IsTerminal(os.Stdout) {
 		if o.Screen, err = live.OpenScreen(os.Stdin, os.Stdout, os.Getenv("NO_COLOR") == ""); err != nil {

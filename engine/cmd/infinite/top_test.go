@@ -179,14 +179,14 @@ func fakeCluster(t *testing.T, status int) (url string) {
 func TestTopRefuses(t *testing.T) {
 	refusing := fakeCluster(t, http.StatusUnauthorized)
 	for want, args := range map[string][]string{
-		"no (401 Unauthorized)":                         {"--url", refusing},
-		"cannot look at the cluster: no (401":           {"--url", refusing, "--once"},
-		"cannot reach the server":                       {"--url", "http://127.0.0.1:1", "--once"},
-		"cannot use --url":                              {"--url", "127.0.0.1:8000"},
-		"cannot use --interval 1ms":                     {"--interval", "1ms"},
-		`unknown command "now"`:                         {"now"},
-		"is not between 100ms and 1h0m0s":               {"--interval", "2h"},
-		"cannot use --url: it must be like http://HOST": {"--url", "http://user@host:1"},
+		"no (401 Unauthorized)":                                      {"--url", refusing},
+		"cannot look at the cluster: no (401":                        {"--url", refusing, "--once"},
+		"cannot reach the server":                                    {"--url", "http://127.0.0.1:1", "--once"},
+		"http://127.0.0.1:1":                                         {"--url", "127.0.0.1:1", "--once"},
+		"cannot use --interval 1ms":                                  {"--interval", "1ms"},
+		`unknown command "now"`:                                      {"now"},
+		"is not between 100ms and 1h0m0s":                            {"--interval", "2h"},
+		"cannot use --url: it must be like HOST:PORT or http://HOST": {"--url", "http://user@host:1"},
 	} {
 		var log bytes.Buffer
 		cmd := command(append([]string{"top"}, args...)...)

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,7 +87,12 @@ func (o *tracing) processes() (list []trace.Process, err error) {
 	return list, nil
 }
 
-func (o *tracing) run(cmd *cobra.Command) error {
+func (o *tracing) run(cmd *cobra.Command) (err error) {
+	if o.url != "" {
+		if o.url, err = serverURL(o.url); err != nil {
+			return err
+		}
+	}
 	list, err := o.processes()
 	if err != nil {
 		return err
@@ -149,7 +153,7 @@ func (o *tracing) names(ctx context.Context) <-chan map[uint64]string {
 		out <- names
 		return out
 	}
-	c := &openai.Client{URL: strings.TrimSuffix(o.url, "/"), Key: o.key}
+	c := &openai.Client{URL: o.url, Key: o.key}
 	go func() {
 		told := false
 		for {

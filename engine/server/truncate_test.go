@@ -1,0 +1,75 @@
+package server
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestTruncatedPrompt(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a := serve(t, b)
+	for _, x := range []struct {
+		body obj
+		want []int32
+	}{
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2}, []int32{8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 3}, []int32{9, 8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2, "truncation_side": "left"}, []int32{8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 2, "truncation_side": "right"}, []int32{9, 8}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": 4, "truncation_side": "right"}, []int32{9, 8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncation_side": "right"}, []int32{9, 8, 7}},
+		{obj{"prompt": []int32{9, 8, 7}, "truncate_prompt_tokens": nil}, []int32{9, 8, 7}},
+		{obj{"prompt": slices.Repeat([]int32{6, 7}, maxLen), "truncate_prompt_tokens": -1, "max_tokens": maxLen - 4}, []int32{6, 7, 6, 7}},
+	} {
+		x.body["echo"] = true
+		var out completion
+		a.ok("/v1/completions", x.body.String(), &out)
+		if got := b.last(t).Prompt; !slices.Equal(got, x.want) || out.Usage.Prompt != len(x.want) || !strings.HasPrefix(out.Choices[0].Text, testTokenizer(t).Decode(x.want, true)) {
+			t.Errorf("%s: %v, %+v", x.body, got, out)
+		}
+	}
+	var chat chatAnswer
+	a.ok("/v1/chat/completions", chatBody(obj{"truncate_prompt_tokens": 4}).String(), &chat)
+	if n := len(b.last(t).Prompt); n != 4 {
+		t.Errorf("a chat of %d tokens", n)
+	}
+	wantError(t, a.post("/v1/completions", `{"prompt":"a","truncation_side":"middle"}`), 400, "BadRequestError", "truncation_side", "middle")
+	for _, bad := range []int{0, -2, maxLen + 1} {
+		wantError(t, a.post("/v1/completions", obj{"prompt": "a", "truncate_prompt_tokens": bad}.String()), 400, "BadRequestError", "truncate_prompt_tokens", fmt.Sprint(bad))
+	}
+}
+
+// A prompt is cut to what the cluster has room for, where that is less than what the model reads.
+func TestPromptTruncatedToTheRoom(t *testing.T) {
+	b := scripted(tokens(5)...)
+	a := serve(t, b)
+	b.setCapacity(100)
+	ids := make([]int32, 300)
+	long := strings.Repeat("word ", 300)
+	for _, x := range []struct {
+		path       string
+		body       obj
+		kept, most int
+	}{
+		{"/v1/completions", obj{"prompt": ids, "max_tokens": 30}, 70, 30},
+		{"/v1/completions", obj{"prompt": long}, 84, 16},
+		{"/v1/completions", obj{"prompt": ids, "max_tokens": 0, "echo": true}, 100, 0},
+		{"/v1/chat/completions", obj{"messages": []obj{{"role": "user", "content": long}}, "max_completion_tokens": 40}, 60, 40},
+		{"/v1/chat/completions", obj{"messages": []obj{{"role": "user", "content": long}}}, 99, 1},
+		{"/v1/chat/completions", obj{"messages": []obj{{"role": "user", "content": long}}, "min_tokens": 20}, 80, 20},
+	} {
+		x.body["truncate_prompt_tokens"] = -1
+		if r := a.post(x.path, x.body.String()); r.status != 200 {
+			t.Errorf("%s: %d %s", x.body, r.status, r.body)
+		} else if q := b.last(t); len(q.Prompt) != x.kept || q.MaxTokens != x.most {
+			t.Errorf("%s: %d tokens kept for %d, want %d for %d", x.body, len(q.Prompt), q.MaxTokens, x.kept, x.most)
+		}
+	}
+	wantError(t, a.post("/v1/completions", obj{"prompt": ids, "truncate_prompt_tokens": 200}.String()),
+		400, "BadRequestError", "truncate_prompt_tokens", "holds at most 100 tokens", "is 200", "has 300")
+	// Which is none of the concern of a prompt that fits.
+	var out completion
+	a.ok("/v1/completions", obj{"prompt": ids[:90], "truncate_prompt_tokens": 200}.String(), &out)
+}
