@@ -57,6 +57,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 			h.Close()
 		}
 	}()
+	if err = checkFiles(cfg); err != nil {
+		return nil, err
+	}
 	if h.api, err = listen(cfg.Host, cfg.Port); err != nil {
 		return nil, fmt.Errorf("cannot listen for the API: %w", err)
 	}
@@ -69,24 +72,18 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	}
 	defer func() { _ = m.Close() }()
 	h.name = modelName(cfg)
-	places, err := node.Places(cfg)
+	settled, err := node.Settle(cfg, m.Config)
 	if err != nil {
 		return nil, err
 	}
-	dtype, err := node.DType(cfg.DType, m.Config.DType, places[0].OnGPU())
-	if err != nil {
+	if err = node.CheckTransport(cfg); err != nil {
 		return nil, err
 	}
-	if err = node.CheckRanks(cfg, m.Config); err != nil {
+	h.cfg.MaxModelLen = settled.MaxModelLen
+	if err = h.startControl(ctx, m, settled.DType); err != nil {
 		return nil, err
 	}
-	if h.cfg.MaxModelLen, err = node.ModelLen(cfg, m.Config); err != nil {
-		return nil, err
-	}
-	if err = h.startControl(ctx, m, dtype); err != nil {
-		return nil, err
-	}
-	for _, place := range places {
+	for _, place := range settled.Places {
 		id, err := h.manager.NewID(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("cannot name an instance: %w", err)
