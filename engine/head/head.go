@@ -45,13 +45,15 @@ type Head struct {
 	children []*child
 	router   *router.Router
 	server   *server.Server
+	ended    chan struct{} // one of the children has
+	unwatch  context.CancelFunc
 	failed   chan error
 }
 
 // Start brings everything up and returns when the API answers. The ports are opened first, so that one
 // that is taken is the first error.
 func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
-	h := &Head{cfg: cfg, failed: make(chan error, 1)}
+	h := &Head{cfg: cfg, ended: make(chan struct{}, 1), failed: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			h.Close()
@@ -83,18 +85,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	if err = h.startControl(ctx, m, settled.DType); err != nil {
 		return nil, err
 	}
-	for _, place := range settled.Places {
-		id, err := h.manager.NewID(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("cannot name an instance: %w", err)
-		}
-		c, err := startChild(cfg, place, h.ControlAddress(), id)
-		if err != nil {
-			return nil, err
-		}
-		h.children = append(h.children, c)
-	}
-	if err = h.waitForInstances(ctx); err != nil {
+	if err = h.startInstances(ctx, settled.Places); err != nil {
 		return nil, err
 	}
 	h.router = router.New(h.manager, router.Config{Secret: cfg.ClusterSecret, BlockSize: cfg.BlockSize, PrefixCaching: cfg.EnablePrefixCaching})
@@ -102,7 +93,32 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.server.Serve(h.api)
+	watch, unwatch := context.WithCancel(context.Background())
+	h.unwatch = unwatch
+	go h.watchInstances(watch)
 	return h, nil
+}
+
+// startInstances returns when all are members.
+func (h *Head) startInstances(ctx context.Context, places []node.Place) error {
+	ended := func() {
+		select {
+		case h.ended <- struct{}{}:
+		default:
+		}
+	}
+	for _, place := range places {
+		id, err := h.manager.NewID(ctx)
+		if err != nil {
+			return fmt.Errorf("cannot name an instance: %w", err)
+		}
+		c, err := startChild(h.cfg, place, h.ControlAddress(), id, ended)
+		if err != nil {
+			return err
+		}
+		h.children = append(h.children, c)
+	}
+	return h.waitForInstances(ctx)
 }
 
 // startControl brings up etcd, unless there is one, and the manager's gRPC.
@@ -180,13 +196,16 @@ func (h *Head) waitForInstances(ctx context.Context) error {
 		case <-limit.C:
 			return fmt.Errorf("cannot start: %d of %d instances joined within %s", up, len(h.children), startLimit)
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("cannot start: %w", context.Cause(ctx))
 		}
 	}
 }
 
 // Close drains the API, then stops the instances, then what they need. Every step has a limit.
 func (h *Head) Close() {
+	if h.unwatch != nil {
+		h.unwatch()
+	}
 	drain, done := context.WithTimeout(context.Background(), h.cfg.DrainTimeout)
 	defer done()
 	if h.server != nil {
@@ -199,14 +218,7 @@ func (h *Head) Close() {
 	if h.router != nil {
 		h.router.Close()
 	}
-	for _, c := range h.children {
-		c.terminate()
-	}
-	stopped, stop := context.WithTimeout(context.Background(), h.cfg.DrainTimeout+childLimit)
-	defer stop()
-	for _, c := range h.children {
-		c.wait(stopped)
-	}
+	h.stopInstances()
 	if h.grpc != nil {
 		h.grpc.Stop()
 	} else if h.control != nil {
@@ -220,6 +232,17 @@ func (h *Head) Close() {
 	}
 	if h.embedded != nil {
 		h.embedded.Close()
+	}
+}
+
+func (h *Head) stopInstances() {
+	for _, c := range h.children {
+		c.terminate()
+	}
+	stopped, stop := context.WithTimeout(context.Background(), h.cfg.DrainTimeout+childLimit)
+	defer stop()
+	for _, c := range h.children {
+		c.wait(stopped)
 	}
 }
 

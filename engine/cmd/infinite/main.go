@@ -29,6 +29,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/head"
 )
 
 func main() { os.Exit(run()) }
@@ -44,7 +45,7 @@ func run() int {
 	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), linkbenchCommand(), benchCommand(), topCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer
-		if !errors.As(err, &wrong) {
+		if !errors.As(err, &wrong) && !head.TellHead(err) {
 			fmt.Fprintln(os.Stderr, "infinite:", err)
 		}
 		return 1

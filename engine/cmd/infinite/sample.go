@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -81,9 +80,7 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 	}
 	announce(cmd, cfg, h)
 	fmt.Fprintf(out, "\ntry:\n  curl %s/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"The password of Mira is copper-lantern. What is the password of Mira?\"}]}'\nor:\n  bin/infinite chat --url %s\n", h.URL(), h.URL())
-	<-cmd.Context().Done()
-	slog.Info("draining")
-	return nil
+	return untilEnd(cmd, h)
 }
 
 func readSample() (*sample, error) {
