@@ -32,9 +32,13 @@ const startLimit = 10 * time.Minute
 // requests that came from other API processes.
 const childLimit = 5 * time.Second
 
+// hurryLimit bounds it when nobody waits any more.
+const hurryLimit = time.Second
+
 // Head is a running API process.
 type Head struct {
 	cfg      config.Config
+	hurry    context.Context // when it ends Close waits for nobody
 	name     string
 	api      net.Listener
 	control  net.Listener
@@ -51,9 +55,9 @@ type Head struct {
 }
 
 // Start brings everything up and returns when the API answers. The ports are opened first, so that one
-// that is taken is the first error.
-func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
-	h := &Head{cfg: cfg, ended: make(chan struct{}, 1), failed: make(chan error, 1)}
+// that is taken is the first error. Once hurry ends, Close cuts short what still runs.
+func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
+	h := &Head{cfg: cfg, hurry: hurry, ended: make(chan struct{}, 1), failed: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			h.Close()
@@ -206,7 +210,7 @@ func (h *Head) Close() {
 	if h.unwatch != nil {
 		h.unwatch()
 	}
-	drain, done := context.WithTimeout(context.Background(), h.cfg.DrainTimeout)
+	drain, done := context.WithTimeout(h.hurry, h.cfg.DrainTimeout)
 	defer done()
 	if h.server != nil {
 		if err := h.server.Shutdown(drain); err != nil {
@@ -241,6 +245,13 @@ func (h *Head) stopInstances() {
 	}
 	stopped, stop := context.WithTimeout(context.Background(), h.cfg.DrainTimeout+childLimit)
 	defer stop()
+	kept := context.AfterFunc(h.hurry, func() {
+		for _, c := range h.children {
+			c.hurry()
+		}
+		time.AfterFunc(hurryLimit, stop)
+	})
+	defer kept()
 	for _, c := range h.children {
 		c.wait(stopped)
 	}

@@ -67,7 +67,7 @@ func start(t *testing.T, change func(*config.Config)) *Head {
 	change(&cfg)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	h, err := Start(ctx, cfg)
+	h, err := Start(ctx, context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func TestSettingsThatCannotBeUsed(t *testing.T) {
 		cfg := config.Default()
 		cfg.Port, cfg.ClusterPort, cfg.Device = 0, 0, "cpu"
 		change(&cfg)
-		h, err := Start(t.Context(), cfg)
+		h, err := Start(t.Context(), t.Context(), cfg)
 		if err == nil {
 			h.Close()
 		}
@@ -197,7 +197,7 @@ func TestInstanceThatCannotStart(t *testing.T) {
 	cfg.Port, cfg.ClusterPort, cfg.Instances = 0, 0, 2
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	h, err := Start(ctx, cfg)
+	h, err := Start(ctx, context.Background(), cfg)
 	if err == nil {
 		h.Close()
 		t.Fatal("a head without a working instance serves")
@@ -218,7 +218,7 @@ func TestFilesNeeded(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 100, Max: was.Max}); err != nil {
 		t.Fatal(err)
 	}
-	h, err := Start(t.Context(), cfg)
+	h, err := Start(t.Context(), context.Background(), cfg)
 	if err == nil {
 		h.Close()
 	}

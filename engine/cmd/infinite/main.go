@@ -1,5 +1,6 @@
 // Command infinite serves language models over a cluster's pooled KV cache.
 //
+//	signals.go    what Ctrl-C and SIGTERM do, once, twice and three times
 //	serve.go      infinite serve: an API and its instances, or with --join one more instance
 //	sample.go     infinite sample: what `make run` shows
 //	chat.go       infinite chat: talks to a running server
@@ -18,11 +19,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/lmittmann/tint"
 	"github.com/spf13/cobra"
@@ -35,8 +34,7 @@ import (
 func main() { os.Exit(run()) }
 
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
+	ctx := untilSignal(context.Background())
 	root := &cobra.Command{
 		Use: "infinite", Short: "An LLM serving engine that pools the KV cache of all its instances",
 		SilenceUsage: true, SilenceErrors: true,

@@ -62,7 +62,7 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 		return err
 	}
 	fmt.Fprintf(out, "starting %d instances, each with a KV cache of %s\n", cfg.Instances, cfg.KVCacheMemory)
-	h, err := head.Start(cmd.Context(), cfg)
+	h, err := head.Start(cmd.Context(), draining(cmd.Context()), cfg)
 	if err != nil {
 		return err
 	}
