@@ -109,7 +109,7 @@ func (e *Etcd) start(ctx context.Context, host string) error {
 	case <-time.After(20 * time.Second):
 		err = errors.New("not ready after 20 s")
 	case <-ctx.Done():
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	e.end(server)
 	return err

@@ -1,5 +1,5 @@
 // Package head puts an API process together: etcd, manager, instances, router, server.
-// Start and Close read as the list of parts.
+// Start and Close read as the list of parts; left.go ends it when nobody is left who serves.
 package head
 
 import (
@@ -240,7 +240,11 @@ func (h *Head) Close() {
 }
 
 func (h *Head) stopInstances() {
+	var running []*child
 	for _, c := range h.children {
+		if c.ended() == nil {
+			running = append(running, c)
+		}
 		c.terminate()
 	}
 	stopped, stop := context.WithTimeout(context.Background(), h.cfg.DrainTimeout+childLimit)
@@ -254,6 +258,12 @@ func (h *Head) stopInstances() {
 	defer kept()
 	for _, c := range h.children {
 		c.wait(stopped)
+	}
+	for _, c := range running {
+		// One that was killed is in the log; and after a start that failed it would say again what the first one said.
+		if err := c.ended(); err != errStopped && h.server != nil && stopped.Err() == nil {
+			slog.Warn("an instance did not end in order", "instance", c.id, "why", err)
+		}
 	}
 }
 

@@ -1,5 +1,6 @@
 // Package node puts one instance together: model, device, KV pool, step loop, rManager, gRPC.
-// Start and Close read as the list of parts; run.go starts anew what is cut off from its cluster.
+// Start and Close read as the list of parts; check.go says beforehand what cannot be used; run.go starts anew what is cut off
+// from its cluster.
 package node
 
 import (
