@@ -1,6 +1,7 @@
 // Package cluster is the control plane between instances.
 //
 //	etcd.go        the embedded etcd of a cluster that brings none, and connections to any
+//	etcdlog.go     what the embedded etcd says, and what it would end the process for
 //	folder.go      where the embedded etcd writes, and what killed processes left there
 //	member.go      who is there: one lease per instance, one watch per process
 //	manager.go     an API process's side: Join, and the placement map for the API

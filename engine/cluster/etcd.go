@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -25,6 +26,9 @@ const (
 	// rereadEvery is when what is watched is read again, heard of or not: an etcd that began anew with fewer
 	// revisions tells a watch nothing.
 	rereadEvery = 10 * time.Second
+	// closeLimit bounds the end of an embedded etcd; brokenLimit that of one that may hold locks for ever, since the
+	// goroutine that had them ended with something fatal.
+	closeLimit, brokenLimit = 10 * time.Second, time.Second
 )
 
 // etcd writes its log to files of this size, of which there are always two: 64 MB each, if nobody says less, for a few
@@ -36,15 +40,24 @@ func init() { wal.SegmentSizeBytes = 4 << 20 }
 type Etcd struct {
 	server   *embed.Etcd
 	dir      *folder
+	fatal    chan error // what it would have ended the process for
+	errs     chan error
+	ending   atomic.Bool
+	broken   atomic.Bool
 	Endpoint string // client URL
 	ID       uint64 // its own, never that of another one which had this endpoint before or has it later
 }
+
+// fatalError is one that a second try with the same folder does not mend.
+type fatalError struct{ error }
+
+func (e fatalError) Unwrap() error { return e.error }
 
 // StartEtcd starts it on host with free ports and waits until it answers.
 func StartEtcd(ctx context.Context, host string) (*Etcd, error) {
 	dir, err := newFolder("")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot start the embedded etcd: %w", err)
 	}
 	e := &Etcd{dir: dir}
 	// A free port can be taken by another process before etcd binds it; then the next one is tried.
@@ -52,7 +65,7 @@ func StartEtcd(ctx context.Context, host string) (*Etcd, error) {
 		if err = e.start(ctx, host); err == nil {
 			return e, nil
 		}
-		if attempt == 4 || ctx.Err() != nil {
+		if attempt == 4 || ctx.Err() != nil || errors.As(err, &fatalError{}) {
 			dir.remove()
 			return nil, fmt.Errorf("cannot start the embedded etcd: %w", err)
 		}
@@ -71,7 +84,9 @@ func (e *Etcd) start(ctx context.Context, host string) error {
 	cfg := embed.NewConfig()
 	cfg.Name = "infinite"
 	cfg.Dir = e.dir.path
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	e.fatal, e.errs = make(chan error, 1), make(chan error, 1)
+	e.ending.Store(false)
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(etcdLogger(&e.ending, e.breaks))
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
 	cfg.InitialCluster, cfg.InitialClusterToken = cfg.InitialClusterFromName(cfg.Name), rand.Text()
@@ -79,31 +94,97 @@ func (e *Etcd) start(ctx context.Context, host string) error {
 	cfg.TickMs, cfg.ElectionMs = 50, 500
 	cfg.QuotaBackendBytes = 64 << 20
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "revision", "1000"
-	server, err := embed.StartEtcd(cfg)
+	server, err := e.launch(cfg)
 	if err != nil {
 		return err
 	}
 	select {
 	case <-server.Server.ReadyNotify():
 		e.server, e.Endpoint, e.ID = server, client.String(), uint64(server.Server.Cluster().ID())
+		go forward(server, e.fatal, e.errs)
 		return nil
 	case err = <-server.Err():
+	case err = <-e.fatal:
+		err = fatalError{err}
 	case <-time.After(20 * time.Second):
 		err = errors.New("not ready after 20 s")
 	case <-ctx.Done():
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
-	server.Close()
+	e.end(server)
 	return err
 }
 
-// Err delivers what ends it while it should run; it is closed by Close.
-func (e *Etcd) Err() <-chan error { return e.server.Err() }
+// launch is embed.StartEtcd in a goroutine of its own, which what is fatal ends.
+func (e *Etcd) launch(cfg *embed.Config) (*embed.Etcd, error) {
+	var server *embed.Etcd
+	started := make(chan error, 1)
+	go func() {
+		var err error
+		server, err = embed.StartEtcd(cfg)
+		started <- err
+	}()
+	select {
+	case err := <-started:
+		return server, err
+	case err := <-e.fatal:
+		return nil, fatalError{err}
+	}
+}
+
+func (e *Etcd) breaks(err error) {
+	e.broken.Store(true)
+	e.ending.Store(true) // its other parts would say the same again and again
+	select {
+	case e.fatal <- err:
+	default: // the first counts
+	}
+}
+
+// forward brings what ends a server to errs, until the server has been closed.
+func forward(server *embed.Etcd, fatal <-chan error, errs chan<- error) {
+	defer close(errs)
+	for {
+		var err error
+		open := true
+		select {
+		case err, open = <-server.Err():
+		case err = <-fatal:
+		}
+		if !open {
+			return
+		}
+		select {
+		case errs <- err:
+		default: // the first counts
+		}
+	}
+}
+
+// Err delivers what ends it while it should run; it is closed by Close, unless its server hangs.
+func (e *Etcd) Err() <-chan error { return e.errs }
 
 // Close stops it. Close clients first: a server waits seconds for open ones.
 func (e *Etcd) Close() {
-	e.server.Close()
+	e.end(e.server)
 	e.dir.remove()
+}
+
+func (e *Etcd) end(server *embed.Etcd) {
+	e.ending.Store(true)
+	limit := closeLimit
+	if e.broken.Load() {
+		limit = brokenLimit
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		server.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(limit):
+	}
 }
 
 // EtcdClient connects to a cluster's etcd. With an id it takes answers of no other etcd: when an embedded one has ended,

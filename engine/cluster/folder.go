@@ -16,6 +16,9 @@ const (
 	folderName = "infinite-etcd-"
 	// lockName is of a file in a folder that its process holds a lock on, by flock: nobody has to let go of that.
 	lockName = "lock"
+	// folderRoom is what etcd must have at least: two files of its log from the start, a third when it turns to the next
+	// one, and what is in it.
+	folderRoom = 16 << 20
 )
 
 // folder is where an embedded etcd writes.
@@ -27,6 +30,19 @@ type folder struct {
 // newFolder makes one in parent, and removes those that killed processes have left there.
 func newFolder(parent string) (*folder, error) {
 	removeLeft(parent)
+	return makeFolder(parent)
+}
+
+// CheckFolder says why an embedded etcd could not write its files here.
+func CheckFolder() error {
+	f, err := makeFolder("")
+	if err == nil {
+		f.remove()
+	}
+	return err
+}
+
+func makeFolder(parent string) (*folder, error) {
 	path, err := os.MkdirTemp(parent, folderName)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make etcd's folder: %w", err)
@@ -36,7 +52,23 @@ func newFolder(parent string) (*folder, error) {
 		f.remove()
 		return nil, fmt.Errorf("cannot lock etcd's folder: %w", err)
 	}
+	if err = checkRoom(path); err != nil {
+		f.remove()
+		return nil, err
+	}
 	return f, nil
+}
+
+// checkRoom says at once what etcd would say as a panic. A file system that does not tell its room has enough.
+func checkRoom(path string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil || fs.Blocks == 0 {
+		return nil
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < folderRoom {
+		return fmt.Errorf("cannot write etcd's files to %s: no space left: %d KiB are free, %d are needed (TMPDIR names another folder)", filepath.Dir(path), free>>10, folderRoom>>10)
+	}
+	return nil
 }
 
 // hold gives the file its name once it is locked, so that nobody finds it without its lock.

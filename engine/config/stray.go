@@ -7,10 +7,10 @@ import (
 )
 
 // otherVariables are those of the names INFINITE_* that are no settings, but that this program reads: for
-// debugging and tuning, and where to find libraries.
+// debugging and tuning, where to find libraries, and what an instance has of the process that started it.
 var otherVariables = []string{
 	"INFINITE_AWAKE_US", "INFINITE_CONFIG", "INFINITE_CUDA_LIBRARY", "INFINITE_CUDA_WITH", "INFINITE_CUDA_WITHOUT", "INFINITE_HALF_ROWS",
-	"INFINITE_NCCL_LIBRARY", "INFINITE_TP_DEADLINE_MS",
+	"INFINITE_HEAD_FD", "INFINITE_NCCL_LIBRARY", "INFINITE_TP_DEADLINE_MS",
 }
 
 // Kubernetes tells every pod about each service; of those whose names begin with infinite these are the entries.

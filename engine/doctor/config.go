@@ -52,11 +52,20 @@ func checkModel(_ context.Context, m *Machine) Result {
 	}
 	defer func() { _ = opened.Close() }()
 	c := opened.Config
-	if limit, longest := m.Config.MaxModelLen, c.LongestLen(); limit > longest {
-		return failure("config", subject, fmt.Sprintf("use --max-model-len %d, or leave it out", longest),
-			"%s: %s is made for %d tokens, --max-model-len is %d", m.modelName(), c.Arch, longest, limit)
-	}
 	return ok("config", subject, "%s: %s, %s, %d tokens", m.modelName(), c.Arch, count(c.NumLayers, "layer"), c.MaxPositions)
+}
+
+// checkStart asks what serve asks of its settings once it knows the model. What a device or a model itself lacks is
+// another check's.
+func checkStart(_ context.Context, m *Machine) Result {
+	const subject = "start"
+	if m.ConfigErr != nil || m.DeviceErr != nil || m.Refused == nil {
+		return Result{}
+	}
+	if err := m.Refused(); err != nil {
+		return failure("config", subject, "change the setting that is named, or leave it out", "%s", oneLine(err))
+	}
+	return ok("config", subject, "the settings fit %s", m.modelName())
 }
 
 func checkTokenizer(_ context.Context, m *Machine) Result {
@@ -155,6 +164,11 @@ func checkEtcd(ctx context.Context, m *Machine) []Result {
 		return nil
 	}
 	if len(endpoints) == 0 {
+		if m.Folder != nil {
+			if err := m.Folder(); err != nil {
+				return []Result{failure("config", subject, "name a folder with room by TMPDIR, or an etcd by --etcd-endpoints", "%s", oneLine(err))}
+			}
+		}
 		return []Result{ok("config", subject, "embedded (no --etcd-endpoints)")}
 	}
 	limited, done := context.WithTimeout(ctx, askLimit)
@@ -186,5 +200,12 @@ func checkJoin(ctx context.Context, m *Machine) Result {
 		return failure("config", subject, "start the cluster, and give --join the address that it prints for that",
 			"cannot reach the cluster at %s: %s", m.Config.Join, oneLine(err))
 	}
-	return ok("config", subject, "something listens at %s", m.Config.Join)
+	if m.Join == nil {
+		return ok("config", subject, "something listens at %s", m.Config.Join)
+	}
+	if err := m.Join(limited); err != nil {
+		return failure("config", subject, "give the setting that is named the cluster's value, or one that it does not have yet",
+			"the cluster at %s does not take this instance in: %s", m.Config.Join, oneLine(err))
+	}
+	return ok("config", subject, "the cluster at %s takes this instance in", m.Config.Join)
 }

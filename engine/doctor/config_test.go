@@ -38,7 +38,6 @@ func TestModel(t *testing.T) {
 	}
 	runTable(t, plain, one(checkModel), []test{
 		{name: "bundled", level: OK, found: "the bundled model: Llama"},
-		{name: "too long", alter: func(m *Machine) { m.Config.MaxModelLen = 1 << 20 }, level: Error, found: "--max-model-len is 1048576", remedy: "--max-model-len 16384"},
 		{name: "no folder", alter: folder(empty + "/none"), level: Error, found: "cannot open model", remedy: "config.json"},
 		{name: "empty folder", alter: folder(empty), level: Error, found: "cannot open model"},
 	})
@@ -49,6 +48,22 @@ func TestModel(t *testing.T) {
 		{name: "a broken template", alter: template("{% if %}"), level: Error, found: "cannot use the chat template", remedy: "--chat-template"},
 		{name: "no template", alter: func(m *Machine) { m.Config.ChatTemplate = empty + "/none" }, level: Error, found: "cannot read the chat template", remedy: "--chat-template"},
 	})
+}
+
+// What serve refuses is an error here, too, once, and not beside a device that cannot be used.
+func TestStart(t *testing.T) {
+	refuse := func(m *Machine) {
+		m.Refused = func() error { return errors.New("cannot use --dtype float16\non the CPU") }
+	}
+	runTable(t, plain, one(checkStart), []test{
+		{name: "fits", alter: func(m *Machine) { m.Refused = func() error { return nil } }, level: OK, found: "the settings fit the bundled model"},
+		{name: "refused", alter: refuse, level: Error, found: "cannot use --dtype float16", remedy: "the setting that is named"},
+	})
+	for _, alter := range []func(m *Machine){func(*Machine) {}, func(m *Machine) { refuse(m); m.DeviceErr = errors.New("no GPU") }} {
+		if r := one(checkStart)(t.Context(), machine(plain, alter)); r != nil {
+			t.Errorf("%v", r)
+		}
+	}
 }
 
 func TestNeed(t *testing.T) {
@@ -122,6 +137,7 @@ func TestEtcd(t *testing.T) {
 	}
 	runTable(t, plain, checkEtcd, []test{
 		{name: "embedded", level: OK, found: "embedded"},
+		{name: "no folder", alter: func(m *Machine) { m.Folder = func() error { return errors.New("no space left") } }, level: Error, found: "no space left", remedy: "TMPDIR"},
 		{name: "answers", alter: answers(), at: 1, level: OK, found: "http://b:2379 answers"},
 		{name: "one is dead", alter: answers("http://b:2379"), level: OK, found: "http://a:2379 answers"},
 		{name: "the dead one", alter: answers("http://b:2379"), at: 1, level: Error, found: "http://b:2379 does not answer: connection refused", remedy: "etcdctl --endpoints=http://b:2379"},
@@ -134,6 +150,12 @@ func TestEtcd(t *testing.T) {
 func TestJoin(t *testing.T) {
 	runTable(t, plain, one(checkJoin), []test{
 		{name: "answers", alter: func(m *Machine) { m.Config.Join = "h:8001" }, level: OK, found: "something listens at h:8001"},
+		{name: "takes it in", alter: func(m *Machine) {
+			m.Config.Join, m.Join = "h:8001", func(context.Context) error { return nil }
+		}, level: OK, found: "the cluster at h:8001 takes this instance in"},
+		{name: "does not take it in", alter: func(m *Machine) {
+			m.Config.Join, m.Join = "h:8001", func(context.Context) error { return errors.New("cannot join as a: that instance is a member") }
+		}, level: Error, found: "that instance is a member", remedy: "or one that it does not have yet"},
 		{name: "does not", alter: func(m *Machine) {
 			m.Config.Join, m.Network = "h:8001", &fakeNetwork{dial: errors.New("connection refused")}
 		}, level: Error, found: "connection refused", remedy: "--join"},

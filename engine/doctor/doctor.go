@@ -80,6 +80,7 @@ func Checks() []Check {
 		{"config", "settings", checkSettings, slowFiles},
 		{"config", "device", one(checkDevice), slowFiles},
 		{"config", "model", one(checkModel), "put the model on a file system that answers soon; serve waits for it"},
+		{"config", "start", one(checkStart), "put the model on a file system that answers soon; serve waits for it"},
 		{"config", "tokenizer", one(checkTokenizer), "put the model on a file system that answers soon; serve waits for it"},
 		{"config", "memory", one(checkNeed), "put the model on a file system that answers soon; serve waits for it"},
 		{"config", "etcd", checkEtcd, "see that etcd answers: etcdctl endpoint health"},

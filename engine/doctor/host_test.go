@@ -156,6 +156,8 @@ func TestOpenFiles(t *testing.T) {
 		{name: "soft limit low", change: limitsFile("Max open files 10 4096 files\n"), level: OK, found: "4096"},
 		{name: "unlimited", change: limitsFile("Max open files 10 unlimited files\n"), level: OK, found: "unlimited"},
 		{name: "too few", change: limitsFile("Max open files 1024 1024 files\n"), level: Warning, found: "at most 1024", remedy: "raise it to 2112 (systemd: LimitNOFILE="},
+		{name: "too few to start", change: limitsFile("Max open files 100 100 files\n"), alter: func(m *Machine) { m.Files = 186 },
+			level: Error, found: "at most 100, but serve needs 186 to start", remedy: "raise it to 2112"},
 		{name: "malformed", change: limitsFile("Max open files many many\n"), level: Warning, found: "unknown: "},
 	})
 }

@@ -55,6 +55,10 @@ func checkOpenFiles(_ context.Context, m *Machine) Result {
 	if hard == unlimited {
 		return ok("memory", subject, "unlimited")
 	}
+	if hard < uint64(m.Files) {
+		return failure("memory", subject, fmt.Sprintf("raise it to %d (systemd: LimitNOFILE=; docker: --ulimit nofile=; shell: ulimit -Hn)", clients+rest),
+			"at most %d, but serve needs %d to start", hard, m.Files)
+	}
 	if hard < clients+rest {
 		return warning("memory", subject, fmt.Sprintf("raise it to %d (systemd: LimitNOFILE=; docker: --ulimit nofile=; shell: ulimit -Hn)", clients+rest),
 			"at most %d, but up to %d clients can be connected (--max-num-waiting, --max-num-seqs)", hard, clients)

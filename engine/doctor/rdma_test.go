@@ -103,6 +103,7 @@ func TestDevices(t *testing.T) {
 		{name: "no file", change: box.with(tree{"/dev/infiniband": gone}), level: Warning, found: "cannot read /dev/infiniband/uverbs_mlx5_0", remedy: "--device /dev/infiniband"},
 		{name: "named and there", change: box, alter: named("mlx5_1"), level: OK},
 		{name: "named and not there", change: box, alter: named("mlx5_1", "mlx5_9"), level: Error, found: "no such device", remedy: "--rdma-device"},
+		{name: "nor used", change: box, alter: func(m *Machine) { named("mlx5_9")(m); m.Config.Transport = "tcp" }, level: OK, found: "PCI 0000:19:00.0"},
 		{name: "NUMA unknown", change: box.with(tree{"/sys/devices/" + wayNIC0 + "/numa_node": "-1\n"}), level: OK, found: "NUMA node unknown"},
 		{name: "not a link", change: tree{"/sys/class/infiniband/odd/fw_ver": "1\n"}, level: Warning, found: "no PCI device behind it"},
 	})

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -27,8 +29,35 @@ type child struct {
 	stopping bool
 }
 
-// startChild starts an instance at a place. It gets its settings as variables, since they may hold secrets.
-func startChild(cfg config.Config, place node.Place, join, id string) (*child, error) {
+// headEnv is the number of a descriptor in an instance's environment: of the pipe by which it tells the process that
+// started it why it ends, so that one of the two says so.
+const headEnv = "INFINITE_HEAD_FD"
+
+// maxWhy bounds that, so that it never waits for a reader.
+const maxWhy = 16 << 10
+
+// IsChild says whether another process started this one as an instance.
+func IsChild() bool { return os.Getenv(headEnv) != "" }
+
+// TellHead says to the process that started this one as an instance why this one ends. False: nobody was told.
+func TellHead(why error) bool {
+	fd, err := strconv.Atoi(os.Getenv(headEnv))
+	if err != nil || fd < 3 {
+		return false
+	}
+	pipe := os.NewFile(uintptr(fd), "pipe")
+	if pipe == nil {
+		return false
+	}
+	defer func() { _ = pipe.Close() }()
+	text := why.Error()
+	_, err = pipe.WriteString(text[:min(len(text), maxWhy)])
+	return err == nil
+}
+
+// startChild starts an instance at a place. It gets its settings as variables, since they may hold secrets. ended is called
+// when it has ended.
+func startChild(cfg config.Config, place node.Place, join, id string, ended func()) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("cannot find this program: %w", err)
@@ -43,7 +72,12 @@ func startChild(cfg config.Config, place node.Place, join, id string) (*child, e
 	for _, f := range config.Fields(&cfg) {
 		c.cmd.Env = append(c.cmd.Env, f.Env()+"="+f.String())
 	}
-	c.cmd.Env = append(c.cmd.Env, "INFINITE_CONFIG=")
+	why, pipe, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("cannot start instance %s: %w", id, err)
+	}
+	c.cmd.ExtraFiles = []*os.File{pipe} // from 3 on
+	c.cmd.Env = append(c.cmd.Env, "INFINITE_CONFIG=", headEnv+"=3")
 	c.cmd.Stdout, c.cmd.Stderr = os.Stderr, os.Stderr
 	// Its own group, so that Ctrl-C reaches this process alone, which then drains; and a signal if this
 	// process dies without doing so.
@@ -54,32 +88,31 @@ func startChild(cfg config.Config, place node.Place, join, id string) (*child, e
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := c.cmd.Start()
+		_ = pipe.Close()
 		started <- err
 		if err == nil {
-			c.reap()
+			c.reap(why)
+			ended()
 		}
 	}()
 	if err = <-started; err != nil {
+		_ = why.Close()
 		return nil, fmt.Errorf("cannot start instance %s: %w", id, err)
 	}
 	slog.Info("started an instance", "instance", id, "pid", c.cmd.Process.Pid, "device", place.Name(), "why", place.Why)
 	return c, nil
 }
 
-func (c *child) reap() {
+func (c *child) reap(why *os.File) {
 	err := c.cmd.Wait()
+	if text, _ := io.ReadAll(io.LimitReader(why, maxWhy)); len(text) > 0 {
+		err = errors.New(string(text))
+	}
+	_ = why.Close()
 	c.mu.Lock()
 	c.err = err
-	stopping := c.stopping
 	c.mu.Unlock()
 	close(c.done)
-	switch {
-	case stopping:
-	case err == nil:
-		slog.Info("an instance has stopped; the others go on", "instance", c.id)
-	default:
-		slog.Error("an instance ended; the others go on", "instance", c.id, "status", c.cmd.ProcessState.String())
-	}
 }
 
 // ended is nil while the instance runs.
@@ -92,9 +125,19 @@ func (c *child) ended() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err == nil {
-		return errors.New("it ended")
+		return errStopped
 	}
 	return c.err
+}
+
+// errStopped is the end of an instance that was told to end, though not by this process.
+var errStopped = errors.New("it stopped")
+
+// told says whether this process has told it to end.
+func (c *child) told() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stopping
 }
 
 func (c *child) terminate() {
@@ -103,6 +146,10 @@ func (c *child) terminate() {
 	c.mu.Unlock()
 	_ = c.cmd.Process.Signal(syscall.SIGTERM)
 }
+
+// hurry makes it cut short what it still does for others after terminate. It is another signal: two of the same kind may
+// arrive as one.
+func (c *child) hurry() { _ = c.cmd.Process.Signal(syscall.SIGINT) }
 
 // wait returns when the instance has ended; when ctx ends first it is killed.
 func (c *child) wait(ctx context.Context) {

@@ -1,5 +1,5 @@
 // Package head puts an API process together: etcd, manager, instances, router, server.
-// Start and Close read as the list of parts.
+// Start and Close read as the list of parts; left.go ends it when nobody is left who serves.
 package head
 
 import (
@@ -32,9 +32,13 @@ const startLimit = 10 * time.Minute
 // requests that came from other API processes.
 const childLimit = 5 * time.Second
 
+// hurryLimit bounds it when nobody waits any more.
+const hurryLimit = time.Second
+
 // Head is a running API process.
 type Head struct {
 	cfg      config.Config
+	hurry    context.Context // when it ends Close waits for nobody
 	name     string
 	api      net.Listener
 	control  net.Listener
@@ -45,18 +49,23 @@ type Head struct {
 	children []*child
 	router   *router.Router
 	server   *server.Server
+	ended    chan struct{} // one of the children has
+	unwatch  context.CancelFunc
 	failed   chan error
 }
 
 // Start brings everything up and returns when the API answers. The ports are opened first, so that one
-// that is taken is the first error.
-func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
-	h := &Head{cfg: cfg, failed: make(chan error, 1)}
+// that is taken is the first error. Once hurry ends, Close cuts short what still runs.
+func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
+	h := &Head{cfg: cfg, hurry: hurry, ended: make(chan struct{}, 1), failed: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			h.Close()
 		}
 	}()
+	if err = checkFiles(cfg); err != nil {
+		return nil, err
+	}
 	if h.api, err = listen(cfg.Host, cfg.Port); err != nil {
 		return nil, fmt.Errorf("cannot listen for the API: %w", err)
 	}
@@ -69,35 +78,18 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 	}
 	defer func() { _ = m.Close() }()
 	h.name = modelName(cfg)
-	places, err := node.Places(cfg)
+	settled, err := node.Settle(cfg, m.Config)
 	if err != nil {
 		return nil, err
 	}
-	dtype, err := node.DType(cfg.DType, m.Config.DType, places[0].OnGPU())
-	if err != nil {
+	if err = node.CheckTransport(cfg); err != nil {
 		return nil, err
 	}
-	if err = node.CheckRanks(cfg, m.Config); err != nil {
+	h.cfg.MaxModelLen = settled.MaxModelLen
+	if err = h.startControl(ctx, m, settled.DType); err != nil {
 		return nil, err
 	}
-	if h.cfg.MaxModelLen, err = node.ModelLen(cfg, m.Config); err != nil {
-		return nil, err
-	}
-	if err = h.startControl(ctx, m, dtype); err != nil {
-		return nil, err
-	}
-	for _, place := range places {
-		id, err := h.manager.NewID(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("cannot name an instance: %w", err)
-		}
-		c, err := startChild(cfg, place, h.ControlAddress(), id)
-		if err != nil {
-			return nil, err
-		}
-		h.children = append(h.children, c)
-	}
-	if err = h.waitForInstances(ctx); err != nil {
+	if err = h.startInstances(ctx, settled.Places); err != nil {
 		return nil, err
 	}
 	h.router = router.New(h.manager, router.Config{Secret: cfg.ClusterSecret, BlockSize: cfg.BlockSize, PrefixCaching: cfg.EnablePrefixCaching})
@@ -105,7 +97,32 @@ func Start(ctx context.Context, cfg config.Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.server.Serve(h.api)
+	watch, unwatch := context.WithCancel(context.Background())
+	h.unwatch = unwatch
+	go h.watchInstances(watch)
 	return h, nil
+}
+
+// startInstances returns when all are members.
+func (h *Head) startInstances(ctx context.Context, places []node.Place) error {
+	ended := func() {
+		select {
+		case h.ended <- struct{}{}:
+		default:
+		}
+	}
+	for _, place := range places {
+		id, err := h.manager.NewID(ctx)
+		if err != nil {
+			return fmt.Errorf("cannot name an instance: %w", err)
+		}
+		c, err := startChild(h.cfg, place, h.ControlAddress(), id, ended)
+		if err != nil {
+			return err
+		}
+		h.children = append(h.children, c)
+	}
+	return h.waitForInstances(ctx)
 }
 
 // startControl brings up etcd, unless there is one, and the manager's gRPC.
@@ -183,14 +200,17 @@ func (h *Head) waitForInstances(ctx context.Context) error {
 		case <-limit.C:
 			return fmt.Errorf("cannot start: %d of %d instances joined within %s", up, len(h.children), startLimit)
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("cannot start: %w", context.Cause(ctx))
 		}
 	}
 }
 
 // Close drains the API, then stops the instances, then what they need. Every step has a limit.
 func (h *Head) Close() {
-	drain, done := context.WithTimeout(context.Background(), h.cfg.DrainTimeout)
+	if h.unwatch != nil {
+		h.unwatch()
+	}
+	drain, done := context.WithTimeout(h.hurry, h.cfg.DrainTimeout)
 	defer done()
 	if h.server != nil {
 		if err := h.server.Shutdown(drain); err != nil {
@@ -202,14 +222,7 @@ func (h *Head) Close() {
 	if h.router != nil {
 		h.router.Close()
 	}
-	for _, c := range h.children {
-		c.terminate()
-	}
-	stopped, stop := context.WithTimeout(context.Background(), h.cfg.DrainTimeout+childLimit)
-	defer stop()
-	for _, c := range h.children {
-		c.wait(stopped)
-	}
+	h.stopInstances()
 	if h.grpc != nil {
 		h.grpc.Stop()
 	} else if h.control != nil {
@@ -223,6 +236,34 @@ func (h *Head) Close() {
 	}
 	if h.embedded != nil {
 		h.embedded.Close()
+	}
+}
+
+func (h *Head) stopInstances() {
+	var running []*child
+	for _, c := range h.children {
+		if c.ended() == nil {
+			running = append(running, c)
+		}
+		c.terminate()
+	}
+	stopped, stop := context.WithTimeout(context.Background(), h.cfg.DrainTimeout+childLimit)
+	defer stop()
+	kept := context.AfterFunc(h.hurry, func() {
+		for _, c := range h.children {
+			c.hurry()
+		}
+		time.AfterFunc(hurryLimit, stop)
+	})
+	defer kept()
+	for _, c := range h.children {
+		c.wait(stopped)
+	}
+	for _, c := range running {
+		// One that was killed is in the log; and after a start that failed it would say again what the first one said.
+		if err := c.ended(); err != errStopped && h.server != nil && stopped.Err() == nil {
+			slog.Warn("an instance did not end in order", "instance", c.id, "why", err)
+		}
 	}
 }
 

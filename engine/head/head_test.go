@@ -4,14 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"os/signal"
+	"regexp"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/infinite-llm/infinite/engine/cluster"
 	"github.com/infinite-llm/infinite/engine/config"
@@ -22,8 +27,10 @@ import (
 // A head starts its own program as instances; in a test that is this binary, with --join as a variable.
 func TestMain(m *testing.M) {
 	if os.Getenv("INFINITE_JOIN") != "" {
-		if err := runInstance(); err != nil {
+		if err := runInstance(); err != nil && !TellHead(err) {
 			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		} else if err != nil {
 			os.Exit(1)
 		}
 		return
@@ -31,9 +38,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// brokenEnv makes instances that do not start.
+const brokenEnv = "INFINITE_TEST_BROKEN"
+
 func runInstance() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	if text := os.Getenv(brokenEnv); text != "" {
+		return errors.New(text)
+	}
 	cfg, err := config.Load("", os.LookupEnv, nil)
 	if err != nil {
 		return err
@@ -54,7 +67,7 @@ func start(t *testing.T, change func(*config.Config)) *Head {
 	change(&cfg)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	h, err := Start(ctx, cfg)
+	h, err := Start(ctx, context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,14 +168,61 @@ func TestFailed(t *testing.T) {
 	}
 }
 
-// An instance that cannot start ends the start of its head, which leaves nothing behind.
+// Settings that no instance could start with are refused before there is any.
+func TestSettingsThatCannotBeUsed(t *testing.T) {
+	for want, change := range map[string]func(*config.Config){
+		"cannot use --kv-cache-memory 4KiB":      func(c *config.Config) { c.KVCacheMemory = 4096 }, // not one block
+		"cannot use --transport verbs":           func(c *config.Config) { c.Transport, c.RDMADevice = "verbs", []string{"none"} },
+		"cannot use --tensor-parallel-size 3":    func(c *config.Config) { c.TensorParallelSize = 3 },
+		"cannot use --dtype float16 on the CPU":  func(c *config.Config) { c.DType = "float16" },
+		"cannot use --max-model-len 268435456: ": func(c *config.Config) { c.MaxModelLen = 1 << 28 },
+	} {
+		cfg := config.Default()
+		cfg.Port, cfg.ClusterPort, cfg.Device = 0, 0, "cpu"
+		change(&cfg)
+		h, err := Start(t.Context(), t.Context(), cfg)
+		if err == nil {
+			h.Close()
+		}
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
+// An instance that cannot start ends the start of its head, which leaves nothing behind, and says why in its stead.
 func TestInstanceThatCannotStart(t *testing.T) {
+	t.Setenv(brokenEnv, "cannot start the device: it is broken")
 	cfg := config.Default()
-	cfg.Port, cfg.ClusterPort, cfg.KVCacheMemory = 0, 0, 4096 // not one block
+	cfg.Port, cfg.ClusterPort, cfg.Instances = 0, 0, 2
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if h, err := Start(ctx, cfg); err == nil {
+	h, err := Start(ctx, context.Background(), cfg)
+	if err == nil {
 		h.Close()
 		t.Fatal("a head without a working instance serves")
+	}
+	if !regexp.MustCompile(`^cannot start instance i[01]: cannot start the device: it is broken$`).MatchString(err.Error()) {
+		t.Errorf("it says %q", err)
+	}
+}
+
+func TestFilesNeeded(t *testing.T) {
+	cfg := config.Default()
+	cfg.Port, cfg.ClusterPort = 0, 0
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &was) }()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 100, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	h, err := Start(t.Context(), context.Background(), cfg)
+	if err == nil {
+		h.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "cannot start: 100 file descriptors are allowed, 186 are needed") {
+		t.Errorf("it says %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,14 +41,45 @@ func join(ctx context.Context, cfg config.Config, m *model.Model, dtype, kvDType
 	defer func() { _ = conn.Close() }()
 	limited, done := context.WithTimeout(ctx, joinLimit)
 	defer done()
-	reply, err := askToJoin(limited, pb.NewManagerClient(conn), cfg.Join, &pb.JoinRequest{
-		Fingerprint: Fingerprint(cfg, m), Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
-		Quantization: cfg.Quantization, MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(cfg.MaxModelLen),
-	})
+	reply, err := askToJoin(limited, pb.NewManagerClient(conn), cfg.Join, joinRequest(cfg, m, dtype, kvDType))
 	if err != nil {
 		return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
 	}
 	return reply, nil
+}
+
+func joinRequest(cfg config.Config, m *model.Model, dtype, kvDType string) *pb.JoinRequest {
+	return &pb.JoinRequest{
+		Fingerprint: Fingerprint(cfg, m), Dtype: dtype, KvDtype: kvDType, BlockSize: uint32(cfg.BlockSize), Id: cfg.InstanceID,
+		Quantization: cfg.Quantization, MaxNumBatchedTokens: uint32(cfg.MaxNumBatchedTokens), MaxNumSeqs: uint32(cfg.MaxNumSeqs), MaxModelLen: uint32(cfg.MaxModelLen),
+	}
+}
+
+// CheckJoin asks the cluster at cfg.Join whether it would take this instance in, once, and leaves nothing there: where the
+// settings name no id it asks for one that nobody has, since the cluster would count the next free one as given out.
+func CheckJoin(ctx context.Context, cfg config.Config) error {
+	m, err := OpenModel(cfg.Model)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.Close() }()
+	settled, err := Settle(cfg, m.Config)
+	if err != nil {
+		return err
+	}
+	cfg.MaxModelLen = settled.MaxModelLen
+	if cfg.InstanceID == "" {
+		cfg.InstanceID = "asks-" + rand.Text()
+	}
+	conn, err := grpc.NewClient(cfg.Join, cluster.DialOptions(cfg.ClusterSecret)...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err = pb.NewManagerClient(conn).Join(ctx, joinRequest(cfg, m, settled.DType, KVDType(cfg.KVCacheDType, settled.DType))); err != nil {
+		return plain(err)
+	}
+	return nil
 }
 
 // askToJoin asks until ctx ends, for the cluster may be about to start. It says so, and at the end why that did not help.

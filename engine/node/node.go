@@ -1,5 +1,6 @@
 // Package node puts one instance together: model, device, KV pool, step loop, rManager, gRPC.
-// Start and Close read as the list of parts; run.go starts anew what is cut off from its cluster.
+// Start and Close read as the list of parts; check.go says beforehand what cannot be used; run.go starts anew what is cut off
+// from its cluster.
 package node
 
 import (
@@ -60,23 +61,17 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		return nil, err
 	}
 	defer func() { _ = m.Close() }()
-	places, err := Places(cfg)
+	settled, err := Settle(cfg, m.Config)
 	if err != nil {
 		return nil, err
 	}
-	place := places[0]
+	if err = CheckTransport(cfg); err != nil {
+		return nil, err
+	}
+	place, dtype := settled.Places[0], settled.DType
+	cfg.MaxModelLen = settled.MaxModelLen
 	slog.Info("this instance computes on", "device", place.Name(), "why", place.Why, "tensor_parallel_size", cfg.TensorParallelSize)
 	choice := linkChoice(cfg, place)
-	dtype, err := DType(cfg.DType, m.Config.DType, place.OnGPU())
-	if err != nil {
-		return nil, err
-	}
-	if err = CheckQuantization(cfg.Quantization, place.OnGPU()); err != nil {
-		return nil, err
-	}
-	if cfg.MaxModelLen, err = ModelLen(cfg, m.Config); err != nil {
-		return nil, err
-	}
 	kvDType := KVDType(cfg.KVCacheDType, dtype)
 	hello, err := join(ctx, cfg, m, dtype, kvDType)
 	if err != nil {
@@ -100,9 +95,6 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 		Identity: rdma.Identity{ClusterID: hello.Etcd.GetClusterId(), Instance: n.ID, Secret: cfg.ClusterSecret}, Host: cfg.ClusterHost,
 		Verbs: choice.Verbs,
 	}); err != nil {
-		return nil, err
-	}
-	if err = checkTransport(cfg, n.links); err != nil {
 		return nil, err
 	}
 	sharePool(n.dev, choice, hello.Etcd.GetClusterId())

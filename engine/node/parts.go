@@ -152,18 +152,6 @@ func sharePool(d *device.Device, choice rdma.Choice, cluster string) {
 	}
 }
 
-// checkTransport refuses to start without the transport that was asked for. A port that is down only now is
-// waited for.
-func checkTransport(cfg config.Config, links *rdma.Listener) error {
-	if rdma.Transport(cfg.Transport) != rdma.Verbs {
-		return nil
-	}
-	if self := links.Endpoint(); self.Rails == 0 {
-		return fmt.Errorf("cannot use --transport verbs: %s; see: infinite doctor", self.NoVerbs)
-	}
-	return nil
-}
-
 // Threads resolves --threads: the CPUs divided among this machine's instances.
 func Threads(cfg config.Config) int {
 	if cfg.Threads > 0 {

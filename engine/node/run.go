@@ -20,13 +20,14 @@ const watchEvery = time.Second
 // ErrMoved says that the cluster ended, and another one answers where it was.
 var ErrMoved = errors.New("the cluster was started anew")
 
-// Run serves as an instance until ctx ends or something fails that a new start of the process would not mend.
+// Run serves as an instance until ctx ends or something fails that a new start of the process would not mend. Once hurry
+// ends, requests that still run are cut short.
 //
 // When the cluster that it joined has ended and another one answers at cfg.Join, since the API process there was
 // restarted, or when another process has its id, the instance joins anew. It does so from the start, with the id, checks and
 // links of that cluster and an empty pool: nothing that it holds means anything there. Requests that still run are
 // finished first; those of a head that died ended with it.
-func Run(ctx context.Context, cfg config.Config) error {
+func Run(ctx, hurry context.Context, cfg config.Config) error {
 	log := slog.Default()
 	for anew := false; ; anew = true {
 		slog.SetDefault(log) // without the id of the last time
@@ -44,7 +45,7 @@ func Run(ctx context.Context, cfg config.Config) error {
 		case lost = <-n.Lost():
 			slog.Warn("this instance is cut off from its cluster and joins anew", "address", cfg.Join, "why", lost)
 		}
-		drain, done := context.WithTimeout(context.Background(), cfg.DrainTimeout)
+		drain, done := context.WithTimeout(hurry, cfg.DrainTimeout)
 		n.Close(drain)
 		done()
 		if lost == nil || ctx.Err() != nil {

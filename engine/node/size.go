@@ -34,23 +34,27 @@ func DeviceConfig(cfg config.Config, m *model.Model, dtype string, place Place) 
 	if err != nil {
 		return d, err
 	}
-	pool := cfg.KVCacheMemory
-	if pool == 0 && place.OnGPU() {
+	if cfg.KVCacheMemory == 0 && place.OnGPU() {
 		d.NumBlocks, err = blocksOnGPU(m, d, place, block)
-		d.MaxStepBlocks = stepBlocks(cfg, m.Config, d.NumBlocks)
-		return d, err
+	} else {
+		d.NumBlocks, err = poolBlocks(cfg, block)
 	}
+	d.MaxStepBlocks = stepBlocks(cfg, m.Config, d.NumBlocks)
+	return d, err
+}
+
+// poolBlocks is how many blocks --kv-cache-memory is.
+func poolBlocks(cfg config.Config, block uint64) (int, error) {
+	pool := cfg.KVCacheMemory
 	if pool == 0 {
 		pool = config.CPUPool
 	}
 	blocks := uint64(pool) / block
 	if blocks < 2 || blocks > maxBlocks {
-		return d, fmt.Errorf("cannot use --kv-cache-memory %s: it holds %d blocks of %d bytes; between 2 and %d are needed",
+		return 0, fmt.Errorf("cannot use --kv-cache-memory %s: it holds %d blocks of %d bytes; between 2 and %d are needed",
 			pool, blocks, block, maxBlocks)
 	}
-	d.NumBlocks = int(blocks)
-	d.MaxStepBlocks = stepBlocks(cfg, m.Config, d.NumBlocks)
-	return d, nil
+	return int(blocks), nil
 }
 
 // tableEntries is how many entries tables of a step may have at most where the pool is smaller: 64 MiB.

@@ -172,13 +172,26 @@ type object struct {
 						Name          string
 						ContainerPort int `yaml:"containerPort"`
 					}
-					Readiness struct {
-						HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
-					} `yaml:"readinessProbe"`
+					Readiness healthProbe `yaml:"readinessProbe"`
+					Liveness  healthProbe `yaml:"livenessProbe"`
 				}
 			}
 		}
 	}
+}
+
+type healthProbe struct {
+	HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
+}
+
+// ask is the status that a server gives a probe, 0 for none.
+func (p healthProbe) ask(server *process) int {
+	r, err := http.Get(server.url + p.HTTPGet.Path)
+	if err != nil {
+		return 0
+	}
+	_ = r.Body.Close()
+	return r.StatusCode
 }
 
 func kubernetes(t *testing.T) map[string]object {
@@ -253,16 +266,11 @@ func TestKubernetes(t *testing.T) {
 		startBeside(t, joined[i], log)
 	}
 	p.eventually("all instances", func(v server.ClusterView) bool { return len(v.Instances) == 1+instance.Spec.Replicas })
-	probe := api.Spec.Template.Spec.Containers[0].Readiness.HTTPGet
-	status := 0
-	poll(t, "ready", func() bool {
-		r, err := http.Get(p.url + probe.Path)
-		if err == nil {
-			status = r.StatusCode
-			_ = r.Body.Close()
-		}
-		return status == http.StatusOK
-	})
+	probes := api.Spec.Template.Spec.Containers[0]
+	poll(t, "ready", func() bool { return probes.Readiness.ask(p) == http.StatusOK })
+	if got := probes.Liveness.ask(p); got != http.StatusOK {
+		t.Errorf("it is killed for status %d", got)
+	}
 	if got := p.complete(body(prompt(16*(pool+10), 1), 16)); got.status != 200 || got.usage.Completion != 16 {
 		t.Fatalf("a prompt that is larger than a pool: %d, %s", got.status, got.message)
 	}

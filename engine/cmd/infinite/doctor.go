@@ -14,6 +14,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/doctor"
+	"github.com/infinite-llm/infinite/engine/head"
 	"github.com/infinite-llm/infinite/engine/node"
 	"github.com/infinite-llm/infinite/rdma"
 )
@@ -65,7 +66,9 @@ func thisMachine(cfg config.Config, err error) *doctor.Machine {
 		m.Config = cfg
 	}
 	m.Threads = node.Threads(m.Config)
-	m.Etcd = askEtcd
+	m.Etcd, m.Folder, m.Files = askEtcd, cluster.CheckFolder, head.FilesNeeded(m.Config)
+	m.Refused = func() error { return refused(m.Config) }
+	m.Join = func(ctx context.Context) error { return node.CheckJoin(ctx, m.Config) }
 	m.Ports = verbsPorts
 	m.UsesGPUs, m.CUDALibrary = device.BuiltForCUDA, device.CUDALibrary
 	places, err := node.Places(m.Config)
@@ -81,6 +84,17 @@ func thisMachine(cfg config.Config, err error) *doctor.Machine {
 	m.RingBytes = func() (uint64, error) { return ringBytes(m.Config, places[0]) }
 	m.GPUNeed = func() (string, error) { return gpuNeed(m.Config, places[0]) }
 	return m
+}
+
+// refused is what serve says of settings. That there is no model is not about them.
+func refused(cfg config.Config) error {
+	m, err := node.OpenModel(cfg.Model)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = m.Close() }()
+	_, err = node.Settle(cfg, m.Config)
+	return err
 }
 
 func askEtcd(ctx context.Context, endpoint string) error {

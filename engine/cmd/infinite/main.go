@@ -1,5 +1,6 @@
 // Command infinite serves language models over a cluster's pooled KV cache.
 //
+//	signals.go    what Ctrl-C and SIGTERM do, once, twice and three times
 //	serve.go      infinite serve: an API and its instances, or with --join one more instance
 //	sample.go     infinite sample: what `make run` shows
 //	chat.go       infinite chat: talks to a running server
@@ -19,24 +20,22 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/lmittmann/tint"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/head"
 )
 
 func main() { os.Exit(run()) }
 
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
+	ctx := untilSignal(context.Background())
 	root := &cobra.Command{
 		Use: "infinite", Short: "An LLM serving engine that pools the KV cache of all its instances",
 		SilenceUsage: true, SilenceErrors: true,
@@ -46,7 +45,7 @@ func run() int {
 	root.AddCommand(serveCommand(), sampleCommand(), chatCommand(), doctorCommand(), traceCommand(), linkbenchCommand(), benchCommand(), topCommand(), versionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		var wrong *wrongAnswer
-		if !errors.As(err, &wrong) {
+		if !errors.As(err, &wrong) && !head.TellHead(err) {
 			fmt.Fprintln(os.Stderr, "infinite:", err)
 		}
 		return 1

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -63,7 +62,7 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 		return err
 	}
 	fmt.Fprintf(out, "starting %d instances, each with a KV cache of %s\n", cfg.Instances, cfg.KVCacheMemory)
-	h, err := head.Start(cmd.Context(), cfg)
+	h, err := head.Start(cmd.Context(), draining(cmd.Context()), cfg)
 	if err != nil {
 		return err
 	}
@@ -81,9 +80,7 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 	}
 	announce(cmd, cfg, h)
 	fmt.Fprintf(out, "\ntry:\n  curl %s/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"The password of Mira is copper-lantern. What is the password of Mira?\"}]}'\nor:\n  bin/infinite chat --url %s\n", h.URL(), h.URL())
-	<-cmd.Context().Done()
-	slog.Info("draining")
-	return nil
+	return untilEnd(cmd, h)
 }
 
 func readSample() (*sample, error) {

@@ -38,26 +38,36 @@ func serveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if missing := node.MissingDevices(cfg); len(missing) > 0 && !head.IsChild() { // whose head has said so
+			slog.Warn("--rdma-device names what this machine does not have; links do without it; see: infinite doctor", "missing", strings.Join(missing, " "))
+		}
+		hurry := draining(cmd.Context())
 		if cfg.Join != "" {
 			if idle := givenFlags(cmd, headOnly); len(idle) > 0 {
 				slog.Warn("with --join these flags have no effect: they are the API process's, which this is not", "flags", strings.Join(idle, " "))
 			}
-			return node.Run(cmd.Context(), cfg)
+			return node.Run(cmd.Context(), hurry, cfg)
 		}
-		h, err := head.Start(cmd.Context(), cfg)
+		h, err := head.Start(cmd.Context(), hurry, cfg)
 		if err != nil {
 			return err
 		}
+		defer h.Close()
 		announce(cmd, cfg, h)
-		select {
-		case <-cmd.Context().Done():
-			slog.Info("draining")
-		case err = <-h.Failed():
-		}
-		h.Close()
-		return err
+		return untilEnd(cmd, h)
 	}
 	return cmd
+}
+
+// untilEnd waits for a signal, or for what the process cannot go on after.
+func untilEnd(cmd *cobra.Command, h *head.Head) error {
+	select {
+	case <-cmd.Context().Done():
+		slog.Info("draining")
+		return nil
+	case err := <-h.Failed():
+		return err
+	}
 }
 
 func announce(cmd *cobra.Command, cfg config.Config, h *head.Head) {
