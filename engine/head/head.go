@@ -333,7 +333,5 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 	return server.Config{
 		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
 		ToolCallParser: cfg.ToolCallParser,
-		// One request with thousands of choices leaves half of the places in the queues to others.
-		Share: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting/2),
 	}
 }

@@ -19,7 +19,6 @@ type plan struct {
 	arrived        time.Time
 	answer         answer
 	jobs           []*job
-	feed           feed
 	promptTokens   int // of all prompts, each counted once
 	echo           []echo
 	logprobs       bool
@@ -236,6 +235,26 @@ func (s *Server) seed(asked *integer) uint64 {
 	return s.cfg.Seed + s.requests.Add(1)*0xbf58476d1ce4e5b9
 }
 
+// submit hands every job to an engine, or none.
+func (s *Server) submit(ctx context.Context, p *plan) (err error) {
+	defer func() {
+		for _, j := range p.jobs {
+			if err != nil && j.stream != nil {
+				j.stream.Close()
+			}
+		}
+	}()
+	defer recovered(&err)
+	for _, j := range p.jobs {
+		stream, err := s.backend.Submit(ctx, j.req)
+		if err != nil {
+			return err
+		}
+		j.stream = stream
+	}
+	return nil
+}
+
 // answerPlan generates and answers, as one JSON object or as a stream of events. A client that goes away
 // ends its plan and its jobs, also while they are queued.
 func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, plan func(context.Context) (*plan, error)) {
@@ -262,6 +281,7 @@ func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, plan func(context.Context)
 		done()
 		return
 	}
+	s.metrics.prompt.Add(float64(p.promptTokens))
 	if p.stream {
 		s.streamPlan(ctx, work, p, done)
 		return
@@ -305,31 +325,16 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 // deltas runs all jobs and hands their deltas to each, one at a time, until all ended or one failed.
 func (s *Server) deltas(ctx context.Context, p *plan, each func(delta) error) error {
 	run, cancel := context.WithCancel(ctx)
-	ch, ended := make(chan delta, 4*len(p.jobs)), make(chan struct{}, len(p.jobs))
-	emit := func(d delta) bool {
-		select {
-		case ch <- d:
-			return true
-		case <-run.Done():
-			return false
-		}
-	}
-	start := func(j *job) {
-		go func() {
-			j.run(run, s.tok, s.metrics, emit)
-			ended <- struct{}{}
-		}()
-	}
-	taken := p.feed.taken
-	for _, j := range p.jobs[:taken] {
-		start(j)
-	}
-	if taken < len(p.jobs) {
-		go func() {
-			if err := s.feedRest(run, p, ended, start); err != nil {
-				emit(delta{err: err})
+	ch := make(chan delta, 4*len(p.jobs))
+	for _, j := range p.jobs {
+		go j.run(run, s.tok, s.metrics, func(d delta) bool {
+			select {
+			case ch <- d:
+				return true
+			case <-run.Done():
+				return false
 			}
-		}()
+		})
 	}
 	var failed error
 	left, generated := len(p.jobs), make([]int, len(p.jobs))

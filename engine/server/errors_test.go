@@ -284,7 +284,7 @@ func TestBackendFailures(t *testing.T) {
 	wantError(t, a.post("/v1/completions", `{"prompt":"a"}`), 500, "InternalServerError", "")
 }
 
-// What is wrong with one of n choices is known before the answer begins, and then none goes on.
+// Of n choices either all are taken or none.
 func TestSecondChoiceRefused(t *testing.T) {
 	first := newFakeStream()
 	b := scripted()
@@ -292,10 +292,10 @@ func TestSecondChoiceRefused(t *testing.T) {
 		if strings.HasSuffix(req.ID, "-0") {
 			return first, nil
 		}
-		return nil, kindError(KindUnavailable)
+		return nil, kindError(KindQueueFull)
 	})
 	a := serve(t, b)
-	wantError(t, a.post("/v1/completions", `{"prompt":"a","n":3}`), 503, "ServiceUnavailableError", "")
+	wantError(t, a.post("/v1/completions", `{"prompt":"a","n":3}`), 429, "RateLimitError", "")
 	within(t, "closing of the first choice", first.closed)
 	if n := b.submitted(); n != 2 {
 		t.Errorf("%d submitted, want 2", n)

@@ -18,9 +18,8 @@ import (
 type job struct {
 	index   int // of the choice in the answer
 	req     *engine.Request
-	arrived time.Time     // of the client's request
-	waited  time.Duration // for its turn, before an instance had it
-	stream  engine.Stream // nil before
+	arrived time.Time // of the client's request
+	stream  engine.Stream
 	stops   []string
 	include bool    // the stop string stays in the text
 	skip    bool    // special tokens are left out of the text
@@ -65,7 +64,7 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 		decoder.Keep(j.calls.keep...)
 	}
 	var first, last time.Time
-	generated, queued := 0, j.waited
+	generated, queued := 0, time.Duration(0)
 	for {
 		ev, err := j.stream.Next(ctx)
 		if errors.Is(err, io.EOF) {

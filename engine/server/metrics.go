@@ -41,7 +41,7 @@ func newMetrics(b Backend, cfg Config) *Metrics {
 	}
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "infinite_requests_in_flight", Help: "Choices being generated or queued, also those that no instance has yet, since their request has many."}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "infinite_requests_in_flight", Help: "Choices being generated or queued."}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "infinite_request_success_total", Help: "Choices that ended, by reason; abort is a client that went away."}, []string{"finished_reason"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{

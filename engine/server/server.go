@@ -14,7 +14,6 @@
 //	toolanswer.go   calls of tools in answers
 //	toolguide.go    calls that a client demands
 //	toolpath.go     where the client wrote what is wrong with their schema
-//	feed.go         jobs -> instances, as there is room
 //	generate.go     one choice: events -> text, stop strings
 //	whole.go        an answer as one JSON object
 //	stream.go       an answer as server-sent events
@@ -51,7 +50,7 @@ import (
 
 // Backend runs requests somewhere in the cluster.
 type Backend interface {
-	// Submit queues a request; it returns when an instance has taken it, or why none did: of KindQueueFull if one may later.
+	// Submit queues a request; it returns when an instance has taken it, or why none did.
 	Submit(ctx context.Context, req *engine.Request) (engine.Stream, error)
 	// Capacity is how many tokens of KV one request could have in an empty cluster.
 	Capacity() int
@@ -141,7 +140,6 @@ type Config struct {
 	APIKey      string   // "" for none
 	MaxBodySize int      // bytes
 	MaxModelLen int      // tokens
-	Share       int      // choices of one request that instances have at once; 0: all
 	Seed        uint64
 	Defaults    Defaults
 	// ToolCallParser is the form in which calls of tools are looked for in answers: a toolcall.Form, "none", or

@@ -34,7 +34,9 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 				return nil
 			})
 		} else {
-			p.giveUp()
+			for _, j := range p.jobs {
+				j.stream.Close()
+			}
 			s.metrics.dropped(len(p.jobs), true)
 		}
 		switch {

@@ -219,38 +219,6 @@ func TestQueueLimit(t *testing.T) {
 	}
 }
 
-// One request may have more choices than there are places on all instances, and leaves some to others.
-func TestMoreChoicesThanPlaces(t *testing.T) {
-	p := serve(t, "--instances", "2", "--max-num-seqs", "2", "--max-num-waiting", "3", poolFlag(t, 100))
-	var all [][]int
-	for i := range 60 {
-		all = append(all, prompt(20, i))
-	}
-	many := map[string]any{"prompt": all, "n": 2, "max_tokens": 30, "ignore_eos": true}
-	ended := make(chan error, 1)
-	go func() {
-		got, err := p.post(context.Background(), "/v1/completions", many)
-		if err == nil && (got.status != 200 || got.usage.Completion != 120*30) {
-			err = fmt.Errorf("status %d, %d tokens: %s", got.status, got.usage.Completion, got.message)
-		}
-		ended <- err
-	}()
-	for others := 0; ; others++ {
-		select {
-		case err := <-ended:
-			if err != nil || others == 0 {
-				t.Errorf("%v, beside %d others", err, others)
-			}
-			p.eventually("all blocks free", idle)
-			return
-		default:
-		}
-		if got := p.complete(body(prompt(10, 99), 1)); got.status != 200 {
-			t.Errorf("beside it another request gets %d: %s", got.status, got.message)
-		}
-	}
-}
-
 // SIGTERM lets running requests finish and exits 0.
 func TestDrain(t *testing.T) {
 	h := holdSteps(t, 1)
