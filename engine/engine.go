@@ -235,7 +235,7 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 		guided.close()
 		return nil, err
 	}
-	e.room = max(0, e.room-1)
+	e.room--
 	e.lastID++
 	e.arrival = max(e.arrival+1, uint64(time.Now().UnixNano()))
 	own := *req
@@ -263,7 +263,7 @@ func (e *Engine) refusesLocked(req *Request) error {
 	if e.draining || e.stopped {
 		return ErrStopped
 	}
-	if e.room == 0 && !req.Handed {
+	if !sched.Takes(e.room, req.Handed, req.Later) {
 		return &sched.QueueFullError{Waiting: e.stats.Waiting + len(e.inbox.submits)}
 	}
 	return nil

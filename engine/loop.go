@@ -81,7 +81,7 @@ func (e *Engine) takeInbox() {
 	}
 	for _, r := range in.submits {
 		err := e.sched.Add(sched.Request{
-			ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows(), Handed: r.Handed, Keys: r.keys, Near: r.Near,
+			ID: r.id, Arrival: r.Arrival, Tokens: len(r.tokens), Rows: r.promptRows(), Handed: r.Handed, Later: r.Later, Keys: r.keys, Near: r.Near,
 		})
 		if err != nil {
 			e.fail(r, err)
@@ -209,7 +209,7 @@ func (e *Engine) publish(p *sched.Plan) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.stats.Running, e.stats.Waiting, e.stats.Stalled, e.stats.PlannedBlocks = running, waiting, p.Stalled, e.sched.Placed()
-	e.room = max(0, e.sched.Room()-len(e.inbox.submits))
+	e.room = e.sched.Room() - len(e.inbox.submits)
 }
 
 func (e *Engine) get(id kvcache.RequestID) *request {

@@ -9,7 +9,11 @@ import (
 
 	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/kvcache"
+	"github.com/infinite-llm/infinite/engine/sched"
 )
+
+// MoreWaiting is how many requests may wait beyond Config.Sched.MaxWaiting because others of the same call were taken.
+const MoreWaiting = sched.MoreWaiting
 
 // Request is one prompt to continue.
 type Request struct {
@@ -17,6 +21,7 @@ type Request struct {
 	Prompt         []int32
 	Answer         []int32 // tokens generated before, with another home; they count as generated
 	Handed         bool    // another home had it, and is lost: it is taken also when the queue is full
+	Later          bool    // one of the same call was taken before it: so is this one, up to MoreWaiting
 	MaxTokens      int     // tokens to generate; 0 only computes the prompt
 	Sampling       batch.Sampling
 	Bias           []batch.Bias

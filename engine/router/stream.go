@@ -92,7 +92,7 @@ func (s *stream) Close() {
 func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	p := &routerpb.GenerateRequest{
 		Id: r.ID, Prompt: r.Prompt, MaxTokens: uint32(r.MaxTokens), StopTokens: r.StopTokens, MinTokens: uint32(r.MinTokens),
-		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer, CacheSalt: r.CacheSalt, Handed: r.Handed, Near: r.Near, TellBegun: r.TellBegun,
+		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer, CacheSalt: r.CacheSalt, Handed: r.Handed, Later: r.Later, Near: r.Near, TellBegun: r.TellBegun,
 		GuideKind: r.Guide.Kind, GuideSource: r.Guide.Source,
 		Sampling: &routerpb.Sampling{
 			Temperature: r.Sampling.Temperature, TopP: r.Sampling.TopP, MinP: r.Sampling.MinP, Repetition: r.Sampling.Repetition,
@@ -109,7 +109,7 @@ func requestFromPB(p *routerpb.GenerateRequest) *engine.Request {
 	s := p.Sampling
 	r := &engine.Request{
 		ID: p.Id, Prompt: p.Prompt, MaxTokens: int(p.MaxTokens), StopTokens: p.StopTokens, MinTokens: int(p.MinTokens),
-		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer, CacheSalt: p.CacheSalt, Handed: p.Handed, Near: p.Near, TellBegun: p.TellBegun,
+		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer, CacheSalt: p.CacheSalt, Handed: p.Handed, Later: p.Later, Near: p.Near, TellBegun: p.TellBegun,
 		Guide: engine.Guide{Kind: p.GuideKind, Source: p.GuideSource},
 		Sampling: batch.Sampling{
 			Temperature: s.GetTemperature(), TopP: s.GetTopP(), MinP: s.GetMinP(), Repetition: s.GetRepetition(),

@@ -42,6 +42,7 @@ type Request struct {
 	Tokens  int           // known tokens: at first the prompt's
 	Rows    int           // positions [0, Rows) need a row of logits each (prompt log probabilities)
 	Handed  bool          // it was taken before, by a home that is lost: a full queue is no reason to refuse it
+	Later   bool          // one of the same call was taken before: MoreWaiting of these may wait beyond MaxWaiting
 	Keys    []kvcache.Key // of its full blocks, to find some in the pool; none: it computes all of them
 	Near    string        // an instance that may have the first of them; "": none is known
 }
@@ -222,14 +223,23 @@ func remove(list []*request, r *request) []*request {
 	return list
 }
 
-// Room is how many requests Add takes now. While slots are free and nothing waits for memory, requests
-// that will run at once do not count as waiting.
+// MoreWaiting is how many requests may wait beyond MaxWaiting behind others of the same call: as many as a call has at
+// most, so that none is refused in the middle for its own size.
+const MoreWaiting = 4096
+
+// Room is how many requests Add takes now; below 0: how many wait beyond MaxWaiting. While slots are free and nothing waits
+// for memory, requests that will run at once do not count as waiting.
 func (s *Scheduler) Room() int {
 	room := s.cfg.MaxWaiting - len(s.waiting)
 	if !s.blocked {
 		room += len(s.slots)
 	}
-	return max(0, room)
+	return room
+}
+
+// Takes says whether a queue with so much room takes such a request.
+func Takes(room int, handed, later bool) bool {
+	return room > 0 || handed || later && room > -MoreWaiting
 }
 
 // Add queues a request. A full queue is a *QueueFullError.
@@ -241,7 +251,7 @@ func (s *Scheduler) Add(r Request) error {
 		return fmt.Errorf("cannot schedule a request of %d tokens, the limit is %d", r.Tokens, s.cfg.MaxModelLen)
 	case s.all[r.ID] != nil:
 		return fmt.Errorf("cannot schedule request %d twice", r.ID)
-	case s.Room() == 0 && !r.Handed:
+	case !Takes(s.Room(), r.Handed, r.Later):
 		return &QueueFullError{len(s.waiting)}
 	}
 	q := &request{Request: r}

@@ -69,7 +69,7 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		text := []rune(scan(t, d, "text", ""))
 		c.texts[id] = text
 		return fail(c.s.Add(Request{ID: id, Arrival: scan(t, d, "arrival", uint64(id)), Tokens: scan(t, d, "tokens", max(1, len(text))),
-			Rows: scan(t, d, "rows", 0), Handed: d.HasArg("handed"), Keys: c.keys(id), Near: scan(t, d, "near", "")}))
+			Rows: scan(t, d, "rows", 0), Handed: d.HasArg("handed"), Later: d.HasArg("later"), Keys: c.keys(id), Near: scan(t, d, "near", "")}))
 	case "step":
 		var b strings.Builder
 		for range scan(t, d, "n", 1) {

@@ -245,7 +245,8 @@ func (s *Server) submit(ctx context.Context, p *plan) (err error) {
 		}
 	}()
 	defer recovered(&err)
-	for _, j := range p.jobs {
+	for i, j := range p.jobs {
+		j.req.Later = i > 0
 		stream, err := s.backend.Submit(ctx, j.req)
 		if err != nil {
 			return err

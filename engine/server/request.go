@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/batch"
 )
 
@@ -13,7 +14,7 @@ import (
 const (
 	maxChoices     = 128
 	maxPrompts     = 2048
-	maxJobs        = 4096 // choices of all prompts
+	maxJobs        = engine.MoreWaiting // choices of all prompts
 	maxStops       = 256
 	maxStopBytes   = 1024
 	maxStopsBytes  = 16 << 10 // of all stop strings: each piece of text is held against all of them

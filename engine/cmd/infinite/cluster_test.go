@@ -246,6 +246,42 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// One request may have more choices than may wait. Another one that comes meanwhile is told to come again.
+func TestMoreChoicesThanMayWait(t *testing.T) {
+	p := serve(t, "--instances", "2", "--max-num-seqs", "2", "--max-num-waiting", "3", poolFlag(t, 100))
+	var all [][]int
+	for i := range 60 {
+		all = append(all, prompt(20, i))
+	}
+	many := map[string]any{"prompt": all, "n": 2, "max_tokens": 30, "ignore_eos": true}
+	ended := make(chan error, 1)
+	go func() {
+		got, err := p.post(context.Background(), "/v1/completions", many)
+		if err == nil && (got.status != 200 || got.usage.Completion != 120*30) {
+			err = fmt.Errorf("status %d, %d tokens: %s", got.status, got.usage.Completion, got.message)
+		}
+		ended <- err
+	}()
+	refused := 0
+	for {
+		select {
+		case err := <-ended:
+			if err != nil || refused == 0 {
+				t.Errorf("%v; others were refused %d times", err, refused)
+			}
+			p.eventually("all blocks free", idle)
+			if got := p.complete(body(prompt(10, 99), 1)); got.status != 200 {
+				t.Errorf("after it another request gets %d: %s", got.status, got.message)
+			}
+			return
+		default:
+		}
+		if got := p.complete(body(prompt(10, 99), 1)); got.status == 429 {
+			refused++
+		}
+	}
+}
+
 // Beyond what the model is made for nothing starts, neither a cluster nor what would join one.
 func TestLengthBeyondTheModel(t *testing.T) {
 	for _, more := range [][]string{{"--port", "0", "--cluster-port", "0"}, {"--join", "127.0.0.1:1"}} {

@@ -191,6 +191,7 @@ type GenerateRequest struct {
 	Answer         []int32                `protobuf:"varint,12,rep,packed,name=answer,proto3" json:"answer,omitempty"` // what another home generated before it was lost; it counts as generated
 	CacheSalt      string                 `protobuf:"bytes,13,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
 	Handed         bool                   `protobuf:"varint,14,opt,name=handed,proto3" json:"handed,omitempty"`                        // another home had it, and is lost
+	Later          bool                   `protobuf:"varint,22,opt,name=later,proto3" json:"later,omitempty"`                          // one of the same call was taken before
 	Near           string                 `protobuf:"bytes,15,opt,name=near,proto3" json:"near,omitempty"`                             // another instance that may have KV of its beginning
 	TellBegun      bool                   `protobuf:"varint,16,opt,name=tell_begun,json=tellBegun,proto3" json:"tell_begun,omitempty"` // an event is to tell that it is about to be in its first step
 	GuideKind      string                 `protobuf:"bytes,20,opt,name=guide_kind,json=guideKind,proto3" json:"guide_kind,omitempty"`  // the form that the answer is held to, "": any
@@ -323,6 +324,13 @@ func (x *GenerateRequest) GetCacheSalt() string {
 func (x *GenerateRequest) GetHanded() bool {
 	if x != nil {
 		return x.Handed
+	}
+	return false
+}
+
+func (x *GenerateRequest) GetLater() bool {
+	if x != nil {
+		return x.Later
 	}
 	return false
 }
@@ -703,7 +711,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\xc2\x04\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\xd8\x04\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -724,7 +732,8 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x06answer\x18\f \x03(\x05R\x06answer\x12\x1d\n" +
 	"\n" +
 	"cache_salt\x18\r \x01(\tR\tcacheSalt\x12\x16\n" +
-	"\x06handed\x18\x0e \x01(\bR\x06handed\x12\x12\n" +
+	"\x06handed\x18\x0e \x01(\bR\x06handed\x12\x14\n" +
+	"\x05later\x18\x16 \x01(\bR\x05later\x12\x12\n" +
 	"\x04near\x18\x0f \x01(\tR\x04near\x12\x1d\n" +
 	"\n" +
 	"tell_begun\x18\x10 \x01(\bR\ttellBegun\x12\x1d\n" +
