@@ -152,18 +152,21 @@ func isName(s string) bool {
 // promptTokens encodes or checks one prompt.
 func (s *Server) promptTokens(c *common, p prompt, special bool) ([]int32, echo, error) {
 	tokens, own := p.tokens, p.isText
+	front, behind := 0, 0
 	if own {
 		if err := s.checkLength(c, "prompt", p.text); err != nil {
 			return nil, echo{}, err
 		}
-		tokens = s.tok.Encode(p.text, special)
+		if tokens = s.tok.Encode(p.text, special); special {
+			front, behind = s.tok.Added()
+		}
 	} else if err := s.checkIDs("prompt", tokens); err != nil {
 		return nil, echo{}, err
 	}
 	if len(tokens) == 0 {
 		return nil, echo{}, badRequest("prompt", "the prompt is empty.")
 	}
-	cut, err := s.truncate(c, tokens, textAnswer)
+	cut, err := s.truncate(c, tokens, front, behind, textAnswer)
 	if err != nil {
 		return nil, echo{}, err
 	}
