@@ -220,6 +220,9 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	p.promptTokens += len(base.Prompt)
 	for k := range n {
 		r := base
+		if k > 0 && p.answer.chat { // which tells a prompt's only once
+			r.PromptLogprobs = -1
+		}
 		r.ID = p.answer.id + "-" + strconv.Itoa(len(p.jobs))
 		r.MaxTokens, r.MinTokens, r.IgnoreEOS = most, int(c.MinTokens), c.IgnoreEOS && !asked
 		r.Sampling, r.Bias, r.StopTokens, r.CacheSalt = sampling, bias, stopTokens, orDefault(c.CacheSalt, "")
