@@ -45,6 +45,7 @@ const textAnswer = 16
 type echo struct {
 	text  string
 	own   bool  // the client's own text, not what its tokens make
+	front int   // tokens that were put in front of that
 	first int32 // the prompt's first token, which has no log probability
 }
 
@@ -171,9 +172,9 @@ func (s *Server) promptTokens(c *common, p prompt, special bool) ([]int32, echo,
 		return nil, echo{}, err
 	}
 	if own && len(cut) == len(tokens) {
-		return cut, echo{p.text, true, cut[0]}, nil
+		return cut, echo{p.text, true, front, cut[0]}, nil
 	}
-	return cut, echo{s.tok.Decode(cut, true), false, cut[0]}, nil
+	return cut, echo{s.tok.Decode(cut, true), false, 0, cut[0]}, nil
 }
 
 func (s *Server) checkIDs(field string, ids []int32) error {
