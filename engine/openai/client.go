@@ -36,18 +36,23 @@ type Client struct {
 }
 
 // ParseURL reads where a server is: HOST:PORT, or a URL, in whose path there may be a gateway's prefix. A /v1 at the end is the
-// API's own, which requests begin with. Errors do not repeat the text, in which there may be a password.
+// API's own, which requests begin with. The % of an IPv6 zone is one in [HOST]:PORT, and %25 in a URL. Errors do not repeat the
+// text, in which there may be a password.
 func ParseURL(text string) (string, error) {
 	whole := text
 	if !strings.Contains(text, "://") {
 		whole = "http://" + text
+		if host, rest, ok := strings.Cut(text, "]"); ok && strings.HasPrefix(host, "[") {
+			whole = "http://" + strings.ReplaceAll(host, "%", "%25") + "]" + rest
+		}
 	}
 	u, err := url.Parse(whole)
 	if err == nil {
 		port, perr := strconv.Atoi(u.Port())
 		bad := u.Port() == "" && strings.HasSuffix(u.Host, ":") || u.Port() != "" && (perr != nil || port < 1 || port > 65535)
 		if !bad && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && u.RawQuery == "" && u.Fragment == "" {
-			return u.Scheme + "://" + u.Host + strings.TrimRight(strings.TrimSuffix(strings.TrimRight(u.EscapedPath(), "/"), "/v1"), "/"), nil
+			host := url.URL{Scheme: u.Scheme, Host: u.Host}
+			return host.String() + strings.TrimRight(strings.TrimSuffix(strings.TrimRight(u.EscapedPath(), "/"), "/v1"), "/"), nil
 		}
 	}
 	return "", errors.New("it must be like HOST:PORT or http://HOST:PORT")

@@ -57,14 +57,17 @@ func TestParseURL(t *testing.T) {
 		"127.0.0.1:8000": "http://127.0.0.1:8000", "localhost:8000": "http://localhost:8000", "host": "http://host", "[::1]:8000": "http://[::1]:8000",
 		"host:8000/": "http://host:8000", "host:8000/v1": "http://host:8000", "http://host:1/v1/": "http://host:1", "https://host": "https://host",
 		"HTTP://host:65535": "http://host:65535", "https://gate/team%20a/v1": "https://gate/team%20a", "gate/v1/": "http://gate", "http://host//": "http://host",
+		"http://[fe80::1%25eth0]:80": "http://[fe80::1%25eth0]:80", "[fe80::1%eth0]:80": "http://[fe80::1%25eth0]:80", "[fe80::1%25]/a%20b": "http://[fe80::1%2525]/a%20b",
 	} {
 		if got, err := ParseURL(text); err != nil || got != want {
 			t.Errorf("%s: %s, %v, want %s", text, got, err, want)
+		} else if again, err := ParseURL(got); err != nil || again != want {
+			t.Errorf("%s: %s is read as %s, %v", text, got, again, err)
 		}
 	}
 	for _, text := range []string{
 		"", ":8000", "http://", "http://:8000", "host:", "host:0", "host:65536", "host:x", "::1", "ftp://host", "http://me:word@host", "me:word@host:1", "http://host?a", "http://host#a",
-		"http:/host", "/v1", "a b", "host:80 00", "://host",
+		"http:/host", "/v1", "a b", "host:80 00", "://host", "http://[fe80::1%eth0]:80", "ho%41st:80", "ho%st:80", "fe80::1%eth0", "[fe80::1%eth0",
 	} {
 		if got, err := ParseURL(text); err == nil || strings.Contains(err.Error(), "word") {
 			t.Errorf("%q: %s, %v", text, got, err)

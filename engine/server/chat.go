@@ -63,7 +63,7 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 	if len(tokens) == 0 {
 		return nil, badRequest("messages", "the messages make an empty prompt.")
 	}
-	if tokens, err = s.truncate(&req.common, tokens, 1); err != nil { // what fits is answered
+	if tokens, err = s.truncate(&req.common, tokens, 0, 0, 1); err != nil { // what fits is answered
 		return nil, err
 	}
 	p := s.newPlan(&req.common, "chatcmpl-", "chat.completion", id)

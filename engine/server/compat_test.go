@@ -249,8 +249,19 @@ func TestPromptLogprobs(t *testing.T) {
 	if top := out.Choices[0].Logprobs.Top; b.last(t).PromptLogprobs != 2 || len(top) != 4 || len(top[1]) != 1 {
 		t.Errorf("%v", top)
 	}
-	out = get("/v1/chat/completions", chatBody(obj{"prompt_logprobs": 2}))
+	before := b.submitted()
+	out = get("/v1/chat/completions", chatBody(obj{"prompt_logprobs": 2, "n": 3}))
 	check(out.Prompt, 2)
+	// A chat shows the list once, and so only its first choice asks for one.
+	var asked []int
+	b.mu.Lock()
+	for _, r := range b.requests[before:] {
+		asked = append(asked, r.PromptLogprobs)
+	}
+	b.mu.Unlock()
+	if !slices.Equal(asked, []int{2, -1, -1}) {
+		t.Errorf("the choices ask for %d", asked)
+	}
 	for _, bad := range []string{`-1`, `21`, `1,"stream":true`} {
 		wantError(t, a.post("/v1/completions", `{"prompt":"a","prompt_logprobs":`+bad+`}`), 400, "BadRequestError", "prompt_logprobs")
 	}

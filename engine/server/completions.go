@@ -44,6 +44,7 @@ const textAnswer = 16
 type echo struct {
 	text  string
 	own   bool  // the client's own text, not what its tokens make
+	front int   // tokens that were put in front of that
 	first int32 // the prompt's first token, which has no log probability
 }
 
@@ -151,25 +152,28 @@ func isName(s string) bool {
 // promptTokens encodes or checks one prompt.
 func (s *Server) promptTokens(c *common, p prompt, special bool) ([]int32, echo, error) {
 	tokens, own := p.tokens, p.isText
+	front, behind := 0, 0
 	if own {
 		if err := s.checkLength(c, "prompt", p.text); err != nil {
 			return nil, echo{}, err
 		}
-		tokens = s.tok.Encode(p.text, special)
+		if tokens = s.tok.Encode(p.text, special); special {
+			front, behind = s.tok.Added()
+		}
 	} else if err := s.checkIDs("prompt", tokens); err != nil {
 		return nil, echo{}, err
 	}
 	if len(tokens) == 0 {
 		return nil, echo{}, badRequest("prompt", "the prompt is empty.")
 	}
-	cut, err := s.truncate(c, tokens, textAnswer)
+	cut, err := s.truncate(c, tokens, front, behind, textAnswer)
 	if err != nil {
 		return nil, echo{}, err
 	}
 	if own && len(cut) == len(tokens) {
-		return cut, echo{p.text, true, cut[0]}, nil
+		return cut, echo{p.text, true, front, cut[0]}, nil
 	}
-	return cut, echo{s.tok.Decode(cut, true), false, cut[0]}, nil
+	return cut, echo{s.tok.Decode(cut, true), false, 0, cut[0]}, nil
 }
 
 func (s *Server) checkIDs(field string, ids []int32) error {
@@ -216,6 +220,9 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	p.promptTokens += len(base.Prompt)
 	for k := range n {
 		r := base
+		if k > 0 && p.answer.chat { // which tells a prompt's only once
+			r.PromptLogprobs = -1
+		}
 		r.ID = p.answer.id + "-" + strconv.Itoa(len(p.jobs))
 		r.MaxTokens, r.MinTokens, r.IgnoreEOS = most, int(c.MinTokens), c.IgnoreEOS && !asked
 		r.Sampling, r.Bias, r.StopTokens, r.CacheSalt = sampling, bias, stopTokens, orDefault(c.CacheSalt, "")

@@ -14,13 +14,14 @@ type place struct {
 	before int                   // characters in front of the answer's
 	prompt int                   // tokens of the prompt that are not passed yet
 	own    bool                  // its text is the client's own: special tokens are in it only where it says so
+	front  int                   // tokens in front of that which are not passed
 	echo   string                // what of that text is not passed
 	waits  []engine.TokenLogprob // tokens whose place is not certain yet
 }
 
 // startOf is the place in front of a prompt of so many tokens.
 func startOf(e echo, tokens int) place {
-	return place{prompt: tokens, own: e.own, echo: e.text, before: utf8.RuneCountInString(e.text)}
+	return place{prompt: tokens, own: e.own, front: e.front, echo: e.text, before: utf8.RuneCountInString(e.text)}
 }
 
 // locate moves over tokens, and returns those whose place in the text is certain by now, and these places: at the end of
@@ -51,6 +52,10 @@ func (a *answer) locate(p *place, tokens []engine.TokenLogprob, end bool) (sure 
 
 // pass moves over a token of the prompt.
 func (p *place) pass(tok *tokenizer.Tokenizer, id int32, found []int) []int {
+	if p.front > 0 {
+		p.front--
+		id = -1 // a token of no text, whatever it is elsewhere
+	}
 	seen := p.own && strings.HasPrefix(p.echo, string(tok.TokenBytes(id)))
 	from := p.at.Chars()
 	found = p.at.Push(found, id, !seen)

@@ -31,6 +31,8 @@ func TestOffsetsOfAnyBytes(t *testing.T) {
 		{"half of one", own, "a", []int32{68}, []int32{176, 257, 69, 176}, "a\ufffdb\ufffd", []int{0, 1, 2, 2, 3}},
 		{"half of one and a special token", own, []int32{68}, []int32{68}, []int32{176, 0, 257, 250, 226, 69}, "a😀b", []int{0, 1, 2, 2, 2, 2, 2}},
 		{"a blank that is left out", llama, "b", []int32{1, 339}, []int32{330, 330}, "ba a", []int{0, 0, 1, 2}},
+		{"a text that says what is added", llama, "<s>a", []int32{1, 1, 330}, []int32{330}, "<s>aa", []int{0, 0, 3, 4}},
+		{"and says it twice", llama, "<s><s>a", []int32{1, 1, 1, 330}, []int32{330}, "<s><s>aa", []int{0, 0, 3, 6, 7}},
 		{"byte tokens", llama, []int32{330}, []int32{330}, []int32{243, 162, 155, 131, 286}, "a😀b", []int{0, 1, 2, 2, 2, 2}},
 		{"byte tokens of no character", llama, []int32{330, 198}, []int32{330, 198}, []int32{243, 162, 1, 155, 286, 286}, "a\ufffd\ufffd\ufffd\ufffdbb", []int{0, 1, 2, 3, 4, 4, 5, 6}},
 		{"byte tokens at the end", llama, []int32{330}, []int32{330}, []int32{198, 172, 198}, "a\ufffd\ufffd\ufffd", []int{0, 1, 2, 3}},

@@ -200,8 +200,9 @@ func (s *Server) checkLength(c *common, field, text string) error {
 }
 
 // truncate cuts a prompt to its last tokens, or its first, if the client wants that; -1 leaves the room of the answer that
-// is asked for, def tokens where the client does not say.
-func (s *Server) truncate(c *common, tokens []int32, def int) ([]int32, error) {
+// is asked for, def tokens where the client does not say. The tokens that were added in front of a text and behind it count
+// and stay; as with HF's tokenizers a text is left whole where not even these would.
+func (s *Server) truncate(c *common, tokens []int32, front, behind, def int) ([]int32, error) {
 	if c.TruncatePrompt == nil {
 		return tokens, nil
 	}
@@ -219,10 +220,17 @@ func (s *Server) truncate(c *common, tokens []int32, def int) ([]int32, error) {
 		answer := orDefault(c.MaxTokens, max(integer(def), c.MinTokens))
 		keep = max(1, limit-int(min(integer(limit), answer)))
 	}
-	if c.TruncationSide == "right" {
-		return tokens[:min(keep, len(tokens))], nil
+	own := tokens[front : len(tokens)-behind]
+	keep -= front + behind
+	switch {
+	case keep < 0 || keep >= len(own):
+		return tokens, nil
+	case c.TruncationSide == "right":
+		own = own[:keep]
+	default:
+		own = own[len(own)-keep:]
 	}
-	return tokens[max(0, len(tokens)-keep):], nil
+	return slices.Concat(tokens[:front], own, tokens[len(tokens)-behind:]), nil
 }
 
 // room is how many tokens one request may have in all, and why not more.

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
 func TestTruncatedPrompt(t *testing.T) {
@@ -38,6 +40,45 @@ func TestTruncatedPrompt(t *testing.T) {
 	wantError(t, a.post("/v1/completions", `{"prompt":"a","truncation_side":"middle"}`), 400, "BadRequestError", "truncation_side", "middle")
 	for _, bad := range []int{0, -2, maxLen + 1} {
 		wantError(t, a.post("/v1/completions", obj{"prompt": "a", "truncate_prompt_tokens": bad}.String()), 400, "BadRequestError", "truncate_prompt_tokens", fmt.Sprint(bad))
+	}
+}
+
+// Of a text its own tokens are cut; those that are added to it stay. The figures are those of HF's tokenizers 0.23.
+func TestTruncatedText(t *testing.T) {
+	for _, x := range []struct {
+		model string
+		body  obj
+		keep  int
+		want  []int32
+	}{
+		{"llama2", obj{"prompt": "a a a a"}, 2, []int32{1, 330}},
+		{"llama2", obj{"prompt": "a b a b"}, 1, []int32{1}},
+		{"llama2", obj{"prompt": "a b a b"}, 3, []int32{1, 330, 339}},
+		{"llama2", obj{"prompt": "a a a b"}, 2, []int32{1, 339}},
+		{"llama2", obj{"prompt": "a a a b", "truncation_side": "right"}, 2, []int32{1, 330}},
+		{"llama2", obj{"prompt": "a a a b"}, 5, []int32{1, 330, 330, 330, 339}},
+		{"llama2", obj{"prompt": "a a a b", "max_tokens": maxLen - 3}, -1, []int32{1, 330, 339}},
+		{"llama2", obj{"prompt": "a a a b", "add_special_tokens": false}, 2, []int32{330, 339}},
+		{"llama2", obj{"prompt": []int32{1, 330, 339}}, 2, []int32{330, 339}},
+		{"roberta", obj{"prompt": "aaaa"}, 1, nil}, // nil: the whole text
+		{"roberta", obj{"prompt": "aaaa"}, 2, []int32{600, 601}},
+		{"roberta", obj{"prompt": "a b"}, 3, []int32{600, 274, 601}},
+		{"roberta", obj{"prompt": "a b", "truncation_side": "right"}, 3, []int32{600, 260, 601}},
+	} {
+		tok, err := tokenizer.Load("../tokenizer/testdata/" + x.model)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if x.want == nil {
+			x.want = tok.Encode(x.body["prompt"].(string), true)
+		}
+		b := scripted(tokens(330)...)
+		x.body["truncate_prompt_tokens"], x.body["echo"] = x.keep, true
+		var out completion
+		serveWith(t, tok, b).ok("/v1/completions", x.body.String(), &out)
+		if got := b.last(t).Prompt; !slices.Equal(got, x.want) || out.Usage.Prompt != len(x.want) {
+			t.Errorf("%s: %s: %v, want %v", x.model, x.body, got, x.want)
+		}
 	}
 }
 

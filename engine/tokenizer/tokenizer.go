@@ -100,6 +100,18 @@ func (t *Tokenizer) Encode(text string, addSpecial bool) []int32 {
 	return t.encode(text, ids)
 }
 
+// Added is how many tokens addSpecial puts in front of a text's own, and how many behind them.
+func (t *Tokenizer) Added() (front, behind int) {
+	into := &front
+	for _, part := range t.post {
+		if part.sequence {
+			into = &behind
+		}
+		*into += len(part.ids)
+	}
+	return front, behind
+}
+
 func (t *Tokenizer) encode(text string, ids []int32) []int32 {
 	var pieces, spare []piece
 	for _, raw := range t.added.plain.cut(piece{text: text, id: -1, origin: true}, nil) {
