@@ -251,22 +251,26 @@ static void test_share(world *w) {
     uint64_t least, most;
     w->b.next_handle = 2; /* 1 is used otherwise */
     for (uint32_t i = 0; i < 3; i++) {
-        uint32_t gen = 1500000 + i;
         req *r = w_req(&w->a, 4 * W_BLOCK, 1, &w->rng);
         step *s = malloc(sizeof *s);
         CHECK(s != NULL);
         w_lend(&w->a, r, &w->b, PEER, PEER, 2);
-        shuffle(w);
-        open_span(w, gen, BLOCKS / 2);
         if (i == 1) {
             w_begin(&w->a, s, &r, 1, 1);
         }
-        post_move(w, gen, BLOCKS / 2);
-        moved(&w->a, &w->b, INF_OK);
-        limits(w, &least, &most);
-        CHECK(i == 1 ? most == 64 << 10 : least == 4 << 20);
+        bool all = false;
+        for (uint32_t k = 0; !all; k++) { /* on a busy machine a rail may have no piece of a move */
+            uint32_t gen = 1500000 + 100 * i + k;
+            CHECK(k < 100);
+            shuffle(w);
+            open_span(w, gen, BLOCKS / 2);
+            post_move(w, gen, BLOCKS / 2);
+            moved(&w->a, &w->b, INF_OK);
+            limits(w, &least, &most);
+            all = i == 1 ? most == 64 << 10 : least == 4 << 20;
+            CHECK_OK(inf_dist_span_close(w->b.d, 1, gen, &err));
+        }
         inf_dist_end(w->a.d);
-        CHECK_OK(inf_dist_span_close(w->b.d, 1, gen, &err));
         free(s);
         free(r);
     }
