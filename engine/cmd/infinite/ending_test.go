@@ -105,6 +105,7 @@ func TestSecondSignal(t *testing.T) {
 	}
 	signal(syscall.SIGTERM)
 	p.logged("draining")
+	time.Sleep(oneStop)
 	signal(syscall.SIGINT)
 	begun := time.Now()
 	over := time.AfterFunc(20*time.Second, h.release) // nobody was cut short
@@ -140,6 +141,7 @@ func TestSecondSignalToOneThatJoined(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.instances(1)
+	time.Sleep(oneStop)
 	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +180,7 @@ func TestThirdSignal(t *testing.T) {
 		} else {
 			log.logged(wait)
 		}
+		time.Sleep(oneStop)
 	}
 	_ = joined.Wait()
 	if s := joined.ProcessState.Sys().(syscall.WaitStatus); !s.Signaled() || s.Signal() != syscall.SIGTERM {
