@@ -13,8 +13,9 @@ import (
 	"github.com/infinite-llm/infinite/engine/head"
 )
 
-// cutLimit bounds the time that a process takes to end in order once nobody waits any more.
-const cutLimit = 4 * time.Second
+// cutLimit bounds the time that a process takes to end in order once nobody waits any more: clients have 2 s to hear of it,
+// instances 1 s, and etcd another.
+const cutLimit = 6 * time.Second
 
 // oneStop is how long after a signal another one is the same request to end: `timeout` sends it to its child and to the
 // child's group, killall and systemd to a head and to its instances, which the head tells as well.
