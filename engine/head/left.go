@@ -18,7 +18,7 @@ const regainLimit = 10 * time.Second
 // should hear of that.
 func (h *Head) watchInstances(ctx context.Context) {
 	said := map[string]bool{}
-	var last error // why the last instance of this process ended
+	last := errStopped // why the last instance of this process ended
 	served := false
 	var alone <-chan time.Time
 	for {
@@ -31,10 +31,11 @@ func (h *Head) watchInstances(ctx context.Context) {
 				sayEnded(c.id, err, own, others)
 			}
 		}
-		switch {
-		case own > 0:
-		case others > 0:
+		if others > 0 { // also beside its own: they may be between leases when those end
 			served, alone = true, nil
+		}
+		switch {
+		case own+others > 0:
 		case !served:
 			h.fail(fmt.Errorf("cannot go on: no instance is left; the last: %w", last))
 			return

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -89,11 +91,41 @@ func TestJoinedInstancesGoOn(t *testing.T) {
 	p.endedWith(1, "infinite: cannot go on: no instance of this process is left, and no other one has served for 10s")
 }
 
-// A second signal cuts draining short: streams end with an error, and the instances with their head, at once.
+// An API process also waits for one that served beside its own instances, and was away when these ended.
+func TestJoinedInstanceIsAwayForMoments(t *testing.T) {
+	t.Parallel()
+	p := serve(t)
+	join := func() *exec.Cmd {
+		joined := command("serve", "--join", p.join, "--instance-id", "j", "--threads", "1")
+		startBeside(t, joined, &process{t: t})
+		return joined
+	}
+	joined := join()
+	p.instances(2)
+	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.instances(1)
+	if err := syscall.Kill(p.pid("i0"), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.logged("no instance serves any more")
+	join()
+	p.eventually("it serves again", func(v server.ClusterView) bool { return len(v.Instances) == 1 && v.Instances[0].ID == "j" })
+	if got := p.complete(body(prompt(50, 1), 10)); got.status != 200 {
+		t.Errorf("the one that came back: %d %s", got.status, got.message)
+	}
+}
+
+// A second signal cuts draining short: streams end with an error, and the instances with their head, at once, although one
+// that joined is still a client of its etcd.
 func TestSecondSignal(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
 	h := holdSteps(t, 1)
 	defer h.release()
 	p := serve(t, "--instances", "2", "--drain-timeout", "5m")
+	startBeside(t, command("serve", "--join", p.join, "--memory-only", "--threads", "1"), &process{t: t})
+	p.instances(3)
 	s := p.stream(body(prompt(50, 1), 100))
 	s.next()
 	p.decoding(50)
@@ -121,6 +153,9 @@ func TestSecondSignal(t *testing.T) {
 		if err := syscall.Kill(pid, 0); !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, syscall.ESRCH) {
 			t.Errorf("instance %d: %v", pid, err)
 		}
+	}
+	if left, err := filepath.Glob(filepath.Join(os.TempDir(), "infinite-etcd-*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
