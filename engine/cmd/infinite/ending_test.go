@@ -58,6 +58,7 @@ func TestAllInstancesAreKilled(t *testing.T) {
 		t.Errorf("its client got %d %q", got.status, got.message)
 	}
 	p.endedWith(1, "infinite: cannot go on: no instance is left; the last: instance i1: signal: killed\n")
+	p.logged("cannot go on; draining.* why=.cannot go on: no instance is left")
 	if strings.Contains(p.logs(), "go on with") || strings.Contains(p.logs(), "the others") {
 		t.Error("the log speaks of others")
 	}
@@ -145,7 +146,7 @@ func TestSecondSignal(t *testing.T) {
 	if got := s.rest(); got.status != http.StatusServiceUnavailable || !strings.Contains(got.message, "stopping") {
 		t.Errorf("its client got %d %q", got.status, got.message)
 	}
-	p.endedWith(0, "a second signal: what still runs is cut short")
+	p.endedWith(0, "another signal: what still runs is cut short")
 	if took := time.Since(begun); took > 10*time.Second {
 		t.Errorf("it took %s", took)
 	}
@@ -180,7 +181,7 @@ func TestSecondSignalToOneThatJoined(t *testing.T) {
 	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	log.logged("a second signal: what still runs is cut short")
+	log.logged("another signal: what still runs is cut short")
 	log.logged("requests are cut short")
 	h.release()
 	sameAnswer(t, single.complete(body(prompt(200, 1), 300)), s.rest())
@@ -206,7 +207,7 @@ func TestThirdSignal(t *testing.T) {
 	p.eventually("it has one that does not end", func(v server.ClusterView) bool {
 		return slices.ContainsFunc(v.Requests, func(r server.RequestPlacement) bool { return r.Home == "j" && r.Tokens > 50 })
 	})
-	for _, wait := range []string{"", "a second signal", ""} {
+	for _, wait := range []string{"", "another signal", ""} {
 		if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}

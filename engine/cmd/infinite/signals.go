@@ -29,13 +29,15 @@ type ending struct {
 	hurry  context.Context
 	// child: of a head, which sends SIGTERM and, when nobody waits any more, SIGINT. Others may have sent SIGTERM as well.
 	child bool
+	// failed is closed when the process cannot go on, and drains without a signal.
+	failed chan struct{}
 }
 
 // untilSignal is a context that the first Ctrl-C or SIGTERM ends. The next one then ends the process as if nobody
 // listened, unless the command drains.
 func untilSignal(ctx context.Context) context.Context {
 	hurry, cut := context.WithCancel(ctx)
-	e := &ending{hurry: hurry, child: head.IsChild()}
+	e := &ending{hurry: hurry, child: head.IsChild(), failed: make(chan struct{})}
 	ctx, end := context.WithCancelCause(context.WithValue(ctx, endingKey{}, e))
 	signals := make(chan os.Signal, 3)
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
@@ -56,11 +58,20 @@ func untilSignal(ctx context.Context) context.Context {
 	return ctx
 }
 
-// untilHurry calls end at the first signal, and returns at the second, true if there is something to be cut short.
+// untilHurry calls end at the first signal, and returns at the second, true if there is something to be cut short. After a
+// failure the first one is the second.
 func (e *ending) untilHurry(signals <-chan os.Signal, end func(error)) bool {
-	got := <-signals
-	first := time.Now()
-	end(fmt.Errorf("told to end: %s", got))
+	var got os.Signal
+	var first time.Time
+	select {
+	case got = <-signals:
+		first = time.Now()
+		if e.drains.Load() && !e.child { // whose head says so
+			slog.Info("draining", "signal", got.String())
+		}
+		end(fmt.Errorf("told to end: %s", got))
+	case <-e.failed:
+	}
 	if !e.drains.Load() {
 		time.Sleep(oneStop)
 		return false
@@ -70,7 +81,7 @@ func (e *ending) untilHurry(signals <-chan os.Signal, end func(error)) bool {
 		case e.child && got == os.Interrupt:
 			return true
 		case !e.child && time.Since(first) > oneStop:
-			slog.Warn("a second signal: what still runs is cut short; a third one ends this process at once", "signal", got.String())
+			slog.Warn("another signal: what still runs is cut short; one more ends this process at once", "signal", got.String())
 			return true
 		}
 	}
@@ -85,4 +96,12 @@ func draining(ctx context.Context) (hurry context.Context) {
 	}
 	e.drains.Store(true)
 	return e.hurry
+}
+
+// failing says that the command drains since it cannot go on.
+func failing(ctx context.Context, why error) {
+	slog.Error("cannot go on; draining", "why", why)
+	if e, ok := ctx.Value(endingKey{}).(*ending); ok {
+		close(e.failed)
+	}
 }

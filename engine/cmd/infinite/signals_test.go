@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"os"
 	"syscall"
 	"testing"
@@ -45,6 +47,24 @@ func TestSignalsOfOneStop(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A process that cannot go on drains already: its first signal cuts that short.
+func TestSignalAfterFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, signals, hurried := &ending{failed: make(chan struct{})}, make(chan os.Signal, 3), false
+		e.drains.Store(true)
+		go func() { hurried = e.untilHurry(signals, func(error) { t.Error("it is ended") }) }()
+		failing(context.WithValue(t.Context(), endingKey{}, e), errors.New("no instance is left"))
+		synctest.Wait()
+		if hurried {
+			t.Error("nothing was sent")
+		}
+		signals <- os.Interrupt
+		if synctest.Wait(); !hurried {
+			t.Error("the first signal did nothing")
+		}
+	})
 }
 
 // A command that finishes nothing listens on as long, or what it says at its end would be lost.
