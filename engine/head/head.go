@@ -50,7 +50,7 @@ type Head struct {
 	router   *router.Router
 	server   *server.Server
 	ended    chan struct{} // one of the children has
-	unwatch  context.CancelFunc
+	unwatch  func()
 	failed   chan error
 }
 
@@ -97,9 +97,7 @@ func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.server.Serve(h.api)
-	watch, unwatch := context.WithCancel(context.Background())
-	h.unwatch = unwatch
-	go h.watchInstances(watch)
+	h.watch()
 	return h, nil
 }
 

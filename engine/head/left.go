@@ -13,6 +13,17 @@ import (
 // off the list for moments when its machine stalls, or is started anew.
 const regainLimit = 10 * time.Second
 
+// watch calls watchInstances until unwatch, which returns when it has ended: what Close stops did not end by itself.
+func (h *Head) watch() {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h.watchInstances(ctx)
+	}()
+	h.unwatch = func() { stop(); <-done }
+}
+
 // watchInstances says of each instance of this process that it ended, and what is left, until ctx ends. When nobody is left
 // who could serve, this process cannot go on: nobody would ever start its instances again, and whoever watches over it
 // should hear of that.
