@@ -63,7 +63,7 @@ func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
 			h.Close()
 		}
 	}()
-	if err = checkFiles(cfg); err != nil {
+	if err = node.CheckFiles(cfg, 0); err != nil {
 		return nil, err
 	}
 	if h.api, err = listen(cfg.Host, cfg.Port); err != nil {
