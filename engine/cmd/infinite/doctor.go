@@ -67,7 +67,7 @@ func thisMachine(cfg config.Config, err error) *doctor.Machine {
 	m.Threads = node.Threads(m.Config)
 	m.Etcd, m.Folder, m.Files = askEtcd, cluster.CheckFolder, node.FilesNeeded(m.Config, 0)
 	m.Refused = func() error { return refused(m.Config) }
-	m.Join = func(ctx context.Context) error { return node.CheckJoin(ctx, m.Config) }
+	m.Join = func(ctx context.Context) (bool, error) { return node.CheckJoin(ctx, m.Config) }
 	m.Ports = verbsPorts
 	m.UsesGPUs, m.CUDALibrary = device.BuiltForCUDA, device.CUDALibrary
 	places, err := node.Places(m.Config)

@@ -72,6 +72,19 @@ func TestDoctorRefusesWhatServeRefuses(t *testing.T) {
 		}
 	}
 	p.instances(2) // it asked, and left nothing
+	// One cause is one error, and the cluster is not said to refuse what it was not asked, or was asked elsewhere.
+	for want, args := range map[string][]string{
+		"open model":                          {"/nonexist", "--join", p.join},
+		"cannot use --tensor-parallel-size 3": {"--join", p.join, "--tensor-parallel-size", "3"},
+		"the cluster at " + p.join + " does not take this instance in: cannot accept":                {"--join", p.join, "--cluster-secret", "another"},
+		"what listens at " + strings.TrimPrefix(p.url, "http://") + " is no cluster's control plane": {"--join", strings.TrimPrefix(p.url, "http://")},
+	} {
+		out, err := command(append([]string{"doctor", "--device", "cpu"}, args...)...).CombinedOutput()
+		if err == nil || strings.Count(string(out), want) != 1 || strings.Contains(string(out), "the settings fit /nonexist") ||
+			strings.Count(string(out), "take this instance in") != strings.Count(want, "take this instance in") {
+			t.Errorf("doctor %v: %v\n%s", args, err, out)
+		}
+	}
 }
 
 // An instance that joins is allowed the descriptors of its links, or says that it is not.
