@@ -330,6 +330,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 	}
 	return server.Config{
 		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
-		ToolCallParser: cfg.ToolCallParser,
+		ToolCallParser: cfg.ToolCallParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting),
 	}
 }
