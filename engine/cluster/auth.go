@@ -45,7 +45,7 @@ func ServerOptions(secret string) []grpc.ServerOption {
 		md, _ := metadata.FromIncomingContext(ctx)
 		got := md.Get(secretKey)
 		if len(got) != 1 || subtle.ConstantTimeCompare([]byte(got[0]), []byte(secret)) != 1 {
-			return status.Error(codes.Unauthenticated, "cannot accept the call: the cluster secret does not match")
+			return status.Error(codes.Unauthenticated, wrongSecret)
 		}
 		return nil
 	}
@@ -67,6 +67,13 @@ func ServerOptions(secret string) []grpc.ServerOption {
 			return next(srv, ss)
 		}),
 	}
+}
+
+const wrongSecret = "cannot accept the call: the cluster secret does not match"
+
+// WrongSecret says whether a cluster refused a call for its secret. Servers of other things have that code, too.
+func WrongSecret(err error) bool {
+	return status.Code(err) == codes.Unauthenticated && status.Convert(err).Message() == wrongSecret
 }
 
 type secretCreds string

@@ -26,9 +26,12 @@ const (
 	// rereadEvery is when what is watched is read again, heard of or not: an etcd that began anew with fewer
 	// revisions tells a watch nothing.
 	rereadEvery = 10 * time.Second
-	// closeLimit bounds the end of an embedded etcd; brokenLimit that of one that may hold locks for ever, since the
-	// goroutine that had them ended with something fatal.
-	closeLimit, brokenLimit = 10 * time.Second, time.Second
+	// closeLimit bounds the end of an embedded etcd: what it holds is worth nothing then, and it waits seconds for clients,
+	// which every instance that joined still is. One that is broken may hold locks for ever, since the goroutine that had
+	// them ended with something fatal.
+	closeLimit = time.Second
+	// againLimit bounds the end of one that did not start, whose folder the next try uses.
+	againLimit = 10 * time.Second
 )
 
 // etcd writes its log to files of this size, of which there are always two: 64 MB each, if nobody says less, for a few
@@ -111,7 +114,11 @@ func (e *Etcd) start(ctx context.Context, host string) error {
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
-	e.end(server)
+	limit := againLimit
+	if e.broken.Load() {
+		limit = closeLimit
+	}
+	e.end(server, limit)
 	return err
 }
 
@@ -161,21 +168,17 @@ func forward(server *embed.Etcd, fatal <-chan error, errs chan<- error) {
 	}
 }
 
-// Err delivers what ends it while it should run; it is closed by Close, unless its server hangs.
+// Err delivers what ends it while it should run; it is closed by Close, or later where the server takes longer.
 func (e *Etcd) Err() <-chan error { return e.errs }
 
-// Close stops it. Close clients first: a server waits seconds for open ones.
+// Close stops it. Close clients of this process first: the end takes its whole limit for open ones.
 func (e *Etcd) Close() {
-	e.end(e.server)
+	e.end(e.server, closeLimit)
 	e.dir.remove()
 }
 
-func (e *Etcd) end(server *embed.Etcd) {
+func (e *Etcd) end(server *embed.Etcd, limit time.Duration) {
 	e.ending.Store(true)
-	limit := closeLimit
-	if e.broken.Load() {
-		limit = brokenLimit
-	}
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)

@@ -110,3 +110,33 @@ func TestEtcdThatCannotGoOn(t *testing.T) {
 		t.Error("nobody said that it ended")
 	}
 }
+
+// What members that are still connected hold open does not keep the process from its end, nor a folder there.
+func TestEtcdEndsWithClients(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	e, err := StartEtcd(t.Context(), "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := EtcdClient([]string{e.Endpoint}, e.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	c.Watch(t.Context(), "a")
+	lease, err := c.Grant(t.Context(), 60)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = c.KeepAlive(t.Context(), lease.ID); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	e.Close()
+	if took := time.Since(begun); took > 3*closeLimit {
+		t.Errorf("it took %s", took)
+	}
+	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}

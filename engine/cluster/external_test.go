@@ -113,7 +113,7 @@ func TestEtcdGoesAwayAndComesBack(t *testing.T) {
 		w := newWire(t, e.Endpoint)
 		withoutEtcd(t, w.endpoint(), func() {
 			w.lead("")
-			e.end(e.server)
+			e.end(e.server, againLimit)
 			time.Sleep((LeaseSeconds + 1) * time.Second) // clients give their leases up
 		}, func() {
 			if err := e.start(limited(), "127.0.0.1"); err != nil { // with its data, at another port

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,7 +85,10 @@ func (f *folder) hold() (err error) {
 }
 
 func (f *folder) remove() {
-	_ = os.RemoveAll(f.path)
+	// An etcd whose end took too long may make a file there meanwhile.
+	for try := 0; os.RemoveAll(f.path) != nil && try < 3; try++ {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if f.lock != nil {
 		_ = f.lock.Close()
 	}

@@ -41,6 +41,15 @@ func (m *Machine) openModel() (*model.Model, error) {
 	return model.Open(m.Config.Model)
 }
 
+func (m *Machine) hasModel() bool {
+	opened, err := m.openModel()
+	if err != nil {
+		return false
+	}
+	_ = opened.Close()
+	return true
+}
+
 func checkModel(_ context.Context, m *Machine) Result {
 	const subject = "model"
 	if m.ConfigErr != nil {
@@ -60,6 +69,9 @@ func checkModel(_ context.Context, m *Machine) Result {
 func checkStart(_ context.Context, m *Machine) Result {
 	const subject = "start"
 	if m.ConfigErr != nil || m.DeviceErr != nil || m.Refused == nil {
+		return Result{}
+	}
+	if !m.hasModel() {
 		return Result{}
 	}
 	if err := m.Refused(); err != nil {
@@ -203,7 +215,15 @@ func checkJoin(ctx context.Context, m *Machine) Result {
 	if m.Join == nil {
 		return ok("config", subject, "something listens at %s", m.Config.Join)
 	}
-	if err := m.Join(limited); err != nil {
+	if m.DeviceErr != nil || !m.hasModel() || m.Refused != nil && m.Refused() != nil {
+		return Result{} // serve would not come to ask
+	}
+	refused, err := m.Join(limited)
+	if err != nil && !refused {
+		return failure("config", subject, "give --join the address that the API process prints for that, which is not its API's",
+			"what listens at %s is no cluster's control plane: %s", m.Config.Join, oneLine(err))
+	}
+	if err != nil {
 		return failure("config", subject, "give the setting that is named the cluster's value, or one that it does not have yet",
 			"the cluster at %s does not take this instance in: %s", m.Config.Join, oneLine(err))
 	}

@@ -59,7 +59,11 @@ func TestStart(t *testing.T) {
 		{name: "fits", alter: func(m *Machine) { m.Refused = func() error { return nil } }, level: OK, found: "the settings fit the bundled model"},
 		{name: "refused", alter: refuse, level: Error, found: "cannot use --dtype float16", remedy: "the setting that is named"},
 	})
-	for _, alter := range []func(m *Machine){func(*Machine) {}, func(m *Machine) { refuse(m); m.DeviceErr = errors.New("no GPU") }} {
+	for _, alter := range []func(m *Machine){
+		func(*Machine) {},
+		func(m *Machine) { refuse(m); m.DeviceErr = errors.New("no GPU") },
+		func(m *Machine) { m.Refused, m.Config.Model = func() error { return nil }, "/nonexist" },
+	} {
 		if r := one(checkStart)(t.Context(), machine(plain, alter)); r != nil {
 			t.Errorf("%v", r)
 		}
@@ -151,17 +155,40 @@ func TestJoin(t *testing.T) {
 	runTable(t, plain, one(checkJoin), []test{
 		{name: "answers", alter: func(m *Machine) { m.Config.Join = "h:8001" }, level: OK, found: "something listens at h:8001"},
 		{name: "takes it in", alter: func(m *Machine) {
-			m.Config.Join, m.Join = "h:8001", func(context.Context) error { return nil }
+			m.Config.Join, m.Join = "h:8001", func(context.Context) (bool, error) { return false, nil }
 		}, level: OK, found: "the cluster at h:8001 takes this instance in"},
 		{name: "does not take it in", alter: func(m *Machine) {
-			m.Config.Join, m.Join = "h:8001", func(context.Context) error { return errors.New("cannot join as a: that instance is a member") }
+			m.Config.Join, m.Join = "h:8001", func(context.Context) (bool, error) {
+				return true, errors.New("cannot join as a: that instance is a member")
+			}
 		}, level: Error, found: "that instance is a member", remedy: "or one that it does not have yet"},
+		{name: "the API's port", alter: func(m *Machine) {
+			m.Config.Join, m.Join = "h:8000", func(context.Context) (bool, error) {
+				return false, errors.New("error reading server preface: http2: frame too large")
+			}
+		}, level: Error, found: "what listens at h:8000 is no cluster's control plane: error reading", remedy: "not its API's"},
 		{name: "does not", alter: func(m *Machine) {
 			m.Config.Join, m.Network = "h:8001", &fakeNetwork{dial: errors.New("connection refused")}
 		}, level: Error, found: "connection refused", remedy: "--join"},
 	})
 	if r := one(checkJoin)(t.Context(), machine(plain, nil)); r != nil {
 		t.Errorf("without --join: %v", r)
+	}
+	// What keeps serve from asking is another check's.
+	for name, alter := range map[string]func(m *Machine){
+		"no model": func(m *Machine) { m.Config.Model = "/nonexist" },
+		"settings": func(m *Machine) {
+			m.Refused = func() error { return errors.New("cannot use --tensor-parallel-size 3") }
+		},
+		"device": func(m *Machine) { m.DeviceErr = errors.New("no GPU") },
+	} {
+		asked := func(m *Machine) {
+			m.Config.Join, m.Join = "h:8001", func(context.Context) (bool, error) { return true, errors.New("cannot join") }
+			alter(m)
+		}
+		if r := one(checkJoin)(t.Context(), machine(plain, asked)); r != nil {
+			t.Errorf("%s: %v", name, r)
+		}
 	}
 }
 

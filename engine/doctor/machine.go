@@ -33,11 +33,12 @@ type Machine struct {
 	OnGPU     bool
 
 	// What needs parts of the engine that this package does not import. Nil where there is none.
-	Etcd      func(ctx context.Context, endpoint string) error
-	Folder    func() error                    // of the embedded etcd: why it could not be had
-	Refused   func() error                    // what of the settings serve refuses with this model
-	Join      func(ctx context.Context) error // why the cluster would not take an instance in
-	Files     int                             // descriptors that serve wants at least
+	Etcd    func(ctx context.Context, endpoint string) error
+	Folder  func() error // of the embedded etcd: why it could not be had
+	Refused func() error // what of the settings serve refuses with this model
+	// Join says why the cluster would not take an instance in, and whether it was the cluster that said so.
+	Join      func(ctx context.Context) (refused bool, err error)
+	Files     int // descriptors that serve wants at least
 	Ports     func() ([]VerbsPort, error)
 	RingBytes func() (uint64, error) // what RDMA locks for the rings towards one peer
 

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/node"
@@ -33,8 +34,8 @@ type child struct {
 // started it why it ends, so that one of the two says so.
 const headEnv = "INFINITE_HEAD_FD"
 
-// maxWhy bounds that, so that it never waits for a reader.
-const maxWhy = 16 << 10
+// maxWhy bounds that: the least that a pipe holds.
+const maxWhy = 4096
 
 // IsChild says whether another process started this one as an instance.
 func IsChild() bool { return os.Getenv(headEnv) != "" }
@@ -82,6 +83,8 @@ func startChild(cfg config.Config, place node.Place, join, id string, ended func
 	// Its own group, so that Ctrl-C reaches this process alone, which then drains; and a signal if this
 	// process dies without doing so.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	word := make(chan string, 1)
+	go func() { word <- lastWord(why) }()
 	started := make(chan error, 1)
 	go func() {
 		// The death signal is tied to the thread that starts the child, so that thread must stay.
@@ -91,7 +94,7 @@ func startChild(cfg config.Config, place node.Place, join, id string, ended func
 		_ = pipe.Close()
 		started <- err
 		if err == nil {
-			c.reap(why)
+			c.reap(why, word)
 			ended()
 		}
 	}()
@@ -103,10 +106,18 @@ func startChild(cfg config.Config, place node.Place, join, id string, ended func
 	return c, nil
 }
 
-func (c *child) reap(why *os.File) {
+// lastWord reads from the start, and on to the end, so that whoever writes never waits.
+func lastWord(why *os.File) string {
+	text, _ := io.ReadAll(io.LimitReader(why, maxWhy))
+	_, _ = io.Copy(io.Discard, why)
+	return string(text)
+}
+
+func (c *child) reap(why *os.File, word <-chan string) {
 	err := c.cmd.Wait()
-	if text, _ := io.ReadAll(io.LimitReader(why, maxWhy)); len(text) > 0 {
-		err = errors.New(string(text))
+	_ = why.SetReadDeadline(time.Now().Add(time.Second)) // something else may hold the other end
+	if text := <-word; text != "" {
+		err = errors.New(text)
 	}
 	_ = why.Close()
 	c.mu.Lock()

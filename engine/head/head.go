@@ -50,7 +50,7 @@ type Head struct {
 	router   *router.Router
 	server   *server.Server
 	ended    chan struct{} // one of the children has
-	unwatch  context.CancelFunc
+	unwatch  func()
 	failed   chan error
 }
 
@@ -63,7 +63,7 @@ func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
 			h.Close()
 		}
 	}()
-	if err = checkFiles(cfg); err != nil {
+	if err = node.CheckFiles(cfg, 0); err != nil {
 		return nil, err
 	}
 	if h.api, err = listen(cfg.Host, cfg.Port); err != nil {
@@ -97,9 +97,7 @@ func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.server.Serve(h.api)
-	watch, unwatch := context.WithCancel(context.Background())
-	h.unwatch = unwatch
-	go h.watchInstances(watch)
+	h.watch()
 	return h, nil
 }
 
@@ -332,6 +330,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 	}
 	return server.Config{
 		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
-		ToolCallParser: cfg.ToolCallParser,
+		ToolCallParser: cfg.ToolCallParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting),
 	}
 }

@@ -41,7 +41,14 @@ func TestMain(m *testing.M) {
 // brokenEnv makes instances that do not start.
 const brokenEnv = "INFINITE_TEST_BROKEN"
 
+// floodEnv makes instances that tell their head more than a pipe holds.
+const floodEnv = "INFINITE_TEST_FLOOD"
+
 func runInstance() error {
+	if os.Getenv(floodEnv) != "" {
+		_, _ = os.NewFile(3, "pipe").WriteString("cannot start: " + strings.Repeat("x", 1<<20))
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if text := os.Getenv(brokenEnv); text != "" {
@@ -204,6 +211,22 @@ func TestInstanceThatCannotStart(t *testing.T) {
 	}
 	if !regexp.MustCompile(`^cannot start instance i[01]: cannot start the device: it is broken$`).MatchString(err.Error()) {
 		t.Errorf("it says %q", err)
+	}
+}
+
+// An instance that says too much before it ends does not wait for its head, which waits for its end.
+func TestInstanceThatSaysTooMuch(t *testing.T) {
+	t.Setenv(floodEnv, "1")
+	cfg := config.Default()
+	cfg.Port, cfg.ClusterPort = 0, 0
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	h, err := Start(ctx, context.Background(), cfg)
+	if err == nil {
+		h.Close()
+	}
+	if err == nil || !strings.HasPrefix(err.Error(), "cannot start instance i0: cannot start: xxx") || len(err.Error()) > 2*maxWhy {
+		t.Errorf("it says %.100q", fmt.Sprint(err))
 	}
 }
 

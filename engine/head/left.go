@@ -13,12 +13,23 @@ import (
 // off the list for moments when its machine stalls, or is started anew.
 const regainLimit = 10 * time.Second
 
+// watch calls watchInstances until unwatch, which returns when it has ended: what Close stops did not end by itself.
+func (h *Head) watch() {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h.watchInstances(ctx)
+	}()
+	h.unwatch = func() { stop(); <-done }
+}
+
 // watchInstances says of each instance of this process that it ended, and what is left, until ctx ends. When nobody is left
 // who could serve, this process cannot go on: nobody would ever start its instances again, and whoever watches over it
 // should hear of that.
 func (h *Head) watchInstances(ctx context.Context) {
 	said := map[string]bool{}
-	var last error // why the last instance of this process ended
+	last := errStopped // why the last instance of this process ended
 	served := false
 	var alone <-chan time.Time
 	for {
@@ -31,10 +42,11 @@ func (h *Head) watchInstances(ctx context.Context) {
 				sayEnded(c.id, err, own, others)
 			}
 		}
-		switch {
-		case own > 0:
-		case others > 0:
+		if others > 0 { // also beside its own: they may be between leases when those end
 			served, alone = true, nil
+		}
+		switch {
+		case own+others > 0:
 		case !served:
 			h.fail(fmt.Errorf("cannot go on: no instance is left; the last: %w", last))
 			return

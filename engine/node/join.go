@@ -56,16 +56,17 @@ func joinRequest(cfg config.Config, m *model.Model, dtype, kvDType string) *pb.J
 }
 
 // CheckJoin asks the cluster at cfg.Join whether it would take this instance in, once, and leaves nothing there: where the
-// settings name no id it asks for one that nobody has, since the cluster would count the next free one as given out.
-func CheckJoin(ctx context.Context, cfg config.Config) error {
+// settings name no id it asks for one that nobody has, since the cluster would count the next free one as given out. refused:
+// a cluster answered that it would not.
+func CheckJoin(ctx context.Context, cfg config.Config) (refused bool, err error) {
 	m, err := OpenModel(cfg.Model)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { _ = m.Close() }()
 	settled, err := Settle(cfg, m.Config)
 	if err != nil {
-		return err
+		return false, err
 	}
 	cfg.MaxModelLen = settled.MaxModelLen
 	if cfg.InstanceID == "" {
@@ -73,13 +74,15 @@ func CheckJoin(ctx context.Context, cfg config.Config) error {
 	}
 	conn, err := grpc.NewClient(cfg.Join, cluster.DialOptions(cfg.ClusterSecret)...)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { _ = conn.Close() }()
-	if _, err = pb.NewManagerClient(conn).Join(ctx, joinRequest(cfg, m, settled.DType, KVDType(cfg.KVCacheDType, settled.DType))); err != nil {
-		return plain(err)
+	if _, err = pb.NewManagerClient(conn).Join(ctx, joinRequest(cfg, m, settled.DType, KVDType(cfg.KVCacheDType, settled.DType))); err == nil {
+		return false, nil
 	}
-	return nil
+	code := status.Code(err)
+	refused = code == codes.FailedPrecondition || code == codes.AlreadyExists || cluster.WrongSecret(err)
+	return refused, plain(err)
 }
 
 // askToJoin asks until ctx ends, for the cluster may be about to start. It says so, and at the end why that did not help.

@@ -56,6 +56,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 			n.release()
 		}
 	}()
+	if err = CheckFiles(cfg, 0); err != nil {
+		return nil, err
+	}
 	m, err := OpenModel(cfg.Model)
 	if err != nil {
 		return nil, err
@@ -103,6 +106,10 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	}
 	if n.dir, err = cluster.Watch(ctx, n.etcd, hello.Etcd.GetClusterId()); err != nil {
 		return nil, away{err}
+	}
+	members, _ := n.dir.Members()
+	if err = CheckFiles(cfg, len(members)); err != nil {
+		return nil, err
 	}
 	member := cluster.Member{
 		ID: n.ID, Session: fmt.Sprintf("%d", time.Now().UnixNano()), Fingerprint: Fingerprint(cfg, m), KVDType: kvDType, BlocksTotal: shape.NumBlocks, Device: place.Name(),

@@ -302,3 +302,20 @@ func TestHalfClosed(t *testing.T) {
 		t.Errorf("%v: %s", err, answer)
 	}
 }
+
+// Clients that fill all places for requests leave some for a probe.
+func TestConnectionsBesideRequests(t *testing.T) {
+	for requests, want := range map[int]int{0: 16384, 1088: 16384, 16 * 1088: 34816} {
+		cfg := testConfig()
+		cfg.MaxRequests = requests
+		s, err := New(cfg, testTokenizer(t), scripted())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.http.Concurrency != want {
+			t.Errorf("%d requests: %d connections", requests, s.http.Concurrency)
+		}
+		s.cancel(nil)
+		s.watcher.close()
+	}
+}

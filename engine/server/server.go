@@ -140,12 +140,17 @@ type Config struct {
 	APIKey      string   // "" for none
 	MaxBodySize int      // bytes
 	MaxModelLen int      // tokens
+	MaxRequests int      // that instances known beforehand run or let wait
 	Seed        uint64
 	Defaults    Defaults
 	// ToolCallParser is the form in which calls of tools are looked for in answers: a toolcall.Form, "none", or
 	// "auto" (also "") for the one that the chat template writes.
 	ToolCallParser string
 }
+
+// leastConnections may be open at once. There are twice as many as clients could make use of, where those are more: one over
+// the limit is told 503 whatever it asks, as is a probe that finds out whether this process is alive.
+const leastConnections = 16384
 
 // Server is a running API.
 type Server struct {
@@ -192,7 +197,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 		ReadBufferSize: 16 << 10, // the limit of a header; tokens and cookies of gateways take more than 4 KiB
 		// A write timeout would cut long streams; a client that does not read is noticed by stallConn, one that
 		// hangs up by the watcher.
-		NoDefaultContentType: true, CloseOnShutdown: true, Concurrency: 16384, Logger: quiet{},
+		NoDefaultContentType: true, CloseOnShutdown: true, Concurrency: max(leastConnections, 2*cfg.MaxRequests), Logger: quiet{},
 		// No request here is a form, whose parts fasthttp would otherwise take apart, the large ones into files.
 		DisablePreParseMultipartForm: true,
 	}

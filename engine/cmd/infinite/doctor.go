@@ -14,7 +14,6 @@ import (
 	"github.com/infinite-llm/infinite/engine/config"
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/doctor"
-	"github.com/infinite-llm/infinite/engine/head"
 	"github.com/infinite-llm/infinite/engine/node"
 	"github.com/infinite-llm/infinite/rdma"
 )
@@ -66,9 +65,9 @@ func thisMachine(cfg config.Config, err error) *doctor.Machine {
 		m.Config = cfg
 	}
 	m.Threads = node.Threads(m.Config)
-	m.Etcd, m.Folder, m.Files = askEtcd, cluster.CheckFolder, head.FilesNeeded(m.Config)
+	m.Etcd, m.Folder, m.Files = askEtcd, cluster.CheckFolder, node.FilesNeeded(m.Config, 0)
 	m.Refused = func() error { return refused(m.Config) }
-	m.Join = func(ctx context.Context) error { return node.CheckJoin(ctx, m.Config) }
+	m.Join = func(ctx context.Context) (bool, error) { return node.CheckJoin(ctx, m.Config) }
 	m.Ports = verbsPorts
 	m.UsesGPUs, m.CUDALibrary = device.BuiltForCUDA, device.CUDALibrary
 	places, err := node.Places(m.Config)

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What serve refuses at once, doctor calls an error by the same words, and serve says it in one line.
@@ -28,6 +29,7 @@ func TestDoctorRefusesWhatServeRefuses(t *testing.T) {
 		{want: "taken: that instance is a member", args: []string{"--join", p.join, "--instance-id", "taken"}},
 		{want: "the cluster runs with --max-num-seqs 64, this instance with 8", args: []string{"--join", p.join, "--max-num-seqs", "8"}},
 		{want: "100", limits: "ulimit -n 100"},
+		{want: "24", args: []string{"--join", p.join}, limits: "ulimit -n 20"},
 	} {
 		run := func(what string) string {
 			args := append([]string{what, "--device", "cpu", "--port", "0", "--cluster-port", "0"}, tc.args...)
@@ -70,6 +72,36 @@ func TestDoctorRefusesWhatServeRefuses(t *testing.T) {
 		}
 	}
 	p.instances(2) // it asked, and left nothing
+	// One cause is one error, and the cluster is not said to refuse what it was not asked, or was asked elsewhere.
+	for want, args := range map[string][]string{
+		"open model":                          {"/nonexist", "--join", p.join},
+		"cannot use --tensor-parallel-size 3": {"--join", p.join, "--tensor-parallel-size", "3"},
+		"the cluster at " + p.join + " does not take this instance in: cannot accept":                {"--join", p.join, "--cluster-secret", "another"},
+		"what listens at " + strings.TrimPrefix(p.url, "http://") + " is no cluster's control plane": {"--join", strings.TrimPrefix(p.url, "http://")},
+	} {
+		out, err := command(append([]string{"doctor", "--device", "cpu"}, args...)...).CombinedOutput()
+		if err == nil || strings.Count(string(out), want) != 1 || strings.Contains(string(out), "the settings fit /nonexist") ||
+			strings.Count(string(out), "take this instance in") != strings.Count(want, "take this instance in") {
+			t.Errorf("doctor %v: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// An instance that joins is allowed the descriptors of its links, or says that it is not.
+func TestJoinWithFewFiles(t *testing.T) {
+	p := serve(t)
+	cmd := command("serve", "--join", p.join, "--device", "cpu", "--threads", "1")
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Path, cmd.Args = sh, append([]string{"sh", "-c", `ulimit -n 36 && exec "$0" "$@"`}, cmd.Args...)
+	kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	out, err := cmd.CombinedOutput()
+	if want := "infinite: cannot start: 36 file descriptors are allowed, 40 are needed"; err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // A device that --rdma-device names and that is not there is an error of doctor's, and a warning of serve's, which goes on

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -56,6 +58,7 @@ func TestAllInstancesAreKilled(t *testing.T) {
 		t.Errorf("its client got %d %q", got.status, got.message)
 	}
 	p.endedWith(1, "infinite: cannot go on: no instance is left; the last: instance i1: signal: killed\n")
+	p.logged("cannot go on; draining.* why=.cannot go on: no instance is left")
 	if strings.Contains(p.logs(), "go on with") || strings.Contains(p.logs(), "the others") {
 		t.Error("the log speaks of others")
 	}
@@ -89,11 +92,41 @@ func TestJoinedInstancesGoOn(t *testing.T) {
 	p.endedWith(1, "infinite: cannot go on: no instance of this process is left, and no other one has served for 10s")
 }
 
-// A second signal cuts draining short: streams end with an error, and the instances with their head, at once.
+// An API process also waits for one that served beside its own instances, and was away when these ended.
+func TestJoinedInstanceIsAwayForMoments(t *testing.T) {
+	t.Parallel()
+	p := serve(t)
+	join := func() *exec.Cmd {
+		joined := command("serve", "--join", p.join, "--instance-id", "j", "--threads", "1")
+		startBeside(t, joined, &process{t: t})
+		return joined
+	}
+	joined := join()
+	p.instances(2)
+	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.instances(1)
+	if err := syscall.Kill(p.pid("i0"), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.logged("no instance serves any more")
+	join()
+	p.eventually("it serves again", func(v server.ClusterView) bool { return len(v.Instances) == 1 && v.Instances[0].ID == "j" })
+	if got := p.complete(body(prompt(50, 1), 10)); got.status != 200 {
+		t.Errorf("the one that came back: %d %s", got.status, got.message)
+	}
+}
+
+// A second signal cuts draining short: streams end with an error, and the instances with their head, at once, although one
+// that joined is still a client of its etcd.
 func TestSecondSignal(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
 	h := holdSteps(t, 1)
 	defer h.release()
 	p := serve(t, "--instances", "2", "--drain-timeout", "5m")
+	startBeside(t, command("serve", "--join", p.join, "--memory-only", "--threads", "1"), &process{t: t})
+	p.instances(3)
 	s := p.stream(body(prompt(50, 1), 100))
 	s.next()
 	p.decoding(50)
@@ -105,6 +138,7 @@ func TestSecondSignal(t *testing.T) {
 	}
 	signal(syscall.SIGTERM)
 	p.logged("draining")
+	time.Sleep(oneStop)
 	signal(syscall.SIGINT)
 	begun := time.Now()
 	over := time.AfterFunc(20*time.Second, h.release) // nobody was cut short
@@ -112,7 +146,7 @@ func TestSecondSignal(t *testing.T) {
 	if got := s.rest(); got.status != http.StatusServiceUnavailable || !strings.Contains(got.message, "stopping") {
 		t.Errorf("its client got %d %q", got.status, got.message)
 	}
-	p.endedWith(0, "a second signal: what still runs is cut short")
+	p.endedWith(0, "another signal: what still runs is cut short")
 	if took := time.Since(begun); took > 10*time.Second {
 		t.Errorf("it took %s", took)
 	}
@@ -120,6 +154,9 @@ func TestSecondSignal(t *testing.T) {
 		if err := syscall.Kill(pid, 0); !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, syscall.ESRCH) {
 			t.Errorf("instance %d: %v", pid, err)
 		}
+	}
+	if left, err := filepath.Glob(filepath.Join(os.TempDir(), "infinite-etcd-*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
@@ -140,10 +177,11 @@ func TestSecondSignalToOneThatJoined(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.instances(1)
+	time.Sleep(oneStop)
 	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	log.logged("a second signal: what still runs is cut short")
+	log.logged("another signal: what still runs is cut short")
 	log.logged("requests are cut short")
 	h.release()
 	sameAnswer(t, single.complete(body(prompt(200, 1), 300)), s.rest())
@@ -169,7 +207,7 @@ func TestThirdSignal(t *testing.T) {
 	p.eventually("it has one that does not end", func(v server.ClusterView) bool {
 		return slices.ContainsFunc(v.Requests, func(r server.RequestPlacement) bool { return r.Home == "j" && r.Tokens > 50 })
 	})
-	for _, wait := range []string{"", "a second signal", ""} {
+	for _, wait := range []string{"", "another signal", ""} {
 		if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
@@ -178,6 +216,7 @@ func TestThirdSignal(t *testing.T) {
 		} else {
 			log.logged(wait)
 		}
+		time.Sleep(oneStop)
 	}
 	_ = joined.Wait()
 	if s := joined.ProcessState.Sys().(syscall.WaitStatus); !s.Signaled() || s.Signal() != syscall.SIGTERM {

@@ -63,9 +63,9 @@ func serveCommand() *cobra.Command {
 func untilEnd(cmd *cobra.Command, h *head.Head) error {
 	select {
 	case <-cmd.Context().Done():
-		slog.Info("draining")
 		return nil
 	case err := <-h.Failed():
+		failing(cmd.Context(), err)
 		return err
 	}
 }
