@@ -98,8 +98,8 @@ static void shared_layers(inf_forward *f) {
  *   creditors     A0 | B0                       | A1                       | B1
  *
  * A half's queries of the next layer leave at the end of its turn, so that creditors have the other
- * half's turn to answer. Its rows of a request come before the other's: K and V of both are there
- * when the second attends, since each turn appends those of the layer after. */
+ * half's turn to answer. The first half's rows of a request come before the second's, and K and V
+ * of both are there when the second attends: each turn appends those of the layer after. */
 
 static void enter(inf_forward *f, int32_t half) {
     f->ops->half(f->lane, half);

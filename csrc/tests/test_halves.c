@@ -117,17 +117,23 @@ static inf_device *home_open(const tiny_model *m, const char *half_rows, request
     return d;
 }
 
+/* The client and the server ends of a query and a move link. */
+static void open_links(uint32_t via, const tiny_model *m, uint32_t slots, inf_link **client,
+                       inf_link **server) {
+    uint64_t bytes[2] = {inf_device_query_slot_bytes(&m->config),
+                         inf_device_move_slot_bytes(&m->config)};
+    for (int i = 0; i < 2; i++) {
+        link_ends e = make_ends(via, slots, bytes[i]);
+        open_ends(&e, &client[i], &server[i]);
+    }
+}
+
 /* The home knows its host as peer 1 + index; the host, the home as peer 2. */
 static void join(uint32_t via, const tiny_model *m, inf_device *home, inf_device *host,
                  uint32_t peer) {
-    uint64_t bytes[2] = {inf_device_query_slot_bytes(&m->config),
-                         inf_device_move_slot_bytes(&m->config)};
     inf_link *client[2], *server[2];
     inf_err err = {0};
-    for (int i = 0; i < 2; i++) {
-        link_ends e = make_ends(via, INF_QUERY_SLOTS, bytes[i]);
-        open_ends(&e, &client[i], &server[i]);
-    }
+    open_links(via, m, INF_QUERY_SLOTS, client, server);
     CHECK(inf_device_peer_serve(host, 2, server[0], server[1], &err) == INF_OK, "%s", err.message);
     CHECK(inf_device_peer_attach(home, peer, client[0], client[1], &err) == INF_OK, "%s",
           err.message);
@@ -252,14 +258,9 @@ static void answer(raw_host *h, int index, const inf_device_config *c) {
 static inf_device *raw_home(uint32_t via, const tiny_model *m, request *all, inf_step_buffers *b,
                             raw_host *h, inf_link **move) {
     inf_device *home = home_open(m, "4", all, b);
-    uint64_t bytes[2] = {inf_device_query_slot_bytes(&m->config),
-                         inf_device_move_slot_bytes(&m->config)};
     inf_link *client[2], *server[2];
     inf_err err = {0};
-    for (int i = 0; i < 2; i++) {
-        link_ends e = make_ends(via, INF_QUERY_SLOTS, bytes[i]);
-        open_ends(&e, &client[i], &server[i]);
-    }
+    open_links(via, m, INF_QUERY_SLOTS, client, server);
     CHECK(inf_device_peer_attach(home, 1, client[0], client[1], &err) == INF_OK, "%s", err.message);
     for (int i = 0; i < 2; i++) { /* the window of the second layer sees it */
         all[i].n_spans = 1;
@@ -317,6 +318,8 @@ static void overlaps(uint32_t via) {
     tiny_free(&m);
 }
 
+enum { SILENT, SWAPS_ANSWERS, DIES, KEEPS_SLOTS };
+
 /* What a host does wrong to one half is the end of both halves' requests there, and of no other. */
 static void fails(uint32_t via, int how, int status) {
     tiny_model m = tiny_new(0, INF_DTYPE_F32);
@@ -325,20 +328,20 @@ static void fails(uint32_t via, int how, int status) {
     raw_host h;
     inf_link *move;
     inf_device *home = raw_home(via, &m, all, &b, &h, &move);
-    submit(home, &b, all, done, next_rows, how == 0 ? UINT64_C(300000000) : LONG_NS, 0);
+    submit(home, &b, all, done, next_rows, how == SILENT ? UINT64_C(300000000) : LONG_NS, 0);
     for (int i = 0; i < 2; i++) {
         take(&h);
-        if (how != 3) {
+        if (how != KEEPS_SLOTS) {
             inf_link_release(h.query);
         }
     }
-    if (how == 1) { /* the other half's is not what is asked for first */
+    if (how == SWAPS_ANSWERS) { /* the other half's is not what is asked for first */
         answer(&h, 1, &m.config);
-    } else if (how == 2) { /* dies with one half's answered */
+    } else if (how == DIES) { /* dies with one half's answered */
         answer(&h, 0, &m.config);
         inf_link_close(h.query);
         inf_link_close(move);
-    } else if (how == 3) { /* answers all, and gives no slot back */
+    } else if (how == KEEPS_SLOTS) { /* answers all, and gives no slot back */
         answer(&h, 0, &m.config);
         answer(&h, 1, &m.config);
     }
@@ -349,7 +352,7 @@ static void fails(uint32_t via, int how, int status) {
     }
     CHECK(b.seq_out[2].status == INF_OK && off < 1e-4, "way %d: %d, off by %g", how,
           b.seq_out[2].status, off);
-    if (how != 2) {
+    if (how != DIES) {
         inf_link_close(h.query);
         inf_link_close(move);
     }
@@ -363,10 +366,7 @@ static void refuses_small_rings(void) {
     inf_device *d = tiny_open(&m);
     inf_link *client[2], *server[2];
     inf_err err = {0};
-    for (int i = 0; i < 2; i++) {
-        link_ends e = make_ends(INF_PROVIDER_SHM, INF_QUERY_SLOTS - 1, 64);
-        open_ends(&e, &client[i], &server[i]);
-    }
+    open_links(INF_PROVIDER_SHM, &m, INF_QUERY_SLOTS - 1, client, server);
     CHECK(inf_device_peer_attach(d, 1, client[0], client[1], &err) == INF_EINVAL, "%s",
           err.message);
     CHECK(strstr(err.message, "a query link has 3 slots or more") != NULL, "%s", err.message);
@@ -389,11 +389,11 @@ int main(void) {
                   (unsigned long long)beyond);
         }
         overlaps(via);
-        fails(via, 0, INF_ETIMEOUT);
-        fails(via, 1, INF_EPROTO);
-        fails(via, 2, INF_EPEER);
+        fails(via, SILENT, INF_ETIMEOUT);
+        fails(via, SWAPS_ANSWERS, INF_EPROTO);
+        fails(via, DIES, INF_EPEER);
         if (via == INF_PROVIDER_SHM) { /* over tcp room is the kernel's */
-            fails(via, 3, INF_EPROTO);
+            fails(via, KEEPS_SLOTS, INF_EPROTO);
         }
     }
     puts("halves: ok");

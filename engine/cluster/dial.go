@@ -11,8 +11,8 @@ import (
 	"github.com/infinite-llm/infinite/rdma"
 )
 
-// moveSlots of each direction are the least that a link can have.
-const moveSlots = 2
+// MoveSlots is how many slots each direction of a move lane has, the least that a link can have.
+const MoveSlots = 2
 
 // dial sets up the client ends of both lanes.
 func (r *RManager) dial(p *peer) {
@@ -111,7 +111,7 @@ func (r *RManager) dialQuery(ctx context.Context, p *peer, want rdma.Choice) (l 
 func (r *RManager) dialMove(ctx context.Context, p *peer, l *lanes) (err error) {
 	choice := r.cfg.Transport
 	choice.Transport = l.info.Transport
-	if l.move, _, err = r.dialLane(ctx, p, rdma.LaneMove, rdma.Shape{Slots: moveSlots, SlotBytes: r.cfg.MoveSlotBytes, Pair: l.session}, choice); err != nil {
+	if l.move, _, err = r.dialLane(ctx, p, rdma.LaneMove, rdma.Shape{Slots: MoveSlots, SlotBytes: r.cfg.MoveSlotBytes, Pair: l.session}, choice); err != nil {
 		_ = l.query.Close()
 		return fmt.Errorf("cannot open the move lane: %w", err)
 	}

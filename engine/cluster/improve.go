@@ -120,7 +120,7 @@ func (r *RManager) addRail(life context.Context, p *peer, session uint64, rail i
 	defer done()
 	choice := r.cfg.Transport
 	choice.Transport = rdma.Verbs
-	link, info, err := r.dialLane(limited, p, rdma.LaneRail, rdma.Shape{Slots: moveSlots, SlotBytes: r.cfg.MoveSlotBytes, Pair: session, Rail: rail}, choice)
+	link, info, err := r.dialLane(limited, p, rdma.LaneRail, rdma.Shape{Slots: MoveSlots, SlotBytes: r.cfg.MoveSlotBytes, Pair: session, Rail: rail}, choice)
 	if err != nil {
 		return err
 	}

@@ -141,7 +141,7 @@ func (c *child) ended() error {
 	return c.err
 }
 
-// errStopped is the end of an instance that was told to end, though not by this process.
+// errStopped is an end with status 0, as of an instance that was told to end.
 var errStopped = errors.New("it stopped")
 
 // told says whether this process has told it to end.

@@ -247,13 +247,14 @@ func (h *Head) stopInstances() {
 	}
 	stopped, stop := context.WithTimeout(context.Background(), h.cfg.DrainTimeout+childLimit)
 	defer stop()
-	kept := context.AfterFunc(h.hurry, func() {
+	unhurry := context.AfterFunc(h.hurry, func() {
+		time.Sleep(50 * time.Millisecond) // of two signals at once an instance may get the later one first
 		for _, c := range h.children {
 			c.hurry()
 		}
 		time.AfterFunc(hurryLimit, stop)
 	})
-	defer kept()
+	defer unhurry()
 	for _, c := range h.children {
 		c.wait(stopped)
 	}

@@ -219,7 +219,7 @@ func TestInstanceThatSaysTooMuch(t *testing.T) {
 	t.Setenv(floodEnv, "1")
 	cfg := config.Default()
 	cfg.Port, cfg.ClusterPort = 0, 0
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	h, err := Start(ctx, context.Background(), cfg)
 	if err == nil {

@@ -134,11 +134,14 @@ type candidate struct {
 	full bool // it runs as many as it may, so that one more would wait
 }
 
-// before orders candidates: those that can begin with it first, then by most room, among equals the one with fewer
-// requests, then the lower id.
+// before orders candidates: those that can begin with it first, by most room, among equals the one with fewer requests, then
+// the lower id. Of those where it would wait for others to end, whatever room there is, it is the one with fewest of them.
 func (c *candidate) before(o *candidate) bool {
 	if c.full != o.full {
 		return o.full
+	}
+	if mine, theirs := c.busy+c.sent, o.busy+o.sent; c.full && mine != theirs {
+		return mine < theirs
 	}
 	if c.room != o.room {
 		return c.room > o.room

@@ -75,6 +75,23 @@ func TestMostRoomIsChosen(t *testing.T) {
 	}
 }
 
+// Where all seats are taken those who wait are spread, whatever room there is: many may come within one report.
+func TestFewestWaitWhereNoSeatIs(t *testing.T) {
+	members := map[string]cluster.Member{"a": {ID: "a", BlocksTotal: 1000}, "b": {ID: "b", BlocksTotal: 1000}}
+	loads := map[string]*clusterpb.Load{
+		"a": {KvBlocksFree: 900, Running: 8, MaxNumSeqs: 8}, "b": {KvBlocksFree: 100, Running: 8, Waiting: 3, MaxNumSeqs: 8},
+	}
+	r := New(nil, Config{Secret: secret, BlockSize: 16})
+	sent := map[string]int{}
+	for range 101 {
+		m, _ := r.pick(members, loads, &want{need: 1, tried: map[string]bool{}})
+		sent[m.ID]++
+	}
+	if sent["a"] != 52 || sent["b"] != 49 {
+		t.Errorf("sent %v", sent)
+	}
+}
+
 // A connection lives as long as its instance is a member, and as long as a stream uses it.
 func TestConnectionsOfLeavers(t *testing.T) {
 	st := newStream(engine.Event{Token: 1, HasToken: true})

@@ -220,7 +220,7 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	p.promptTokens += len(base.Prompt)
 	for k := range n {
 		r := base
-		if k > 0 && p.answer.chat { // which tells a prompt's only once
+		if k > 0 && p.answer.chat { // whose answer has the prompt's log probabilities once
 			r.PromptLogprobs = -1
 		}
 		r.ID = p.answer.id + "-" + strconv.Itoa(len(p.jobs))

@@ -37,13 +37,13 @@ func (a *answer) locate(p *place, tokens []engine.TokenLogprob, end bool) (sure 
 		} else {
 			found = p.pass(a.tok, t.Token, found[:0])
 		}
-		offsets = p.append(offsets, found)
+		offsets = p.addTo(offsets, found)
 		if p.prompt > 0 {
 			p.prompt--
 		}
 	}
 	if p.waits = append(p.waits, tokens...); end && p.at != nil {
-		offsets = p.append(offsets, p.at.Flush(found[:0]))
+		offsets = p.addTo(offsets, p.at.Flush(found[:0]))
 		p.at = nil
 	}
 	sure, p.waits = p.waits[:len(offsets)], p.waits[len(offsets):]
@@ -70,8 +70,8 @@ func (p *place) pass(tok *tokenizer.Tokenizer, id int32, found []int) []int {
 	return found
 }
 
-// append adds the places that were found in the prompt or in the answer.
-func (p *place) append(offsets, found []int) []int {
+// addTo adds the places that were found in the prompt or in the answer.
+func (p *place) addTo(offsets, found []int) []int {
 	for _, n := range found {
 		if p.prompt > 0 {
 			n = min(n, p.before) // a normalizer may have made a longer text of the client's

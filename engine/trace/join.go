@@ -12,7 +12,7 @@ type end struct {
 	peer    uint64 // this side's index of the other
 }
 
-// Message is a query or a move, as far as it was seen. A query is named by its lane, step and layer, a move
+// Message is a query or a move, as far as it was seen. A query is named by its lane, step, layer and half, a move
 // by its lane, ticket and first block.
 type Message struct {
 	Kind     Kind

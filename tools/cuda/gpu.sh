@@ -14,7 +14,7 @@
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 # DEADLINE: in seconds from the start, none by default. What runs then is ended, what has not begun by 5 s before is
 # skipped and named among what failed, "(no time)"; the tables are made all the same, as they are on SIGTERM. They
-# take some seconds: for a run that is killed after 600, 580.
+# take some seconds: where a run is killed after a time, 20 s less.
 set -u
 if [ "${1:-}" = --packed ]; then
     [ -r "${2:-}" ] || { echo "gpu: cannot read the pack ${2:-}" >&2; exit 1; }

@@ -8,8 +8,7 @@
 # NVCC, CC, CXX, JOBS   as for build.sh, which makes the CUDA library and the C programs
 # ARCHS                 "90a" by default
 # CUDA_HOME, CUDA_STUBS as for make build-cuda, which makes the Go ones
-# MOST_MIB              34: a larger pack is refused. With what peers.sh makes (14) and the 13 MB of the repository's own
-#                       files it stays below 64, where all travel together
+# MOST_MIB              34: a larger pack, which takes long to copy, is refused
 set -eu
 cd "$(dirname "$0")/../.."
 pack=${1:-.gpu/pack.txz}

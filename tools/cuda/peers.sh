@@ -10,7 +10,7 @@
 # PYTHON           python3 by default; if it has no PyTorch, one is installed in .build/peers, as FlashInfer imports it
 # PYTHON_THERE     3.12 by default: the version of python3 on the machine with the GPU
 # JOBS             compilers at a time
-# MOST_MIB         14: a larger file is refused; pack.sh says what it travels with
+# MOST_MIB         14: a larger file is refused, as by pack.sh
 set -eu
 cd "$(dirname "$0")/../.."
 peers=${1:-.gpu/peers.tgz}

@@ -216,7 +216,7 @@ static void step_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t 
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "pick_norm");
 }
 
-/* Few rows are done by the kernel for them, more by the library. */
+/* The product of the rows that operations are on. */
 static inf_product product_of(const inf_lane *l, const inf_product *p) {
     inf_product at = *p;
     at.x = act_rows(l, p->x, p->k);
@@ -243,6 +243,7 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
     return s;
 }
 
+/* Few rows are done by the kernel for them, more by the library. */
 static bool small_product(inf_lane *l, const inf_product *p, int32_t gate, void *y) {
     inf_cuda_small s = small_of(l, p, gate, y);
     return l->backend->small && inf_cuda_small_takes(&s) && lane_small_is_faster(l, p, &s, y) &&

@@ -151,12 +151,13 @@ func gpuNeed(cfg config.Config, place node.Place) (string, error) {
 }
 
 // ringBytes is the locked memory of the links to one peer: a query lane and a move lane in each direction. A
-// link has two slots to receive into, as the rManager asks for, and half as many again to send from.
+// link has slots to receive into, as the rManager asks for, and as many and half as many again to send from.
 func ringBytes(cfg config.Config, place node.Place) (uint64, error) {
 	d, _, err := shape(cfg, place)
 	if err != nil {
 		return 0, err
 	}
-	const directions, slots = 2, 2 + 3
-	return directions * slots * (device.QuerySlotBytes(d) + device.MoveSlotBytes(d)), nil
+	both := func(slots uint64) uint64 { return 2*slots + (slots+1)/2 }
+	const directions = 2
+	return directions * (both(uint64(device.QuerySlots))*device.QuerySlotBytes(d) + both(cluster.MoveSlots)*device.MoveSlotBytes(d)), nil
 }

@@ -94,7 +94,6 @@ func TestJoinedInstancesGoOn(t *testing.T) {
 
 // An API process also waits for one that served beside its own instances, and was away when these ended.
 func TestJoinedInstanceIsAwayForMoments(t *testing.T) {
-	t.Parallel()
 	p := serve(t)
 	join := func() *exec.Cmd {
 		joined := command("serve", "--join", p.join, "--instance-id", "j", "--threads", "1")
@@ -216,7 +215,7 @@ func TestThirdSignal(t *testing.T) {
 		} else {
 			log.logged(wait)
 		}
-		time.Sleep(oneStop)
+		time.Sleep(2 * oneStop) // from when on the next one is another
 	}
 	_ = joined.Wait()
 	if s := joined.ProcessState.Sys().(syscall.WaitStatus); !s.Signaled() || s.Signal() != syscall.SIGTERM {
