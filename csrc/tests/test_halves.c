@@ -214,6 +214,12 @@ typedef struct raw_host {
     inf_wire_head got[2 * TINY_LAYERS]; /* in order */
     int n;
     uint8_t answer[1 << 16];
+    inf_link *move;
+    /* Its home, whose requests have KV with this host alone. */
+    tiny_model m;
+    request all[REQUESTS];
+    inf_step_buffers b;
+    inf_device *home;
 } raw_host;
 
 static void nap(int64_t ms) { (void)nanosleep(&(struct timespec){0, ms * 1000000}, NULL); }
@@ -254,23 +260,34 @@ static void answer(raw_host *h, int index, const inf_device_config *c) {
     CHECK(inf_link_post(h->query, head.bytes) == INF_OK, "post");
 }
 
-/* A home whose requests have KV with such a host alone. */
-static inf_device *raw_home(uint32_t via, const tiny_model *m, request *all, inf_step_buffers *b,
-                            raw_host *h, inf_link **move) {
-    inf_device *home = home_open(m, "4", all, b);
+static void raw_open(raw_host *h, uint32_t via) {
     inf_link *client[2], *server[2];
     inf_err err = {0};
-    open_links(via, m, INF_QUERY_SLOTS, client, server);
-    CHECK(inf_device_peer_attach(home, 1, client[0], client[1], &err) == INF_OK, "%s", err.message);
+    *h = (raw_host){.m = tiny_new(0, INF_DTYPE_F32)};
+    h->home = home_open(&h->m, "4", h->all, &h->b);
+    open_links(via, &h->m, INF_QUERY_SLOTS, client, server);
+    CHECK(inf_device_peer_attach(h->home, 1, client[0], client[1], &err) == INF_OK, "%s",
+          err.message);
     for (int i = 0; i < 2; i++) { /* the window of the second layer sees it */
-        all[i].n_spans = 1;
-        all[i].spans[0] =
+        h->all[i].n_spans = 1;
+        h->all[i].spans[0] =
             (inf_step_span){.peer = 1, .handle = 1, .generation = 1, .n_tokens = DONE};
-        all[i].lent = DONE;
+        h->all[i].lent = DONE;
     }
-    *h = (raw_host){.query = server[0]};
-    *move = server[1];
-    return home;
+    h->query = server[0];
+    h->move = server[1];
+}
+
+static void raw_leave(raw_host *h) {
+    inf_link_close(h->query);
+    inf_link_close(h->move);
+    h->query = h->move = NULL;
+}
+
+static void raw_close(raw_host *h) {
+    raw_leave(h);
+    inf_device_close(h->home);
+    tiny_free(&h->m);
 }
 
 static void expect(const raw_host *h, int index, uint32_t layer, uint32_t half) {
@@ -282,29 +299,25 @@ static void expect(const raw_host *h, int index, uint32_t layer, uint32_t half) 
  * asks for its next layer: a home that computed one after the other would wait for ever. Before,
  * it is slow to release what it has answered, with which its ring is full. */
 static void overlaps(uint32_t via) {
-    tiny_model m = tiny_new(0, INF_DTYPE_F32);
-    request all[REQUESTS];
-    inf_step_buffers b;
     raw_host h;
-    inf_link *move;
-    inf_device *home = raw_home(via, &m, all, &b, &h, &move);
-    submit(home, &b, all, done, next_rows, LONG_NS, 0);
+    raw_open(&h, via);
+    submit(h.home, &h.b, h.all, done, next_rows, LONG_NS, 0);
     take(&h);
-    answer(&h, 0, &m.config);
+    answer(&h, 0, &h.m.config);
     nap(50);
     inf_link_release(h.query);
     take(&h);
     inf_link_release(h.query);
     take(&h); /* .. while the one before is not answered */
     inf_link_release(h.query);
-    answer(&h, 1, &m.config);
+    answer(&h, 1, &h.m.config);
     take(&h);
     inf_link_release(h.query);
-    answer(&h, 2, &m.config);
-    answer(&h, 3, &m.config);
-    (void)finish(home, &b, all, done, next_rows);
+    answer(&h, 2, &h.m.config);
+    answer(&h, 3, &h.m.config);
+    (void)finish(h.home, &h.b, h.all, done, next_rows);
     for (int i = 0; i < REQUESTS; i++) {
-        CHECK(b.seq_out[i].status == INF_OK, "%d", b.seq_out[i].status);
+        CHECK(h.b.seq_out[i].status == INF_OK, "%d", h.b.seq_out[i].status);
     }
     expect(&h, 0, 0, 0);
     expect(&h, 1, 0, 1);
@@ -312,23 +325,16 @@ static void overlaps(uint32_t via) {
     expect(&h, 3, 1, 1);
     CHECK(h.got[0].n_rows == 16 && h.got[1].n_rows == 6, "%u, %u", h.got[0].n_rows,
           h.got[1].n_rows);
-    inf_link_close(h.query);
-    inf_link_close(move);
-    inf_device_close(home);
-    tiny_free(&m);
+    raw_close(&h);
 }
 
 enum { SILENT, SWAPS_ANSWERS, DIES, KEEPS_SLOTS };
 
 /* What a host does wrong to one half is the end of both halves' requests there, and of no other. */
 static void fails(uint32_t via, int how, int status) {
-    tiny_model m = tiny_new(0, INF_DTYPE_F32);
-    request all[REQUESTS];
-    inf_step_buffers b;
     raw_host h;
-    inf_link *move;
-    inf_device *home = raw_home(via, &m, all, &b, &h, &move);
-    submit(home, &b, all, done, next_rows, how == SILENT ? UINT64_C(300000000) : LONG_NS, 0);
+    raw_open(&h, via);
+    submit(h.home, &h.b, h.all, done, next_rows, how == SILENT ? UINT64_C(300000000) : LONG_NS, 0);
     for (int i = 0; i < 2; i++) {
         take(&h);
         if (how != KEEPS_SLOTS) {
@@ -336,28 +342,22 @@ static void fails(uint32_t via, int how, int status) {
         }
     }
     if (how == SWAPS_ANSWERS) { /* the other half's is not what is asked for first */
-        answer(&h, 1, &m.config);
+        answer(&h, 1, &h.m.config);
     } else if (how == DIES) { /* dies with one half's answered */
-        answer(&h, 0, &m.config);
-        inf_link_close(h.query);
-        inf_link_close(move);
+        answer(&h, 0, &h.m.config);
+        raw_leave(&h);
     } else if (how == KEEPS_SLOTS) { /* answers all, and gives no slot back */
-        answer(&h, 0, &m.config);
-        answer(&h, 1, &m.config);
+        answer(&h, 0, &h.m.config);
+        answer(&h, 1, &h.m.config);
     }
-    double off = finish(home, &b, all, done, next_rows);
+    double off = finish(h.home, &h.b, h.all, done, next_rows);
     for (int i = 0; i < 2; i++) {
-        CHECK(b.seq_out[i].status == status && b.seq_out[i].peer == 1, "way %d: %d", how,
-              b.seq_out[i].status);
+        CHECK(h.b.seq_out[i].status == status && h.b.seq_out[i].peer == 1, "way %d: %d", how,
+              h.b.seq_out[i].status);
     }
-    CHECK(b.seq_out[2].status == INF_OK && off < 1e-4, "way %d: %d, off by %g", how,
-          b.seq_out[2].status, off);
-    if (how != DIES) {
-        inf_link_close(h.query);
-        inf_link_close(move);
-    }
-    inf_device_close(home);
-    tiny_free(&m);
+    CHECK(h.b.seq_out[2].status == INF_OK && off < 1e-4, "way %d: %d, off by %g", how,
+          h.b.seq_out[2].status, off);
+    raw_close(&h);
 }
 
 /* A ring that both halves' messages and a late release do not fit into. */

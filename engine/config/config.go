@@ -183,6 +183,9 @@ func (c *Config) Validate() error {
 
 // checkHosts refuses to listen where nobody said to: an empty address, such as that of a variable without a value, would
 // be every one of the machine.
+// MayUseVerbs says whether links between instances may come to use RDMA.
+func (c *Config) MayUseVerbs() bool { return c.Transport == "auto" || c.Transport == "verbs" }
+
 func (c *Config) checkHosts(bad func(field, format string, args ...any)) {
 	const empty = "it is empty, which would be every address of this machine; 0.0.0.0 or :: says that"
 	if c.Host == "" {

@@ -52,6 +52,7 @@ const (
 // Checks lists all checks in the order in which they run.
 func Checks() []Check {
 	slowFiles := "look for a file system or driver that hangs (dmesg)"
+	slowModel := "put the model on a file system that answers soon; serve waits for it"
 	return []Check{
 		{"cpu", "instructions", one(checkInstructions), slowFiles},
 		{"cpu", "cores", one(checkCores), slowFiles},
@@ -79,10 +80,10 @@ func Checks() []Check {
 		{"network", "listen", checkListen, "correct the name server's settings in /etc/resolv.conf, or give --host and --cluster-host addresses"},
 		{"config", "settings", checkSettings, slowFiles},
 		{"config", "device", one(checkDevice), slowFiles},
-		{"config", "model", one(checkModel), "put the model on a file system that answers soon; serve waits for it"},
-		{"config", "start", one(checkStart), "put the model on a file system that answers soon; serve waits for it"},
-		{"config", "tokenizer", one(checkTokenizer), "put the model on a file system that answers soon; serve waits for it"},
-		{"config", "memory", one(checkNeed), "put the model on a file system that answers soon; serve waits for it"},
+		{"config", "model", one(checkModel), slowModel},
+		{"config", "start", one(checkStart), slowModel},
+		{"config", "tokenizer", one(checkTokenizer), slowModel},
+		{"config", "memory", one(checkNeed), slowModel},
 		{"config", "etcd", checkEtcd, "see that etcd answers: etcdctl endpoint health"},
 		{"config", "join", one(checkJoin), "see that the cluster runs, and that no firewall is between"},
 	}

@@ -55,12 +55,13 @@ func checkOpenFiles(_ context.Context, m *Machine) Result {
 	if hard == unlimited {
 		return ok("memory", subject, "unlimited")
 	}
+	remedy := fmt.Sprintf("raise it to %d (systemd: LimitNOFILE=; docker: --ulimit nofile=; shell: ulimit -Hn)", clients+rest)
 	if hard < uint64(m.Files) {
-		return failure("memory", subject, fmt.Sprintf("raise it to %d (systemd: LimitNOFILE=; docker: --ulimit nofile=; shell: ulimit -Hn)", clients+rest),
+		return failure("memory", subject, remedy,
 			"at most %d, but serve needs %d to start", hard, m.Files)
 	}
 	if hard < clients+rest {
-		return warning("memory", subject, fmt.Sprintf("raise it to %d (systemd: LimitNOFILE=; docker: --ulimit nofile=; shell: ulimit -Hn)", clients+rest),
+		return warning("memory", subject, remedy,
 			"at most %d, but up to %d clients can be connected (--max-num-waiting, --max-num-seqs)", hard, clients)
 	}
 	return ok("memory", subject, "at most %d; up to %d clients can be connected", hard, clients)

@@ -48,7 +48,7 @@ func (m *Machine) usablePorts(good, all int, cut bool) Result {
 	found := fmt.Sprintf("%d of %s can be used", good, count(all, "port"))
 	const remedy = "mend what the lines of the devices and ports say"
 	switch {
-	case good > 0 || m.Config.Transport == "tcp" || m.Config.Transport == "shm":
+	case good > 0 || !m.Config.MayUseVerbs():
 		return ok("rdma", "ports", "%s", found)
 	case cut:
 		return warning("rdma", "ports", slowTable, "%s, as far as their GIDs could be read in time", found)

@@ -211,7 +211,7 @@ func checkDevices(_ context.Context, m *Machine) []Result {
 		return []Result{unknown("rdma", subject, err)}
 	}
 	var results []Result
-	used := m.Config.Transport == "verbs" || m.Config.Transport == "auto"
+	used := m.Config.MayUseVerbs()
 	for _, wanted := range m.Config.RDMADevice {
 		if used && !slices.ContainsFunc(devices, func(d rdmaDevice) bool { return d.name == wanted }) {
 			results = append(results, failure("rdma", wanted, "name one that is there, or leave --rdma-device out", "--rdma-device names it, and this machine has no such device"))

@@ -58,7 +58,7 @@ func CheckTransport(cfg config.Config) error {
 
 // MissingDevices are those of --rdma-device that this machine does not have, where links could use them.
 func MissingDevices(cfg config.Config) []string {
-	if t := rdma.Transport(cfg.Transport); len(cfg.RDMADevice) == 0 || t != rdma.Auto && t != rdma.Verbs {
+	if len(cfg.RDMADevice) == 0 || !cfg.MayUseVerbs() {
 		return nil
 	}
 	devices, err := rdma.Devices()

@@ -162,13 +162,8 @@ func TestSecondSignal(t *testing.T) {
 // An instance that joined is cut short likewise, and hands its requests on.
 func TestSecondSignalToOneThatJoined(t *testing.T) {
 	single := serve(t, "--dtype", "float32", poolFlag(t, 60))
-	p := serve(t, "--dtype", "float32", poolFlag(t, 60))
-	h := holdSteps(t, 1) // at what starts from here on
+	p, h, log, joined := joinedByHeld(t, "5m")
 	defer h.release()
-	log := &process{t: t}
-	joined := command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", "--drain-timeout", "5m", poolFlag(t, 80))
-	startBeside(t, joined, log)
-	p.instances(2)
 	s := p.stream(body(prompt(200, 1), 300))
 	s.next()
 	p.decoding(200)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -218,16 +219,23 @@ func TestPoison(t *testing.T) {
 	p.eventually("all blocks free", idle)
 }
 
+// joinedByHeld is a server that an instance with more room has joined, whose steps are held.
+func joinedByHeld(t *testing.T, drain string) (p *process, h *hold, log *process, joined *exec.Cmd) {
+	t.Helper()
+	p = serve(t, "--dtype", "float32", poolFlag(t, 60))
+	h = holdSteps(t, 1) // at what starts from here on
+	log = &process{t: t}
+	joined = command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", "--drain-timeout", drain, poolFlag(t, 80))
+	startBeside(t, joined, log)
+	p.instances(2)
+	return p, h, log, joined
+}
+
 // An instance that must stop before its requests have ended hands them on.
 func TestDrainHandsOn(t *testing.T) {
 	single := serve(t, "--dtype", "float32", poolFlag(t, 60))
-	p := serve(t, "--dtype", "float32", poolFlag(t, 60))
-	h := holdSteps(t, 1) // at what starts from here on
+	p, h, log, joined := joinedByHeld(t, "1ms")
 	defer h.release()
-	log := &process{t: t}
-	joined := command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", "--drain-timeout", "1ms", poolFlag(t, 80))
-	startBeside(t, joined, log)
-	p.instances(2)
 	s := p.stream(body(prompt(200, 1), 300))
 	s.next()
 	if err := joined.Process.Signal(syscall.SIGTERM); err != nil {
