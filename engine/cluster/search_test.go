@@ -312,8 +312,15 @@ func TestSharedWithOneThatRuns(t *testing.T) {
 	if ev, err := first.Next(t.Context()); err != nil || !ev.HasToken {
 		t.Fatal(ev, err)
 	}
+	// The prompt leaves 20 blocks to others and the held step's token one more. What has moved and is not named yet is
+	// found nowhere, nor what lies behind it.
 	eventually(t, "what was moved is named", func() bool {
-		return nodes[1].kv.Run(keysOfPrompt(1, 200))+nodes[2].kv.Run(keysOfPrompt(1, 200)) >= 20
+		named, hosted := 0, 0
+		for _, n := range nodes[1:] {
+			named += n.kv.Run(keysOfPrompt(1, 200))
+			hosted += n.kv.Counts().Hosted
+		}
+		return named > 20 && named == hosted
 	})
 	sameAnswer(t, nodes[2].askNear("i0", 1, 200, 20), 1, 200, 20)
 	if st := nodes[2].eng.Stats(); st.SharedHits < 100 {
