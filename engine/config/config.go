@@ -52,6 +52,7 @@ type Config struct {
 	GPUMemoryUtilization float64 `name:"gpu-memory-utilization" usage:"share of each GPU's memory that this process's instances on it may take together"`
 
 	Instances     int      `name:"instances" usage:"instances that this process starts"`
+	MaxRestarts   int      `name:"max-restarts" usage:"how often in ten minutes an instance that this process started and that died is started anew; 0 is never"`
 	Join          string   `name:"join" usage:"host:port of a running cluster's control address, to add an instance to it"`
 	InstanceID    string   `name:"instance-id" usage:"id of the joining instance, default the next free one"`
 	MemoryOnly    bool     `name:"memory-only" usage:"with --join: lend this instance's memory alone; no weights are loaded and no request runs here, but KV blocks of others lie here, and attention over them is computed here"`
@@ -87,7 +88,7 @@ func Default() Config {
 		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, EnablePrefixCaching: true,
 		DType: "auto", KVCacheDType: "auto", Quantization: "none", ISA: "auto", Device: "auto", TensorParallelSize: 1,
 		GPUMemoryUtilization: 0.9,
-		Instances:            1, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
+		Instances:            1, MaxRestarts: 5, ClusterHost: "127.0.0.1", ClusterPort: 8001, ClusterID: "default", Transport: "auto", RDMAGIDIndex: -1,
 		PeerTimeout: 10 * time.Second, DrainTimeout: 30 * time.Second, RebalanceInterval: time.Second, LogLevel: "info",
 	}
 }
@@ -133,6 +134,7 @@ func (c *Config) Validate() error {
 	within("block-size", c.BlockSize, 1, 512)
 	within("threads", c.Threads, 0, 1024)
 	within("instances", c.Instances, 1, 256)
+	within("max-restarts", c.MaxRestarts, 0, 1000)
 	if c.MaxNumSeqs > c.MaxNumBatchedTokens {
 		bad("max-num-seqs", "%d is more than --max-num-batched-tokens %d, so that a step could not decode all of them", c.MaxNumSeqs, c.MaxNumBatchedTokens)
 	}

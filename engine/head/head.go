@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -46,10 +47,11 @@ type Head struct {
 	etcd     *clientv3.Client
 	manager  *cluster.Manager
 	grpc     *grpc.Server
-	children []*child
+	slots    []*slot // of those who watch since Start has returned
 	router   *router.Router
 	server   *server.Server
-	ended    chan struct{} // one of the children has
+	ended    chan struct{} // an instance has
+	restarts atomic.Int64  // instances that were started in the place of others
 	unwatch  func()
 	failed   chan error
 }
@@ -93,7 +95,7 @@ func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.router = router.New(h.manager, router.Config{Secret: cfg.ClusterSecret, BlockSize: cfg.BlockSize, PrefixCaching: cfg.EnablePrefixCaching})
-	if h.server, err = server.New(serverConfig(h.cfg, h.name, m, tok), tok, h.router); err != nil {
+	if h.server, err = server.New(h.serverConfig(m, tok), tok, h.router); err != nil {
 		return nil, err
 	}
 	h.server.Serve(h.api)
@@ -103,22 +105,12 @@ func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
 
 // startInstances returns when all are members.
 func (h *Head) startInstances(ctx context.Context, places []node.Place) error {
-	ended := func() {
-		select {
-		case h.ended <- struct{}{}:
-		default:
-		}
-	}
 	for _, place := range places {
-		id, err := h.manager.NewID(ctx)
-		if err != nil {
-			return fmt.Errorf("cannot name an instance: %w", err)
-		}
-		c, err := startChild(h.cfg, place, h.ControlAddress(), id, ended)
-		if err != nil {
+		s := &slot{place: place}
+		if err := h.fill(ctx, s); err != nil {
 			return err
 		}
-		h.children = append(h.children, c)
+		h.slots = append(h.slots, s)
 	}
 	return h.waitForInstances(ctx)
 }
@@ -169,23 +161,23 @@ func (h *Head) fail(err error) {
 
 // waitForInstances returns when every started instance is a member.
 func (h *Head) waitForInstances(ctx context.Context) error {
-	bar := newProgress("starting instances", len(h.children))
+	bar := newProgress("starting instances", len(h.slots))
 	defer bar.stop()
 	limit := time.NewTimer(startLimit)
 	defer limit.Stop()
 	for {
 		members, changed := h.manager.Directory().Members()
 		up := 0
-		for _, c := range h.children {
+		for _, c := range h.slots {
 			if _, ok := members[c.id]; ok {
 				up++
 			}
 		}
 		bar.set(up)
-		if up == len(h.children) {
+		if up == len(h.slots) {
 			return nil
 		}
-		for _, c := range h.children {
+		for _, c := range h.slots {
 			if err := c.ended(); err != nil {
 				return fmt.Errorf("cannot start instance %s: %w", c.id, err)
 			}
@@ -196,7 +188,7 @@ func (h *Head) waitForInstances(ctx context.Context) error {
 		case err := <-h.failed:
 			return err
 		case <-limit.C:
-			return fmt.Errorf("cannot start: %d of %d instances joined within %s", up, len(h.children), startLimit)
+			return fmt.Errorf("cannot start: %d of %d instances joined within %s", up, len(h.slots), startLimit)
 		case <-ctx.Done():
 			return fmt.Errorf("cannot start: %w", context.Cause(ctx))
 		}
@@ -238,8 +230,8 @@ func (h *Head) Close() {
 }
 
 func (h *Head) stopInstances() {
-	var running []*child
-	for _, c := range h.children {
+	var running []*slot
+	for _, c := range h.slots {
 		if c.ended() == nil {
 			running = append(running, c)
 		}
@@ -249,13 +241,13 @@ func (h *Head) stopInstances() {
 	defer stop()
 	unhurry := context.AfterFunc(h.hurry, func() {
 		time.Sleep(50 * time.Millisecond) // of two signals at once an instance may get the later one first
-		for _, c := range h.children {
+		for _, c := range h.slots {
 			c.hurry()
 		}
 		time.AfterFunc(hurryLimit, stop)
 	})
 	defer unhurry()
-	for _, c := range h.children {
+	for _, c := range h.slots {
 		c.wait(stopped)
 	}
 	for _, c := range running {
@@ -310,10 +302,11 @@ func modelName(cfg config.Config) string {
 	return filepath.Base(filepath.Clean(cfg.Model))
 }
 
-func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer.Tokenizer) server.Config {
+func (h *Head) serverConfig(m *model.Model, tok *tokenizer.Tokenizer) server.Config {
+	cfg := h.cfg
 	names := cfg.ServedModelName
 	if len(names) == 0 {
-		names = []string{name}
+		names = []string{h.name}
 	}
 	g := m.Generation
 	d := server.Defaults{Temperature: 1, TopP: 1, RepetitionPenalty: 1, EOS: m.Config.EOS, VocabSize: m.Config.VocabSize}
@@ -331,6 +324,6 @@ func serverConfig(cfg config.Config, name string, m *model.Model, tok *tokenizer
 	}
 	return server.Config{
 		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
-		ToolCallParser: cfg.ToolCallParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting),
+		ToolCallParser: cfg.ToolCallParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting), Restarts: h.restarts.Load,
 	}
 }

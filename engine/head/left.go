@@ -24,29 +24,28 @@ func (h *Head) watch() {
 	h.unwatch = func() { stop(); <-done }
 }
 
-// watchInstances says of each instance of this process that it ended, and what is left, until ctx ends. When nobody is left
-// who could serve, this process cannot go on: nobody would ever start its instances again, and whoever watches over it
-// should hear of that.
+// watchInstances says of each instance of this process that it ended, and what is left, and starts others in their place,
+// until ctx ends. When nobody is left who could serve, and none will be started, this process cannot go on, and whoever
+// watches over it should hear of that.
 func (h *Head) watchInstances(ctx context.Context) {
-	said := map[string]bool{}
 	last := errStopped // why the last instance of this process ended
 	served := false
 	var alone <-chan time.Time
 	for {
 		members, changed := h.manager.Directory().Members()
-		ended, others := left(h.children, members)
-		own := len(h.children) - len(ended)
-		for _, c := range ended {
-			if err := c.ended(); !said[c.id] && !c.told() {
-				said[c.id], last = true, fmt.Errorf("instance %s: %w", c.id, err)
-				sayEnded(c.id, err, own, others)
+		own, others := left(h.slots, members)
+		for _, s := range h.slots {
+			if s.ended() != nil && !s.said && !s.told() {
+				last = fmt.Errorf("instance %s: %w", s.id, h.sayEnded(s, own, others))
 			}
 		}
+		due := h.startDue(ctx, time.Now())
+		own, _ = left(h.slots, members)
 		if others > 0 { // also beside its own: they may be between leases when those end
 			served, alone = true, nil
 		}
 		switch {
-		case own+others > 0:
+		case own+others > 0 || due != nil:
 		case !served:
 			h.fail(fmt.Errorf("cannot go on: no instance is left; the last: %w", last))
 			return
@@ -57,6 +56,7 @@ func (h *Head) watchInstances(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-h.ended:
+		case <-due:
 		case <-alone:
 			h.fail(fmt.Errorf("cannot go on: no instance of this process is left, and no other one has served for %s; the last here: %w", regainLimit, last))
 			return
@@ -66,13 +66,16 @@ func (h *Head) watchInstances(ctx context.Context) {
 	}
 }
 
-// left finds the instances of this process that have ended, and counts the members of others that run requests.
-func left(children []*child, members map[string]cluster.Member) (ended []*child, others int) {
+// left counts the instances of this process that run, and the members of others that run requests.
+func left(slots []*slot, members map[string]cluster.Member) (own, others int) {
 	mine := map[string]bool{}
-	for _, c := range children {
-		mine[c.id] = true
-		if c.ended() != nil {
-			ended = append(ended, c)
+	for _, s := range slots {
+		mine[s.id] = true
+		for _, id := range s.former {
+			mine[id] = true
+		}
+		if s.ended() == nil {
+			own++
 		}
 	}
 	for id, m := range members {
@@ -80,13 +83,5 @@ func left(children []*child, members map[string]cluster.Member) (ended []*child,
 			others++
 		}
 	}
-	return ended, others
-}
-
-func sayEnded(id string, err error, own, others int) {
-	if err == errStopped {
-		slog.Info("an instance has stopped", "instance", id, "left_here", own, "left_elsewhere", others)
-		return
-	}
-	slog.Error("an instance ended", "instance", id, "why", err, "left_here", own, "left_elsewhere", others)
+	return own, others
 }

@@ -136,11 +136,12 @@ type SpanView struct {
 
 // Config of the API.
 type Config struct {
-	ModelNames  []string // the first is the one that answers carry
-	APIKey      string   // "" for none
-	MaxBodySize int      // bytes
-	MaxModelLen int      // tokens
-	MaxRequests int      // that instances known beforehand run or let wait
+	ModelNames  []string     // the first is the one that answers carry
+	APIKey      string       // "" for none
+	MaxBodySize int          // bytes
+	MaxModelLen int          // tokens
+	MaxRequests int          // that instances known beforehand run or let wait
+	Restarts    func() int64 // how many instances were started in the place of others; nil: none ever is
 	Seed        uint64
 	Defaults    Defaults
 	// ToolCallParser is the form in which calls of tools are looked for in answers: a toolcall.Form, "none", or

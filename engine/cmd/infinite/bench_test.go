@@ -37,7 +37,16 @@ func figures(t *testing.T, raw []byte) loadgen.Report {
 // counters are the server's own counts.
 type counters struct{ requests, prompt, generated int }
 
-func (p *process) counters() (c counters) {
+func (p *process) counters() counters {
+	p.t.Helper()
+	return counters{
+		requests: p.metric(`infinite_request_success_total{finished_reason="length"}`),
+		prompt:   p.metric("infinite_prompt_tokens_total"), generated: p.metric("infinite_generation_tokens_total"),
+	}
+}
+
+// metric is one of the server's figures.
+func (p *process) metric(name string) int {
 	p.t.Helper()
 	resp, err := http.Get(p.url + "/metrics")
 	if err != nil {
@@ -48,22 +57,15 @@ func (p *process) counters() (c counters) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	for name, into := range map[string]*int{
-		`infinite_request_success_total{finished_reason="length"}`: &c.requests,
-		"infinite_prompt_tokens_total":                             &c.prompt,
-		"infinite_generation_tokens_total":                         &c.generated,
-	} {
-		m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindSubmatch(text)
-		if m == nil {
-			p.t.Fatalf("no %s in\n%s", name, text)
-		}
-		x, err := strconv.ParseFloat(string(m[1]), 64)
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		*into = int(x)
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindSubmatch(text)
+	if m == nil {
+		p.t.Fatalf("no %s in\n%s", name, text)
 	}
-	return c
+	x, err := strconv.ParseFloat(string(m[1]), 64)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return int(x)
 }
 
 // A load's sums are what the server counts, over either endpoint, in either form of prompts.

@@ -16,7 +16,7 @@ import (
 
 // headOnly are settings that an instance which joins a cluster does not look at. In a file or a variable they may be meant
 // for others; as flags they are a mistake.
-var headOnly = []string{"host", "port", "api-key", "served-model-name", "max-body-size", "seed", "cluster-port", "cluster-id", "etcd-endpoints"}
+var headOnly = []string{"host", "port", "api-key", "served-model-name", "max-body-size", "seed", "cluster-port", "cluster-id", "etcd-endpoints", "max-restarts"}
 
 func givenFlags(cmd *cobra.Command, names []string) (given []string) {
 	for _, name := range names {
