@@ -37,12 +37,12 @@ func (e *Error) Error() string { return e.msg }
 func (e *Error) Kind() string { return e.kind }
 
 const (
-	// maxUnreachable is how many instances may be out of reach before that is the answer to who is new here. One whose
-	// queue is full is passed over at no cost.
-	maxUnreachable = 3
-	// rehomeFor is how long another home is looked for, among all that are there. Many may have died at once, and are
-	// members until their leases end.
-	rehomeFor = 30 * time.Second
+	// searchFor is how long a home is looked for, among all that are there. Many may have died at once, and are members
+	// until their leases end; each costs next to nothing, one that is silent openFor.
+	searchFor = 30 * time.Second
+	openFor   = 10 * time.Second
+	// maxRefusals is how many instances may refuse a request for what it is: others will too.
+	maxRefusals = 3
 	// fullPause is the time before instances that were full are asked again.
 	fullPause = 500 * time.Millisecond
 )
@@ -119,22 +119,23 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 	return search(ctx, w, avoid, r.choose, func(m cluster.Member, c *charge) (*stream, error) { return r.try(ctx, m, c, w, req) })
 }
 
-// search asks one chosen instance after the other. For a request that had a home, which avoid names, it goes on for
-// rehomeFor: also with instances that were full, which may be of the work for the form of an answer.
+// search asks one chosen instance after the other. For a request that had a home, which avoid names, it goes on also with
+// instances that were full, which may be of the work for the form of an answer. That one was full is what its client hears,
+// whatever became of others: it may come again.
 func search(ctx context.Context, w *want, avoid string, choose func(context.Context, *want) (cluster.Member, *charge),
 	try func(cluster.Member, *charge) (*stream, error),
 ) (*stream, error) {
 	again, begun := avoid != "", time.Now()
-	var last error
+	var why error
 	var full []string
-	for unreachable := 0; again && time.Since(begun) < rehomeFor || unreachable < maxUnreachable; {
+	for refusals := 0; refusals < maxRefusals && time.Since(begun) < searchFor; {
 		m, charge := choose(ctx, w)
 		if charge == nil && avoid != "" {
 			delete(w.tried, avoid)
 			avoid = ""
 			continue
 		}
-		if charge == nil && again && len(full) > 0 && time.Since(begun) < rehomeFor && pause(ctx, fullPause) {
+		if charge == nil && again && len(full) > 0 && pause(ctx, fullPause) {
 			for _, id := range full {
 				delete(w.tried, id)
 			}
@@ -149,20 +150,24 @@ func search(ctx context.Context, w *want, avoid string, choose func(context.Cont
 		if err == nil {
 			return s, nil
 		}
-		last = err
+		switch kindOf(err) {
+		case server.KindQueueFull:
+			full = append(full, m.ID)
+		case server.KindUnavailable:
+		default:
+			refusals++
+		}
+		if why == nil || kindOf(why) != server.KindQueueFull {
+			why = err
+		}
 		if ctx.Err() != nil {
 			break
 		}
-		if kindOf(err) == server.KindQueueFull {
-			full = append(full, m.ID)
-		} else {
-			unreachable++
-		}
 	}
-	if last == nil {
-		last = &Error{server.KindUnavailable, "cannot take the request: no instance is serving"}
+	if why == nil {
+		why = &Error{server.KindUnavailable, "cannot take the request: no instance is serving"}
 	}
-	return nil, last
+	return nil, why
 }
 
 // pause says whether ctx goes on behind it.
@@ -302,7 +307,7 @@ func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request
 		return nil, unreachable(m.ID, err)
 	}
 	// Connection trouble shows at the first message; an instance answers it at once, queued or not.
-	timer := time.AfterFunc(10*time.Second, cancel)
+	timer := time.AfterFunc(openFor, cancel)
 	first, err := call.Recv()
 	if !timer.Stop() || err != nil {
 		end()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,8 +13,7 @@ import (
 )
 
 // asked is a search among instances of which each refuses as often as it says, then takes.
-func asked(t *testing.T, ctx context.Context, avoid string, ids []string, refuse map[string][]string) (order []string, err error) {
-	t.Helper()
+func asked(ctx context.Context, avoid string, ids []string, refuse map[string][]string) (order []string, err error) {
 	w := &want{tried: map[string]bool{}}
 	if avoid != "" {
 		w.tried[avoid] = true
@@ -38,30 +38,34 @@ func asked(t *testing.T, ctx context.Context, avoid string, ids []string, refuse
 }
 
 func TestSearch(t *testing.T) {
-	const full, away = server.KindQueueFull, server.KindUnavailable
+	const full, away, no = server.KindQueueFull, server.KindUnavailable, "internal"
 	for _, c := range []struct {
 		name, avoid string
 		refuse      map[string][]string
-		order       []string
-		fails       bool
+		order       string
+		fails       string
 	}{
-		{"the first takes it", "", nil, []string{"a"}, false},
-		{"full ones are passed over", "", map[string][]string{"a": {full}, "b": {full}}, []string{"a", "b", "c"}, false},
-		{"all are full for who is new", "", map[string][]string{"a": {full}, "b": {full}, "c": {full}}, []string{"a", "b", "c"}, true},
-		{"what had a home asks the full ones again, another free one first", "a", map[string][]string{"b": {full}}, []string{"b", "c"}, false},
-		{"what had a home waits for the full ones", "a", map[string][]string{"a": {away}, "b": {full, full}, "c": {away}}, []string{"b", "c", "a", "b", "b"}, false},
-		{"nobody is there", "a", map[string][]string{"a": {away}, "b": {away}, "c": {away}}, []string{"b", "c", "a"}, true},
+		{"the first takes it", "", nil, "a", ""},
+		{"full ones are passed over", "", map[string][]string{"a": {full}, "b": {full}}, "abc", ""},
+		{"so are those that are away, however many", "", map[string][]string{"a": {away}, "b": {away}, "c": {away}, "d": {away}}, "abcde", ""},
+		{"all are full for who is new", "", map[string][]string{"a": {full}, "b": {full}, "c": {full}, "d": {full}, "e": {full}}, "abcde", full},
+		{"all are away", "", map[string][]string{"a": {away}, "b": {away}, "c": {away}, "d": {away}, "e": {away}}, "abcde", away},
+		{"one was full, and who is told so comes again", "", map[string][]string{"a": {away}, "b": {full}, "c": {away}, "d": {no}, "e": {away}}, "abcde", full},
+		{"what three refuse others will refuse", "", map[string][]string{"a": {no}, "b": {no}, "c": {no}}, "abc", no},
+		{"what had a home asks the full ones again, another free one first", "a", map[string][]string{"b": {full}}, "bc", ""},
+		{"what had a home waits for the full ones", "a", map[string][]string{"a": {away}, "b": {full, full}, "c": {away}, "d": {away}, "e": {away}}, "bcdeabb", ""},
+		{"nobody is there", "a", map[string][]string{"a": {away}, "b": {away}, "c": {away}, "d": {away}, "e": {away}}, "bcdea", away},
 	} {
-		order, err := asked(t, t.Context(), c.avoid, []string{"a", "b", "c"}, c.refuse)
-		if !slices.Equal(order, c.order) || (err != nil) != c.fails {
-			t.Errorf("%s: asked %q, %v", c.name, order, err)
+		order, err := asked(t.Context(), c.avoid, strings.Split("abcde", ""), c.refuse)
+		if got := strings.Join(order, ""); got != c.order || (err != nil) != (c.fails != "") || err != nil && kindOf(err) != c.fails {
+			t.Errorf("%s: asked %q, %v", c.name, got, err)
 		}
 	}
 	ctx, leave := context.WithCancelCause(t.Context())
 	gone := errors.New("gone")
 	time.AfterFunc(10*time.Millisecond, func() { leave(gone) })
 	busy := slices.Repeat([]string{full}, 1000)
-	if order, err := asked(t, ctx, "a", []string{"a", "b"}, map[string][]string{"a": {away}, "b": busy}); err == nil || len(order) != 2 {
+	if order, err := asked(ctx, "a", []string{"a", "b"}, map[string][]string{"a": {away}, "b": busy}); err == nil || len(order) != 2 {
 		t.Errorf("nobody waits any more: asked %q, %v", order, err)
 	}
 }
