@@ -28,8 +28,9 @@ type Config struct {
 	APIKey          string   `name:"api-key" usage:"key that clients must send as a bearer token" secret:"true"`
 	MaxBodySize     Size     `name:"max-body-size" usage:"largest request body"`
 
-	ChatTemplate   string `name:"chat-template" usage:"file with a chat template (Jinja) that takes the place of the model's own"`
-	ToolCallParser string `name:"tool-call-parser" usage:"form of the calls that are looked for in chats with tools: auto (what the chat template writes), hermes, llama3_json, mistral or none"`
+	ChatTemplate    string `name:"chat-template" usage:"file with a chat template (Jinja) that takes the place of the model's own"`
+	ToolCallParser  string `name:"tool-call-parser" usage:"form of the calls that are looked for in chats with tools: auto (what the chat template writes), hermes, llama3_json, mistral or none"`
+	ReasoningParser string `name:"reasoning-parser" usage:"form of a model's thoughts before its answer, which chats give apart from it: auto (what the chat template speaks of), qwen3, deepseek_r1, mistral or none"`
 
 	MaxModelLen         int    `name:"max-model-len" usage:"longest prompt plus answer, in tokens; 0 is the model's own limit"`
 	MaxNumSeqs          int    `name:"max-num-seqs" usage:"requests that run at once on an instance"`
@@ -84,7 +85,7 @@ const MaxRanks = 8
 // Default is the configuration without any source.
 func Default() Config {
 	return Config{
-		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20, ToolCallParser: "auto",
+		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20, ToolCallParser: "auto", ReasoningParser: "auto",
 		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, EnablePrefixCaching: true,
 		DType: "auto", KVCacheDType: "auto", Quantization: "none", ISA: "auto", Device: "auto", TensorParallelSize: 1,
 		GPUMemoryUtilization: 0.9,
@@ -154,6 +155,7 @@ func (c *Config) Validate() error {
 	if u := c.GPUMemoryUtilization; !(u > 0 && u <= 1) {
 		bad("gpu-memory-utilization", "%g is not above 0 and at most 1", u)
 	}
+	oneOf("reasoning-parser", c.ReasoningParser, "auto", "qwen3", "deepseek_r1", "mistral", "none")
 	oneOf("tool-call-parser", c.ToolCallParser, "auto", "hermes", "llama3_json", "mistral", "none")
 	oneOf("dtype", c.DType, "auto", "float32", "bfloat16", "float16")
 	oneOf("kv-cache-dtype", c.KVCacheDType, "auto", "fp8_e4m3", "fp8")

@@ -324,6 +324,6 @@ func (h *Head) serverConfig(m *model.Model, tok *tokenizer.Tokenizer) server.Con
 	}
 	return server.Config{
 		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
-		ToolCallParser: cfg.ToolCallParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting), Restarts: h.restarts.Load,
+		ToolCallParser: cfg.ToolCallParser, ReasoningParser: cfg.ReasoningParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting), Restarts: h.restarts.Load,
 	}
 }

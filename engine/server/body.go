@@ -75,6 +75,7 @@ type chatRequest struct {
 	TopLogprobs         *integer `json:"top_logprobs"`
 	Echo                bool     `json:"echo"`
 	ParallelToolCalls   *bool    `json:"parallel_tool_calls"`
+	IncludeReasoning    *bool    `json:"include_reasoning"`
 }
 
 // conversation is what a chat's prompt is made of; /tokenize takes it too.

@@ -76,7 +76,7 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 		return nil, err
 	}
 	for _, j := range p.jobs {
-		j.calls = tools.reader()
+		j.thoughts, j.calls = s.thoughts(req, text), tools.reader()
 	}
 	return p, nil
 }

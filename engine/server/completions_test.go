@@ -19,6 +19,9 @@ type usage struct {
 	Details    struct {
 		Cached int `json:"cached_tokens"`
 	} `json:"prompt_tokens_details"`
+	Answer struct {
+		Reasoning int `json:"reasoning_tokens"`
+	} `json:"completion_tokens_details"`
 }
 
 func used(prompt, completion int) usage {
@@ -70,6 +73,8 @@ type chatText struct {
 			Arguments string  `json:"arguments"`
 		} `json:"function"`
 	} `json:"tool_calls"`
+	Reasoning        *string `json:"reasoning"`
+	ReasoningContent *string `json:"reasoning_content"`
 }
 
 type chatChoice struct {

@@ -42,18 +42,28 @@ func (a *answer) head(b []byte, object string) []byte {
 	return appendString(b, a.model)
 }
 
-// appendUsage appends the tokens of prompts and answers, and how many of the prompts' had KV in the cache; below 0 that
-// is left out.
-func appendUsage(b []byte, prompt, completion, cached int) []byte {
+// tally counts tokens of prompts and answers.
+type tally struct {
+	prompt, completion int
+	cached             int // of the prompts', those whose KV was in the cache; below 0 it is not known yet
+	reasoning          int // of the answers', those of thoughts
+}
+
+// append appends the object, of a chat with how much of it was thoughts.
+func (t tally) append(b []byte, chat bool) []byte {
 	b = append(b, `{"prompt_tokens":`...)
-	b = appendInt(b, prompt)
+	b = appendInt(b, t.prompt)
 	b = append(b, `,"completion_tokens":`...)
-	b = appendInt(b, completion)
+	b = appendInt(b, t.completion)
 	b = append(b, `,"total_tokens":`...)
-	b = appendInt(b, prompt+completion)
-	if cached >= 0 {
+	b = appendInt(b, t.prompt+t.completion)
+	if t.cached >= 0 {
 		b = append(b, `,"prompt_tokens_details":{"cached_tokens":`...)
-		b = append(appendInt(b, cached), '}')
+		b = append(appendInt(b, t.cached), '}')
+		if chat {
+			b = append(b, `,"completion_tokens_details":{"reasoning_tokens":`...)
+			b = append(appendInt(b, t.reasoning), '}')
+		}
 	}
 	return append(b, '}')
 }

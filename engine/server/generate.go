@@ -25,7 +25,8 @@ type job struct {
 	skip    bool    // special tokens are left out of the text
 	eos     []int32 // tokens whose end needs no reason
 
-	calls *callReader // nil: all text is content
+	thoughts *thoughtReader // nil: there are none in the text
+	calls    *callReader    // nil: all text is content
 
 	placement bool // where the KV lay is told at the end
 	first     bool // of the choices of its prompt: usage counts a prompt once
@@ -34,11 +35,13 @@ type job struct {
 // delta is what one event adds to a choice.
 type delta struct {
 	index      int
+	reasoning  string // of the thoughts before the text
 	text       string
 	calls      []callDelta
 	tokens     []engine.TokenLogprob // of this delta, when log probabilities were asked for
 	prompt     []engine.TokenLogprob // once, before the first token
 	ids        []int32               // of this delta, also of a token that has no text
+	thinking   int                   // how many of them are of thoughts
 	cached     int                   // tokens of the prompt whose KV was there; once
 	times      times                 // with the finish
 	finish     string                // "" while it goes on
@@ -60,9 +63,7 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 	defer recovered(&err)
 	text := stopScanner{stops: j.stops, include: j.include}
 	decoder := tok.NewStream(j.skip)
-	if j.calls != nil {
-		decoder.Keep(j.calls.keep...)
-	}
+	decoder.Keep(append(j.thoughts.keep(), j.calls.marks()...)...)
 	var first, last time.Time
 	generated, queued := 0, time.Duration(0)
 	for {
@@ -109,6 +110,7 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 		if hit != "" {
 			d.finish, d.stopReason = "stop", hit
 		}
+		j.thoughts.take(&d)
 		if j.calls != nil {
 			d.text, d.calls = j.calls.read(d.text, d.finish != "")
 			d.finish = j.calls.finish(d.finish)

@@ -11,6 +11,7 @@
 //	completions.go  /v1/completions: body -> plan -> jobs -> answer
 //	chat.go         /v1/chat/completions: messages -> prompt, then the same way
 //	tools.go        the tools of a chat, and what its template does with them
+//	thoughts.go     what a model thinks before it answers
 //	toolanswer.go   calls of tools in answers
 //	toolguide.go    calls that a client demands
 //	toolpath.go     where the client wrote what is wrong with their schema
@@ -45,6 +46,7 @@ import (
 
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/grammar"
+	"github.com/infinite-llm/infinite/engine/reasoning"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
@@ -147,6 +149,9 @@ type Config struct {
 	// ToolCallParser is the form in which calls of tools are looked for in answers: a toolcall.Form, "none", or
 	// "auto" (also "") for the one that the chat template writes.
 	ToolCallParser string
+	// ReasoningParser is the form of thoughts before answers: a reasoning.Form, "none", or "auto" (also "") for the one
+	// that the chat template speaks of.
+	ReasoningParser string
 }
 
 // leastConnections may be open at once. There are twice as many as clients could make use of, where those are more: one over
@@ -155,22 +160,23 @@ const leastConnections = 16384
 
 // Server is a running API.
 type Server struct {
-	cfg      Config
-	tok      *tokenizer.Tokenizer
-	backend  Backend
-	tools    toolSupport
-	metrics  *Metrics
-	http     *fasthttp.Server
-	watcher  *watcher
-	grammars *grammar.Cache[struct{}]
-	longest  int             // bytes of the longest token
-	ctx      context.Context // of all requests
-	cancel   context.CancelCauseFunc
-	requests atomic.Uint64
-	created  int64
-	listener net.Listener
-	done     chan error
-	stopped  atomic.Bool
+	cfg       Config
+	tok       *tokenizer.Tokenizer
+	backend   Backend
+	tools     toolSupport
+	reasoning reasoning.Form // in which thoughts stand before answers, "": in none
+	metrics   *Metrics
+	http      *fasthttp.Server
+	watcher   *watcher
+	grammars  *grammar.Cache[struct{}]
+	longest   int             // bytes of the longest token
+	ctx       context.Context // of all requests
+	cancel    context.CancelCauseFunc
+	requests  atomic.Uint64
+	created   int64
+	listener  net.Listener
+	done      chan error
+	stopped   atomic.Bool
 
 	mu   sync.Mutex
 	busy map[net.Conn]struct{} // connections with a request that is not answered to its last byte
@@ -188,6 +194,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, grammars: newGrammars(), created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
 	s.metrics = newMetrics(backend, cfg)
 	s.tools = probeTools(tok, cfg.ToolCallParser)
+	s.reasoning = reasoningForm(tok, cfg.ReasoningParser)
 	for id := range int32(tok.VocabSize()) {
 		s.longest = max(s.longest, len(tok.TokenBytes(id)))
 	}

@@ -92,7 +92,7 @@ type sse struct {
 	places    []place
 	begun     []bool // a chunk went out
 	generated []int  // tokens, by choice
-	cached    int    // of the prompts' tokens
+	tally     tally  // of all choices so far
 }
 
 func (st *sse) event(data []byte) error {
@@ -124,7 +124,7 @@ func (st *sse) close(b []byte, choice int) error {
 		b = append(b, `,"usage":null`...)
 	case usageEvery:
 		b = append(b, `,"usage":`...)
-		b = appendUsage(b, len(st.p.jobs[choice].req.Prompt), st.generated[choice], -1)
+		b = tally{prompt: len(st.p.jobs[choice].req.Prompt), completion: st.generated[choice], cached: -1}.append(b, false)
 	}
 	st.buf = append(b, '}')
 	return st.event(st.buf)
@@ -148,11 +148,13 @@ func (st *sse) begin() error {
 
 func (st *sse) delta(d delta) error {
 	st.generated[d.index] += len(d.ids)
+	st.tally.completion += len(d.ids)
+	st.tally.reasoning += d.thinking
 	if st.p.jobs[d.index].first {
-		st.cached += d.cached
+		st.tally.cached += d.cached
 	}
 	first := len(st.p.echo) > 0 && !st.begun[d.index]
-	if d.text == "" && len(d.calls) == 0 && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first && !(st.p.tokenIDs && len(d.ids) > 0) {
+	if d.text == "" && d.reasoning == "" && len(d.calls) == 0 && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first && !(st.p.tokenIDs && len(d.ids) > 0) {
 		return nil
 	}
 	b := append(st.chunk(), `{"index":`...)
@@ -202,12 +204,9 @@ func (st *sse) appendText(b []byte, d delta, first bool) []byte {
 
 func (st *sse) end() {
 	if st.p.usage != usageNever {
-		generated := 0
-		for _, n := range st.generated {
-			generated += n
-		}
+		st.tally.prompt = st.p.promptTokens
 		b := append(st.chunk(), `],"usage":`...)
-		b = append(appendUsage(b, st.p.promptTokens, generated, st.cached), '}')
+		b = append(st.tally.append(b, st.p.answer.chat), '}')
 		if st.event(b) != nil {
 			return
 		}

@@ -64,6 +64,14 @@ func (r *callReader) read(text string, end bool) (content string, calls []callDe
 	return content, calls
 }
 
+// marks are special tokens that it must see.
+func (r *callReader) marks() []string {
+	if r == nil {
+		return nil
+	}
+	return r.keep
+}
+
 // newID is random. Mistral's templates take none but of 9 letters and digits.
 func (r *callReader) newID() string {
 	if r.shortID {
@@ -80,13 +88,16 @@ func (r *callReader) finish(reason string) string {
 	return reason
 }
 
-// parts cuts a delta into those that chunks have room for: content or one call each. What belongs to tokens goes with
-// the first of them, the end with the last.
+// parts cuts a delta into those that chunks have room for: thoughts, content or one call each. What belongs to tokens goes
+// with the first of them, the end with the last.
 func (d delta) parts() []delta {
-	if len(d.calls) == 0 {
+	if len(d.calls) == 0 && (d.reasoning == "" || d.text == "") {
 		return []delta{d}
 	}
 	var list []delta
+	if d.reasoning != "" {
+		list = append(list, delta{index: d.index, reasoning: d.reasoning})
+	}
 	if d.text != "" {
 		list = append(list, delta{index: d.index, text: d.text})
 	}
@@ -94,7 +105,7 @@ func (d delta) parts() []delta {
 		list = append(list, delta{index: d.index, calls: []callDelta{c}})
 	}
 	first, last := &list[0], &list[len(list)-1]
-	first.tokens, first.prompt, first.ids, first.cached = d.tokens, d.prompt, d.ids, d.cached
+	first.tokens, first.prompt, first.ids, first.thinking, first.cached = d.tokens, d.prompt, d.ids, d.thinking, d.cached
 	last.finish, last.stopReason, last.spans = d.finish, d.stopReason, d.spans
 	return list
 }
@@ -110,8 +121,11 @@ func (c *choice) add(calls []callDelta) {
 	}
 }
 
-// appendDelta appends a chat chunk's content, or its part of a call.
+// appendDelta appends a chat chunk's content, its thoughts, or its part of a call.
 func appendDelta(b []byte, d delta) []byte {
+	if d.reasoning != "" {
+		return append(appendReasoning(append(b, '{'), d.reasoning), '}')
+	}
 	if len(d.calls) == 0 {
 		b = append(b, `{"content":`...)
 		return append(appendString(b, d.text), '}')
@@ -142,6 +156,9 @@ func appendMessage(b []byte, c choice) []byte {
 		b = appendString(b, string(c.text))
 	}
 	b = append(b, `,"refusal":null`...)
+	if len(c.reasoning) > 0 {
+		b = appendReasoning(append(b, ','), string(c.reasoning))
+	}
 	for i, one := range c.calls {
 		if i == 0 {
 			b = append(b, `,"tool_calls":[`...)

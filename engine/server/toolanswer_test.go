@@ -24,13 +24,17 @@ type gotChoice struct {
 	Calls   []gotCall
 	Finish  string
 	Tokens  int // with log probabilities
+	Thought string
 }
 
 var callID = regexp.MustCompile(`^call_[0-9a-f]{24}$`)
 
 func whole(t rapid.TB, c chatChoice) gotChoice {
 	t.Helper()
-	got := gotChoice{Content: str(c.Message.Content), Finish: str(c.Finish)}
+	if str(c.Message.Reasoning) != str(c.Message.ReasoningContent) {
+		t.Fatalf("%q and %q", str(c.Message.Reasoning), str(c.Message.ReasoningContent))
+	}
+	got := gotChoice{Thought: orDefault(c.Message.Reasoning, ""), Content: str(c.Message.Content), Finish: str(c.Finish)}
 	if c.Message.Content == nil {
 		if got.Content = ""; len(c.Message.Calls) == 0 {
 			t.Fatal("neither content nor calls")
@@ -61,6 +65,12 @@ func sum(t rapid.TB, events []event, n int) []gotChoice {
 			g := &got[c.Index]
 			if g.Finish != "" {
 				t.Fatalf("%s behind the end of the choice", e)
+			}
+			if thought := c.Delta.Reasoning; thought != nil {
+				if *thought != str(c.Delta.ReasoningContent) || *thought == "" || c.Delta.Content != nil || len(c.Delta.Calls) > 0 {
+					t.Fatalf("%s has more than a thought", e)
+				}
+				g.Thought += *thought
 			}
 			if c.Delta.Content != nil {
 				g.Content += *c.Delta.Content
@@ -188,10 +198,10 @@ func TestToolCallsThatEndEarly(t *testing.T) {
 		more   obj
 		want   gotChoice
 	}{
-		{"whole", events, nil, gotChoice{"So:", []gotCall{{"", "now", `{"city": "Oslo"}`}}, "tool_calls", 0}},
-		{"stop string in the arguments", events, obj{"stop": "slo"}, gotChoice{"So:", []gotCall{{"", "now", `{"city": "O`}}, "tool_calls", 0}},
-		{"stop string in the content", events, obj{"stop": ":"}, gotChoice{"So", nil, "stop", 0}},
-		{"stop string in the marker", events, obj{"stop": "_call"}, gotChoice{"So: <tool", nil, "stop", 0}},
+		{"whole", events, nil, gotChoice{"So:", []gotCall{{"", "now", `{"city": "Oslo"}`}}, "tool_calls", 0, ""}},
+		{"stop string in the arguments", events, obj{"stop": "slo"}, gotChoice{"So:", []gotCall{{"", "now", `{"city": "O`}}, "tool_calls", 0, ""}},
+		{"stop string in the content", events, obj{"stop": ":"}, gotChoice{"So", nil, "stop", 0, ""}},
+		{"stop string in the marker", events, obj{"stop": "_call"}, gotChoice{"So: <tool", nil, "stop", 0, ""}},
 		{"length, before the call", cut(`"name": "n`), nil, gotChoice{Finish: "length"}},
 		{"length, in the arguments", cut(`{"ci`), nil, gotChoice{Finish: "length"}},
 	} {
@@ -283,9 +293,9 @@ func TestDemandedCallsOverTheAPI(t *testing.T) {
 		want   gotChoice
 		schema string // a part of it
 	}{
-		{`{"city": "Oslo"}`, obj{"tool_choice": named}, gotChoice{"", two[:1], "stop", 0}, `{"properties":{"city":{"type":"string"}},"type":"object"}`},
-		{list, obj{"tool_choice": "required"}, gotChoice{"", two, "tool_calls", 0}, `"name":{"enum":["now"]},"parameters":{"type":"object"}`},
-		{list, obj{"tool_choice": "required", "parallel_tool_calls": false, "response_format": obj{"type": "json_object"}}, gotChoice{"", two[:1], "tool_calls", 0}, `"maxItems":1`},
+		{`{"city": "Oslo"}`, obj{"tool_choice": named}, gotChoice{"", two[:1], "stop", 0, ""}, `{"properties":{"city":{"type":"string"}},"type":"object"}`},
+		{list, obj{"tool_choice": "required"}, gotChoice{"", two, "tool_calls", 0, ""}, `"name":{"enum":["now"]},"parameters":{"type":"object"}`},
+		{list, obj{"tool_choice": "required", "parallel_tool_calls": false, "response_format": obj{"type": "json_object"}}, gotChoice{"", two[:1], "tool_calls", 0, ""}, `"maxItems":1`},
 	} {
 		b := scripted(says(t, x.text)...)
 		// No parser is needed: the form of the answer is not the model's own.

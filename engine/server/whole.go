@@ -9,11 +9,13 @@ import (
 
 // choice is a finished choice.
 type choice struct {
+	reasoning  []byte
 	text       []byte
 	calls      []call
 	tokens     []engine.TokenLogprob
 	prompt     []engine.TokenLogprob
 	ids        []int32
+	thinking   int // tokens of thoughts
 	finish     string
 	stopReason any
 	spans      []engine.SpanInfo
@@ -24,11 +26,13 @@ func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
 	choices := make([]choice, len(p.jobs))
 	err := s.deltas(ctx, p, func(d delta) error {
 		c := &choices[d.index]
+		c.reasoning = append(c.reasoning, d.reasoning...)
 		c.text = append(c.text, d.text...)
 		c.add(d.calls)
 		c.tokens = append(c.tokens, d.tokens...)
 		c.prompt = append(c.prompt, d.prompt...)
 		c.ids = append(c.ids, d.ids...)
+		c.thinking += d.thinking
 		c.cached += d.cached
 		c.finish, c.stopReason, c.spans = d.finish, d.stopReason, d.spans
 		return nil
@@ -40,14 +44,15 @@ func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
 func (p *plan) encode(choices []choice) []byte {
 	a := &p.answer
 	b := append(a.head(nil, a.object), `,"choices":[`...)
-	generated, cached := 0, 0
+	t := tally{prompt: p.promptTokens}
 	for i, c := range choices {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		generated += len(c.ids)
+		t.completion += len(c.ids)
+		t.reasoning += c.thinking
 		if p.jobs[i].first {
-			cached += c.cached
+			t.cached += c.cached
 		}
 		b = append(b, `{"index":`...)
 		b = appendInt(b, i)
@@ -70,7 +75,7 @@ func (p *plan) encode(choices []choice) []byte {
 		b = appendIDs(b, "prompt_token_ids", p.jobs[0].req.Prompt)
 	}
 	b = append(b, `,"usage":`...)
-	return append(appendUsage(b, p.promptTokens, generated, cached), '}')
+	return append(t.append(b, a.chat), '}')
 }
 
 func (p *plan) appendChatChoice(b []byte, c choice) []byte {

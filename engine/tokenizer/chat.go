@@ -35,6 +35,9 @@ func (e *TemplateError) Error() string { return e.Message }
 // HasChatTemplate tells whether the model has a chat template.
 func (t *Tokenizer) HasChatTemplate() bool { return t.chat != nil }
 
+// ChatTemplate is the text of the model's chat templates, "" without any.
+func (t *Tokenizer) ChatTemplate() string { return t.chatText }
+
 // ApplyChat renders messages with the model's chat template. vars are further variables of the template, such as tools
 // (JSON is best given as a json.RawMessage, which keeps the order of keys) and enable_thinking; they may replace the
 // special tokens but not the messages. Where there are tools or calls of them, a template that the model has for tool
@@ -131,7 +134,7 @@ func (t *Tokenizer) WithChatTemplate(source string) (*Tokenizer, error) {
 		return nil, err
 	}
 	with := *t
-	with.chat, with.toolChat = chat, nil
+	with.chat, with.toolChat, with.chatText = chat, nil, source
 	return &with, nil
 }
 

@@ -29,6 +29,7 @@ func (t *Tokenizer) loadConfig(fsys fs.FS) error {
 	if err != nil || source.chat == "" {
 		return err
 	}
+	t.chatText = source.chat + source.toolUse
 	if t.chat, err = parseChat(source.chat); err == nil && source.toolUse != "" {
 		t.toolChat, err = parseChat(source.toolUse)
 	}

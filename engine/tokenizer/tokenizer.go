@@ -43,6 +43,7 @@ type Tokenizer struct {
 	specials map[string]string // "bos_token" -> "<s>", for the chat template
 	chat     *jinja.Template   // nil: the model has none
 	toolChat *jinja.Template   // of conversations with tools; nil: chat is
+	chatText string            // their sources
 }
 
 type named struct {

@@ -84,11 +84,8 @@ func converse(ctx context.Context, c *openai.Client, body map[string]any, in io.
 			history = nil
 		default:
 			body["messages"] = append(history, message{"user", line})
-			var answer strings.Builder
-			_, err := streamChat(ctx, c, body, func(text string) {
-				answer.WriteString(text)
-				fmt.Fprint(out, text)
-			})
+			turn := turn{out: out, thoughts: interactive}
+			_, err := streamChat(ctx, c, body, turn.add)
 			fmt.Fprintln(out)
 			if err != nil {
 				if ctx.Err() != nil {
@@ -100,9 +97,29 @@ func converse(ctx context.Context, c *openai.Client, body map[string]any, in io.
 				fmt.Fprintln(out, "error:", err)
 				continue
 			}
-			history = append(history, message{"user", line}, message{"assistant", answer.String()})
+			history = append(history, message{"user", line}, message{"assistant", turn.answer.String()})
 		}
 	}
+}
+
+// turn shows an answer as it comes, on a terminal with the thoughts before it in faint letters.
+type turn struct {
+	out      io.Writer
+	thoughts bool
+	thought  bool // some were shown
+	answer   strings.Builder
+}
+
+func (t *turn) add(thought, text string) {
+	if thought != "" && t.thoughts {
+		fmt.Fprint(t.out, "\x1b[2m"+thought+"\x1b[0m")
+		t.thought = true
+	}
+	if text != "" && t.thought && t.answer.Len() == 0 {
+		fmt.Fprint(t.out, "\n\n")
+	}
+	t.answer.WriteString(text)
+	fmt.Fprint(t.out, text)
 }
 
 // readLines reads in the background, since a terminal's read does not end with ctx. After the last line
@@ -126,9 +143,9 @@ func readLines(ctx context.Context, in io.Reader) (lines <-chan string, failed <
 	return out, end
 }
 
-// streamChat runs a chat completion and hands out its text as it comes. With return_kv_placement in the body
+// streamChat runs a chat completion and hands out its thoughts and its text as they come. With return_kv_placement in the body
 // it returns where the KV lay, oldest blocks first.
-func streamChat(ctx context.Context, c *openai.Client, body map[string]any, each func(string)) (placement []server.SpanView, err error) {
+func streamChat(ctx context.Context, c *openai.Client, body map[string]any, each func(thought, text string)) (placement []server.SpanView, err error) {
 	body["stream"] = true
 	data, err := json.Marshal(body)
 	if err != nil {
@@ -137,7 +154,10 @@ func streamChat(ctx context.Context, c *openai.Client, body map[string]any, each
 	err = c.Stream(ctx, "/v1/chat/completions", data, func(data []byte) error {
 		var chunk struct {
 			Choices []struct {
-				Delta     struct{ Content string }
+				Delta struct {
+					Content   string
+					Reasoning string `json:"reasoning_content"`
+				}
 				Placement []server.SpanView `json:"kv_placement"`
 			}
 		}
@@ -145,7 +165,7 @@ func streamChat(ctx context.Context, c *openai.Client, body map[string]any, each
 			return fmt.Errorf("cannot read an event: %w", err)
 		}
 		for _, ch := range chunk.Choices {
-			each(ch.Delta.Content)
+			each(ch.Delta.Reasoning, ch.Delta.Content)
 			if ch.Placement != nil {
 				placement = ch.Placement
 			}

@@ -152,7 +152,7 @@ func (s *sample) ask(ctx context.Context, c *openai.Client, out io.Writer, token
 	fmt.Fprint(out, "answer: ")
 	started := time.Now()
 	s.body["return_kv_placement"] = true
-	spans, err := streamChat(ctx, c, s.body, func(text string) {
+	spans, err := streamChat(ctx, c, s.body, func(_, text string) {
 		answer.WriteString(text)
 		fmt.Fprint(out, text)
 	})

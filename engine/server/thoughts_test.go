@@ -1,0 +1,98 @@
+package server
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/infinite-llm/infinite/engine/tokenizer"
+)
+
+// opening is Qwen3's template, which opens thoughts in the prompt, as those of models that always think do.
+func opening(t testing.TB) *tokenizer.Tokenizer {
+	t.Helper()
+	tok, err := testTokenizer(t).WithChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}\n{% endfor %}assistant: <think>\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+// Thoughts are apart from content and calls, whole and in pieces, and counted.
+func TestThoughts(t *testing.T) {
+	const thought = "Hm.\n\nI need <b> the time</b>, \"now\"."
+	const call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>"
+	for _, c := range []struct {
+		name   string
+		tok    *tokenizer.Tokenizer
+		parser string
+		text   string
+		want   gotChoice
+		counts string // the text of the tokens that usage counts as thoughts
+	}{
+		{"qwen3", templated(t, "qwen3"), "auto", "<think>\n" + thought + "\n</think>\n\nLet me see.\n" + call,
+			gotChoice{Thought: thought, Content: "Let me see.", Calls: []gotCall{{"", "now", "{}"}}, Finish: "tool_calls"}, "<think>\n" + thought + "\n</think>"},
+		{"only a call", templated(t, "qwen3"), "", "<think>\n" + thought + "\n</think>\n\n" + call,
+			gotChoice{Thought: thought, Calls: []gotCall{{"", "now", "{}"}}, Finish: "tool_calls"}, "<think>\n" + thought + "\n</think>"},
+		{"a call among thoughts is none", templated(t, "qwen3"), "auto", "<think>" + call + "</think>Yes",
+			gotChoice{Thought: call, Content: "Yes", Finish: "stop"}, "<think>" + call + "</think>"},
+		{"no thoughts", templated(t, "qwen3"), "auto", "Yes", gotChoice{Content: "Yes", Finish: "stop"}, ""},
+		{"no parser", templated(t, "qwen3"), "none", "<think>a</think>Yes", gotChoice{Content: "<think>a</think>Yes", Finish: "stop"}, ""},
+		{"another template", templated(t, "qwen25"), "auto", "<think>a</think>Yes", gotChoice{Content: "<think>a</think>Yes", Finish: "stop"}, ""},
+		{"another template and a parser", templated(t, "qwen25"), "deepseek_r1", "Hm</think>Yes", gotChoice{Thought: "Hm", Content: "Yes", Finish: "stop"}, "Hm</think>"},
+		{"cut off", templated(t, "qwen3"), "auto", "<think>\nHm", gotChoice{Thought: "Hm", Finish: "stop"}, "<think>\nHm"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			events := says(t, c.text)
+			a := serveWith(t, c.tok, scripted(withLogprobs(events, nil)...), wide, func(cfg *Config) { cfg.ReasoningParser = c.parser })
+			c.want.Tokens = len(events)
+			got := both(t, a, 1, tooled(obj{"logprobs": true}))
+			if diff := cmp.Diff([]gotChoice{c.want}, anonymous(got)); diff != "" {
+				t.Error(diff)
+			}
+			var out chatAnswer
+			a.json("/v1/chat/completions", tooled(nil), &out)
+			least := len(testTokenizer(t).Encode(c.counts, false))
+			// A token may be a part of the mark's end and of what follows; EOS is no thought unless one was cut off.
+			if n := out.Usage.Answer.Reasoning; n < least || n > least+1 || least == 0 && n != 0 {
+				t.Errorf("%d tokens of thoughts, %d are sure", n, least)
+			}
+			var less chatAnswer
+			a.json("/v1/chat/completions", tooled(obj{"include_reasoning": false}), &less)
+			if m := less.Choices[0].Message; m.Reasoning != nil || orDefault(m.Content, "") != c.want.Content || *less.Usage != *out.Usage {
+				t.Errorf("without: %+v, %+v", m, less.Usage)
+			}
+			for _, e := range a.chunks("/v1/chat/completions", tooled(obj{"include_reasoning": false})) {
+				if strings.Contains(string(e), "reasoning") {
+					t.Errorf("without: %s", e)
+				}
+			}
+		})
+	}
+}
+
+// What the template has opened needs no mark, and an answer that has a form has no thoughts.
+func TestOpenedThoughts(t *testing.T) {
+	a := serveWith(t, opening(t), scripted(says(t, "Hm\n</think>\n\n{}")...), wide)
+	var out chatAnswer
+	a.json("/v1/chat/completions", chatBody(nil), &out)
+	if m := out.Choices[0].Message; str(m.Reasoning) != "Hm" || str(m.Content) != "{}" {
+		t.Errorf("%+v", m)
+	}
+	for _, c := range []struct {
+		tok  *tokenizer.Tokenizer
+		text string
+		body obj
+	}{
+		{opening(t), "{}", chatBody(obj{"response_format": obj{"type": "json_object"}})},
+		{templated(t, "qwen3"), `[{"name": "now", "parameters": {}}]`, tooled(obj{"tool_choice": "required"})},
+	} {
+		a = serveWith(t, c.tok, scripted(says(t, c.text)...), wide, func(cfg *Config) { cfg.ReasoningParser = "deepseek_r1" })
+		var out chatAnswer
+		a.json("/v1/chat/completions", c.body, &out)
+		if m := out.Choices[0].Message; m.Reasoning != nil || str(m.Content) != "{}" && len(m.Calls) != 1 {
+			t.Errorf("%s: %+v", c.text, m)
+		}
+	}
+}
