@@ -64,11 +64,15 @@ func (e *Engine) draft(r *request, it sched.Item) []int32 {
 		return nil
 	}
 	e.guess = d.index.Draft(e.guess[:0], r.tokens, most)
+	masks := r.guided != nil && !r.guided.waits()
+	if masks {
+		e.guess = e.guess[:min(len(e.guess), e.spareMasks)]
+	}
 	if r.guided != nil {
-		e.guess = r.guided.ahead(e.guess[:min(len(e.guess), e.spareMasks)], &e.maskTime)
+		e.guess = r.guided.ahead(e.guess, &e.maskTime)
 	}
 	n := e.sched.Draft(r.id, len(e.guess))
-	if r.guided != nil {
+	if masks {
 		e.spareMasks -= n
 	}
 	return e.guess[:n]

@@ -26,6 +26,7 @@ func TestDraftsDoNotShow(t *testing.T) {
 	n.eng.cfg.MaskTime = patience // so that steps do not depend on it
 	p := prompt(4, 60)
 	full := want(3, p, 300)
+	thought := firstOf(full, 80, func(t int32) bool { return t >= ' ' && t < 128 })
 	for _, x := range []struct {
 		name string
 		r    Request
@@ -38,9 +39,11 @@ func TestDraftsDoNotShow(t *testing.T) {
 		{"a stop token", Request{MaxTokens: 300, StopTokens: []int32{full[133]}}},
 		{"not before the least", Request{MaxTokens: 300, MinTokens: 150, StopTokens: []int32{full[101], full[160], full[201]}}},
 		{"goes on", Request{MaxTokens: 300, Answer: full[:140]}},
-		{"a form", Request{MaxTokens: 200, Guide: Guide{grammar.Regex, "(?:abc[0-9]){30}"}}},
-		{"a form that may end", Request{MaxTokens: 200, StopTokens: []int32{fakeEOS}, MinTokens: 60, Guide: Guide{grammar.Regex, "(?:[ab]cd)+"}}},
-		{"the form's end", Request{MaxTokens: 200, IgnoreEOS: true, Guide: Guide{grammar.Regex, "[ab]{3}(?:wxyz){20}"}}},
+		{"a form", Request{MaxTokens: 200, Guide: Guide{Kind: grammar.Regex, Source: "(?:abc[0-9]){30}"}}},
+		{"a form that may end", Request{MaxTokens: 200, StopTokens: []int32{fakeEOS}, MinTokens: 60, Guide: Guide{Kind: grammar.Regex, Source: "(?:[ab]cd)+"}}},
+		{"the form's end", Request{MaxTokens: 200, IgnoreEOS: true, Guide: Guide{Kind: grammar.Regex, Source: "[ab]{3}(?:wxyz){20}"}}},
+		{"thoughts before a form", Request{MaxTokens: 300, Guide: Guide{grammar.Regex, "(?:abc[0-9]){30}", Thoughts{Opened: true, Close: string(rune(full[thought])), CloseToken: -1}}}},
+		{"thoughts that a token opens", Request{MaxTokens: 300, Guide: Guide{grammar.Regex, "(?:abc[0-9]){30}", Thoughts{Open: full[0], Close: "</think>", CloseToken: full[thought]}}}},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			x.r.Prompt = p
@@ -87,7 +90,7 @@ func TestDraftsOfMany(t *testing.T) {
 	for i := range 8 {
 		r := Request{Prompt: prompt(i, 60), MaxTokens: 150, Sampling: sampling(uint64(i))}
 		if i%2 == 1 {
-			r.Guide = Guide{grammar.Regex, "(?:[xyz]abcdef){40}"}
+			r.Guide = Guide{Kind: grammar.Regex, Source: "(?:[xyz]abcdef){40}"}
 		}
 		streams = append(streams, submit(t, n, r))
 	}
@@ -97,7 +100,7 @@ func TestDraftsOfMany(t *testing.T) {
 		got, _ := read(t, s)
 		r := Request{Prompt: prompt(i, 60), MaxTokens: 150, Sampling: sampling(uint64(i))}
 		if i%2 == 1 {
-			r.Guide = Guide{grammar.Regex, "(?:[xyz]abcdef){40}"}
+			r.Guide = Guide{Kind: grammar.Regex, Source: "(?:[xyz]abcdef){40}"}
 		}
 		if whole, _ := read(t, submit(t, plain, r)); !slices.Equal(got, whole) {
 			t.Errorf("request %d: %d tokens, or others than the %d", i, len(got), len(whole))
@@ -178,7 +181,7 @@ func TestDraftsBeforeAnError(t *testing.T) {
 		}
 	}
 	p := prompt(4, 60)
-	tokens, last := answerOf(t, submit(t, n, Request{Prompt: p, MaxTokens: 200, Sampling: sampling(3), Guide: Guide{grammar.Regex, "(?:abc[0-9]){30}"}}))
+	tokens, last := answerOf(t, submit(t, n, Request{Prompt: p, MaxTokens: 200, Sampling: sampling(3), Guide: Guide{Kind: grammar.Regex, Source: "(?:abc[0-9]){30}"}}))
 	c.settled()
 	if last.Err == nil || len(p)+len(tokens) != known+1 {
 		t.Errorf("%d tokens behind %d, not one more than %d: %v", len(tokens), len(p), known, last.Err)

@@ -15,7 +15,10 @@ import (
 
 // Guide is a form that an answer is held to: a kind of source that grammar.Compile knows, and the source. The zero
 // Guide is none.
-type Guide struct{ Kind, Source string }
+type Guide struct {
+	Kind, Source string
+	Thoughts     Thoughts // before it
+}
 
 // Guides compiles forms for a model's vocabulary.
 type Guides interface {
@@ -26,10 +29,12 @@ type Guides interface {
 
 // guided is a request's place in the form of its answer. The loop owns it once the request is queued.
 type guided struct {
-	m    *grammar.Matcher
-	ends []int32 // stop tokens that are no text: they may come where the form may end
-	err  error   // there is no mask
-	late bool    // the mask did not come in time for the step
+	m        *grammar.Matcher
+	words    *grammar.Vocabulary
+	thinking *thinking // nil: the form has begun
+	ends     []int32   // stop tokens that are no text: they may come where the form may end
+	err      error     // there is no mask
+	late     bool      // the mask did not come in time for the step
 	// The masks of the step's rows: what may come next, and behind each draft.
 	places []place
 }
@@ -60,7 +65,10 @@ func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
 	if words := u.Vocabulary().Words(); words*len(st.Seqs) != len(st.Masks) {
 		return nil, fmt.Errorf("cannot hold the answer to its form: masks have %d words, the device's others", words)
 	}
-	g := &guided{m: u.Matcher()}
+	if size := u.Vocabulary().Size(); int(req.Guide.Thoughts.Open) >= size {
+		return nil, fmt.Errorf("cannot hold the answer to its form: thoughts begin with token %d of %d", req.Guide.Thoughts.Open, size)
+	}
+	g := &guided{m: u.Matcher(), words: u.Vocabulary(), thinking: newThinking(req.Guide.Thoughts)}
 	if err := g.resume(req.Answer); err != nil {
 		g.close()
 		return nil, err
@@ -76,11 +84,11 @@ func (e *Engine) guide(ctx context.Context, req *Request) (*guided, error) {
 // resume goes to the place behind an answer.
 func (g *guided) resume(answer []int32) error {
 	for _, t := range answer {
-		if err := g.m.Accept(t); err != nil {
+		if err := g.take(t); err != nil {
 			return fmt.Errorf("cannot go on with an answer that does not have its form: %w", err)
 		}
 	}
-	if g.m.MustEnd() {
+	if g.thinking == nil && g.m.MustEnd() {
 		return errors.New("cannot go on with an answer that has come to the end of its form")
 	}
 	return nil
@@ -94,7 +102,9 @@ func (g *guided) close() {
 }
 
 // needsMask tells whether a request samples a token of its form in a step.
-func needsMask(r *request, it sched.Item) bool { return r.guided != nil && it.Last && r.MaxTokens > 0 }
+func needsMask(r *request, it sched.Item) bool {
+	return r.guided != nil && !r.guided.waits() && it.Last && r.MaxTokens > 0
+}
 
 // lookAll finds the masks of a step's requests. The device waits meanwhile, and all others: what is not found in MaskTime
 // is late. The first is found in any case, and those that were late come first the next time.
@@ -155,6 +165,12 @@ func (g *guided) add(m *grammar.Matcher) error {
 // come. What is left of the time for masks is for those here, too: where the drafts are right the next step needs them. To
 // follow a draft also takes time.
 func (g *guided) ahead(drafts []int32, left *time.Duration) []int32 {
+	switch {
+	case g.waits():
+		return g.thinking.free(drafts, g.words)
+	case g.opens():
+		return drafts[:0]
+	}
 	m := *g.m
 	g.places = g.places[:1]
 	for k, t := range drafts {
@@ -178,6 +194,9 @@ func (g *guided) fill(st *batch.Step, row, k int, mayStop bool) error {
 	}
 	at := &g.places[k]
 	copy(to, at.mask)
+	if g.opens() {
+		to[g.thinking.Open/32] |= 1 << (g.thinking.Open % 32)
+	}
 	if at.mayEnd && (mayStop || !at.some) {
 		for _, t := range g.ends {
 			to[t/32] |= 1 << (t % 32)
@@ -188,11 +207,11 @@ func (g *guided) fill(st *batch.Step, row, k int, mayStop bool) error {
 
 // accept takes the token that was sampled behind k drafts. over: nothing can follow it.
 func (g *guided) accept(token int32, k int) (over bool, err error) {
-	if slices.Contains(g.ends, token) && g.m.MayEnd() {
+	if !g.waits() && slices.Contains(g.ends, token) && g.m.MayEnd() {
 		return !g.places[k].some, nil // where nothing else may come it ends the answer, also before MinTokens
 	}
-	if err := g.m.Accept(token); err != nil {
+	if err := g.take(token); err != nil {
 		return false, fmt.Errorf("cannot hold the answer to its form: %w", err)
 	}
-	return g.m.MustEnd(), nil
+	return g.thinking == nil && g.m.MustEnd(), nil
 }

@@ -38,7 +38,7 @@ func TestLateMasks(t *testing.T) {
 	for i := range guidedN + plainN {
 		r := Request{ID: fmt.Sprint(i), Prompt: prompt(i, 4), MaxTokens: length, Sampling: batch.Sampling{Seed: uint64(i)}}
 		if i < guidedN {
-			r.Guide = Guide{grammar.Regex, fmt.Sprintf("[a-z]{%d}", length)} // each is compiled anew
+			r.Guide = Guide{Kind: grammar.Regex, Source: fmt.Sprintf("[a-z]{%d}", length)} // each is compiled anew
 		}
 		streams = append(streams, submit(t, nd, r))
 	}
@@ -116,7 +116,7 @@ func TestGuidesAreClosed(t *testing.T) {
 				eng.draining = true
 			}
 		}
-		r := Request{Prompt: prompt(3, 20), Answer: x.answer, MaxTokens: 50, Logprobs: -1, PromptLogprobs: -1, Guide: Guide{grammar.Regex, x.pattern}}
+		r := Request{Prompt: prompt(3, 20), Answer: x.answer, MaxTokens: 50, Logprobs: -1, PromptLogprobs: -1, Guide: Guide{Kind: grammar.Regex, Source: x.pattern}}
 		if x.finish == "abort" {
 			r.MaxTokens = 900
 		}
@@ -153,7 +153,7 @@ func TestGuidesAreBusy(t *testing.T) {
 	c := newGuidedSim(t, 1, 64)
 	c.nodes[0].eng.cfg.Guides = busyGuides{}
 	var e *Error
-	r := Request{Prompt: prompt(3, 20), MaxTokens: 5, Logprobs: -1, PromptLogprobs: -1, Guide: Guide{grammar.Regex, "a"}}
+	r := Request{Prompt: prompt(3, 20), MaxTokens: 5, Logprobs: -1, PromptLogprobs: -1, Guide: Guide{Kind: grammar.Regex, Source: "a"}}
 	if _, err := c.nodes[0].eng.Submit(t.Context(), &r); !errors.As(err, &e) || e.Kind() != "queue_full" {
 		t.Error(err)
 	}

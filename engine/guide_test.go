@@ -81,7 +81,7 @@ func TestGuidedAnswers(t *testing.T) {
 		{"without EOS", "(?:ab)+", Request{MaxTokens: 60, IgnoreEOS: true, StopTokens: []int32{fakeEOS}}, "length", false},
 		{"without EOS the form ends it", "a{1,9}", Request{MaxTokens: 60, IgnoreEOS: true}, "stop", false},
 	} {
-		x.r.Prompt, x.r.Guide, x.r.Sampling.Seed = prompt(3, 20), Guide{grammar.Regex, x.pattern}, 5
+		x.r.Prompt, x.r.Guide, x.r.Sampling.Seed = prompt(3, 20), Guide{Kind: grammar.Regex, Source: x.pattern}, 5
 		got, last := answerOf(t, submit(t, c.nodes[0], x.r))
 		full := regexp.MustCompile(`\A(?:` + x.pattern + `)\z`)
 		if text := textOf(got); last.Finish != x.finish || last.Finish == "stop" && !full.MatchString(text) || len(got) < x.r.MinTokens && x.eos {
@@ -97,7 +97,7 @@ func TestGuidedAnswers(t *testing.T) {
 // Any part of an answer may come from another home; the rest is the same.
 func TestGuidedAnswerGoesOn(t *testing.T) {
 	c := newGuidedSim(t, 1, 64)
-	r := Request{Prompt: prompt(9, 30), MaxTokens: 40, Guide: Guide{grammar.JSONSchema, `{"type":"array","items":{"enum":[true,false,null]},"minItems":4,"maxItems":4}`}}
+	r := Request{Prompt: prompt(9, 30), MaxTokens: 40, Guide: Guide{Kind: grammar.JSONSchema, Source: `{"type":"array","items":{"enum":[true,false,null]},"minItems":4,"maxItems":4}`}}
 	want, _ := answerOf(t, submit(t, c.nodes[0], r))
 	if len(want) < 10 {
 		t.Fatalf("%q", textOf(want))
@@ -129,7 +129,7 @@ func TestGuidedAmongOthers(t *testing.T) {
 	for i := range 8 {
 		r := Request{Prompt: prompt(i, 20), MaxTokens: 90, Sampling: batch.Sampling{Seed: uint64(i)}}
 		if i%2 == 0 {
-			r.Guide = Guide{grammar.JSONSchema, source}
+			r.Guide = Guide{Kind: grammar.JSONSchema, Source: source}
 		}
 		streams = append(streams, submit(t, c.nodes[0], r))
 	}
@@ -165,7 +165,7 @@ func TestGuidedAmongOthers(t *testing.T) {
 func TestGuidedWithoutMasks(t *testing.T) {
 	c := newGuidedSim(t, 1, 64)
 	c.nodes[0].eng.cfg.StepFlags = batch.FlagNoMasks
-	r := Request{Prompt: prompt(3, 20), MaxTokens: 50, Guide: Guide{grammar.Regex, "[ab]{40}"}}
+	r := Request{Prompt: prompt(3, 20), MaxTokens: 50, Guide: Guide{Kind: grammar.Regex, Source: "[ab]{40}"}}
 	if _, last := answerOf(t, submit(t, c.nodes[0], r)); last.Finish != "error" || last.Err == nil || !strings.Contains(last.Err.Error(), "form") {
 		t.Errorf("%s %v", last.Finish, last.Err)
 	}
@@ -174,7 +174,7 @@ func TestGuidedWithoutMasks(t *testing.T) {
 // A vocabulary that cannot write what a form asks for ends the request with an error.
 func TestGuidedWithoutTokens(t *testing.T) {
 	c := newGuidedSim(t, 1, 64)
-	r := Request{Prompt: prompt(3, 20), MaxTokens: 50, Guide: Guide{grammar.Regex, "a\nb"}}
+	r := Request{Prompt: prompt(3, 20), MaxTokens: 50, Guide: Guide{Kind: grammar.Regex, Source: "a\nb"}}
 	if got, last := answerOf(t, submit(t, c.nodes[0], r)); textOf(got) != "a" || last.Finish != "error" {
 		t.Errorf("%q %s %v", textOf(got), last.Finish, last.Err)
 	}

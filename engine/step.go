@@ -148,7 +148,7 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 	sh.drafts = len(drafts)
 	for k := 0; sh.sample && k <= sh.drafts; k++ {
 		row, err := st.AddRow(seq, it.N-1+k, -1, max(0, r.Logprobs))
-		if err == nil && r.guided != nil {
+		if err == nil && r.guided != nil && !r.guided.waits() {
 			err = r.guided.fill(st, row, k, r.generated()+k >= r.MinTokens)
 		}
 		if err != nil {

@@ -111,10 +111,9 @@ static uint64_t deadline_of(inf_dist *d, const inf_step_buffers *s, uint64_t beg
     return deadline;
 }
 
-void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, int32_t layer, inf_lane *lane) {
+void inf_dist_collect(inf_dist *d, const inf_step_buffers *s, inf_lane *lane) {
     uint64_t begun = inf_now(), deadline = deadline_of(d, s, begun);
     inf_link *links[INF_MAX_PEERS];
-    (void)layer; /* what was posted last, which each target remembers */
     let_go_of_others(d, lane);
     for (;;) {
         uint32_t left = 0;

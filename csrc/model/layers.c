@@ -78,7 +78,7 @@ static void shared_layers(inf_forward *f) {
         }
         asked = ahead ? inf_dist_post(f->c.dist, f->step, f->lane) : asked;
         if (asked > 0) {
-            inf_dist_collect(f->c.dist, f->step, layer, f->lane);
+            inf_dist_collect(f->c.dist, f->step, f->lane);
         }
         f->ops->settle(f->lane, f->o);
         finish_attention(f, layer);
@@ -128,7 +128,7 @@ static void turn(inf_forward *f, int32_t half, int32_t layer) {
     f->ops->attend(f->lane, layer, f->q, f->o, 1);
     post(f);
     if (f->asked[half] > 0) {
-        inf_dist_collect(f->c.dist, &f->halves.step[half], layer, f->lane);
+        inf_dist_collect(f->c.dist, &f->halves.step[half], f->lane);
     }
     f->ops->settle(f->lane, f->o);
     finish_attention(f, layer);

@@ -348,7 +348,7 @@ static inline int32_t w_layer(inst *home, step *s, req *const *reqs, int32_t lay
     int32_t asked = w_post(home, s, layer, rng);
     w_attend(home, s, reqs, layer);
     if (asked > 0) {
-        inf_dist_collect(home->d, &s->b, layer, w_step_lane(s));
+        inf_dist_collect(home->d, &s->b, w_step_lane(s));
     }
     return asked;
 }

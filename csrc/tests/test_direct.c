@@ -188,7 +188,7 @@ static void query_goes_on(other *o, uint64_t id) {
     raw_partial(&m, (const inf_wire_head *)(const void *)msg, &rng);
     inf_link_release(o->raw[0]);
     CHECK(raw_send(o->raw[0], m.data, m.len) == INF_OK);
-    inf_dist_collect(o->a.d, &s->b, 0, w_step_lane(s));
+    inf_dist_collect(o->a.d, &s->b, w_step_lane(s));
     CHECK(s->seq_out[0].status == INF_OK);
     inf_dist_end(o->a.d);
     free(s);

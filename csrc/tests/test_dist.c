@@ -262,7 +262,7 @@ static void silent(uint32_t provider, int how) {
     if (how != INF_ETIMEOUT) {
         s->head.peer_timeout_ns = INT64_MAX; /* only the death ends the wait */
     }
-    inf_dist_collect(a.d, &s->b, 0, w_step_lane(s));
+    inf_dist_collect(a.d, &s->b, w_step_lane(s));
     int status = how == INF_ETIMEOUT ? INF_ETIMEOUT : INF_EPEER;
     expect(s, r, 2, 0, INF_OK, -1);
     /* A late partial of b is possible only where the wait was short; then either may be blamed. */

@@ -126,7 +126,7 @@ static void *collect(void *arg) {
     void **at = arg;
     inst *home = at[0];
     step *s = at[1];
-    inf_dist_collect(home->d, &s->b, 0, w_step_lane(s));
+    inf_dist_collect(home->d, &s->b, w_step_lane(s));
     return NULL;
 }
 
@@ -203,7 +203,7 @@ static void close_under_way(uint32_t provider) {
             memset(w_block(&b, theirs[i]), 0xff, b.kv.block_bytes);
         }
         w_attend(&a, s, &r, 0);
-        inf_dist_collect(a.d, &s->b, 0, w_step_lane(s));
+        inf_dist_collect(a.d, &s->b, w_step_lane(s));
         inf_dist_end(a.d);
         CHECK(s->seq_out[0].status == INF_OK ? w_error(s, r, 0, 0) < TOLERANCE
                                              : s->seq_out[0].status == INF_ESTALE);

@@ -143,7 +143,7 @@ static void ask(debtor *d, uint64_t seed) {
 }
 
 static void collect(debtor *d, int32_t status) {
-    inf_dist_collect(d->home.d, &d->s->b, d->layer, w_step_lane(d->s));
+    inf_dist_collect(d->home.d, &d->s->b, w_step_lane(d->s));
     CHECK(d->s->seq_out[0].status == status);
     CHECK(status != INF_OK || w_error(d->s, d->r, 0, d->layer) < 1e-5);
     inf_dist_end(d->home.d);

@@ -243,7 +243,7 @@ static void given_back(void) {
         raw_partial(&m, (const inf_wire_head *)(const void *)msg, &rng);
         inf_link_release(raw[0]);
         CHECK(raw_send(raw[0], m.data, m.len) == INF_OK);
-        inf_dist_collect(a.d, &s->b, 0, w_step_lane(s));
+        inf_dist_collect(a.d, &s->b, w_step_lane(s));
         CHECK(s->seq_out[0].status == INF_OK && fake.n_merges == (uint32_t)defer);
         if (defer) {
             void *slot = NULL; /* of two: a message that nobody takes fills the other one */

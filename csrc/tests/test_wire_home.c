@@ -133,7 +133,7 @@ static void partial_round(home *w) {
     w_attend(&w->home, &w->s, w->r, layer);
     memcpy(w->o, w->s.o, sizeof w->o);
     memcpy(w->lse, w->s.lse, sizeof w->lse);
-    inf_dist_collect(w->home.d, &w->s.b, layer, w_step_lane(&w->s));
+    inf_dist_collect(w->home.d, &w->s.b, w_step_lane(&w->s));
     if (!ok) {
         status[0] = status[1] = how == 0 ? INF_EPEER : INF_EPROTO;
     }

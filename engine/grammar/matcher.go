@@ -1,6 +1,9 @@
 package grammar
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Matcher is one answer's place in a grammar. It is for one goroutine.
 type Matcher struct {
@@ -52,18 +55,40 @@ func (m *Matcher) Accept(id int32) error {
 	}
 	m.u.mu.Lock()
 	defer m.u.mu.Unlock()
+	if err := m.run(m.u.v.at(id, !m.begun)); err != nil {
+		return fmt.Errorf("token %d: %w", id, err)
+	}
+	m.begun = true
+	return nil
+}
+
+// run goes behind a text. The caller holds the guide's lock.
+func (m *Matcher) run(text []byte) error {
 	m.at = m.u.tidy(m.at)
 	m.u.m.work, m.u.m.over = maxMaskWork, false
-	next := m.u.run(m.at, m.u.v.at(id, !m.begun))
+	next := m.u.run(m.at, text)
 	m.u.weigh()
 	if m.u.m.work < 0 || next == dead && m.u.m.over {
 		return ErrAmbiguous
 	}
 	if next == dead {
-		return fmt.Errorf("token %d does not go on with a text of the grammar", id)
+		return errNoText
 	}
-	m.at, m.begun = next, true
+	m.at = next
 	return nil
+}
+
+var errNoText = errors.New("it does not go on with a text of the grammar")
+
+// Follow says that the answer's text stands behind another one, and what of it came in one token with the end of that.
+func (m *Matcher) Follow(text []byte) error {
+	m.begun = true
+	if len(text) == 0 {
+		return nil
+	}
+	m.u.mu.Lock()
+	defer m.u.mu.Unlock()
+	return m.run(text)
 }
 
 // MayEnd tells whether the text so far is one of the grammar.

@@ -57,6 +57,14 @@ func (v *Vocabulary) Words() int { return (v.size + 31) / 32 }
 // Has tells whether a token may stand within a text of a grammar.
 func (v *Vocabulary) Has(id int32) bool { return id >= 0 && int(id) < v.size && len(v.bytes[id]) > 0 }
 
+// Text is what a token stands for in the middle of a text; nil where it never stands in one.
+func (v *Vocabulary) Text(id int32) []byte {
+	if !v.Has(id) {
+		return nil
+	}
+	return v.bytes[id]
+}
+
 // at is what a token stands for at the beginning of a text, or behind it.
 func (v *Vocabulary) at(id int32, beginning bool) []byte {
 	if beginning && v.first != nil && v.first[id] != nil {

@@ -93,7 +93,7 @@ func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	p := &routerpb.GenerateRequest{
 		Id: r.ID, Prompt: r.Prompt, MaxTokens: uint32(r.MaxTokens), StopTokens: r.StopTokens, MinTokens: uint32(r.MinTokens),
 		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer, CacheSalt: r.CacheSalt, Handed: r.Handed, Later: r.Later, Near: r.Near, TellBegun: r.TellBegun,
-		GuideKind: r.Guide.Kind, GuideSource: r.Guide.Source,
+		GuideKind: r.Guide.Kind, GuideSource: r.Guide.Source, Thoughts: thoughtsToPB(r.Guide.Thoughts),
 		Sampling: &routerpb.Sampling{
 			Temperature: r.Sampling.Temperature, TopP: r.Sampling.TopP, MinP: r.Sampling.MinP, Repetition: r.Sampling.Repetition,
 			Presence: r.Sampling.Presence, Frequency: r.Sampling.Frequency, TopK: r.Sampling.TopK, Seed: r.Sampling.Seed,
@@ -105,12 +105,23 @@ func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	return p
 }
 
+func thoughtsToPB(t engine.Thoughts) *routerpb.Thoughts {
+	if t == (engine.Thoughts{}) {
+		return nil
+	}
+	return &routerpb.Thoughts{Close: t.Close, CloseToken: t.CloseToken, Opened: t.Opened, Open: t.Open}
+}
+
+func thoughtsFromPB(t *routerpb.Thoughts) engine.Thoughts {
+	return engine.Thoughts{Close: t.GetClose(), CloseToken: t.GetCloseToken(), Opened: t.GetOpened(), Open: t.GetOpen()}
+}
+
 func requestFromPB(p *routerpb.GenerateRequest) *engine.Request {
 	s := p.Sampling
 	r := &engine.Request{
 		ID: p.Id, Prompt: p.Prompt, MaxTokens: int(p.MaxTokens), StopTokens: p.StopTokens, MinTokens: int(p.MinTokens),
 		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer, CacheSalt: p.CacheSalt, Handed: p.Handed, Later: p.Later, Near: p.Near, TellBegun: p.TellBegun,
-		Guide: engine.Guide{Kind: p.GuideKind, Source: p.GuideSource},
+		Guide: engine.Guide{Kind: p.GuideKind, Source: p.GuideSource, Thoughts: thoughtsFromPB(p.Thoughts)},
 		Sampling: batch.Sampling{
 			Temperature: s.GetTemperature(), TopP: s.GetTopP(), MinP: s.GetMinP(), Repetition: s.GetRepetition(),
 			Presence: s.GetPresence(), Frequency: s.GetFrequency(), TopK: s.GetTopK(), Seed: s.GetSeed(),

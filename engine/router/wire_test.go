@@ -29,7 +29,10 @@ func drawRequest(t *rapid.T) *engine.Request {
 		MaxTokens: int(u32.Draw(t, "max")), MinTokens: int(u32.Draw(t, "min")), IgnoreEOS: rapid.Bool().Draw(t, "ignore"),
 		Logprobs: rapid.IntRange(-1, 20).Draw(t, "logprobs"), PromptLogprobs: rapid.IntRange(-1, 20).Draw(t, "prompt logprobs"),
 		Arrival: rapid.Uint64().Draw(t, "arrival"), CacheSalt: rapid.String().Draw(t, "salt"), Handed: rapid.Bool().Draw(t, "handed"), Later: rapid.Bool().Draw(t, "later"),
-		Near: rapid.String().Draw(t, "near"), TellBegun: rapid.Bool().Draw(t, "tell"), Guide: engine.Guide{Kind: rapid.String().Draw(t, "kind"), Source: rapid.String().Draw(t, "source")},
+		Near: rapid.String().Draw(t, "near"), TellBegun: rapid.Bool().Draw(t, "tell"), Guide: engine.Guide{
+			Kind: rapid.String().Draw(t, "kind"), Source: rapid.String().Draw(t, "source"),
+			Thoughts: engine.Thoughts{Close: rapid.String().Draw(t, "close"), CloseToken: i32.Draw(t, "close token"), Opened: rapid.Bool().Draw(t, "opened"), Open: i32.Draw(t, "open")},
+		},
 		Bias: list(t, "bias", rapid.Custom(func(t *rapid.T) batch.Bias {
 			return batch.Bias{Token: i32.Draw(t, "token"), Value: f32.Draw(t, "value")}
 		})),
@@ -71,6 +74,9 @@ func TestRequestSurvives(t *testing.T) {
 	// Every field is drawn: a new one has to be sent too.
 	if a, b := reflect.TypeFor[engine.Request]().NumField(), 18; a != b {
 		t.Errorf("a request has %d fields, this test knows %d", a, b)
+	}
+	if a, b := reflect.TypeFor[engine.Guide]().NumField()+reflect.TypeFor[engine.Thoughts]().NumField(), 3+4; a != b {
+		t.Errorf("a guide and its thoughts have %d fields, the messages carry %d", a, b)
 	}
 	if a, b := reflect.TypeFor[batch.Sampling]().NumField(), 9; a != b {
 		t.Errorf("sampling has %d fields, this test knows %d", a, b)

@@ -72,11 +72,12 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 	if req.Logprobs {
 		base.Logprobs = top
 	}
+	thoughts := s.planThoughts(req, text)
 	if err := s.addJobs(p, &req.common, base, n, 1<<30); err != nil {
 		return nil, err
 	}
 	for _, j := range p.jobs {
-		j.thoughts, j.calls = s.thoughts(req, text), tools.reader()
+		j.thoughts, j.calls = thoughts.reader(), tools.reader()
 	}
 	return p, nil
 }

@@ -46,7 +46,6 @@ import (
 
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/grammar"
-	"github.com/infinite-llm/infinite/engine/reasoning"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
@@ -160,23 +159,23 @@ const leastConnections = 16384
 
 // Server is a running API.
 type Server struct {
-	cfg       Config
-	tok       *tokenizer.Tokenizer
-	backend   Backend
-	tools     toolSupport
-	reasoning reasoning.Form // in which thoughts stand before answers, "": in none
-	metrics   *Metrics
-	http      *fasthttp.Server
-	watcher   *watcher
-	grammars  *grammar.Cache[struct{}]
-	longest   int             // bytes of the longest token
-	ctx       context.Context // of all requests
-	cancel    context.CancelCauseFunc
-	requests  atomic.Uint64
-	created   int64
-	listener  net.Listener
-	done      chan error
-	stopped   atomic.Bool
+	cfg      Config
+	tok      *tokenizer.Tokenizer
+	backend  Backend
+	tools    toolSupport
+	thinking thinking
+	metrics  *Metrics
+	http     *fasthttp.Server
+	watcher  *watcher
+	grammars *grammar.Cache[struct{}]
+	longest  int             // bytes of the longest token
+	ctx      context.Context // of all requests
+	cancel   context.CancelCauseFunc
+	requests atomic.Uint64
+	created  int64
+	listener net.Listener
+	done     chan error
+	stopped  atomic.Bool
 
 	mu   sync.Mutex
 	busy map[net.Conn]struct{} // connections with a request that is not answered to its last byte
@@ -194,7 +193,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, grammars: newGrammars(), created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
 	s.metrics = newMetrics(backend, cfg)
 	s.tools = probeTools(tok, cfg.ToolCallParser)
-	s.reasoning = reasoningForm(tok, cfg.ReasoningParser)
+	s.thinking = probeThinking(tok, cfg.ReasoningParser)
 	for id := range int32(tok.VocabSize()) {
 		s.longest = max(s.longest, len(tok.TokenBytes(id)))
 	}

@@ -6,33 +6,74 @@ import (
 	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
+// thinking is what a server knows of its model's thoughts.
+type thinking struct {
+	form        reasoning.Form // "": it has none, or they are text
+	open, close int32          // the tokens that mark them, -1: the marks are more than a token each
+}
+
+// probeThinking finds that out. parser is --reasoning-parser.
+func probeThinking(tok *tokenizer.Tokenizer, parser string) thinking {
+	form := reasoning.Form(parser)
+	switch parser {
+	case "", "auto":
+		form, _ = reasoning.Detect(tok.ChatTemplate())
+	case "none":
+		form = ""
+	}
+	if form == "" {
+		return thinking{}
+	}
+	token := func(mark string) int32 {
+		if ids := tok.Encode(mark, false); len(ids) == 1 {
+			return ids[0]
+		}
+		return -1
+	}
+	m := form.Markers()
+	return thinking{form, token(m[0]), token(m[1])}
+}
+
+// thoughtPlan is what a chat's answers have of thoughts.
+type thoughtPlan struct {
+	form   reasoning.Form // "": none
+	prompt string
+	tell   bool
+}
+
+// planThoughts knows by the prompt whether thoughts have begun. They come before the form that an answer is to have; where
+// it could not be seen that they begin, the form does at once.
+func (s *Server) planThoughts(req *chatRequest, prompt string) thoughtPlan {
+	p := thoughtPlan{s.thinking.form, prompt, orDefault(req.IncludeReasoning, true)}
+	if p.form == "" || req.guide == (engine.Guide{}) {
+		return p
+	}
+	end := p.form.Markers()[1]
+	switch at := reasoning.New(p.form, prompt); {
+	case at.Thinks():
+		req.guide.Thoughts = engine.Thoughts{Opened: true, Open: -1, Close: end, CloseToken: s.thinking.close}
+	case at.Open() && s.thinking.open >= 0:
+		req.guide.Thoughts = engine.Thoughts{Open: s.thinking.open, Close: end, CloseToken: s.thinking.close}
+	case at.Open():
+		p.form = ""
+	}
+	return p
+}
+
+// reader is for one choice; nil where there are no thoughts.
+func (p thoughtPlan) reader() *thoughtReader {
+	if p.form == "" {
+		return nil
+	}
+	return &thoughtReader{parser: reasoning.New(p.form, p.prompt), marks: p.form.Markers(), tell: p.tell}
+}
+
 // thoughtReader takes the thoughts out of one choice's text. Its methods do nothing on nil.
 type thoughtReader struct {
 	parser *reasoning.Parser
 	marks  []string // special tokens that it must see
 	tell   bool     // the client wants them
 	open   int      // tokens of which it is not known whether they begin thoughts
-}
-
-// reasoningForm is the one that a server looks for, "" for none. parser is --reasoning-parser.
-func reasoningForm(tok *tokenizer.Tokenizer, parser string) reasoning.Form {
-	switch parser {
-	case "", "auto":
-		form, _ := reasoning.Detect(tok.ChatTemplate())
-		return form
-	case "none":
-		return ""
-	}
-	return reasoning.Form(parser)
-}
-
-// thoughts is the reader of one choice of a chat whose prompt is known. An answer that has a form has it from its first
-// token on.
-func (s *Server) thoughts(req *chatRequest, prompt string) *thoughtReader {
-	if s.reasoning == "" || req.guide != (engine.Guide{}) {
-		return nil
-	}
-	return &thoughtReader{parser: reasoning.New(s.reasoning, prompt), marks: s.reasoning.Markers(), tell: orDefault(req.IncludeReasoning, true)}
 }
 
 func (r *thoughtReader) keep() []string {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
 )
 
@@ -72,27 +73,44 @@ func TestThoughts(t *testing.T) {
 	}
 }
 
-// What the template has opened needs no mark, and an answer that has a form has no thoughts.
+// What the template has opened needs no mark, and stands before the form of an answer too.
 func TestOpenedThoughts(t *testing.T) {
-	a := serveWith(t, opening(t), scripted(says(t, "Hm\n</think>\n\n{}")...), wide)
-	var out chatAnswer
-	a.json("/v1/chat/completions", chatBody(nil), &out)
-	if m := out.Choices[0].Message; str(m.Reasoning) != "Hm" || str(m.Content) != "{}" {
-		t.Errorf("%+v", m)
-	}
+	marked := withTokens(t, "<think>", "</think>")
+	hybrid := withTemplate(t, marked, "qwen3")
+	opened := engine.Thoughts{Opened: true, Open: -1, Close: "</think>", CloseToken: -1}
 	for _, c := range []struct {
-		tok  *tokenizer.Tokenizer
-		text string
-		body obj
+		name   string
+		tok    *tokenizer.Tokenizer
+		parser string
+		text   string
+		body   obj
+		want   engine.Thoughts
+		think  string
 	}{
-		{opening(t), "{}", chatBody(obj{"response_format": obj{"type": "json_object"}})},
-		{templated(t, "qwen3"), `[{"name": "now", "parameters": {}}]`, tooled(obj{"tool_choice": "required"})},
+		{"no form", opening(t), "", "Hm\n</think>\n\n{}", chatBody(nil), engine.Thoughts{}, "Hm"},
+		{"a form", opening(t), "", "Hm\n</think>\n\n{}", chatBody(obj{"response_format": obj{"type": "json_object"}}), opened, "Hm"},
+		{"of a model whose thoughts nobody opens", templated(t, "qwen3"), "deepseek_r1", `Hm</think>[{"name": "now", "parameters": {}}]`, tooled(obj{"tool_choice": "required"}), opened, "Hm"},
+		{"thoughts that the model may open", hybrid, "", "<think>Hm</think>{}", chatBody(obj{"response_format": obj{"type": "json_object"}}),
+			engine.Thoughts{Open: vocab, Close: "</think>", CloseToken: vocab + 1}, "Hm"},
+		{"and does not", hybrid, "", "{}", chatBody(obj{"response_format": obj{"type": "json_object"}}),
+			engine.Thoughts{Open: vocab, Close: "</think>", CloseToken: vocab + 1}, ""},
+		{"before a call", hybrid, "", `<think>Hm</think>[{"name": "now", "parameters": {}}]`, tooled(obj{"tool_choice": "required"}),
+			engine.Thoughts{Open: vocab, Close: "</think>", CloseToken: vocab + 1}, "Hm"},
+		{"that it is not to have", hybrid, "", "{}", chatBody(obj{"response_format": obj{"type": "json_object"}, "chat_template_kwargs": obj{"enable_thinking": false}}), engine.Thoughts{}, ""},
+		{"that nobody could see begin", templated(t, "qwen3"), "", "{}", chatBody(obj{"response_format": obj{"type": "json_object"}}), engine.Thoughts{}, ""},
 	} {
-		a = serveWith(t, c.tok, scripted(says(t, c.text)...), wide, func(cfg *Config) { cfg.ReasoningParser = "deepseek_r1" })
+		ids := c.tok.Encode(c.text, false)
+		events := tokens(append(ids, eos)...)
+		events[len(events)-1].Finish, events[len(events)-1].StopToken = "stop", eos
+		b := scripted(events...)
+		a := serveWith(t, c.tok, b, wide, func(cfg *Config) { cfg.ReasoningParser = c.parser })
 		var out chatAnswer
 		a.json("/v1/chat/completions", c.body, &out)
-		if m := out.Choices[0].Message; m.Reasoning != nil || str(m.Content) != "{}" && len(m.Calls) != 1 {
-			t.Errorf("%s: %+v", c.text, m)
+		if m := out.Choices[0].Message; orDefault(m.Reasoning, "") != c.think || str(m.Content) != "{}" && len(m.Calls) != 1 {
+			t.Errorf("%s: %+v", c.name, m)
+		}
+		if got := b.last(t).Guide.Thoughts; got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
 }

@@ -16,11 +16,16 @@ import (
 // templated is the bundled model's tokenizer with a template of the tokenizer's test data.
 func templated(t testing.TB, name string) *tokenizer.Tokenizer {
 	t.Helper()
+	return withTemplate(t, testTokenizer(t), name)
+}
+
+func withTemplate(t testing.TB, tok *tokenizer.Tokenizer, name string) *tokenizer.Tokenizer {
+	t.Helper()
 	source, err := os.ReadFile(filepath.Join("../tokenizer/testdata/chat", name+".jinja"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	tok, err := testTokenizer(t).WithChatTemplate(string(source))
+	tok, err = tok.WithChatTemplate(string(source))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,8 +203,9 @@ func TestToolConversation(t *testing.T) {
 	}
 }
 
-// The tokens that mark calls are special in some vocabularies; they reach the parser, and others are still left out.
-func TestSpecialMarkers(t *testing.T) {
+// withTokens is the bundled model's tokenizer with special tokens from vocab on.
+func withTokens(t testing.TB, contents ...string) *tokenizer.Tokenizer {
+	t.Helper()
 	raw, err := bundled.FS.ReadFile("tokenizer.json")
 	if err != nil {
 		t.Fatal(err)
@@ -209,21 +215,23 @@ func TestSpecialMarkers(t *testing.T) {
 		t.Fatal(err)
 	}
 	added := file["added_tokens"].([]any)
-	for i, content := range []string{"[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[OTHER]"} {
+	for i, content := range contents {
 		added = append(added, obj{"id": vocab + i, "content": content, "special": true, "normalized": false, "lstrip": false, "rstrip": false, "single_word": false})
 	}
 	file["added_tokens"] = added
 	if raw, err = json.Marshal(file); err != nil {
 		t.Fatal(err)
 	}
-	source, err := os.ReadFile("../tokenizer/testdata/chat/mistral_v11.jinja")
+	tok, err := tokenizer.LoadFS(fstest.MapFS{"tokenizer.json": {Data: raw}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	tok, err := tokenizer.LoadFS(fstest.MapFS{"tokenizer.json": {Data: raw}, "chat_template.jinja": {Data: source}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	return tok
+}
+
+// The tokens that mark calls are special in some vocabularies; they reach the parser, and others are still left out.
+func TestSpecialMarkers(t *testing.T) {
+	tok := withTemplate(t, withTokens(t, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[OTHER]"), "mistral_v11")
 	ids := tok.Encode(`Yes.[OTHER][TOOL_CALLS]f[CALL_ID]abc[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}[OTHER]`, false)
 	events := tokens(append(ids, eos)...)
 	events[len(events)-1].Finish, events[len(events)-1].StopToken = "stop", eos

@@ -196,6 +196,7 @@ type GenerateRequest struct {
 	TellBegun      bool                   `protobuf:"varint,16,opt,name=tell_begun,json=tellBegun,proto3" json:"tell_begun,omitempty"` // an event is to tell that it is about to be in its first step
 	GuideKind      string                 `protobuf:"bytes,20,opt,name=guide_kind,json=guideKind,proto3" json:"guide_kind,omitempty"`  // the form that the answer is held to, "": any
 	GuideSource    string                 `protobuf:"bytes,21,opt,name=guide_source,json=guideSource,proto3" json:"guide_source,omitempty"`
+	Thoughts       *Thoughts              `protobuf:"bytes,23,opt,name=thoughts,proto3" json:"thoughts,omitempty"` // before that form
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -363,6 +364,81 @@ func (x *GenerateRequest) GetGuideSource() string {
 	return ""
 }
 
+func (x *GenerateRequest) GetThoughts() *Thoughts {
+	if x != nil {
+		return x.Thoughts
+	}
+	return nil
+}
+
+type Thoughts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Close         string                 `protobuf:"bytes,1,opt,name=close,proto3" json:"close,omitempty"`                              // the text that ends them, "": there are none
+	CloseToken    int32                  `protobuf:"varint,2,opt,name=close_token,json=closeToken,proto3" json:"close_token,omitempty"` // a token that does, below 0: none
+	Opened        bool                   `protobuf:"varint,3,opt,name=opened,proto3" json:"opened,omitempty"`                           // the prompt has begun them
+	Open          int32                  `protobuf:"varint,4,opt,name=open,proto3" json:"open,omitempty"`                               // else the token that may
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Thoughts) Reset() {
+	*x = Thoughts{}
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Thoughts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Thoughts) ProtoMessage() {}
+
+func (x *Thoughts) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Thoughts.ProtoReflect.Descriptor instead.
+func (*Thoughts) Descriptor() ([]byte, []int) {
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Thoughts) GetClose() string {
+	if x != nil {
+		return x.Close
+	}
+	return ""
+}
+
+func (x *Thoughts) GetCloseToken() int32 {
+	if x != nil {
+		return x.CloseToken
+	}
+	return 0
+}
+
+func (x *Thoughts) GetOpened() bool {
+	if x != nil {
+		return x.Opened
+	}
+	return false
+}
+
+func (x *Thoughts) GetOpen() int32 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
 type Alternative struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         int32                  `protobuf:"varint,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -373,7 +449,7 @@ type Alternative struct {
 
 func (x *Alternative) Reset() {
 	*x = Alternative{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +461,7 @@ func (x *Alternative) String() string {
 func (*Alternative) ProtoMessage() {}
 
 func (x *Alternative) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +474,7 @@ func (x *Alternative) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alternative.ProtoReflect.Descriptor instead.
 func (*Alternative) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{3}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Alternative) GetToken() int32 {
@@ -427,7 +503,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +515,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +528,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{4}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TokenLogprob) GetToken() int32 {
@@ -493,7 +569,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +581,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +594,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{5}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Span) GetInstance() string {
@@ -560,7 +636,7 @@ type GenerateEvent struct {
 
 func (x *GenerateEvent) Reset() {
 	*x = GenerateEvent{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +648,7 @@ func (x *GenerateEvent) String() string {
 func (*GenerateEvent) ProtoMessage() {}
 
 func (x *GenerateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +661,7 @@ func (x *GenerateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateEvent.ProtoReflect.Descriptor instead.
 func (*GenerateEvent) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{6}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GenerateEvent) GetAccepted() bool {
@@ -711,7 +787,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\xd8\x04\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\x92\x05\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -739,7 +815,14 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"tell_begun\x18\x10 \x01(\bR\ttellBegun\x12\x1d\n" +
 	"\n" +
 	"guide_kind\x18\x14 \x01(\tR\tguideKind\x12!\n" +
-	"\fguide_source\x18\x15 \x01(\tR\vguideSource\"=\n" +
+	"\fguide_source\x18\x15 \x01(\tR\vguideSource\x128\n" +
+	"\bthoughts\x18\x17 \x01(\v2\x1c.infinite.router.v1.ThoughtsR\bthoughts\"m\n" +
+	"\bThoughts\x12\x14\n" +
+	"\x05close\x18\x01 \x01(\tR\x05close\x12\x1f\n" +
+	"\vclose_token\x18\x02 \x01(\x05R\n" +
+	"closeToken\x12\x16\n" +
+	"\x06opened\x18\x03 \x01(\bR\x06opened\x12\x12\n" +
+	"\x04open\x18\x04 \x01(\x05R\x04open\"=\n" +
 	"\vAlternative\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\"\x85\x01\n" +
@@ -785,30 +868,32 @@ func file_engine_router_routerpb_router_proto_rawDescGZIP() []byte {
 	return file_engine_router_routerpb_router_proto_rawDescData
 }
 
-var file_engine_router_routerpb_router_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_engine_router_routerpb_router_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_engine_router_routerpb_router_proto_goTypes = []any{
 	(*Sampling)(nil),        // 0: infinite.router.v1.Sampling
 	(*Bias)(nil),            // 1: infinite.router.v1.Bias
 	(*GenerateRequest)(nil), // 2: infinite.router.v1.GenerateRequest
-	(*Alternative)(nil),     // 3: infinite.router.v1.Alternative
-	(*TokenLogprob)(nil),    // 4: infinite.router.v1.TokenLogprob
-	(*Span)(nil),            // 5: infinite.router.v1.Span
-	(*GenerateEvent)(nil),   // 6: infinite.router.v1.GenerateEvent
+	(*Thoughts)(nil),        // 3: infinite.router.v1.Thoughts
+	(*Alternative)(nil),     // 4: infinite.router.v1.Alternative
+	(*TokenLogprob)(nil),    // 5: infinite.router.v1.TokenLogprob
+	(*Span)(nil),            // 6: infinite.router.v1.Span
+	(*GenerateEvent)(nil),   // 7: infinite.router.v1.GenerateEvent
 }
 var file_engine_router_routerpb_router_proto_depIdxs = []int32{
 	0, // 0: infinite.router.v1.GenerateRequest.sampling:type_name -> infinite.router.v1.Sampling
 	1, // 1: infinite.router.v1.GenerateRequest.bias:type_name -> infinite.router.v1.Bias
-	3, // 2: infinite.router.v1.TokenLogprob.top:type_name -> infinite.router.v1.Alternative
-	4, // 3: infinite.router.v1.GenerateEvent.logprob:type_name -> infinite.router.v1.TokenLogprob
-	4, // 4: infinite.router.v1.GenerateEvent.prompt:type_name -> infinite.router.v1.TokenLogprob
-	5, // 5: infinite.router.v1.GenerateEvent.spans:type_name -> infinite.router.v1.Span
-	2, // 6: infinite.router.v1.Inference.Generate:input_type -> infinite.router.v1.GenerateRequest
-	6, // 7: infinite.router.v1.Inference.Generate:output_type -> infinite.router.v1.GenerateEvent
-	7, // [7:8] is the sub-list for method output_type
-	6, // [6:7] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	3, // 2: infinite.router.v1.GenerateRequest.thoughts:type_name -> infinite.router.v1.Thoughts
+	4, // 3: infinite.router.v1.TokenLogprob.top:type_name -> infinite.router.v1.Alternative
+	5, // 4: infinite.router.v1.GenerateEvent.logprob:type_name -> infinite.router.v1.TokenLogprob
+	5, // 5: infinite.router.v1.GenerateEvent.prompt:type_name -> infinite.router.v1.TokenLogprob
+	6, // 6: infinite.router.v1.GenerateEvent.spans:type_name -> infinite.router.v1.Span
+	2, // 7: infinite.router.v1.Inference.Generate:input_type -> infinite.router.v1.GenerateRequest
+	7, // 8: infinite.router.v1.Inference.Generate:output_type -> infinite.router.v1.GenerateEvent
+	8, // [8:9] is the sub-list for method output_type
+	7, // [7:8] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_engine_router_routerpb_router_proto_init() }
@@ -822,7 +907,7 @@ func file_engine_router_routerpb_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_router_routerpb_router_proto_rawDesc), len(file_engine_router_routerpb_router_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
