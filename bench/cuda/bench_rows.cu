@@ -31,6 +31,7 @@ template <class T> static T *take(size_t count) {
 template <class T> static T *upload(const std::vector<T> &v) {
     T *p = take<T>(v.size());
     CUDA(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+    CUDA(cudaDeviceSynchronize()); /* the timed stream does not wait for this one */
     return p;
 }
 

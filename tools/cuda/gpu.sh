@@ -50,7 +50,7 @@ fi
 build=${BUILD:-$out/build}
 mkdir -p "$build" && build=$(cd "$build" && pwd)
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-rm -f "$out/failed" "$out/blame.txt" "$out"/*.passes_without_*
+rm -f "$out/failed" "$out/blamed" "$out/blame.txt" "$out"/*.passes_without_*
 : >"$out/lines.json"
 
 wants() { case " $parts " in *" $1 "*) return 0 ;; esac; return 1; }
@@ -102,7 +102,8 @@ step() {
         echo " $name" >>"$out/failed"
         say "$name: FAILED ($code)"
         tail -15 "$out/$name.log" | cut -c1-200
-        if [ -n "${blame:-}" ] && [ "$(left)" -ge 45 ]; then find_part "$name" "$@"; fi
+        [ -z "${blame:-}" ] || printf '%q ' "$name" env INFINITE_TEST_GPU="${INFINITE_TEST_GPU:-}" INFINITE_CUDA_WITH="${INFINITE_CUDA_WITH:-}" "$@" >>"$out/blamed"
+        [ -z "${blame:-}" ] || echo >>"$out/blamed"
     fi
     # One that was killed may have left half a line, to which the next log's first one must not be joined.
     [ -z "$(tail -c 1 "$out/$name.log")" ] || echo >>"$out/$name.log"
@@ -111,7 +112,14 @@ step() {
 # The parts of the library that backend.cu can do without, and those that it takes when told to.
 left_out="graphs small fuse early_rows early_decode wgmma direct"
 added="early_small prefetch,early_small"
-# All at once, and briefly: a test that hangs without each of them must not take the machine from what is timed.
+# Once the tests are over, whose time limits these would be too many for. All parts at once, and briefly: a test that
+# hangs without each of them must not take the machine from what is timed.
+find_parts() {
+    [ -e "$out/blamed" ] || return
+    while read -r failed; do
+        [ "$(left)" -lt 45 ] || eval "find_part $failed"
+    done <"$out/blamed"
+}
 find_part() {
     for part in $left_out; do INFINITE_CUDA_WITHOUT=$part aside try_without "$part" "$@"; done
     wait_all
@@ -161,6 +169,7 @@ else
     esac
 fi
 cuda=$(dirname "$(dirname "$nvcc")")
+PATH=$PATH:$cuda/bin # compute-sanitizer and ncu, which may lie beside an nvcc that is not on it
 say "built"
 export INFINITE_CUDA_LIBRARY=$build/libinfinite_cuda.so
 # cuBLASLt and CUPTI, where they are not among the linker's: beside nvcc, or of a Python package.
@@ -170,7 +179,7 @@ export LD_LIBRARY_PATH=$cuda/lib64:$cuda/extras/CUPTI/lib64:$wheels:${LD_LIBRARY
 if wants test; then
     for t in csrc/tests/cuda/test_*.cu; do
         n=$(basename "$t" .cu)
-        case " ${SKIP:-} " in *" $n "*) ;; *) later "$n" 80 "$build/cuda_$n" ;; esac
+        case " ${SKIP:-} " in *" $n "*) ;; *) later "$n" 120 "$build/cuda_$n" ;; esac
     done
     blame=1
     INFINITE_TEST_GPU=1 later test_step_gpu 80 "$build/test_step"
@@ -190,6 +199,7 @@ if wants go && [ -n "${CARRY:-}" ]; then
     done
 fi
 wait_all
+find_parts
 if wants decode; then step bench_decode 140 "$build/bench_decode"; fi
 if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
@@ -238,7 +248,9 @@ if wants halves; then
     done
     set=""
 fi
-if wants profile && command -v ncu >/dev/null; then
+if wants profile && ! command -v ncu >/dev/null; then
+    echo " profile(no ncu)" >>"$out/failed"
+elif wants profile; then
     # One layer's kernels of a decode step, each by itself.
     INFINITE_CUDA_WITHOUT=graphs step profile 90 ncu --clock-control none --launch-skip 1500 --launch-count 24 \
         --metrics gpu__time_duration.sum,dram__bytes_read.sum.per_second,launch__grid_size,launch__registers_per_thread \
@@ -250,7 +262,9 @@ if wants flashinfer; then
     step flashinfer 150 env PYTHONPATH="${PEERS:+$PEERS:}${PYTHONPATH:-}" ${PEERS:+FLASHINFER_DISABLE_JIT=1} \
         python3 bench/cuda/peers.py flashinfer
 fi
-if wants sanitize && command -v compute-sanitizer >/dev/null; then
+if wants sanitize && ! command -v compute-sanitizer >/dev/null; then
+    echo " sanitize(no compute-sanitizer)" >>"$out/failed"
+elif wants sanitize; then
     for t in csrc/tests/cuda/test_*.cu; do
         n=$(basename "$t" .cu)
         case $n in test_emu*) continue ;; esac # about the emulator

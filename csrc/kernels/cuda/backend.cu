@@ -61,7 +61,10 @@ static void *upload(inf_backend *b, const void *host, uint64_t bytes) {
         (void)cudaGetLastError();
         return NULL;
     }
-    if (cudaMemcpy(memory, host, bytes, cudaMemcpyHostToDevice) != cudaSuccess) {
+    /* From pageable memory the copy may return before the last of it is there, and lanes' streams
+     * do not wait for the stream that it is in. */
+    if (cudaMemcpy(memory, host, bytes, cudaMemcpyHostToDevice) != cudaSuccess ||
+        cudaStreamSynchronize(NULL) != cudaSuccess) {
         (void)cudaGetLastError();
         (void)cudaFree(memory);
         return NULL;

@@ -5,7 +5,7 @@
 #ifdef INF_EMU
 enum { ROUNDS = 6, MOST_TOKENS = 300, MOST_REQUESTS = 4 };
 #else
-enum { ROUNDS = 25, MOST_TOKENS = 3000, MOST_REQUESTS = 6 };
+enum { ROUNDS = 10, MOST_TOKENS = 3000, MOST_REQUESTS = 6 };
 #endif
 
 #include "tests/cuda/attention_check.h"

@@ -65,6 +65,7 @@ static void put_rows(const rig *r, void *device, const std::vector<float> &all) 
                           cudaMemcpyHostToDevice),
              "rows");
     }
+    must(cudaDeviceSynchronize(), "rows"); /* lanes do not wait for the stream of these */
 }
 
 static std::vector<float> get_rows(const rig *r, void *device) {
@@ -114,6 +115,7 @@ static void test_exchange(rig *r) {
         l->partial = part_of(r, device, k);
         l->rows = ROWS;
     }
+    must(cudaDeviceSynchronize(), "lse");
     for (int i = 0; i < ROWS * ROW; i++) {
         host[i] = far[i] = number();
     }
