@@ -6,7 +6,11 @@
  * one that uses each operand many times the second. Shapes are those of an 8B model: hidden 4096,
  * 32 heads, 8 KV heads of 128.
  *
- *     .build/cpu/bench_kernels [threads] */
+ *     .build/cpu/bench_kernels [threads] [products]
+ *
+ * products: gemm with weights in bf16 alone, by the table that rounds its inputs to bf16 as well
+ * (--isa avx512_bf16), beside the one that does not; its limit is that of dot products on
+ * registers. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -211,11 +215,35 @@ static void bench_merge(bench *b) {
     free(c.lse2);
 }
 
+/* The two tables in turn, so that both see the same machine. */
+static int bench_products(bench *b) {
+    b->dtype = INF_DTYPE_BF16;
+    b->elem = 2;
+    if (inf_ops_cpu(4) == NULL) {
+        fprintf(stderr, "this CPU has no products of bf16\n");
+        return 1;
+    }
+    const int32_t rows[] = {1, 8, 64, 512};
+    for (int32_t k = 0; k < 4; k++) {
+        for (int32_t isa = 3; isa <= 4; isa++) {
+            b->ops = inf_ops_cpu(isa);
+            b->flops_per_second = 0;
+            printf("%-12s ", b->ops->name);
+            bench_gemm(b, b->dtype, rows[k]);
+        }
+    }
+    inf_pool_close(b->pool);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     bench b = {.ops = inf_ops_cpu(0), .threads = argc > 1 ? atoi(argv[1]) : 1};
     if (b.threads < 1 || inf_pool_open(b.threads, &b.pool) != INF_OK) {
         fprintf(stderr, "cannot open a pool of %d threads\n", b.threads);
         return 1;
+    }
+    if (argc > 2 && strcmp(argv[2], "products") == 0) {
+        return bench_products(&b);
     }
     printf("instruction set %s, %d threads\n", b.ops->name, b.threads);
     for (int i = 0; i < 2; i++) {

@@ -90,6 +90,26 @@ __attribute__((target("avx512f"))) static float fma_avx512(void) {
     }
     return sum;
 }
+
+__attribute__((target("avx512f,avx512bf16"))) static float dot_avx512(void) {
+    __m512 x[CHAINS];
+    __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f003f00),
+             b = (__m512bh)_mm512_set1_epi32(0x3c003c00);
+    for (int j = 0; j < CHAINS; j++) {
+        x[j] = _mm512_set1_ps((float)j);
+    }
+    for (int i = 0; i < STEPS; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < CHAINS; j++) {
+            x[j] = _mm512_dpbf16_ps(x[j], a, b);
+        }
+    }
+    float sum = 0;
+    for (int j = 0; j < CHAINS; j++) {
+        sum += _mm512_cvtss_f32(x[j]);
+    }
+    return sum;
+}
 #endif
 
 static float fma_plain(void) {
@@ -148,6 +168,10 @@ static void fma_task(void *arg, int32_t index, int32_t thread) {
     fma_job *j = arg;
     (void)thread;
 #if defined(__x86_64__)
+    if (j->width == 32) {
+        j->sum[index] = dot_avx512();
+        return;
+    }
     if (j->width == 16) {
         j->sum[index] = fma_avx512();
         return;
@@ -161,7 +185,10 @@ static void fma_task(void *arg, int32_t index, int32_t thread) {
 }
 
 double limit_fma(inf_pool *pool, int32_t threads, const char *isa) {
-    fma_job j = {.width = strcmp(isa, "avx512") == 0 ? 16 : strcmp(isa, "avx2") == 0 ? 8 : 1};
+    fma_job j = {.width = strcmp(isa, "avx512_bf16") == 0 ? 32
+                          : strcmp(isa, "avx512") == 0    ? 16
+                          : strcmp(isa, "avx2") == 0      ? 8
+                                                          : 1};
     int32_t n = threads < 64 ? threads : 64;
     double t0 = now();
     inf_pool_run(pool, fma_task, &j, n);

@@ -1,5 +1,5 @@
 /* The table of operations that a device fills in. The order of the layers is written once, in
- * model/, over this table; kernels/cpu fills it for three instruction sets, kernels/cuda will fill
+ * model/, over this table; kernels/cpu fills it for four instruction sets, kernels/cuda will fill
  * it too.
  *
  * Shapes are row-major. Activations are f32; weights are f32 or bf16, KV these or e4m3 (dtype);
@@ -73,7 +73,7 @@ void *inf_pool_scratch(inf_pool *pool, uint64_t *bytes);
 void inf_pool_close(inf_pool *pool);
 
 typedef struct inf_ops {
-    const char *name; /* "avx512", "avx2", "c" */
+    const char *name; /* "avx512_bf16", "avx512", "avx2", "c" */
 
     /* Bytes that a packed [n, k] matrix of dtype takes, and the packing of row-major src_dtype
      * data. */

@@ -72,9 +72,9 @@ int inf_check_config(const inf_device_config *c, inf_err *err) {
         !in_range(c->max_step_spans, 0, 1 << 24) || !in_range(c->max_spans, 0, 1 << 24)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "a limit of the step or of spans is out of range");
     }
-    if (!in_range(c->threads, 1, 1024) || !in_range(c->isa, 0, 3) || !in_range(c->gpu, 0, 1024)) {
+    if (!in_range(c->threads, 1, 1024) || !in_range(c->isa, 0, 4) || !in_range(c->gpu, 0, 1024)) {
         return inf_fail(err, INF_EINVAL, -1, -1,
-                        "threads must be 1 to 1024, isa 0 to 3, gpu 0 to 1024");
+                        "threads must be 1 to 1024, isa 0 to 4, gpu 0 to 1024");
     }
     return check_ranks(c, err);
 }

@@ -363,11 +363,11 @@ int main(void) {
     const uint32_t flags[] = {0, INF_MODEL_QKV_BIAS, INF_MODEL_QK_NORM, INF_MODEL_TIED,
                               INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED};
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
-        for (int32_t isa = 0; isa <= 3; isa++) {
+        for (int32_t isa = 0; isa <= 4; isa++) {
             test_chunks(flags[i], INF_DTYPE_F32, isa, 1e-4);
         }
     }
-    for (int32_t isa = 0; isa <= 3; isa++) {
+    for (int32_t isa = 0; isa <= 4; isa++) {
         test_chunks(INF_MODEL_QKV_BIAS, INF_DTYPE_BF16, isa, 0.08);
     }
     for (int32_t isa = 0; isa <= 3; isa++) {

@@ -46,7 +46,7 @@ type Config struct {
 	Quantization        string `name:"quantization" usage:"none, or, on the CPU, int8: matrices in 8 bits, with a scale for each output and 128 inputs, from weights of any dtype"`
 	Seed                uint64 `name:"seed" usage:"seed of requests that bring none"`
 	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
-	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c"`
+	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c, or avx512_bf16, which auto never is: with weights in bfloat16 it rounds their inputs to bfloat16 too, as a GPU does, and computes prompts nearly twice as fast"`
 
 	Device               string  `name:"device" usage:"auto, cpu, cuda (the instances are dealt to the GPUs) or cuda:N (all on that one, or from that one on with --tensor-parallel-size)"`
 	TensorParallelSize   int     `name:"tensor-parallel-size" usage:"parts that each instance's model is cut into: so many GPUs, numbered one after another, or parts of the CPU's work"`
@@ -160,7 +160,7 @@ func (c *Config) Validate() error {
 	oneOf("dtype", c.DType, "auto", "float32", "bfloat16", "float16")
 	oneOf("kv-cache-dtype", c.KVCacheDType, "auto", "fp8_e4m3", "fp8")
 	oneOf("quantization", c.Quantization, "none", "int8")
-	oneOf("isa", c.ISA, "auto", "avx512", "avx2", "c")
+	oneOf("isa", c.ISA, "auto", "avx512_bf16", "avx512", "avx2", "c")
 	oneOf("transport", c.Transport, "auto", "verbs", "shm", "tcp")
 	within("rdma-gid-index", c.RDMAGIDIndex, -1, 1<<16)
 	within("rdma-traffic-class", c.RDMATrafficClass, 0, 255)

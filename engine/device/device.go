@@ -56,7 +56,7 @@ type Config struct {
 	MaxStepBlocks, MaxStepSpans int // entries of all block tables and span lists of one step
 	MaxSpans                    int // spans hosted for others
 	Threads                     int // of a step; the same again for others' partials
-	ISA                         int // 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512
+	ISA                         int // 0: best of this CPU but 4; 1 plain C, 2 AVX2, 3 AVX-512, 4 with bf16 products
 	GPU                         int // 0: the CPU; n: CUDA device n - 1
 	TensorParallel              int // ranks that the model is cut over, 0 as 1; on GPUs from GPU on
 }
@@ -217,7 +217,7 @@ func (d *Device) Ready() error {
 // Config returns what the device was opened with.
 func (d *Device) Config() Config { return d.config }
 
-// ISA names what computes: "avx512", "avx2", "c" or "cuda"; "" when closed.
+// ISA names what computes: "avx512_bf16", "avx512", "avx2", "c" or "cuda"; "" when closed.
 func (d *Device) ISA() string {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

@@ -24,7 +24,7 @@ func logSumExp(x []float64) float64 {
 // The log probability of every token of the vocabulary at the golden's positions, and 64 greedy tokens with
 // their alternatives, after a prefill in random chunks.
 func TestGoldenF32(t *testing.T) {
-	for isa := 1; isa <= 3; isa++ {
+	for isa := 1; isa <= 4; isa++ {
 		eachGolden(t, func(t *testing.T, m *model.Model, g *golden) {
 			c := testConfig()
 			c.ISA = isa

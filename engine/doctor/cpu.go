@@ -15,9 +15,11 @@ import (
 var instructionSets = []struct {
 	isa, name string
 	flags     []string
+	asked     bool // taken only where --isa asks for it
 }{
-	{"avx512", "AVX-512", []string{"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"}},
-	{"avx2", "AVX2", []string{"avx2", "fma"}},
+	{"avx512_bf16", "products of bfloat16", []string{"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}, true},
+	{"avx512", "AVX-512", []string{"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"}, false},
+	{"avx2", "AVX2", []string{"avx2", "fma"}, false},
 }
 
 func checkInstructions(_ context.Context, m *Machine) Result {
@@ -37,15 +39,13 @@ func checkInstructions(_ context.Context, m *Machine) Result {
 	has := strings.Fields(flags)
 	best, name := "c", "plain C"
 	for _, set := range slices.Backward(instructionSets) {
-		if !slices.ContainsFunc(set.flags, func(f string) bool { return !slices.Contains(has, f) }) {
+		lacks := slices.ContainsFunc(set.flags, func(f string) bool { return !slices.Contains(has, f) })
+		if lacks && m.Config.ISA == set.isa {
+			return failure("cpu", subject, "use --isa auto", "%s has no %s, which --isa %s asks for", model, set.name, set.isa)
+		}
+		if !lacks && (!set.asked || m.Config.ISA == set.isa) {
 			best, name = set.isa, set.name
 		}
-	}
-	for _, set := range instructionSets {
-		if m.Config.ISA != set.isa || best == set.isa || best == "avx512" {
-			continue
-		}
-		return failure("cpu", subject, "use --isa auto", "%s has no %s, which --isa %s asks for", model, set.name, set.isa)
 	}
 	if m.Config.ISA != "auto" && m.Config.ISA != best {
 		return ok("cpu", subject, "%s; --isa %s is asked for, though the kernels could use %s", model, m.Config.ISA, name)

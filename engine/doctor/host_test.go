@@ -9,11 +9,16 @@ func TestInstructions(t *testing.T) {
 	isa := func(name string) func(m *Machine) { return func(m *Machine) { m.Config.ISA = name } }
 	avx2 := tree{"/proc/cpuinfo": "model name : Old CPU\nflags : avx2 fma avx512f\n"}
 	none := tree{"/proc/cpuinfo": "flags : sse2\n"}
+	bf16 := tree{"/proc/cpuinfo": "model name : New CPU\nflags : avx2 fma avx512f avx512bw avx512vl avx512dq avx512_bf16\n"}
 	runTable(t, plain, one(checkInstructions), []test{
 		{name: "avx512", level: OK, found: "Test CPU; the kernels use AVX-512"},
 		{name: "avx2", change: avx2, level: OK, found: "Old CPU; the kernels use AVX2"},
 		{name: "less than it has", alter: isa("avx2"), level: OK, found: "--isa avx2 is asked for, though the kernels could use AVX-512"},
 		{name: "more than it has", change: avx2, alter: isa("avx512"), level: Error, found: "Old CPU has no AVX-512", remedy: "--isa auto"},
+		{name: "products of bfloat16, not asked for", change: bf16, level: OK, found: "New CPU; the kernels use AVX-512"},
+		{name: "asked for", change: bf16, alter: isa("avx512_bf16"), level: OK, found: "New CPU; the kernels use products of bfloat16"},
+		{name: "less asked for", change: bf16, alter: isa("avx2"), level: OK, found: "--isa avx2 is asked for, though the kernels could use AVX-512"},
+		{name: "asked for, and not there", alter: isa("avx512_bf16"), level: Error, found: "has no products of bfloat16, which --isa avx512_bf16 asks for", remedy: "--isa auto"},
 		{name: "avx2 on neither", change: none, alter: isa("avx2"), level: Error, found: "has no AVX2"},
 		{name: "plain C", change: none, level: Warning, found: "a CPU of unknown model has neither", remedy: "AVX2"},
 		{name: "plain C asked for", change: none, alter: isa("c"), level: OK, found: "plain C"},

@@ -98,7 +98,7 @@ func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config 
 		DType: types[dtype], KVDType: types[KVDType(cfg.KVCacheDType, dtype)], Matrices: map[string]int{"int8": device.I8}[cfg.Quantization],
 		BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
 		MaxRows: cfg.MaxNumBatchedTokens, MaxSpans: maxHostedSpans, MaxStepSpans: spansPerSeq * cfg.MaxNumSeqs, Threads: Threads(cfg),
-		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3}[cfg.ISA], TensorParallel: max(cfg.TensorParallelSize, 1),
+		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}[cfg.ISA], TensorParallel: max(cfg.TensorParallelSize, 1),
 		NoWeights: cfg.MemoryOnly,
 	})
 }

@@ -86,8 +86,8 @@ typedef struct inf_device_config {
     int32_t max_step_spans;
     int32_t max_spans; /* hosted spans: handles are 0..max_spans-1 */
     int32_t threads;   /* of the step's pool; the same again, lazily, for partials of others */
-    int32_t isa;       /* 0: best of this CPU; 1 plain C, 2 AVX2, 3 AVX-512 */
-    int32_t gpu;       /* 0: the CPU; n: CUDA device n - 1 of those that the process sees */
+    int32_t isa; /* 0: best of this CPU but 4; 1 plain C, 2 AVX2, 3 AVX-512, 4 with bf16 products */
+    int32_t gpu; /* 0: the CPU; n: CUDA device n - 1 of those that the process sees */
     /* Ranks that heads, kv heads and intermediate are cut over (kernels/tp), 1 to 8, 0 as 1. On a
      * GPU they are CUDA devices gpu - 1, gpu, ...; on the CPU they share its memory and threads. */
     int32_t tensor_parallel;

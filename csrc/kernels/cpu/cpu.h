@@ -1,4 +1,4 @@
-/* What the three CPU tables share: number formats, the packed layout of weights, the geometry of an
+/* What the CPU tables share: number formats, the packed layout of weights, the geometry of an
  * attention call. Everything here is integer or scalar work that no instruction set changes. */
 #ifndef INF_CPU_H
 #define INF_CPU_H
@@ -10,7 +10,7 @@
 
 /* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL
  * outputs for the same input stand side by side, so that one load feeds PANEL sums and a decode
- * step reads the matrix once, forwards. Outputs beyond n are zeros. All tables share the layout.
+ * step reads the matrix once, forwards. Outputs beyond n are zeros. All tables share the layout, but for bf16 in pairs.
  *
  * In I8 a panel is groups of I8_GROUP inputs, the last perhaps of less: PANEL scales in f32, one
  * for each output, then the group's [inputs, PANEL] in 8 bits. A weight is scale * q, |q| <= 127.
@@ -115,6 +115,13 @@ uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k);
 void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                   void *dst);
 
+/* bf16 in pairs, for tables that multiply two numbers at once: a panel is [ceil(k / 2), PANEL, 2],
+ * each output's weights of inputs 2i and 2i + 1 side by side; what is beyond k is zero. */
+static inline size_t pair_panel_bytes(int32_t i) {
+    return (size_t)ceil_div(i, 2) * PANEL * 2 * sizeof(bf16);
+}
+void inf_cpu_pack_pairs(const void *src, int32_t src_dtype, int32_t n, int32_t k, void *dst);
+
 typedef struct cpu_backend {
     inf_backend base;
     const inf_ops *ops;
@@ -135,5 +142,6 @@ int inf_cpu_collective_open(const inf_collective_config *config, inf_collective 
 const inf_ops *inf_ops_c(void);
 const inf_ops *inf_ops_avx2(void);
 const inf_ops *inf_ops_avx512(void);
+const inf_ops *inf_ops_avx512_bf16(void);
 
 #endif

@@ -1,7 +1,7 @@
 /* Choice of a table by what the CPU and its operating system support. */
 #include "kernels/cpu/cpu.h"
 
-enum { ISA_BEST = 0, ISA_C = 1, ISA_AVX2 = 2, ISA_AVX512 = 3 };
+enum { ISA_BEST = 0, ISA_C = 1, ISA_AVX2 = 2, ISA_AVX512 = 3, ISA_AVX512_BF16 = 4 };
 
 #if defined(__x86_64__)
 static int cpu_has_avx2(void) {
@@ -14,9 +14,14 @@ static int cpu_has_avx512(void) {
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq");
 }
+
+static int cpu_has_avx512_bf16(void) {
+    return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
 #else
 static int cpu_has_avx2(void) { return 0; }
 static int cpu_has_avx512(void) { return 0; }
+static int cpu_has_avx512_bf16(void) { return 0; }
 #endif
 
 const inf_ops *inf_ops_cpu(int32_t isa) {
@@ -27,6 +32,8 @@ const inf_ops *inf_ops_cpu(int32_t isa) {
         return cpu_has_avx2() ? inf_ops_avx2() : NULL;
     case ISA_AVX512:
         return cpu_has_avx512() ? inf_ops_avx512() : NULL;
+    case ISA_AVX512_BF16: /* only for those who ask for it: it rounds more */
+        return cpu_has_avx512_bf16() ? inf_ops_avx512_bf16() : NULL;
     case ISA_BEST:
         for (int32_t best = ISA_AVX512; best > ISA_C; best--) {
             const inf_ops *ops = inf_ops_cpu(best);

@@ -106,6 +106,26 @@ static void quantise_panel(const uint8_t *src, int32_t src_dtype, int32_t output
     }
 }
 
+static bf16 rounded(const uint8_t *src, int32_t dtype) {
+    bf16 bits;
+    if (dtype != INF_DTYPE_BF16)
+        return bf16_from_f32(number(src, dtype));
+    memcpy(&bits, src, sizeof bits); /* as it is, NaN payloads included */
+    return bits;
+}
+
+void inf_cpu_pack_pairs(const void *src, int32_t src_dtype, int32_t n, int32_t k, void *dst) {
+    size_t elem = src_dtype == INF_DTYPE_F32 ? 4 : 2;
+    bf16 *to = dst;
+    for (int32_t row = 0; row < n; row += PANEL)
+        for (int32_t first = 0; first < k; first += 2)
+            for (int32_t j = row; j < row + PANEL; j++)
+                for (int32_t i = first; i < first + 2; i++) {
+                    const uint8_t *from = (const uint8_t *)src + ((size_t)j * k + i) * elem;
+                    *to++ = j < n && i < k ? rounded(from, src_dtype) : 0;
+                }
+}
+
 void inf_cpu_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                   void *dst) {
     size_t src_elem = src_dtype == INF_DTYPE_F32 ? 4 : 2;

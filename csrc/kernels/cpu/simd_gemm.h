@@ -16,21 +16,33 @@
  * / K_BLOCK) ulps at worst, instead of k.
  *
  * Weights in I8 are widened and scaled as they are loaded, one multiplication for each vector of
- * them: w is what a matrix in f32 would have had, had it been rounded so. */
+ * them: w is what a matrix in f32 would have had, had it been rounded so.
+ *
+ * Where there are dot products of bf16 (BF16_DOT), and the weights are bf16, x is rounded to bf16
+ * too, as a GPU does for its tensor cores, and an instruction multiplies two inputs. Weights lie in
+ * pairs (pair_panel_bytes). A strip of rows is rounded anew for each group of panels, 3 % of the
+ * work. The order of sums is that of pairs, and likewise no other for other rows, tiles or threads.
+ */
 #include "kernels/cpu/simd_math.h"
 
 enum { GROUP = 4, ROW_BLOCK = 96, K_BLOCK = 4 * I8_GROUP, GEMM_SUMS = W == 16 ? 24 : 12 };
+#ifndef BF16_DOT
+#define BF16_DOT 0
+#endif
+enum { STRIP_ROWS = 6 }; /* at most */
 
 typedef struct gemm_job {
     const inf_gemm *a;
     int32_t dtype;
-    int32_t groups; /* of GROUP panels, the last perhaps smaller */
+    int32_t group;  /* panels of a task */
+    int32_t groups; /* of so many panels, the last perhaps smaller */
 } gemm_job;
 
 /* What a tile works on: row and panel already applied, k cut to [k0, k0 + length). */
 typedef struct gemm_part {
-    const float *x;   /* at k0 */
-    const uint8_t *w; /* first panel, at k0 */
+    const float *x;    /* at k0 */
+    const bf16 *pairs; /* x of a strip, rounded: [rows, K_BLOCK], zero beyond length */
+    const uint8_t *w;  /* first panel, at k0 */
     const float *bias;
     float *y;
     size_t ldx, ldy, panel;  /* numbers between rows of x, rows of y; bytes between panels of w */
@@ -97,6 +109,35 @@ INLINE void gemm_inputs_i8(const int32_t rows, const int32_t vecs, const gemm_pa
     }
 }
 
+#if BF16_DOT
+INLINE void gemm_inputs_pairs(const int32_t rows, const int32_t vecs, const gemm_part *t,
+                              vec (*sum)[8]) {
+    const int32_t pairs = ceil_div(t->length, 2);
+    for (int32_t i = 0; i < pairs; i++) {
+        int32_t pair[STRIP_ROWS];
+        UNROLL_FOR (r, rows)
+            memcpy(&pair[r], t->pairs + (size_t)r * K_BLOCK + 2 * (size_t)i, sizeof pair[r]);
+        UNROLL_FOR (v, vecs) {
+            const bf16 *w = (const bf16 *)(const void *)(t->w + t->panel * (size_t)v);
+            UNROLL_FOR (r, rows)
+                sum[r][v] = v_dot(sum[r][v], pair[r], w + (size_t)i * 2 * PANEL);
+        }
+    }
+}
+
+/* x of some rows at k0, rounded. */
+static void gemm_round(const gemm_part *t, int32_t rows, bf16 *to) {
+    for (int32_t r = 0; r < rows; r++, to += K_BLOCK) {
+        const float *x = t->x + (size_t)r * t->ldx;
+        int32_t i = 0;
+        for (; i + W <= t->length; i += W)
+            v_store_rounded(to + i, v_load(x + i));
+        if (i < t->length) /* and zeros: K_BLOCK is a multiple of W */
+            v_store_rounded(to + i, v_load_n(x + i, t->length - i));
+    }
+}
+#endif
+
 INLINE void gemm_tile(const int format, const int32_t rows, const int32_t panels,
                       const gemm_part *t) {
     const int32_t vecs = panels * PANEL_VECS;
@@ -104,9 +145,14 @@ INLINE void gemm_tile(const int format, const int32_t rows, const int32_t panels
     UNROLL_FOR (r, rows)
         UNROLL_FOR (v, vecs)
             sum[r][v] = v_zero();
+    const int dots = BF16_DOT && format == IN_BF16;
     if (format == IN_I8)
         gemm_inputs_i8(rows, vecs, t, sum);
-    for (int32_t i = 0; format != IN_I8 && i < t->length; i++) {
+#if BF16_DOT
+    if (dots)
+        gemm_inputs_pairs(rows, vecs, t, sum);
+#endif
+    for (int32_t i = 0; format != IN_I8 && !dots && i < t->length; i++) {
         vec w[8];
         UNROLL_FOR (v, vecs)
             w[v] = gemm_load(format, t, v, (size_t)i);
@@ -162,16 +208,41 @@ static gemm_strip gemm_strip_of(int32_t dtype, int32_t rows) {
     return strips[dtype == INF_DTYPE_F32 ? 0 : dtype == INF_DTYPE_BF16 ? 1 : 2][rows - 1];
 }
 
+/* Bytes of a panel from its beginning to input i, a multiple of K_BLOCK or k. */
+static size_t gemm_panel_bytes(int32_t dtype, int32_t i) {
+    return BF16_DOT && dtype == INF_DTYPE_BF16 ? pair_panel_bytes(i) : panel_bytes(dtype, i);
+}
+
+static uint64_t gemm_packed_bytes(int32_t dtype, int32_t n, int32_t k) {
+    uint64_t bytes = inf_cpu_packed_bytes(dtype, n, k);
+    return bytes > 0 ? (uint64_t)ceil_div(n, PANEL) * gemm_panel_bytes(dtype, k) : 0;
+}
+
+static void gemm_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
+                      void *dst) {
+    int known =
+        src_dtype == INF_DTYPE_F32 || src_dtype == INF_DTYPE_BF16 || src_dtype == INF_DTYPE_F16;
+    if (BF16_DOT && dtype == INF_DTYPE_BF16 && known)
+        inf_cpu_pack_pairs(src, src_dtype, n, k, dst);
+    else
+        inf_cpu_pack(dtype, src, src_dtype, n, k, dst);
+}
+
 /* One index: one group of panels for one block of rows. */
 static void gemm_task(void *arg, int32_t index, int32_t thread) {
     (void)thread;
     const gemm_job *job = arg;
     const inf_gemm *a = job->a;
-    int32_t column = index % job->groups * GROUP * PANEL, row0 = index / job->groups * ROW_BLOCK;
+    int32_t column = index % job->groups * job->group * PANEL,
+            row0 = index / job->groups * ROW_BLOCK;
     int32_t end = min_i32(row0 + ROW_BLOCK, a->rows);
-    int32_t panels = min_i32(GROUP, ceil_div(a->n - column, PANEL));
+    int32_t panels = min_i32(job->group, ceil_div(a->n - column, PANEL));
     gemm_part t = {.ldx = (size_t)a->ldx, .ldy = (size_t)a->ldy};
-    t.panel = panel_bytes(job->dtype, a->k);
+#if BF16_DOT
+    _Alignas(64) bf16 pairs[STRIP_ROWS * K_BLOCK];
+    t.pairs = pairs;
+#endif
+    t.panel = gemm_panel_bytes(job->dtype, a->k);
     t.bias = a->bias == NULL ? NULL : a->bias + column;
     t.outputs = a->n - column;
     int32_t k0 = 0;
@@ -179,11 +250,15 @@ static void gemm_task(void *arg, int32_t index, int32_t thread) {
         t.first = k0 == 0;
         t.length = min_i32(K_BLOCK, a->k - k0);
         t.w = (const uint8_t *)a->w + t.panel * (size_t)(column / PANEL) +
-              panel_bytes(job->dtype, k0);
+              gemm_panel_bytes(job->dtype, k0);
         for (int32_t row = row0, rows; row < end; row += rows) {
             /* Equal tiles rather than full ones and a rest: 7 rows are 4 + 3. */
             rows = ceil_div(end - row, ceil_div(end - row, GEMM_ROWS));
             t.x = a->x + (size_t)row * t.ldx + k0;
+#if BF16_DOT
+            if (job->dtype == INF_DTYPE_BF16)
+                gemm_round(&t, rows, pairs);
+#endif
             t.y = a->y + (size_t)row * t.ldy + column;
             gemm_strip_of(job->dtype, rows)(&t, panels);
         }
@@ -195,6 +270,10 @@ static void simd_gemm(inf_pool *pool, int32_t dtype, const inf_gemm *args) {
     if (args->rows <= 0 || args->n <= 0)
         return;
     gemm_job job = {.a = args, .dtype = dtype};
-    job.groups = ceil_div(args->n, GROUP * PANEL);
+    /* Rounded rows serve twice as many panels, whose pieces are as large as in f32; few rows leave
+     * more tasks to threads. */
+    int dots = BF16_DOT && dtype == INF_DTYPE_BF16 && args->rows > 2 * STRIP_ROWS;
+    job.group = dots ? 2 * GROUP : GROUP;
+    job.groups = ceil_div(args->n, job.group * PANEL);
     inf_pool_run(pool, gemm_task, &job, job.groups * ceil_div(args->rows, ROW_BLOCK));
 }

@@ -2,8 +2,8 @@
 const inf_ops *ISA_OPS(void) {
     static const inf_ops ops = {
         .name = ISA_NAME,
-        .packed_bytes = inf_cpu_packed_bytes,
-        .pack = inf_cpu_pack,
+        .packed_bytes = gemm_packed_bytes,
+        .pack = gemm_pack,
         .gemm = simd_gemm,
         .rms_norm = simd_rms_norm,
         .rope = simd_rope,
