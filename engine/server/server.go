@@ -15,6 +15,14 @@
 //	toolanswer.go   calls of tools in answers
 //	toolguide.go    calls that a client demands
 //	toolpath.go     where the client wrote what is wrong with their schema
+//	responses.go    /v1/responses: a request -> a chat, and what is stored of its answer
+//	responsesbody.go    its fields, and those of a chat that they are
+//	responsestools.go   its tools
+//	responsesitems.go   its items, as they are sent, listed and stored
+//	responsesturns.go   items -> messages
+//	responsesanswer.go  deltas -> items -> an answer as one JSON object
+//	responsesevents.go  an answer as server-sent events
+//	responsesstore.go   answers that can be asked for again, and gone on from
 //	generate.go     one choice: events -> text, stop strings
 //	whole.go        an answer as one JSON object
 //	stream.go       an answer as server-sent events
@@ -159,23 +167,24 @@ const leastConnections = 16384
 
 // Server is a running API.
 type Server struct {
-	cfg      Config
-	tok      *tokenizer.Tokenizer
-	backend  Backend
-	tools    toolSupport
-	thinking thinking
-	metrics  *Metrics
-	http     *fasthttp.Server
-	watcher  *watcher
-	grammars *grammar.Cache[struct{}]
-	longest  int             // bytes of the longest token
-	ctx      context.Context // of all requests
-	cancel   context.CancelCauseFunc
-	requests atomic.Uint64
-	created  int64
-	listener net.Listener
-	done     chan error
-	stopped  atomic.Bool
+	cfg       Config
+	tok       *tokenizer.Tokenizer
+	backend   Backend
+	tools     toolSupport
+	thinking  thinking
+	metrics   *Metrics
+	http      *fasthttp.Server
+	watcher   *watcher
+	grammars  *grammar.Cache[struct{}]
+	responses *responseStore
+	longest   int             // bytes of the longest token
+	ctx       context.Context // of all requests
+	cancel    context.CancelCauseFunc
+	requests  atomic.Uint64
+	created   int64
+	listener  net.Listener
+	done      chan error
+	stopped   atomic.Bool
 
 	mu   sync.Mutex
 	busy map[net.Conn]struct{} // connections with a request that is not answered to its last byte
@@ -190,7 +199,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, grammars: newGrammars(), created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
+	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, grammars: newGrammars(), responses: newResponseStore(maxResponses, maxResponseBytes), created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
 	s.metrics = newMetrics(backend, cfg)
 	s.tools = probeTools(tok, cfg.ToolCallParser)
 	s.thinking = probeThinking(tok, cfg.ReasoningParser)
@@ -264,6 +273,7 @@ func (s *Server) anyBusy() bool {
 const (
 	completionsPath = "/v1/completions"
 	chatPath        = "/v1/chat/completions"
+	responsesPath   = "/v1/responses"
 )
 
 func (s *Server) routes() fasthttp.RequestHandler {
@@ -275,6 +285,10 @@ func (s *Server) routes() fasthttp.RequestHandler {
 	}
 	r.POST(completionsPath, s.completions)
 	r.POST(chatPath, s.chat)
+	r.POST(responsesPath, s.respond)
+	get(responsesPath+"/{id}", s.storedResponse)
+	r.DELETE(responsesPath+"/{id}", s.storedResponse)
+	get(responsesPath+"/{id}/input_items", s.inputItems)
 	get("/v1/models", s.models)
 	get("/v1/models/{id:*}", s.model) // names have slashes
 	r.POST("/tokenize", s.tokenize)
