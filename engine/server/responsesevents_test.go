@@ -336,7 +336,9 @@ func TestResponseFails(t *testing.T) {
 			t.Errorf("%d %s", r.status, r.body)
 		}
 	}
-	b.setScript(func(context.Context, *engine.Request) (engine.Stream, error) { return panicStream{newFakeStream()}, nil })
+	b.setScript(func(context.Context, *engine.Request) (engine.Stream, error) {
+		return panicStream{newFakeStream()}, nil
+	})
 	if events := a.events(obj{"input": "a"}); events[len(events)-1].Type != "response.failed" {
 		t.Errorf("%+v", events)
 	}
