@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/valyala/fasthttp"
@@ -52,9 +54,9 @@ func (s *Server) planResponse(ctx context.Context, req *responseRequest) (*plan,
 	}
 	p, err := s.planChat(ctx, &chat, nil)
 	if err != nil {
-		return nil, inResponse(err)
+		return nil, req.inResponse(err)
 	}
-	r.p, p.response = p, r
+	r.p, r.offered, p.response = p, req.offered, r
 	return p, r.echo(req, &chat)
 }
 
@@ -95,8 +97,11 @@ func (s *Server) responseItems(req *responseRequest) (all, own []item, err error
 	return all, own, nil
 }
 
+// chatTools are paths in messages about the tools of a chat.
+var chatTools = regexp.MustCompile(`tools\[(\d+)\]\.function\.parameters`)
+
 // inResponse is an error about the chat that a request was made to, in the request's own names.
-func inResponse(err error) error {
+func (r *responseRequest) inResponse(err error) error {
 	var e *Error
 	if !errors.As(err, &e) {
 		return err
@@ -112,7 +117,13 @@ func inResponse(err error) error {
 		own.Param = "reasoning.effort"
 		own.Message = strings.Replace(own.Message, "reasoning_effort", own.Param, 1)
 	case "tools":
-		own.Message = strings.ReplaceAll(own.Message, "].function.parameters", "].parameters")
+		own.Message = chatTools.ReplaceAllStringFunc(own.Message, func(path string) string {
+			i, err := strconv.Atoi(chatTools.FindStringSubmatch(path)[1])
+			if err != nil || i >= len(r.offered) {
+				return path
+			}
+			return r.offered[i].at + ".parameters"
+		})
 	}
 	return &own
 }

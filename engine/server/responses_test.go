@@ -90,6 +90,7 @@ type gotItem struct {
 	Content   []gotPart       `json:"content"`
 	Summary   []gotPart       `json:"summary"`
 	CallID    string          `json:"call_id"`
+	Namespace string          `json:"namespace"`
 	Name      string          `json:"name"`
 	Arguments *string         `json:"arguments"`
 	Output    json.RawMessage `json:"output"`

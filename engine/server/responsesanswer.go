@@ -18,6 +18,7 @@ type response struct {
 	store           bool
 	previous        string
 	input           []storedItem
+	offered         []responseTool
 	before, after   []byte // what the object repeats of the request, before its output and after it
 	last            []byte // and behind the usage
 	done            []storedItem
@@ -72,7 +73,7 @@ func (r *response) add(d delta) error {
 	}
 	for _, c := range d.calls {
 		if c.id != "" {
-			if err := r.begin(item{kind: callItem, callID: c.id, name: c.name}); err != nil {
+			if err := r.begin(r.called(c.id, c.name)); err != nil {
 				return err
 			}
 		}

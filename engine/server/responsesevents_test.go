@@ -270,6 +270,47 @@ func TestResponseTools(t *testing.T) {
 	}
 }
 
+// Functions of a namespace are called by both names, and told by each.
+func TestResponseNamespaces(t *testing.T) {
+	b := scripted(says(t, "<tool_call>\n{\"name\": \"n.f\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>")...)
+	a := serveWith(t, templated(t, "qwen25"), b, wide)
+	f := obj{"type": "function", "name": "f", "parameters": obj{"type": "object"}}
+	space := obj{"type": "namespace", "name": "n", "description": "d", "tools": []obj{f, {"type": "function", "name": "g"}}}
+	body := obj{"input": "a", "tools": []obj{f, space}}
+	r := bothResponses(t, a, body)
+	if len(r.Output) != 2 || r.Output[0].Namespace != "n" || r.Output[0].Name != "f" || r.Output[1].Namespace != "" || r.Output[1].Name != "f" {
+		t.Errorf("%+v", r.Output)
+	}
+	if diff := cmp.Diff(map[string]any{"type": "namespace", "name": "n", "description": "d", "tools": []any{
+		map[string]any{"type": "function", "name": "f", "description": nil, "parameters": map[string]any{"type": "object"}, "strict": nil},
+		map[string]any{"type": "function", "name": "g", "description": nil, "parameters": nil, "strict": nil},
+	}}, r.Tools[1]); diff != "" {
+		t.Error(diff)
+	}
+	result := obj{"type": "function_call_output", "call_id": r.Output[0].CallID, "output": "4"}
+	a.response(obj{"previous_response_id": r.ID, "input": []obj{result}, "tools": body["tools"]})
+	if prompt := testTokenizer(t).Decode(b.last(t).Prompt, false); strings.Count(prompt, `{"name": "n.f", "arguments": {}}`) != 1 {
+		t.Errorf("%s", prompt)
+	}
+	for _, x := range []struct {
+		tools []obj
+		more  obj
+		words string
+	}{
+		{[]obj{f, {"type": "namespace", "name": "a b"}}, nil, "tools[1]: a namespace needs a name"},
+		{[]obj{{"type": "namespace", "name": "n", "tools": []obj{f, f}}}, nil, "tools[0].tools[1]: its function has the name"},
+		{[]obj{{"type": "namespace", "name": "n", "tools": []obj{space}}}, nil, "tools[0].tools[0]: only functions"},
+		{[]obj{{"type": "namespace", "name": "n", "tools": []obj{{"type": "custom", "name": "c"}}}}, nil, `tools[0].tools[0]: a tool of type "custom"`},
+		{[]obj{f, {"type": "namespace", "name": "n", "tools": []obj{{"type": "function", "name": "g", "parameters": obj{"type": "x"}}}}}, obj{"tool_choice": "required"}, "tools[1].tools[0].parameters"},
+	} {
+		body := obj{"input": "a", "tools": x.tools}
+		for k, v := range x.more {
+			body[k] = v
+		}
+		wantError(t, a.post(responsesPath, body.String()), 400, "BadRequestError", "tools", x.words)
+	}
+}
+
 // What a client wrote over several lines does not break the events.
 func TestResponseLines(t *testing.T) {
 	a := serveWith(t, templated(t, "qwen25"), scripted(says(t, "[]")...), wide)

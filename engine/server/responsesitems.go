@@ -31,6 +31,7 @@ type item struct {
 	summary          []part // of thoughts
 	callID           string // of a call, and of its result
 	name, arguments  string // of a call
+	space            string // the namespace of its function, "" for none
 }
 
 // part is a text of an item.
@@ -62,6 +63,9 @@ func (it *item) append(b []byte, a *answer) []byte {
 	case callItem:
 		b = appendString(append(b, `,"status":`...), it.status)
 		b = appendString(append(b, `,"call_id":`...), it.callID)
+		if it.space != "" {
+			b = appendString(append(b, `,"namespace":`...), it.space)
+		}
 		b = appendString(append(b, `,"name":`...), it.name)
 		b = appendString(append(b, `,"arguments":`...), it.arguments)
 	case resultItem:
@@ -115,6 +119,7 @@ type wireItem struct {
 	Summary   json.RawMessage `json:"summary"`
 	CallID    string          `json:"call_id"`
 	Name      string          `json:"name"`
+	Namespace *string         `json:"namespace"`
 	Arguments *string         `json:"arguments"`
 	Output    json.RawMessage `json:"output"`
 }
@@ -162,7 +167,7 @@ func readItem(raw json.RawMessage) (item, error) {
 		}
 		return item{}, err
 	}
-	it := item{id: orDefault(w.ID, ""), status: "completed", callID: w.CallID, name: w.Name}
+	it := item{id: orDefault(w.ID, ""), status: "completed", callID: w.CallID, name: w.Name, space: orDefault(w.Namespace, "")}
 	if orDefault(w.Status, "") == "incomplete" {
 		it.status = "incomplete"
 	}

@@ -86,7 +86,8 @@ func (t *turns) call(it *item) {
 		t.list = append(t.list, ',')
 	}
 	t.list = appendString(append(t.list, `{"id":`...), it.callID)
-	t.list = appendString(append(t.list, `,"type":"function","function":{"name":`...), it.name)
+	f := responseTool{Name: it.name, space: it.space}
+	t.list = appendString(append(t.list, `,"type":"function","function":{"name":`...), f.fullName())
 	t.list = append(appendString(append(t.list, `,"arguments":`...), it.arguments), `}}`...)
 }
 
