@@ -66,7 +66,7 @@ func (s *Server) responseItems(req *responseRequest) (all, own []item, err error
 	if req.Previous != nil {
 		stored, err := s.responses.chain(*req.Previous, s.cfg.MaxBodySize)
 		if err != nil {
-			return nil, nil, badRequest("previous_response_id", "%v", err)
+			return nil, nil, badRequest("previous_response_id", "%v.", err)
 		}
 		for _, one := range stored {
 			it, err := readItem(one.json)
@@ -156,7 +156,7 @@ func (s *Server) storedResponse(ctx *fasthttp.RequestCtx) {
 }
 
 func noResponse(id string) *Error {
-	return &Error{http.StatusNotFound, "NotFoundError", "response_id", (&goneError{id}).Error()}
+	return &Error{http.StatusNotFound, "NotFoundError", "response_id", (&goneError{id}).Error() + "."}
 }
 
 // inputItems answers GET /v1/responses/{id}/input_items: what the conversation was in front of the answer.

@@ -328,6 +328,7 @@ func TestResponseErrors(t *testing.T) {
 		{with("store", `"yes"`), "store", "true or false"},
 		{with("truncation", `"some"`), "truncation", "auto or disabled"},
 		{with("previous_response_id", `"resp_1"`), "previous_response_id", "resp_1"},
+		{with("previous_response_id", `""`), "previous_response_id", "not found"},
 		{with("previous_response_id", `5`), "previous_response_id", "string"},
 		{with("reasoning", `{"effort":"huge"}`), "reasoning.effort", "reasoning.effort must be one of"},
 		{with("reasoning", `{"effort":""}`), "reasoning.effort", "empty"},

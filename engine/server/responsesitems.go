@@ -40,8 +40,8 @@ type part struct {
 	tokens     []engine.TokenLogprob // with their log probabilities, where these were asked for
 }
 
-// text is that of all parts, joined as a chat's are.
-func text(parts []part) string {
+// joined is the text of all parts, put together as a chat's are.
+func joined(parts []part) string {
 	texts := make([]string, len(parts))
 	for i, p := range parts {
 		texts[i] = p.text
@@ -72,7 +72,7 @@ func (it *item) append(b []byte, a *answer) []byte {
 		b = appendString(append(b, `,"status":`...), it.status)
 		b = appendString(append(b, `,"call_id":`...), it.callID)
 		if b = append(b, `,"output":`...); it.plain {
-			b = appendString(b, text(it.parts))
+			b = appendString(b, joined(it.parts))
 		} else {
 			b = appendParts(b, it.parts, a)
 		}

@@ -51,14 +51,14 @@ func newResponseStore(most, mostBytes int) *responseStore {
 type goneError struct{ id string }
 
 func (e *goneError) Error() string {
-	return fmt.Sprintf("Response with id '%s' not found: it was not stored, was deleted, or left this server's limited memory.", e.id)
+	return fmt.Sprintf("Response with id '%s' not found: it was not stored, was deleted, or left this server's limited memory", e.id)
 }
 
 // size is what it takes of the store. Output items are parts of the body.
 func (k *keptResponse) size() int {
-	n := storedOverhead + len(k.body)
+	n := storedOverhead + cap(k.body)
 	for _, it := range k.input {
-		n += storedOverhead + len(it.json)
+		n += storedOverhead + cap(it.json)
 	}
 	return n + storedOverhead*len(k.output)
 }
@@ -133,6 +133,9 @@ func (s *responseStore) walk(id string) (chain []*list.Element, gone error) {
 		chain = append(chain, e)
 		id = e.Value.(*keptResponse).previous
 	}
+	if len(chain) == 0 && gone == nil {
+		gone = &goneError{id}
+	}
 	slices.Reverse(chain)
 	return chain, gone
 }
@@ -155,7 +158,7 @@ func (s *responseStore) chain(id string, most int) ([]storedItem, error) {
 		bytes += len(it.json)
 	}
 	if bytes > most {
-		return nil, fmt.Errorf("the conversation up to the response '%s' has %d bytes, of at most %d.", id, bytes, most)
+		return nil, fmt.Errorf("the conversation up to the response '%s' has %d bytes, of at most %d", id, bytes, most)
 	}
 	return items, nil
 }

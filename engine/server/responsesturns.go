@@ -23,7 +23,7 @@ func messagesOf(instructions string, items []item) ([]chatMessage, error) {
 		it := &items[i]
 		switch it.kind {
 		case messageItem:
-			t.message(it.role, text(it.parts))
+			t.message(it.role, joined(it.parts))
 		case callItem:
 			t.call(it)
 		case resultItem:
@@ -31,7 +31,7 @@ func messagesOf(instructions string, items []item) ([]chatMessage, error) {
 				return nil, badRequest("input", "there is a function_call_output of the call %q, but no such function_call before it.", it.callID)
 			}
 			t.end()
-			t.say("tool", text(it.parts))
+			t.say("tool", joined(it.parts))
 			t.messages[len(t.messages)-1].ToolCallID = it.callID
 		case reasoningItem:
 			t.think(it)
@@ -72,7 +72,7 @@ func (t *turns) turn() *chatMessage {
 	if t.open == nil {
 		t.open = &chatMessage{Role: "assistant"}
 		if len(t.thoughts) > 0 {
-			words := text(t.thoughts)
+			words := joined(t.thoughts)
 			t.open.Reasoning, t.thoughts = &words, nil
 		}
 	}
