@@ -35,7 +35,7 @@ func (s *Server) planResponse(ctx context.Context, req *responseRequest) (*plan,
 	}
 	r := &response{srv: s, store: orDefault(req.Store, true), previous: orDefault(req.Previous, "")}
 	chat := chatRequest{common: req.common, response: true, TopLogprobs: req.TopLogprobs, ParallelToolCalls: req.ParallelToolCalls}
-	chat.RequestID, chat.TemplateVars = "", req.TemplateVars
+	chat.RequestID, chat.TemplateVars, chat.IncludeReasoning = "", req.TemplateVars, req.IncludeReasoning
 	chat.MaxTokens, chat.maxTokensField = req.MaxOutputTokens, "max_output_tokens"
 	for _, translate := range []func(*chatRequest) error{req.takeInclude, req.takeText, req.takeReasoning, req.takeTruncation, req.takeTools} {
 		if err := translate(&chat); err != nil {

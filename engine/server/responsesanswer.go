@@ -56,19 +56,28 @@ func (r *response) whole(ctx context.Context) ([]byte, error) {
 	return r.end(), nil
 }
 
-// add takes a delta that has one thing: a text or a part of a call.
+// add takes a delta that has one thing: thoughts, a text, or a part of a call.
 func (r *response) add(d delta) error {
 	r.generated += len(d.ids)
 	r.cached += d.cached
+	r.reasoningTokens += d.thinking
 	if d.finish != "" {
 		r.finish, r.spans = d.finish, d.spans
+	}
+	if d.thinking > 0 { // so were those before them
+		r.tokens, d.tokens = nil, nil
+	}
+	if d.reasoning != "" {
+		if err := r.begin(item{kind: reasoningItem, parts: []part{{kind: "reasoning_text"}}}); err != nil {
+			return err
+		}
 	}
 	if d.text != "" {
 		if err := r.begin(item{kind: messageItem, role: "assistant", parts: []part{{kind: "output_text"}}}); err != nil {
 			return err
 		}
 	}
-	if err := r.grow(d.text, d.tokens); err != nil {
+	if err := r.grow(d.reasoning+d.text, d.tokens); err != nil {
 		return err
 	}
 	for _, c := range d.calls {

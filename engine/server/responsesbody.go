@@ -27,6 +27,7 @@ type responseRequest struct {
 	PromptCacheKey    *string           `json:"prompt_cache_key"`
 	ServiceTier       *string           `json:"service_tier"`
 	TemplateVars      map[string]any    `json:"chat_template_kwargs"`
+	IncludeReasoning  *bool             `json:"include_reasoning"`
 	offered           []responseTool    // the functions that the model gets
 	echoedTools       []byte            // what an answer says of tools and tool_choice
 	echoedChoice      []byte

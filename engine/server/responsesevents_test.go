@@ -226,14 +226,14 @@ func TestResponseLines(t *testing.T) {
 // Of any answer a stream comes to the whole, with every parser.
 func TestAnyResponse(t *testing.T) {
 	fragments := []string{
-		"<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "f", "é", " ", "\n", "[", "]", "{", "}", "😀",
+		"<think>", "</think>", "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "f", "é", " ", "\n", "[", "]", "{", "}", "😀",
 		`{"name": "f", "arguments": {"a": "x"}}`, `{"name": "g", "parameters": {}}`, `"`, `\`, "<",
 	}
 	b := scripted()
 	forms := []string{"hermes", "llama3_json", "mistral", "none"}
 	apis := map[string]*api{}
 	for _, form := range forms {
-		apis[form] = serveWith(t, templated(t, "qwen25"), b, wide, func(c *Config) { c.ToolCallParser = form })
+		apis[form] = serveWith(t, templated(t, "qwen3"), b, wide, func(c *Config) { c.ToolCallParser = form })
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		events := says(t, strings.Join(rapid.SliceOfN(rapid.SampledFrom(fragments), 0, 12).Draw(rt, "fragments"), ""))

@@ -106,3 +106,63 @@ func TestResponseNamespaces(t *testing.T) {
 		wantError(t, a.post(responsesPath, body.String()), 400, "BadRequestError", "tools", x.words)
 	}
 }
+
+// Thoughts are an item of their own, which a conversation goes on with.
+func TestResponseThoughts(t *testing.T) {
+	const thought, call = "Hm.\n\nI need the time.", "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>"
+	const think = "<think>\n" + thought + "\n</think>"
+	items := map[string]string{"think": "reasoning;;;;;;" + thought, "say": "message;completed;assistant;;;;Let me see.", "call": "function_call;completed;;now;{};;"}
+	for _, x := range []struct {
+		text string
+		want []string
+	}{
+		{think + "\n\nLet me see.\n" + call, []string{"think", "say", "call"}}, {think + call, []string{"think", "call"}}, {think + "Let me see.", []string{"think", "say"}},
+		{think, []string{"think"}}, {"Let me see.", []string{"say"}},
+	} {
+		events := withLogprobs(says(t, x.text), nil)
+		b := scripted(events...)
+		a := serveWith(t, templated(t, "qwen3"), b, wide)
+		var want, silent []string
+		for _, name := range x.want {
+			want = append(want, items[name])
+			if name != "think" {
+				silent = append(silent, items[name])
+			}
+		}
+		body := asking(obj{"include": []string{"message.output_text.logprobs"}})
+		r := bothResponses(t, a, body)
+		if diff := cmp.Diff(want, r.words()); diff != "" || (r.Usage.OutputDetails.Reasoning > 0) != (len(silent) < len(want)) {
+			t.Errorf("%q: %s %+v", x.text, diff, r.Usage)
+		}
+		message := func(r *gotResponse) (spelled string) {
+			for _, it := range r.Output {
+				for _, p := range it.Content {
+					for _, l := range p.Logprobs {
+						spelled += l.Token
+					}
+				}
+			}
+			return spelled
+		}
+		if spelled := message(r); strings.Contains(spelled, "Hm") || strings.Contains(x.text, "Let") != strings.Contains(spelled, "see") {
+			t.Errorf("%q: log probabilities of %q", x.text, spelled)
+		}
+		body["include_reasoning"] = false
+		if len(silent) == 0 {
+			silent = []string{"message;completed;assistant;;;;"}
+		}
+		less := bothResponses(t, a, body)
+		if diff := cmp.Diff(silent, less.words()); diff != "" || strings.Contains(message(less), "Hm") || less.Usage.OutputDetails != r.Usage.OutputDetails {
+			t.Errorf("%q: %s %q %+v", x.text, diff, message(less), less.Usage)
+		}
+	}
+	b := scripted(says(t, think+"\n\n"+call)...)
+	a := serveWith(t, templated(t, "qwen3"), b, wide)
+	r := a.response(asking(nil))
+	result := obj{"type": "function_call_output", "call_id": r.Output[1].CallID, "output": "noon"}
+	a.response(asking(obj{"previous_response_id": r.ID, "input": []obj{result}}))
+	prompt := testTokenizer(t).Decode(b.last(t).Prompt, false)
+	if !strings.Contains(prompt, "<|im_start|>assistant\n"+think+"\n\n"+call+"<|im_end|>\n<|im_start|>user\n<tool_response>\nnoon") {
+		t.Errorf("%s", prompt)
+	}
+}

@@ -117,6 +117,14 @@ class Weather(pydantic.BaseModel):
     note: str
 
 
+def thoughts(client: openai.OpenAI) -> None:
+    got = create(client, model="scripted", input="Think.")
+    assert [i.type for i in got.output] == ["reasoning", "message"] and got.output[0].content[0].text == "Hm." and got.output_text == "Yes.", got
+    assert 0 < got.usage.output_tokens_details.reasoning_tokens < got.usage.output_tokens, got
+    again = create(client, model="scripted", input=[{"role": "user", "content": "Think."}, *got.output, {"role": "user", "content": "Again."}])
+    assert again.output_text == "Yes.", again
+
+
 def parsed_tools(client: openai.OpenAI) -> None:
     got = client.responses.parse(model="scripted", input="a", tools=[openai.pydantic_function_tool(Weather, name="get_weather")["function"] | {"type": "function"}])
     assert got.output[1].parsed_arguments == json.loads(ARGUMENTS[0]), got
@@ -189,7 +197,7 @@ def errors(client: openai.OpenAI) -> None:
 def main() -> None:
     client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="test-key", max_retries=0, timeout=120)
     scripted = client.models.list().data[0].id == "scripted"
-    for check in (calls, parsed_tools) if scripted else (texts, stored, parsed, errors):
+    for check in (calls, thoughts, parsed_tools) if scripted else (texts, stored, parsed, errors):
         check(client)
     print("clients: python", openai.__version__, "passed with responses,", "scripted" if scripted else "bundled")
 
