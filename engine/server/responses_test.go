@@ -263,6 +263,7 @@ func TestResponseErrors(t *testing.T) {
 		{input(`5`), "input", "string or a list"},
 		{input(`{}`), "input", "string or a list"},
 		{input(`[]`), "input", "at least one"},
+		{input(`[{"type":"reasoning","summary":[]}]`), "input", "at least one message"},
 		{input(`[5]`), "input", "input[0]: it is not an object"},
 		{input(`[null]`), "input", "input[0]: it is not an object"},
 		{input(`["a"]`), "input", "input[0]: it is not an object"},

@@ -37,7 +37,9 @@ func messagesOf(instructions string, items []item) ([]chatMessage, error) {
 			t.think(it)
 		}
 	}
-	t.end()
+	if t.end(); len(t.messages) == 0 {
+		return nil, badRequest("input", "input must have at least one message, call or result.")
+	}
 	return t.messages, nil
 }
 

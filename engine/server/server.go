@@ -1,21 +1,21 @@
 // Package server is the OpenAI API: HTTP in, tokens to a Backend, text out.
 //
-//	server.go       routes, start and stop
-//	cors.go         pages of other origins
-//	key.go          who has the API key
-//	body.go         bodies as clients write them
-//	decode.go       JSON -> body, by the keys' exact names
-//	request.go      their checks and defaults
-//	guide.go        forms that answers are held to
-//	unsupported.go  fields that are refused
-//	completions.go  /v1/completions: body -> plan -> jobs -> answer
-//	chat.go         /v1/chat/completions: messages -> prompt, then the same way
-//	tools.go        the tools of a chat, and what its template does with them
-//	thoughts.go     what a model thinks before it answers
-//	toolanswer.go   calls of tools in answers
-//	toolguide.go    calls that a client demands
-//	toolpath.go     where the client wrote what is wrong with their schema
-//	responses.go    /v1/responses: a request -> a chat, and what is stored of its answer
+//	server.go           routes, start and stop
+//	cors.go             pages of other origins
+//	key.go              who has the API key
+//	body.go             bodies as clients write them
+//	decode.go           JSON -> body, by the keys' exact names
+//	request.go          their checks and defaults
+//	guide.go            forms that answers are held to
+//	unsupported.go      fields that are refused
+//	completions.go      /v1/completions: body -> plan -> jobs -> answer
+//	chat.go             /v1/chat/completions: messages -> prompt, then the same way
+//	tools.go            the tools of a chat, and what its template does with them
+//	thoughts.go         what a model thinks before it answers
+//	toolanswer.go       calls of tools in answers
+//	toolguide.go        calls that a client demands
+//	toolpath.go         where the client wrote what is wrong with their schema
+//	responses.go        /v1/responses: a request -> a chat, and what is stored of its answer
 //	responsesbody.go    its fields, and those of a chat that they are
 //	responsestools.go   its tools
 //	responsesitems.go   its items, as they are sent, listed and stored
@@ -23,16 +23,16 @@
 //	responsesanswer.go  deltas -> items -> an answer as one JSON object
 //	responsesevents.go  an answer as server-sent events
 //	responsesstore.go   answers that can be asked for again, and gone on from
-//	generate.go     one choice: events -> text, stop strings
-//	whole.go        an answer as one JSON object
-//	stream.go       an answer as server-sent events
-//	format.go       OpenAI's shapes
-//	place.go        where in a text its tokens begin
-//	watch.go        clients that go away
-//	stall.go        clients that do not read, or are still sending
-//	metrics.go      counters and gauges
-//	dashboard.go    a page that shows the cluster; its files are in dashboard/
-//	other.go        models, tokenize, health, cluster
+//	generate.go         one choice: events -> text, stop strings
+//	whole.go            an answer as one JSON object
+//	stream.go           an answer as server-sent events
+//	format.go           OpenAI's shapes
+//	place.go            where in a text its tokens begin
+//	watch.go            clients that go away
+//	stall.go            clients that do not read, or are still sending
+//	metrics.go          counters and gauges
+//	dashboard.go        a page that shows the cluster; its files are in dashboard/
+//	other.go            models, tokenize, health, cluster
 package server
 
 import (
