@@ -76,6 +76,7 @@ type chatRequest struct {
 	Echo                bool     `json:"echo"`
 	ParallelToolCalls   *bool    `json:"parallel_tool_calls"`
 	IncludeReasoning    *bool    `json:"include_reasoning"`
+	response            bool     // it was a request for a response
 }
 
 // conversation is what a chat's prompt is made of; /tokenize takes it too.

@@ -66,7 +66,11 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 	if tokens, err = s.truncate(&req.common, tokens, 0, 0, 1); err != nil { // what fits is answered
 		return nil, err
 	}
-	p := s.newPlan(&req.common, "chatcmpl-", "chat.completion", id)
+	prefix, object := "chatcmpl-", "chat.completion"
+	if req.response {
+		prefix, object = "resp_", "response"
+	}
+	p := s.newPlan(&req.common, prefix, object, id)
 	p.answer.chat, p.logprobs = true, req.Logprobs
 	base := engine.Request{Prompt: tokens, Logprobs: -1, PromptLogprobs: p.promptLogprobs}
 	if req.Logprobs {

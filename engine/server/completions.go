@@ -26,6 +26,7 @@ type plan struct {
 	tokenIDs       bool // of prompts and choices are told
 	stream         bool
 	usage          usageChunks
+	response       *response // nil: a chat or a completion
 }
 
 // usageChunks says which chunks of a stream carry the usage.
@@ -295,13 +296,13 @@ func (s *Server) answerPlan(ctx *fasthttp.RequestCtx, plan func(context.Context)
 		return
 	}
 	defer done()
-	choices, err := s.collect(work, p)
+	body, err := s.wholeAnswer(work, p)
 	if err != nil {
 		s.answerFailure(ctx, work, err)
 		return
 	}
 	ctx.SetContentType("application/json")
-	ctx.SetBody(p.encode(choices))
+	ctx.SetBody(body)
 }
 
 func planned(work context.Context, plan func(context.Context) (*plan, error)) (p *plan, err error) {
@@ -324,7 +325,7 @@ func (s *Server) answerFailure(ctx *fasthttp.RequestCtx, work context.Context, e
 
 // refuse answers with an error and counts it, where completions were asked for.
 func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
-	if p := path(ctx); ctx.IsPost() && (p == completionsPath || p == chatPath) {
+	if p := path(ctx); ctx.IsPost() && (p == completionsPath || p == chatPath || p == responsesPath) {
 		s.metrics.failed(p, err)
 	}
 	writeError(ctx, err)

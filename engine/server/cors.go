@@ -14,7 +14,7 @@ func allowOrigins(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 		}
 		h := &ctx.Response.Header
 		allowOrigin(h)
-		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS")
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE, OPTIONS")
 		h.SetBytesV("Access-Control-Allow-Headers", ctx.Request.Header.Peek("Access-Control-Request-Headers"))
 		h.Set("Access-Control-Max-Age", "600")
 	}

@@ -66,7 +66,7 @@ func TestReadObject(t *testing.T) {
 
 // No field is hidden by another of the same name.
 func TestFieldNames(t *testing.T) {
-	for _, v := range []any{completionRequest{}, chatRequest{}, chatMessage{}, streamOptions{}} {
+	for _, v := range []any{completionRequest{}, chatRequest{}, chatMessage{}, streamOptions{}, responseRequest{}, responseText{}, responseFormat{}, askedReasoning{}, responseTool{}, wireItem{}} {
 		var names []string
 		for _, f := range reflect.VisibleFields(reflect.TypeOf(v)) {
 			if name := f.Tag.Get("json"); name != "" {

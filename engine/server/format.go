@@ -98,10 +98,14 @@ func appendFinish(b []byte, finish string, reason any, spans []engine.SpanInfo) 
 	default:
 		b = append(b, `null`...)
 	}
+	return appendPlacement(b, spans)
+}
+
+// appendPlacement appends where the KV lay, if that is known: oldest blocks first; the last ones are the home's.
+func appendPlacement(b []byte, spans []engine.SpanInfo) []byte {
 	if len(spans) == 0 {
 		return b
 	}
-	// Oldest blocks first; the last ones are the home's.
 	for i, s := range spans {
 		if i == 0 {
 			b = append(b, `,"kv_placement":[`...)
@@ -116,8 +120,13 @@ func appendFinish(b []byte, finish string, reason any, spans []engine.SpanInfo) 
 	return append(b, ']')
 }
 
-// appendChatLogprobs appends OpenAI's chat shape: content: [{token, logprob, bytes, top_logprobs}].
+// appendChatLogprobs appends OpenAI's chat shape: content: a list of tokens.
 func (a *answer) appendChatLogprobs(b []byte, tokens []engine.TokenLogprob) []byte {
+	return append(a.appendTokens(append(b, `{"content":`...), tokens), '}')
+}
+
+// appendTokens appends a list of {token, logprob, bytes, top_logprobs}.
+func (a *answer) appendTokens(b []byte, tokens []engine.TokenLogprob) []byte {
 	one := func(b []byte, id int32, lp float32) []byte {
 		text, raw := a.tokenText(id)
 		b = append(b, `{"token":`...)
@@ -133,7 +142,7 @@ func (a *answer) appendChatLogprobs(b []byte, tokens []engine.TokenLogprob) []by
 		}
 		return append(b, ']')
 	}
-	b = append(b, `{"content":[`...)
+	b = append(b, '[')
 	for i, t := range tokens {
 		if i > 0 {
 			b = append(b, ',')
@@ -148,7 +157,7 @@ func (a *answer) appendChatLogprobs(b []byte, tokens []engine.TokenLogprob) []by
 		}
 		b = append(b, `]}`...)
 	}
-	return append(b, `]}`...)
+	return append(b, ']')
 }
 
 // appendTextLogprobs appends OpenAI's completions shape: four lists, one entry per token. offsets are where the tokens

@@ -22,7 +22,7 @@ func TestOrigins(t *testing.T) {
 	a := serve(t, scripted(tokens(5)...), func(c *Config) { c.APIKey = "secret"; c.MaxBodySize = 1000 })
 	for _, path := range []string{"/v1/chat/completions", "/v1/models", "/health"} {
 		r := a.do("OPTIONS", path, "", "Origin", "http://page", "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "authorization,x-stainless-os")
-		for k, want := range map[string]string{"Origin": "*", "Headers": "authorization,x-stainless-os", "Methods": "GET, HEAD, POST, OPTIONS"} {
+		for k, want := range map[string]string{"Origin": "*", "Headers": "authorization,x-stainless-os", "Methods": "GET, HEAD, POST, DELETE, OPTIONS"} {
 			if got := r.header.Get("Access-Control-Allow-" + k); r.status != 200 || got != want {
 				t.Errorf("%s: %d, %s %q", path, r.status, k, got)
 			}

@@ -1,30 +1,38 @@
 // Package server is the OpenAI API: HTTP in, tokens to a Backend, text out.
 //
-//	server.go       routes, start and stop
-//	cors.go         pages of other origins
-//	key.go          who has the API key
-//	body.go         bodies as clients write them
-//	decode.go       JSON -> body, by the keys' exact names
-//	request.go      their checks and defaults
-//	guide.go        forms that answers are held to
-//	unsupported.go  fields that are refused
-//	completions.go  /v1/completions: body -> plan -> jobs -> answer
-//	chat.go         /v1/chat/completions: messages -> prompt, then the same way
-//	tools.go        the tools of a chat, and what its template does with them
-//	thoughts.go     what a model thinks before it answers
-//	toolanswer.go   calls of tools in answers
-//	toolguide.go    calls that a client demands
-//	toolpath.go     where the client wrote what is wrong with their schema
-//	generate.go     one choice: events -> text, stop strings
-//	whole.go        an answer as one JSON object
-//	stream.go       an answer as server-sent events
-//	format.go       OpenAI's shapes
-//	place.go        where in a text its tokens begin
-//	watch.go        clients that go away
-//	stall.go        clients that do not read, or are still sending
-//	metrics.go      counters and gauges
-//	dashboard.go    a page that shows the cluster; its files are in dashboard/
-//	other.go        models, tokenize, health, cluster
+//	server.go           routes, start and stop
+//	cors.go             pages of other origins
+//	key.go              who has the API key
+//	body.go             bodies as clients write them
+//	decode.go           JSON -> body, by the keys' exact names
+//	request.go          their checks and defaults
+//	guide.go            forms that answers are held to
+//	unsupported.go      fields that are refused
+//	completions.go      /v1/completions: body -> plan -> jobs -> answer
+//	chat.go             /v1/chat/completions: messages -> prompt, then the same way
+//	tools.go            the tools of a chat, and what its template does with them
+//	thoughts.go         what a model thinks before it answers
+//	toolanswer.go       calls of tools in answers
+//	toolguide.go        calls that a client demands
+//	toolpath.go         where the client wrote what is wrong with their schema
+//	responses.go        /v1/responses: a request -> a chat, and what is stored of its answer
+//	responsesbody.go    its fields, and those of a chat that they are
+//	responsestools.go   its tools
+//	responsesitems.go   its items, as they are sent, listed and stored
+//	responsesturns.go   items -> messages
+//	responsesanswer.go  deltas -> items -> an answer as one JSON object
+//	responsesevents.go  an answer as server-sent events
+//	responsesstore.go   answers that can be asked for again, and gone on from
+//	generate.go         one choice: events -> text, stop strings
+//	whole.go            an answer as one JSON object
+//	stream.go           an answer as server-sent events
+//	format.go           OpenAI's shapes
+//	place.go            where in a text its tokens begin
+//	watch.go            clients that go away
+//	stall.go            clients that do not read, or are still sending
+//	metrics.go          counters and gauges
+//	dashboard.go        a page that shows the cluster; its files are in dashboard/
+//	other.go            models, tokenize, health, cluster
 package server
 
 import (
@@ -159,23 +167,24 @@ const leastConnections = 16384
 
 // Server is a running API.
 type Server struct {
-	cfg      Config
-	tok      *tokenizer.Tokenizer
-	backend  Backend
-	tools    toolSupport
-	thinking thinking
-	metrics  *Metrics
-	http     *fasthttp.Server
-	watcher  *watcher
-	grammars *grammar.Cache[struct{}]
-	longest  int             // bytes of the longest token
-	ctx      context.Context // of all requests
-	cancel   context.CancelCauseFunc
-	requests atomic.Uint64
-	created  int64
-	listener net.Listener
-	done     chan error
-	stopped  atomic.Bool
+	cfg       Config
+	tok       *tokenizer.Tokenizer
+	backend   Backend
+	tools     toolSupport
+	thinking  thinking
+	metrics   *Metrics
+	http      *fasthttp.Server
+	watcher   *watcher
+	grammars  *grammar.Cache[struct{}]
+	responses *responseStore
+	longest   int             // bytes of the longest token
+	ctx       context.Context // of all requests
+	cancel    context.CancelCauseFunc
+	requests  atomic.Uint64
+	created   int64
+	listener  net.Listener
+	done      chan error
+	stopped   atomic.Bool
 
 	mu   sync.Mutex
 	busy map[net.Conn]struct{} // connections with a request that is not answered to its last byte
@@ -190,7 +199,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, grammars: newGrammars(), created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
+	s := &Server{cfg: cfg, tok: tok, backend: backend, watcher: w, grammars: newGrammars(), responses: newResponseStore(maxResponses, maxResponseBytes), created: time.Now().Unix(), done: make(chan error, 1), busy: map[net.Conn]struct{}{}}
 	s.metrics = newMetrics(backend, cfg)
 	s.tools = probeTools(tok, cfg.ToolCallParser)
 	s.thinking = probeThinking(tok, cfg.ReasoningParser)
@@ -264,6 +273,7 @@ func (s *Server) anyBusy() bool {
 const (
 	completionsPath = "/v1/completions"
 	chatPath        = "/v1/chat/completions"
+	responsesPath   = "/v1/responses"
 )
 
 func (s *Server) routes() fasthttp.RequestHandler {
@@ -275,6 +285,10 @@ func (s *Server) routes() fasthttp.RequestHandler {
 	}
 	r.POST(completionsPath, s.completions)
 	r.POST(chatPath, s.chat)
+	r.POST(responsesPath, s.respond)
+	get(responsesPath+"/{id}", s.storedResponse)
+	r.DELETE(responsesPath+"/{id}", s.storedResponse)
+	get(responsesPath+"/{id}/input_items", s.inputItems)
 	get("/v1/models", s.models)
 	get("/v1/models/{id:*}", s.model) // names have slashes
 	r.POST("/tokenize", s.tokenize)

@@ -12,16 +12,24 @@ import (
 	"github.com/infinite-llm/infinite/engine"
 )
 
-// streamPlan answers with server-sent events: a chunk per delta, then [DONE].
+// events are those of one answer, as they are sent.
+type events interface {
+	begin() error
+	delta(delta) error
+	end()
+	fail(error) // the answer broke off; the status line is out
+}
+
+// streamPlan answers with server-sent events.
 func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *plan, done func()) {
 	ctx.SetContentType("text/event-stream; charset=utf-8")
 	ctx.Response.Header.Set("Cache-Control", "no-cache")
 	ctx.Response.Header.Set("X-Accel-Buffering", "no")
 	ctx.Response.ImmediateHeaderFlush = true // the first token may be long in coming
 	endpoint := path(ctx)
-	events := func(w *bufio.Writer) {
+	send := func(w *bufio.Writer) {
 		defer done()
-		st := &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs)), generated: make([]int, len(p.jobs))}
+		st := p.events(w)
 		err := st.begin()
 		if err == nil {
 			err = s.deltas(work, p, func(d delta) (err error) {
@@ -43,17 +51,22 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 		case err == nil:
 			st.end()
 		case work.Err() == nil || s.ctx.Err() != nil:
-			// The status line is out; an error event is what OpenAI's clients raise.
 			s.metrics.failed(endpoint, err)
-			st.event(asError(err).body())
-			st.event([]byte("[DONE]"))
+			st.fail(err)
 		}
 	}
 	if !ctx.Request.Header.IsHTTP11() {
-		untilClose(ctx, events)
+		untilClose(ctx, send)
 		return
 	}
-	ctx.SetBodyStream(body{fasthttp.NewStreamReader(events), done}, -1)
+	ctx.SetBodyStream(body{fasthttp.NewStreamReader(send), done}, -1)
+}
+
+func (p *plan) events(w *bufio.Writer) events {
+	if p.response != nil {
+		return &responseEvents{r: p.response, w: w}
+	}
+	return &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs)), generated: make([]int, len(p.jobs))}
 }
 
 // untilClose answers a client of HTTP/1.0, to whom nothing may be sent in chunks (RFC 9112, 6.1): the end of
@@ -84,7 +97,7 @@ func (b body) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// sse writes one answer's events.
+// sse writes one answer's events: a chunk per delta, then [DONE].
 type sse struct {
 	p         *plan
 	w         *bufio.Writer
@@ -200,6 +213,12 @@ func (st *sse) appendText(b []byte, d delta, first bool) []byte {
 		return append(b, `null`...)
 	}
 	return st.p.answer.appendTextLogprobs(b, tokens, offsets, first)
+}
+
+// fail sends an error event, which is what OpenAI's clients raise.
+func (st *sse) fail(err error) {
+	_ = st.event(asError(err).body())
+	_ = st.event([]byte("[DONE]"))
 }
 
 func (st *sse) end() {

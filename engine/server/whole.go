@@ -22,6 +22,18 @@ type choice struct {
 	cached     int // tokens of the prompt
 }
 
+// wholeAnswer generates all and writes the answer.
+func (s *Server) wholeAnswer(ctx context.Context, p *plan) ([]byte, error) {
+	if p.response != nil {
+		return p.response.whole(ctx)
+	}
+	choices, err := s.collect(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return p.encode(choices), nil
+}
+
 func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
 	choices := make([]choice, len(p.jobs))
 	err := s.deltas(ctx, p, func(d delta) error {

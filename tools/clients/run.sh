@@ -43,6 +43,7 @@ pid=$!
 trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true' EXIT INT TERM
 url=$(address "$work/scripted.out" "$pid" "$work/scripted.log")
 "$work/venv/bin/python" tools/clients/tools.py "$url"
+"$work/venv/bin/python" tools/clients/responses.py "$url"
 (cd "$work" && node tools.mjs "$url")
 kill -INT "$pid"
 wait "$pid"
@@ -58,6 +59,7 @@ trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true' EXIT INT TERM
 url=$(address "$work/server.out" "$pid" "$log")
 
 "$work/venv/bin/python" tools/clients/client.py "$url"
+"$work/venv/bin/python" tools/clients/responses.py "$url"
 (cd "$work" && node client.mjs "$url")
 
 kill -TERM "$pid"

@@ -1,5 +1,5 @@
 // Command scripted serves the API over answers that are written here, for the clients' checks of tools: the bundled
-// model cannot call any. The prompts are Qwen2.5's, by whose template the server chooses the parser.
+// model cannot call any. The prompts are Qwen3's, by whose template the server chooses the parser.
 package main
 
 import (
@@ -20,12 +20,12 @@ import (
 )
 
 const (
-	template = "engine/tokenizer/testdata/chat/qwen25.jinja"
+	template = "engine/tokenizer/testdata/chat/qwen3.jinja"
 	calls    = "Let me see.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\", \"note\": \"<é>\"}}\n</tool_call>\n" +
 		"<tool_call>\n{\"name\": \"get_time\", \"arguments\": {}}\n</tool_call>"
 )
 
-// script answers a question with calls, and their results with a text that has them.
+// script answers a question with calls, one that asks for thoughts with these, and results with a text that has them.
 type script struct{ tok *tokenizer.Tokenizer }
 
 func (s script) Submit(_ context.Context, req *engine.Request) (engine.Stream, error) {
@@ -34,6 +34,8 @@ func (s script) Submit(_ context.Context, req *engine.Request) (engine.Stream, e
 	if at := strings.LastIndex(prompt, "<|im_start|>user\n<tool_response>"); at >= 0 {
 		results := strings.FieldsFunc(prompt[at:], func(r rune) bool { return r == '\n' })
 		text = fmt.Sprintf("It is %s degrees at %s.", results[2], results[5])
+	} else if strings.Contains(prompt, "Think.") {
+		text = "<think>\nHm.\n</think>\n\nYes."
 	} else if !strings.Contains(prompt, "<tools>") {
 		text = "No tools."
 	}
