@@ -45,8 +45,9 @@ void inf_dist_ask(inf_dist *dist, const inf_step_buffers *step, int32_t layer, i
  * Failures go to seq_out. */
 int32_t inf_dist_post(inf_dist *dist, const inf_step_buffers *step, inf_lane *lane);
 
-/* Waits for the partials asked for last, at most peer_timeout_ns, and merges them into the lane's open
- * partials. A peer that fails or is late is dead from then on; its requests' seq_out say so. */
+/* Waits for the partials asked for last, at most peer_timeout_ns, and merges them into the lane's
+ * open partials. A peer that fails or is late is dead from then on; its requests' seq_out say so.
+ */
 void inf_dist_collect(inf_dist *dist, const inf_step_buffers *step, inf_lane *lane);
 
 /* Lets go of the peers' links, which the lane's work may read until it was synced: called after a

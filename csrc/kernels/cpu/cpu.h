@@ -10,7 +10,8 @@
 
 /* A packed [n, k] matrix is ceil(n / PANEL) panels; a panel is [k, PANEL]: the weights of PANEL
  * outputs for the same input stand side by side, so that one load feeds PANEL sums and a decode
- * step reads the matrix once, forwards. Outputs beyond n are zeros. All tables share the layout, but for bf16 in pairs.
+ * step reads the matrix once, forwards. Outputs beyond n are zeros. All tables share the layout,
+ * but for bf16 in pairs.
  *
  * In I8 a panel is groups of I8_GROUP inputs, the last perhaps of less: PANEL scales in f32, one
  * for each output, then the group's [inputs, PANEL] in 8 bits. A weight is scale * q, |q| <= 127.

@@ -117,6 +117,8 @@ static bf16 rounded(const uint8_t *src, int32_t dtype) {
 void inf_cpu_pack_pairs(const void *src, int32_t src_dtype, int32_t n, int32_t k, void *dst) {
     size_t elem = src_dtype == INF_DTYPE_F32 ? 4 : 2;
     bf16 *to = dst;
+    if (!is_source(src_dtype))
+        return;
     for (int32_t row = 0; row < n; row += PANEL)
         for (int32_t first = 0; first < k; first += 2)
             for (int32_t j = row; j < row + PANEL; j++)

@@ -220,9 +220,7 @@ static uint64_t gemm_packed_bytes(int32_t dtype, int32_t n, int32_t k) {
 
 static void gemm_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                       void *dst) {
-    int known =
-        src_dtype == INF_DTYPE_F32 || src_dtype == INF_DTYPE_BF16 || src_dtype == INF_DTYPE_F16;
-    if (BF16_DOT && dtype == INF_DTYPE_BF16 && known)
+    if (BF16_DOT && dtype == INF_DTYPE_BF16)
         inf_cpu_pack_pairs(src, src_dtype, n, k, dst);
     else
         inf_cpu_pack(dtype, src, src_dtype, n, k, dst);
