@@ -52,6 +52,8 @@ type Head struct {
 	server   *server.Server
 	ended    chan struct{} // an instance has
 	restarts atomic.Int64  // instances that were started in the place of others
+	missing  atomic.Int64  // slots whose instance has died and is not replaced yet
+	comes    atomic.Bool   // one of this process's runs, or is about to
 	unwatch  func()
 	failed   chan error
 }
@@ -94,7 +96,8 @@ func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
 	if err = h.startInstances(ctx, settled.Places); err != nil {
 		return nil, err
 	}
-	h.router = router.New(h.manager, router.Config{Secret: cfg.ClusterSecret, BlockSize: cfg.BlockSize, PrefixCaching: cfg.EnablePrefixCaching})
+	h.router = router.New(h.manager, router.Config{Secret: cfg.ClusterSecret, BlockSize: cfg.BlockSize, PrefixCaching: cfg.EnablePrefixCaching, Comes: h.comes.Load})
+	h.comes.Store(true)
 	if h.server, err = server.New(h.serverConfig(m, tok), tok, h.router); err != nil {
 		return nil, err
 	}
@@ -106,8 +109,12 @@ func Start(ctx, hurry context.Context, cfg config.Config) (_ *Head, err error) {
 // startInstances returns when all are members.
 func (h *Head) startInstances(ctx context.Context, places []node.Place) error {
 	for _, place := range places {
+		id, err := h.manager.NewID(ctx)
+		if err != nil {
+			return fmt.Errorf("cannot name an instance: %w", err)
+		}
 		s := &slot{place: place}
-		if err := h.fill(ctx, s); err != nil {
+		if err = h.fill(s, id); err != nil {
 			return err
 		}
 		h.slots = append(h.slots, s)
@@ -324,6 +331,6 @@ func (h *Head) serverConfig(m *model.Model, tok *tokenizer.Tokenizer) server.Con
 	}
 	return server.Config{
 		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
-		ToolCallParser: cfg.ToolCallParser, ReasoningParser: cfg.ReasoningParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting), Restarts: h.restarts.Load,
+		ToolCallParser: cfg.ToolCallParser, ReasoningParser: cfg.ReasoningParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting), Keeper: h,
 	}
 }

@@ -39,13 +39,14 @@ func (h *Head) watchInstances(ctx context.Context) {
 				last = fmt.Errorf("instance %s: %w", s.id, h.sayEnded(s, own, others))
 			}
 		}
-		due := h.startDue(ctx, time.Now())
+		due := h.keep(ctx, members, time.Now())
 		own, _ = left(h.slots, members)
+		h.note(own)
 		if others > 0 { // also beside its own: they may be between leases when those end
 			served, alone = true, nil
 		}
 		switch {
-		case own+others > 0 || due != nil:
+		case own+others > 0 || h.comes.Load():
 		case !served:
 			h.fail(fmt.Errorf("cannot go on: no instance is left; the last: %w", last))
 			return

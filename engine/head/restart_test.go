@@ -10,38 +10,79 @@ import (
 	"github.com/infinite-llm/infinite/engine/config"
 )
 
-// Replacements come later and later, at most so many in a window, and again when the window has moved on.
+// Replacements come later and later, at most so many in a window, and then when the window has moved on.
 func TestPlan(t *testing.T) {
 	var s slot
 	at := time.Unix(1000, 0)
-	wait := func(most int, want time.Duration) {
+	wait := func(most int, want time.Duration, rests bool) {
 		t.Helper()
-		ok := s.plan(most, at)
-		if want == 0 {
-			if ok || s.waits() {
-				t.Fatalf("it is started anew at %s", s.due)
-			}
-			return
+		s.plan(most, at)
+		if s.waits() != (want > 0) || s.waits() && s.due.Sub(at) != want || s.rests != rests || s.comes() != (s.waits() && !rests) {
+			t.Fatalf("it is due in %s, rests %v", s.due.Sub(at), s.rests)
 		}
-		if !ok || s.due.Sub(at) != want {
-			t.Fatalf("%v: it waits for %s, not %s", ok, s.due.Sub(at), want)
+		if at = at.Add(want); want > 0 {
+			s.begun = append(s.begun, at) // as replace does
 		}
-		at = s.due
 	}
-	wait(0, 0)
+	wait(0, 0, false)
 	for _, seconds := range []int{1, 2, 4} {
-		wait(3, time.Duration(seconds)*time.Second)
+		wait(3, time.Duration(seconds)*time.Second, false)
 	}
-	wait(3, 0)
-	at = time.Unix(1001, 0).Add(restartWindow - time.Nanosecond)
-	wait(3, 0)
-	at = time.Unix(1001, 0).Add(restartWindow)
-	wait(3, 4*time.Second)
-	at = time.Unix(1002, 0).Add(restartWindow)
-	wait(3, 0)
+	wait(3, restartWindow-6*time.Second, true) // since the first of them, at 1001
+	at = at.Add(time.Second)
+	wait(3, time.Second, true) // since the second, at 1003
 	at = at.Add(2 * restartWindow)
 	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 64, 64} {
-		wait(100, time.Duration(seconds)*time.Second)
+		wait(100, time.Duration(seconds)*time.Second, false)
+	}
+}
+
+// One that does not become a member is ended, and another one is started; one that cannot be named is tried for again, however
+// often, and counts as nothing.
+func TestReplacementsThatComeToNothing(t *testing.T) {
+	h := start(t, func(cfg *config.Config) { cfg.MaxRestarts = 2 })
+	defer h.Close()
+	h.unwatch()
+	s := h.slots[0]
+	s.joined = false
+	now := time.Now()
+	if h.keep(t.Context(), map[string]cluster.Member{}, now); s.joined || s.ended() != nil {
+		t.Fatal("it is a member, or has ended")
+	}
+	h.note(1)
+	if h.Missing() != 1 {
+		t.Error("it is not missed")
+	}
+	if h.keep(t.Context(), nil, now.Add(startLimit)); s.ended() == nil {
+		<-s.done
+	}
+	h.sayEnded(s, 0, 0)
+	h.note(0)
+	if !s.comes() || h.Missing() != 1 || !h.comes.Load() {
+		t.Error("no other one comes")
+	}
+	h.keep(t.Context(), nil, s.due)
+	if s.id == "i0" || s.ended() != nil || len(s.begun) != 1 || h.Restarts() != 1 {
+		t.Errorf("%s, %v, %d", s.id, s.ended(), len(s.begun))
+	}
+	members := map[string]cluster.Member{s.id: {ID: s.id}}
+	h.keep(t.Context(), members, time.Now())
+	h.note(1)
+	if !s.joined || h.Missing() != 0 {
+		t.Error("it is missed")
+	}
+	if h.keep(t.Context(), nil, now.Add(2*startLimit)); s.ended() != nil {
+		t.Error("one that was a member is ended")
+	}
+	_ = s.cmd.Process.Kill()
+	<-s.done
+	h.sayEnded(s, 0, 0)
+	_ = h.etcd.Close()
+	for range 3 {
+		at := s.due
+		if h.keep(t.Context(), nil, at); !s.comes() || len(s.begun) != 1 || !s.due.After(time.Now()) {
+			t.Fatalf("%d were started, another comes: %v", len(s.begun), s.comes())
+		}
 	}
 }
 

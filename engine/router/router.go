@@ -43,7 +43,7 @@ const (
 	openFor   = 10 * time.Second
 	// maxRefusals is how many instances may refuse a request for what it is: others will too.
 	maxRefusals = 3
-	// fullPause is the time before instances that were full are asked again.
+	// fullPause is the time before instances that were full are asked again, or others are looked for.
 	fullPause = 500 * time.Millisecond
 )
 
@@ -69,7 +69,8 @@ type conn struct {
 type Config struct {
 	Secret        string
 	BlockSize     int
-	PrefixCaching bool // a request goes where its beginning was sent last
+	PrefixCaching bool        // a request goes where its beginning was sent last
+	Comes         func() bool // an instance runs that is no member at the moment, or is about to; nil: never
 }
 
 // New routes to the manager's members.
@@ -116,13 +117,13 @@ func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream
 // submit finds a home for a request; the instance named by avoid is the last that is asked.
 func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) (*stream, error) {
 	w := r.want(req, avoid)
-	return search(ctx, w, avoid, r.choose, func(m cluster.Member, c *charge) (*stream, error) { return r.try(ctx, m, c, w, req) })
+	return search(ctx, w, avoid, r.cfg.Comes, r.choose, func(m cluster.Member, c *charge) (*stream, error) { return r.try(ctx, m, c, w, req) })
 }
 
 // search asks one chosen instance after the other. For a request that had a home, which avoid names, it goes on also with
-// instances that were full, which may be of the work for the form of an answer. That one was full is what its client hears,
-// whatever became of others: it may come again.
-func search(ctx context.Context, w *want, avoid string, choose func(context.Context, *want) (cluster.Member, *charge),
+// instances that were full, which may be of the work for the form of an answer, and waits for one that comes where there is
+// none. That one was full is what its client hears, whatever became of others: it may come again.
+func search(ctx context.Context, w *want, avoid string, comes func() bool, choose func(context.Context, *want) (cluster.Member, *charge),
 	try func(cluster.Member, *charge) (*stream, error),
 ) (*stream, error) {
 	again, begun := avoid != "", time.Now()
@@ -140,6 +141,10 @@ func search(ctx context.Context, w *want, avoid string, choose func(context.Cont
 				delete(w.tried, id)
 			}
 			full = full[:0]
+			continue
+		}
+		if charge == nil && again && comes != nil && comes() && pause(ctx, fullPause) {
+			clear(w.tried)
 			continue
 		}
 		if charge == nil {
@@ -309,7 +314,10 @@ func (r *Router) open(ctx context.Context, m cluster.Member, req *engine.Request
 	// Connection trouble shows at the first message; an instance answers it at once, queued or not.
 	timer := time.AfterFunc(openFor, cancel)
 	first, err := call.Recv()
-	if !timer.Stop() || err != nil {
+	if !timer.Stop() {
+		err = fmt.Errorf("it did not answer within %s", openFor)
+	}
+	if err != nil {
 		end()
 		return nil, unreachable(m.ID, err)
 	}

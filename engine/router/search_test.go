@@ -26,7 +26,7 @@ func asked(ctx context.Context, avoid string, ids []string, refuse map[string][]
 		}
 		return cluster.Member{}, nil
 	}
-	_, err = search(ctx, w, avoid, choose, func(m cluster.Member, _ *charge) (*stream, error) {
+	_, err = search(ctx, w, avoid, nil, choose, func(m cluster.Member, _ *charge) (*stream, error) {
 		order = append(order, m.ID)
 		if kinds := refuse[m.ID]; len(kinds) > 0 {
 			refuse[m.ID] = kinds[1:]

@@ -202,7 +202,7 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	}
 	most, err := c.fit(field, len(base.Prompt), defaultTokens, limit, what)
 	if err != nil {
-		return err
+		return s.orLater(limit, err)
 	}
 	if int(c.MinTokens) > most {
 		return badRequest("min_tokens", "min_tokens must be at most max_tokens (%d), got %d.", most, c.MinTokens)

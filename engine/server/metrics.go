@@ -64,10 +64,13 @@ func newMetrics(b Backend, cfg Config) *Metrics {
 	model.Set(1)
 	m.registry.MustRegister(m.inFlight, m.requests, m.failures, m.prompt, m.generation, m.ttft, m.itl, m.e2e, m.queue, m.prefill, m.decode, m.inference, m.prompts, m.answers,
 		model, &clusterCollector{b}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if cfg.Restarts != nil {
+	if k := cfg.Keeper; k != nil {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "infinite_instance_restarts_total", Help: "Instances that were started in the place of others that had died."},
-			func() float64 { return float64(cfg.Restarts()) }))
+			func() float64 { return float64(k.Restarts()) }))
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "infinite_instances_missing", Help: "Instances of the API process that have died and are not back yet."},
+			func() float64 { return float64(k.Missing()) }))
 	}
 	for _, reason := range []string{"stop", "length", "abort"} {
 		m.requests.WithLabelValues(reason) // a rate needs a zero to start from

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"slices"
 	"strconv"
 
@@ -194,7 +196,7 @@ func (s *Server) checkLength(c *common, field, text string) error {
 		return err
 	}
 	if least := len(text) / max(1, s.longest); least > limit && c.TruncatePrompt == nil {
-		return badRequest(field, "%s. However, the prompt has at least %d tokens. Please shorten the prompt to at most %d tokens.", what, least, limit-1)
+		return s.orLater(limit, badRequest(field, "%s. However, the prompt has at least %d tokens. Please shorten the prompt to at most %d tokens.", what, least, limit-1))
 	}
 	return nil
 }
@@ -215,7 +217,7 @@ func (s *Server) truncate(c *common, tokens []int32, front, behind, def int) ([]
 	case keep > s.cfg.MaxModelLen:
 		return nil, badRequest("truncate_prompt_tokens", "truncate_prompt_tokens must be at most %d, got %d.", s.cfg.MaxModelLen, keep)
 	case keep > limit && len(tokens) > limit: // a shorter prompt fits, whatever the cluster has lost
-		return nil, badRequest("truncate_prompt_tokens", "%s. However, truncate_prompt_tokens is %d, and the prompt has %d tokens; -1 keeps as many as fit.", what, keep, len(tokens))
+		return nil, s.orLater(limit, badRequest("truncate_prompt_tokens", "%s. However, truncate_prompt_tokens is %d, and the prompt has %d tokens; -1 keeps as many as fit.", what, keep, len(tokens)))
 	case keep < 0:
 		answer := orDefault(c.MaxTokens, max(integer(def), c.MinTokens))
 		keep = max(1, limit-int(min(integer(limit), answer)))
@@ -231,6 +233,16 @@ func (s *Server) truncate(c *common, tokens []int32, front, behind, def int) ([]
 		own = own[len(own)-keep:]
 	}
 	return slices.Concat(tokens[:front], own, tokens[len(tokens)-behind:]), nil
+}
+
+// orLater is an error about a request that is too long, unless that is for lack of instances that are about to come back:
+// then its client may ask again.
+func (s *Server) orLater(limit int, err error) error {
+	var e *Error
+	if k := s.cfg.Keeper; k == nil || k.Missing() == 0 || limit >= s.cfg.MaxModelLen || !errors.As(err, &e) {
+		return err
+	}
+	return &Error{http.StatusServiceUnavailable, "ServiceUnavailableError", "", "An instance has died and is being started anew; until then: " + e.Message}
 }
 
 // room is how many tokens one request may have in all, and why not more.

@@ -143,14 +143,20 @@ type SpanView struct {
 	Blocks   int    `json:"blocks"`
 }
 
+// Keeper starts instances in the place of those that died.
+type Keeper interface {
+	Restarts() int64 // so far
+	Missing() int    // instances that have died and are not back yet
+}
+
 // Config of the API.
 type Config struct {
-	ModelNames  []string     // the first is the one that answers carry
-	APIKey      string       // "" for none
-	MaxBodySize int          // bytes
-	MaxModelLen int          // tokens
-	MaxRequests int          // that instances known beforehand run or let wait
-	Restarts    func() int64 // how many instances were started in the place of others; nil: none ever is
+	ModelNames  []string // the first is the one that answers carry
+	APIKey      string   // "" for none
+	MaxBodySize int      // bytes
+	MaxModelLen int      // tokens
+	MaxRequests int      // that instances known beforehand run or let wait
+	Keeper      Keeper   // nil: nobody starts instances in the place of those that died
 	Seed        uint64
 	Defaults    Defaults
 	// ToolCallParser is the form in which calls of tools are looked for in answers: a toolcall.Form, "none", or

@@ -114,3 +114,47 @@ func TestPromptTruncatedToTheRoom(t *testing.T) {
 	var out completion
 	a.ok("/v1/completions", obj{"prompt": ids[:90], "truncate_prompt_tokens": 200}.String(), &out)
 }
+
+// missing is a keeper of which so many instances have died.
+type missing int
+
+func (m missing) Restarts() int64 { return int64(m) }
+func (m missing) Missing() int    { return int(m) }
+
+// What is too long only until an instance is back may be asked again.
+func TestTooLongForNow(t *testing.T) {
+	for _, gone := range []missing{0, 1} {
+		b := scripted(tokens(5)...)
+		b.capacity = 100
+		a := serve(t, b, func(cfg *Config) { cfg.Keeper = gone })
+		for _, c := range []struct {
+			body  obj
+			never bool // also with all instances
+		}{
+			{obj{"prompt": strings.Repeat("a", 20000)}, false},
+			{obj{"prompt": ids(110), "max_tokens": 5}, false},
+			{obj{"prompt": ids(50), "max_tokens": 100}, false},
+			{obj{"prompt": ids(110), "max_tokens": 5, "truncate_prompt_tokens": 105}, false},
+			{obj{"prompt": ids(5), "max_tokens": 5, "temperature": -1}, true},
+		} {
+			status := 400
+			if gone > 0 && !c.never {
+				status = 503
+			}
+			if got := a.post("/v1/completions", c.body.String()); got.status != status {
+				t.Errorf("%d are missing, %.60s: status %d, want %d", gone, c.body.String(), got.status, status)
+			}
+		}
+		if text := string(a.do("GET", "/metrics", "").body); strings.Contains(text, "\ninfinite_instances_missing 1\n") != (gone > 0) {
+			t.Errorf("%d are missing, the metrics say otherwise", gone)
+		}
+	}
+}
+
+func ids(n int) []int32 {
+	out := make([]int32, n)
+	for i := range out {
+		out[i] = int32(100 + i)
+	}
+	return out
+}
