@@ -81,6 +81,18 @@ func New(f Form, prompt string) *Parser {
 	return p
 }
 
+// Continue makes a parser for what follows a turn that has begun: in thoughts, where it has opened some and not closed them,
+// else in the answer. Blanks at the beginning are the turn's.
+func Continue(f Form, turn string) *Parser {
+	m := f.Markers()
+	p := &Parser{open: m[0], close: m[1], at: inAnswer}
+	if begun := strings.LastIndex(turn, p.open); begun > strings.LastIndex(turn, p.close) {
+		p.at, p.reopened = inThoughts, true
+		p.begun = strings.TrimSpace(turn[begun+len(p.open):]) != ""
+	}
+	return p
+}
+
 // Thinks says whether what comes next is thoughts.
 func (p *Parser) Thinks() bool { return p.at == inThoughts }
 

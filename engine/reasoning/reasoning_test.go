@@ -59,6 +59,28 @@ func TestParser(t *testing.T) {
 	}
 }
 
+func TestContinue(t *testing.T) {
+	for _, c := range []struct {
+		form                  Form
+		turn, text            string
+		thought, answer, name string
+	}{
+		{Qwen3, "<think> Hm, ", " well</think> Yes", " well", "Yes", "in thoughts"},
+		{Qwen3, "<think>\n", "\nHm</think> Yes", "Hm", "Yes", "at their beginning"},
+		{Qwen3, "<think> Hm</think> So", " it is <think>a</think>", "", " it is <think>a</think>", "in the answer"},
+		{DeepSeekR1, "<think> Hm</think> So", " it is", "", " it is", "in the answer of one that always thinks"},
+		{DeepSeekR1, "So", " it is", "", " it is", "without thoughts"},
+		{DeepSeekR1, "<think>a</think>b<think>", "c</think>d", "c", "d", "in thoughts again"},
+	} {
+		p := Continue(c.form, c.turn)
+		thought, answer := p.Feed(c.text)
+		t2, a2 := p.Finish()
+		if thought+t2 != c.thought || answer+a2 != c.answer {
+			t.Errorf("%s: %q and %q", c.name, thought+t2, answer+a2)
+		}
+	}
+}
+
 // Whatever comes in whatever pieces, the same is found, and nothing is lost but marks and the blanks beside them.
 func TestPieces(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

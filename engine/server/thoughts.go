@@ -38,18 +38,23 @@ func probeThinking(tok *tokenizer.Tokenizer, parser string) thinking {
 type thoughtPlan struct {
 	form   reasoning.Form // "": none
 	prompt string
+	turn   string // the end of the prompt that the answer goes on with
+	goesOn bool   // there is one
 	tell   bool
 }
 
 // planThoughts knows by the prompt whether thoughts have begun. They come before the form that an answer is to have; where
 // it could not be seen that they begin, the form does at once.
 func (s *Server) planThoughts(req *chatRequest, prompt string) thoughtPlan {
-	p := thoughtPlan{s.thinking.form, prompt, orDefault(req.IncludeReasoning, true)}
+	p := thoughtPlan{form: s.thinking.form, prompt: prompt, goesOn: req.ContinueFinal, tell: orDefault(req.IncludeReasoning, true)}
+	if p.goesOn {
+		p.turn = string(orDefault(req.Messages[len(req.Messages)-1].Content, ""))
+	}
 	if p.form == "" || req.guide == (engine.Guide{}) {
 		return p
 	}
 	end := p.form.Markers()[1]
-	switch at := reasoning.New(p.form, prompt); {
+	switch at := p.parser(); {
 	case at.Thinks():
 		req.guide.Thoughts = engine.Thoughts{Opened: true, Open: -1, Close: end, CloseToken: s.thinking.close}
 	case at.Open() && s.thinking.open >= 0:
@@ -60,12 +65,19 @@ func (s *Server) planThoughts(req *chatRequest, prompt string) thoughtPlan {
 	return p
 }
 
+func (p thoughtPlan) parser() *reasoning.Parser {
+	if p.goesOn {
+		return reasoning.Continue(p.form, p.turn)
+	}
+	return reasoning.New(p.form, p.prompt)
+}
+
 // reader is for one choice; nil where there are no thoughts.
 func (p thoughtPlan) reader() *thoughtReader {
 	if p.form == "" {
 		return nil
 	}
-	return &thoughtReader{parser: reasoning.New(p.form, p.prompt), marks: p.form.Markers(), tell: p.tell}
+	return &thoughtReader{parser: p.parser(), marks: p.form.Markers(), tell: p.tell}
 }
 
 // thoughtReader takes the thoughts out of one choice's text. Its methods do nothing on nil.

@@ -77,6 +77,10 @@ func TestThoughts(t *testing.T) {
 func TestOpenedThoughts(t *testing.T) {
 	marked := withTokens(t, "<think>", "</think>")
 	hybrid := withTemplate(t, marked, "qwen3")
+	shown, err := marked.WithChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+	if err != nil {
+		t.Fatal(err)
+	}
 	opened := engine.Thoughts{Opened: true, Open: -1, Close: "</think>", CloseToken: -1}
 	for _, c := range []struct {
 		name   string
@@ -97,6 +101,9 @@ func TestOpenedThoughts(t *testing.T) {
 		{"before a call", hybrid, "", `<think>Hm</think>[{"name": "now", "parameters": {}}]`, tooled(obj{"tool_choice": "required"}),
 			engine.Thoughts{Open: vocab, Close: "</think>", CloseToken: vocab + 1}, "Hm"},
 		{"that it is not to have", hybrid, "", "{}", chatBody(obj{"response_format": obj{"type": "json_object"}, "chat_template_kwargs": obj{"enable_thinking": false}}), engine.Thoughts{}, ""},
+		{"continued in thoughts", hybrid, "", " of it</think>{}", goOn("<think>Hm,", obj{"response_format": obj{"type": "json_object"}}),
+			engine.Thoughts{Opened: true, Open: -1, Close: "</think>", CloseToken: vocab + 1}, " of it"},
+		{"continued behind them", shown, "deepseek_r1", "{}", goOn("<think>Hm</think>", obj{"response_format": obj{"type": "json_object"}}), engine.Thoughts{}, ""},
 		{"that nobody could see begin", templated(t, "qwen3"), "", "{}", chatBody(obj{"response_format": obj{"type": "json_object"}}), engine.Thoughts{}, ""},
 	} {
 		ids := c.tok.Encode(c.text, false)
@@ -113,4 +120,12 @@ func TestOpenedThoughts(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
+}
+
+// goOn is a chat whose last turn is to be continued.
+func goOn(turn string, more obj) obj {
+	b := chatBody(more)
+	b["messages"] = []obj{{"role": "user", "content": "Hi"}, {"role": "assistant", "content": turn}}
+	b["continue_final_message"], b["add_generation_prompt"] = true, false
+	return b
 }
