@@ -92,11 +92,12 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
         }
         decode_piece x = piece_of(p, work);
         decode_rows<C> rows;
-        attend_piece(p, x, ring, rows, waited);
+        part_list parts;
+        attend_piece(p, x, ring, rows, waited, parts);
         put_results(rows, x.n_rows, (float *)ring.stages);
         __syncthreads();
         write_piece<C>(p, x, (const float *)rings);
-        merge_if_last<C>(p, x);
+        merge_if_last<C>(p, x, parts);
 #if INF_HAS_BULK
         if (C::bulk) {
             bulk_fence();
