@@ -98,12 +98,28 @@ static __device__ __forceinline__ void find_scales(const inf_cuda_small &a, floa
     }
 }
 
+/* An output's residual and weight of the norm. Nobody else in the launch touches this residual, so
+ * both are read before the sums, which then wait for no memory. */
+struct residual {
+    float x, norm;
+};
+
+static __device__ __forceinline__ residual load_residual(const inf_cuda_small &a, int row,
+                                                         int output) {
+    residual r = {0.0f, 0.0f};
+    if (a.residual != NULL && row < a.rows) {
+        r.x = a.residual[(size_t)row * (size_t)a.n + (size_t)output];
+        r.norm = a.y != NULL ? a.norm[output] : 0.0f;
+    }
+    return r;
+}
+
 /* The outputs of a half of a layer: threads of a row are 16 neighbours, all of them or none. */
 template <typename T>
 static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, int row, int output,
-                                                       float y, bool valid) {
+                                                       const residual &r, float y, bool valid) {
     const size_t at = (size_t)row * (size_t)a.n + (size_t)output;
-    float x = valid ? a.residual[at] + y : 0.0f, square = x * x;
+    float x = valid ? r.x + y : 0.0f, square = x * x;
     for (int mask = OUTPUTS / 2; mask > 0; mask >>= 1) {
         square += __shfl_xor_sync(0xffffffffu, square, mask);
     }
@@ -112,7 +128,7 @@ static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, 
     }
     a.residual[at] = x;
     if (a.y != NULL) {
-        store1((T *)a.y + at, x * a.norm[output]);
+        store1((T *)a.y + at, x * r.norm);
     }
     if (output % OUTPUTS == 0 && a.squares != NULL) {
         a.squares[(size_t)row * (size_t)(a.n / OUTPUTS) + (size_t)(output / OUTPUTS)] = square;
@@ -147,6 +163,11 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
         prefetch_rows<HALVES>(a, first, DEPTH * WARPS * PIECE * 2 / 128);
     }
     after_predecessor();
+    const int i = (int)threadIdx.x, row = i / OUTPUTS, output = first + i % OUTPUTS;
+    residual before = {0.0f, 0.0f};
+    if (HALVES == 1) {
+        before = load_residual(a, row, output);
+    }
     if (a.x_squares != NULL) {
         find_scales(a, scales);
     }
@@ -178,7 +199,6 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
         to[(2 * q + 1) * OUTPUTS + g + 8] = d[h][3];
     }
     __syncthreads();
-    const int i = (int)threadIdx.x, row = i / OUTPUTS, output = first + i % OUTPUTS;
     const bool valid = i < OUTPUTS * a.rows;
     const float scale = a.x_squares != NULL && valid ? scales[row] : 1.0f;
     float sum[HALVES] = {};
@@ -190,7 +210,7 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
     }
     if (HALVES == 1 && a.residual != NULL) {
         if (i < OUTPUTS * MAX_ROWS) { /* whole warps */
-            add_to_residual<T>(a, row, output, sum[0], valid);
+            add_to_residual<T>(a, row, output, before, sum[0], valid);
         }
         return;
     }
