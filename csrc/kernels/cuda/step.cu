@@ -240,6 +240,7 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
     s.eps = l->dims.rms_eps;
     s.x_squares = p->x == l->unscaled ? l->squares : NULL;
     s.early = l->backend->early_small ? 1 + l->backend->prefetch : 0;
+    s.three = l->backend->small3;
     return s;
 }
 
