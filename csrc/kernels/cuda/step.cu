@@ -324,7 +324,7 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     q = act_rows(l, q, l->q_dim);
     o = act_rows(l, o, l->q_dim);
     bool whole = l->capturing != NULL;
-    /* The same for every layer and step: settle asks for it also where attention was replayed. */
+    /* The same for every layer and step; settle asks for it. */
     l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
     /* In front of RoPE are products, which wait for all before them unless they begin early; should
      * the library's do so, then in layers behind the first the step's input is long there. */
