@@ -326,9 +326,11 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     bool whole = l->capturing != NULL;
     /* The same for every layer and step; settle asks for it. */
     l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
-    /* In front of RoPE are products, which wait for all before them unless they begin early; should
-     * the library's do so, then in layers behind the first the step's input is long there. */
-    bool own = l->backend->early_small == 0 && layer > 0;
+    /* Whether the step's input was there when the kernel in front began. A recording begins when
+     * all before it has ended, and the input is no part of it. Elsewhere: in front of RoPE are
+     * products, which wait for all before them unless they begin early; should the library's do so,
+     * then in layers behind the first the input is long there. */
+    bool own = l->capturing != NULL || (l->backend->early_small == 0 && layer > 0);
     attend_to to = {o, l->act, NULL, NULL, own};
     if (open) {
         to = {l->partial, INF_DTYPE_F32, l->lse, NULL, own};
