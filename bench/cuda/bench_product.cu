@@ -1,6 +1,8 @@
 /* Products of a decode step at Llama-3-8B's shapes: the kernel for few rows and the library, as
  * shares of the copy bandwidth. The weights of successive calls are different memory, so the cache
- * holds nothing; calls are captured in a graph, 8 to a replay. Output: a table, and JSON lines. */
+ * holds nothing; calls are captured in a graph, 8 to a replay. With arguments the kernel for few
+ * rows alone, as they say: EARLY (1, or 2 to prefetch, too) and THREE blocks per SM (1). Output: a
+ * table, and JSON lines. */
 #include <algorithm>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,7 +41,7 @@ static void *noise(size_t bytes) {
 }
 
 static inf_cuda_products *library;
-static int32_t early; /* of the kernel for few rows */
+static int32_t early, three; /* of the kernel for few rows */
 
 static int run(const product_shape &s, int32_t rows, bool small, const uint8_t *w, size_t call,
                const void *x, void *y, cudaStream_t stream) {
@@ -49,7 +51,7 @@ static int run(const product_shape &s, int32_t rows, bool small, const uint8_t *
         inf_cuda_small p = {};
         p.x = x, p.w = weights, p.y = y, p.act = INF_DTYPE_BF16, p.rows = rows, p.n = s.n,
         p.k = s.k;
-        p.y_f32 = s.f32, p.gate = s.gate, p.early = early;
+        p.y_f32 = s.f32, p.gate = s.gate, p.early = early, p.three = three;
         return inf_cuda_small_launch(&p, stream);
     }
     inf_product p = {x, weights, NULL, y, rows, (int32_t)outs, s.k, s.f32};
@@ -75,6 +77,10 @@ static double time_one(const product_shape &s, int32_t rows, bool small, const u
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut short has printed what it has */
     early = argc > 1 ? atoi(argv[1]) : 0;
+    three = argc > 2 ? atoi(argv[2]) : 0;
+    char small_name[32];
+    snprintf(small_name, sizeof small_name, "small%s%s%s", early > 0 ? " early" : "",
+             early > 1 ? " prefetch" : "", three ? " three" : "");
     cudaStream_t stream;
     inf_err err;
     CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -87,15 +93,19 @@ int main(int argc, char **argv) {
     static const int32_t rows_of[] = {1, 4, 8, 16, 64};
     for (const product_shape &s : shapes) {
         for (int32_t rows : rows_of) {
+            if (three && s.gate) {
+                continue; /* is as without it */
+            }
             double bytes = (double)s.n * (s.gate ? 2 : 1) * s.k * 2;
-            for (int small = rows <= INF_CUDA_SMALL_ROWS ? 1 : 0; small >= 0; small--) {
+            for (int small = rows <= INF_CUDA_SMALL_ROWS ? 1 : 0; small >= (argc > 1); small--) {
+                const char *by = small ? small_name : "library";
                 double t = time_one(s, rows, small != 0, w, x, y, stream);
-                printf("%-8s rows %2d %-7s %8.2f us %7.0f GB/s\n", s.name, rows,
-                       small ? "small" : "library", t * 1e6, bytes / t * 1e-9);
+                printf("%-8s rows %2d %-20s %8.2f us %7.0f GB/s\n", s.name, rows, by, t * 1e6,
+                       bytes / t * 1e-9);
                 printf(
                     "{\"bench\":\"product\",\"shape\":\"%s\",\"rows\":%d,\"by\":\"%s\",\"us\":%.2f,"
                     "\"gb_per_s\":%.1f}\n",
-                    s.name, rows, small ? "small" : "library", t * 1e6, bytes / t * 1e-9);
+                    s.name, rows, by, t * 1e6, bytes / t * 1e-9);
             }
         }
     }

@@ -60,7 +60,9 @@ static void local_layers(inf_forward *f) {
  * and the remote ones are collected after them, so that the two overlap: a device that goes on by
  * itself is asked for the local ones while the queries are on their way to the messages. What lies
  * between two exchanges is one recording, but for its beginning: when partials have arrived nothing
- * runs, and a single operation starts sooner than a recording, which is launched behind it. */
+ * runs, and a single operation starts sooner than a recording, which is launched behind it. Nor are
+ * the local partials recorded, which are one operation: next to a recording it could not begin
+ * before all in front of it has ended, nor the merge behind it. */
 static void shared_layers(inf_forward *f) {
     if (!f->ops->record(f->lane, 1)) {
         do {
@@ -71,18 +73,14 @@ static void shared_layers(inf_forward *f) {
     for (int32_t layer = 0; layer < f->dims.layers; layer++) {
         inf_dist_ask(f->c.dist, f->step, layer, f->lane, f->q);
         int32_t asked = ahead ? 0 : inf_dist_post(f->c.dist, f->step, f->lane);
-        if (!f->ops->record(f->lane, 2 + 2 * (uint32_t)layer)) {
-            do {
-                f->ops->attend(f->lane, layer, f->q, f->o, 1);
-            } while (f->ops->recorded(f->lane));
-        }
+        f->ops->attend(f->lane, layer, f->q, f->o, 1);
         asked = ahead ? inf_dist_post(f->c.dist, f->step, f->lane) : asked;
         if (asked > 0) {
             inf_dist_collect(f->c.dist, f->step, f->lane);
         }
         f->ops->settle(f->lane, f->o);
         finish_attention(f, layer);
-        if (!f->ops->record(f->lane, 3 + 2 * (uint32_t)layer)) {
+        if (!f->ops->record(f->lane, 2 + (uint32_t)layer)) {
             do {
                 finish_layer(f, layer);
             } while (f->ops->recorded(f->lane));

@@ -8,8 +8,8 @@
 #
 # parts: test sanitize go decode prefill rows product step gaps pair torch, which are the default, with PEERS flashinfer
 # too, and profile, switches (decode steps without each part that can be left out, with each that is not taken by
-# itself, and with larger blocks), asleep (pair, with threads that do not stay awake) and halves (prefill steps of a
-# pair, computed in halves or not).
+# itself, and with larger blocks; products of few rows with such parts), asleep (pair, with threads that do not
+# stay awake) and halves (prefill steps of a pair, computed in halves or not).
 # A test of whole steps that fails is run again without each of these parts: OUT/blame.txt says without which it passes.
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 # DEADLINE: in seconds from the start, none by default. What runs then is ended, what has not begun by 5 s before is
@@ -111,7 +111,7 @@ step() {
 }
 # The parts of the library that backend.cu can do without, and those that it takes when told to.
 left_out="graphs small fuse early_rows early_decode wgmma direct"
-added="early_small prefetch,early_small"
+added="early_small prefetch,early_small small3 small3,early_small"
 # Once the tests are over, whose time limits these would be too many for. All parts at once, and briefly: a test that
 # hangs without each of them must not take the machine from what is timed.
 find_parts() {
@@ -213,6 +213,10 @@ if wants switches; then
     for part in $added; do
         set="with $part"
         BLOCKS=4500 INFINITE_CUDA_WITH=$part step "bench_step_with_${part//,/_}" 30 "$build/bench_step" 1 8b decode
+    done
+    set="" # what they say themselves
+    for way in "1 0" "2 0" "0 1" "1 1"; do
+        step "bench_product_${way// /_}" 20 "$build/bench_product" $way
     done
     for tokens in 64 256; do
         set="blocks of $tokens"

@@ -203,8 +203,14 @@ def halves():
 
 
 def products():
+    """Those of a shape and a number of rows side by side, in the order of the first run."""
+    shapes = list(dict.fromkeys(d["shape"] for d in of("product")))
+
+    def place(d):
+        return shapes.index(d["shape"]), d["rows"]
+
     rows = [[d["shape"], d["rows"], d["by"], f"{d['us']:.1f}", f"{100 * d['gb_per_s'] / copy:.0f} %" if copy else ""]
-            for d in of("product")]
+            for d in sorted(of("product"), key=place)]
     table("Products of a decode step", ["product", "rows", "by", "us", "weights' bytes, of copy"], rows)
 
 

@@ -180,6 +180,7 @@ inf_cuda_backend_open_10(int32_t ordinal, const inf_device_config *config, uint6
     bool early = props.major >= 9 && lane_code_waits();
     b->record = strstr(without, "graphs") == NULL;
     b->small = strstr(without, "small") == NULL;
+    b->small3 = strstr(with, "small3") != NULL;
     b->direct = strstr(without, "direct") == NULL;
     pinned_open(b);
     b->fuse = strstr(without, "fuse") == NULL;

@@ -6,9 +6,11 @@
  * merges as combine.cu does: o = sum o_i e^(lse_i - m) / sum e^(lse_i - m), m = max lse_i. Parts
  * are read past L1, which does not see other SMs' writes.
  *
- * Everybody else has gone by then, so what counts is how many reads follow upon each other. A warp
- * takes a (row, head) and up to 32 parts at a time: a lane fetches the index and lse of one, then
- * lanes take four dims each and the warp walks the parts, whose reads do not depend on each other.
+ * Everybody else has gone by then, so what counts is how many reads follow upon each other. Which
+ * parts there are is the plan's, and is read when the piece begins (decode_piece.cuh); so in the
+ * end a warp, which takes a (row, head) and up to 32 parts at a time, asks for their lse and their
+ * first numbers at once: a lane fetches the lse of one part, then lanes take four dims each and the
+ * warp walks the parts, some ahead of the sums.
  */
 #ifndef INF_CUDA_DECODE_MERGE_CUH
 #define INF_CUDA_DECODE_MERGE_CUH
@@ -21,17 +23,28 @@ struct merge_state {
     float o[4];
 };
 
-/* Up to 32 parts: list[0 .. n - 1]. Lanes of equal lane % (dim / 4) have the same dims. */
+/* Up to 32 parts, a lane's being `part`. Lanes of equal lane % (dim / 4) have the same dims. */
 template <class C>
 static __device__ __forceinline__ void merge_parts(merge_state &m, const inf_cuda_attn &p,
-                                                   const uint32_t *list, int n, int head) {
-    constexpr int lanes = C::dim / 4, split = 32 / lanes;
+                                                   uint32_t part, int n, int head) {
+    constexpr int lanes = C::dim / 4, split = 32 / lanes, ahead = 16, round = ahead * split;
     int lane = (int)(threadIdx.x % 32);
-    uint32_t part = 0;
     float lse = -INFINITY;
     if (lane < n) {
-        part = list[lane];
         lse = __ldcg(p.part_lse + (size_t)part * (size_t)p.heads + (size_t)head);
+    }
+    auto values = [&](int i) {
+        int from = i + lane / lanes; /* one beyond n: the weight is 0, the part any of these */
+        uint32_t row = __shfl_sync(0xffffffffu, part, from < n ? from : n - 1);
+        size_t at = (size_t)row * (size_t)p.heads + (size_t)head;
+        return __ldcg((const float4 *)(p.part_o + at * C::dim + (size_t)(lane % lanes * 4)));
+    };
+    float4 v[ahead] = {}; /* what is left out keeps no registers from the piece then */
+#pragma unroll
+    for (int k = 0; k < ahead; k++) {
+        if (k * split < n) {
+            v[k] = values(k * split);
+        }
     }
     float top = fmaxf(m.top, warp_max(lse)), base = top == -INFINITY ? 0.0f : top;
     const float log2e = 1.4426950408889634f;
@@ -41,27 +54,40 @@ static __device__ __forceinline__ void merge_parts(merge_state &m, const inf_cud
     for (int k = 0; k < 4; k++) {
         m.o[k] *= shrink;
     }
-#pragma unroll 8
-    for (int i = 0; i < n; i += split) {
-        int from = i + lane / lanes; /* one beyond n: the weight is 0, the part any of these */
-        float w = __shfl_sync(0xffffffffu, weight, from);
-        uint32_t row = __shfl_sync(0xffffffffu, part, from < n ? from : n - 1);
-        size_t at = (size_t)row * (size_t)p.heads + (size_t)head;
-        float4 v = __ldcg((const float4 *)(p.part_o + at * C::dim + (size_t)(lane % lanes * 4)));
-        m.o[0] += w * v.x, m.o[1] += w * v.y;
-        m.o[2] += w * v.z, m.o[3] += w * v.w;
+#pragma unroll 1
+    for (int first = 0; first < n; first += round) {
+#pragma unroll
+        for (int k = 0; k < ahead; k++) {
+            int i = first + k * split;
+            if (i >= n) {
+                break;
+            }
+            float w = __shfl_sync(0xffffffffu, weight, i + lane / lanes);
+            m.o[0] += w * v[k].x, m.o[1] += w * v[k].y;
+            m.o[2] += w * v[k].z, m.o[3] += w * v[k].w;
+            if (i + round < n) {
+                v[k] = values(i + round);
+            }
+        }
     }
 }
 
-/* A row of q and o. One warp. */
+/* Row i of the piece, whose first is `row` of q and o. One warp. */
 template <class C>
-static __device__ __forceinline__ void merge_row(const inf_cuda_attn &p, size_t row, int head) {
+static __device__ __forceinline__ void merge_row(const inf_cuda_attn &p, const part_list &parts,
+                                                 size_t row, uint32_t i, int head) {
     constexpr int lanes = C::dim / 4;
     int lane = (int)(threadIdx.x % 32);
-    uint32_t first = p.off[row], end = p.off[row + 1];
+    out_place out = row_place(p, row + i, head);
     merge_state m = {-INFINITY, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
-    for (uint32_t i = first; i < end; i += 32) {
-        merge_parts<C>(m, p, p.list + i, (int)(end - i < 32 ? end - i : 32), head);
+#pragma unroll 1
+    for (uint32_t at = 0; at < parts.n; at += 32) {
+        int n = (int)(parts.n - at < 32 ? parts.n - at : 32);
+        uint32_t part = parts.mine;
+        if (at > 0 && lane < n) {
+            part = p.list[parts.first + at + (uint32_t)lane];
+        }
+        merge_parts<C>(m, p, part + i, n, head);
     }
     float inverse = m.sum != 0.0f ? 1.0f / m.sum : 0.0f;
     for (int k = 0; k < 4; k++) {
@@ -70,7 +96,6 @@ static __device__ __forceinline__ void merge_row(const inf_cuda_attn &p, size_t 
         }
         m.o[k] *= inverse;
     }
-    out_place out = row_place(p, row, head);
     if (lane < lanes) {
         store4(out.o, out.dtype, out.at * C::dim + (size_t)(lane * 4), m.o);
     }
@@ -81,9 +106,9 @@ static __device__ __forceinline__ void merge_row(const inf_cuda_attn &p, size_t 
 
 /* All threads of the block call, after they have written their part of the piece. */
 template <class C>
-static __device__ __forceinline__ void merge_if_last(const inf_cuda_attn &p,
-                                                     const decode_piece &x) {
-    if (p.done == NULL || x.work.part == INF_CUDA_WHOLE) {
+static __device__ __forceinline__ void merge_if_last(const inf_cuda_attn &p, const decode_piece &x,
+                                                     const part_list &parts) {
+    if (parts.n == 0) {
         return;
     }
     size_t row = (size_t)x.segment.row0 + x.work.row0;
@@ -92,7 +117,7 @@ static __device__ __forceinline__ void merge_if_last(const inf_cuda_attn &p,
     __syncthreads();
     if (threadIdx.x == 0) {
         uint32_t *count = p.done + row * (size_t)p.kv.kv_heads + (size_t)x.kv_head;
-        last = atomicAdd(count, 1u) + 1u == p.off[row + 1] - p.off[row];
+        last = atomicAdd(count, 1u) + 1u == parts.n;
         if (last) {
             *count = 0;
         }
@@ -102,7 +127,7 @@ static __device__ __forceinline__ void merge_if_last(const inf_cuda_attn &p,
     }
     __threadfence();
     for (int i = (int)(threadIdx.x / 32); i < x.n_rows; i += C::warps) {
-        merge_row<C>(p, row + (size_t)(i / x.group), x.kv_head * x.group + i % x.group);
+        merge_row<C>(p, parts, row, (uint32_t)(i / x.group), x.kv_head * x.group + i % x.group);
     }
 }
 

@@ -15,6 +15,14 @@ struct decode_piece {
     float scale;                 /* times log2 e */
 };
 
+/* The parts of the piece's first row; of row i they are i further on, since all rows have the same
+ * pieces, each of which has a part for every row (plan.h). Read when the piece begins, for what it
+ * does if it is the last of them to end. */
+struct part_list {
+    uint32_t first, n; /* in the list; n 0: nobody merges */
+    uint32_t mine;     /* this lane's of the first 32 */
+};
+
 /* A warp's ring: the next tile goes to and comes from `slot`; parity is that of its barrier's
  * running phase. */
 struct decode_ring {
@@ -107,11 +115,21 @@ static __device__ __forceinline__ bool has_own(const inf_cuda_segment &s, uint32
     return (int64_t)upto > (int64_t)s.q_pos0 - s.kv_pos0;
 }
 
+static __device__ __forceinline__ part_list find_parts(const inf_cuda_attn &p,
+                                                       const decode_piece &x) {
+    part_list parts = {0, 0, 0};
+    if (p.done != NULL && x.work.part != INF_CUDA_WHOLE) {
+        const uint32_t *off = p.off + x.segment.row0 + x.work.row0;
+        parts.first = off[0], parts.n = off[1] - off[0];
+    }
+    return parts;
+}
+
 /* The warp's share of a piece. waited: for the kernel in front; it has when this returns. */
 template <class C>
 static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, const decode_piece &x,
                                                     decode_ring &ring, decode_rows<C> &rows,
-                                                    bool &waited) {
+                                                    bool &waited, part_list &parts) {
     constexpr int ahead = C::stages - 1;
     int warp = (int)(threadIdx.x / 32);
     key_walk<C> walk = begin_walk<C>(p, x);
@@ -120,6 +138,7 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
     int tiles = (int)((walk.end - walk.token0 + C::keys - 1) / C::keys);
     int n = (tiles - warp + C::warps - 1) / C::warps; /* tiles warp, warp + warps, .. */
     walk.look_up(warp, 0);
+    parts = find_parts(p, x); /* beside the block table */
     uint32_t asked = walk.tile_token(warp, ahead - 1) + C::keys;
     if (!waited && has_own(x.segment, asked < walk.end ? asked : walk.end)) {
         after_predecessor();
@@ -129,6 +148,9 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
     for (int j = 0; j < ahead; j++) {
         int slot = ring.slot + j;
         ask(walk, ring, warp, j, n, head, to_v, slot < C::stages ? slot : slot - C::stages);
+    }
+    if (threadIdx.x % 32 < parts.n) {
+        parts.mine = p.list[parts.first + threadIdx.x % 32];
     }
     if (!waited) {
         after_predecessor();

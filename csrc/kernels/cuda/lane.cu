@@ -266,7 +266,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
                keep(l, &l->known.blocks, (uint64_t)l->max_blocks) &&
                take(l, (uint8_t **)&l->q, q * (uint64_t)l->act_bytes);
     }
-    l->keys = 2 + 2 * l->dims.layers;
+    l->keys = 2 + l->dims.layers;
     l->max_wait = l->dims.max_step_spans > 0 ? l->dims.max_step_spans : 1;
     uint64_t recordings = (uint64_t)RECORD_ROWS * (uint64_t)l->keys;
     if (!take(l, &l->tokens, rows) || !take(l, &l->position, rows) ||

@@ -38,7 +38,8 @@ struct cuda_backend {
     pinned_list pinned;
     int32_t ordinal, sms;
     /* What may be left out, to find what is at fault: backend.cu. */
-    int32_t record, small, fuse, early_small, early_rows, early_decode, prefetch, wgmma, direct;
+    int32_t record, small, small3, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
+    int32_t direct;
 };
 
 /* Words from the inbox to a fixed place. */

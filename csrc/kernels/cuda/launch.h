@@ -148,7 +148,7 @@ typedef struct inf_cuda_attn {
     float *part_lse;              /* [parts, heads] */
     /* Decode merges the parts itself when done is not NULL: [q's rows, kv_heads] zeros, which it
      * leaves as zeros; off and list are inf_cuda_combine's. All rows of a tile have the same
-     * pieces. */
+     * pieces, in the same order. */
     uint32_t *done;
     const uint32_t *off, *list;
     int32_t act, o_dtype, heads, layer;
@@ -158,8 +158,8 @@ typedef struct inf_cuda_attn {
     int32_t max_work; /* the grid is for so many at most, and work has room for them; pieces beyond
                        * are looped over */
     int32_t early;    /* 1: may start before the kernel in front has ended; sm_90; in prefill only
-                       * the kernel for it. 2: and when that one began, the plan, blocks, segments
-                       * and all keys but the rows' own were there */
+                       * the kernel for it. 2: and when that one began, the plan (off and list, too),
+                       * blocks, segments and all keys but the rows' own were there */
     int32_t wgmma;    /* 1: prefill takes the sm_90 kernel where the GPU has it */
 } inf_cuda_attn;
 

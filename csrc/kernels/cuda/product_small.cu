@@ -25,7 +25,11 @@
  * of its numbers, so W (s v) = s (W v). So there is no kernel between the two.
  *
  * With `gate` the weights are [2 n, k], gate rows first, and y = silu(gate) * up (Shazeer 2020): a
- * block then makes 16 of each and the 2 n wide intermediate never goes to memory. */
+ * block then makes 16 of each and the 2 n wide intermediate never goes to memory.
+ *
+ * With `three` a thread has three pieces under way instead of four and takes fewer registers, so
+ * that three blocks fit an SM instead of two: no fewer bytes are under way, and the 384 blocks of
+ * 6,144 outputs are one wave on 132 SMs. The order of the sums is the same. */
 #include "kernels/cuda/prelude.cuh"
 #include "kernels/cuda/product_small.h"
 
@@ -98,12 +102,28 @@ static __device__ __forceinline__ void find_scales(const inf_cuda_small &a, floa
     }
 }
 
+/* An output's residual and weight of the norm. Nobody else in the launch touches this residual, so
+ * both are read before the sums, which then wait for no memory. */
+struct residual {
+    float x, norm;
+};
+
+static __device__ __forceinline__ residual load_residual(const inf_cuda_small &a, int row,
+                                                         int output) {
+    residual r = {0.0f, 0.0f};
+    if (a.residual != NULL && row < a.rows) {
+        r.x = a.residual[(size_t)row * (size_t)a.n + (size_t)output];
+        r.norm = a.y != NULL ? a.norm[output] : 0.0f;
+    }
+    return r;
+}
+
 /* The outputs of a half of a layer: threads of a row are 16 neighbours, all of them or none. */
 template <typename T>
 static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, int row, int output,
-                                                       float y, bool valid) {
+                                                       const residual &r, float y, bool valid) {
     const size_t at = (size_t)row * (size_t)a.n + (size_t)output;
-    float x = valid ? a.residual[at] + y : 0.0f, square = x * x;
+    float x = valid ? r.x + y : 0.0f, square = x * x;
     for (int mask = OUTPUTS / 2; mask > 0; mask >>= 1) {
         square += __shfl_xor_sync(0xffffffffu, square, mask);
     }
@@ -112,7 +132,7 @@ static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, 
     }
     a.residual[at] = x;
     if (a.y != NULL) {
-        store1((T *)a.y + at, x * a.norm[output]);
+        store1((T *)a.y + at, x * r.norm);
     }
     if (output % OUTPUTS == 0 && a.squares != NULL) {
         a.squares[(size_t)row * (size_t)(a.n / OUTPUTS) + (size_t)(output / OUTPUTS)] = square;
@@ -120,9 +140,9 @@ static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, 
 }
 
 /* T: of x, w and, unless y_f32, y. HALVES: 1, or 2 for gate and up. DEPTH: pieces whose weights are
- * under way per warp. */
-template <typename T, int HALVES, int DEPTH>
-__global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_small a) {
+ * under way per warp. RESIDENT: blocks per SM that registers are for. */
+template <typename T, int HALVES, int DEPTH, int RESIDENT>
+__global__ void __launch_bounds__(WARPS * 32, RESIDENT) small_kernel(const inf_cuda_small a) {
     __shared__ float sums[HALVES][WARPS][OUTPUTS * MAX_ROWS];
     __shared__ float scales[WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
@@ -147,6 +167,11 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
         prefetch_rows<HALVES>(a, first, DEPTH * WARPS * PIECE * 2 / 128);
     }
     after_predecessor();
+    const int i = (int)threadIdx.x, row = i / OUTPUTS, output = first + i % OUTPUTS;
+    residual before = {0.0f, 0.0f};
+    if (HALVES == 1) {
+        before = load_residual(a, row, output);
+    }
     if (a.x_squares != NULL) {
         find_scales(a, scales);
     }
@@ -178,7 +203,6 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
         to[(2 * q + 1) * OUTPUTS + g + 8] = d[h][3];
     }
     __syncthreads();
-    const int i = (int)threadIdx.x, row = i / OUTPUTS, output = first + i % OUTPUTS;
     const bool valid = i < OUTPUTS * a.rows;
     const float scale = a.x_squares != NULL && valid ? scales[row] : 1.0f;
     float sum[HALVES] = {};
@@ -190,7 +214,7 @@ __global__ void __launch_bounds__(WARPS * 32, 2) small_kernel(const inf_cuda_sma
     }
     if (HALVES == 1 && a.residual != NULL) {
         if (i < OUTPUTS * MAX_ROWS) { /* whole warps */
-            add_to_residual<T>(a, row, output, sum[0], valid);
+            add_to_residual<T>(a, row, output, before, sum[0], valid);
         }
         return;
     }
@@ -217,20 +241,19 @@ int inf_cuda_small_takes(const inf_cuda_small *p) {
            ((uintptr_t)p->w % 16) == 0 && ((uintptr_t)p->x % 16) == 0;
 }
 
+template <typename T> static int launch(const inf_cuda_small &p, inf_stream stream) {
+    const dim3 grid((unsigned)(p.n / OUTPUTS)), block(WARPS * 32);
+    auto small_product = p.gate    ? small_kernel<T, 2, 2, 2>
+                         : p.three ? small_kernel<T, 1, 3, 3>
+                                   : small_kernel<T, 1, 4, 2>;
+    return (int)INF_LAUNCH_EARLY(p.early != 0, small_product, grid, block, 0, stream, p);
+}
+
 int inf_cuda_small_launch(const inf_cuda_small *p, inf_stream stream) {
     bool plain = p->bias == NULL && !p->y_f32;
     if (!inf_cuda_small_takes(p) || (p->gate && !plain) ||
         (p->residual != NULL && (!plain || p->gate || (p->y != NULL && p->norm == NULL)))) {
         return (int)cudaErrorInvalidValue;
     }
-    const dim3 grid((unsigned)(p->n / OUTPUTS)), block(WARPS * 32);
-    const bool early = p->early != 0;
-    if (p->act == INF_DTYPE_BF16) {
-        return p->gate
-                   ? INF_LAUNCH_EARLY(early, (small_kernel<bf16, 2, 2>), grid, block, 0, stream, *p)
-                   : INF_LAUNCH_EARLY(early, (small_kernel<bf16, 1, 4>), grid, block, 0, stream,
-                                      *p);
-    }
-    return p->gate ? INF_LAUNCH_EARLY(early, (small_kernel<f16, 2, 2>), grid, block, 0, stream, *p)
-                   : INF_LAUNCH_EARLY(early, (small_kernel<f16, 1, 4>), grid, block, 0, stream, *p);
+    return p->act == INF_DTYPE_BF16 ? launch<bf16>(*p, stream) : launch<f16>(*p, stream);
 }

@@ -29,6 +29,7 @@ typedef struct inf_cuda_small {
     int32_t y_f32;
     int32_t gate;  /* 1: y = silu(gate) * up; neither bias nor y_f32 then */
     int32_t early; /* 1: may start before the kernel in front has ended; sm_90. 2: and prefetches */
+    int32_t three; /* 1: three blocks per SM, where gate is 0 */
 } inf_cuda_small;
 
 /* bf16 and f16, at most INF_CUDA_SMALL_ROWS rows, n a multiple of 16, k of 64. */

@@ -240,6 +240,7 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
     s.eps = l->dims.rms_eps;
     s.x_squares = p->x == l->unscaled ? l->squares : NULL;
     s.early = l->backend->early_small ? 1 + l->backend->prefetch : 0;
+    s.three = l->backend->small3;
     return s;
 }
 
@@ -323,11 +324,13 @@ static void step_attend(inf_lane *l, int32_t layer, const void *q, void *o, int3
     q = act_rows(l, q, l->q_dim);
     o = act_rows(l, o, l->q_dim);
     bool whole = l->capturing != NULL;
-    /* The same for every layer and step: settle asks for it also where attention was replayed. */
+    /* The same for every layer and step; settle asks for it. */
     l->partial = l->act == INF_DTYPE_F32 ? (float *)o : l->o32;
-    /* In front of RoPE are products, which wait for all before them unless they begin early; should
-     * the library's do so, then in layers behind the first the step's input is long there. */
-    bool own = l->backend->early_small == 0 && layer > 0;
+    /* Whether the step's input was there when the kernel in front began. A recording begins when
+     * all before it has ended, and the input is no part of it. Elsewhere: in front of RoPE are
+     * products, which wait for all before them unless they begin early; should the library's do so,
+     * then in layers behind the first the input is long there. */
+    bool own = l->capturing != NULL || (l->backend->early_small == 0 && layer > 0);
     attend_to to = {o, l->act, NULL, NULL, own};
     if (open) {
         to = {l->partial, INF_DTYPE_F32, l->lse, NULL, own};

@@ -136,19 +136,42 @@ static const struct {
     {"an early start", early_kernel<true>, early_kernel<false>, 1},
 };
 
-/* Behind a kernel that writes out's first words, and, with `later`, has ended. */
-static void run_behind(words_kernel kernel, int blocks, bool later) {
+/* Where the kernel in front is: in front, and has ended; in front of a recording that the kernel is
+ * the first of; in the recording. */
+enum front { IN_FRONT, ENDED, OUTSIDE, INSIDE };
+
+/* Behind a kernel that writes out's first words. */
+static void run_behind(words_kernel kernel, int blocks, front where) {
     std::vector<uint32_t> zeros(4096);
     bool early = kernel == early_kernel<true> || kernel == early_kernel<false>;
     guarded in = guard_copy(zeros), out = guard_copy(zeros);
     words_args a = {in.as<uint32_t>(), out.as<uint32_t>(), 4096};
-    must((cudaError_t)INF_LAUNCH(ring_kernel<0>, dim3(1), dim3(THREADS), 0, NULL, a), "launch");
-    if (later) {
-        must(cudaStreamSynchronize(NULL), "cudaStreamSynchronize");
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    must(cudaStreamCreate(&stream), "cudaStreamCreate");
+    for (int first = 1; first >= 0; first--) {
+        if (where == (first ? INSIDE : OUTSIDE)) {
+            must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+        }
+        if (first) {
+            must((cudaError_t)INF_LAUNCH(ring_kernel<0>, dim3(1), dim3(THREADS), 0, stream, a),
+                 "launch");
+        } else {
+            must((cudaError_t)INF_LAUNCH_EARLY(early, kernel, dim3((unsigned)blocks), dim3(THREADS),
+                                               4096, stream, a),
+                 "launch");
+        }
+        if (first && where == ENDED) {
+            must(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+        }
     }
-    must((cudaError_t)INF_LAUNCH_EARLY(early, kernel, dim3((unsigned)blocks), dim3(THREADS), 4096,
-                                       NULL, a),
-         "launch");
+    if (where == INSIDE || where == OUTSIDE) {
+        must(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+        must(cudaGraphInstantiateWithFlags(&exec, graph, 0), "cudaGraphInstantiate");
+        must(cudaGraphLaunch(exec, stream), "cudaGraphLaunch");
+    }
+    must(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     (void)take(in);
     (void)take(out);
 }
@@ -156,7 +179,7 @@ static void run_behind(words_kernel kernel, int blocks, bool later) {
 static char said[1 << 16];
 
 /* In a child; whether it told of a race, and failed. */
-static bool is_told(words_kernel kernel, int blocks, bool later = false) {
+static bool is_told(words_kernel kernel, int blocks, front where = IN_FRONT) {
     int ends[2];
     size_t n = 0;
     fflush(stdout);
@@ -167,7 +190,7 @@ static bool is_told(words_kernel kernel, int blocks, bool later = false) {
     if (child == 0) {
         (void)dup2(ends[1], 2);
         (void)close(ends[0]);
-        run_behind(kernel, blocks, later);
+        run_behind(kernel, blocks, where);
         exit(0);
     }
     (void)close(ends[1]);
@@ -190,7 +213,12 @@ int main(int argc, char **argv) {
         CHECK(!is_told(c.right, c.blocks), "%s: a race where none is: %s", c.name, said);
         CHECK(is_told(c.wrong, c.blocks), "%s: not told", c.name);
     }
-    CHECK(!is_told(early_kernel<false>, 1, true), "a race with what had ended: %s", said);
+    CHECK(!is_told(early_kernel<false>, 1, ENDED), "a race with what had ended: %s", said);
+    CHECK(!is_told(early_kernel<false>, 1, OUTSIDE),
+          "a race with what had ended when the recording "
+          "began: %s",
+          said);
+    CHECK(is_told(early_kernel<false>, 1, INSIDE), "not told in a recording");
     return report("test_emu_races");
 }
 

@@ -38,6 +38,12 @@ typedef int (*launcher)(const inf_cuda_small *p);
 
 static int by_small(const inf_cuda_small *p) { return inf_cuda_small_launch(p, NULL); }
 
+static int by_three(const inf_cuda_small *p) {
+    inf_cuda_small q = *p;
+    q.three = 1;
+    return inf_cuda_small_launch(&q, NULL);
+}
+
 static inf_cuda_products *library;
 
 static int by_library(const inf_cuda_small *p) {
@@ -87,7 +93,8 @@ static void check(launcher launch, const sizes &s, int32_t dtype, int kind) {
 
 /* A product that ends in x += .. and a norm, and the product behind it: n of the first is k of the
  * second. */
-static void check_norm(int32_t rows, int32_t n, int32_t k, int32_t n2, int32_t dtype, int gate) {
+static void check_norm(launcher launch, int32_t rows, int32_t n, int32_t k, int32_t n2,
+                       int32_t dtype, int gate) {
     const float eps = 1e-5f;
     sizes first = {rows, n, k}, second = {rows, n2, n};
     std::vector<uint16_t> x = halves((size_t)rows * (size_t)k, dtype);
@@ -111,7 +118,7 @@ static void check_norm(int32_t rows, int32_t n, int32_t k, int32_t n2, int32_t d
     q.x_squares = p.squares;
     q.eps = eps;
     q.gate = gate;
-    CHECK(inf_cuda_small_launch(&p, NULL) == 0 && inf_cuda_small_launch(&q, NULL) == 0, "launch");
+    CHECK(launch(&p) == 0 && launch(&q) == 0, "launch");
     std::vector<float> got(residual.size());
     from_gpu(got, p.residual);
     from_gpu(y, p.y);
@@ -149,16 +156,20 @@ int main(int argc, char **argv) {
                                  {7, 80, 512}, {8, 64, 1024}, {4, 16, 4160}};
     for (const sizes &s : some) {
         for (int kind = PLAIN; kind < KINDS; kind++) {
-            check(by_small, s, INF_DTYPE_BF16, kind);
-            check(by_small, s, INF_DTYPE_F16, kind);
+            for (int32_t dtype : {INF_DTYPE_BF16, INF_DTYPE_F16}) {
+                check(by_small, s, dtype, kind);
+                check(by_three, s, dtype, kind);
+            }
         }
     }
     inf_cuda_small p = small(NULL, NULL, NULL, INF_DTYPE_BF16, {1, 16, 64});
     CHECK(inf_cuda_small_takes(&p) == 1, "a good shape");
     for (int32_t rows : {1, 3, 8}) {
         for (int32_t dtype : {INF_DTYPE_BF16, INF_DTYPE_F16}) {
-            check_norm(rows, 128, 192, 48, dtype, 0);
-            check_norm(rows, 576, 64, 32, dtype, 1);
+            for (launcher launch : {by_small, by_three}) {
+                check_norm(launch, rows, 128, 192, 48, dtype, 0);
+                check_norm(launch, rows, 576, 64, 32, dtype, 1);
+            }
         }
     }
     p.rows = 9;
