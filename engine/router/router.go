@@ -40,6 +40,7 @@ const (
 	// searchFor is how long a home is looked for, among all that are there. Many may have died at once, and are members
 	// until their leases end; each costs next to nothing, one that is silent openFor.
 	searchFor = 30 * time.Second
+	newFor    = 20 * time.Second // for a request that is new: its client may be better off elsewhere
 	openFor   = 10 * time.Second
 	// maxRefusals is how many instances may refuse a request for what it is: others will too.
 	maxRefusals = 3
@@ -126,10 +127,13 @@ func (r *Router) submit(ctx context.Context, req *engine.Request, avoid string) 
 func search(ctx context.Context, w *want, avoid string, comes func() bool, choose func(context.Context, *want) (cluster.Member, *charge),
 	try func(cluster.Member, *charge) (*stream, error),
 ) (*stream, error) {
-	again, begun := avoid != "", time.Now()
+	again, limit, begun := avoid != "", newFor, time.Now()
+	if again {
+		limit = searchFor
+	}
 	var why error
 	var full []string
-	for refusals := 0; refusals < maxRefusals && time.Since(begun) < searchFor; {
+	for refusals := 0; refusals < maxRefusals && time.Since(begun) < limit; {
 		m, charge := choose(ctx, w)
 		if charge == nil && avoid != "" {
 			delete(w.tried, avoid)

@@ -62,7 +62,7 @@ func (s *Server) planResponse(ctx context.Context, req *responseRequest) (*plan,
 
 // responseItems are all items of a request's conversation, and those that it brings itself.
 func (s *Server) responseItems(req *responseRequest) (all, own []item, err error) {
-	ids := map[string]bool{}
+	ids, left := map[string]bool{}, s.cfg.MaxBodySize
 	if req.Previous != nil {
 		stored, err := s.responses.chain(*req.Previous, s.cfg.MaxBodySize)
 		if err != nil {
@@ -74,13 +74,14 @@ func (s *Server) responseItems(req *responseRequest) (all, own []item, err error
 				return nil, nil, fmt.Errorf("cannot read a stored item: %w", err)
 			}
 			ids[one.id] = true
+			left -= len(one.json)
 			all = append(all, it)
 		}
 	}
 	if isNull(orNull(req.Input)) && req.Previous == nil {
 		return nil, nil, badRequest("input", "input is needed: a string, or a list of items.")
 	}
-	own, err = readInput(orNull(req.Input), s.responses)
+	own, err = readInput(orNull(req.Input), s.responses, left)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -90,6 +91,9 @@ func (s *Server) responseItems(req *responseRequest) (all, own []item, err error
 			own[i].rename()
 		}
 		ids[own[i].id] = true
+	}
+	if len(all)+len(own) > maxItems {
+		return nil, nil, badRequest("input", "the conversation has %d items, of at most %d.", len(all)+len(own), maxItems)
 	}
 	if all = append(all, own...); len(all) == 0 {
 		return nil, nil, badRequest("input", "input must have at least one item.")

@@ -385,3 +385,47 @@ func TestResponseErrors(t *testing.T) {
 		t.Errorf("%s failures counted, want %s", got, want)
 	}
 }
+
+// The end of a call and what follows it may come in one token: each goes where it belongs.
+func TestCallEndsInAToken(t *testing.T) {
+	tok := withTemplate(t, withTokens(t, "}}."), "llama31")
+	ids := append(tok.Encode(`{"name":"now","parameters":{"a":1`, false), vocab, eos)
+	events := tokens(ids...)
+	events[len(events)-1].Finish, events[len(events)-1].StopToken = "stop", eos
+	a := serveWith(t, tok, scripted(events...), wide)
+	r := a.response(asking(obj{"skip_special_tokens": false}))
+	if got := r.words(); len(got) != 2 || !strings.Contains(got[0], `;{"a":1};`) || !strings.HasSuffix(got[1], ";.") {
+		t.Errorf("%q", got)
+	}
+}
+
+// Log probabilities are those of the message: also of tokens whose text came later, and none of a call's.
+func TestLogprobsBesideThoughtsAndCalls(t *testing.T) {
+	asks := obj{"include": []string{"message.output_text.logprobs"}}
+	for _, c := range []struct{ text, stop, said string }{
+		{"<think>Hm</think>🦪 yes", "", "🦪 yes"},
+		{"<think>Hm</think>Yes, it is", "Yes, it was", "Yes, it is"},
+		{"Let me see.<tool_call>\n{\"name\": \"now\", \"arguments\": {\"a\": 1}}\n</tool_call>", "", "Let me see."},
+	} {
+		a := serveWith(t, templated(t, "qwen3"), scripted(withLogprobs(says(t, c.text), nil)...), wide)
+		if asks["stop"] = c.stop; c.stop == "" {
+			delete(asks, "stop")
+		}
+		r := bothResponses(t, a, asking(asks))
+		for _, it := range r.Output {
+			if it.Type != "message" {
+				continue
+			}
+			var said []byte
+			for _, l := range it.Content[0].Logprobs {
+				for _, b := range l.Bytes {
+					said = append(said, byte(b))
+				}
+			}
+			// A token may hold the end of thoughts as well, or the beginning of a call.
+			if text := strings.TrimSuffix(string(said), "<|eot_id|>"); !strings.HasSuffix(text, c.said) && !strings.HasPrefix(text, c.said) || len(text) > len(c.said)+len("</think>") {
+				t.Errorf("%q: the tokens say %q", c.said, said)
+			}
+		}
+	}
+}

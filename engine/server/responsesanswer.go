@@ -102,7 +102,11 @@ func (r *response) finishItems() error {
 		if err := r.begin(item{kind: messageItem, role: "assistant", parts: []part{{kind: "output_text"}}}); err != nil {
 			return err
 		}
-		if err := r.grow("", nil); err != nil {
+	}
+	if r.open != nil && r.open.kind == messageItem { // tokens of its end have no text
+		tokens := r.tokens
+		r.tokens = nil
+		if err := r.told("", tokens); err != nil {
 			return err
 		}
 	}
@@ -133,18 +137,27 @@ func (r *response) begin(it item) error {
 	return r.listen.opened(r.open)
 }
 
-// grow adds to the open item. Log probabilities are those of messages: tokens before one go with it, those of calls nowhere.
+// grow adds to the open item. Log probabilities are those of messages. Tokens without text, and those behind thoughts, wait
+// for the next text of one, or for its end; if a call comes instead they were its beginning, and go nowhere as its own do.
 func (r *response) grow(text string, tokens []engine.TokenLogprob) error {
-	switch {
-	case r.open == nil:
+	if r.open == nil || r.open.kind == reasoningItem || r.open.kind == messageItem && text == "" {
 		r.tokens = append(r.tokens, tokens...)
-		return nil
-	case r.open.kind != messageItem:
 		tokens = nil
-	case len(r.grown) == 0 && len(r.tokens) > 0: // its first text
+	}
+	if r.open == nil {
+		return nil
+	}
+	if r.open.kind == messageItem && text != "" {
 		tokens = append(r.tokens, tokens...)
 		r.tokens = nil
+	} else {
+		tokens = nil
 	}
+	return r.told(text, tokens)
+}
+
+// told adds to the open item, and tells who listens.
+func (r *response) told(text string, tokens []engine.TokenLogprob) error {
 	r.grown = append(r.grown, text...)
 	if r.open.kind == messageItem {
 		r.open.parts[0].tokens = append(r.open.parts[0].tokens, tokens...)

@@ -124,8 +124,9 @@ type wireItem struct {
 	Output    json.RawMessage `json:"output"`
 }
 
-// readInput reads a request's input: a string, or a list of items. What these refer to comes from the store.
-func readInput(raw json.RawMessage, store *responseStore) ([]item, error) {
+// readInput reads a request's input: a string, or a list of items. What these refer to comes from the store, at most so many
+// bytes of it: references are small, whatever they are of.
+func readInput(raw json.RawMessage, store *responseStore, most int) ([]item, error) {
 	var list []json.RawMessage
 	switch {
 	case isNull(raw):
@@ -136,6 +137,9 @@ func readInput(raw json.RawMessage, store *responseStore) ([]item, error) {
 	case json.Unmarshal(raw, &list) != nil:
 		return nil, badRequest("input", "input must be a string or a list of items.")
 	}
+	if len(list) > maxItems {
+		return nil, badRequest("input", "input may have at most %d items, got %d.", maxItems, len(list))
+	}
 	items := make([]item, len(list))
 	for i, one := range list {
 		it, err := readItem(one)
@@ -143,6 +147,9 @@ func readInput(raw json.RawMessage, store *responseStore) ([]item, error) {
 			stored := store.item(it.id)
 			if stored == nil {
 				return nil, badRequest("input", "cannot use input[%d]: there is no item with id %q; what this server keeps of responses is limited.", i, it.id)
+			}
+			if most -= len(stored); most < 0 {
+				return nil, badRequest("input", "cannot use input[%d]: what this conversation refers to is larger than a request may be.", i)
 			}
 			it, err = readItem(stored)
 		}

@@ -3,6 +3,7 @@ package server
 import (
 	"container/list"
 	"fmt"
+	"regexp"
 	"slices"
 	"sync"
 )
@@ -12,7 +13,9 @@ import (
 const (
 	maxResponses     = 16384
 	maxResponseBytes = 256 << 20
-	storedOverhead   = 256 // bytes that an answer, or an item of one, takes beside its text
+	storedOverhead   = 256  // bytes that an answer, or an item of one, takes beside its text
+	maxStoredShare   = 16   // an answer that takes more than this part of the store is not kept: it would push out all others
+	maxItems         = 8192 // of a conversation
 )
 
 // responseStore keeps answers in this process's memory. What was used longest ago leaves first, where used means that it
@@ -25,8 +28,8 @@ type responseStore struct {
 
 	mu    sync.Mutex
 	byID  map[string]*list.Element
-	order list.List                // of *keptResponse, the next one to leave first
-	items map[string]*keptResponse // the one that had an item last, by the item's id
+	order list.List           // of *keptResponse, the next one to leave first
+	items map[string]storedAt // by ids that this server gave; what clients call theirs others might guess
 	bytes int
 }
 
@@ -36,6 +39,15 @@ type storedItem struct {
 	json []byte
 }
 
+// storedAt is an item and the answer that has it.
+type storedAt struct {
+	kept *keptResponse
+	json []byte
+}
+
+// ownID is what ids look like that rename gives.
+var ownID = regexp.MustCompile(`^(msg|fc|fco|rs)_[0-9a-f]{24}$`)
+
 // keptResponse is an answer in the store. Nobody changes it.
 type keptResponse struct {
 	id, previous  string
@@ -44,7 +56,7 @@ type keptResponse struct {
 }
 
 func newResponseStore(most, mostBytes int) *responseStore {
-	return &responseStore{most: most, mostBytes: mostBytes, byID: map[string]*list.Element{}, items: map[string]*keptResponse{}}
+	return &responseStore{most: most, mostBytes: mostBytes, byID: map[string]*list.Element{}, items: map[string]storedAt{}}
 }
 
 // goneError is about an answer that is not in the store, or not any more.
@@ -65,14 +77,19 @@ func (k *keptResponse) size() int {
 
 func (k *keptResponse) all() []storedItem { return slices.Concat(k.input, k.output) }
 
-// add stores an answer. One that is larger than the store leaves at once.
+// add stores an answer, unless it is too large.
 func (s *responseStore) add(k *keptResponse) {
+	if k.size() > s.mostBytes/maxStoredShare {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.byID[k.id] = s.order.PushBack(k)
 	s.bytes += k.size()
 	for _, it := range k.all() {
-		s.items[it.id] = k
+		if _, taken := s.items[it.id]; !taken && ownID.MatchString(it.id) {
+			s.items[it.id] = storedAt{k, it.json}
+		}
 	}
 	for len(s.byID) > s.most || s.bytes > s.mostBytes {
 		s.drop(s.order.Front())
@@ -84,7 +101,7 @@ func (s *responseStore) drop(e *list.Element) {
 	delete(s.byID, k.id)
 	s.bytes -= k.size()
 	for _, it := range k.all() {
-		if s.items[it.id] == k {
+		if s.items[it.id].kept == k {
 			delete(s.items, it.id)
 		}
 	}
@@ -113,13 +130,8 @@ func (s *responseStore) get(id string) *keptResponse {
 // item is an item by its id, nil: none.
 func (s *responseStore) item(id string) []byte {
 	s.mu.Lock()
-	k := s.items[id]
-	s.mu.Unlock()
-	if k == nil {
-		return nil
-	}
-	all := k.all()
-	return all[slices.IndexFunc(all, func(it storedItem) bool { return it.id == id })].json
+	defer s.mu.Unlock()
+	return s.items[id].json
 }
 
 // walk returns the answers that lead to one, that one last. It ends at one that is gone.
@@ -148,17 +160,26 @@ func (s *responseStore) chain(id string, most int) ([]storedItem, error) {
 	if gone != nil {
 		return nil, gone
 	}
-	var items []storedItem
-	bytes := 0
+	n, bytes := 0, 0
 	for _, e := range chain {
+		k := e.Value.(*keptResponse)
 		s.order.MoveToBack(e)
-		items = append(items, e.Value.(*keptResponse).all()...)
+		n += len(k.input) + len(k.output)
+		for _, list := range [][]storedItem{k.input, k.output} {
+			for _, it := range list {
+				bytes += len(it.json)
+			}
+		}
 	}
-	for _, it := range items {
-		bytes += len(it.json)
-	}
-	if bytes > most {
+	switch {
+	case bytes > most:
 		return nil, fmt.Errorf("the conversation up to the response '%s' has %d bytes, of at most %d", id, bytes, most)
+	case n > maxItems:
+		return nil, fmt.Errorf("the conversation up to the response '%s' has %d items, of at most %d", id, n, maxItems)
+	}
+	items := make([]storedItem, 0, n)
+	for _, e := range chain {
+		items = append(items, e.Value.(*keptResponse).all()...)
 	}
 	return items, nil
 }

@@ -178,6 +178,11 @@ func TestItemReferences(t *testing.T) {
 	if len(ids) != 6 || ids[1] != id || ids[2] == id || ids[3] != "own" || !itemID.MatchString(ids[4]) || !itemID.MatchString(ids[5]) {
 		t.Errorf("%q", ids)
 	}
+	// References are small, whatever they are of.
+	many := slices.Repeat([]obj{{"id": id}}, 1000)
+	wantError(t, a.post(responsesPath, obj{"input": many}.String()), 400, "BadRequestError", "input", "larger than a request")
+	large := serve(t, b, wide, func(c *Config) { c.MaxBodySize = 1 << 20 })
+	wantError(t, large.post(responsesPath, obj{"input": slices.Repeat([]obj{message("user", "")}, maxItems+1)}.String()), 400, "BadRequestError", "input", "at most 8192 items")
 	for _, one := range []string{first.ID, r.ID} {
 		a.do("DELETE", responsesPath+"/"+one, "")
 	}
@@ -192,20 +197,24 @@ func TestLongConversation(t *testing.T) {
 	wantError(t, a.post(responsesPath, obj{"input": "a", "previous_response_id": r.ID}.String()), 400, "BadRequestError", "previous_response_id", "of at most 4096")
 }
 
+// in and out are ids as this server gives them.
+func in(id string) string  { return fmt.Sprintf("msg_%024x", id) }
+func out(id string) string { return fmt.Sprintf("fc_%024x", id) }
+
 func TestResponseStoreLimits(t *testing.T) {
 	response := func(id, previous string, size int) *keptResponse {
-		return &keptResponse{id: id, previous: previous, body: make([]byte, size), input: []storedItem{{"in-" + id, []byte("{}")}}, output: []storedItem{{"out-" + id, []byte("{}")}}}
+		return &keptResponse{id: id, previous: previous, body: make([]byte, size), input: []storedItem{{in(id), []byte("{}")}}, output: []storedItem{{out(id), []byte("{}")}}}
 	}
 	s := newResponseStore(3, 1<<20)
 	for _, id := range []string{"a", "b", "c"} {
 		s.add(response(id, "", 10))
 	}
 	s.add(response("d", "b", 10))
-	if s.get("a") != nil || s.item("in-a") != nil || s.get("b") == nil || string(s.item("out-b")) != "{}" {
+	if s.get("a") != nil || s.item(in("a")) != nil || s.get("b") == nil || string(s.item(out("b"))) != "{}" {
 		t.Error("not the oldest left")
 	}
 	// What is gone on from is used.
-	if items, err := s.chain("d", 100); err != nil || len(items) != 4 || items[0].id != "in-b" || items[3].id != "out-d" {
+	if items, err := s.chain("d", 100); err != nil || len(items) != 4 || items[0].id != in("b") || items[3].id != out("d") {
 		t.Errorf("%v %v", items, err)
 	}
 	s.add(response("e", "", 10))
@@ -215,21 +224,36 @@ func TestResponseStoreLimits(t *testing.T) {
 	if _, err := s.chain("d", 7); err == nil {
 		t.Error("a long conversation is taken")
 	}
-	s.add(response("f", "", 1<<19))
-	s.add(response("g", "", 1<<19))
-	if s.get("f") != nil || s.get("g") == nil || s.bytes > s.mostBytes || len(s.byID) != 1 {
+	// What is too large for the store pushes nobody out of it.
+	s.add(response("h", "", s.mostBytes/maxStoredShare))
+	if s.get("h") != nil || len(s.byID) != 3 || len(s.items) != 6 {
 		t.Errorf("%d bytes in %d responses", s.bytes, len(s.byID))
 	}
-	s.add(response("h", "", 1<<20))
-	if s.bytes != 0 || len(s.byID) != 0 || len(s.items) != 0 {
+	s = newResponseStore(1000, 1<<20)
+	for i := range 40 {
+		s.add(response(fmt.Sprint("g", i), "", 60_000))
+	}
+	if s.get("g39") == nil || s.get("g0") != nil || s.bytes > s.mostBytes || len(s.byID) != 17 {
 		t.Errorf("%d bytes in %d responses", s.bytes, len(s.byID))
+	}
+	// An id is the first one's who has it, and what a client calls its items nobody else can ask for.
+	first, second := response("p", "", 10), response("p", "", 10)
+	second.id, second.input[0].json = "q", []byte("[]")
+	second.input = append(second.input, storedItem{"msg_1", []byte("{}")})
+	s.add(first)
+	s.add(second)
+	if string(s.item(in("p"))) != "{}" || s.item("msg_1") != nil {
+		t.Errorf("%s, %s", s.item(in("p")), s.item("msg_1"))
+	}
+	if s.remove("q"); string(s.item(in("p"))) != "{}" {
+		t.Error("it went with another one")
 	}
 }
 
 // Whatever happens, the store keeps its books and its limits.
 func TestAnyResponseStore(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s := newResponseStore(rapid.IntRange(1, 6).Draw(t, "most"), rapid.IntRange(2000, 8000).Draw(t, "bytes"))
+		s := newResponseStore(rapid.IntRange(1, 6).Draw(t, "most"), maxStoredShare*rapid.IntRange(1000, 5000).Draw(t, "bytes"))
 		names := rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f", "g", "h"})
 		for i := range rapid.IntRange(1, 40).Draw(t, "steps") {
 			id := fmt.Sprint("r", i)
@@ -249,7 +273,7 @@ func TestAnyResponseStore(t *testing.T) {
 				if e := s.order.Back(); e != nil && rapid.Bool().Draw(t, "goes on") {
 					previous = e.Value.(*keptResponse).id
 				}
-				s.add(&keptResponse{id: id, previous: previous, body: make([]byte, rapid.IntRange(0, 3000).Draw(t, "size")), input: []storedItem{{name, []byte(name)}}, output: []storedItem{{"o" + id, nil}}})
+				s.add(&keptResponse{id: id, previous: previous, body: make([]byte, rapid.IntRange(0, 3000).Draw(t, "size")), input: []storedItem{{in(name), []byte(name)}}, output: []storedItem{{out(id), nil}}})
 			}
 			bytes := 0
 			for e := s.order.Front(); e != nil; e = e.Next() {
@@ -259,8 +283,8 @@ func TestAnyResponseStore(t *testing.T) {
 				t.Fatalf("%d bytes, counted %d, in %d responses, %d items", bytes, s.bytes, len(s.byID), len(s.items))
 			}
 			for name, k := range s.items {
-				if s.get(k.id) != k || s.item(name) == nil && name[0] != 'o' {
-					t.Fatalf("%q is of %q, which is gone", name, k.id)
+				if s.get(k.kept.id) != k.kept || s.item(name) == nil && name[0] == 'm' {
+					t.Fatalf("%q is of %q, which is gone", name, k.kept.id)
 				}
 			}
 		}

@@ -9,6 +9,7 @@ type callDelta struct {
 	index    int
 	id, name string
 	args     string
+	at       int // bytes of the delta's text in front of it
 }
 
 // call is a finished call.
@@ -56,9 +57,9 @@ func (r *callReader) read(text string, end bool) (content string, calls []callDe
 		case r.single && ev.Call > 0:
 		case ev.Kind == toolcall.Begin:
 			r.calls++
-			calls = append(calls, callDelta{index: ev.Call, id: r.newID(), name: ev.Text})
+			calls = append(calls, callDelta{index: ev.Call, id: r.newID(), name: ev.Text, at: len(content)})
 		default:
-			calls = append(calls, callDelta{index: ev.Call, args: ev.Text})
+			calls = append(calls, callDelta{index: ev.Call, args: ev.Text, at: len(content)})
 		}
 	}
 	return content, calls
@@ -88,8 +89,8 @@ func (r *callReader) finish(reason string) string {
 	return reason
 }
 
-// parts cuts a delta into those that chunks have room for: thoughts, content or one call each. What belongs to tokens goes
-// with the first of them, the end with the last.
+// parts cuts a delta into those that chunks have room for, thoughts, content or one call each, in the order in which they
+// came. What belongs to tokens goes with the first of them, the end with the last.
 func (d delta) parts() []delta {
 	if len(d.calls) == 0 && (d.reasoning == "" || d.text == "") {
 		return []delta{d}
@@ -98,12 +99,18 @@ func (d delta) parts() []delta {
 	if d.reasoning != "" {
 		list = append(list, delta{index: d.index, reasoning: d.reasoning})
 	}
-	if d.text != "" {
-		list = append(list, delta{index: d.index, text: d.text})
+	at := 0
+	text := func(end int) {
+		if at < end {
+			list = append(list, delta{index: d.index, text: d.text[at:end]})
+		}
+		at = end
 	}
 	for _, c := range d.calls {
+		text(c.at)
 		list = append(list, delta{index: d.index, calls: []callDelta{c}})
 	}
+	text(len(d.text))
 	first, last := &list[0], &list[len(list)-1]
 	first.tokens, first.prompt, first.ids, first.thinking, first.cached = d.tokens, d.prompt, d.ids, d.thinking, d.cached
 	last.finish, last.stopReason, last.spans = d.finish, d.stopReason, d.spans
@@ -156,8 +163,11 @@ func appendMessage(b []byte, c choice) []byte {
 		b = appendString(b, string(c.text))
 	}
 	b = append(b, `,"refusal":null`...)
-	if len(c.reasoning) > 0 {
+	switch {
+	case len(c.reasoning) > 0:
 		b = appendReasoning(append(b, ','), string(c.reasoning))
+	case c.thinks: // clients of such models read the field, whether there is something in it or not
+		b = append(b, `,"reasoning_content":null,"reasoning":null`...)
 	}
 	for i, one := range c.calls {
 		if i == 0 {

@@ -250,7 +250,7 @@ func TestAnyToolAnswer(t *testing.T) {
 // Chunks have what belongs to their tokens, though a token may end content and begin a call.
 func TestPartsOfADelta(t *testing.T) {
 	d := delta{index: 1, text: "a", ids: []int32{5}, cached: 3, tokens: []engine.TokenLogprob{{Token: 5}}, finish: "tool_calls", stopReason: "x",
-		calls: []callDelta{{index: 0, id: "i", name: "f"}, {index: 0, args: "{"}}}
+		calls: []callDelta{{index: 0, id: "i", name: "f", at: 1}, {index: 0, args: "{", at: 1}}}
 	parts := d.parts()
 	if len(parts) != 3 || parts[0].text != "a" || parts[1].calls[0].id != "i" || parts[2].calls[0].args != "{" {
 		t.Fatalf("%+v", parts)
@@ -259,6 +259,17 @@ func TestPartsOfADelta(t *testing.T) {
 		if p.index != 1 || (len(p.ids) > 0) != (i == 0) || (len(p.tokens) > 0) != (i == 0) || (p.cached > 0) != (i == 0) || (p.finish != "") != (i == 2) || (p.stopReason != nil) != (i == 2) {
 			t.Errorf("part %d: %+v", i, p)
 		}
+	}
+	d = delta{text: "abc", calls: []callDelta{{args: "}"}, {id: "j", name: "g", at: 2}, {args: "{}", at: 2}}}
+	var order []string
+	for _, p := range d.parts() {
+		order = append(order, p.text)
+		if len(p.calls) > 0 {
+			order[len(order)-1] = p.calls[0].name + p.calls[0].args
+		}
+	}
+	if want := []string{"}", "ab", "g", "{}", "c"}; !slices.Equal(order, want) {
+		t.Errorf("%q, want %q", order, want)
 	}
 	if plain := (delta{text: "a", finish: "stop"}).parts(); len(plain) != 1 || plain[0].finish != "stop" {
 		t.Errorf("%+v", plain)

@@ -9,6 +9,7 @@ import (
 
 // choice is a finished choice.
 type choice struct {
+	thinks     bool // the server looks for thoughts
 	reasoning  []byte
 	text       []byte
 	calls      []call
@@ -38,6 +39,7 @@ func (s *Server) collect(ctx context.Context, p *plan) ([]choice, error) {
 	choices := make([]choice, len(p.jobs))
 	err := s.deltas(ctx, p, func(d delta) error {
 		c := &choices[d.index]
+		c.thinks = p.jobs[d.index].thoughts != nil
 		c.reasoning = append(c.reasoning, d.reasoning...)
 		c.text = append(c.text, d.text...)
 		c.add(d.calls)
