@@ -53,7 +53,8 @@ func Detect(template string) (Form, bool) {
 type Parser struct {
 	at          state
 	open, close string
-	held        string // read, but neither thought nor answer yet
+	blanks      []byte // read in front of held, and neither thought nor answer yet
+	held        string // likewise; shorter than a mark
 	reopened    bool   // the first mark was seen behind what had opened thoughts before
 	begun       bool   // so was a thought
 }
@@ -101,20 +102,22 @@ func (p *Parser) Open() bool { return p.at == atStart }
 
 // Feed takes the next piece of the text, and returns what is certain by now.
 func (p *Parser) Feed(text string) (thought, answer string) {
-	p.held += text
+	text = p.held + text
+	p.held = ""
 	if p.at == atStart {
-		p.start()
+		text = p.start(text)
 	}
 	if p.at == inThoughts {
-		thought = p.thoughts()
+		thought, text = p.thoughts(text)
 	}
 	if p.at == behind {
-		if p.held = strings.TrimLeftFunc(p.held, unicode.IsSpace); p.held != "" {
+		if text = strings.TrimLeftFunc(text, unicode.IsSpace); text != "" {
 			p.at = inAnswer
 		}
 	}
 	if p.at == inAnswer {
-		answer, p.held = p.held, ""
+		answer = string(p.blanks) + text
+		p.blanks = nil
 	}
 	return thought, answer
 }
@@ -123,45 +126,61 @@ func (p *Parser) Feed(text string) (thought, answer string) {
 func (p *Parser) Finish() (thought, answer string) {
 	switch p.at {
 	case inThoughts:
-		thought = strings.TrimRightFunc(p.held, unicode.IsSpace)
+		if p.held != "" {
+			thought = string(p.blanks) + p.held
+		}
 	case atStart:
-		answer = p.held
+		answer = string(p.blanks) + p.held
 	}
-	p.held, p.at = "", inAnswer
+	p.blanks, p.held, p.at = nil, "", inAnswer
 	return thought, answer
 }
 
-// start looks for the first mark.
-func (p *Parser) start() {
-	rest := strings.TrimLeftFunc(p.held, unicode.IsSpace)
-	switch {
-	case strings.HasPrefix(rest, p.open):
-		p.at, p.held, p.reopened = inThoughts, rest[len(p.open):], true
-	case !strings.HasPrefix(p.open, rest):
-		p.at = inAnswer
+// start looks for the first mark, and returns what follows it, or all that is no blank where there is none.
+func (p *Parser) start(text string) string {
+	rest := strings.TrimLeftFunc(text, unicode.IsSpace)
+	p.blanks = append(p.blanks, text[:len(text)-len(rest)]...)
+	switch after, opened := strings.CutPrefix(rest, p.open); {
+	case opened:
+		p.at, p.blanks, p.reopened = inThoughts, nil, true
+		return after
+	case strings.HasPrefix(p.open, rest):
+		p.held = rest
+		return ""
 	}
+	p.at = inAnswer
+	return rest
 }
 
-// thoughts returns those up to the second mark, less blanks beside the marks.
-func (p *Parser) thoughts() string {
+// thoughts returns those up to the second mark, less blanks beside the marks, and what follows it.
+func (p *Parser) thoughts(text string) (thought, rest string) {
 	if !p.begun {
-		p.held = strings.TrimLeftFunc(p.held, unicode.IsSpace)
-		if !p.reopened { // some models open once more what the template has opened
-			if strings.HasPrefix(p.open, p.held) && p.held != p.open {
-				return ""
+		text = strings.TrimLeftFunc(text, unicode.IsSpace)
+		if !p.reopened && text != "" { // some models open once more what the template has opened
+			if strings.HasPrefix(p.open, text) && text != p.open {
+				p.held = text
+				return "", ""
 			}
-			p.held, p.reopened = strings.TrimLeftFunc(strings.TrimPrefix(p.held, p.open), unicode.IsSpace), true
+			text, p.reopened = strings.TrimLeftFunc(strings.TrimPrefix(text, p.open), unicode.IsSpace), true
 		}
 	}
-	text, rest, closed := strings.Cut(p.held, p.close)
+	text, rest, closed := strings.Cut(text, p.close)
+	sure := text
 	if closed {
-		p.at, p.held = behind, rest
-		return strings.TrimRightFunc(text, unicode.IsSpace)
+		p.at = behind
+	} else {
+		sure = text[:len(text)-overlap(text, p.close)]
+		p.held = text[len(sure):]
 	}
-	sure := len(strings.TrimRightFunc(text[:len(text)-overlap(text, p.close)], unicode.IsSpace))
-	text, p.held = p.held[:sure], p.held[sure:]
-	p.begun = p.begun || text != ""
-	return text
+	words := strings.TrimRightFunc(sure, unicode.IsSpace)
+	if words != "" {
+		thought = string(p.blanks) + words
+		p.blanks, p.begun = p.blanks[:0], true
+	}
+	if p.blanks = append(p.blanks, sure[len(words):]...); closed {
+		p.blanks = nil
+	}
+	return thought, rest
 }
 
 // overlap is how many bytes at the end of text are the beginning of mark.

@@ -127,6 +127,27 @@ func TestNothingIsHeldBack(t *testing.T) {
 	}
 }
 
+// Blanks without end are read once each: a hundred thousand of them in single pieces take no time to speak of.
+func TestManyBlanks(t *testing.T) {
+	const n = 100_000
+	for _, opening := range []string{"", "<think>", "<think>a"} {
+		p := New(Qwen3, "")
+		p.Feed(opening)
+		moved := testing.AllocsPerRun(1, func() {
+			for range n {
+				p.Feed("\n")
+			}
+		})
+		if moved > 1000 {
+			t.Errorf("behind %q: %g pieces of memory", opening, moved)
+		}
+		thought, answer := p.Feed("b")
+		if len(thought+answer) != 1 && len(thought+answer) != 2*n+1 { // AllocsPerRun runs it twice
+			t.Errorf("behind %q: %d bytes", opening, len(thought+answer))
+		}
+	}
+}
+
 func TestDetect(t *testing.T) {
 	for _, c := range []struct {
 		template string
