@@ -263,7 +263,7 @@ static void test_configs(void) {
     bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_E4M3 + 1);
     bad_config(offsetof(inf_device_config, kv_dtype), -1);
     bad_config(offsetof(inf_device_config, model_flags), 2 * INF_MODEL_NO_WEIGHTS);
-    bad_config(offsetof(inf_device_config, isa), 4);
+    bad_config(offsetof(inf_device_config, isa), 5);
     bad_config(offsetof(inf_device_config, rms_eps), 0x7fc00000);
     bad_config(offsetof(inf_device_config, rope_scale), 0);
 }
