@@ -68,7 +68,9 @@ func startChild(cfg config.Config, place node.Place, join, id string, ended func
 	if place.OnGPU() {
 		cfg.GPUMemoryUtilization = place.Share
 	}
-	c := &child{id: id, cmd: exec.Command(self, "serve"), done: make(chan struct{})}
+	// Not by its path: what lies there by the time that an instance is started anew may be another version.
+	c := &child{id: id, cmd: exec.Command("/proc/self/exe", "serve"), done: make(chan struct{})}
+	c.cmd.Args[0] = self
 	c.cmd.Env = slices.DeleteFunc(os.Environ(), config.Stray) // this process has warned of them
 	for _, f := range config.Fields(&cfg) {
 		c.cmd.Env = append(c.cmd.Env, f.Env()+"="+f.String())

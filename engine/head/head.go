@@ -207,6 +207,7 @@ func (h *Head) Close() {
 	if h.unwatch != nil {
 		h.unwatch()
 	}
+	h.comes.Store(false) // nobody starts another one any more
 	drain, done := context.WithTimeout(h.hurry, h.cfg.DrainTimeout)
 	defer done()
 	if h.server != nil {

@@ -33,20 +33,21 @@ func (h *Head) watchInstances(ctx context.Context) {
 	var alone <-chan time.Time
 	for {
 		members, changed := h.manager.Directory().Members()
+		due := h.keep(ctx, members, time.Now())
 		own, others := left(h.slots, members)
+		fresh := false
 		for _, s := range h.slots {
 			if s.ended() != nil && !s.said && !s.told() {
-				last = fmt.Errorf("instance %s: %w", s.id, h.sayEnded(s, own, others))
+				last, fresh = fmt.Errorf("instance %s: %w", s.id, h.sayEnded(s, own, others)), true
 			}
 		}
-		due := h.keep(ctx, members, time.Now())
-		own, _ = left(h.slots, members)
-		h.note(own)
-		if others > 0 { // also beside its own: they may be between leases when those end
-			served, alone = true, nil
+		if h.note(); fresh {
+			continue // what was planned for them is to be waited for
 		}
+		served = served || others > 0 // also beside its own: they may be between leases when those end
 		switch {
-		case own+others > 0 || h.comes.Load():
+		case own+others > 0 || h.comes.Load(): // also after a wait
+			alone = nil
 		case !served:
 			h.fail(fmt.Errorf("cannot go on: no instance is left; the last: %w", last))
 			return

@@ -92,7 +92,7 @@ func (h *Head) replace(ctx context.Context, s *slot) {
 		return
 	}
 	if err != nil {
-		s.due = time.Now().Add(nameAgain)
+		s.due, s.rests = time.Now().Add(nameAgain), false
 		slog.Warn("cannot name an instance; trying on", "instead_of", s.id, "error", err)
 		return
 	}
@@ -154,10 +154,10 @@ func (h *Head) Restarts() int64 { return h.restarts.Load() }
 func (h *Head) Missing() int { return int(h.missing.Load()) }
 
 // note keeps for others what of the slots they ask.
-func (h *Head) note(own int) {
-	missing, comes := 0, own > 0
+func (h *Head) note() {
+	missing, comes := 0, false
 	for _, s := range h.slots {
-		comes = comes || s.comes()
+		comes = comes || s.comes() || s.ended() == nil || !s.said && !s.told()
 		if s.waits() || s.ended() == nil && !s.joined {
 			missing++
 		}

@@ -82,14 +82,15 @@ func New(f Form, prompt string) *Parser {
 	return p
 }
 
-// Continue makes a parser for what follows a turn that has begun: in thoughts, where it has opened some and not closed them,
+// Continue makes a parser for what follows a turn that has begun: in thoughts, where it begins with some that are not closed,
 // else in the answer. Blanks at the beginning are the turn's.
 func Continue(f Form, turn string) *Parser {
 	m := f.Markers()
-	p := &Parser{open: m[0], close: m[1], at: inAnswer}
-	if begun := strings.LastIndex(turn, p.open); begun > strings.LastIndex(turn, p.close) {
-		p.at, p.reopened = inThoughts, true
-		p.begun = strings.TrimSpace(turn[begun+len(p.open):]) != ""
+	p := &Parser{open: m[0], close: m[1]}
+	p.Feed(turn)
+	p.blanks, p.held = nil, ""
+	if p.at != inThoughts {
+		p.at = inAnswer
 	}
 	return p
 }

@@ -70,7 +70,9 @@ func TestContinue(t *testing.T) {
 		{Qwen3, "<think> Hm</think> So", " it is <think>a</think>", "", " it is <think>a</think>", "in the answer"},
 		{DeepSeekR1, "<think> Hm</think> So", " it is", "", " it is", "in the answer of one that always thinks"},
 		{DeepSeekR1, "So", " it is", "", " it is", "without thoughts"},
-		{DeepSeekR1, "<think>a</think>b<think>", "c</think>d", "c", "d", "in thoughts again"},
+		{DeepSeekR1, "<think>a</think>The <think>", " mark</think>", "", " mark</think>", "behind a mark in the answer"},
+		{Qwen3, "In HTML, <think>", " is no mark", "", " is no mark", "behind a mark in an answer without thoughts"},
+		{Qwen3, "<think>Hm, so ", " \nit </think>Yes", " \nit", "Yes", "behind a blank"},
 	} {
 		p := Continue(c.form, c.turn)
 		thought, answer := p.Feed(c.text)

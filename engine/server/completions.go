@@ -202,6 +202,9 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	}
 	most, err := c.fit(field, len(base.Prompt), defaultTokens, limit, what)
 	if err != nil {
+		if _, never := c.fit(field, len(base.Prompt), defaultTokens, s.cfg.MaxModelLen, what); never != nil {
+			return err
+		}
 		return s.orLater(limit, err)
 	}
 	if int(c.MinTokens) > most {

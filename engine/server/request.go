@@ -196,6 +196,9 @@ func (s *Server) checkLength(c *common, field, text string) error {
 		return err
 	}
 	if least := len(text) / max(1, s.longest); least > limit && c.TruncatePrompt == nil {
+		if least > s.cfg.MaxModelLen {
+			limit = s.cfg.MaxModelLen // which it will never fit
+		}
 		return s.orLater(limit, badRequest(field, "%s. However, the prompt has at least %d tokens. Please shorten the prompt to at most %d tokens.", what, least, limit-1))
 	}
 	return nil

@@ -131,7 +131,9 @@ func TestTooLongForNow(t *testing.T) {
 			body  obj
 			never bool // also with all instances
 		}{
-			{obj{"prompt": strings.Repeat("a", 20000)}, false},
+			{obj{"prompt": strings.Repeat("a", 100*maxLen)}, true},
+			{obj{"prompt": ids(maxLen + 1), "max_tokens": 5}, true},
+			{obj{"prompt": ids(5), "max_tokens": 1_000_000}, true},
 			{obj{"prompt": ids(110), "max_tokens": 5}, false},
 			{obj{"prompt": ids(50), "max_tokens": 100}, false},
 			{obj{"prompt": ids(110), "max_tokens": 5, "truncate_prompt_tokens": 105}, false},

@@ -102,8 +102,10 @@ step() {
         echo " $name" >>"$out/failed"
         say "$name: FAILED ($code)"
         tail -15 "$out/$name.log" | cut -c1-200
-        [ -z "${blame:-}" ] || printf '%q ' "$name" env INFINITE_TEST_GPU="${INFINITE_TEST_GPU:-}" INFINITE_CUDA_WITH="${INFINITE_CUDA_WITH:-}" "$@" >>"$out/blamed"
-        [ -z "${blame:-}" ] || echo >>"$out/blamed"
+        if [ -n "${blame:-}" ]; then # in one piece: others may fail at the same time
+            failed=$(printf '%q ' "$name" env INFINITE_TEST_GPU="${INFINITE_TEST_GPU:-}" INFINITE_CUDA_WITH="${INFINITE_CUDA_WITH:-}" "$@")
+            printf '%s\n' "$failed" >>"$out/blamed"
+        fi
     fi
     # One that was killed may have left half a line, to which the next log's first one must not be joined.
     [ -z "$(tail -c 1 "$out/$name.log")" ] || echo >>"$out/$name.log"
@@ -117,7 +119,7 @@ added="early_small prefetch,early_small small3 small3,early_small"
 find_parts() {
     [ -e "$out/blamed" ] || return
     while read -r failed; do
-        [ "$(left)" -lt 45 ] || eval "find_part $failed"
+        [ -z "$failed" ] || [ "$(left)" -lt 45 ] || eval "find_part $failed"
     done <"$out/blamed"
 }
 find_part() {
@@ -199,12 +201,12 @@ if wants go && [ -n "${CARRY:-}" ]; then
     done
 fi
 wait_all
-find_parts
 if wants decode; then step bench_decode 140 "$build/bench_decode"; fi
 if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
 if wants prefill; then step bench_prefill 60 "$build/bench_prefill"; fi
 if wants step; then step bench_step 90 "$build/bench_step" 1 8b decode prefill; fi
+find_parts # not before what matters most is timed: it takes up to 45 s for each test that failed
 if wants switches; then
     for part in graphs small fuse early_rows early_decode; do
         set="without $part"
