@@ -46,7 +46,7 @@ type Config struct {
 	Quantization        string `name:"quantization" usage:"none, or, on the CPU, int8: matrices in 8 bits, with a scale for each output and 128 inputs, from weights of any dtype"`
 	Seed                uint64 `name:"seed" usage:"seed of requests that bring none"`
 	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
-	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c, or avx512_bf16, which auto never is: with weights in bfloat16 it rounds their inputs to bfloat16 too, as a GPU does, and computes prompts nearly twice as fast"`
+	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c, or avx512_bf16, which auto never is: with weights in bfloat16 it rounds their inputs to bfloat16 too, as a GPU does, and computes prompts in less than two thirds of the time"`
 
 	Device               string  `name:"device" usage:"auto, cpu, cuda (the instances are dealt to the GPUs) or cuda:N (all on that one, or from that one on with --tensor-parallel-size)"`
 	TensorParallelSize   int     `name:"tensor-parallel-size" usage:"parts that each instance's model is cut into: so many GPUs, numbered one after another, or parts of the CPU's work"`
