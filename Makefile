@@ -115,7 +115,7 @@ bench: lib
 	@cmake --build --preset cpu --target bench_kernels bench_wakeups >/dev/null
 	@.build/cpu/bench_kernels 1
 	@.build/cpu/bench_kernels $(JOBS)
-	@.build/cpu/bench_kernels 1 products || true
+	@.build/cpu/bench_kernels 1 products
 	@.build/cpu/bench_wakeups
 	@$(GO) test ./engine -run '^$$' -bench 'BenchmarkStep$$' -benchtime 3000x
 

@@ -4,9 +4,9 @@
  *  1. Slots are pinned before a thread gets the link, and unpinned right before the link is closed.
  *     A slot that could not be pinned is copied through the backend's own memory.
  *  2. Of each slot as much is pinned as messages have of a decode step, or of half of a prefill
- * step of 4,096 tokens of an 8B model, rather than memory that only longer ones would touch: pinned
- *     pages cost memory, and those of a slot cost none before. A message is used in place only if
- *     all of it is pinned.
+ *     step of 4,096 tokens of an 8B model, rather than memory that only longer ones would touch:
+ *     pinned pages cost memory, and those of a slot cost none before. A message is used in place
+ *     only if all of it is pinned.
  *  3. A slot that is being filled (prepared) is posted after the kernel that fills it: the lane was
  *     synced past it, or said that the queries have left.
  *  4. A slot that is being read (polled) is released, and its link closed or let go of, after the

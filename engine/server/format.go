@@ -49,6 +49,15 @@ type tally struct {
 	reasoning          int // of the answers', those of thoughts
 }
 
+// add counts a delta's tokens; first: its choice is the first one of its prompt.
+func (t *tally) add(d delta, first bool) {
+	t.completion += len(d.ids)
+	t.reasoning += d.thinking
+	if first {
+		t.cached += d.cached
+	}
+}
+
 // append appends the object, of a chat with how much of it was thoughts.
 func (t tally) append(b []byte, chat bool) []byte {
 	b = append(b, `{"prompt_tokens":`...)

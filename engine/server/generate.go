@@ -63,7 +63,7 @@ func (j *job) read(ctx context.Context, tok *tokenizer.Tokenizer, m *Metrics, em
 	defer recovered(&err)
 	text := stopScanner{stops: j.stops, include: j.include}
 	decoder := tok.NewStream(j.skip)
-	decoder.Keep(append(j.thoughts.keep(), j.calls.marks()...)...)
+	decoder.Keep(slices.Concat(j.thoughts.marks(), j.calls.marks())...)
 	var first, last time.Time
 	generated, queued := 0, time.Duration(0)
 	for {

@@ -13,24 +13,22 @@ import (
 // response is the answer of one request, while it is made and when it is done. Its items come out of deltas one after the
 // other, for a whole answer as for a stream, so both have the same.
 type response struct {
-	srv             *Server
-	p               *plan
-	store           bool
-	previous        string
-	input           []storedItem
-	offered         []responseTool
-	before, after   []byte // what the object repeats of the request, before its output and after it
-	last            []byte // and behind the usage
-	done            []storedItem
-	open            *item // nil: the next text begins one
-	grown           []byte
-	tokens          []engine.TokenLogprob // of the open message, or of the next
-	generated       int
-	cached          int
-	reasoningTokens int
-	finish          string
-	spans           []engine.SpanInfo
-	listen          listener // nil: nobody
+	srv           *Server
+	p             *plan
+	store         bool
+	previous      string
+	input         []storedItem
+	offered       []responseTool
+	before, after []byte // what the object repeats of the request, before its output and after it
+	last          []byte // and behind the usage
+	done          []storedItem
+	open          *item // nil: the next text begins one
+	grown         []byte
+	tokens        []engine.TokenLogprob // of the open message, or of the next
+	tally         tally
+	finish        string
+	spans         []engine.SpanInfo
+	listen        listener // nil: nobody
 }
 
 // listener is told of an answer's items while they are made.
@@ -58,9 +56,7 @@ func (r *response) whole(ctx context.Context) ([]byte, error) {
 
 // add takes a delta that has one thing: thoughts, a text, or a part of a call.
 func (r *response) add(d delta) error {
-	r.generated += len(d.ids)
-	r.cached += d.cached
-	r.reasoningTokens += d.thinking
+	r.tally.add(d, true)
 	if d.finish != "" {
 		r.finish, r.spans = d.finish, d.spans
 	}
@@ -257,10 +253,10 @@ func (r *response) append(b []byte, status string, failed *Error) (_ []byte, out
 // appendUsage: what is written to the cache costs nothing here, and is not counted.
 func (r *response) appendUsage(b []byte) []byte {
 	b = appendInt(append(b, `{"input_tokens":`...), r.p.promptTokens)
-	b = appendInt(append(b, `,"input_tokens_details":{"cached_tokens":`...), r.cached)
-	b = appendInt(append(b, `,"cache_write_tokens":0},"output_tokens":`...), r.generated)
-	b = appendInt(append(b, `,"output_tokens_details":{"reasoning_tokens":`...), r.reasoningTokens)
-	b = appendInt(append(b, `},"total_tokens":`...), r.p.promptTokens+r.generated)
+	b = appendInt(append(b, `,"input_tokens_details":{"cached_tokens":`...), r.tally.cached)
+	b = appendInt(append(b, `,"cache_write_tokens":0},"output_tokens":`...), r.tally.completion)
+	b = appendInt(append(b, `,"output_tokens_details":{"reasoning_tokens":`...), r.tally.reasoning)
+	b = appendInt(append(b, `},"total_tokens":`...), r.p.promptTokens+r.tally.completion)
 	return append(b, '}')
 }
 

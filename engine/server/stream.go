@@ -161,11 +161,7 @@ func (st *sse) begin() error {
 
 func (st *sse) delta(d delta) error {
 	st.generated[d.index] += len(d.ids)
-	st.tally.completion += len(d.ids)
-	st.tally.reasoning += d.thinking
-	if st.p.jobs[d.index].first {
-		st.tally.cached += d.cached
-	}
+	st.tally.add(d, st.p.jobs[d.index].first)
 	first := len(st.p.echo) > 0 && !st.begun[d.index]
 	if d.text == "" && d.reasoning == "" && len(d.calls) == 0 && d.finish == "" && len(d.tokens) == 0 && len(d.prompt) == 0 && !first && !(st.p.tokenIDs && len(d.ids) > 0) {
 		return nil

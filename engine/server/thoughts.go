@@ -36,63 +36,59 @@ func probeThinking(tok *tokenizer.Tokenizer, parser string) thinking {
 
 // thoughtPlan is what a chat's answers have of thoughts.
 type thoughtPlan struct {
-	form   reasoning.Form // "": none
-	prompt string
-	turn   string // the end of the prompt that the answer goes on with
-	goesOn bool   // there is one
-	tell   bool
+	start *reasoning.Parser // of every choice, before its first token; nil: there are no thoughts
+	marks []string          // special tokens that a reader must see
+	tell  bool              // the client wants them
 }
 
-// planThoughts knows by the prompt whether thoughts have begun. They come before the form that an answer is to have; where
-// it could not be seen that they begin, the form does at once.
+// planThoughts knows by the prompt, or by the turn that is continued, whether thoughts have begun. They come before the form
+// that an answer is to have; where it could not be seen that they begin, the form does at once.
 func (s *Server) planThoughts(req *chatRequest, prompt string) thoughtPlan {
-	p := thoughtPlan{form: s.thinking.form, prompt: prompt, goesOn: req.ContinueFinal, tell: orDefault(req.IncludeReasoning, true)}
-	if p.goesOn {
-		p.turn = string(orDefault(req.Messages[len(req.Messages)-1].Content, ""))
+	if s.thinking.form == "" {
+		return thoughtPlan{}
 	}
-	if p.form == "" || req.guide == (engine.Guide{}) {
+	p := thoughtPlan{reasoning.New(s.thinking.form, prompt), s.thinking.form.Markers(), orDefault(req.IncludeReasoning, true)}
+	if req.ContinueFinal {
+		turn := orDefault(req.Messages[len(req.Messages)-1].Content, "")
+		p.start = reasoning.Continue(s.thinking.form, string(turn))
+	}
+	if req.guide == (engine.Guide{}) {
 		return p
 	}
-	end := p.form.Markers()[1]
-	switch at := p.parser(); {
-	case at.Thinks():
-		req.guide.Thoughts = engine.Thoughts{Opened: true, Open: -1, Close: end, CloseToken: s.thinking.close}
-	case at.Open() && s.thinking.open >= 0:
-		req.guide.Thoughts = engine.Thoughts{Open: s.thinking.open, Close: end, CloseToken: s.thinking.close}
-	case at.Open():
-		p.form = ""
+	before := engine.Thoughts{Opened: p.start.Thinks(), Open: -1, Close: p.marks[1], CloseToken: s.thinking.close}
+	switch {
+	case before.Opened:
+		req.guide.Thoughts = before
+	case p.start.Open() && s.thinking.open >= 0:
+		before.Open = s.thinking.open
+		req.guide.Thoughts = before
+	case p.start.Open():
+		p.start = nil
 	}
 	return p
 }
 
-func (p thoughtPlan) parser() *reasoning.Parser {
-	if p.goesOn {
-		return reasoning.Continue(p.form, p.turn)
-	}
-	return reasoning.New(p.form, p.prompt)
-}
-
 // reader is for one choice; nil where there are no thoughts.
 func (p thoughtPlan) reader() *thoughtReader {
-	if p.form == "" {
+	if p.start == nil {
 		return nil
 	}
-	return &thoughtReader{parser: p.parser(), marks: p.form.Markers(), tell: p.tell}
+	return &thoughtReader{parser: *p.start, keep: p.marks, tell: p.tell}
 }
 
 // thoughtReader takes the thoughts out of one choice's text. Its methods do nothing on nil.
 type thoughtReader struct {
-	parser *reasoning.Parser
-	marks  []string // special tokens that it must see
-	tell   bool     // the client wants them
-	open   int      // tokens of which it is not known whether they begin thoughts
+	parser reasoning.Parser
+	keep   []string // special tokens that mark thoughts
+	tell   bool
+	open   int // tokens of which it is not known whether they begin thoughts
 }
 
-func (r *thoughtReader) keep() []string {
+func (r *thoughtReader) marks() []string {
 	if r == nil {
 		return nil
 	}
-	return r.marks
+	return r.keep
 }
 
 // take moves the thoughts of a delta's text to their place. A token that begins thoughts or ends them is one of theirs.
