@@ -45,12 +45,15 @@ func (d *idleDevice) Err() error { return nil }
 
 type noLender struct{}
 
-func (noLender) Offload(sched.Offload)   {}
-func (noLender) Release([]kvcache.Ended) {}
-func (noLender) Search(sched.Search)     {}
-func (noLender) View() sched.View        { return sched.View{} }
-func (noLender) PeerIndexLost(int)       {}
-func (noLender) Starving(uint64)         {}
+func (noLender) Offload(sched.Offload)         {}
+func (noLender) Release([]kvcache.Ended)       {}
+func (noLender) Search(sched.Search)           {}
+func (noLender) FormWave(sched.Form, WaveText) {}
+func (noLender) StartWave(kvcache.RequestID)   {}
+func (noLender) EndWave(kvcache.RequestID)     {}
+func (noLender) View() sched.View              { return sched.View{} }
+func (noLender) PeerIndexLost(int)             {}
+func (noLender) Starving(uint64)               {}
 
 // BenchmarkStep is the Go part of a decode step: plan, fill, submit, wait, commit, and one event to each
 // request's reader. An operation is a step of the whole batch, at a context that grows by a token in each.

@@ -22,6 +22,7 @@ type Device interface {
 // Lender is the rest of the cluster. None of its methods may wait for the engine.
 type Lender interface {
 	Blocks
+	Waves
 	View() sched.View       // of the rest of the cluster, now
 	PeerIndexLost(peer int) // a step saw this peer fail
 	// Starving says that the request of this arrival has long waited for room here, 0: none does.

@@ -5,6 +5,7 @@
 //	drafts.go   tokens that are guessed, and sampled behind, ahead
 //	request.go  what a request is, its checks, its errors
 //	loop.go     the loop: inbox -> plan -> step -> commit -> events
+//	wave.go     prompts that several instances compute
 //	step.go     filling a step, reading its output
 //	stream.go   a request's events
 //	measure.go  how long steps take, for plans; what plans want moved
@@ -140,6 +141,7 @@ type inbox struct {
 type news struct {
 	moved *MoveResult
 	found *searchResult
+	wave  *waveNews
 	lost  string // an instance, without the others
 }
 
@@ -316,6 +318,9 @@ func (e *Engine) Requests() []RequestInfo {
 	e.mu.Lock()
 	out := make([]RequestInfo, 0, len(e.live))
 	for _, r := range e.live {
+		if r.assist {
+			continue // it is its home's
+		}
 		info := RequestInfo{ID: r.ID, Request: r.id, Arrival: r.Arrival, Tokens: int(r.known.Load()), Running: r.running.Load(), Begun: r.ran.Load()}
 		if info.Planned = int(r.planned.Load()); info.Planned > 0 {
 			info.PlannedTo = r.plannedTo

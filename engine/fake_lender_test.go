@@ -97,6 +97,7 @@ func (n *simNode) Search(s sched.Search) {
 
 func (n *simNode) Release(spans []kvcache.Ended) {
 	for _, s := range spans {
+		n.c.nodes[s.Peer].abandon(n.name(), s)
 		if err := n.c.nodes[s.Peer].kv.Unhost(n.name(), s.Handle, s.Generation, s.Keys); err != nil && !n.c.nodes[s.Peer].isDead() {
 			n.c.t.Errorf("release: %v", err)
 		}
@@ -117,6 +118,7 @@ func (n *simNode) View() sched.View {
 		if p != n && !p.isDead() {
 			v.PeersFree += p.kv.Hostable()
 			v.OthersRunning += p.eng.Stats().Running
+			v.Helpers++
 		}
 	}
 	n.c.mu.Lock()
@@ -139,6 +141,8 @@ func (n *simNode) die() {
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
 	n.dead = true
+	n.waves.failAll()
+	n.c.moved.Broadcast()
 }
 
 func (n *simNode) Starving(arrival uint64) {

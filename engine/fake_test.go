@@ -65,10 +65,13 @@ type cell struct{ token, pos int32 }
 type simCluster struct {
 	t     *testing.T
 	mu    sync.Mutex
+	moved *sync.Cond // a wave has come further, or ended
 	nodes []*simNode
-	wg    sync.WaitGroup
-	stop  context.CancelFunc
-	ran   sync.WaitGroup
+	// Waves are on, so that tables need not be in the order of the text.
+	inWaves bool
+	wg      sync.WaitGroup
+	stop    context.CancelFunc
+	ran     sync.WaitGroup
 }
 
 // simNode is one instance: Device and Lender of its engine.
@@ -91,6 +94,7 @@ type simNode struct {
 	wrong  bool // its KV is not what it should be
 	hungry uint64
 	watch  func(*batch.Step) // sees each step
+	waves  simWaves
 }
 
 type simSlot struct {
@@ -101,6 +105,7 @@ type simSlot struct {
 
 func newSim(t *testing.T, n, blocks int, cfg sched.Config) *simCluster {
 	c := &simCluster{t: t}
+	c.moved = sync.NewCond(&c.mu)
 	ctx, stop := context.WithCancel(context.Background())
 	c.stop = stop
 	for i := range n {
@@ -118,6 +123,7 @@ func newSim(t *testing.T, n, blocks int, cfg sched.Config) *simCluster {
 		}
 		c.nodes = append(c.nodes, nd)
 	}
+	c.inWaves = cfg.Waves.Parts > 1
 	for _, nd := range c.nodes {
 		c.ran.Add(1)
 		go func() {
@@ -136,7 +142,9 @@ func (c *simCluster) close() {
 	c.mu.Lock()
 	for _, n := range c.nodes {
 		n.gate = nil // a test that failed has not released it
+		n.waves.failAll()
 	}
+	c.moved.Broadcast()
 	c.mu.Unlock()
 	c.ran.Wait()
 	c.wg.Wait()
@@ -199,10 +207,22 @@ func (n *simNode) Submit() error {
 			n.c.t.Errorf("slot %d twice in a step", q.Slot)
 		}
 		slots[q.Slot] = true
-		history, peer := n.history(q, users)
+		n.write(q, users)
+	}
+	for i := range n.st.Head.NSeqs {
+		q := &n.st.Seqs[i]
+		if peer := n.awaitWave(q); peer >= 0 {
+			n.st.SeqOut[i] = batch.SeqOut{Status: batch.StatusStale, Peer: int32(peer)}
+			n.waves.fail(q.Wave)
+			n.c.moved.Broadcast()
+			continue
+		}
+		history, peer := n.history(q)
 		n.st.SeqOut[i] = batch.SeqOut{Status: batch.StatusOK, Peer: -1}
 		if peer >= 0 {
 			n.st.SeqOut[i] = batch.SeqOut{Status: batch.StatusPeer, Peer: int32(peer)}
+			n.waves.fail(q.Wave)
+			n.c.moved.Broadcast()
 			continue
 		}
 		if n.status != 0 {
@@ -214,8 +234,8 @@ func (n *simNode) Submit() error {
 	return nil
 }
 
-// history writes the seq's tokens into its local blocks and reads everything back through the table.
-func (n *simNode) history(q *batch.Seq, users map[int32]int) (out []int32, deadPeer int) {
+// write puts the seq's tokens into its local blocks.
+func (n *simNode) write(q *batch.Seq, users map[int32]int) {
 	local := n.st.Blocks[q.BlockOff : q.BlockOff+q.NBlocks]
 	for k := range q.NTokens {
 		pos := q.Pos0 + k
@@ -225,6 +245,14 @@ func (n *simNode) history(q *batch.Seq, users map[int32]int) (out []int32, deadP
 		}
 		n.mem[int(local[at/blockSize])*blockSize+at%blockSize] = cell{n.st.Tokens[q.TokenOff+k], int32(pos)}
 	}
+	if n.waves.reach(q.Wave, int(q.Pos0+q.NTokens-q.LocalPos0)) {
+		n.c.moved.Broadcast()
+	}
+}
+
+// history reads everything back through the table. After a wave its order is not that of the text.
+func (n *simNode) history(q *batch.Seq) (out []int32, deadPeer int) {
+	local := n.st.Blocks[q.BlockOff : q.BlockOff+q.NBlocks]
 	cells := make([]cell, 0, q.Pos0+q.NTokens)
 	for _, s := range n.st.Spans[q.SpanOff : q.SpanOff+q.NSpans] {
 		p := n.c.nodes[s.Peer]
@@ -248,6 +276,9 @@ func (n *simNode) history(q *batch.Seq, users map[int32]int) (out []int32, deadP
 	}
 	for at := 0; len(cells) < int(q.Pos0+q.NTokens); at++ {
 		cells = append(cells, n.mem[int(local[at/blockSize])*blockSize+at%blockSize])
+	}
+	if n.c.inWaves {
+		slices.SortFunc(cells, func(a, b cell) int { return int(a.pos - b.pos) })
 	}
 	for pos, c := range cells {
 		if int(c.pos) != pos {

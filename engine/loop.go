@@ -75,6 +75,8 @@ func (e *Engine) takeInbox() {
 			e.settle(*n.moved)
 		case n.found != nil:
 			e.release(e.sched.Found(n.found.request, n.found.spans))
+		case n.wave != nil:
+			e.wave(n.wave)
 		default:
 			e.lose(n.lost)
 		}
@@ -111,6 +113,10 @@ func (e *Engine) lose(instance string) {
 // recompute lets a request that lost KV with an instance wait again, with all its tokens to compute; it ends with
 // a *PeerLostError when that has come to nothing too often. Its stream sees no more than a pause.
 func (e *Engine) recompute(r *request, instance string) {
+	if r.assist {
+		e.fail(r, fmt.Errorf("cannot assist any more: instance %s is lost", instance))
+		return
+	}
 	if r.losses++; r.losses > maxLosses {
 		e.fail(r, &PeerLostError{Instance: instance, Request: r.ID})
 		return
@@ -120,6 +126,7 @@ func (e *Engine) recompute(r *request, instance string) {
 		return // it waits already
 	}
 	r.running.Store(false)
+	e.endWave(r)
 	e.release(spans)
 	e.mu.Lock()
 	e.stats.Recoveries++
@@ -163,6 +170,7 @@ func (e *Engine) apply(p *sched.Plan) {
 	for _, x := range p.Preempted {
 		r := e.get(x.Request)
 		r.running.Store(false)
+		e.endWave(r)
 		slog.Warn("a request is preempted and will be recomputed", "id", r.ID, "tokens", len(r.tokens), "reason", x.Reason)
 	}
 	e.release(p.Release)
@@ -180,6 +188,7 @@ func (e *Engine) apply(p *sched.Plan) {
 		e.get(x.Request).searched = len(x.Keys) * e.kv.BlockSize()
 		e.lender.Search(x)
 	}
+	e.form(p)
 	if p.Starving != e.hungry {
 		e.hungry = p.Starving
 		e.lender.Starving(p.Starving)
@@ -232,10 +241,11 @@ func (e *Engine) finish(r *request, ev Event) {
 	}
 	delete(e.live, r.id)
 	r.guided.close()
-	switch ev.Finish {
-	case "error":
+	switch {
+	case r.assist: // its home counts it
+	case ev.Finish == "error":
 		e.stats.Failed++
-	case "abort":
+	case ev.Finish == "abort":
 		e.stats.Cancelled++
 	default:
 		e.stats.Finished++
@@ -248,10 +258,13 @@ func (e *Engine) finish(r *request, ev Event) {
 		ev.Spans = e.placement(r.id)
 	}
 	spans, _ := e.sched.Remove(r.id)
+	e.endWave(r)
 	e.release(spans)
 	r.running.Store(false)
 	r.stream.push(ev)
-	if ev.Finish == "error" {
+	if ev.Finish == "error" && r.assist {
+		slog.Debug("a request ended that assists another instance", "id", r.ID, "tokens", len(r.tokens), "error", ev.Err)
+	} else if ev.Finish == "error" {
 		slog.Warn("a request failed", "id", r.ID, "tokens", len(r.tokens), "error", ev.Err)
 	}
 	// Last, so that after Drain the books are in order.

@@ -123,6 +123,8 @@ type request struct {
 	masked    bool           // the slot keeps stop tokens from being sampled
 	guided    *guided        // nil: any answer will do
 	drafting  *drafting      // nil: none were tried yet
+	part      part           // in a wave
+	assist    bool           // it is another instance's, of which a wave's legs are computed here
 	losses    int            // times that KV of it was lost with a peer since its last token
 	stream    *stream
 	submitted time.Time

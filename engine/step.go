@@ -121,6 +121,9 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 	e.spans = e.spans[:0]
 	pos, shared := 0, 0
 	for _, s := range e.table.Spans {
+		if s.Blocks == 0 {
+			continue // a wave has not come as far
+		}
 		e.spans = append(e.spans, batchSpan{
 			Peer: s.Peer, Handle: s.Handle, Generation: s.Generation, Pos0: uint32(pos), NTokens: uint32(s.Blocks * bs),
 		})
@@ -133,7 +136,7 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 	if err != nil {
 		return err
 	}
-	st.Seqs[seq].Tag = r.tag
+	st.Seqs[seq].Tag, st.Seqs[seq].Wave = r.tag, r.part.number
 	sh := share{r: r, rows: int(st.Head.NRows), sample: it.Last && r.MaxTokens > 0, first: it.First, shared: shared}
 	// Rows that were read before a preemption are not asked for again.
 	for p := max(it.Start, len(r.prompt)); p < min(end, r.promptRows()); p++ {
@@ -207,6 +210,9 @@ func (e *Engine) collect(began time.Time) {
 	for i := range e.share {
 		sh := &e.share[i]
 		out := st.SeqOut[i]
+		if st.Seqs[i].Wave != 0 {
+			whole = false // it waits for others to compute
+		}
 		if out.Status != batch.StatusOK {
 			whole = false
 			if out.Peer >= 0 && out.Status != batch.StatusStale && !slices.Contains(lost, out.Peer) {
@@ -238,7 +244,11 @@ func (e *Engine) collect(began time.Time) {
 // take reads one request's rows, and returns how many tokens came of them.
 func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time.Time) (gained int) {
 	r := sh.r
-	if sh.first {
+	switch {
+	case !sh.first || r.assist:
+	case seq.Wave != 0:
+		e.begins(r, r.part.base, 0, began)
+	default:
 		e.begins(r, int(seq.Pos0), sh.shared, began)
 	}
 	for k := range sh.prompt {
@@ -267,7 +277,11 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time
 		return gained
 	}
 	computed := int(seq.Pos0+seq.NTokens) - sh.drafts + max(0, gained-1)
-	if bs := e.kv.BlockSize(); computed/bs > int(seq.Pos0)/bs {
+	if e.sched.InWave(r.id) {
+		return gained // nothing comes of a leg but the last one
+	}
+	e.endWave(r)
+	if bs := e.kv.BlockSize(); computed/bs > int(seq.Pos0)/bs || seq.Wave != 0 {
 		e.name(r, computed)
 	}
 	if !sh.sample && r.MaxTokens == 0 && computed == len(r.tokens) {

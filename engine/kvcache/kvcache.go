@@ -6,6 +6,7 @@
 //	host.go     other instances' blocks in this pool
 //	prefix.go   blocks that are found by what they hold: shared by requests, kept when nobody uses them
 //	share.go    the same with other instances: a prefix is used where it lies
+//	wave.go     a prompt that several instances compute at the same time
 //
 // A block is in exactly one state: free, owned by requests (of others too, which share it), or hosted. So
 // free + owned + hosted is the size of the pool after every operation. A part of the free ones is cached: they
@@ -94,6 +95,8 @@ type request struct {
 	moving   int   // of local, from the front
 	to       Span  // where they go, while moving > 0
 	closed   bool
+	wave     bool    // it is one of a wave's: wave.go
+	order    []int32 // after a wave: the block of the text that the table's block i is; behind its end i itself
 }
 
 // New returns a pool of total blocks of blockSize tokens.

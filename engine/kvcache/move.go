@@ -4,7 +4,7 @@ import "fmt"
 
 // movable is the number of blocks that may be marked: full, computed, not moving yet, and never the last.
 func (m *Manager) movable(r *request) int {
-	if r.moving > 0 {
+	if r.moving > 0 || r.wave {
 		return 0
 	}
 	return max(0, min(r.computed/m.blockSize-r.inSpans, len(r.local)-1))
@@ -41,10 +41,10 @@ func (m *Manager) MovingKeys(id RequestID) []Key {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.requests[id]
-	if r == nil || r.moving == 0 || r.inSpans >= len(r.keys) {
+	if r == nil || r.moving == 0 {
 		return nil
 	}
-	return r.keys[r.inSpans:min(r.inSpans+r.moving, len(r.keys))]
+	return r.keysAt(r.inSpans, r.moving)
 }
 
 // CommitMove ends a move: the oldest n of the moving blocks were acknowledged. They are free here now, as after Close;
@@ -64,8 +64,8 @@ func (m *Manager) CommitMove(id RequestID, n int) (orphans []Ended, err error) {
 	r.local = append(r.local[:0], r.local[n:]...)
 	if r.to.Blocks == 0 {
 		r.spans = append(r.spans, r.to)
-		if r.inSpans < len(r.keys) {
-			m.leads.put(r.keys[r.inSpans], r.to.Instance, false)
+		if k, known := r.key(r.inSpans); known {
+			m.leads.put(k, r.to.Instance, false)
 		}
 	}
 	r.spans[len(r.spans)-1].Blocks += n

@@ -70,11 +70,16 @@ func (m *Manager) Name(id RequestID, keys []Key) {
 	if err != nil {
 		return
 	}
+	if r.keys = keys; r.wave {
+		return
+	}
 	full := min(len(keys), r.computed/m.blockSize)
 	for i := max(r.named, r.inSpans); i < full; i++ {
-		m.name(r.local[i-r.inSpans], keys[i])
+		if k, known := r.key(i); known {
+			m.name(r.local[i-r.inSpans], k)
+		}
 	}
-	r.named, r.keys = max(r.named, full), keys
+	r.named = max(r.named, full)
 }
 
 // InUse is how many of the first blocks that keys name are in use here: to have them costs no block.

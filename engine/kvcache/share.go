@@ -182,8 +182,7 @@ func (m *Manager) ended(r *request) []Ended {
 	at := 0
 	for _, s := range r.spans {
 		e := Ended{Span: s}
-		if at < len(r.keys) {
-			e.Keys = r.keys[at:min(at+s.Blocks, len(r.keys))]
+		if e.Keys = r.keysAt(at, s.Blocks); len(e.Keys) > 0 {
 			m.leads.put(e.Keys[0], s.Instance, false)
 			if s.Shared {
 				m.leads.put(e.Keys[len(e.Keys)-1], s.Instance, true) // these blocks, and not all that begins alike

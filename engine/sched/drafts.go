@@ -9,7 +9,7 @@ import "github.com/infinite-llm/infinite/engine/kvcache"
 // only where no request waits here, none has long waited elsewhere, and as much is left as running ones may need soon.
 func (s *Scheduler) Draft(id kvcache.RequestID, n int) int {
 	r := s.all[id]
-	if r == nil || r.inPlan == 0 || r.drafts > 0 || r.computed+r.inPlan != r.Tokens {
+	if r == nil || r.inPlan == 0 || r.drafts > 0 || r.wave.phase != ordinary || r.computed+r.inPlan != r.Tokens {
 		return 0
 	}
 	n = min(n, s.left.tokens, s.left.rows)

@@ -22,7 +22,9 @@ func (s *Scheduler) watermark() int {
 func (s *Scheduler) demand() int {
 	n, bs := 0, s.kv.BlockSize()
 	for _, r := range s.running {
-		n += max(0, blocksOf(r.Tokens, bs)+1-s.kv.Capacity(r.ID)/bs)
+		if !r.wave.provided() {
+			n += max(0, blocksOf(r.Tokens, bs)+1-s.kv.Capacity(r.ID)/bs)
+		}
 	}
 	return min(n, s.watermark())
 }
@@ -157,6 +159,10 @@ func (s *Scheduler) preempt(r *request, view View, left *room) {
 		"request %d has %d local and %d remote blocks and is the youngest of %d running",
 		counts.Free, counts.Total, counts.Hosted, view.PeersFree, r.ID, size.Local, size.Spans, len(s.running))
 	s.unplan(r.ID, left)
+	if r.wave.helper {
+		s.fail(r, size.Local) // its home computes it by itself
+		return
+	}
 	s.plan.Release = append(s.plan.Release, s.requeue(r)...)
 	s.plan.Preempted = append(s.plan.Preempted, Preemption{Request: r.ID, Reason: reason})
 }

@@ -5,6 +5,7 @@
 //	schedule.go  one step's plan: who runs, how many tokens
 //	share.go     a request that may begin with blocks that lie with others
 //	pressure.go  what to do when the pool runs short: offload, stall, preempt, fail
+//	wave.go      a prompt that several instances compute at the same time
 //	planned.go   blocks that a plan for the cluster wants elsewhere
 //	drafts.go    guesses of tokens to come, in what room a step has left
 //
@@ -32,7 +33,14 @@ type Config struct {
 	Watermark        int // blocks kept free while requests run, as far as they need them; default see watermark
 	MaxOffload       int // blocks of one offload; default 64
 	Patience         int // plans without room before the cluster's last request fails, or one counts as starving; default 250
+	Waves            Waves
 	MinShared        int // tokens whose KV must be found with others for a request to begin with it; 0: nobody is asked
+}
+
+// Waves of prompts that several instances compute together.
+type Waves struct {
+	Parts     int // instances of one at most; 1 or less: there are none
+	MinTokens int // of a prompt, behind what is cached, that is worth one
 }
 
 // Request is what the scheduler knows of a request.
@@ -54,6 +62,7 @@ type View struct {
 	OthersRunning int    // requests that run with another home
 	Starving      uint64 // arrival of the oldest request elsewhere that has long waited for room; 0 none
 	Blocks        int    // of all pools, this one with them; 0 unknown
+	Helpers       int    // instances that may take part in a wave
 }
 
 // Item is one request's share of a step: N tokens from position Start. Capacity for them is there.
@@ -98,6 +107,7 @@ type Plan struct {
 	Items     []Item
 	Offloads  []Offload
 	Searches  []Search
+	Forms     []Form
 	Preempted []Preemption
 	Failed    []Failure
 	Release   []kvcache.Ended // spans of preempted and failed requests, and those found for one that could not begin
@@ -170,6 +180,8 @@ type request struct {
 	refused  int // offloads in a row that came to nothing
 	misfits  int // plans in a row in which the whole cluster was too small for it
 	planned  planned
+	wave     wave
+	alone    bool // it was in a wave that came to nothing, and is in no other
 
 	search search // while it waits
 }
@@ -274,7 +286,13 @@ func (s *Scheduler) Commit(id kvcache.RequestID, newTokens int) error {
 	r.computed += r.inPlan + max(0, newTokens-1)
 	r.Tokens += newTokens
 	r.inPlan, r.drafts, r.begun = 0, 0, true
-	return s.kv.SetComputed(id, r.computed)
+	if err := s.kv.SetComputed(id, r.computed); err != nil || r.wave.phase != moving {
+		return err
+	}
+	if r.computed < r.wave.course.Legs[r.wave.leg].End {
+		return nil
+	}
+	return s.advance(r)
 }
 
 // Name gives a request more keys, after Commit: others may share those blocks whose tokens are computed, and the
@@ -326,7 +344,8 @@ func (s *Scheduler) stop(r *request) []kvcache.Ended {
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
 	r.active, r.stalled, r.computed, r.inPlan, r.drafts, r.begun, r.moving = false, false, 0, 0, 0, false, 0
-	r.planned = planned{}
+	r.alone = r.alone || r.wave.phase > forming
+	r.planned, r.wave = planned{}, wave{}
 	return s.kv.Close(r.ID)
 }
 

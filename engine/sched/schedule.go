@@ -12,7 +12,7 @@ type room struct{ tokens, rows int }
 // Schedule plans the next step. Every item of the plan is committed, or its request made no progress.
 func (s *Scheduler) Schedule(view View) *Plan {
 	p := &s.plan
-	*p = Plan{Items: p.Items[:0], Offloads: p.Offloads[:0], Searches: p.Searches[:0], Preempted: p.Preempted[:0], Failed: p.Failed[:0], Release: p.Release[:0]}
+	*p = Plan{Items: p.Items[:0], Offloads: p.Offloads[:0], Searches: p.Searches[:0], Forms: p.Forms[:0], Preempted: p.Preempted[:0], Failed: p.Failed[:0], Release: p.Release[:0]}
 	left := room{s.cfg.MaxBatchedTokens, s.cfg.MaxRows}
 	for _, r := range s.running {
 		r.inPlan, r.drafts, r.stalled = 0, 0, false
@@ -69,6 +69,11 @@ func (s *Scheduler) anyStalled() bool {
 func (s *Scheduler) place(r *request, left *room) {
 	r.stalled = false
 	n := s.fitStep(r, *left)
+	if w := &r.wave; w.phase == moving {
+		n = min(n, w.course.Legs[w.leg].End-r.computed)
+	} else if w.phase != ordinary {
+		return
+	}
 	if n <= 0 {
 		return
 	}
@@ -122,7 +127,9 @@ func blocksOf(tokens, blockSize int) int { return (tokens + blockSize - 1) / blo
 func (s *Scheduler) outstanding() int {
 	n, bs := 0, s.kv.BlockSize()
 	for _, r := range s.running {
-		n += max(0, blocksOf(r.Tokens, bs)-s.kv.Capacity(r.ID)/bs)
+		if !r.wave.provided() {
+			n += max(0, blocksOf(r.Tokens, bs)-s.kv.Capacity(r.ID)/bs)
+		}
 	}
 	return n
 }
@@ -178,7 +185,7 @@ func (s *Scheduler) admit(view View, left *room) {
 			s.giveUpWaiting(r, view)
 			return
 		}
-		s.start(r, left)
+		s.start(r, view, left)
 	}
 }
 
@@ -198,7 +205,7 @@ func (s *Scheduler) next(view View) *request {
 }
 
 // start makes a waiting request run, from behind what is found of it.
-func (s *Scheduler) start(r *request, left *room) {
+func (s *Scheduler) start(r *request, view View, left *room) {
 	if s.kv.Open(r.ID) != nil {
 		s.blocked = true
 		return
@@ -213,6 +220,9 @@ func (s *Scheduler) start(r *request, left *room) {
 	r.active, r.computed, r.cooldown, r.refused = true, s.kv.Adopt(r.ID, r.search.found, s.prefix(r)), 0, 0
 	r.search = search{}
 	s.running = insert(s.running, r)
+	if s.wants(r, view) {
+		s.form(r, view)
+	}
 	s.place(r, left)
 }
 
