@@ -16,6 +16,9 @@ const MaxTop = 20
 // MaxDrafts is the most tokens of a request in a step that are drafts.
 const MaxDrafts = 15
 
+// MaxWaves is the most waves of a device that are open at once, and their highest number.
+const MaxWaves = 4
+
 // Status codes of a request's share of a step, as in status.h.
 const (
 	StatusOK        int32 = 0
@@ -57,6 +60,7 @@ type Seq struct {
 	SpanOff   uint32
 	NSpans    uint32
 	Tag       uint32 // names the request in traces, see Tag
+	Wave      uint32 // 0: none; else the local blocks are those of this wave, 1 to MaxWaves
 }
 
 // Tag is the number by which traces know the request with this id: its FNV-1a hash.
