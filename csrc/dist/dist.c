@@ -72,6 +72,7 @@ static int alloc(inf_dist *d) {
     d->targets = calloc(INF_MAX_PEERS, sizeof *d->targets);
     d->groups = calloc(INF_HALVES * (size_t)d->max_groups, sizeof *d->groups);
     d->lengths = calloc(INF_MAX_PEERS, sizeof *d->lengths);
+    d->inboxes = calloc(INF_MAX_PEERS, sizeof *d->inboxes);
     d->spans = calloc(INF_HALVES * (size_t)d->max_entries, sizeof *d->spans);
     d->span = calloc(d->max_spans, sizeof *d->span);
     d->queries = calloc(INF_SERVE_MESSAGES, sizeof *d->queries);
@@ -84,8 +85,12 @@ static int alloc(inf_dist *d) {
     d->server.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->lander.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     d->mover.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    bool ok = d->windows && d->targets && d->groups && d->spans && d->span && d->queries &&
-              d->wire_groups && d->wire_entries && d->attn && d->statuses && d->lists && d->lengths;
+    if (inf_waves_alloc(d) != INF_OK) {
+        return INF_ENOMEM;
+    }
+    bool ok = d->inboxes && d->windows && d->targets && d->groups && d->spans && d->span &&
+              d->queries && d->wire_groups && d->wire_entries && d->attn && d->statuses &&
+              d->lists && d->lengths;
     return !ok ? INF_ENOMEM
            : d->step_wake < 0 || d->server.wake < 0 || d->lander.wake < 0 || d->mover.wake < 0
                ? INF_EIO
@@ -220,6 +225,7 @@ void inf_dist_close(inf_dist *d) {
         d->ops->lane_close(d->memory_lane.lane);
     }
     inf_pool_close(d->workers);
+    inf_waves_free(d);
     pthread_mutex_destroy(&d->lock);
     pthread_cond_destroy(&d->changed);
     pthread_mutex_destroy(&d->span_lock);
@@ -241,6 +247,7 @@ void inf_dist_close(inf_dist *d) {
     free(d->statuses);
     free(d->lists);
     free(d->lengths);
+    free(d->inboxes);
     free(d);
 }
 
@@ -257,4 +264,5 @@ void inf_dist_stats(inf_dist *d, inf_device_stats *s) {
     s->refused_messages = atomic_load(&d->refused);
     s->remote_wait_ns = atomic_load(&d->wait_ns);
     s->halved_steps = atomic_load(&d->halved_steps);
+    s->kept_messages = atomic_load(&d->kept);
 }

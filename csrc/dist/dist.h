@@ -55,11 +55,23 @@ void inf_dist_collect(inf_dist *dist, const inf_step_buffers *step, inf_lane *la
  * has begun a step comes to its end without waiting for a detach. */
 void inf_dist_end(inf_dist *dist);
 
+/* Waves (waves.c). begin checks that a step's waves are open and that it goes on where they end,
+ * and holds them until end; INF_EINVAL, and it holds none. there: K and V of the layer are appended
+ * for the rows of a step, or half, and can be read by any thread; the step thread's, in the order
+ * of the layers. end: how the step came out. A step without waves need not call there. */
+int inf_dist_waves_begin(inf_dist *dist, const inf_step_buffers *step, inf_err *err);
+void inf_dist_waves_there(inf_dist *dist, const inf_step_buffers *step, int32_t layer);
+void inf_dist_waves_end(inf_dist *dist, const inf_step_buffers *step, int status);
+
 /* The functions of door 1 with the same names and meanings. */
 int inf_dist_span_set(inf_dist *, uint32_t owner, uint32_t handle, uint32_t generation,
                       const int32_t *blocks, int32_t n_blocks, inf_err *);
 int inf_dist_span_share(inf_dist *, uint32_t owner, uint32_t handle, uint32_t generation,
                         const int32_t *blocks, int32_t n_blocks, inf_err *);
+int inf_dist_wave_open(inf_dist *, uint32_t wave, uint64_t patience_ns, inf_err *);
+int inf_dist_span_wave(inf_dist *, uint32_t owner, uint32_t handle, uint32_t generation,
+                       const int32_t *blocks, int32_t n_blocks, uint32_t wave, inf_err *);
+int inf_dist_wave_close(inf_dist *, uint32_t wave, inf_err *);
 int inf_dist_span_close(inf_dist *, uint32_t handle, uint32_t generation, inf_err *);
 int inf_dist_move_post(inf_dist *, uint32_t peer, uint32_t handle, uint32_t generation,
                        uint32_t first, const int32_t *blocks, int32_t n, uint64_t ticket,

@@ -10,6 +10,7 @@
  *   slots.c   slots of query links as memory of the device
  *   lanes.c   the threads' lanes of the device, and what is to be done when one fails
  *   spans.c   what is hosted, and how much of it is there
+ *   waves.c   what of it the steps here fill meanwhile
  *   rails.c   move lanes: their coming and going, registered memory
  *   moves.c   moves as their callers know them; the thread that sends them
  *   send.c    pieces of moves over one rail
@@ -43,6 +44,7 @@
 
 #include "dist/dist.h"
 #include "dist/rail.h"
+#include "dist/waves.h"
 #include "infinite/verbs.h"
 #include "runtime/clock.h"
 
@@ -95,6 +97,19 @@ typedef struct inf_target {
     inf_asked asked[INF_HALVES];
 } inf_target;
 
+/* Messages of a debtor that were polled and are not in a batch; the server's alone. */
+typedef struct inf_inbox {
+    inf_link *link; /* NULL: there are none */
+    struct {
+        const void *msg;
+        uint64_t bytes;
+    } at[INF_HALVES]; /* the oldest first: a debtor has one of each half on its way */
+    uint32_t n;
+    /* Of the oldest: since when it is kept, and when it is looked at again at the latest; both 0:
+     * it was not looked at. */
+    inf_wait wait;
+} inf_inbox;
+
 typedef struct inf_worker {
     pthread_t thread;
     bool running;
@@ -112,10 +127,12 @@ typedef struct inf_own_lane {
     uint64_t again_ns; /* nothing is asked of it before; 0: there was no fault */
 } inf_own_lane;
 
-enum { INF_BLOCK_EMPTY, INF_BLOCK_CLAIMED, INF_BLOCK_LANDED };
+/* OURS: steps here fill it, and no move may. */
+enum { INF_BLOCK_EMPTY, INF_BLOCK_CLAIMED, INF_BLOCK_LANDED, INF_BLOCK_OURS };
 
-typedef struct inf_span {
+struct inf_span {
     bool open;
+    uint32_t wave; /* 0: none, or its close was. What has landed is then the wave's to say */
     uint32_t owner, generation;
     int32_t n_blocks;
     uint32_t landed; /* from the beginning, without a gap */
@@ -123,7 +140,7 @@ typedef struct inf_span {
     int32_t *blocks; /* replaced when the span grows; the old list is retired, not freed */
     uint8_t *state;  /* [n_blocks] INF_BLOCK_* */
     int32_t capacity;
-} inf_span;
+};
 
 typedef struct inf_retired {
     struct inf_retired *next;
@@ -190,6 +207,7 @@ struct inf_dist {
     pthread_cond_t span_free;
     inf_span *span; /* [max_spans] */
     inf_retired *retired;
+    inf_wave waves[INF_MAX_WAVES]; /* of the numbers from 1 on */
 
     /* The query server's scratch. */
     inf_pool *workers;
@@ -199,6 +217,8 @@ struct inf_dist {
     inf_own_lane landing, moving;
     inf_query *queries; /* [INF_SERVE_MESSAGES]: the batch that is gathered; query.h */
     uint32_t n_queries, batch_groups, batch_entries, batch_rows;
+    inf_inbox *inboxes;           /* [INF_MAX_PEERS] */
+    uint32_t n_inboxes;           /* that are not empty */
     inf_wire_group *wire_groups;  /* [max_groups]: copies, checked where nobody can change them */
     inf_wire_entry *wire_entries; /* [max_entries] */
     inf_attn *attn;               /* [max_entries] */
@@ -213,7 +233,7 @@ struct inf_dist {
 
     _Atomic uint64_t query_messages, query_rows, query_sent_bytes;
     _Atomic uint64_t served_messages, served_rows, served_bytes, served_batches;
-    _Atomic uint64_t moved_blocks, moved_bytes, refused, wait_ns, halved_steps;
+    _Atomic uint64_t moved_blocks, moved_bytes, refused, wait_ns, halved_steps, kept;
 };
 
 int inf_dist_error(inf_err *err, int code, int32_t peer, const char *format, ...)
@@ -309,9 +329,11 @@ void inf_land_give_up(inf_dist *d, inf_rail *r); /* its claims end */
 
 /* --- spans.c --- */
 
-/* Takes a span for reading; the block list stays valid until inf_span_put. */
-int inf_span_get(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
-                 const int32_t **blocks, int32_t *n_blocks, uint32_t *landed);
+/* Takes a span for reading what the entry names in the layer; the block list stays valid until
+ * inf_span_put. INF_ESTALE: it is over, or has less. INF_AGAIN: it is of a wave that may get there,
+ * and the wait says until when. */
+int inf_span_get(inf_dist *d, uint32_t owner, const inf_wire_entry *e, uint32_t layer,
+                 const int32_t **blocks, inf_wait *wait);
 void inf_span_put(inf_dist *d, uint32_t handle);
 
 /* Takes m's blocks of a span for writing; the list stays valid until inf_span_settle. INF_AGAIN:

@@ -68,20 +68,13 @@ int inf_query_parse(const inf_dist *d, const uint8_t *msg, uint64_t len, uint32_
 }
 
 /* Takes every span of a group; on failure none is held and the status says why. */
-static int32_t take_group(inf_dist *d, const inf_query *m, const inf_wire_group *w) {
-    uint32_t bs = (uint32_t)d->kv.block_size;
+static int32_t take_group(inf_dist *d, const inf_query *m, const inf_wire_group *w,
+                          inf_wait *wait) {
     for (uint32_t i = 0; i < w->n_entries; i++) {
         const inf_wire_entry *e = &m->entries[w->entry_off + i];
-        int32_t n_blocks = 0;
-        uint32_t landed = 0;
-        int status = inf_span_get(d, m->owner, e->handle, e->generation,
-                                  &m->lists[w->entry_off + i], &n_blocks, &landed);
+        int status = inf_span_get(d, m->owner, e, m->head.layer, &m->lists[w->entry_off + i], wait);
         if (status == INF_OK) {
-            if (e->n_tokens / bs <= landed) {
-                continue;
-            }
-            inf_span_put(d, e->handle);
-            status = INF_ESTALE;
+            continue;
         }
         while (i-- > 0) {
             inf_span_put(d, m->entries[w->entry_off + i].handle);
@@ -91,13 +84,21 @@ static int32_t take_group(inf_dist *d, const inf_query *m, const inf_wire_group 
     return INF_OK;
 }
 
-void inf_query_take(inf_dist *d, inf_query *m) {
+int inf_query_take(inf_dist *d, inf_query *m, inf_wait *wait) {
+    uint32_t refused = 0;
+    bool waits = false;
+    wait->until_ns = 0;
     for (uint32_t g = 0; g < m->head.n_groups; g++) {
-        m->statuses[g] = take_group(d, m, &m->groups[g]);
-        if (m->statuses[g] != INF_OK) {
-            atomic_fetch_add(&d->refused, 1);
-        }
+        m->statuses[g] = take_group(d, m, &m->groups[g], wait);
+        waits = waits || m->statuses[g] == INF_AGAIN;
+        refused += m->statuses[g] != INF_OK;
     }
+    if (waits) {
+        inf_query_put(d, m);
+        return INF_AGAIN;
+    }
+    atomic_fetch_add(&d->refused, refused);
+    return INF_OK;
 }
 
 void inf_query_put(inf_dist *d, const inf_query *m) {

@@ -28,8 +28,9 @@ struct inf_query {
 int inf_query_parse(const inf_dist *d, const uint8_t *msg, uint64_t len, uint32_t groups,
                     uint32_t entries, inf_query *m);
 
-/* Takes the spans of each group and fills in the statuses; a group that is refused holds none. */
-void inf_query_take(inf_dist *d, inf_query *m);
+/* Takes the spans of each group and fills in the statuses; a group that is refused holds none.
+ * INF_AGAIN: some group waits for a wave, at most as long as wait says, and nothing is held. */
+int inf_query_take(inf_dist *d, inf_query *m, inf_wait *wait);
 void inf_query_put(inf_dist *d, const inf_query *m);
 
 /* What is to be computed for the groups that were taken; returns the number of args. */

@@ -37,10 +37,16 @@ static int reserve(inf_dist *d, inf_span *s, int32_t n) {
     return INF_OK;
 }
 
-/* shared: the blocks hold their KV already. They are opened at once and stay as they are: what has
- * landed is never claimed for writing. */
+/* What a span is made of: empty blocks, which moves fill; shared ones, that hold their KV already,
+ * so that they are opened at once and stay as they are, since what has landed is never claimed for
+ * writing; or, with a wave, ours. */
+typedef struct source {
+    uint8_t state;
+    uint32_t wave;
+} source;
+
 static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, const int32_t *blocks,
-               int32_t n, bool shared) {
+               int32_t n, source from) {
     while (!s->open && s->users > 0) { /* its close is about to return */
         pthread_cond_wait(&d->span_free, &d->span_lock);
     }
@@ -48,7 +54,9 @@ static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, co
     if (!same && s->generation != 0 && (int32_t)(generation - s->generation) <= 0) {
         return INF_ESTALE; /* generations grow, so a late message never meets a new span */
     }
-    if (s->open && (!same || shared)) {
+    inf_wave *wave = inf_wave_of(d, from.wave);
+    if ((s->open && (!same || s->wave != 0 || from.state != INF_BLOCK_EMPTY)) ||
+        (from.wave != 0 && wave == NULL)) {
         return INF_EINVAL;
     }
     if (same &&
@@ -59,8 +67,12 @@ static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, co
     if (status != INF_OK) {
         return status;
     }
+    if (wave != NULL && !inf_wave_agree(wave, blocks, (uint32_t)n)) {
+        return INF_EINVAL;
+    }
     if (!same) {
         s->open = true;
+        s->wave = from.wave;
         s->owner = owner;
         s->generation = generation;
         s->landed = 0;
@@ -68,21 +80,20 @@ static int set(inf_dist *d, inf_span *s, uint32_t owner, uint32_t generation, co
     }
     memcpy(s->blocks + s->n_blocks, blocks + s->n_blocks,
            (size_t)(n - s->n_blocks) * sizeof *blocks);
-    memset(s->state + s->n_blocks, shared ? INF_BLOCK_LANDED : INF_BLOCK_EMPTY,
-           (size_t)(n - s->n_blocks));
+    memset(s->state + s->n_blocks, from.state, (size_t)(n - s->n_blocks));
     s->n_blocks = n;
-    s->landed = shared ? (uint32_t)n : s->landed;
+    s->landed = from.state == INF_BLOCK_LANDED ? (uint32_t)n : s->landed;
     return INF_OK;
 }
 
 static int span_set(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
-                    const int32_t *blocks, int32_t n_blocks, bool shared, inf_err *err) {
+                    const int32_t *blocks, int32_t n_blocks, source from, inf_err *err) {
     if (handle >= d->max_spans || n_blocks < 1 || n_blocks > d->num_blocks || generation == 0) {
         return inf_dist_error(err, INF_EINVAL, (int32_t)owner, "span %u.%u of %d blocks", handle,
                               generation, n_blocks);
     }
     pthread_mutex_lock(&d->span_lock);
-    int status = set(d, &d->span[handle], owner, generation, blocks, n_blocks, shared);
+    int status = set(d, &d->span[handle], owner, generation, blocks, n_blocks, from);
     pthread_mutex_unlock(&d->span_lock);
     return status == INF_OK
                ? INF_OK
@@ -92,12 +103,24 @@ static int span_set(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t gener
 
 int inf_dist_span_set(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
                       const int32_t *blocks, int32_t n_blocks, inf_err *err) {
-    return span_set(d, owner, handle, generation, blocks, n_blocks, false, err);
+    source from = {INF_BLOCK_EMPTY, 0};
+    return span_set(d, owner, handle, generation, blocks, n_blocks, from, err);
 }
 
 int inf_dist_span_share(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
                         const int32_t *blocks, int32_t n_blocks, inf_err *err) {
-    return span_set(d, owner, handle, generation, blocks, n_blocks, true, err);
+    source from = {INF_BLOCK_LANDED, 0};
+    return span_set(d, owner, handle, generation, blocks, n_blocks, from, err);
+}
+
+int inf_dist_span_wave(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
+                       const int32_t *blocks, int32_t n_blocks, uint32_t wave, inf_err *err) {
+    source from = {INF_BLOCK_OURS, wave};
+    if (wave == 0) {
+        return inf_dist_error(err, INF_EINVAL, (int32_t)owner, "cannot open span %u.%u of no wave",
+                              handle, generation);
+    }
+    return span_set(d, owner, handle, generation, blocks, n_blocks, from, err);
 }
 
 int inf_dist_span_close(inf_dist *d, uint32_t handle, uint32_t generation, inf_err *err) {
@@ -107,32 +130,46 @@ int inf_dist_span_close(inf_dist *d, uint32_t handle, uint32_t generation, inf_e
     inf_span *s = &d->span[handle];
     pthread_mutex_lock(&d->span_lock);
     bool known = s->open && s->generation == generation;
+    bool awaited = known && s->wave != 0;
     if (known) {
         s->open = false; /* nobody new gets it; those who have it finish one message's work */
+        s->wave = 0;
         while (s->users > 0) {
             pthread_cond_wait(&d->span_free, &d->span_lock);
         }
     }
     pthread_mutex_unlock(&d->span_lock);
+    if (awaited) { /* a message may be kept for it */
+        inf_dist_wake(d->server.wake);
+    }
     return known
                ? INF_OK
                : inf_dist_error(err, INF_ESTALE, -1, "span %u.%u is not open", handle, generation);
 }
 
-int inf_span_get(inf_dist *d, uint32_t owner, uint32_t handle, uint32_t generation,
-                 const int32_t **blocks, int32_t *n_blocks, uint32_t *landed) {
-    if (handle >= d->max_spans) {
+/* Whether so many tokens of the span can be read. */
+static int has(inf_dist *d, const inf_span *s, uint32_t tokens, uint32_t layer, inf_wait *wait) {
+    uint32_t blocks = tokens / (uint32_t)d->kv.block_size;
+    if (s->wave == 0) {
+        return blocks <= s->landed ? INF_OK : INF_ESTALE;
+    }
+    return blocks <= (uint32_t)s->n_blocks ? inf_wave_reach(d, s, tokens, layer, wait) : INF_ESTALE;
+}
+
+int inf_span_get(inf_dist *d, uint32_t owner, const inf_wire_entry *e, uint32_t layer,
+                 const int32_t **blocks, inf_wait *wait) {
+    if (e->handle >= d->max_spans) {
         return INF_ESTALE;
     }
-    inf_span *s = &d->span[handle];
+    inf_span *s = &d->span[e->handle];
     int status = INF_ESTALE;
     pthread_mutex_lock(&d->span_lock);
-    if (matches(s, owner, generation)) {
+    if (matches(s, owner, e->generation)) {
+        status = has(d, s, e->n_tokens, layer, wait);
+    }
+    if (status == INF_OK) {
         s->users++;
         *blocks = s->blocks;
-        *n_blocks = s->n_blocks;
-        *landed = s->landed;
-        status = INF_OK;
     }
     pthread_mutex_unlock(&d->span_lock);
     return status;
@@ -158,6 +195,9 @@ static int claim(inf_span *s, uint32_t first, uint32_t n) {
     for (uint32_t i = first; i < first + n; i++) {
         if (s->state[i] == INF_BLOCK_CLAIMED) {
             return INF_AGAIN;
+        }
+        if (s->state[i] == INF_BLOCK_OURS) {
+            return INF_ESTALE;
         }
         landed += s->state[i] == INF_BLOCK_LANDED;
     }

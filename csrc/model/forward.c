@@ -233,8 +233,10 @@ static int cut_in_halves(inf_forward *f) {
 
 int inf_forward_step(inf_forward *f, const inf_step_buffers *step, inf_err *err) {
     f->step = step;
+    f->waves = 0;
     for (uint32_t i = 0; i < step->head->n_seqs; i++) {
         step->seq_out[i] = (inf_seq_out){INF_OK, -1};
+        f->waves |= step->seqs[i].wave != 0;
     }
     int spread = step->head->n_spans > 0, halved = cut_in_halves(f);
     const inf_step_buffers *halves = halved ? f->halves.step : NULL;

@@ -34,9 +34,11 @@ struct inf_forward {
     const inf_step_buffers *step; /* during inf_forward_step */
     uint32_t first_row;           /* of the chunk of logits in work */
     inf_halves halves;
-    int32_t n_rows;            /* that operations are on: the step's, or those of a half */
-    int32_t asked[INF_HALVES]; /* creditors of its layer under way, by half */
-    int32_t unposted;          /* the half whose messages wait for their queries, or INF_WHOLE */
+    const inf_step_buffers *part; /* that operations are on: the step, or a half of it */
+    int32_t n_rows;               /* its rows */
+    int waves;                    /* some request of the step is of a wave (dist/waves.c) */
+    int32_t asked[INF_HALVES];    /* creditors of its layer under way, by half */
+    int32_t unposted;             /* the half whose messages wait for their queries, or INF_WHOLE */
 };
 
 /* From the tokens' embeddings to the last layer's output, in x. halved: begin was given halves. */

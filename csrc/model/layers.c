@@ -2,13 +2,17 @@
  * of it with others, and the latter in halves. */
 #include "model/forward_impl.h"
 
-/* From the normed input to the layer's rotated queries, its K and V in the pool. */
+/* From the normed input to the layer's rotated queries, its K and V in the pool, where those of a
+ * wave are others' to read. */
 static void project(inf_forward *f, int32_t layer) {
     const inf_layer *l = &f->c.weights->layers[layer];
     inf_product qkv = {f->h, l->qkv, l->qkv_bias, f->qkv, f->n_rows, f->qkv_dim, f->dims.hidden, 0};
     f->ops->product(f->lane, &qkv);
     inf_heads heads = {f->qkv, l->q_norm, l->k_norm, f->q, layer};
     f->ops->heads(f->lane, &heads);
+    if (f->waves) {
+        inf_dist_waves_there(f->c.dist, f->part, layer);
+    }
 }
 
 /* From attention's output to the MLP's input: x += o_proj(o), and its norm. */
@@ -101,7 +105,8 @@ static void shared_layers(inf_forward *f) {
 
 static void enter(inf_forward *f, int32_t half) {
     f->ops->half(f->lane, half);
-    f->n_rows = (int32_t)(half == INF_WHOLE ? f->step : &f->halves.step[half])->head->n_tokens;
+    f->part = half == INF_WHOLE ? f->step : &f->halves.step[half];
+    f->n_rows = (int32_t)f->part->head->n_tokens;
 }
 
 static void post(inf_forward *f) {
@@ -153,6 +158,7 @@ static void halved_layers(inf_forward *f) {
 }
 
 void inf_forward_layers(inf_forward *f, int halved) {
+    f->part = f->step;
     f->n_rows = (int32_t)f->step->head->n_tokens;
     if (halved) {
         halved_layers(f);

@@ -53,6 +53,24 @@ int inf_device_span_share(inf_device *d, uint32_t owner, uint32_t handle, uint32
                : inf_dist_span_share(d->dist, owner, handle, generation, blocks, n_blocks, err);
 }
 
+int inf_device_wave_open(inf_device *d, uint32_t wave, uint64_t patience_ns, inf_err *err) {
+    int status = check_ready(d, err);
+    return status != INF_OK ? status : inf_dist_wave_open(d->dist, wave, patience_ns, err);
+}
+
+int inf_device_span_wave(inf_device *d, uint32_t owner, uint32_t handle, uint32_t generation,
+                         const int32_t *blocks, int32_t n_blocks, uint32_t wave, inf_err *err) {
+    int status = check_span(d, owner, handle, blocks, n_blocks, err);
+    return status != INF_OK ? status
+                            : inf_dist_span_wave(d->dist, owner, handle, generation, blocks,
+                                                 n_blocks, wave, err);
+}
+
+int inf_device_wave_close(inf_device *d, uint32_t wave, inf_err *err) {
+    int status = check_ready(d, err);
+    return status != INF_OK ? status : inf_dist_wave_close(d->dist, wave, err);
+}
+
 int inf_device_span_close(inf_device *d, uint32_t handle, uint32_t generation, inf_err *err) {
     int status = check_ready(d, err);
     return status != INF_OK ? status : inf_dist_span_close(d->dist, handle, generation, err);

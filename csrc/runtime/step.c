@@ -37,6 +37,7 @@ static void *step_main(void *arg) {
         int status = inf_forward_step(d->forward, &d->step, &err);
         /* What shows in work for others is this device's fault all the same. */
         status = status != INF_OK ? status : inf_dist_fault(d->dist, &err);
+        inf_dist_waves_end(d->dist, &d->step, status);
         atomic_fetch_add(&d->step_ns, inf_now() - start);
         atomic_fetch_add(&d->steps, 1);
         atomic_fetch_add(&d->tokens, d->step.head->n_tokens);

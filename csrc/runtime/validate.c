@@ -223,7 +223,9 @@ static int check_all(inf_device *d, uint32_t *seen, inf_err *err) {
             "the requests have %u tokens, %u blocks and %u spans, the head says otherwise",
             at.tokens, at.blocks, at.spans);
     }
-    return check_rows(d, err);
+    status = check_rows(d, err);
+    /* Last: its waves are held from here on, so the step begins. */
+    return status != INF_OK ? status : inf_dist_waves_begin(d->dist, &d->step, err);
 }
 
 int inf_validate_step(inf_device *d, inf_err *err) {

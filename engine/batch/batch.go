@@ -19,6 +19,9 @@ const MaxWaves = 4
 // MaxDrafts is the most tokens of a request in a step that are drafts.
 const MaxDrafts = 15
 
+// MaxWaves is the most waves of a device that are open at once, and their highest number.
+const MaxWaves = 4
+
 // Status codes of a request's share of a step, as in status.h.
 const (
 	StatusOK        int32 = 0

@@ -32,6 +32,7 @@ func constants() map[string][2]int64 {
 	return map[string][2]int64{
 		"INF_MAX_TOP":           {C.INF_MAX_TOP, batch.MaxTop},
 		"INF_MAX_DRAFTS":        {C.INF_MAX_DRAFTS, batch.MaxDrafts},
+		"INF_MAX_WAVES":         {C.INF_MAX_WAVES, batch.MaxWaves},
 		"INF_I8_GROUP":          {C.INF_I8_GROUP, model.Int8Group},
 		"INF_OK":                {C.INF_OK, int64(batch.StatusOK)},
 		"INF_EPEER":             {C.INF_EPEER, int64(batch.StatusPeer)},

@@ -5,6 +5,7 @@ package device
 import "C"
 
 import (
+	"fmt"
 	"time"
 	"unsafe"
 )
@@ -30,6 +31,39 @@ func (d *Device) SpanShare(owner, handle, gen uint32, blocks []int32) error {
 	}
 	return d.call("share blocks", func(h *C.inf_device, e *C.inf_err) C.int {
 		return C.inf_device_span_share(h, C.uint32_t(owner), C.uint32_t(handle), C.uint32_t(gen), int32s(blocks), n, e)
+	})
+}
+
+// WaveOpen begins a wave, 1 to batch.MaxWaves: blocks that peers read layer by layer while steps here fill them. A peer
+// that asks for what is not there yet is answered once it is, or refused (ErrStale at its end) after patience, which is
+// less than the peers' timeout. ErrUnsupported on a GPU, with tensor-parallel ranks and for models with windows.
+func (d *Device) WaveOpen(wave uint32, patience time.Duration) error {
+	if patience < 0 {
+		return fmt.Errorf("cannot open wave %d: a patience of %s: %w", wave, patience, ErrInvalid)
+	}
+	return d.call("open a wave", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_wave_open(h, C.uint32_t(wave), C.uint64_t(patience.Nanoseconds()), e)
+	})
+}
+
+// SpanWave opens the span handle at gen for owner over the wave's blocks, which steps whose Seq names the wave fill in
+// the order of the list; no move writes to them.
+func (d *Device) SpanWave(owner, handle, gen uint32, blocks []int32, wave uint32) error {
+	n, err := blockCount(blocks)
+	if err != nil {
+		return err
+	}
+	return d.call("share a wave's blocks", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_span_wave(h, C.uint32_t(owner), C.uint32_t(handle), C.uint32_t(gen), int32s(blocks), n,
+			C.uint32_t(wave), e)
+	})
+}
+
+// WaveClose ends a wave between two steps: its spans are from now on shared ones of the blocks that are full in all
+// layers, and peers that wait for more are refused. ErrInvalid if a step with it is under way.
+func (d *Device) WaveClose(wave uint32) error {
+	return d.call("close a wave", func(h *C.inf_device, e *C.inf_err) C.int {
+		return C.inf_device_wave_close(h, C.uint32_t(wave), e)
 	})
 }
 
@@ -167,6 +201,7 @@ type Stats struct {
 	RemoteWaitNs, StepNs                    uint64
 	ServedBatches                           uint64 // calls that answered messages, of several debtors perhaps
 	HalvedSteps                             uint64 // that were computed in halves
+	KeptMessages                            uint64 // that waited for what a wave had not computed yet
 }
 
 // Stats reads the counters, all zero before Ready and after Close.

@@ -2,8 +2,8 @@
  *
  * Life of a device:
  *   open -> load every tensor -> ready -> { step buffers are filled; submit; wait } ... -> close
- * Beside the steps, from any thread: slot_open, span_set / span_close, move_post / move_wait,
- * peer_attach / peer_serve / peer_detach / peer_status.
+ * Beside the steps, from any thread: slot_open, span_set / span_close, wave_open / wave_close,
+ * move_post / move_wait, peer_attach / peer_serve / peer_detach / peer_status.
  *
  * Ownership:
  *  1. The device copies what it needs from its arguments; it keeps no pointer to the caller's
@@ -39,6 +39,7 @@ enum { INF_MAX_TOP = 20 };    /* log probabilities per row beyond the chosen tok
 enum { INF_MAX_PEERS = 256 }; /* peer indexes are 0..255 */
 enum { INF_MAX_BIAS = 1024 }; /* logit_bias entries of a request */
 enum { INF_MAX_DRAFTS = 15 }; /* tokens of a request in a step that are drafts */
+enum { INF_MAX_WAVES = 4 };   /* open at once; their numbers are 1..INF_MAX_WAVES */
 
 enum {
     INF_ROLE_EMBED = 1,      /* [vocab, hidden] */
@@ -145,7 +146,8 @@ typedef struct inf_step_seq {
     uint32_t local_pos0;
     uint32_t block_off, n_blocks;
     uint32_t span_off, n_spans;
-    uint32_t tag; /* of the caller's choice; names the request in traces */
+    uint32_t tag;  /* of the caller's choice; names the request in traces */
+    uint32_t wave; /* 0: none; else the local blocks are those of this wave (wave_open) */
 } inf_step_seq;
 
 typedef struct inf_step_span {
@@ -194,7 +196,7 @@ typedef struct inf_seq_out {
 } inf_seq_out;
 
 _Static_assert(sizeof(inf_step_head) == 40, "mirrored in Go");
-_Static_assert(sizeof(inf_step_seq) == 40, "mirrored in Go");
+_Static_assert(sizeof(inf_step_seq) == 44, "mirrored in Go");
 _Static_assert(sizeof(inf_step_span) == 24, "mirrored in Go");
 _Static_assert(sizeof(inf_step_row) == 20, "mirrored in Go");
 _Static_assert(sizeof(inf_row_out) == 176, "mirrored in Go");
@@ -260,6 +262,45 @@ int inf_device_span_set(inf_device *device, uint32_t owner, uint32_t handle, uin
  * keeps them as they are until the span is closed. A span that is open: INF_EINVAL. */
 int inf_device_span_share(inf_device *device, uint32_t owner, uint32_t handle, uint32_t generation,
                           const int32_t *blocks, int32_t n_blocks, inf_err *err);
+
+/* ---- waves: blocks that others read while steps here fill them ----
+ *
+ * A long prompt is cut into chunks that several instances compute at the same time: each asks those
+ * before it for partials over what they have computed, layer by layer, and is a layer behind them.
+ * What an instance computes of one prompt is a wave there: a list of blocks that the steps of one
+ * request fill from the front without a gap, chunk after chunk.
+ *
+ *   wave_open -> span_wave for each peer -> { steps whose seq names the wave } -> wave_close
+ *
+ * A peer that asks for more tokens than are there in its layer is answered once they are. It is
+ * refused, as with a stale span, if that takes longer than the wave's patience; if the wave has
+ * failed; if the wave or the span is closed. patience_ns is less than the peers' peer_timeout_ns,
+ * or they give this instance up before.
+ *
+ * Of the steps of a wave:
+ *  1. One seq of a step names the wave at most, and the local tokens before its own are those that
+ *     the wave has; before the wave's first step the caller has seen to them (a cached prefix), and
+ *     peers may read them from then on. Its blocks are the wave's: where two lists, of steps or of
+ *     spans, name a block at the same place it is the same one.
+ *  2. A seq that fails (seq_out), or a step that does, fails its wave for good. What was full in
+ * all layers before that step stays readable, and nothing more becomes so; later steps that name
+ *     the wave are computed as any.
+ *
+ * A wave is opened by the number of the caller's choice, 1..INF_MAX_WAVES. INF_EINVAL: it is open.
+ * INF_EUNSUPPORTED: K and V are not in this host's memory when a layer's operation returns (a GPU,
+ * tensor parallel ranks), a layer of the model has a window, or the device runs no steps. */
+int inf_device_wave_open(inf_device *device, uint32_t wave, uint64_t patience_ns, inf_err *err);
+
+/* Opens span handle at generation for owner over the wave's blocks, which the wave's steps fill in
+ * the order of the list; no move writes to them. Spans for several owners may be over the same
+ * blocks. A span that is open, a wave that is not, other blocks than the wave's: INF_EINVAL. */
+int inf_device_span_wave(inf_device *device, uint32_t owner, uint32_t handle, uint32_t generation,
+                         const int32_t *blocks, int32_t n_blocks, uint32_t wave, inf_err *err);
+
+/* Ends the wave, whose number may be opened again. Its spans become shared ones (span_share) of the
+ * blocks that are full in all layers; who waits for more is refused. INF_EINVAL: it is not open, or
+ * a step with it was submitted and is not over. */
+int inf_device_wave_close(inf_device *device, uint32_t wave, inf_err *err);
 
 /* Ends the span; on return nobody reads or writes its blocks any more. Unknown or stale:
  * INF_ESTALE. */
@@ -347,6 +388,7 @@ typedef struct inf_device_stats {
     uint64_t remote_wait_ns, step_ns;
     uint64_t served_batches; /* calls that answered messages, of several debtors perhaps */
     uint64_t halved_steps;   /* that were computed in halves */
+    uint64_t kept_messages;  /* that waited for what a wave had not computed yet */
 } inf_device_stats;
 
 int inf_device_stats_read(inf_device *device, inf_device_stats *out);
