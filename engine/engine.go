@@ -103,6 +103,7 @@ type Engine struct {
 	stopped  bool          // the loop has ended
 	started  bool          // the loop has begun
 	empty    chan struct{} // closed when nothing is live; Drain makes it
+	prefills bool          // a running request has a long prompt to compute yet
 	stats    Stats
 	rate     rate
 	fit      plan.Fit

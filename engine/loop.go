@@ -219,6 +219,7 @@ func (e *Engine) publish(p *sched.Plan) {
 	defer e.mu.Unlock()
 	e.stats.Running, e.stats.Waiting, e.stats.Stalled, e.stats.PlannedBlocks = running, waiting, p.Stalled, e.sched.Placed()
 	e.room = e.sched.Room() - len(e.inbox.submits)
+	e.prefills = e.sched.Prefills()
 }
 
 func (e *Engine) get(id kvcache.RequestID) *request {

@@ -85,6 +85,22 @@ func (e *Engine) tell(n waveNews) {
 	e.signal()
 }
 
+// Helps says why this instance would not take a part of so many tokens in a wave now, as far as can be seen without waiting
+// for the loop.
+func (e *Engine) Helps(tokens int) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.draining || e.stopped:
+		return ErrStopped
+	case e.stats.Waiting > 0 || len(e.inbox.submits) > 0 || e.prefills:
+		return errors.New("this instance has prompts of its own to compute")
+	case tokens > e.kv.Free()*e.kv.BlockSize():
+		return kvcache.ErrNoRoom
+	}
+	return nil
+}
+
 var errAbandoned = errors.New("the wave came to nothing")
 
 // Assist takes a request for a wave, which has its blocks then, or says why it cannot. It waits for the step that runs.

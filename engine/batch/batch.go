@@ -13,9 +13,6 @@ import (
 // MaxTop is the most alternatives reported beside a chosen token.
 const MaxTop = 20
 
-// MaxWaves is the most waves of a device that are open at once, and their highest number.
-const MaxWaves = 4
-
 // MaxDrafts is the most tokens of a request in a step that are drafts.
 const MaxDrafts = 15
 

@@ -106,6 +106,7 @@ func (r *RManager) ReleaseKV(_ context.Context, req *pb.ReleaseKVRequest) (*pb.R
 
 // unhost frees a hosted span's blocks once nobody reads or writes them; those that keys name are kept for others to find.
 func (r *RManager) unhost(h kvcache.Hosted, keys []kvcache.Key) {
+	r.partEnds(h)
 	if err := r.spans.SpanClose(h.Handle, h.Generation); err != nil {
 		slog.Debug("the device did not know a hosted span", "handle", h.Handle, "error", err)
 	}

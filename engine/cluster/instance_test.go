@@ -60,7 +60,10 @@ type testLender struct{ *RManager }
 
 func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
 func (l testLender) Search(s sched.Search)   { l.RManager.Search(s.Request, s.Keys, s.Near) }
-func (l testLender) View() sched.View        { return sched.View(l.RManager.View()) }
+func (l testLender) FormWave(f sched.Form, x engine.WaveText) {
+	l.RManager.FormWave(Form{Request: f.Request, Base: f.Base, Chunk: f.Chunk, Parts: f.Parts, ID: x.ID, Salt: x.Salt, Text: x.Tokens, Arrival: x.Arrival})
+}
+func (l testLender) View() sched.View { return sched.View(l.RManager.View()) }
 
 // testSteps are a device's whose steps can be held up: a request that is asked while they are gets its first
 // token, and is in the middle of its answer until they go on.

@@ -84,6 +84,8 @@ type Config struct {
 	Heartbeat   time.Duration // period, default 100 ms
 	CallTimeout time.Duration // of one control call, default 1 s
 	MoveTimeout time.Duration // of one offload, default 10 s
+	// WavePatience is how long a query waits for what is still being computed; default 5 s.
+	WavePatience time.Duration
 }
 
 func (c *Config) defaults() {
@@ -96,6 +98,9 @@ func (c *Config) defaults() {
 	if c.MoveTimeout == 0 {
 		c.MoveTimeout = 10 * time.Second
 	}
+	if c.WavePatience == 0 {
+		c.WavePatience = 5 * time.Second
+	}
 }
 
 // View is what the scheduler may know of the rest of the cluster.
@@ -105,6 +110,7 @@ type View struct {
 	OthersRunning int    // requests that run with another home, or may for all that is known
 	Starving      uint64 // arrival of the oldest request elsewhere that has long waited for room; 0 none
 	Blocks        int    // of all pools, 0 when unknown
+	Helpers       int    // instances that may take part in a wave
 }
 
 // RManager is one instance's manager of KV blocks towards the rest of the cluster. It lends room to
@@ -128,6 +134,7 @@ type RManager struct {
 	peers     map[string]*peer
 	byIndex   [256]*peer
 	lastIndex int // given to a peer last; a freed one is used again as late as possible
+	waves     waves
 	view      *pb.HeartbeatReply
 	viewAt    time.Time
 	starving  uint64
@@ -248,6 +255,9 @@ func (r *RManager) View() View {
 			continue
 		}
 		v.PeersFree += p.room(now)
+		if p.mayAssist() && r.waves.home != nil && r.waves.own == nil {
+			v.Helpers++
+		}
 		if !fresh || !p.shown {
 			v.OthersRunning++
 		}

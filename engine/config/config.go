@@ -32,21 +32,25 @@ type Config struct {
 	ToolCallParser  string `name:"tool-call-parser" usage:"form of the calls that are looked for in chats with tools: auto (what the chat template writes), hermes, llama3_json, mistral or none"`
 	ReasoningParser string `name:"reasoning-parser" usage:"form of a model's thoughts before its answer, which chats give apart from it: auto (what the chat template speaks of), qwen3, deepseek_r1, mistral or none"`
 
-	MaxModelLen         int    `name:"max-model-len" usage:"longest prompt plus answer, in tokens; 0 is the model's own limit"`
-	MaxNumSeqs          int    `name:"max-num-seqs" usage:"requests that run at once on an instance"`
-	MaxNumBatchedTokens int    `name:"max-num-batched-tokens" usage:"tokens of one step on an instance"`
-	MaxNumWaiting       int    `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
-	EnablePrefixCaching bool   `name:"enable-prefix-caching" usage:"requests begin with the KV of earlier ones that began alike; =false computes every prompt whole"`
-	MinSharedPrefix     int    `name:"min-shared-prefix" usage:"tokens whose KV another instance must have for a request to use it there, in place; 0 is 8192 on a GPU and 512 on the CPU, -1 never"`
-	SpeculativeConfig   string `name:"speculative-config" usage:"guess tokens ahead, as JSON: {\"method\":\"ngram\",\"num_speculative_tokens\":5} looks them up in the request's own text; empty is none"`
-	BlockSize           int    `name:"block-size" usage:"tokens of a KV block"`
-	KVCacheMemory       Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
-	DType               string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
-	KVCacheDType        string `name:"kv-cache-dtype" usage:"auto (as --dtype), or fp8_e4m3 (fp8 is the same): K and V in 8 bits, with scale 1, saturated at 448"`
-	Quantization        string `name:"quantization" usage:"none, or, on the CPU, int8: matrices in 8 bits, with a scale for each output and 128 inputs, from weights of any dtype"`
-	Seed                uint64 `name:"seed" usage:"seed of requests that bring none"`
-	Threads             int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
-	ISA                 string `name:"isa" usage:"auto, avx512, avx2 or c, or avx512_bf16, which auto never is: with weights in bfloat16 it rounds their inputs to bfloat16 too, as a GPU does, and computes prompts in less than two thirds of the time"`
+	MaxModelLen         int  `name:"max-model-len" usage:"longest prompt plus answer, in tokens; 0 is the model's own limit"`
+	MaxNumSeqs          int  `name:"max-num-seqs" usage:"requests that run at once on an instance"`
+	MaxNumBatchedTokens int  `name:"max-num-batched-tokens" usage:"tokens of one step on an instance"`
+	MaxNumWaiting       int  `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
+	EnablePrefixCaching bool `name:"enable-prefix-caching" usage:"requests begin with the KV of earlier ones that began alike; =false computes every prompt whole"`
+	MinSharedPrefix     int  `name:"min-shared-prefix" usage:"tokens whose KV another instance must have for a request to use it there, in place; 0 is 8192 on a GPU and 512 on the CPU, -1 never"`
+
+	PrefillContextParallelSize int `name:"prefill-context-parallel-size" usage:"instances that compute a long prompt together, at most; 0 is 16, on the CPU, 1 never"`
+	MinParallelPrefill         int `name:"min-parallel-prefill" usage:"tokens of a prompt, behind what is cached, from which on several instances compute it; 0 is four times --max-num-batched-tokens"`
+
+	SpeculativeConfig string `name:"speculative-config" usage:"guess tokens ahead, as JSON: {\"method\":\"ngram\",\"num_speculative_tokens\":5} looks them up in the request's own text; empty is none"`
+	BlockSize         int    `name:"block-size" usage:"tokens of a KV block"`
+	KVCacheMemory     Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
+	DType             string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
+	KVCacheDType      string `name:"kv-cache-dtype" usage:"auto (as --dtype), or fp8_e4m3 (fp8 is the same): K and V in 8 bits, with scale 1, saturated at 448"`
+	Quantization      string `name:"quantization" usage:"none, or, on the CPU, int8: matrices in 8 bits, with a scale for each output and 128 inputs, from weights of any dtype"`
+	Seed              uint64 `name:"seed" usage:"seed of requests that bring none"`
+	Threads           int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
+	ISA               string `name:"isa" usage:"auto, avx512, avx2 or c, or avx512_bf16, which auto never is: with weights in bfloat16 it rounds their inputs to bfloat16 too, as a GPU does, and computes prompts in less than two thirds of the time"`
 
 	Device               string  `name:"device" usage:"auto, cpu, cuda (the instances are dealt to the GPUs) or cuda:N (all on that one, or from that one on with --tensor-parallel-size)"`
 	TensorParallelSize   int     `name:"tensor-parallel-size" usage:"parts that each instance's model is cut into: so many GPUs, numbered one after another, or parts of the CPU's work"`
@@ -129,6 +133,8 @@ func (c *Config) Validate() error {
 	within("max-num-batched-tokens", c.MaxNumBatchedTokens, 1, 1<<17)
 	within("max-num-waiting", c.MaxNumWaiting, 1, 1<<20)
 	within("min-shared-prefix", c.MinSharedPrefix, -1, 1<<28)
+	within("prefill-context-parallel-size", c.PrefillContextParallelSize, 0, 64)
+	within("min-parallel-prefill", c.MinParallelPrefill, 0, 1<<28)
 	if _, err := ParseSpeculative(c.SpeculativeConfig); err != nil {
 		bad("speculative-config", "%w", err)
 	}

@@ -34,6 +34,7 @@ func (n *Node) engineConfig(m *model.Model, place Place) engine.Config {
 		Sched: sched.Config{
 			MaxNumSeqs: n.cfg.MaxNumSeqs, MaxBatchedTokens: n.cfg.MaxNumBatchedTokens, MaxRows: n.cfg.MaxNumBatchedTokens,
 			MaxModelLen: n.cfg.MaxModelLen, MaxWaiting: n.cfg.MaxNumWaiting, MinShared: minShared(n.cfg, place.OnGPU()),
+			Waves: n.waves,
 		},
 		EOS: m.Config.EOS, PeerTimeout: n.cfg.PeerTimeout, StepTimeout: stepTimeout, StepFlags: StepFlags,
 		PrefixCaching: n.cfg.EnablePrefixCaching, Guides: newGuides(n.cfg.Model, m.Config), Speculation: speculation(n.cfg),

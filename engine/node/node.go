@@ -24,6 +24,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/router"
 	"github.com/infinite-llm/infinite/engine/router/routerpb"
+	"github.com/infinite-llm/infinite/engine/sched"
 	"github.com/infinite-llm/infinite/rdma"
 )
 
@@ -40,6 +41,7 @@ type Node struct {
 	links    *rdma.Listener
 	rman     *cluster.RManager
 	eng      *engine.Engine // nil with --memory-only
+	waves    sched.Waves
 	grpc     *grpc.Server
 	reg      *cluster.Registration
 	stop     context.CancelFunc
@@ -118,8 +120,9 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	n.rman = cluster.NewRManager(cluster.Config{
 		ID: n.ID, Session: member.Session, ClusterID: hello.Etcd.GetClusterId(), Secret: cfg.ClusterSecret, Transport: choice,
 		QuerySlotBytes: device.QuerySlotBytes(shape), MoveSlotBytes: device.MoveSlotBytes(shape), QuerySlots: device.QuerySlots,
+		WavePatience: cfg.PeerTimeout * 3 / 4,
 	}, n.kv, cluster.Device{Spans: n.dev, Moves: moves{n.dev}, Links: n.dev, Rails: n.dev}, n.links)
-	if !cfg.MemoryOnly {
+	if n.waves = waves(n.cfg, m.Config, place); !cfg.MemoryOnly {
 		if n.eng, err = engine.New(n.engineConfig(m, place), StepDevice(n.dev), n.kv, lender{n.rman}); err != nil {
 			return nil, err
 		}
@@ -143,7 +146,11 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 	own := pool{kv: n.kv, dev: n.dev, id: n.ID, memory: n.meter.memory}
 	if n.eng != nil {
 		go func() { n.finished <- n.eng.Run(life); close(n.finished) }()
-		n.rman.Start(&home{pool: own, eng: n.eng, maxSeqs: n.cfg.MaxNumSeqs, layers: n.dev.Config().Layers, roundTrip: n.rman.RoundTrip}, n.dir, leader)
+		h := &home{pool: own, eng: n.eng, maxSeqs: n.cfg.MaxNumSeqs, layers: n.dev.Config().Layers, roundTrip: n.rman.RoundTrip}
+		if n.waves.Parts > 1 {
+			n.rman.Waves(h, n.dev)
+		}
+		n.rman.Start(h, n.dir, leader)
 		routerpb.RegisterInferenceServer(n.grpc, router.NewInference(n.eng, n.rman.NextReport))
 	} else {
 		go func() { n.finished <- watchDevice(life, n.dev); close(n.finished) }()

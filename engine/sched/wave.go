@@ -94,7 +94,7 @@ func (s *Scheduler) Assist(r Request, c kvcache.Course) error {
 	switch {
 	case s.all[r.ID] != nil:
 		return fmt.Errorf("cannot schedule request %d twice", r.ID)
-	case len(s.slots) <= s.searching || len(s.waiting) > 0 || s.prefills():
+	case len(s.slots) <= s.searching || len(s.waiting) > 0 || s.Prefills():
 		return errNoWave
 	case need+s.outstanding()+s.watermark() > s.kv.Free():
 		return fmt.Errorf("cannot take part in a wave: %d blocks of %d are free, it needs %d beside those that run: %w", s.kv.Free(), s.kv.Total(), need, kvcache.ErrNoRoom)
@@ -114,8 +114,8 @@ func (s *Scheduler) Assist(r Request, c kvcache.Course) error {
 	return nil
 }
 
-// prefills says whether a running request has a step's tokens and more to compute: who helps others then helps nobody.
-func (s *Scheduler) prefills() bool {
+// Prefills says whether a running request has a step's tokens and more to compute: who helps others then helps nobody.
+func (s *Scheduler) Prefills() bool {
 	for _, r := range s.running {
 		if r.Tokens-r.computed > s.cfg.MaxBatchedTokens {
 			return true

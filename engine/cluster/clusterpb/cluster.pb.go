@@ -2239,6 +2239,364 @@ func (*LeaveReply) Descriptor() ([]byte, []int) {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{30}
 }
 
+type JoinWaveRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Owner   string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`      // the home's instance id
+	Session uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"` // of the links from owner to this instance
+	Ticket  uint64                 `protobuf:"varint,3,opt,name=ticket,proto3" json:"ticket,omitempty"`   // the home's number for this call; numbers grow. 0: would it join?
+	Id      string                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`            // the request's public id
+	Tokens  []uint32               `protobuf:"varint,5,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
+	Salt    string                 `protobuf:"bytes,6,opt,name=salt,proto3" json:"salt,omitempty"` // of its keys
+	Arrival uint64                 `protobuf:"varint,7,opt,name=arrival,proto3" json:"arrival,omitempty"`
+	// The prompt's legs: base tokens that the home has, then chunk tokens each, by the parts in turn, the home's the last.
+	Base          uint32   `protobuf:"varint,8,opt,name=base,proto3" json:"base,omitempty"`
+	Chunk         uint32   `protobuf:"varint,9,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Parts         []string `protobuf:"bytes,10,rep,name=parts,proto3" json:"parts,omitempty"`    // instances; the last is the owner
+	Part          uint32   `protobuf:"varint,11,opt,name=part,proto3" json:"part,omitempty"`     // which of them is asked
+	Blocks        uint32   `protobuf:"varint,12,opt,name=blocks,proto3" json:"blocks,omitempty"` // with ticket 0, and no more than owner and session: about what it would take
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinWaveRequest) Reset() {
+	*x = JoinWaveRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinWaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinWaveRequest) ProtoMessage() {}
+
+func (x *JoinWaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinWaveRequest.ProtoReflect.Descriptor instead.
+func (*JoinWaveRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *JoinWaveRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *JoinWaveRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *JoinWaveRequest) GetTicket() uint64 {
+	if x != nil {
+		return x.Ticket
+	}
+	return 0
+}
+
+func (x *JoinWaveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *JoinWaveRequest) GetTokens() []uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+func (x *JoinWaveRequest) GetSalt() string {
+	if x != nil {
+		return x.Salt
+	}
+	return ""
+}
+
+func (x *JoinWaveRequest) GetArrival() uint64 {
+	if x != nil {
+		return x.Arrival
+	}
+	return 0
+}
+
+func (x *JoinWaveRequest) GetBase() uint32 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *JoinWaveRequest) GetChunk() uint32 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *JoinWaveRequest) GetParts() []string {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *JoinWaveRequest) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *JoinWaveRequest) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+type JoinWaveReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // of a refusal, empty: it joins
+	Spans         []*WaveSpan            `protobuf:"bytes,2,rep,name=spans,proto3" json:"spans,omitempty"`   // over its blocks, for each of the others
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinWaveReply) Reset() {
+	*x = JoinWaveReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinWaveReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinWaveReply) ProtoMessage() {}
+
+func (x *JoinWaveReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinWaveReply.ProtoReflect.Descriptor instead.
+func (*JoinWaveReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *JoinWaveReply) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *JoinWaveReply) GetSpans() []*WaveSpan {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+// WaveSpan is a span over blocks of a wave that are still to be computed.
+type WaveSpan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"` // who it is for in JoinWaveReply, where it is in BeginWaveRequest
+	Handle        uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaveSpan) Reset() {
+	*x = WaveSpan{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaveSpan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaveSpan) ProtoMessage() {}
+
+func (x *WaveSpan) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaveSpan.ProtoReflect.Descriptor instead.
+func (*WaveSpan) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *WaveSpan) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *WaveSpan) GetHandle() uint32 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
+}
+
+func (x *WaveSpan) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type BeginWaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Session       uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
+	Handle        uint32                 `protobuf:"varint,3,opt,name=handle,proto3" json:"handle,omitempty"` // of the owner's span there, which names the wave
+	Generation    uint32                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Spans         []*WaveSpan            `protobuf:"bytes,5,rep,name=spans,proto3" json:"spans,omitempty"` // where the others' blocks are, in the order of the parts
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginWaveRequest) Reset() {
+	*x = BeginWaveRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginWaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginWaveRequest) ProtoMessage() {}
+
+func (x *BeginWaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginWaveRequest.ProtoReflect.Descriptor instead.
+func (*BeginWaveRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *BeginWaveRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *BeginWaveRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *BeginWaveRequest) GetHandle() uint32 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
+}
+
+func (x *BeginWaveRequest) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *BeginWaveRequest) GetSpans() []*WaveSpan {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+type BeginWaveReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginWaveReply) Reset() {
+	*x = BeginWaveReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginWaveReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginWaveReply) ProtoMessage() {}
+
+func (x *BeginWaveReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginWaveReply.ProtoReflect.Descriptor instead.
+func (*BeginWaveReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{35}
+}
+
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
 
 const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
@@ -2443,15 +2801,49 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\"\f\n" +
 	"\n" +
-	"LeaveReply2\xc8\x02\n" +
+	"LeaveReply\"\x9b\x02\n" +
+	"\x0fJoinWaveRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x12\x16\n" +
+	"\x06ticket\x18\x03 \x01(\x04R\x06ticket\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\x12\x16\n" +
+	"\x06tokens\x18\x05 \x03(\rR\x06tokens\x12\x12\n" +
+	"\x04salt\x18\x06 \x01(\tR\x04salt\x12\x18\n" +
+	"\aarrival\x18\a \x01(\x04R\aarrival\x12\x12\n" +
+	"\x04base\x18\b \x01(\rR\x04base\x12\x14\n" +
+	"\x05chunk\x18\t \x01(\rR\x05chunk\x12\x14\n" +
+	"\x05parts\x18\n" +
+	" \x03(\tR\x05parts\x12\x12\n" +
+	"\x04part\x18\v \x01(\rR\x04part\x12\x16\n" +
+	"\x06blocks\x18\f \x01(\rR\x06blocks\"\\\n" +
+	"\rJoinWaveReply\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x123\n" +
+	"\x05spans\x18\x02 \x03(\v2\x1d.infinite.cluster.v1.WaveSpanR\x05spans\"^\n" +
+	"\bWaveSpan\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\rR\n" +
+	"generation\"\xaf\x01\n" +
+	"\x10BeginWaveRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x12\x16\n" +
+	"\x06handle\x18\x03 \x01(\rR\x06handle\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\rR\n" +
+	"generation\x123\n" +
+	"\x05spans\x18\x05 \x03(\v2\x1d.infinite.cluster.v1.WaveSpanR\x05spans\"\x10\n" +
+	"\x0eBeginWaveReply2\xc8\x02\n" +
 	"\aManager\x12H\n" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12K\n" +
 	"\bFindEtcd\x12$.infinite.cluster.v1.FindEtcdRequest\x1a\x19.infinite.cluster.v1.Etcd\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xc5\x04\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xf4\x05\n" +
 	"\x02KV\x12W\n" +
 	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12Q\n" +
-	"\aShareKV\x12#.infinite.cluster.v1.ShareKVRequest\x1a!.infinite.cluster.v1.ShareKVReply\x12N\n" +
+	"\aShareKV\x12#.infinite.cluster.v1.ShareKVRequest\x1a!.infinite.cluster.v1.ShareKVReply\x12T\n" +
+	"\bJoinWave\x12$.infinite.cluster.v1.JoinWaveRequest\x1a\".infinite.cluster.v1.JoinWaveReply\x12W\n" +
+	"\tBeginWave\x12%.infinite.cluster.v1.BeginWaveRequest\x1a#.infinite.cluster.v1.BeginWaveReply\x12N\n" +
 	"\x06NameKV\x12\".infinite.cluster.v1.NameKVRequest\x1a .infinite.cluster.v1.NameKVReply\x12W\n" +
 	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12N\n" +
 	"\x06MoveKV\x12\".infinite.cluster.v1.MoveKVRequest\x1a .infinite.cluster.v1.MoveKVReply\x12K\n" +
@@ -2470,7 +2862,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
@@ -2503,7 +2895,12 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*MoveKVReply)(nil),      // 28: infinite.cluster.v1.MoveKVReply
 	(*LeaveRequest)(nil),     // 29: infinite.cluster.v1.LeaveRequest
 	(*LeaveReply)(nil),       // 30: infinite.cluster.v1.LeaveReply
-	nil,                      // 31: infinite.cluster.v1.Load.LinksEntry
+	(*JoinWaveRequest)(nil),  // 31: infinite.cluster.v1.JoinWaveRequest
+	(*JoinWaveReply)(nil),    // 32: infinite.cluster.v1.JoinWaveReply
+	(*WaveSpan)(nil),         // 33: infinite.cluster.v1.WaveSpan
+	(*BeginWaveRequest)(nil), // 34: infinite.cluster.v1.BeginWaveRequest
+	(*BeginWaveReply)(nil),   // 35: infinite.cluster.v1.BeginWaveReply
+	nil,                      // 36: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	4,  // 0: infinite.cluster.v1.JoinReply.etcd:type_name -> infinite.cluster.v1.Etcd
@@ -2511,7 +2908,7 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	7,  // 2: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
 	10, // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
 	11, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
-	31, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	36, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
 	9,  // 6: infinite.cluster.v1.Load.model:type_name -> infinite.cluster.v1.Model
 	8,  // 7: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
 	6,  // 8: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
@@ -2521,33 +2918,39 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	17, // 12: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
 	6,  // 13: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
 	24, // 14: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
-	1,  // 15: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
-	3,  // 16: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
-	12, // 17: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
-	15, // 18: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
-	18, // 19: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
-	20, // 20: infinite.cluster.v1.KV.ShareKV:input_type -> infinite.cluster.v1.ShareKVRequest
-	22, // 21: infinite.cluster.v1.KV.NameKV:input_type -> infinite.cluster.v1.NameKVRequest
-	25, // 22: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	27, // 23: infinite.cluster.v1.KV.MoveKV:input_type -> infinite.cluster.v1.MoveKVRequest
-	29, // 24: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
-	0,  // 25: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 26: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	4,  // 27: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
-	14, // 28: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	16, // 29: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	19, // 30: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	21, // 31: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
-	23, // 32: infinite.cluster.v1.KV.NameKV:output_type -> infinite.cluster.v1.NameKVReply
-	26, // 33: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	28, // 34: infinite.cluster.v1.KV.MoveKV:output_type -> infinite.cluster.v1.MoveKVReply
-	30, // 35: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
-	0,  // 36: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	33, // 15: infinite.cluster.v1.JoinWaveReply.spans:type_name -> infinite.cluster.v1.WaveSpan
+	33, // 16: infinite.cluster.v1.BeginWaveRequest.spans:type_name -> infinite.cluster.v1.WaveSpan
+	1,  // 17: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
+	3,  // 18: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
+	12, // 19: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
+	15, // 20: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
+	18, // 21: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
+	20, // 22: infinite.cluster.v1.KV.ShareKV:input_type -> infinite.cluster.v1.ShareKVRequest
+	31, // 23: infinite.cluster.v1.KV.JoinWave:input_type -> infinite.cluster.v1.JoinWaveRequest
+	34, // 24: infinite.cluster.v1.KV.BeginWave:input_type -> infinite.cluster.v1.BeginWaveRequest
+	22, // 25: infinite.cluster.v1.KV.NameKV:input_type -> infinite.cluster.v1.NameKVRequest
+	25, // 26: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
+	27, // 27: infinite.cluster.v1.KV.MoveKV:input_type -> infinite.cluster.v1.MoveKVRequest
+	29, // 28: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
+	0,  // 29: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 30: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	4,  // 31: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
+	14, // 32: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	16, // 33: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	19, // 34: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	21, // 35: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
+	32, // 36: infinite.cluster.v1.KV.JoinWave:output_type -> infinite.cluster.v1.JoinWaveReply
+	35, // 37: infinite.cluster.v1.KV.BeginWave:output_type -> infinite.cluster.v1.BeginWaveReply
+	23, // 38: infinite.cluster.v1.KV.NameKV:output_type -> infinite.cluster.v1.NameKVReply
+	26, // 39: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	28, // 40: infinite.cluster.v1.KV.MoveKV:output_type -> infinite.cluster.v1.MoveKVReply
+	30, // 41: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
+	0,  // 42: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	30, // [30:43] is the sub-list for method output_type
+	17, // [17:30] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_engine_cluster_clusterpb_cluster_proto_init() }
@@ -2561,7 +2964,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -251,6 +251,8 @@ var Manager_ServiceDesc = grpc.ServiceDesc{
 const (
 	KV_TryMoveKV_FullMethodName = "/infinite.cluster.v1.KV/TryMoveKV"
 	KV_ShareKV_FullMethodName   = "/infinite.cluster.v1.KV/ShareKV"
+	KV_JoinWave_FullMethodName  = "/infinite.cluster.v1.KV/JoinWave"
+	KV_BeginWave_FullMethodName = "/infinite.cluster.v1.KV/BeginWave"
 	KV_NameKV_FullMethodName    = "/infinite.cluster.v1.KV/NameKV"
 	KV_ReleaseKV_FullMethodName = "/infinite.cluster.v1.KV/ReleaseKV"
 	KV_MoveKV_FullMethodName    = "/infinite.cluster.v1.KV/MoveKV"
@@ -268,6 +270,11 @@ type KVClient interface {
 	TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...grpc.CallOption) (*TryMoveKVReply, error)
 	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
 	ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc.CallOption) (*ShareKVReply, error)
+	// JoinWave asks an instance to compute legs of a prompt, together with the caller and others: it takes the blocks for
+	// them, and opens a span over these for each of the others. That it does not is an answer, not an error.
+	JoinWave(ctx context.Context, in *JoinWaveRequest, opts ...grpc.CallOption) (*JoinWaveReply, error)
+	// BeginWave tells an instance that joined where what the others compute will lie. Its legs begin.
+	BeginWave(ctx context.Context, in *BeginWaveRequest, opts ...grpc.CallOption) (*BeginWaveReply, error)
 	// NameKV says what blocks of a hosted span hold, so that others find them.
 	NameKV(ctx context.Context, in *NameKVRequest, opts ...grpc.CallOption) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
@@ -305,6 +312,26 @@ func (c *kVClient) ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ShareKVReply)
 	err := c.cc.Invoke(ctx, KV_ShareKV_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kVClient) JoinWave(ctx context.Context, in *JoinWaveRequest, opts ...grpc.CallOption) (*JoinWaveReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JoinWaveReply)
+	err := c.cc.Invoke(ctx, KV_JoinWave_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kVClient) BeginWave(ctx context.Context, in *BeginWaveRequest, opts ...grpc.CallOption) (*BeginWaveReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BeginWaveReply)
+	err := c.cc.Invoke(ctx, KV_BeginWave_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -374,6 +401,11 @@ type KVServer interface {
 	TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error)
 	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
 	ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error)
+	// JoinWave asks an instance to compute legs of a prompt, together with the caller and others: it takes the blocks for
+	// them, and opens a span over these for each of the others. That it does not is an answer, not an error.
+	JoinWave(context.Context, *JoinWaveRequest) (*JoinWaveReply, error)
+	// BeginWave tells an instance that joined where what the others compute will lie. Its legs begin.
+	BeginWave(context.Context, *BeginWaveRequest) (*BeginWaveReply, error)
 	// NameKV says what blocks of a hosted span hold, so that others find them.
 	NameKV(context.Context, *NameKVRequest) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
@@ -402,6 +434,12 @@ func (UnimplementedKVServer) TryMoveKV(context.Context, *TryMoveKVRequest) (*Try
 }
 func (UnimplementedKVServer) ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ShareKV not implemented")
+}
+func (UnimplementedKVServer) JoinWave(context.Context, *JoinWaveRequest) (*JoinWaveReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method JoinWave not implemented")
+}
+func (UnimplementedKVServer) BeginWave(context.Context, *BeginWaveRequest) (*BeginWaveReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method BeginWave not implemented")
 }
 func (UnimplementedKVServer) NameKV(context.Context, *NameKVRequest) (*NameKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method NameKV not implemented")
@@ -471,6 +509,42 @@ func _KV_ShareKV_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KVServer).ShareKV(ctx, req.(*ShareKVRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KV_JoinWave_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JoinWaveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).JoinWave(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_JoinWave_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).JoinWave(ctx, req.(*JoinWaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KV_BeginWave_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BeginWaveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).BeginWave(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_BeginWave_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).BeginWave(ctx, req.(*BeginWaveRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -568,6 +642,14 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ShareKV",
 			Handler:    _KV_ShareKV_Handler,
+		},
+		{
+			MethodName: "JoinWave",
+			Handler:    _KV_JoinWave_Handler,
+		},
+		{
+			MethodName: "BeginWave",
+			Handler:    _KV_BeginWave_Handler,
 		},
 		{
 			MethodName: "NameKV",

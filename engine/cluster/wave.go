@@ -1,0 +1,421 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
+	"github.com/infinite-llm/infinite/engine/kvcache"
+)
+
+// Waves: several instances compute one prompt at the same time. This file is the home's side, assist.go the others'.
+//
+//	home                                      those that assist
+//	FormWave: who would? JoinWave, ticket 0 -> they look
+//	JoinWave ------------------------------> blocks, a span over them for each of the others
+//	Formed: own blocks, spans (loop)
+//	StartWave: own spans; BeginWave -------> spans of all the others; their legs begin
+//	Started: own legs begin (loop)
+//	... request ends: ReleaseKV -----------> the home's span ends, and with it, if it goes on, the part in the wave
+//
+// An instance has a part in one wave at a time: of two, each could wait for a leg of the other's that waits for one of its.
+
+// WaveHome is the step loop of this instance, as far as waves go. Formed and Started are called under the manager's lock, so
+// they neither wait nor call back.
+type WaveHome interface {
+	// Formed reports the end of a FormWave: number is the device's, spans, without blocks, are to hold what the others
+	// compute, in the order of their parts. Without spans nobody assists.
+	Formed(id kvcache.RequestID, number uint32, c kvcache.Course, spans []kvcache.Span)
+	// Started reports the end of a StartWave, or begins the wave of a request that assists, with its spans. With err it ends.
+	Started(id kvcache.RequestID, spans []kvcache.Span, err error)
+	// Helps says why this instance would not take so many tokens' blocks for a wave now; it does not wait.
+	Helps(tokens int) error
+	// Assist takes a request for a wave, and its blocks.
+	Assist(ctx context.Context, number uint32, f Form, c kvcache.Course) (kvcache.RequestID, error)
+}
+
+// WaveDevice is what waves do with the device.
+type WaveDevice interface {
+	WaveOpen(wave uint32, patience time.Duration) error
+	SpanWave(owner, handle, generation uint32, blocks []int32, wave uint32) error
+	WaveClose(wave uint32) error
+}
+
+// Form asks for a wave: at most Parts instances, this one with them, compute the tokens of Text behind Base.
+type Form struct {
+	Request            kvcache.RequestID
+	Base, Chunk, Parts int
+	ID, Salt           string
+	Text               []int32
+	Arrival            uint64
+}
+
+const (
+	maxParts   = 64
+	maxWaves   = 4 // numbers of the device's
+	waveAnswer = 5 * time.Second
+)
+
+var (
+	errBusyWave  = errors.New("this instance has a part in a wave")
+	errNoHelp    = errors.New("nobody assists")
+	errWaveOver  = errors.New("the wave came to nothing")
+	errWaveStale = errors.New("links changed while the wave was formed")
+)
+
+// waves is the part in a wave that this instance has, and what it has said to assist with. Guarded by RManager.mu.
+type waves struct {
+	home   WaveHome // nil: this instance has no part in any
+	device WaveDevice
+	number uint32               // the last one's
+	own    *wavePart            // nil: there is none
+	joined map[slotID]*wavePart // those this instance assists with, by their homes' spans, as long as these last
+}
+
+// wavePart is a part in a wave.
+type wavePart struct {
+	number  uint32
+	request kvcache.RequestID // 0 while one that assists has none yet
+	opened  bool              // the device knows the number
+	ended   bool
+	begun   bool
+	slots   []kvcache.Hosted // spans here over its blocks
+	course  kvcache.Course
+	helpers []joined // of a home, in the order of parts
+}
+
+// joined is an instance that assists, over one session with it.
+type joined struct {
+	creditor
+	span   kvcache.Span
+	others []*pb.WaveSpan // its spans for all of the others
+}
+
+// Waves lets this instance have parts in waves. It is called before Start.
+func (r *RManager) Waves(home WaveHome, device WaveDevice) {
+	r.waves = waves{home: home, device: device, joined: map[slotID]*wavePart{}}
+}
+
+// take gives the instance a part in a wave; nil if it has one.
+func (r *RManager) takePart(request kvcache.RequestID) *wavePart {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := &r.waves
+	if w.home == nil || w.own != nil || r.closed {
+		return nil
+	}
+	w.number = w.number%maxWaves + 1
+	w.own = &wavePart{number: w.number, request: request}
+	return w.own
+}
+
+// openPart lets the device know a part.
+func (r *RManager) openPart(w *wavePart) error {
+	if err := r.waves.device.WaveOpen(w.number, r.cfg.WavePatience); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	w.opened = true
+	ended := w.ended
+	r.mu.Unlock()
+	if ended {
+		r.closePart(w)
+		return errWaveOver
+	}
+	return nil
+}
+
+// EndWave says that a request's part in a wave is over. It comes between two steps.
+func (r *RManager) EndWave(id kvcache.RequestID) {
+	r.mu.Lock()
+	w := r.waves.own
+	if w == nil || w.request != id {
+		r.mu.Unlock()
+		return
+	}
+	r.mu.Unlock()
+	r.endPart(w)
+}
+
+func (r *RManager) endPart(w *wavePart) {
+	r.mu.Lock()
+	was, opened := w.ended, w.opened
+	w.ended = true
+	if r.waves.own == w {
+		r.waves.own = nil
+	}
+	r.mu.Unlock()
+	if !was && opened {
+		r.closePart(w)
+	}
+}
+
+func (r *RManager) closePart(w *wavePart) {
+	if err := r.waves.device.WaveClose(w.number); err != nil {
+		slog.Error("cannot end a wave", "wave", w.number, "error", err)
+	}
+}
+
+// FormWave looks for others that assist; the outcome goes to WaveHome.Formed. It does not wait.
+func (r *RManager) FormWave(f Form) {
+	w := r.takePart(f.Request)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w == nil {
+		r.waves.home.Formed(f.Request, 0, kvcache.Course{}, nil)
+		return
+	}
+	r.spawn(func() { r.form(w, f) })
+}
+
+func (r *RManager) form(w *wavePart, f Form) {
+	err := r.gather(w, f)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var spans []kvcache.Span
+	for i := range w.helpers {
+		j := &w.helpers[i]
+		j.peer.placing--
+		if j.peer.session != j.session && err == nil {
+			err = errWaveStale
+		}
+		if j.span.Generation != 0 {
+			spans = append(spans, j.span)
+		}
+	}
+	if err == nil && (w.ended || len(spans) < len(w.helpers)) {
+		err = errWaveOver
+	}
+	if err != nil {
+		for _, s := range spans {
+			r.owe(kvcache.Ended{Span: s})
+		}
+		spans = nil
+		slog.Debug("no wave is formed", "request", f.ID, "error", err)
+	}
+	r.waves.home.Formed(f.Request, w.number, w.course, spans)
+}
+
+// gather asks those who would assist to do so. The links to them are kept until form has told of them.
+func (r *RManager) gather(w *wavePart, f Form) error {
+	ctx, done := context.WithTimeout(r.ctx, waveAnswer)
+	defer done()
+	all := r.helpers()
+	would := make([]bool, len(all))
+	each(len(all), func(i int) { would[i] = r.wouldJoin(ctx, all[i], f) == nil })
+	var parts []creditor
+	for i, c := range all {
+		if would[i] && len(parts) < f.Parts-1 && r.hold(c) {
+			parts = append(parts, c)
+			w.helpers = append(w.helpers, joined{creditor: c})
+		}
+	}
+	if len(parts) == 0 {
+		return errNoHelp
+	}
+	w.course = kvcache.Cut(f.Base, len(f.Text), f.Chunk, len(parts)+1, len(parts))
+	names := make([]string, 0, len(parts)+1)
+	for _, c := range parts {
+		names = append(names, c.peer.id)
+	}
+	names = append(names, r.cfg.ID)
+	errs := make([]error, len(parts))
+	each(len(parts), func(i int) { errs[i] = r.askToJoin(ctx, &w.helpers[i], f, names, i) })
+	return errors.Join(errs...)
+}
+
+// each runs f for 0..n-1 beside each other.
+func each(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { f(i) })
+	}
+	wg.Wait()
+}
+
+// helpers lists those who might assist, those with the least to do first.
+func (r *RManager) helpers() []creditor {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	busy := map[string]*pb.Load{}
+	for _, in := range r.view.GetInstances() {
+		busy[in.Id] = in.Load
+	}
+	var peers []*peer
+	for _, p := range r.peers {
+		if p.mayAssist() && busy[p.id].GetWaiting() == 0 {
+			peers = append(peers, p)
+		}
+	}
+	slices.SortFunc(peers, func(a, b *peer) int {
+		return cmp.Or(cmp.Compare(busy[a.id].GetRunning(), busy[b.id].GetRunning()), cmp.Compare(b.hostable, a.hostable), cmp.Compare(a.id, b.id))
+	})
+	out := make([]creditor, 0, len(peers))
+	for _, p := range peers[:min(len(peers), maxParts-1)] {
+		out = append(out, creditor{p, p.session})
+	}
+	return out
+}
+
+// mayAssist says whether there are links both ways to a peer that runs requests. The caller holds RManager.mu.
+func (p *peer) mayAssist() bool {
+	return p.session != 0 && p.serving != 0 && !p.upgrading && !p.gone && !p.left && !p.member.MemoryOnly
+}
+
+func (r *RManager) wouldJoin(ctx context.Context, c creditor, f Form) error {
+	limited, done := context.WithTimeout(ctx, r.cfg.CallTimeout)
+	defer done()
+	reply, err := c.peer.client.JoinWave(limited, &pb.JoinWaveRequest{Owner: r.cfg.ID, Session: c.session,
+		Blocks: uint32(((len(f.Text)-f.Base)/f.Parts + f.Chunk) / r.kv.BlockSize())})
+	if err == nil && reply.Reason != "" {
+		err = errors.New(reply.Reason)
+	}
+	return err
+}
+
+// askToJoin asks an instance for its part, and takes its spans.
+func (r *RManager) askToJoin(ctx context.Context, j *joined, f Form, parts []string, part int) error {
+	req := &pb.JoinWaveRequest{Owner: r.cfg.ID, Session: j.session, Ticket: r.nextTicket(), Id: f.ID, Salt: f.Salt, Arrival: f.Arrival,
+		Tokens: make([]uint32, len(f.Text)), Base: uint32(f.Base), Chunk: uint32(f.Chunk), Parts: parts, Part: uint32(part)}
+	for i, t := range f.Text {
+		req.Tokens[i] = uint32(t)
+	}
+	reply, err := j.peer.client.JoinWave(ctx, req)
+	if err == nil && reply.Reason != "" {
+		return fmt.Errorf("%s does not assist: %s", j.peer.id, reply.Reason)
+	}
+	if err == nil {
+		j.others = reply.Spans
+		if own := spanFor(reply.Spans, r.cfg.ID); own != nil && len(reply.Spans) == len(parts)-1 {
+			j.span = kvcache.Span{Instance: j.peer.id, Peer: j.peer.index, Handle: own.Handle, Generation: own.Generation, Shared: true}
+			return nil
+		}
+		err = fmt.Errorf("cannot use spans of %s for %d of %d others", j.peer.id, len(reply.Spans), len(parts)-1)
+	}
+	r.giveUp(j.creditor, req.Ticket) // it may have been heard
+	return err
+}
+
+func spanFor(spans []*pb.WaveSpan, instance string) *pb.WaveSpan {
+	for _, s := range spans {
+		if s.Instance == instance && s.Generation != 0 {
+			return s
+		}
+	}
+	return nil
+}
+
+// StartWave tells those who assist of each other; the outcome goes to WaveHome.Started. The request has its blocks.
+func (r *RManager) StartWave(id kvcache.RequestID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.waves.own
+	if w == nil || w.request != id {
+		r.waves.home.Started(id, nil, errWaveOver)
+		return
+	}
+	r.spawn(func() {
+		err := r.start(w)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.waves.home.Started(id, nil, err)
+	})
+}
+
+func (r *RManager) start(w *wavePart) error {
+	if err := r.openPart(w); err != nil {
+		return err
+	}
+	for i := range w.helpers {
+		if err := r.shareWave(w, w.helpers[i].peer); err != nil {
+			r.endSlots(w)
+			return err
+		}
+	}
+	ctx, done := context.WithTimeout(r.ctx, waveAnswer)
+	defer done()
+	errs := make([]error, len(w.helpers))
+	each(len(w.helpers), func(i int) { errs[i] = r.tellToBegin(ctx, w, i) })
+	if err := errors.Join(errs...); err != nil {
+		r.endSlots(w)
+		return err
+	}
+	return nil
+}
+
+func (r *RManager) tellToBegin(ctx context.Context, w *wavePart, i int) error {
+	me := &w.helpers[i]
+	req := &pb.BeginWaveRequest{Owner: r.cfg.ID, Session: me.session, Handle: me.span.Handle, Generation: me.span.Generation}
+	for k := range w.helpers {
+		if k == i {
+			continue
+		}
+		s := spanFor(w.helpers[k].others, me.peer.id)
+		if s == nil {
+			return fmt.Errorf("%s opened no span for %s", w.helpers[k].peer.id, me.peer.id)
+		}
+		req.Spans = append(req.Spans, &pb.WaveSpan{Instance: w.helpers[k].peer.id, Handle: s.Handle, Generation: s.Generation})
+	}
+	own := w.slots[i]
+	req.Spans = append(req.Spans, &pb.WaveSpan{Instance: r.cfg.ID, Handle: own.Handle, Generation: own.Generation})
+	if _, err := me.peer.client.BeginWave(ctx, req); err != nil {
+		return fmt.Errorf("cannot let %s begin: %w", me.peer.id, err)
+	}
+	return nil
+}
+
+// shareWave opens a span for a peer over the part's blocks.
+func (r *RManager) shareWave(w *wavePart, p *peer) error {
+	p.hostMu.Lock()
+	defer p.hostMu.Unlock()
+	r.mu.Lock()
+	serves := p.serving != 0 && !p.upgrading
+	r.mu.Unlock()
+	if !serves {
+		return fmt.Errorf("there is no link from %s", p.id)
+	}
+	return r.openSlot(w, p, 0)
+}
+
+// openSlot is shareWave for a caller that holds the peer's hostMu and has seen that it is served.
+func (r *RManager) openSlot(w *wavePart, p *peer, ticket uint64) error {
+	h, err := r.kv.ShareWave(w.request, p.id, ticket)
+	if err != nil {
+		return err
+	}
+	if err := r.waves.device.SpanWave(p.index, h.Handle, h.Generation, h.Blocks, w.number); err != nil {
+		r.unhost(h, nil)
+		return err
+	}
+	h.Blocks = nil
+	r.mu.Lock()
+	w.slots = append(w.slots, h)
+	r.mu.Unlock()
+	return nil
+}
+
+// endSlots ends the spans here over a part's blocks that are still open: nobody else may know of them.
+func (r *RManager) endSlots(w *wavePart) {
+	r.mu.Lock()
+	slots := slices.Clone(w.slots)
+	r.mu.Unlock()
+	for _, h := range slots {
+		p := r.peerByID(h.Owner)
+		if p == nil {
+			continue // freed with its links
+		}
+		p.hostMu.Lock()
+		for _, there := range r.kv.HandlesOf(h.Owner) {
+			if there.Handle == h.Handle && there.Generation == h.Generation {
+				r.unhost(there, nil)
+			}
+		}
+		p.hostMu.Unlock()
+	}
+}
