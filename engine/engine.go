@@ -79,6 +79,7 @@ type Stats struct {
 	Offloads, OffloadedBlocks, RefusedOffloads         uint64
 	PlannedMoves, PlannedBlocks                        uint64        // calls of Place, and the blocks placed by them
 	Drafts, DraftTokens, AcceptedTokens                uint64        // steps of a request that had drafts, these, and those that were right
+	Waves, Assists                                     uint64        // prompts here that several instances computed, and those of others computed here in part
 	StepTime                                           time.Duration // sum over steps
 	TTFT                                               time.Duration // sum over first tokens
 	FirstTokens                                        uint64

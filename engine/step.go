@@ -280,7 +280,9 @@ func (e *Engine) take(st *batch.Step, sh *share, seq *batch.Seq, began, now time
 	if e.sched.InWave(r.id) {
 		return gained // nothing comes of a leg but the last one
 	}
-	e.endWave(r)
+	if seq.Wave != 0 {
+		e.waved(r)
+	}
 	if bs := e.kv.BlockSize(); computed/bs > int(seq.Pos0)/bs || seq.Wave != 0 {
 		e.name(r, computed)
 	}

@@ -213,6 +213,18 @@ func (e *Engine) endWave(r *request) {
 	}
 }
 
+// waved: a request's legs are over.
+func (e *Engine) waved(r *request) {
+	e.endWave(r)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if r.assist {
+		e.stats.Assists++
+	} else {
+		e.stats.Waves++
+	}
+}
+
 // form asks for the waves of a plan.
 func (e *Engine) form(p *sched.Plan) {
 	for _, f := range p.Forms {

@@ -167,6 +167,7 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	load.Preemptions, load.Recoveries = s.Preemptions, s.Recoveries
 	load.PrefixQueries, load.PrefixHits, load.SharedQueries, load.SharedHits = s.PrefixQueries, s.PrefixHits, s.SharedQueries, s.SharedHits
 	load.Drafts, load.DraftTokens, load.AcceptedTokens = s.Drafts, s.DraftTokens, s.AcceptedTokens
+	load.Waves, load.Assists = s.Waves, s.Assists
 	load.MaxNumSeqs, load.PlannedMoves, load.PlannedBlocks = uint32(h.maxSeqs), s.PlannedMoves, s.PlannedBlocks
 	m, ok := h.eng.Model()
 	if m.Remote == 0 {

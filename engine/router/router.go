@@ -286,6 +286,7 @@ func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 		PlannedMoves: l.GetPlannedMoves(), PlannedBlocks: l.GetPlannedBlocks(),
 		KVBlocksShared: int(l.GetKvBlocksShared()), SharedQueries: l.GetSharedQueries(), SharedHits: l.GetSharedHits(),
 		Drafts: l.GetDrafts(), DraftTokens: l.GetDraftTokens(), AcceptedTokens: l.GetAcceptedTokens(),
+		Waves: l.GetWaves(), Assists: l.GetAssists(),
 		RemoteQueries: t.GetQueries(), RemoteQueryBytes: t.GetQueryBytes(), RemoteAnswers: t.GetAnswers(), RemoteAnswerBytes: t.GetAnswerBytes(),
 		AnswerBatches: t.GetAnswerBatches(), KVBlocksMoved: t.GetMovedBlocks(), KVBytesMoved: t.GetMovedBytes(), RefusedMessages: t.GetRefused(),
 		Steps: w.GetSteps(), StepSeconds: seconds(w.GetStepNs()), RemoteWaitSeconds: seconds(w.GetRemoteWaitNs()), HalvedSteps: w.GetHalvedSteps(),

@@ -93,16 +93,18 @@ type InstanceView struct {
 	Waiting           int               `json:"waiting"`
 	TokensPerSecond   float64           `json:"tokens_per_second"`
 	Preemptions       uint64            `json:"preemptions"`
-	Recoveries        uint64            `json:"recoveries"`      // requests computed anew, for KV that was lost with a peer
-	PrefixQueries     uint64            `json:"prefix_queries"`  // tokens of requests that began
-	PrefixHits        uint64            `json:"prefix_hits"`     // those of them whose KV was in the cache
-	PlannedMoves      uint64            `json:"planned_moves"`   // moves that the gManager planned, and that it took
-	PlannedBlocks     uint64            `json:"planned_blocks"`  // KV blocks placed by them
-	SharedQueries     uint64            `json:"shared_queries"`  // a part of PrefixQueries: tokens that others were searched for
-	SharedHits        uint64            `json:"shared_hits"`     // a part of PrefixHits: tokens whose KV is used at others, where it lies
-	Drafts            uint64            `json:"drafts"`          // steps of a request that had tokens guessed ahead
-	DraftTokens       uint64            `json:"draft_tokens"`    // these tokens
-	AcceptedTokens    uint64            `json:"accepted_tokens"` // those of them that were right
+	Recoveries        uint64            `json:"recoveries"`               // requests computed anew, for KV that was lost with a peer
+	PrefixQueries     uint64            `json:"prefix_queries"`           // tokens of requests that began
+	PrefixHits        uint64            `json:"prefix_hits"`              // those of them whose KV was in the cache
+	PlannedMoves      uint64            `json:"planned_moves"`            // moves that the gManager planned, and that it took
+	PlannedBlocks     uint64            `json:"planned_blocks"`           // KV blocks placed by them
+	SharedQueries     uint64            `json:"shared_queries"`           // a part of PrefixQueries: tokens that others were searched for
+	SharedHits        uint64            `json:"shared_hits"`              // a part of PrefixHits: tokens whose KV is used at others, where it lies
+	Drafts            uint64            `json:"drafts"`                   // steps of a request that had tokens guessed ahead
+	DraftTokens       uint64            `json:"draft_tokens"`             // these tokens
+	AcceptedTokens    uint64            `json:"accepted_tokens"`          // those of them that were right
+	Waves             uint64            `json:"parallel_prefills"`        // prompts of requests here that several instances computed
+	Assists           uint64            `json:"parallel_prefill_assists"` // those of others that this instance computed a part of
 	Steps             uint64            `json:"steps"`
 	HalvedSteps       uint64            `json:"halved_steps"` // a part of Steps: computed in halves of their rows
 	StepSeconds       float64           `json:"step_seconds"`

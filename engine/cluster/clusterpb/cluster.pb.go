@@ -594,6 +594,8 @@ type Load struct {
 	DraftTokens     uint64                 `protobuf:"varint,35,opt,name=draft_tokens,json=draftTokens,proto3" json:"draft_tokens,omitempty"`                                            // these tokens
 	AcceptedTokens  uint64                 `protobuf:"varint,36,opt,name=accepted_tokens,json=acceptedTokens,proto3" json:"accepted_tokens,omitempty"`                                   // those of them that were right
 	Report          uint64                 `protobuf:"varint,37,opt,name=report,proto3" json:"report,omitempty"`                                                                         // of those that the instance made, from 1; 0: it does not count them
+	Waves           uint64                 `protobuf:"varint,39,opt,name=waves,proto3" json:"waves,omitempty"`                                                                           // prompts of requests here that were computed by several instances
+	Assists         uint64                 `protobuf:"varint,40,opt,name=assists,proto3" json:"assists,omitempty"`                                                                       // those of others that this instance computed a part of
 	KvBlocksDue     uint32                 `protobuf:"varint,38,opt,name=kv_blocks_due,json=kvBlocksDue,proto3" json:"kv_blocks_due,omitempty"`                                          // that running requests here will take for tokens that they have
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -828,6 +830,20 @@ func (x *Load) GetAcceptedTokens() uint64 {
 func (x *Load) GetReport() uint64 {
 	if x != nil {
 		return x.Report
+	}
+	return 0
+}
+
+func (x *Load) GetWaves() uint64 {
+	if x != nil {
+		return x.Waves
+	}
+	return 0
+}
+
+func (x *Load) GetAssists() uint64 {
+	if x != nil {
+		return x.Assists
 	}
 	return 0
 }
@@ -2647,7 +2663,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\xb4\t\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xe4\t\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -2683,7 +2699,9 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x06drafts\x18\" \x01(\x04R\x06drafts\x12!\n" +
 	"\fdraft_tokens\x18# \x01(\x04R\vdraftTokens\x12'\n" +
 	"\x0faccepted_tokens\x18$ \x01(\x04R\x0eacceptedTokens\x12\x16\n" +
-	"\x06report\x18% \x01(\x04R\x06report\x12\"\n" +
+	"\x06report\x18% \x01(\x04R\x06report\x12\x14\n" +
+	"\x05waves\x18' \x01(\x04R\x05waves\x12\x18\n" +
+	"\aassists\x18( \x01(\x04R\aassists\x12\"\n" +
 	"\rkv_blocks_due\x18& \x01(\rR\vkvBlocksDue\x1a8\n" +
 	"\n" +
 	"LinksEntry\x12\x10\n" +

@@ -93,8 +93,10 @@ func command(args ...string) *exec.Cmd {
 	}
 	cmd := exec.Command(self, args...)
 	// On a slow machine a peer may take long without being lost. Plans are for the tests that ask for them: the others
-	// know where blocks lie. Likewise for what takes the place of an instance that was killed.
-	cmd.Env = append(os.Environ(), childEnv+"=1", "INFINITE_PEER_TIMEOUT=2m", "INFINITE_REBALANCE_INTERVAL=0", "INFINITE_MAX_RESTARTS=0")
+	// know where blocks lie. Likewise for what takes the place of an instance that was killed, and for prompts that several
+	// instances compute.
+	cmd.Env = append(os.Environ(), childEnv+"=1", "INFINITE_PEER_TIMEOUT=2m", "INFINITE_REBALANCE_INTERVAL=0", "INFINITE_MAX_RESTARTS=0",
+		"INFINITE_PREFILL_CONTEXT_PARALLEL_SIZE=1")
 	if device := os.Getenv(deviceEnv); device != "" {
 		// A GPU's memory may not be known here, and is shared by all that a test starts.
 		cmd.Env = append(cmd.Env, "INFINITE_DEVICE="+device, "INFINITE_KV_CACHE_MEMORY=256MiB")
