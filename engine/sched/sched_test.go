@@ -62,6 +62,7 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		c.s, err = New(Config{
 			MaxNumSeqs: scan(t, d, "seqs", 4), MaxBatchedTokens: scan(t, d, "tokens", 16), MaxRows: scan(t, d, "rows", 0),
 			MaxWaiting: scan(t, d, "waiting", 8), MaxModelLen: scan(t, d, "len", 0), Patience: scan(t, d, "patience", 3), MinShared: scan(t, d, "shared", 0),
+			Waves: Waves{Parts: scan(t, d, "parts", 0), MinTokens: scan(t, d, "wave", 0)},
 		}, c.kv)
 		c.texts = map[kvcache.RequestID][]int32{}
 		return fail(err)
@@ -102,6 +103,8 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		return fmt.Sprintf("release %d spans\n", len(c.s.Found(id, spans)))
 	case "lost":
 		return fmt.Sprintf("release %d spans\n", len(c.s.Lost(scan(t, d, "at", ""))))
+	case "formed", "started", "assist":
+		return c.wave(t, d, id)
 	case "share": // blocks here with another instance
 		h, err := c.kv.Share("other", 0, kvcache.AppendKeys(nil, kvcache.RootKey(""), []rune(scan(t, d, "text", "")), c.kv.BlockSize()))
 		return fmt.Sprintf("%d blocks %v\n", len(h.Blocks), err)
@@ -130,6 +133,7 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 	c.plan = c.s.Schedule(View{
 		PeersFree: scan(t, d, "peers", 0), OldestArrival: scan(t, d, "oldest", uint64(0)), OthersRunning: scan(t, d, "others", 0),
 		Starving: scan(t, d, "starving", uint64(0)), Blocks: scan(t, d, "cluster", 0),
+		Helpers: scan(t, d, "helpers", 0),
 	})
 	var b strings.Builder
 	for _, i := range c.plan.Items {
@@ -162,6 +166,9 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 	}
 	for _, q := range c.plan.Searches {
 		fmt.Fprintf(&b, "search for %d blocks of request %d near %q\n", len(q.Keys), q.Request, q.Near)
+	}
+	for _, f := range c.plan.Forms {
+		fmt.Fprintf(&b, "a wave for request %d: %d of %d tokens are there, legs of %d, %d parts\n", f.Request, f.Base, f.Tokens, f.Chunk, f.Parts)
 	}
 	for _, p := range c.plan.Preempted {
 		fmt.Fprintf(&b, "preempted %d: %s\n", p.Request, p.Reason)

@@ -58,8 +58,9 @@ func (s *Scheduler) wants(r *request, view View) bool {
 
 // form asks for a wave of a request that has just been started.
 func (s *Scheduler) form(r *request, view View) {
+	// A leg is a step's, with room left for a token of each other request: a rest of it would take a step of its own.
 	bs := s.kv.BlockSize()
-	chunk := max(1, s.cfg.MaxBatchedTokens/bs) * bs
+	chunk := max(1, max(s.cfg.MaxBatchedTokens-s.cfg.MaxNumSeqs, s.cfg.MaxBatchedTokens/2)/bs) * bs
 	parts := min(s.cfg.Waves.Parts, view.Helpers+1, (r.Tokens-r.computed)/(2*chunk))
 	if parts < 2 {
 		return
