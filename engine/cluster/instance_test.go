@@ -214,6 +214,9 @@ func startInstanceWith(t *testing.T, etcd []string, id string, blocks int, trans
 			t.Errorf("%s: run: %v", id, err)
 		}
 	})
+	if cfg.Sched.Waves.Parts > 1 {
+		n.rman.Waves(testHome{n}, n.dev)
+	}
 	n.rman.Start(testHome{n}, dir, leader)
 	server := grpc.NewServer(append(ServerOptions(testSecret), grpc.ChainUnaryInterceptor(n.intercept))...)
 	pb.RegisterKVServer(server, n.rman)
