@@ -277,16 +277,13 @@ func (e *Engine) finish(r *request, ev Event) {
 	e.mu.Unlock()
 }
 
-// placement is where a running request's KV lies.
-func (e *Engine) placement(id kvcache.RequestID) []SpanInfo {
-	if e.kv.AppendTable(id, &e.table) != nil {
-		return nil
+// placement is where a running request's KV lies, in the order of the text.
+func (e *Engine) placement(id kvcache.RequestID) (out []SpanInfo) {
+	runs, _ := e.kv.Runs(id) // none while it waits
+	for _, run := range runs {
+		out = append(out, SpanInfo(run))
 	}
-	out := make([]SpanInfo, 0, len(e.table.Spans)+1)
-	for _, s := range e.table.Spans {
-		out = append(out, SpanInfo{s.Instance, s.Blocks})
-	}
-	return append(out, SpanInfo{Blocks: len(e.table.Local)})
+	return out
 }
 
 func (e *Engine) endAll(ev Event) {

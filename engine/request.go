@@ -62,7 +62,7 @@ type Event struct {
 	Queued    time.Duration  // with the same: how long it waited for its first step
 	StopToken int32          // the stop token that ended the answer, else -1
 	Err       error          // with "error" and "abort"
-	Spans     []SpanInfo     // with "stop" and "length": where the KV lay; the home's blocks, without a name, are last
+	Spans     []SpanInfo     // with "stop" and "length": where the KV lay, in the order of the text; the home's blocks have no name
 	Begun     bool           // this event, without a token, comes before the request's first step, if it asked for that
 }
 

@@ -86,12 +86,50 @@ func (m *Manager) ShareWave(id RequestID, owner string, tag uint64) (Hosted, err
 	return m.view(m.openSlot(hostSlot{owner: owner, tag: tag, blocks: append([]BlockID(nil), r.local...), shared: true})), nil
 }
 
+// Run is blocks of a request that follow each other in the text and lie on one instance, "" being this one.
+type Run struct {
+	Instance string
+	Blocks   int
+}
+
+// Runs says where a request's blocks lie, in the order of the text.
+func (m *Manager) Runs(id RequestID) ([]Run, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.get(id)
+	if err != nil {
+		return nil, err
+	}
+	at := make([]string, r.inSpans+len(r.local)) // by block of the text
+	i := 0
+	for _, s := range r.spans {
+		for range s.Blocks {
+			at[r.block(i)] = s.Instance
+			i++
+		}
+	}
+	var runs []Run
+	for _, instance := range at {
+		if n := len(runs); n > 0 && runs[n-1].Instance == instance {
+			runs[n-1].Blocks++
+			continue
+		}
+		runs = append(runs, Run{instance, 1})
+	}
+	return runs, nil
+}
+
+// block is which block of the text the table's block i is.
+func (r *request) block(i int) int {
+	if i < len(r.order) {
+		return int(r.order[i])
+	}
+	return i
+}
+
 // key is what the table's block i holds, false where that is not known.
 func (r *request) key(i int) (Key, bool) {
-	if i < len(r.order) {
-		i = int(r.order[i])
-	}
-	if r.wave || i >= len(r.keys) {
+	if i = r.block(i); r.wave || i >= len(r.keys) {
 		return Key{}, false
 	}
 	return r.keys[i], true

@@ -110,7 +110,7 @@ func appendFinish(b []byte, finish string, reason any, spans []engine.SpanInfo) 
 	return appendPlacement(b, spans)
 }
 
-// appendPlacement appends where the KV lay, if that is known: oldest blocks first; the last ones are the home's.
+// appendPlacement appends where the KV lay, if that is known, in the order of the text; the last ones are the home's.
 func appendPlacement(b []byte, spans []engine.SpanInfo) []byte {
 	if len(spans) == 0 {
 		return b

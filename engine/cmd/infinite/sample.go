@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -68,6 +69,7 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 	}
 	defer h.Close()
 	c := &openai.Client{URL: h.URL(), Key: cfg.APIKey}
+	waitLinked(cmd.Context(), c, cfg.Instances)
 	right, err := s.ask(cmd.Context(), c, out, tokens, cfg.BlockSize)
 	if err != nil {
 		return err
@@ -81,6 +83,26 @@ func runSample(cmd *cobra.Command, cfg config.Config, once bool) error {
 	announce(cmd, cfg, h)
 	fmt.Fprintf(out, "\ntry:\n  curl %s/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"The password of Mira is copper-lantern. What is the password of Mira?\"}]}'\nor:\n  bin/infinite chat --url %s\n", h.URL(), h.URL())
 	return untilEnd(cmd, h)
+}
+
+// waitLinked waits until all instances have links to each other, or a while: before, a prompt is computed by those that
+// know of each other.
+func waitLinked(ctx context.Context, c *openai.Client, instances int) {
+	for range 100 {
+		var v server.ClusterView
+		err := c.Get(ctx, "/cluster", &v)
+		missing := slices.ContainsFunc(v.Instances, func(in server.InstanceView) bool {
+			links := 0
+			for _, peers := range in.Links {
+				links += int(peers)
+			}
+			return links < len(v.Instances)-1
+		})
+		if ctx.Err() != nil || err == nil && !missing && len(v.Instances) >= instances {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 func readSample() (*sample, error) {
@@ -197,19 +219,52 @@ func (s *sample) printPlacement(ctx context.Context, c *openai.Client, out io.Wr
 	fmt.Fprintf(out, "where the prompt's KV lay (blocks of %d tokens):\n", blockSize)
 	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "  instance\trole\tblocks\tof pool\ttokens\t")
-	first := 0
-	for i, span := range spans {
-		role := "creditor"
-		if i == len(spans)-1 {
-			role = "home"
-		}
-		next := first + span.Blocks*blockSize
+	all := places(spans, blockSize, prefix.Count)
+	for _, p := range all {
 		mark := ""
-		if prefix.Count >= first && prefix.Count < next {
+		if p.marked {
 			mark = fmt.Sprintf("<- the fact, near token %d", prefix.Count)
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%d\t%d\t%d..%d\t%s\n", span.Instance, role, span.Blocks, pool[span.Instance], first, next-1, mark)
+		fmt.Fprintf(w, "  %s\t%s\t%d\t%d\t%s\t%s\n", p.instance, p.role, p.blocks, pool[p.instance], strings.Join(p.tokens, ", "), mark)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if len(spans) > len(all) {
+		fmt.Fprintf(out, "these %d instances computed it together, each in turn what lies there\n", len(all))
+	}
+	return nil
+}
+
+// place is what an instance had of the prompt.
+type place struct {
+	instance, role string
+	blocks         int
+	tokens         []string // runs of them
+	marked         bool     // one of them has the token that was asked for
+}
+
+// places gathers by instance what spans say in the order of the text; the home, which has the last, comes last.
+func places(spans []server.SpanView, blockSize, token int) (out []*place) {
+	byName := map[string]*place{}
+	first := 0
+	for _, s := range spans {
+		p := byName[s.Instance]
+		if p == nil {
+			p = &place{instance: s.Instance, role: "creditor"}
+			byName[s.Instance] = p
+			out = append(out, p)
+		}
+		next := first + s.Blocks*blockSize
+		p.blocks += s.Blocks
+		p.tokens = append(p.tokens, fmt.Sprintf("%d..%d", first, next-1))
+		p.marked = p.marked || token >= first && token < next
 		first = next
 	}
-	return w.Flush()
+	if n := len(spans); n > 0 {
+		home := byName[spans[n-1].Instance]
+		home.role = "home"
+		slices.SortStableFunc(out, func(a, b *place) int { return strings.Compare(a.role, b.role) })
+	}
+	return out
 }
