@@ -132,7 +132,7 @@ enum { INF_BLOCK_EMPTY, INF_BLOCK_CLAIMED, INF_BLOCK_LANDED, INF_BLOCK_OURS };
 
 struct inf_span {
     bool open;
-    uint32_t wave; /* 0: none, or its close was. What has landed is then the wave's to say */
+    uint32_t wave; /* 0: none, or none any more; else that says what of it is there */
     uint32_t owner, generation;
     int32_t n_blocks;
     uint32_t landed; /* from the beginning, without a gap */

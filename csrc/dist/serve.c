@@ -19,15 +19,15 @@
  *
  * A message over tokens that a wave has not computed so far (waves.c) is kept, and gets into a
  * batch later:
- *  5. It is kept as a whole, in its debtor's inbox, and holds nothing but its slot: no span, so
- * that a close does not wait for it, and no scratch. What is said of it is read from the slot again
- *     each time, and checked again.
+ *  5. It is kept as a whole, in its debtor's inbox, and holds nothing but its slot: no scratch, and
+ *     no span, so that a close does not wait for it. What it says is read from the slot again each
+ *     time, and checked again.
  *  6. What its debtor sends meanwhile is polled too, and waits behind it, so that a look at the
- * link tells its death, and a wait returns for nothing that cannot be answered. A debtor that waits
- *     for two messages sends no third: one of each half of its step.
+ *     link tells its death, and a wait returns for nothing that cannot be answered. A debtor has a
+ *     message of each half of its step on the way at most: a third one is none of a debtor's.
  *  7. It is looked at again when the thread is woken, whoever does it, and when its patience ends;
  *     then its groups that still wait are refused as those of stale spans are. The step thread
- * wakes it when what is waited for is there, and whoever ends a wave or a span of one.
+ *     wakes it when what is waited for is there, and so does whoever ends a wave or a span of one.
  *  8. A link that leaves the thread takes its inbox along. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

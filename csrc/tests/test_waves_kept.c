@@ -155,6 +155,18 @@ static void still_kept(rig *r) {
     CHECK(inf_link_poll(r->query[0], &msg, &len) == INF_AGAIN);
 }
 
+/* Who keeps messages sleeps meanwhile, but for a look now and then. */
+static void sleeps(rig *r) {
+    uint64_t rounds[2], begun = inf_now();
+    for (int i = 0; i < 2; i++) {
+        pthread_mutex_lock(&r->v.d->lock);
+        rounds[i] = r->v.d->server.round;
+        pthread_mutex_unlock(&r->v.d->lock);
+        (void)nanosleep(&(struct timespec){0, 30000000}, NULL);
+    }
+    CHECK(rounds[1] - rounds[0] <= 20 + (inf_now() - begun) / 10000000);
+}
+
 /* ---- steps ---- */
 
 static int try_begin(rig *r, uint32_t before, uint32_t n) {
@@ -255,6 +267,7 @@ static void halves(uint32_t provider) {
     (void)ask_parts(r, 0, 1, 1, &want, 1);
     await_kept(r, 1);
     still_kept(r);
+    sleeps(r);
     whole_step(r, 0, 8);
     (void)answer_parts(r, 0, 0, &ok, 1);
     (void)answer_parts(r, 0, 1, &ok, 1);

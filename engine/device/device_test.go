@@ -107,6 +107,7 @@ func TestClosedDevice(t *testing.T) {
 	_, waitErr := d.Wait(0)
 	_, _, moveErr := d.MoveWait(0)
 	for i, err := range []error{d.Submit(), d.Run(0), d.OpenSlot(0, greedy, nil, 0, nil), d.SpanSet(0, 0, 0, nil), d.SpanShare(0, 0, 0, nil), d.SpanClose(0, 0),
+		d.WaveOpen(1, time.Second), d.SpanWave(0, 0, 0, nil, 1), d.WaveClose(1),
 		d.MovePost(0, 0, 0, 0, nil, 0), d.PeerDetach(0), d.PeerStatus(0), d.PeerAttach(0, nil, nil), d.PeerRail(0, 1, true, nil), d.SharePool("", ""), d.Ready(), waitErr, moveErr} {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("call %d: %v", i, err)
@@ -114,6 +115,54 @@ func TestClosedDevice(t *testing.T) {
 	}
 	if d.ISA() != "" || d.Step() != nil || d.Stats() != (Stats{}) {
 		t.Error("a closed device has properties")
+	}
+}
+
+// A wave is filled by steps that name it, one after the other, and is nobody's before it is opened and after its close.
+func TestWave(t *testing.T) {
+	d, m := openLlama(t)
+	tokens := []int32{1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15}
+	r := newRequest(t, d, 0, greedy, tokens, 0, 4)
+	feed := func(n int) error {
+		s := d.Step()
+		s.Reset(1, peerWaitNS, 0)
+		seq, err := s.AddSeq(0, r.done, 0, tokens[r.done:r.done+n], r.local, nil)
+		if err != nil {
+			return err
+		}
+		s.Seqs[seq].Wave = 3
+		if err = d.Run(testWait); err == nil {
+			r.done += n
+		}
+		return err
+	}
+	for i, err := range []error{feed(8), d.WaveClose(3), d.SpanWave(1, 0, 1, r.local, 3), d.WaveOpen(0, time.Second), d.WaveOpen(3, -1),
+		d.WaveOpen(batch.MaxWaves+1, time.Second)} {
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("call %d, without a wave: %v", i, err)
+		}
+	}
+	if err := errors.Join(d.WaveOpen(3, time.Second), d.SpanWave(1, 0, 1, r.local, 3), d.SpanWave(2, 1, 1, r.local[:2], 3), feed(8), feed(4)); err != nil {
+		t.Error(err)
+	}
+	if err := d.SpanWave(4, 2, 1, r.local[1:], 3); !errors.Is(err, ErrInvalid) {
+		t.Errorf("other blocks than the wave's: %v", err)
+	}
+	if err := d.WaveOpen(3, time.Second); !errors.Is(err, ErrInvalid) {
+		t.Errorf("opened twice: %v", err)
+	}
+	r.done = 4
+	if err := feed(4); !errors.Is(err, ErrInvalid) {
+		t.Errorf("over tokens that are there: %v", err)
+	}
+	if err := errors.Join(d.WaveClose(3), d.SpanClose(0, 1), d.SpanClose(1, 1)); err != nil {
+		t.Error(err)
+	}
+	c := ForModel(m.Config, testConfig())
+	c.TensorParallel = 2
+	cut := openModel(t, m, c)
+	if err := cut.WaveOpen(1, time.Second); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("over two ranks: %v", err)
 	}
 }
 

@@ -282,9 +282,11 @@ int inf_device_span_share(inf_device *device, uint32_t owner, uint32_t handle, u
  *     the wave has; before the wave's first step the caller has seen to them (a cached prefix), and
  *     peers may read them from then on. Its blocks are the wave's: where two lists, of steps or of
  *     spans, name a block at the same place it is the same one.
- *  2. A seq that fails (seq_out), or a step that does, fails its wave for good. What was full in
- * all layers before that step stays readable, and nothing more becomes so; later steps that name
- *     the wave are computed as any.
+ *  2. local_pos0 is pos0 less the local tokens before it, and the spans stand for all that lies
+ *     with others, whatever its order in the text: without windows attention does not care.
+ *  3. A seq that fails (seq_out), or a step that does, fails its wave for good. What was full in
+ *     all layers before that step stays readable, and nothing more becomes so; later steps that
+ *     name the wave are computed as any.
  *
  * A wave is opened by the number of the caller's choice, 1..INF_MAX_WAVES. INF_EINVAL: it is open.
  * INF_EUNSUPPORTED: K and V are not in this host's memory when a layer's operation returns (a GPU,
