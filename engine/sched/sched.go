@@ -83,7 +83,7 @@ type Offload struct {
 	To      string // the only instance to place them with; "": any
 }
 
-// Search asks for the first blocks that Keys name to be found with others. The request waits until Found.
+// Search asks for what is missing here of the blocks that Keys name to be found with others. The request waits until Found.
 type Search struct {
 	Request kvcache.RequestID
 	Keys    []kvcache.Key
