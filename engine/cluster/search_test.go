@@ -224,13 +224,29 @@ func TestShareKV(t *testing.T) {
 	if _, code = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 4}); code != codes.Canceled {
 		t.Error(code)
 	}
+	// What is not here is left out, and who may have the first of that is told.
+	if err := r.kv.Open(2); err != nil {
+		t.Fatal(err)
+	}
+	lead := kvcache.Found{Span: kvcache.Span{Instance: "c", Blocks: 1, Shared: true}, Has: []int32{0}}
+	if tokens, _ := r.kv.Adopt(2, []kvcache.Found{lead}, other); tokens != r.kv.BlockSize() || len(r.kv.Close(2)) != 1 {
+		t.Fatal(tokens)
+	}
+	mixed := []kvcache.Key{keys[0], keys[1], other[0], keys[2], other[1], keys[3], keys[4]}
+	got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: bytesOf(mixed), Session: 7, Ticket: 40})
+	if got.Blocks != 5 || !slices.Equal(got.Runs, []uint32{0, 2, 3, 1, 5, 2}) || got.Next != "c" {
+		t.Fatal(got)
+	}
+	if _, err := r.ReleaseKV(t.Context(), &pb.ReleaseKVRequest{Owner: "b", Session: 7, Tickets: []uint64{40}}); err != nil || r.kv.Counts().Shared != 0 {
+		t.Fatal(err, r.kv.Counts())
+	}
 	// What the device does not take is not shared; a lost peer's uses end.
 	rec.spans = errors.New("for a test")
-	if got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 5}); got.Blocks != 0 || r.kv.Counts().Shared != 0 {
+	if got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 50}); got.Blocks != 0 || r.kv.Counts().Shared != 0 {
 		t.Error(got, r.kv.Counts())
 	}
 	rec.spans = nil
-	if got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 6}); got.Blocks != 5 {
+	if got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 60}); got.Blocks != 5 {
 		t.Fatal(got)
 	}
 	r.drop(p, 0, errors.New("for a test"))
