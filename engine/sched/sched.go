@@ -181,7 +181,7 @@ type request struct {
 	misfits  int // plans in a row in which the whole cluster was too small for it
 	planned  planned
 	wave     wave
-	alone    bool // it was in a wave that came to nothing, and is in no other
+	alone    bool // it is in no wave any more: it was in one that came to nothing, or is to have its blocks here
 
 	search search // while it waits
 }
