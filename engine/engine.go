@@ -150,7 +150,7 @@ type news struct {
 // searchResult is the outcome of a Search.
 type searchResult struct {
 	request kvcache.RequestID
-	spans   []kvcache.Span
+	found   []kvcache.Found
 }
 
 // rate measures tokens per second over windows of a second.
@@ -299,11 +299,11 @@ func (e *Engine) Moved(m MoveResult) {
 	e.signal()
 }
 
-// Found takes the outcome of a Search: spans that hold the request's first blocks, in order, or none.
-func (e *Engine) Found(request kvcache.RequestID, spans []kvcache.Span) {
+// Found takes the outcome of a Search: spans that hold, with what is here, the request's first blocks, or none.
+func (e *Engine) Found(request kvcache.RequestID, found []kvcache.Found) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.inbox.news = append(e.inbox.news, news{found: &searchResult{request, spans}})
+	e.inbox.news = append(e.inbox.news, news{found: &searchResult{request, found}})
 	e.signal()
 }
 

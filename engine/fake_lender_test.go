@@ -70,28 +70,37 @@ func (n *simNode) host(owner string, last kvcache.Span, blocks int) (kvcache.Hos
 	return h, 0, err
 }
 
-// Search asks all others for what comes next until none has it.
+// Search asks all others for what is missing, until none has any of it.
 func (n *simNode) Search(s sched.Search) {
 	n.c.wg.Add(1)
 	go func() {
 		defer n.c.wg.Done()
-		var spans []kvcache.Span
-		keys := s.Keys
-		for more := true; more && len(keys) > 0 && (len(spans) == 0 || n.kv.Run(keys) == 0); {
+		var found []kvcache.Found
+		for more := true; more; {
 			more = false
 			for _, p := range n.c.nodes {
-				if p == n || p.isDead() {
+				lacks := n.kv.Lacks(found, s.Keys)
+				if p == n || p.isDead() || len(lacks) == 0 {
 					continue
 				}
-				if h, err := p.kv.Share(n.name(), 0, keys); err == nil {
-					spans = append(spans, kvcache.Span{
-						Instance: p.name(), Peer: uint32(p.index), Handle: h.Handle, Generation: h.Generation, Blocks: len(h.Blocks), Shared: true,
-					})
-					keys, more = keys[len(h.Blocks):], true
+				asked := make([]kvcache.Key, len(lacks))
+				for i, at := range lacks {
+					asked[i] = s.Keys[at]
 				}
+				h, which, err := p.kv.Share(n.name(), 0, asked)
+				if err != nil {
+					continue
+				}
+				f := kvcache.Found{Span: kvcache.Span{
+					Instance: p.name(), Peer: uint32(p.index), Handle: h.Handle, Generation: h.Generation, Blocks: len(h.Blocks), Shared: true,
+				}}
+				for _, i := range which {
+					f.Has = append(f.Has, lacks[i])
+				}
+				found, more = append(found, f), true
 			}
 		}
-		n.eng.Found(s.Request, spans)
+		n.eng.Found(s.Request, found)
 	}()
 }
 

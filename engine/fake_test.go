@@ -67,11 +67,11 @@ type simCluster struct {
 	mu    sync.Mutex
 	moved *sync.Cond // a wave has come further, or ended
 	nodes []*simNode
-	// Waves are on, so that tables need not be in the order of the text.
-	inWaves bool
-	wg      sync.WaitGroup
-	stop    context.CancelFunc
-	ran     sync.WaitGroup
+	// Waves are on, or prefixes used where they lie, so that tables need not be in the order of the text.
+	anyOrder bool
+	wg       sync.WaitGroup
+	stop     context.CancelFunc
+	ran      sync.WaitGroup
 }
 
 // simNode is one instance: Device and Lender of its engine.
@@ -123,7 +123,7 @@ func newSim(t *testing.T, n, blocks int, cfg sched.Config) *simCluster {
 		}
 		c.nodes = append(c.nodes, nd)
 	}
-	c.inWaves = cfg.Waves.Parts > 1
+	c.anyOrder = cfg.Waves.Parts > 1 || cfg.MinShared > 0
 	for _, nd := range c.nodes {
 		c.ran.Add(1)
 		go func() {
@@ -250,7 +250,7 @@ func (n *simNode) write(q *batch.Seq, users map[int32]int) {
 	}
 }
 
-// history reads everything back through the table. After a wave its order is not that of the text.
+// history reads everything back through the table, whose order need not be that of the text.
 func (n *simNode) history(q *batch.Seq) (out []int32, deadPeer int) {
 	local := n.st.Blocks[q.BlockOff : q.BlockOff+q.NBlocks]
 	cells := make([]cell, 0, q.Pos0+q.NTokens)
@@ -277,7 +277,7 @@ func (n *simNode) history(q *batch.Seq) (out []int32, deadPeer int) {
 	for at := 0; len(cells) < int(q.Pos0+q.NTokens); at++ {
 		cells = append(cells, n.mem[int(local[at/blockSize])*blockSize+at%blockSize])
 	}
-	if n.c.inWaves {
+	if n.c.anyOrder {
 		slices.SortFunc(cells, func(a, b cell) int { return int(a.pos - b.pos) })
 	}
 	for pos, c := range cells {

@@ -74,7 +74,7 @@ func (e *Engine) takeInbox() {
 		case n.moved != nil:
 			e.settle(*n.moved)
 		case n.found != nil:
-			e.release(e.sched.Found(n.found.request, n.found.spans))
+			e.release(e.sched.Found(n.found.request, n.found.found))
 		case n.wave != nil:
 			e.wave(n.wave)
 		default:

@@ -31,8 +31,7 @@ func (n *simNode) wide(t *testing.T, p []int32) {
 // What a prompt larger than a pool leaves behind is used where it lies: by its home, which knows where, and by another
 // instance that is told whom to ask.
 func TestSharedWhereItLies(t *testing.T) {
-	// The second instance has the beginning itself, and computes what it lacks: its own blocks come last in a table.
-	for home, least := range []int{320, 100, 320} {
+	for home := range 3 { // the second has blocks of the beginning itself
 		t.Run(fmt.Sprint("home ", home), func(t *testing.T) {
 			c := newSim(t, 3, 20, sharing)
 			p := prompt(1, 420)
@@ -47,13 +46,13 @@ func TestSharedWhereItLies(t *testing.T) {
 			if !slices.Equal(got, want(3, again.Prompt, 9)) {
 				t.Fatalf("other tokens: %+v", last(events))
 			}
-			if k := events[0].Cached; k < least {
+			if k := events[0].Cached; k < 320 {
 				t.Errorf("%d of 470 tokens are found", k)
 			}
 			if spans := last(events).Spans; len(spans) < 2 {
 				t.Errorf("all KV is at the home: %v", spans)
 			}
-			if st := n.eng.Stats(); (st.SharedHits < 100) != (home == 1) || st.SharedHits > st.PrefixHits || st.SharedQueries < st.SharedHits {
+			if st := n.eng.Stats(); st.SharedHits < 100 || st.SharedHits > st.PrefixHits || st.SharedQueries < st.SharedHits {
 				t.Errorf("%+v", st)
 			}
 			c.settled()

@@ -106,7 +106,7 @@ func (h testHome) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err
 	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
 }
 
-func (h testHome) Found(id kvcache.RequestID, spans []kvcache.Span) { h.eng.Found(id, spans) }
+func (h testHome) Found(id kvcache.RequestID, f []kvcache.Found) { h.eng.Found(id, f) }
 
 func (h testHome) PeerLost(peer string) {
 	select {

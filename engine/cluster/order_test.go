@@ -77,8 +77,8 @@ func (r *recorder) SpanShare(owner, h, g uint32, blocks []int32) error {
 	return r.spans
 }
 
-func (r *recorder) Found(id kvcache.RequestID, spans []kvcache.Span) {
-	r.note("found %d: %v", id, spans)
+func (r *recorder) Found(id kvcache.RequestID, found []kvcache.Found) {
+	r.note("found %d: %v", id, found)
 }
 
 func (r *recorder) Moved(id kvcache.RequestID, _ kvcache.Span, began bool, err error) {

@@ -59,8 +59,8 @@ type Home interface {
 	// Moved reports a finished offload: span.Blocks of the request's oldest blocks now lie in span, or err.
 	// began says whether blocks were marked as moving.
 	Moved(request kvcache.RequestID, span kvcache.Span, began bool, err error)
-	// Found reports the end of a search: spans that hold the request's first blocks, in order, or none.
-	Found(request kvcache.RequestID, spans []kvcache.Span)
+	// Found reports the end of a search: spans that hold, with what is here, the request's first blocks, or none.
+	Found(request kvcache.RequestID, found []kvcache.Found)
 	// PeerLost says that every span that Moved or Found has reported at the instance is gone.
 	PeerLost(instance string)
 	// Place asks for so many of a running request's oldest blocks to be placed with an instance. It does not wait for

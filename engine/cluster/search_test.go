@@ -224,13 +224,29 @@ func TestShareKV(t *testing.T) {
 	if _, code = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 4}); code != codes.Canceled {
 		t.Error(code)
 	}
+	// What is not here is left out, and who may have the first of that is told.
+	if err := r.kv.Open(2); err != nil {
+		t.Fatal(err)
+	}
+	lead := kvcache.Found{Span: kvcache.Span{Instance: "c", Blocks: 1, Shared: true}, Has: []int32{0}}
+	if tokens, _ := r.kv.Adopt(2, []kvcache.Found{lead}, other); tokens != r.kv.BlockSize() || len(r.kv.Close(2)) != 1 {
+		t.Fatal(tokens)
+	}
+	mixed := []kvcache.Key{keys[0], keys[1], other[0], keys[2], other[1], keys[3], keys[4]}
+	got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: bytesOf(mixed), Session: 7, Ticket: 40})
+	if got.Blocks != 5 || !slices.Equal(got.Runs, []uint32{0, 2, 3, 1, 5, 2}) || got.Next != "c" {
+		t.Fatal(got)
+	}
+	if _, err := r.ReleaseKV(t.Context(), &pb.ReleaseKVRequest{Owner: "b", Session: 7, Tickets: []uint64{40}}); err != nil || r.kv.Counts().Shared != 0 {
+		t.Fatal(err, r.kv.Counts())
+	}
 	// What the device does not take is not shared; a lost peer's uses end.
 	rec.spans = errors.New("for a test")
-	if got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 5}); got.Blocks != 0 || r.kv.Counts().Shared != 0 {
+	if got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 50}); got.Blocks != 0 || r.kv.Counts().Shared != 0 {
 		t.Error(got, r.kv.Counts())
 	}
 	rec.spans = nil
-	if got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 6}); got.Blocks != 5 {
+	if got, _ = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Session: 7, Ticket: 60}); got.Blocks != 5 {
 		t.Fatal(got)
 	}
 	r.drop(p, 0, errors.New("for a test"))
@@ -338,23 +354,30 @@ func keysOfPrompt(seed, n int) []kvcache.Key {
 	return kvcache.AppendKeys(nil, kvcache.RootKey(""), prompt(seed, n), testBlock)
 }
 
-// A search whose instance was lost meanwhile has found nothing there, and nothing behind it.
+// A search whose instance was lost meanwhile has found nothing there. What is missing then makes spans behind it useless,
+// and no others.
 func TestSearchOverAnEndedSession(t *testing.T) {
 	r, p, rec := withPeer(t)
 	q := &peer{id: "c", index: 4, conn: p.conn, client: p.client, session: 9}
 	r.peers["c"] = q
-	span := func(p *peer, handle uint32) found {
+	span := func(p *peer, handle uint32, has ...int32) found {
 		p.placing++
-		return found{creditor{p, 5}, kvcache.Span{Instance: p.id, Peer: p.index, Handle: handle, Generation: 1, Blocks: 2, Shared: true}}
+		return found{creditor{p, 5}, kvcache.Found{Has: has,
+			Span: kvcache.Span{Instance: p.id, Peer: p.index, Handle: handle, Generation: 1, Blocks: len(has), Shared: true}}}
 	}
 	p.session = 5
-	r.deliver(1, []found{span(p, 1), span(p, 2)})
-	r.deliver(2, []found{span(p, 1), span(q, 1), span(p, 3)})
-	r.deliver(3, nil)
-	wantEvents(t, rec, "found 1: [{b 3 1 1 2 true} {b 3 2 1 2 true}]", "found 2: [{b 3 1 1 2 true}]", "found 3: []")
+	s := func(request kvcache.RequestID) search {
+		return search{request: request, keys: keysOfPrompt(1, 6*testBlock)}
+	}
+	r.deliver(s(1), []found{span(p, 1, 0, 1), span(p, 2, 2, 3)})
+	r.deliver(s(2), []found{span(p, 1, 0, 1), span(q, 1, 2, 3), span(p, 3, 4, 5)})
+	r.deliver(s(3), nil)
+	r.deliver(s(4), []found{span(p, 4, 1, 4), span(q, 2, 3), span(p, 5, 0, 2), span(p, 6, 5)})
+	wantEvents(t, rec, "found 1: [{{b 3 1 1 2 true} [0 1]} {{b 3 2 1 2 true} [2 3]}]", "found 2: [{{b 3 1 1 2 true} [0 1]}]", "found 3: []",
+		"found 4: [{{b 3 4 1 2 true} [1 4]} {{b 3 5 1 2 true} [0 2]}]")
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p.placing != 0 || q.placing != 0 || len(p.owed.spans) != 1 || p.owed.spans[0].Handle != 3 {
+	if p.placing != 0 || q.placing != 0 || len(p.owed.spans) != 2 || p.owed.spans[0].Handle != 3 || p.owed.spans[1].Handle != 6 {
 		t.Errorf("%d and %d are held, owed is %+v", p.placing, q.placing, p.owed)
 	}
 }

@@ -12,8 +12,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/kvcache"
 )
 
-// ShareKV opens a span over blocks here that hold the beginning of a debtor's request, for as long as it wants to read
-// them. That it has none, or not now, is an answer, not an error.
+// ShareKV opens a span over blocks here of the beginning of a debtor's request, for as long as it wants to read them. That it has none, or not now, is an answer, not an error.
 func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.ShareKVReply, error) {
 	keys, err := keysOf(req.Keys)
 	if err != nil || len(keys) == 0 {
@@ -33,7 +32,7 @@ func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.Sha
 	} else if reason != "" {
 		return &pb.ShareKVReply{Reason: reason}, nil
 	}
-	hosted, err := r.kv.Share(req.Owner, req.Ticket, keys)
+	hosted, which, err := r.kv.Share(req.Owner, req.Ticket, keys)
 	if err != nil {
 		return &pb.ShareKVReply{Reason: err.Error(), Unknown: errors.Is(err, kvcache.ErrUnknown), Next: r.kv.Lead(keys[0]), Hostable: uint32(r.kv.Hostable())}, nil
 	}
@@ -42,8 +41,12 @@ func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.Sha
 		r.unhost(hosted, nil)
 		return &pb.ShareKVReply{Reason: err.Error()}, nil
 	}
-	reply := &pb.ShareKVReply{Blocks: uint32(len(hosted.Blocks)), Handle: hosted.Handle, Generation: hosted.Generation, Hostable: uint32(r.kv.Hostable())}
-	if n := len(hosted.Blocks); n < len(keys) {
+	reply := &pb.ShareKVReply{Blocks: uint32(len(which)), Runs: runsOf(which), Handle: hosted.Handle, Generation: hosted.Generation, Hostable: uint32(r.kv.Hostable())}
+	n := 0 // of the first ones
+	for n < len(which) && int(which[n]) == n {
+		n++
+	}
+	if n < len(keys) {
 		reply.Next = r.kv.Lead(keys[n])
 	}
 	return reply, nil

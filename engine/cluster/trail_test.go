@@ -8,43 +8,67 @@ import (
 	"github.com/infinite-llm/infinite/engine/kvcache"
 )
 
-// somebody is what instances have: a number of blocks of the text from a position on, and whom they name for the next.
-type somebody map[string]map[int]*pb.ShareKVReply
+// word is what an instance says when the block at a position is the first that is missing.
+type word struct {
+	blocks  []int32 // of the text; those that are asked for are shared
+	next    string
+	unknown bool
+}
+
+// somebody is what instances have, by the first block that they are asked for.
+type somebody map[string]map[int32]word
+
+// run is blocks [from, from+n).
+func run(from, n int32) (out []int32) {
+	for i := range n {
+		out = append(out, from+i)
+	}
+	return out
+}
 
 func TestTrail(t *testing.T) {
 	keys := kvcache.AppendKeys(nil, kvcache.RootKey(""), prompt(1, 40), testBlock)
+	all := word{blocks: run(0, 10)}
 	for _, tc := range []struct {
-		name  string
-		near  string
-		leads map[int]string
-		here  int // the first of the blocks that are here, if any is
-		until int // behind the last one; 0: all are
-		world somebody
-		asked string
-		at    int
+		name    string
+		inOrder bool
+		near    string
+		leads   map[int]string
+		here    []int32
+		world   somebody
+		asked   string
+		reach   int
 	}{
 		{name: "nobody", asked: ""},
-		{name: "near has all", near: "a", world: somebody{"a": {0: {Blocks: 10}}}, asked: "a", at: 10},
-		{name: "near has none", near: "a", leads: map[int]string{0: "a"}, world: somebody{"a": {0: {Unknown: true}}}, asked: "a"},
-		{name: "own leads", leads: map[int]string{0: "a", 4: "b"}, world: somebody{"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 3}}}, asked: "ab", at: 7},
-		{name: "it goes on here", leads: map[int]string{0: "a", 4: "b"}, here: 4, world: somebody{"a": {0: {Blocks: 4}}}, asked: "a", at: 4},
-		{name: "it goes on here, but not to the end", leads: map[int]string{0: "a", 4: "b"}, here: 4, until: 7,
-			world: somebody{"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 5}}}, asked: "ab", at: 9},
-		{name: "others have no more than what is here", leads: map[int]string{0: "a", 4: "b"}, here: 4, until: 9,
-			world: somebody{"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 5}}}, asked: "ab", at: 4},
-		{name: "here it begins", near: "a", here: 0, until: 1, world: somebody{"a": {0: {Blocks: 10}}}, asked: "a", at: 10},
-		{name: "near knows who", near: "h", world: somebody{"h": {0: {Unknown: true, Next: "a"}, 4: {Unknown: true, Next: "b"}, 8: {Blocks: 2}},
-			"a": {0: {Blocks: 4}}, "b": {4: {Blocks: 4}}}, asked: "hahbh", at: 10},
-		{name: "a circle", near: "a", world: somebody{"a": {0: {Unknown: true, Next: "b"}}, "b": {0: {Unknown: true, Next: "a"}}}, asked: "ab"},
-		{name: "to itself", near: "a", world: somebody{"a": {0: {Blocks: 4, Next: "a"}}}, asked: "a", at: 4},
-		{name: "back to me", near: "a", world: somebody{"a": {0: {Next: "me"}}}, asked: "a"},
-		{name: "no room there", leads: map[int]string{0: "a"}, world: somebody{"a": {0: {Blocks: 0}}}, asked: "a"},
+		{name: "near has all", near: "a", world: somebody{"a": {0: all}}, asked: "a", reach: 10},
+		{name: "near has none", near: "a", leads: map[int]string{0: "a"}, world: somebody{"a": {0: {unknown: true}}}, asked: "a"},
+		{name: "own leads", leads: map[int]string{0: "a", 4: "b"}, world: somebody{"a": {0: {blocks: run(0, 4)}}, "b": {4: {blocks: run(4, 3)}}}, asked: "ab", reach: 7},
+		{name: "it goes on here", leads: map[int]string{0: "a", 4: "b"}, here: run(4, 6), world: somebody{"a": {0: all}}, asked: "a", reach: 10},
+		{name: "it goes on here, but not to the end", leads: map[int]string{0: "a", 7: "b"}, here: run(4, 3),
+			world: somebody{"a": {0: {blocks: run(0, 4)}}, "b": {7: {blocks: run(4, 5)}}}, asked: "ab", reach: 9},
+		{name: "here it begins", leads: map[int]string{0: "x", 3: "a"}, here: run(0, 3), world: somebody{"a": {3: all}}, asked: "a", reach: 10},
+		{name: "it is here", near: "a", here: run(0, 10), asked: "", reach: 10},
+		{name: "legs of a wave", near: "a", leads: map[int]string{}, here: []int32{2, 5, 8}, world: somebody{
+			"a": {0: {blocks: []int32{0, 3, 6, 9}, next: "b"}}, "b": {1: {blocks: []int32{1, 4, 7}}}}, asked: "ab", reach: 10},
+		{name: "a leg is missing", near: "a", leads: map[int]string{4: "c"}, here: []int32{2, 5, 8}, world: somebody{
+			"a": {0: {blocks: []int32{0, 3, 6, 9}, next: "b"}}, "b": {1: {blocks: []int32{1, 7}}}}, asked: "abca", reach: 4},
+		{name: "near knows who", near: "h", world: somebody{"h": {0: {unknown: true, next: "a"}, 4: {unknown: true, next: "b"}, 8: {blocks: run(8, 2)}},
+			"a": {0: {blocks: run(0, 4)}}, "b": {4: {blocks: run(4, 4)}}}, asked: "hahbh", reach: 10},
+		{name: "a circle", near: "a", world: somebody{"a": {0: {unknown: true, next: "b"}}, "b": {0: {unknown: true, next: "a"}}}, asked: "ab"},
+		{name: "to itself", near: "a", world: somebody{"a": {0: {blocks: run(0, 4), next: "a"}}}, asked: "a", reach: 4},
+		{name: "back to me", near: "a", world: somebody{"a": {0: {next: "me"}}}, asked: "a"},
+		{name: "no room there", leads: map[int]string{0: "a"}, asked: "a"},
+
+		{name: "in order, it goes on here", inOrder: true, leads: map[int]string{0: "a", 4: "b"}, here: run(4, 6),
+			world: somebody{"a": {0: {blocks: run(0, 4)}}}, asked: "a", reach: 10},
+		{name: "in order, it goes on here, but not to the end", inOrder: true, leads: map[int]string{0: "a", 4: "b"}, here: run(4, 3),
+			world: somebody{"a": {0: {blocks: run(0, 4)}}, "b": {4: {blocks: run(4, 5)}}}, asked: "ab", reach: 9},
+		{name: "in order, others have no more than what is here", inOrder: true, leads: map[int]string{0: "a", 4: "b"}, here: run(4, 5),
+			world: somebody{"a": {0: {blocks: run(0, 4)}}, "b": {4: {blocks: run(4, 5)}}}, asked: "ab", reach: 9},
+		{name: "in order, here it begins", inOrder: true, near: "a", here: run(0, 1), world: somebody{"a": {0: all}}, asked: "a", reach: 10},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			known := &knows{keys: keys, leads: tc.leads, from: tc.here, until: tc.until}
-			if tc.until == 0 && tc.here > 0 {
-				known.until = len(keys)
-			}
+			known := knows{poolOf(t, keys, tc.here, tc.inOrder), keys, tc.leads}
 			tr := trail{keys: keys, near: tc.near, kv: known, asked: map[string]bool{}}
 			asked := ""
 			for range maxAsked {
@@ -53,17 +77,20 @@ func TestTrail(t *testing.T) {
 					break
 				}
 				asked += who
-				reply := tc.world[who][tr.at]
-				if reply == nil {
-					reply = &pb.ShareKVReply{}
+				says := tc.world[who][tr.lacks[0]]
+				f := kvcache.Found{}
+				for _, at := range says.blocks {
+					if slices.Contains(tr.lacks, at) {
+						f.Has = append(f.Has, at)
+					}
 				}
-				if reply.Blocks > 0 && !tr.worth(int(reply.Blocks)) {
+				if f.Blocks = len(f.Has); f.Blocks > 0 && !tr.worth(f) {
 					break
 				}
-				tr.answer(who, reply)
+				tr.answer(who, f, &pb.ShareKVReply{Next: says.next, Unknown: says.unknown})
 			}
-			if asked != tc.asked || tr.at != tc.at {
-				t.Errorf("asked %q up to block %d, want %q and %d", asked, tr.at, tc.asked, tc.at)
+			if reach := known.Begins(tr.found, keys).Blocks; asked != tc.asked || reach != tc.reach {
+				t.Errorf("asked %q up to block %d, want %q and %d", asked, reach, tc.asked, tc.reach)
 			}
 			if lead := known.Lead(keys[0]); tc.name == "no room there" && lead != "a" || tc.name == "near has none" && lead != "" {
 				t.Errorf("the lead is %q", lead)
@@ -72,25 +99,86 @@ func TestTrail(t *testing.T) {
 	}
 }
 
-// knows is a pool's knowledge, by positions.
+// knows is a pool whose leads are by positions.
 type knows struct {
+	*kvcache.Manager
 	keys  []kvcache.Key
 	leads map[int]string
-	from  int // of the blocks that are here
-	until int
 }
 
-func (k *knows) Run(keys []kvcache.Key) int {
-	if at := slices.Index(k.keys, keys[0]); at >= k.from {
-		return min(max(0, k.until-at), len(keys))
+// poolOf has those blocks of a text.
+func poolOf(t *testing.T, keys []kvcache.Key, here []int32, inOrder bool) *kvcache.Manager {
+	t.Helper()
+	kv, err := kvcache.NewWithOptions(len(keys), testBlock, kvcache.Options{InOrder: inOrder})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return 0
+	var some []kvcache.Key
+	for _, at := range here {
+		some = append(some, keys[at])
+	}
+	if len(some) == 0 {
+		return kv
+	}
+	h, err := kv.Host("other", 0, len(some))
+	if err == nil {
+		err = kv.Unhost("other", h.Handle, h.Generation, some)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kv
 }
 
-func (k *knows) Lead(key kvcache.Key) string { return k.leads[slices.Index(k.keys, key)] }
+func (k knows) Lead(key kvcache.Key) string { return k.leads[slices.Index(k.keys, key)] }
 
-func (k *knows) DropLead(key kvcache.Key, instance string) {
+func (k knows) DropLead(key kvcache.Key, instance string) {
 	if at := slices.Index(k.keys, key); k.leads[at] == instance {
 		delete(k.leads, at)
+	}
+}
+
+// What a reply says of its blocks is checked before any is read.
+func TestRuns(t *testing.T) {
+	asked := []int32{2, 3, 5, 9, 10, 11, 40}
+	for _, tc := range []struct {
+		name   string
+		blocks uint32
+		runs   []uint32
+		want   []int32
+	}{
+		{"the first ones", 3, nil, []int32{2, 3, 5}},
+		{"all", 7, nil, asked},
+		{"said of the first ones", 3, []uint32{0, 3}, []int32{2, 3, 5}},
+		{"runs", 4, []uint32{0, 1, 3, 2, 6, 1}, []int32{2, 9, 10, 40}},
+		{"side by side", 3, []uint32{0, 1, 1, 2}, []int32{2, 3, 5}},
+		{"more than asked for", 8, nil, nil},
+		{"not the first", 2, []uint32{1, 2}, nil},
+		{"more than said", 3, []uint32{0, 1, 3, 1}, nil},
+		{"fewer than said", 1, []uint32{0, 1, 3, 1}, nil},
+		{"half a run", 1, []uint32{0, 1, 3}, nil},
+		{"behind the end", 3, []uint32{0, 1, 6, 2}, nil},
+		{"far behind the end", 1, []uint32{0, 1, 1 << 31, 1 << 31}, nil},
+		{"descending", 2, []uint32{0, 1, 4, 1, 3, 1}, nil},
+		{"twice", 3, []uint32{0, 2, 1, 1}, nil},
+		{"an empty run", 1, []uint32{0, 1, 4, 0}, nil},
+	} {
+		got, err := whichOf(&pb.ShareKVReply{Blocks: tc.blocks, Generation: 1, Runs: tc.runs}, asked)
+		if (err == nil) != (tc.want != nil) || !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v %v", tc.name, got, err)
+		}
+	}
+	if _, err := whichOf(&pb.ShareKVReply{Blocks: 1}, asked); err == nil {
+		t.Error("a span without a generation was taken")
+	}
+	for _, which := range [][]int32{nil, {0}, {0, 1, 2}, {0, 2, 3, 6}, {0, 1, 6}} {
+		var want []int32
+		for _, i := range which {
+			want = append(want, asked[i])
+		}
+		got, err := whichOf(&pb.ShareKVReply{Blocks: uint32(len(which)), Generation: 1, Runs: runsOf(which)}, asked)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v became %v: %v", which, got, err)
+		}
 	}
 }

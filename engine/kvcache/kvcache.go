@@ -6,6 +6,7 @@
 //	host.go     other instances' blocks in this pool
 //	prefix.go   blocks that are found by what they hold: shared by requests, kept when nobody uses them
 //	share.go    the same with other instances: a prefix is used where it lies
+//	found.go    what a request begins with: blocks here and with others, in any order
 //	wave.go     a prompt that several instances compute at the same time
 //
 // A block is in exactly one state: free, owned by requests (of others too, which share it), or hosted. So
@@ -37,7 +38,8 @@ type Span struct {
 	Shared                   bool // the instance has them for itself too: they were found there, and no move adds to them
 }
 
-// Table says where a request's KV lies: Spans hold the oldest blocks, in order, then Local. Local blocks
+// Table says where a request's KV lies: Spans hold the oldest blocks, then Local, in the order in which they came to be
+// there, which is that of the text unless the request was in a wave, or began with blocks of several instances. Local blocks
 // that are being copied to another instance are readable here until CommitMove.
 type Table struct {
 	Spans []Span
@@ -59,7 +61,8 @@ var (
 
 // Options of a Manager.
 type Options struct {
-	MaxSpans int // hosted spans at a time: handles are 0..MaxSpans-1; default 4096
+	MaxSpans int  // hosted spans at a time: handles are 0..MaxSpans-1; default 4096
+	InOrder  bool // tables are in the order of the text: some layers' attention has a window
 }
 
 // Manager keeps one pool. It is safe for concurrent use: the step loop owns the requests' tables, the
@@ -68,6 +71,7 @@ type Manager struct {
 	mu        sync.Mutex
 	total     int
 	blockSize int
+	inOrder   bool
 	free      []BlockID // without those that are cached; a stack, so that blocks just freed are used first
 	blocks    []block   // by BlockID
 	prefixes  prefixes
@@ -96,7 +100,7 @@ type request struct {
 	to       Span  // where they go, while moving > 0
 	closed   bool
 	wave     bool    // it is one of a wave's: wave.go
-	order    []int32 // after a wave: the block of the text that the table's block i is; behind its end i itself
+	order    []int32 // the block of the text that the table's block i is; behind its end i itself
 }
 
 // New returns a pool of total blocks of blockSize tokens.
@@ -113,7 +117,7 @@ func NewWithOptions(total, blockSize int, o Options) (*Manager, error) {
 		return nil, fmt.Errorf("cannot make a pool of %d blocks of %d tokens and %d spans", total, blockSize, o.MaxSpans)
 	}
 	m := &Manager{
-		total: total, blockSize: blockSize, free: make([]BlockID, total), blocks: make([]block, total),
+		total: total, blockSize: blockSize, inOrder: o.InOrder, free: make([]BlockID, total), blocks: make([]block, total),
 		prefixes: prefixes{named: map[Key]BlockID{}, oldest: -1, newest: -1},
 		requests: map[RequestID]*request{}, slots: make([]hostSlot, o.MaxSpans), unused: make([]uint32, o.MaxSpans),
 	}

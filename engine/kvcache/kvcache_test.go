@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -28,9 +29,10 @@ func (m *Manager) check() error {
 	}
 	errs := []error{claim(m.free, "free"), m.checkCached(claim)}
 	lent, hosted := 0, 0
-	users := make([]int32, m.total)
+	users, tables := make([]int32, m.total), make([]int, m.total)
 	for id, r := range m.requests {
 		for i, b := range r.local {
+			tables[b]++
 			if users[b]++; slices.Index(r.local, b) != i {
 				errs = append(errs, fmt.Errorf("block %d is twice in request %d", b, id))
 			}
@@ -63,7 +65,7 @@ func (m *Manager) check() error {
 			owned++
 			errs = append(errs, claim([]BlockID{BlockID(b)}, "owned"))
 		}
-		if n > 1 && m.blocks[b].key == (Key{}) {
+		if tables[b] > 1 && m.blocks[b].key == (Key{}) { // a wave's are with others before they have one
 			errs = append(errs, fmt.Errorf("block %d is shared and has no name", b))
 		}
 	}
@@ -158,6 +160,26 @@ type command struct {
 	id, n, handle, generation, blocks, size, maxSpans, has int
 	at, owner, text                                        string
 	on                                                     bool
+	found                                                  string // spans: a:0,1/b:5
+	inOrder                                                bool
+}
+
+// spans are those that were found.
+func (c command) spans() (out []Found) {
+	for i, text := range strings.Split(c.found, "/") {
+		at, places, there := strings.Cut(text, ":")
+		if !there {
+			return nil
+		}
+		f := Found{Span: Span{Instance: at, Handle: uint32(c.handle + i), Generation: 9, Shared: true}}
+		for _, p := range strings.Split(places, ",") {
+			n, _ := strconv.Atoi(p)
+			f.Has = append(f.Has, int32(n))
+		}
+		f.Blocks = len(f.Has)
+		out = append(out, f)
+	}
+	return out
 }
 
 func parseCommand(t *testing.T, d *datadriven.TestData) (c command) {
@@ -165,7 +187,7 @@ func parseCommand(t *testing.T, d *datadriven.TestData) (c command) {
 		key string
 		p   any
 	}{{"id", &c.id}, {"n", &c.n}, {"handle", &c.handle}, {"gen", &c.generation}, {"blocks", &c.blocks}, {"size", &c.size},
-		{"spans", &c.maxSpans}, {"has", &c.has}, {"at", &c.at}, {"owner", &c.owner}, {"on", &c.on}, {"text", &c.text}} {
+		{"spans", &c.maxSpans}, {"has", &c.has}, {"at", &c.at}, {"owner", &c.owner}, {"on", &c.on}, {"text", &c.text}, {"found", &c.found}, {"in-order", &c.inOrder}} {
 		if d.HasArg(a.key) {
 			d.ScanArgs(t, a.key, a.p)
 		}
@@ -185,7 +207,7 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	switch d.Cmd {
 	case "new":
 		var err error
-		*mp, err = NewWithOptions(c.blocks, c.size, Options{MaxSpans: c.maxSpans})
+		*mp, err = NewWithOptions(c.blocks, c.size, Options{MaxSpans: c.maxSpans, InOrder: c.inOrder})
 		return result(err, "ok")
 	case "open":
 		return result(m.Open(r), "ok")
@@ -198,9 +220,12 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		return result(nil, "%+v", m.Counts())
 	case "match":
 		keys := keysOfText(m, c.text)
-		return result(nil, "%d blocks, %d in use", m.Run(keys), m.InUse(keys))
+		return result(nil, "%d blocks, %d in use", m.Run(keys), m.Begins(nil, keys).InUse)
 	case "share":
-		h, err := m.Share(c.owner, 7, keysOfText(m, c.text))
+		h, which, err := m.Share(c.owner, 7, keysOfText(m, c.text))
+		if n := len(which); n > 0 && int(which[n-1]) != n-1 {
+			return result(err, "%+v, which are %v, %+v", h, which, m.Counts())
+		}
 		return result(err, "%+v %+v", h, m.Counts())
 	case "name-hosted":
 		return result(m.NameHosted(c.owner, uint32(c.handle), uint32(c.generation), c.has, keysOfText(m, c.text)), "%+v", m.Counts())
@@ -216,11 +241,22 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	case "shares":
 		return result(nil, "%v", m.Shares(r))
 	case "adopt":
-		var spans []Span
-		if c.has > 0 {
-			spans = []Span{{Instance: c.at, Handle: uint32(c.handle), Generation: uint32(c.generation), Blocks: c.has, Shared: true}}
+		found, keys := c.spans(), keysOfText(m, c.text)
+		would := m.Begins(found, keys)
+		tokens, back := m.Adopt(r, found, keys)
+		if found == nil {
+			return result(nil, "%d tokens", tokens)
 		}
-		return result(nil, "%d tokens", m.Adopt(r, spans, keysOfText(m, c.text)))
+		return result(nil, "%d tokens, release %v\n%+v", tokens, endedText(back), would)
+	case "lacks":
+		return result(nil, "%v", m.Lacks(c.spans(), keysOfText(m, c.text)))
+	case "order":
+		var order []int
+		for i := range m.Size(r).Spans + m.Size(r).Local {
+			k, _ := m.requests[r].key(i)
+			order = append(order, slices.Index(m.requests[r].keys, k))
+		}
+		return result(nil, "%v", order)
 	case "begin":
 		got, err := m.BeginMove(r, Span{Instance: c.at, Handle: uint32(c.handle), Generation: uint32(c.generation), Blocks: c.has}, c.n)
 		return result(err, "moving %v", got)
@@ -330,8 +366,11 @@ func TestLeads(t *testing.T) {
 		t.Errorf("%d leads, the last %q, the first %q", n, m.Lead(keys[len(keys)-1]), m.Lead(keys[0]))
 	}
 	shared := Span{Instance: "a", Handle: 1, Generation: 1, Blocks: 2, Shared: true}
-	if err := m.Open(1); err != nil || m.Adopt(1, []Span{shared}, keys[:2]) != 4 || m.Grow(1, 12) != nil || m.SetComputed(1, 11) != nil {
+	if err := m.Open(1); err != nil {
 		t.Fatal(err)
+	}
+	if tokens, _ := m.Adopt(1, []Found{{shared, []int32{0, 1}}}, keys[:2]); tokens != 4 || m.Grow(1, 12) != nil || m.SetComputed(1, 11) != nil {
+		t.Fatal(tokens)
 	}
 	if _, err := m.BeginMove(1, shared, 1); !errors.Is(err, ErrState) {
 		t.Errorf("a shared span was extended: %v", err)

@@ -73,25 +73,14 @@ func (m *Manager) Name(id RequestID, keys []Key) {
 	if r.keys = keys; r.wave {
 		return
 	}
-	full := min(len(keys), r.computed/m.blockSize)
-	for i := max(r.named, r.inSpans); i < full; i++ {
-		if k, known := r.key(i); known {
-			m.name(r.local[i-r.inSpans], k)
+	for i := max(r.named, r.inSpans); i < r.computed/m.blockSize; i++ {
+		k, known := r.key(i)
+		if !known {
+			break
 		}
+		m.name(r.local[i-r.inSpans], k)
+		r.named = i + 1
 	}
-	r.named = max(r.named, full)
-}
-
-// InUse is how many of the first blocks that keys name are in use here: to have them costs no block.
-func (m *Manager) InUse(keys []Key) int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for i, k := range keys {
-		if b, there := m.prefixes.named[k]; !there || m.blocks[b].users == 0 && !m.blocks[b].hosted {
-			return i
-		}
-	}
-	return len(keys)
 }
 
 // Shares tells whether another request, here or elsewhere, has the first of this one's local blocks too: to move that
@@ -105,32 +94,6 @@ func (m *Manager) Shares(id RequestID) bool {
 	}
 	first := &m.blocks[r.local[0]]
 	return first.users > 1 || first.hosted
-}
-
-// Adopt gives a request without blocks those that keys name: first the ones in shared spans, then those that follow
-// and are here. It returns the number of tokens whose KV is thereby computed.
-func (m *Manager) Adopt(id RequestID, spans []Span, keys []Key) (tokens int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r, err := m.get(id)
-	if err != nil || r.inSpans+len(r.local) > 0 {
-		return 0
-	}
-	for _, s := range spans {
-		r.spans = append(r.spans, s)
-		r.inSpans += s.Blocks
-	}
-	for _, k := range keys[min(r.inSpans, len(keys)):] {
-		b, there := m.prefixes.named[k]
-		if !there {
-			break
-		}
-		m.use(b)
-		r.local = append(r.local, b)
-	}
-	r.named, r.keys = r.inSpans+len(r.local), keys
-	r.computed = r.named * m.blockSize
-	return r.computed
 }
 
 // cache keeps a block that nobody uses any more.

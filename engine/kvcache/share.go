@@ -55,6 +55,20 @@ func (m *Manager) Lead(k Key) string {
 	return m.leads.get(k).instance
 }
 
+// LeadBehind is Lead of the first of a text's blocks that others are to be asked for.
+func (m *Manager) LeadBehind(keys []Key) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := 0
+	if !m.inOrder {
+		at = m.reach(nil, keys)
+	}
+	if at == len(keys) {
+		return ""
+	}
+	return m.leads.get(keys[at]).instance
+}
+
 // Uses is how many requests here have used the block of a key, as the last of a span, at the instance that Lead names.
 func (m *Manager) Uses(k Key) int {
 	m.mu.Lock()
@@ -76,48 +90,47 @@ func (m *Manager) DropLead(k Key, instance string) {
 func (m *Manager) Run(keys []Key) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for i, k := range keys {
-		if _, there := m.prefixes.named[k]; !there {
-			return i
-		}
-	}
-	return len(keys)
+	return m.reach(nil, keys)
 }
 
-// Share opens a span for owner over the first blocks that keys name, which others may use too: at least one, or
-// ErrUnknown if the first is not here. Blocks that nobody uses now are not free any more, so they count like blocks that
-// are lent; ErrNoRoom if none of them may be.
-func (m *Manager) Share(owner string, tag uint64, keys []Key) (Hosted, error) {
+// Share opens a span for owner over blocks that keys name, which others may use too: the first, or ErrUnknown if it is not
+// here, and all others that are, only those that follow it where tables are in order. It returns which they are, ascending.
+// Blocks that nobody uses now are not free any more, so they count like blocks that are lent: none behind the first that may
+// not be, and ErrNoRoom if none may.
+func (m *Manager) Share(owner string, tag uint64, keys []Key) (h Hosted, which []int32, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.unused) == 0 {
-		return Hosted{}, fmt.Errorf("cannot share blocks with %s: all %d spans are in use: %w", owner, len(m.slots), ErrNoRoom)
+		return Hosted{}, nil, fmt.Errorf("cannot share blocks with %s: all %d spans are in use: %w", owner, len(m.slots), ErrNoRoom)
 	}
 	var blocks []BlockID
 	spare := m.hostable()
-	for _, k := range keys {
+	for i, k := range keys {
 		b, there := m.prefixes.named[k]
-		if !there {
+		if !there && (i == 0 || m.inOrder) {
 			break
+		}
+		if !there {
+			continue
 		}
 		if m.blocks[b].users == 0 && !m.blocks[b].hosted {
 			if spare--; spare < 0 {
 				break
 			}
 		}
-		blocks = append(blocks, b)
+		blocks, which = append(blocks, b), append(which, int32(i))
 	}
 	if len(blocks) == 0 && spare >= 0 {
-		return Hosted{}, fmt.Errorf("cannot share blocks with %s: the first is not here: %w", owner, ErrUnknown)
+		return Hosted{}, nil, fmt.Errorf("cannot share blocks with %s: the first is not here: %w", owner, ErrUnknown)
 	}
 	if len(blocks) == 0 {
-		return Hosted{}, fmt.Errorf("cannot share blocks with %s: %w", owner, ErrNoRoom)
+		return Hosted{}, nil, fmt.Errorf("cannot share blocks with %s: %w", owner, ErrNoRoom)
 	}
 	for _, b := range blocks {
 		m.use(b)
 	}
 	m.shared += len(blocks)
-	return m.view(m.openSlot(hostSlot{owner: owner, tag: tag, blocks: blocks, shared: true})), nil
+	return m.view(m.openSlot(hostSlot{owner: owner, tag: tag, blocks: blocks, shared: true})), which, nil
 }
 
 // use adds a user to a block that has a name.

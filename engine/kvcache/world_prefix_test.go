@@ -1,6 +1,10 @@
 package kvcache
 
-import "pgregory.net/rapid"
+import (
+	"slices"
+
+	"pgregory.net/rapid"
+)
 
 const families = 3
 
@@ -31,12 +35,13 @@ func (w *world) begins(t *rapid.T, i int, id RequestID) *life {
 			used++
 		}
 	}
-	if n := m.InUse(keys); n > used {
-		t.Fatalf("%d of %d blocks are said to be in use", n, used)
+	if b := m.Begins(nil, keys); b != (Beginning{Blocks: blocks, Last: -1, InUse: used}) {
+		t.Fatalf("%d blocks, of which %d are in use, are said to be %+v", blocks, used, b)
 	}
 	before := m.Counts()
-	if l.tokens = m.Adopt(id, nil, keys); l.tokens != blocks*worldBlock || m.Adopt(id, nil, keys) != 0 && l.tokens > 0 {
-		t.Fatalf("%d blocks match, %d tokens are adopted, and more the next time", blocks, l.tokens)
+	l.tokens, _ = m.Adopt(id, nil, keys)
+	if again, _ := m.Adopt(id, nil, keys); l.tokens != blocks*worldBlock || again != 0 && l.tokens > 0 {
+		t.Fatalf("%d blocks match, %d tokens are adopted, and %d the next time", blocks, l.tokens, again)
 	}
 	if k := m.Counts(); k.Free != before.Free-(blocks-used) || k.Cached != before.Cached-(blocks-used) {
 		t.Fatalf("%+v became %+v by %d blocks, %d of them in use", before, k, blocks, used)
@@ -68,8 +73,8 @@ func (w *world) wrote(t *rapid.T, i int, id RequestID, l *life, from int) {
 	keys, before := keysOf(l.family, l.tokens), m.Size(id).Spans
 	for k := from / worldBlock; k*worldBlock < l.tokens; k++ {
 		b := tab.Local[k-before]
-		if x := m.blocks[b]; x.users != 1 || x.key != (Key{}) {
-			t.Fatalf("block %d is written to, and has %d users, or a name", b, x.users)
+		if n := w.tables(i, b); n != 1 || m.blocks[b].key != (Key{}) {
+			t.Fatalf("block %d is written to, and in %d tables, or has a name", b, n)
 		}
 		if w.holds[i][b] = (Key{}); k < len(keys) {
 			w.holds[i][b] = keys[k]
@@ -78,55 +83,97 @@ func (w *world) wrote(t *rapid.T, i int, id RequestID, l *life, from int) {
 	m.Name(id, keys)
 }
 
-// finds gives a request the first blocks that keys name at another instance, if that has any, and those here that
-// follow.
+// tables is how many requests have a block in their tables. Those that are in a wave with one of them may have it too.
+func (w *world) tables(i int, b BlockID) (n int) {
+	for _, r := range w.pools[i].requests {
+		if slices.Contains(r.local, b) {
+			n++
+		}
+	}
+	return n
+}
+
+// finds gives a request what keys name at other instances, asked in some order, and here.
 func (w *world) finds(t *rapid.T, i int, id RequestID, l *life, keys []Key) bool {
-	at := w.IntN(len(w.pools))
-	if at == i {
-		return false
-	}
-	o := w.pools[at]
-	before, hostable := o.Counts(), o.Hostable()
-	w.tag++
-	h, err := o.Share(name(i), w.tag, keys)
-	if err != nil {
-		if o.InUse(keys) > 0 && len(o.unused) > 0 || o.Run(keys) > 0 && hostable > 0 || o.Counts() != before {
-			t.Fatalf("not shared: %v; %+v became %+v", err, before, o.Counts())
-		}
-		return false
-	}
-	after := o.Counts()
-	if taken := before.Free - after.Free; taken > hostable || after.Owned-before.Owned != taken || after.Shared-before.Shared != len(h.Blocks) || !h.Shared {
-		t.Fatalf("%+v became %+v by a share of %d blocks, %d could be lent", before, after, len(h.Blocks), hostable)
-	}
-	for k, b := range h.Blocks {
-		if w.holds[at][b] != keys[k] {
-			t.Fatalf("block %d of instance %d holds something else than block %d of the text", b, at, k)
-		}
-	}
-	if w.IntN(4) == 0 {
-		w.lost = append(w.lost, answer{i, at, w.tag})
-		return false
-	}
-	span := Span{Instance: name(at), Peer: w.born[at], Handle: h.Handle, Generation: h.Generation, Blocks: len(h.Blocks), Shared: true}
-	if w.names[span] {
-		t.Fatalf("%+v was granted before", span)
-	}
-	w.names[span] = true
 	m := w.pools[i]
-	follow := m.Run(keys[len(h.Blocks):])
-	if l.tokens = m.Adopt(id, []Span{span}, keys); l.tokens != (len(h.Blocks)+follow)*worldBlock {
-		t.Fatalf("%d blocks are shared, %d follow here, and %d tokens are adopted", len(h.Blocks), follow, l.tokens)
+	var found []Found
+	for _, at := range w.Perm(len(w.pools)) {
+		if lacks := m.Lacks(found, keys); at != i && len(lacks) > 0 && w.IntN(4) > 0 {
+			if f, ok := w.shares(t, i, at, lacks, keys); ok {
+				found = append(found, f)
+			}
+		}
 	}
+	if w.IntN(3) == 0 && m.Open(1<<40) == nil { // blocks that were here when others were asked are gone
+		_ = m.Grow(1<<40, w.IntN(10)*worldBlock)
+		m.Close(1 << 40)
+	}
+	if len(found) == 0 {
+		return false
+	}
+	would, before := m.Begins(found, keys), m.Counts()
+	tokens, back := m.Adopt(id, found, keys)
 	tab, err := m.Table(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for k, b := range tab.Local {
-		if w.holds[i][b] != keys[len(h.Blocks)+k] {
-			t.Fatalf("block %d of instance %d holds something else than what follows", b, i)
+	local := would.Blocks - would.Found
+	if tokens != would.Blocks*worldBlock || len(tab.Local) != local || m.Size(id).Spans != would.Found || len(back)+len(tab.Spans) != len(found) {
+		t.Fatalf("%+v becomes %d tokens, %+v, %v comes back", would, tokens, tab, back)
+	}
+	if k := m.Counts(); before.Free-k.Free != local-would.InUse {
+		t.Fatalf("%+v became %+v by %+v", before, k, would)
+	}
+	hole := int32(would.Blocks)
+	if there := func(f Found) bool { return slices.Contains(f.Has, hole) }; int(hole) < len(keys) &&
+		(m.Run(keys[hole:hole+1]) > 0 || !w.inOrder && slices.ContainsFunc(found, there)) {
+		t.Fatalf("%+v ends at a block that is there", would)
+	}
+	w.release(t, i, back)
+	if l.tokens = tokens; m.requests[id].order != nil {
+		w.mixed++
+		if w.inOrder {
+			t.Fatalf("a table is in the order %v", m.requests[id].order)
 		}
 	}
 	w.found++
 	return true
+}
+
+// shares asks an instance for blocks that another one lacks.
+func (w *world) shares(t *rapid.T, i, at int, lacks []int32, keys []Key) (Found, bool) {
+	o := w.pools[at]
+	asked := make([]Key, len(lacks))
+	for k, n := range lacks {
+		asked[k] = keys[n]
+	}
+	before, hostable := o.Counts(), o.Hostable()
+	w.tag++
+	h, which, err := o.Share(name(i), w.tag, asked)
+	if err != nil {
+		if o.Begins(nil, asked[:1]).InUse > 0 && len(o.unused) > 0 || o.Run(asked) > 0 && hostable > 0 || o.Counts() != before {
+			t.Fatalf("not shared: %v; %+v became %+v", err, before, o.Counts())
+		}
+		return Found{}, false
+	}
+	after := o.Counts()
+	if taken := before.Free - after.Free; taken > hostable || after.Owned-before.Owned != taken || after.Shared-before.Shared != len(h.Blocks) || !h.Shared || len(which) != len(h.Blocks) || which[0] != 0 {
+		t.Fatalf("%+v became %+v by a share of %d blocks, %v, %d could be lent", before, after, len(h.Blocks), which, hostable)
+	}
+	f := Found{Span: Span{Instance: name(at), Peer: w.born[at], Handle: h.Handle, Generation: h.Generation, Blocks: len(h.Blocks), Shared: true}}
+	for k, b := range h.Blocks {
+		f.Has = append(f.Has, lacks[which[k]])
+		if w.holds[at][b] != asked[which[k]] {
+			t.Fatalf("block %d of instance %d holds something else than block %d of the text", b, at, f.Has[k])
+		}
+	}
+	if w.IntN(6) == 0 {
+		w.lost = append(w.lost, answer{i, at, w.tag})
+		return Found{}, false
+	}
+	if w.names[f.Span] {
+		t.Fatalf("%+v was granted before", f.Span)
+	}
+	w.names[f.Span] = true
+	return f, true
 }

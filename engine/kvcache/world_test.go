@@ -27,6 +27,10 @@ type world struct {
 	found   int           // requests that began with blocks of another instance
 	next    RequestID
 	tag     uint64
+	inOrder bool
+	waves   []*worldWave
+	mixed   int // requests whose tables are not in the order of the text
+	waved   int // waves that came to their end
 }
 
 type life struct {
@@ -34,6 +38,7 @@ type life struct {
 	tokens int
 	move   *grant
 	closed bool
+	wave   *worldWave
 }
 
 // grant is room at instance at, for n blocks behind those of the span.
@@ -58,7 +63,7 @@ var operations = []struct {
 }{
 	{"open", 6, (*world).open}, {"append", 20, (*world).append}, {"begin", 20, (*world).begin}, {"end", 15, (*world).end},
 	{"cancel", 2, (*world).cancel}, {"preempt", 2, (*world).preempt}, {"recover", 2, (*world).recover}, {"die", 1, (*world).die},
-	{"pressure", 3, (*world).press},
+	{"pressure", 3, (*world).press}, {"wave", 2, (*world).form}, {"leg", 12, (*world).leg},
 }
 
 func (w *world) step(t *rapid.T) {
@@ -77,9 +82,10 @@ func (w *world) step(t *rapid.T) {
 }
 
 func TestRandomWorld(t *testing.T) {
-	adopted, found := 0, 0
+	adopted, found, mixed, waved := 0, 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		w := &world{Rand: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)), names: map[Span]bool{}}
+		w.inOrder = w.IntN(4) == 0
 		for i := range 2 + w.IntN(3) {
 			w.pools, w.born, w.live = append(w.pools, nil), append(w.born, 0), append(w.live, nil)
 			w.holds = append(w.holds, nil)
@@ -106,15 +112,17 @@ func TestRandomWorld(t *testing.T) {
 		}
 		adopted += w.adopted
 		found += w.found
+		mixed += w.mixed
+		waved += w.waved
 	})
-	if adopted == 0 || found == 0 {
-		t.Errorf("requests began with %d blocks of others, %d with some of another instance", adopted, found)
+	if adopted == 0 || found == 0 || mixed == 0 || waved == 0 {
+		t.Errorf("requests began with %d blocks of others, %d with some of another instance, %d of these in no order; %d waves ended", adopted, found, mixed, waved)
 	}
 }
 
 // start makes a new process of an instance.
 func (w *world) start(t *rapid.T, i int) {
-	m, err := NewWithOptions(1+w.IntN(24), worldBlock, Options{MaxSpans: 1 + w.IntN(6)})
+	m, err := NewWithOptions(1+w.IntN(24), worldBlock, Options{MaxSpans: 1 + w.IntN(6), InOrder: w.inOrder})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,6 +152,7 @@ func (w *world) check(t *rapid.T) {
 		if err := m.check(); err != nil {
 			t.Fatalf("instance %d: %v", i, err)
 		}
+		w.checkHolds(t, i)
 		for id, r := range m.requests {
 			for _, s := range r.spans {
 				want(i, s)
@@ -214,7 +223,7 @@ func (w *world) open(t *rapid.T) {
 
 func (w *world) append(t *rapid.T) {
 	i, id, l := w.pick(t)
-	if l.closed {
+	if l.closed || l.wave != nil {
 		return
 	}
 	more := 1 + w.IntN(20)
@@ -242,6 +251,7 @@ func (w *world) close(t *rapid.T, i int, id RequestID) {
 	if l == nil {
 		return
 	}
+	defer w.breaks(t, l)
 	spans := w.pools[i].Close(id)
 	if l.move != nil {
 		if len(spans) > 0 {

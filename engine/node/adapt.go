@@ -117,7 +117,7 @@ func (h *home) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err er
 	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
 }
 
-func (h *home) Found(id kvcache.RequestID, spans []kvcache.Span) { h.eng.Found(id, spans) }
+func (h *home) Found(id kvcache.RequestID, f []kvcache.Found) { h.eng.Found(id, f) }
 
 func (h *home) PeerLost(instance string) { h.eng.PeerLost(instance) }
 

@@ -16,7 +16,7 @@ import (
 type keeper struct{ pool }
 
 func (k *keeper) Moved(kvcache.RequestID, kvcache.Span, bool, error) {}
-func (k *keeper) Found(kvcache.RequestID, []kvcache.Span)            {}
+func (k *keeper) Found(kvcache.RequestID, []kvcache.Found)           {}
 func (k *keeper) PeerLost(string)                                    {}
 
 // Place is never asked for: there is no request here.

@@ -93,7 +93,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if n.dev, err = openDevice(shape, m); err != nil {
 		return nil, err
 	}
-	if n.kv, err = kvcache.New(shape.NumBlocks, shape.BlockSize); err != nil {
+	if n.kv, err = kvcache.NewWithOptions(shape.NumBlocks, shape.BlockSize, kvcache.Options{InOrder: windowed(m.Config)}); err != nil {
 		return nil, err
 	}
 	if n.links, err = rdma.Listen(rdma.ListenConfig{

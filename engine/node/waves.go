@@ -16,12 +16,11 @@ import (
 // computes a step ahead of the thread that would say how far it is, and the ranks of one instance each hold a part of its
 // blocks: none of them has a part in waves.
 func waves(cfg config.Config, m *model.Config, place Place) sched.Waves {
-	windowed := slices.ContainsFunc(m.SlidingWindow, func(n int) bool { return n > 0 })
 	parts := cfg.PrefillContextParallelSize
 	if parts == 0 {
 		parts = maxWaveParts
 	}
-	if windowed || place.OnGPU() || cfg.TensorParallelSize > 1 || cfg.MemoryOnly {
+	if windowed(m) || place.OnGPU() || cfg.TensorParallelSize > 1 || cfg.MemoryOnly {
 		parts = 1
 	}
 	tokens := cfg.MinParallelPrefill
@@ -32,6 +31,11 @@ func waves(cfg config.Config, m *model.Config, place Place) sched.Waves {
 }
 
 const maxWaveParts = 16
+
+// windowed says that the attention of some layers has a window, and so asks in which order keys lie.
+func windowed(m *model.Config) bool {
+	return slices.ContainsFunc(m.SlidingWindow, func(n int) bool { return n > 0 })
+}
 
 // FormWave lets the engine form waves through the rManager; what follows lets the rManager have parts in them.
 func (l lender) FormWave(f sched.Form, text engine.WaveText) {

@@ -16,7 +16,7 @@ func seed(t *rapid.T) *rand.Rand { return rand.New(rand.NewPCG(rapid.Uint64().Dr
 // Whatever comes, in whatever order the nodes run, however late they hear of each other: the books are
 // right after every operation, nothing overruns, and every request that is not cancelled finishes.
 func TestEverythingFinishes(t *testing.T) {
-	adopted, drafted, found, placed := 0, 0, 0, 0
+	adopted, drafted, found, mixed, placed := 0, 0, 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
 		pools := make([]int, 1+rng.IntN(4))
@@ -34,12 +34,13 @@ func TestEverythingFinishes(t *testing.T) {
 		adopted += c.adopted
 		drafted += c.drafted
 		found += c.found
+		mixed += c.mixed
 		for _, n := range c.nodes {
 			placed += int(n.s.Placed()) // by those that have not died
 		}
 	})
-	if adopted == 0 || drafted == 0 || found == 0 || placed == 0 {
-		t.Errorf("requests began with %d tokens of others, %d with some of another node's, %d tokens were drafts, and plans placed %d blocks", adopted, found, drafted, placed)
+	if adopted == 0 || drafted == 0 || found == 0 || mixed == 0 || placed == 0 {
+		t.Errorf("requests began with %d tokens of others, %d with some of another node's, %d of these in no order, %d tokens were drafts, and plans placed %d blocks", adopted, found, mixed, drafted, placed)
 	}
 }
 
@@ -75,6 +76,7 @@ func (c *simCluster) operate() {
 		}
 	case k < 99:
 		c.die(i)
+		c.scatter(c.IntN(len(c.nodes)))
 	default:
 		c.plan(i)
 	}
@@ -96,6 +98,9 @@ func (c *simCluster) round() {
 		c.step(i)
 		if c.IntN(10) == 0 {
 			c.plan(i)
+		}
+		if c.IntN(10) == 0 {
+			c.scatter(i)
 		}
 		for _, m := range slices.Clone(n.moves) {
 			if c.IntN(3) > 0 {

@@ -83,7 +83,7 @@ type Offload struct {
 	To      string // the only instance to place them with; "": any
 }
 
-// Search asks for the first blocks that Keys name to be found with others. The request waits until Found.
+// Search asks for what is missing here of the blocks that Keys name to be found with others. The request waits until Found.
 type Search struct {
 	Request kvcache.RequestID
 	Keys    []kvcache.Key
@@ -181,7 +181,7 @@ type request struct {
 	misfits  int // plans in a row in which the whole cluster was too small for it
 	planned  planned
 	wave     wave
-	alone    bool // it was in a wave that came to nothing, and is in no other
+	alone    bool // it is in no wave any more: it was in one that came to nothing, or is to have its blocks here
 
 	search search // while it waits
 }

@@ -92,21 +92,13 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		c.s.Moved(id, false)
 		return fail(err) + fmt.Sprintf("release %d spans\n", len(spans)) + c.counts()
 	case "found": // the outcome of a search
-		var spans []kvcache.Span
-		for i := range scan(t, d, "spans", 1) {
-			c.moved++
-			spans = append(spans, kvcache.Span{Instance: fmt.Sprint("peer", i), Handle: uint32(c.moved), Generation: 1, Blocks: scan(t, d, "blocks", 0), Shared: true})
-		}
-		if scan(t, d, "blocks", 0) == 0 {
-			spans = nil
-		}
-		return fmt.Sprintf("release %d spans\n", len(c.s.Found(id, spans)))
+		return fmt.Sprintf("release %d spans\n", len(c.s.Found(id, c.found(t, d))))
 	case "lost":
 		return fmt.Sprintf("release %d spans\n", len(c.s.Lost(scan(t, d, "at", ""))))
 	case "formed", "started", "assist":
 		return c.wave(t, d, id)
 	case "share": // blocks here with another instance
-		h, err := c.kv.Share("other", 0, kvcache.AppendKeys(nil, kvcache.RootKey(""), []rune(scan(t, d, "text", "")), c.kv.BlockSize()))
+		h, _, err := c.kv.Share("other", 0, kvcache.AppendKeys(nil, kvcache.RootKey(""), []rune(scan(t, d, "text", "")), c.kv.BlockSize()))
 		return fmt.Sprintf("%d blocks %v\n", len(h.Blocks), err)
 	case "remove":
 		spans, ok := c.s.Remove(id)
@@ -122,6 +114,25 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 	}
 	t.Fatalf("%s: no command %s", d.Pos, d.Cmd)
 	return ""
+}
+
+// found is so many spans of so many blocks, one behind the other from the block at first on, or every step-th block alone.
+func (c *script) found(t *testing.T, d *datadriven.TestData) (found []kvcache.Found) {
+	at, step := scan(t, d, "first", 0), scan(t, d, "step", 1)
+	for i := range scan(t, d, "spans", 1) {
+		c.moved++
+		f := kvcache.Found{Span: kvcache.Span{Instance: fmt.Sprint("peer", i), Handle: uint32(c.moved), Generation: 1, Shared: true}}
+		for f.Blocks < scan(t, d, "blocks", 0) {
+			f.Has = append(f.Has, int32(at))
+			f.Blocks++
+			at += step
+		}
+		found = append(found, f)
+	}
+	if scan(t, d, "blocks", 0) == 0 {
+		return nil
+	}
+	return found
 }
 
 func (c *script) keys(id kvcache.RequestID) []kvcache.Key {

@@ -173,14 +173,17 @@ func (s *Scheduler) admit(view View, left *room) {
 			s.blocked = true
 			return
 		}
+		found, ok := s.kept(r)
+		if !ok {
+			continue
+		}
 		free := s.kv.Free()
-		found := blocksIn(r.search.found)
-		lack := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - found - (free + view.PeersFree - s.outstanding())
+		lack := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - found.Found - (free + view.PeersFree - s.outstanding())
 		// What others have of it takes no room here, so it may begin where there is none for all of it.
 		if !s.anyStalled() && free >= 1 && lack <= s.mayFind(r) && s.searches(r) {
 			continue
 		}
-		if s.anyStalled() || free < 1 || lack > 0 && lack > s.kv.InUse(s.prefix(r)[found:]) && !s.ownsAll(r) {
+		if s.anyStalled() || free < 1 || lack > 0 && lack > s.inUse(r, found) && !s.ownsAll(r) {
 			s.blocked = true
 			s.giveUpWaiting(r, view)
 			return
@@ -217,7 +220,9 @@ func (s *Scheduler) start(r *request, view View, left *room) {
 	s.waiting = remove(s.waiting, r)
 	r.slot = s.slots[len(s.slots)-1]
 	s.slots = s.slots[:len(s.slots)-1]
-	r.active, r.computed, r.cooldown, r.refused = true, s.kv.Adopt(r.ID, r.search.found, s.prefix(r)), 0, 0
+	tokens, back := s.kv.Adopt(r.ID, r.search.found, s.prefix(r))
+	s.plan.Release = append(s.plan.Release, back...)
+	r.active, r.computed, r.cooldown, r.refused = true, tokens, 0, 0
 	r.search = search{}
 	s.running = insert(s.running, r)
 	if s.wants(r, view) {

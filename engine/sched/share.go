@@ -8,10 +8,10 @@ import (
 
 // search is about blocks of a waiting request that others may have.
 type search struct {
-	on    bool           // it is under way: the request keeps a slot, and is not admitted
-	found []kvcache.Span // what came of it; the request begins with that in the next plan, or lets go of it
-	last  int            // blocks that it let go of: the next search will find about as many
-	rest  int            // plans before the next one, after one that came to nothing
+	on    bool            // it is under way: the request keeps a slot, and is not admitted
+	found []kvcache.Found // what came of it; the request begins with that in the next plan, or lets go of it
+	last  int             // blocks that it let go of: the next search will find about as many
+	rest  int             // plans before the next one, after one that came to nothing
 }
 
 const (
@@ -31,14 +31,14 @@ func (s *Scheduler) prefix(r *request) []kvcache.Key {
 	return r.Keys[:min(len(r.Keys), (r.Tokens-1)/s.kv.BlockSize())]
 }
 
-// searches starts a search with others for what a request may begin with, if that is worth it: somebody may have some
-// of it, and more than is here.
+// searches starts a search with others for what a request may begin with, if that is worth it: somebody may have the first
+// block that is missing, and more than is here.
 func (s *Scheduler) searches(r *request) bool {
 	if r.search.rest > 0 || len(r.search.found) > 0 || s.cfg.MinShared == 0 {
 		return false
 	}
 	keys := s.prefix(r)
-	if !s.enough(keys, len(keys)) || r.Near == "" && s.kv.Lead(keys[0]) == "" {
+	if !s.enough(keys, len(keys)) || r.Near == "" && s.kv.LeadBehind(keys) == "" {
 		return false
 	}
 	r.search.on = true
@@ -62,26 +62,61 @@ func (s *Scheduler) enough(keys []kvcache.Key, blocks int) bool {
 
 // popular says that so many requests here have used these very blocks with others that it is time to compute them here,
 // once for all to come, if they leave room for much else. Each use costs a round trip a layer in each of its steps.
-func (s *Scheduler) popular(keys []kvcache.Key) bool {
-	return s.kv.Uses(keys[len(keys)-1]) >= maxUses && len(keys) <= s.kv.Total()/8
+func (s *Scheduler) popular(keys []kvcache.Key, b kvcache.Beginning) bool {
+	return b.Found > 0 && s.kv.Uses(keys[b.Last]) >= maxUses && b.Found <= s.kv.Total()/8
 }
 
-// Found ends a search. spans hold the request's first blocks, in order, and are its from now on; those that are not
-// wanted, or not any more, come back, to be released.
-func (s *Scheduler) Found(id kvcache.RequestID, spans []kvcache.Span) []kvcache.Ended {
+// Found ends a search. found are spans that hold, with what is here, the request's first blocks, and are its from now on;
+// those that are not wanted, or not any more, come back, to be released.
+func (s *Scheduler) Found(id kvcache.RequestID, found []kvcache.Found) []kvcache.Ended {
 	r := s.all[id]
 	if r == nil || !r.search.on {
-		return unwanted(spans)
+		return letGo(found)
 	}
 	s.endSearch(r)
-	n := blocksIn(spans)
 	keys := s.prefix(r)
-	if n < 1 || n > len(keys) || !s.enough(keys, n+s.kv.Run(keys[n:])) || s.popular(keys[:n]) {
+	if !within(found, len(keys)) {
 		r.search.rest = searchAgain
-		return unwanted(spans)
+		return letGo(found)
 	}
-	r.search.found = spans
+	b := s.kv.Begins(found, keys)
+	popular := s.popular(keys, b)
+	if popular || b.Found == 0 || !s.enough(keys, b.Blocks) {
+		r.search.rest = searchAgain
+		r.alone = r.alone || popular // a wave would leave most of it with others again
+		return letGo(found)
+	}
+	r.search.found = found
 	return nil
+}
+
+// kept is what the request begins with of what was found for it. It is let go of, with false, if that is not worth it any
+// more: blocks that were here have made room for others.
+func (s *Scheduler) kept(r *request) (b kvcache.Beginning, ok bool) {
+	if len(r.search.found) == 0 {
+		return b, true
+	}
+	keys := s.prefix(r)
+	if b = s.kv.Begins(r.search.found, keys); b.Found > 0 && s.enough(keys, b.Blocks) {
+		return b, true
+	}
+	s.plan.Release = append(s.plan.Release, s.unfind(r)...)
+	return b, false
+}
+
+// inUse is how many of the blocks that the request begins with are in use here, and so need no room.
+func (s *Scheduler) inUse(r *request, found kvcache.Beginning) int {
+	if len(r.search.found) == 0 {
+		found = s.kv.Begins(nil, s.prefix(r))
+	}
+	return found.InUse
+}
+
+// within says that spans are of the first blocks of a text.
+func within(found []kvcache.Found, blocks int) bool {
+	return !slices.ContainsFunc(found, func(f kvcache.Found) bool {
+		return f.Blocks < 1 || len(f.Has) != f.Blocks || int(f.Has[f.Blocks-1]) >= blocks
+	})
 }
 
 // endSearch: the request does not wait for a search any more.
@@ -95,7 +130,7 @@ func (s *Scheduler) endSearch(r *request) {
 // Lost says that all spans at an instance are gone. It returns those that were found beside one of them, to be released.
 func (s *Scheduler) Lost(instance string) (spans []kvcache.Ended) {
 	for _, r := range s.waiting {
-		if slices.ContainsFunc(r.search.found, func(f kvcache.Span) bool { return f.Instance == instance }) {
+		if slices.ContainsFunc(r.search.found, func(f kvcache.Found) bool { return f.Instance == instance }) {
 			spans = append(spans, s.unfind(r)...)
 		}
 	}
@@ -114,16 +149,16 @@ func (s *Scheduler) endSearches() {
 }
 
 func (s *Scheduler) unfind(r *request) []kvcache.Ended {
-	out := unwanted(r.search.found)
+	out := letGo(r.search.found)
 	if len(out) > 0 {
-		r.search.last, r.search.found = blocksIn(r.search.found), nil
+		r.search.last, r.search.found = blocksIn(r.search.found)+s.kv.Begins(r.search.found, s.prefix(r)).InUse, nil
 	}
 	return out
 }
 
-func blocksIn(spans []kvcache.Span) (n int) {
-	for _, sp := range spans {
-		n += sp.Blocks
+func blocksIn(found []kvcache.Found) (n int) {
+	for _, f := range found {
+		n += f.Blocks
 	}
 	return n
 }
@@ -131,6 +166,13 @@ func blocksIn(spans []kvcache.Span) (n int) {
 func unwanted(spans []kvcache.Span) (out []kvcache.Ended) {
 	for _, sp := range spans {
 		out = append(out, kvcache.Ended{Span: sp})
+	}
+	return out
+}
+
+func letGo(found []kvcache.Found) (out []kvcache.Ended) {
+	for _, f := range found {
+		out = append(out, kvcache.Ended{Span: f.Span})
 	}
 	return out
 }

@@ -57,10 +57,19 @@ func overtaken(t *testing.T, pool, seqs, found, limit int) (overtook, searches i
 		crowd()
 		for _, q := range p.Searches {
 			searches++
-			s.Found(q.Request, []kvcache.Span{{Instance: "n", Handle: handle, Generation: 1, Blocks: found, Shared: true}})
+			s.Found(q.Request, first(handle, found))
 		}
 	}
 	return overtook, searches
+}
+
+// first is a span of a text's first blocks.
+func first(handle uint32, blocks int) []kvcache.Found {
+	f := kvcache.Found{Span: kvcache.Span{Instance: "n", Handle: handle, Generation: 1, Blocks: blocks, Shared: true}}
+	for i := range blocks {
+		f.Has = append(f.Has, int32(i))
+	}
+	return []kvcache.Found{f}
 }
 
 // While others are searched for a request's beginning, and while there is no room for the rest, younger ones do not take
@@ -108,7 +117,7 @@ func TestSearchesAreAsManyAsSlots(t *testing.T) {
 	if p := s.Schedule(View{}); len(p.Searches) != 1 || p.Searches[0].Request != 3 {
 		t.Fatalf("%+v", p.Searches)
 	}
-	if back := s.Found(0, []kvcache.Span{{Instance: "n", Blocks: 15, Shared: true}}); len(back) != 1 || s.searching != 3 {
+	if back := s.Found(0, first(1, 15)); len(back) != 1 || s.searching != 3 {
 		t.Fatalf("%v comes back, %d are under way", back, s.searching)
 	}
 }

@@ -17,18 +17,69 @@ func (c *simCluster) near() string {
 
 // began checks what was found for requests that the plan begins with, and forgets what it lets go of.
 func (c *simCluster) began(n *simNode, p *Plan) {
-	for id, spans := range n.found {
+	released := func(f kvcache.Found) bool {
+		return slices.ContainsFunc(p.Release, func(e kvcache.Ended) bool { return e.Span == f.Span })
+	}
+	for id, found := range n.found {
 		tab, err := n.kv.Table(id)
-		if err == nil && !slices.Equal(tab.Spans, spans) {
-			c.t.Fatalf("request %d begins with %+v, not with %+v", id, tab, spans)
+		var order []int32
+		spans := tab.Spans
+		for _, f := range found {
+			if err == nil && len(spans) > 0 && spans[0].Handle == f.Handle && spans[0].Peer == f.Peer && spans[0].Blocks <= f.Blocks {
+				order = append(order, f.Has[:spans[0].Blocks]...)
+				spans = spans[1:]
+			} else if !released(f) {
+				c.t.Fatalf("%s keeps %v for request %d, which begins with %+v", n.name, f, id, tab)
+			}
 		}
-		if err == nil {
+		if err == nil && len(spans) > 0 {
+			c.t.Fatalf("request %d begins with %+v, not with %+v", id, tab, found)
+		}
+		if len(order) > 0 {
 			c.found++
-		} else if !slices.ContainsFunc(p.Release, func(e kvcache.Ended) bool { return e.Span == spans[0] }) {
-			c.t.Fatalf("%s keeps %v for request %d, which does not run", n.name, spans, id)
+			n.reqs[id].order = c.follows(n, id, order)
 		}
 		delete(n.found, id)
 	}
+}
+
+// follows adds what is here of a request's beginning to the order of its table: all that is not in spans.
+func (c *simCluster) follows(n *simNode, id kvcache.RequestID, order []int32) []int32 {
+	for i := int32(0); (len(order)+1)*simBlock <= n.s.all[id].computed; i++ {
+		if !slices.Contains(order, i) {
+			order = append(order, i)
+		}
+	}
+	for i := range order {
+		if !slices.Contains(order, int32(i)) {
+			c.t.Fatalf("request %d begins with %v", id, order)
+		}
+	}
+	if !slices.IsSorted(order) {
+		c.mixed++
+	}
+	return order
+}
+
+// scatter leaves every other run of a family's text with a node, as a wave does.
+func (c *simCluster) scatter(i int) {
+	n, family := c.nodes[i], c.IntN(3)
+	keys := (&simRequest{family: family, tokens: 40 * simBlock}).keys()
+	h, err := n.kv.Host("wave", 0, 1+c.IntN(12))
+	if err != nil {
+		return
+	}
+	run, skip := 1+c.IntN(3), c.IntN(6)
+	var some []kvcache.Key
+	for at := skip; len(some) < len(h.Blocks) && at < len(keys); at++ {
+		if (at-skip)/run%2 == 0 {
+			some = append(some, keys[at])
+		}
+	}
+	if err := n.kv.Unhost("wave", h.Handle, h.Generation, some); err != nil {
+		c.t.Fatal(err)
+	}
+	c.checkPools()
 }
 
 // answer ends a node's oldest search: the others are asked in some order, each for what comes next, until none has it.
@@ -39,23 +90,30 @@ func (c *simCluster) answer(i int) {
 	}
 	q := n.searches[0]
 	n.searches = n.searches[1:]
-	var spans []kvcache.Span
-	keys := q.Keys
+	var found []kvcache.Found
 	for _, j := range c.Perm(len(c.nodes)) {
 		p := c.nodes[j]
-		if j == i || len(keys) == 0 {
+		lacks := n.kv.Lacks(found, q.Keys)
+		if j == i || len(lacks) == 0 {
 			continue
 		}
-		if h, err := p.kv.Share(n.name, 0, keys); err == nil {
-			spans = append(spans, kvcache.Span{
+		asked := make([]kvcache.Key, len(lacks))
+		for k, at := range lacks {
+			asked[k] = q.Keys[at]
+		}
+		if h, which, err := p.kv.Share(n.name, 0, asked); err == nil {
+			f := kvcache.Found{Span: kvcache.Span{
 				Instance: p.name, Peer: p.peer, Handle: h.Handle, Generation: h.Generation, Blocks: len(h.Blocks), Shared: true,
-			})
-			keys = keys[len(h.Blocks):]
+			}}
+			for _, k := range which {
+				f.Has = append(f.Has, lacks[k])
+			}
+			found = append(found, f)
 		}
 	}
-	back := n.s.Found(q.Request, spans)
-	if c.release(i, back); len(back) == 0 && len(spans) > 0 {
-		n.found[q.Request] = spans
+	back := n.s.Found(q.Request, found)
+	if c.release(i, back); len(back) == 0 && len(found) > 0 {
+		n.found[q.Request] = found
 	}
 	c.checkPools()
 }
@@ -64,8 +122,8 @@ func (c *simCluster) answer(i int) {
 func (c *simCluster) lose(i int, name string) {
 	n := c.nodes[i]
 	c.release(i, n.s.Lost(name))
-	for id, spans := range n.found {
-		if slices.ContainsFunc(spans, func(s kvcache.Span) bool { return s.Instance == name }) {
+	for id, found := range n.found {
+		if slices.ContainsFunc(found, func(f kvcache.Found) bool { return f.Instance == name }) {
 			delete(n.found, id)
 		}
 	}
@@ -96,6 +154,9 @@ func (c *simCluster) checkPools() {
 			at := n.kv.Size(id).Spans
 			for i, b := range tab.Local {
 				as := part{r.family, at + i}
+				if at+i < len(r.order) {
+					as.at = int(r.order[at+i])
+				}
 				if (at+i+1)*simBlock > r.tokens {
 					as = part{-1, 0} // not full: nobody else's
 				}
@@ -105,9 +166,9 @@ func (c *simCluster) checkPools() {
 				c.checkSpan(n, s)
 			}
 		}
-		for _, spans := range n.found {
-			for _, s := range spans {
-				c.checkSpan(n, s)
+		for _, found := range n.found {
+			for _, f := range found {
+				c.checkSpan(n, f.Span)
 			}
 		}
 		for _, p := range c.nodes {

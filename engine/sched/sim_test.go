@@ -26,6 +26,7 @@ type simCluster struct {
 	adopted int // tokens that requests began with
 	drafted int // tokens that were drafts first
 	found   int // requests that began with blocks of other nodes
+	mixed   int // of these, those whose tables are in another order than their texts
 }
 
 // simNode is a scheduler with its pool, and what the engine would know of its requests.
@@ -38,7 +39,7 @@ type simNode struct {
 	moves []*simMove
 	// searches are those that were not answered yet; found is what a waiting request may begin with.
 	searches []Search
-	found    map[kvcache.RequestID][]kvcache.Span
+	found    map[kvcache.RequestID][]kvcache.Found
 	// starving is what the last plan said, said the last heartbeat, heard what the answer to it said of all.
 	starving uint64
 	said     report
@@ -54,6 +55,7 @@ type simRequest struct {
 	arrival               uint64
 	family                int
 	tokens, computed, end int
+	order                 []int32 // which block of the text a block of the table is, as far as it is not the same
 }
 
 // simMove is an offload under way: asked for, or begun into a span at a node.
@@ -89,7 +91,7 @@ func (c *simCluster) start(i, blocks int) {
 	c.clock++
 	c.nodes[i] = &simNode{
 		name: fmt.Sprintf("i%d", i), peer: uint32(c.clock), s: s, kv: kv, reqs: map[kvcache.RequestID]*simRequest{}, heard: map[int]report{},
-		found: map[kvcache.RequestID][]kvcache.Span{},
+		found: map[kvcache.RequestID][]kvcache.Found{},
 	}
 }
 
@@ -155,7 +157,7 @@ func (c *simCluster) step(i int) {
 	n.starving = p.Starving
 	c.release(i, p.Release)
 	for _, x := range p.Preempted {
-		n.reqs[x.Request].computed = 0
+		n.reqs[x.Request].computed, n.reqs[x.Request].order = 0, nil
 	}
 	for _, f := range p.Failed {
 		// Every request was made to fit an empty cluster.
@@ -225,7 +227,7 @@ func (c *simCluster) restart(i int, id kvcache.RequestID) {
 		c.t.Fatalf("request %d does not run", id)
 	}
 	c.release(i, spans)
-	n.reqs[id].computed = 0
+	n.reqs[id].computed, n.reqs[id].order = 0, nil
 	c.checkPools()
 }
 

@@ -1687,13 +1687,14 @@ func (x *ShareKVRequest) GetTicket() uint64 {
 
 type ShareKVReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Blocks        uint32                 `protobuf:"varint,1,opt,name=blocks,proto3" json:"blocks,omitempty"` // that are here from the first on and may be used; 0: none
+	Blocks        uint32                 `protobuf:"varint,1,opt,name=blocks,proto3" json:"blocks,omitempty"` // that are here, the first among them, and may be used; 0: none
 	Handle        uint32                 `protobuf:"varint,2,opt,name=handle,proto3" json:"handle,omitempty"`
 	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
-	Next          string                 `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`          // an instance that may have the block behind them; empty: not known
+	Next          string                 `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`          // an instance that may have the first of the others; empty: not known
 	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`      // of a refusal
 	Unknown       bool                   `protobuf:"varint,6,opt,name=unknown,proto3" json:"unknown,omitempty"`   // the first block is not here
 	Hostable      uint32                 `protobuf:"varint,7,opt,name=hostable,proto3" json:"hostable,omitempty"` // blocks that are left to be hosted
+	Runs          []uint32               `protobuf:"varint,8,rep,packed,name=runs,proto3" json:"runs,omitempty"`  // which of the request's keys these blocks are of: the first of a run and its length, in turn; empty: the first ones
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1775,6 +1776,13 @@ func (x *ShareKVReply) GetHostable() uint32 {
 		return x.Hostable
 	}
 	return 0
+}
+
+func (x *ShareKVReply) GetRuns() []uint32 {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
 }
 
 type NameKVRequest struct {
@@ -2775,7 +2783,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x12\n" +
 	"\x04keys\x18\x02 \x01(\fR\x04keys\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x16\n" +
-	"\x06ticket\x18\x04 \x01(\x04R\x06ticket\"\xc0\x01\n" +
+	"\x06ticket\x18\x04 \x01(\x04R\x06ticket\"\xd4\x01\n" +
 	"\fShareKVReply\x12\x16\n" +
 	"\x06blocks\x18\x01 \x01(\rR\x06blocks\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +
@@ -2785,7 +2793,8 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04next\x18\x04 \x01(\tR\x04next\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
 	"\aunknown\x18\x06 \x01(\bR\aunknown\x12\x1a\n" +
-	"\bhostable\x18\a \x01(\rR\bhostable\"\xa1\x01\n" +
+	"\bhostable\x18\a \x01(\rR\bhostable\x12\x12\n" +
+	"\x04runs\x18\b \x03(\rR\x04runs\"\xa1\x01\n" +
 	"\rNameKVRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +

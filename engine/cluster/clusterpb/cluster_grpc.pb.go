@@ -268,7 +268,7 @@ const (
 type KVClient interface {
 	// TryMoveKV reserves room for blocks of one request, first come first served.
 	TryMoveKV(ctx context.Context, in *TryMoveKVRequest, opts ...grpc.CallOption) (*TryMoveKVReply, error)
-	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
+	// ShareKV opens a span over blocks here of the beginning of one of the caller's requests.
 	ShareKV(ctx context.Context, in *ShareKVRequest, opts ...grpc.CallOption) (*ShareKVReply, error)
 	// JoinWave asks an instance to compute legs of a prompt, together with the caller and others: it takes the blocks for
 	// them, and opens a span over these for each of the others. That it does not is an answer, not an error.
@@ -399,7 +399,7 @@ type KV_ConnectClient = grpc.BidiStreamingClient[LinkBytes, LinkBytes]
 type KVServer interface {
 	// TryMoveKV reserves room for blocks of one request, first come first served.
 	TryMoveKV(context.Context, *TryMoveKVRequest) (*TryMoveKVReply, error)
-	// ShareKV opens a span over blocks here that hold the beginning of one of the caller's requests.
+	// ShareKV opens a span over blocks here of the beginning of one of the caller's requests.
 	ShareKV(context.Context, *ShareKVRequest) (*ShareKVReply, error)
 	// JoinWave asks an instance to compute legs of a prompt, together with the caller and others: it takes the blocks for
 	// them, and opens a span over these for each of the others. That it does not is an answer, not an error.
