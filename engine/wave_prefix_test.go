@@ -62,8 +62,8 @@ func TestWaveIsFound(t *testing.T) {
 				}
 				c.mu.Unlock()
 				n.wrong = true
-				s := submit(t, n, Request{ID: "wrong", Prompt: p, MaxTokens: 9, Sampling: sampling(6), Near: "n1"})
-				if got, _ := read(t, s); slices.Equal(got, want(6, p, 9)) {
+				s := submit(t, n, Request{ID: "wrong", Prompt: p, MaxTokens: 60, Sampling: sampling(6), Near: "n1"})
+				if got, _ := read(t, s); slices.Equal(got, want(6, p, 60)) {
 					t.Error("the answer does not depend on what lies with others")
 				}
 				c.settled()
