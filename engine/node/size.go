@@ -109,10 +109,15 @@ func blocksOnGPU(m *model.Model, d device.Config, place Place, block uint64) (in
 // CheckRanks says why a model cannot be cut by --tensor-parallel-size.
 func CheckRanks(cfg config.Config, m *model.Config) error {
 	n := max(cfg.TensorParallelSize, 1)
-	for _, part := range []struct {
+	type part struct {
 		count int
 		name  string
-	}{{m.NumHeads, "attention heads"}, {m.NumKVHeads, "KV heads"}, {m.IntermediateSize, "intermediate numbers"}} {
+	}
+	parts := []part{{m.NumHeads, "attention heads"}, {m.NumKVHeads, "KV heads"}, {m.IntermediateSize, "intermediate numbers"}}
+	if e := m.Experts; e != nil {
+		parts = append(parts, part{e.Intermediate, "intermediate numbers of an expert"}, part{e.Shared, "intermediate numbers of the shared expert"})
+	}
+	for _, part := range parts {
 		if part.count%n != 0 {
 			return fmt.Errorf("cannot use --tensor-parallel-size %d: the model's %d %s are no multiple of it", n, part.count, part.name)
 		}
@@ -190,6 +195,9 @@ func stepBytes(d device.Config) uint64 {
 	rows, hidden, q := u(d.MaxTokens), u(d.Hidden), u(d.Heads)*u(d.HeadDim)
 	act := u(elem(d.DType))
 	activations := rows * (4*hidden + act*(hidden+3*q+2*u(d.KVHeads)*u(d.HeadDim)+3*u(d.Intermediate)))
+	// What experts compute of every row that they have, and each row's share of what was chosen.
+	chosen := rows * u(d.ExpertsPerToken)
+	activations += chosen*act*(2*hidden+3*u(d.ExpertIntermediate/ranks)) + rows*(act*(hidden+3*u(d.SharedIntermediate/ranks))+4*u(d.Experts)) + 16*chosen
 	logits := 2 * 4 * u(min(logitRows, d.MaxRows)) * u(d.Vocab) // and a copy with biases and penalties
 	if ranks > 1 {
 		logits += logits / 2 // the shares that the first rank gathers

@@ -62,6 +62,7 @@ func TestStepBytes(t *testing.T) {
 		"vocabulary":   func(d *device.Config) { d.Vocab *= 2 },
 		"intermediate": func(d *device.Config) { d.Intermediate *= 2 },
 		"float32":      func(d *device.Config) { d.DType = device.F32 },
+		"experts":      func(d *device.Config) { d.Experts, d.ExpertsPerToken, d.ExpertIntermediate = 8, 2, 64 },
 	} {
 		c := d
 		if change(&c); stepBytes(c) <= base {
