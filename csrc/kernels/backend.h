@@ -230,7 +230,7 @@ struct inf_backend_ops {
     void *(*matrix)(inf_backend *, int32_t dtype, const void *host, int32_t src_dtype, int32_t n,
                     int32_t k, int32_t cut);
     /* Device memory that names n matrices, which stay the caller's and outlive it; NULL: no memory.
-     * NULL together with experts. */
+     */
     void *(*list)(inf_backend *, void *const *matrices, int32_t n);
     /* Takes a malloc'ed host buffer and gives it back as device memory (the same one, where host
      * memory is device memory); NULL: no memory, and the buffer is freed. cut: NONE or ROWS. */
@@ -327,7 +327,7 @@ struct inf_backend_ops {
     /* The product's outputs are gate | up; y [rows, intermediate] = silu(gate) * up. p->y is room
      * for the product, of which nobody else takes note. */
     void (*gated)(inf_lane *, const inf_product *p, void *y);
-    /* NULL: the device has no models with experts. Room for what is in between is the lane's. */
+    /* Room for what is in between is the lane's. */
     void (*experts)(inf_lane *, const inf_experts *p);
     /* Rows of q as f32 into host memory, whose rows have room for `stride` heads, of which the
      * lane's come first; there after sync, and not touched by the caller before. */

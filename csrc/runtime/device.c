@@ -67,10 +67,6 @@ static int open_backend(const inf_device_config *config, inf_backend **out, inf_
     return inf_backend_tp(ranks, config->tensor_parallel, config, out, err);
 }
 
-static bool has_weights(const inf_device_config *c) {
-    return (c->model_flags & INF_MODEL_NO_WEIGHTS) == 0;
-}
-
 int inf_device_open(const inf_device_config *config, const float *inv_freq, const int32_t *windows,
                     inf_device **out, inf_err *err) {
     if (config == NULL || inv_freq == NULL || windows == NULL || out == NULL) {
@@ -90,11 +86,6 @@ int inf_device_open(const inf_device_config *config, const float *inv_freq, cons
     status = open_backend(config, &backend, err);
     if (status != INF_OK) {
         return status;
-    }
-    if (config->experts > 0 && has_weights(config) && backend->ops->experts == NULL) {
-        backend->ops->close(backend);
-        return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
-                        "cannot run a model with experts on a GPU: the CPU can");
     }
     inf_device *d = calloc(1, sizeof(*d));
     if (d == NULL || open_locks(d) != INF_OK) {
@@ -119,6 +110,10 @@ int inf_device_open(const inf_device_config *config, const float *inv_freq, cons
     return INF_OK;
 }
 
+static bool has_weights(const inf_device *d) {
+    return (d->config.model_flags & INF_MODEL_NO_WEIGHTS) == 0;
+}
+
 int inf_device_load(inf_device *d, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
                     int64_t cols, const void *data, uint64_t bytes, inf_err *err) {
     return inf_device_load_expert(d, role, layer, -1, dtype, rows, cols, data, bytes, err);
@@ -132,7 +127,7 @@ int inf_device_load_expert(inf_device *d, int32_t role, int32_t layer, int32_t e
     }
     pthread_mutex_lock(&d->mutex);
     int status =
-        d->ready || !has_weights(&d->config)
+        d->ready || !has_weights(d)
             ? inf_fail(err, INF_EINVAL, -1, layer, "the device is loaded already, or has none")
             : inf_weights_load(d->weights, role, layer, expert, dtype, rows, cols, data, bytes,
                                err);
@@ -250,10 +245,10 @@ static int open_parts(inf_device *d, inf_err *err) {
     d->backend->awake_ns = awake_ns(d);
     d->backend->half_rows = half_rows(d);
     int status = open_pool(d, err);
-    if (status == INF_OK && has_weights(&d->config)) {
+    if (status == INF_OK && has_weights(d)) {
         status = open_step(d, err);
     }
-    if (status == INF_OK && has_weights(&d->config) &&
+    if (status == INF_OK && has_weights(d) &&
         inf_pool_open(d->config.threads, &d->threads) != INF_OK) {
         d->threads = NULL;
         status = inf_fail(err, INF_ENOMEM, -1, -1, "cannot start %d threads", d->config.threads);
@@ -268,7 +263,7 @@ static int open_parts(inf_device *d, inf_err *err) {
         d->dist = NULL;
         return status;
     }
-    if (!has_weights(&d->config)) {
+    if (!has_weights(d)) {
         return INF_OK;
     }
     inf_forward_config forward = {d->weights, d->backend,  d->threads, d->dist, d->kv,
@@ -302,7 +297,7 @@ int inf_device_ready(inf_device *d, inf_err *err) {
     if (d == NULL || d->ready) {
         return inf_fail(err, INF_EINVAL, -1, -1, "there is no device, or it is ready already");
     }
-    int status = has_weights(&d->config) ? inf_weights_complete(d->weights, err) : INF_OK;
+    int status = has_weights(d) ? inf_weights_complete(d->weights, err) : INF_OK;
     if (status == INF_OK) {
         status = open_parts(d, err);
         if (status != INF_OK) {
@@ -330,7 +325,7 @@ void inf_device_close(inf_device *d) {
 const char *inf_device_isa(const inf_device *d) { return d->backend->name; }
 
 int inf_device_buffers(inf_device *d, inf_step_buffers *out, inf_err *err) {
-    if (d == NULL || !d->ready || !has_weights(&d->config) || out == NULL) {
+    if (d == NULL || !d->ready || !has_weights(d) || out == NULL) {
         return inf_fail(err, INF_EINVAL, -1, -1, "the device is not ready, or runs no steps");
     }
     *out = d->step;
@@ -340,8 +335,8 @@ int inf_device_buffers(inf_device *d, inf_step_buffers *out, inf_err *err) {
 int inf_device_slot_open(inf_device *d, uint32_t slot, const inf_sampling *sampling,
                          const int32_t *tokens, int64_t n_tokens, int64_t n_prompt,
                          const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err) {
-    if (d == NULL || !d->ready || !has_weights(&d->config) ||
-        slot >= (uint32_t)d->config.max_seqs || sampling == NULL) {
+    if (d == NULL || !d->ready || !has_weights(d) || slot >= (uint32_t)d->config.max_seqs ||
+        sampling == NULL) {
         return inf_fail(err, INF_EINVAL, -1, -1, "there is no slot %u", slot);
     }
     inf_slot *fresh = NULL;

@@ -279,10 +279,6 @@ static void test_experts(void) {
     tiny_model dense = model, m = tiny_new(TINY_EXPERTS | TINY_SHARED, INF_DTYPE_F32);
     inf_device *d = NULL;
     inf_err err = {0};
-    if (!tiny_is_supported(&m)) {
-        tiny_free(&m);
-        return;
-    }
     model = m;
     bad_config(offsetof(inf_device_config, experts), INF_MAX_EXPERTS + 1);
     bad_config(offsetof(inf_device_config, experts), m.config.experts_per_token - 1);

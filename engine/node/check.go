@@ -29,9 +29,6 @@ func Settle(cfg config.Config, m *model.Config) (s Settled, err error) {
 	if err = CheckQuantization(cfg.Quantization, onGPU); err != nil {
 		return s, err
 	}
-	if err = CheckExperts(m, onGPU && !cfg.MemoryOnly); err != nil {
-		return s, err
-	}
 	if err = CheckRanks(cfg, m); err != nil {
 		return s, err
 	}

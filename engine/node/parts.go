@@ -52,14 +52,6 @@ func CheckQuantization(flag string, onGPU bool) error {
 	return nil
 }
 
-// CheckExperts refuses models that a place has no kernels for.
-func CheckExperts(m *model.Config, onGPU bool) error {
-	if m.Experts != nil && onGPU {
-		return fmt.Errorf("cannot run %s on a GPU: only the CPU has kernels for experts (--device cpu)", m.Arch)
-	}
-	return nil
-}
-
 // Fingerprint names the model as the instances of a cluster serve it: of other weights KV would be another model's.
 func Fingerprint(cfg config.Config, m *model.Model) string {
 	if cfg.Quantization == "none" {

@@ -125,13 +125,6 @@ func TestQuantization(t *testing.T) {
 	if err := CheckQuantization("int8", true); err == nil || !strings.Contains(err.Error(), "--quantization int8") {
 		t.Error(err)
 	}
-	plainModel, experts := &model.Config{}, &model.Config{Arch: "MixtralForCausalLM", Experts: &model.Experts{}}
-	if CheckExperts(plainModel, true) != nil || CheckExperts(experts, false) != nil {
-		t.Error("a model that there are kernels for is refused")
-	}
-	if err := CheckExperts(experts, true); err == nil || !strings.Contains(err.Error(), "cannot run MixtralForCausalLM on a GPU") {
-		t.Error(err)
-	}
 	m := &model.Model{Fingerprint: "f"}
 	cfg := config.Default()
 	plain := Fingerprint(cfg, m)

@@ -81,6 +81,7 @@ func blocksOnGPU(m *model.Model, d device.Config, place Place, block uint64) (in
 		if weights, err = m.WeightBytes(elem(d.DType), ranks); err != nil {
 			return 0, err
 		}
+		weights += expertsRounded(d)
 	}
 	step := stepBytes(d)
 	if ranks > 1 {
@@ -169,6 +170,18 @@ func (r gpuRoom) String() string {
 		r.Share, inUnits(r.Total), inUnits(r.Free), inUnits(r.Weights), inUnits(r.Step), inUnits(reserve), inUnits(r.Block))
 }
 
+// granule is what CUDA rounds an allocation of some size up to.
+const granule = 2 << 20
+
+// expertsRounded is what the matrices of experts take beyond their numbers: of all layers' two for each, and each is an
+// allocation of its own.
+func expertsRounded(d device.Config) uint64 {
+	inner := uint64(d.ExpertIntermediate / max(d.TensorParallel, 1))
+	down := inner * uint64(d.Hidden) * uint64(elem(d.DType))
+	rest := func(n uint64) uint64 { return (granule - n%granule) % granule }
+	return uint64(d.Layers) * uint64(d.Experts) * (rest(2*down) + rest(down))
+}
+
 // inUnits is a size for reading.
 func inUnits(n uint64) string {
 	switch {
@@ -196,8 +209,10 @@ func stepBytes(d device.Config) uint64 {
 	act := u(elem(d.DType))
 	activations := rows * (4*hidden + act*(hidden+3*q+2*u(d.KVHeads)*u(d.HeadDim)+3*u(d.Intermediate)))
 	// What experts compute of every row that they have, and each row's share of what was chosen.
-	chosen := rows * u(d.ExpertsPerToken)
-	activations += chosen*act*(2*hidden+3*u(d.ExpertIntermediate/ranks)) + rows*(act*(hidden+3*u(d.SharedIntermediate/ranks))+4*u(d.Experts)) + 16*chosen
+	if d.Experts > 0 {
+		chosen, shared := rows*u(d.ExpertsPerToken), u(d.SharedIntermediate/ranks)
+		activations += chosen*(4*hidden+act*u(d.ExpertIntermediate/ranks)+20) + rows*(act*(hidden+3*shared)+4*u(d.Experts+2))
+	}
 	logits := 2 * 4 * u(min(logitRows, d.MaxRows)) * u(d.Vocab) // and a copy with biases and penalties
 	if ranks > 1 {
 		logits += logits / 2 // the shares that the first rank gathers

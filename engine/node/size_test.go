@@ -74,6 +74,21 @@ func TestStepBytes(t *testing.T) {
 	}
 }
 
+// What an allocation is rounded up by is counted for every expert's two matrices, of 6 and 3 MiB here.
+func TestExpertsRounded(t *testing.T) {
+	d := device.Config{Layers: 48, Hidden: 2048, Experts: 128, ExpertIntermediate: 768, DType: device.BF16}
+	if got := expertsRounded(d); got != 48*128<<20 {
+		t.Errorf("%d bytes", got)
+	}
+	d.TensorParallel = 2 // 3 and 1.5 MiB
+	if got := expertsRounded(d); got != 48*128*3<<19 {
+		t.Errorf("%d bytes of a rank", got)
+	}
+	if got := expertsRounded(device.Config{Layers: 48, Hidden: 2048, DType: device.BF16}); got != 0 {
+		t.Errorf("%d bytes without experts", got)
+	}
+}
+
 func TestDeviceConfig(t *testing.T) {
 	m, err := OpenModel("")
 	if err != nil {

@@ -228,6 +228,6 @@ void inf_tp_memory_table(inf_backend_ops *ops, const inf_backend_ops *rank) {
     ops->alloc_pool = tp_alloc_pool;
     ops->free_pool = tp_free_pool;
     ops->matrix = tp_matrix;
-    ops->list = rank->list != NULL ? tp_list : NULL;
+    ops->list = tp_list;
     ops->adopt = tp_adopt;
 }

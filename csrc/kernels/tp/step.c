@@ -334,7 +334,7 @@ void inf_tp_step_table(inf_backend_ops *ops, const inf_backend_ops *rank) {
     ops->product = tp_product;
     ops->product_norm = tp_product_norm;
     ops->gated = tp_gated;
-    ops->experts = rank->experts != NULL ? tp_experts : NULL;
+    ops->experts = tp_experts;
     ops->heads = tp_heads;
     ops->attend = tp_attend;
     ops->merge = tp_merge;
