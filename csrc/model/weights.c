@@ -257,30 +257,39 @@ static int take_layer(const inf_weights *w, inf_layer *l, int32_t role, const in
     }
 }
 
-/* Whether the tensor can be of this layer and expert: a layer has an MLP or experts, as the first
- * tensor of either says. */
-static int check_place(const inf_weights *w, int32_t role, int32_t layer, int32_t expert,
+/* Whether a layer can have this tensor: it has an MLP or experts, as the first tensor of either
+ * says. */
+static int check_layer(const inf_layer *l, int32_t role, int32_t layer, int32_t expert,
                        inf_err *err) {
-    int outer = role < INF_ROLE_ATTN_NORM, one = is_of_one_expert(role);
-    if (outer ? layer != -1 : (layer < 0 || layer >= w->config.layers)) {
-        return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be in layer %d", role, layer);
-    }
-    if (one ? (expert < 0 || expert >= w->config.experts) : expert != -1) {
-        return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be of expert %d", role, expert);
-    }
     uint32_t mlp = layer_bit(INF_ROLE_GATE) | layer_bit(INF_ROLE_UP) | layer_bit(INF_ROLE_DOWN);
-    const inf_layer *l = outer ? NULL : &w->layers[layer];
-    if (l != NULL && ((is_of_experts(role) && (l->loaded & mlp) != 0) ||
-                      ((layer_bit(role) & mlp) != 0 && l->experts != NULL))) {
+    if (is_of_experts(role) ? (l->loaded & mlp) != 0
+                            : (layer_bit(role) & mlp) != 0 && l->experts != NULL) {
         return inf_fail(err, INF_EINVAL, -1, layer,
                         "role %d: layer %d cannot have both an MLP and experts", role, layer);
     }
-    uint32_t loaded = outer ? w->loaded : l->loaded;
-    if ((loaded & (outer ? 1u << role : layer_bit(role))) != 0 ||
-        (one && inf_expert_came(l, role, expert))) {
+    if ((l->loaded & layer_bit(role)) != 0 ||
+        (is_of_one_expert(role) && inf_expert_came(l, role, expert))) {
         return inf_fail(err, INF_EINVAL, -1, layer, "role %d was loaded before", role);
     }
     return INF_OK;
+}
+
+/* Whether the tensor can be of this layer and expert. */
+static int check_place(const inf_weights *w, int32_t role, int32_t layer, int32_t expert,
+                       inf_err *err) {
+    int outer = role < INF_ROLE_ATTN_NORM;
+    if (outer ? layer != -1 : (layer < 0 || layer >= w->config.layers)) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be in layer %d", role, layer);
+    }
+    if (is_of_one_expert(role) ? (expert < 0 || expert >= w->config.experts) : expert != -1) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be of expert %d", role, expert);
+    }
+    if (!outer) {
+        return check_layer(&w->layers[layer], role, layer, expert, err);
+    }
+    return (w->loaded & (1u << role)) == 0
+               ? INF_OK
+               : inf_fail(err, INF_EINVAL, -1, layer, "role %d was loaded before", role);
 }
 
 int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t expert, int32_t dtype,
