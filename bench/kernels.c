@@ -17,7 +17,7 @@
 #include <time.h>
 
 #include "bench/limits.h"
-#include "kernels/kernels.h"
+#include "kernels/backend.h"
 #include "runtime/pages.h"
 
 enum { HIDDEN = 4096, HEADS = 32, KV_HEADS = 8, HEAD_DIM = 128, BLOCK = 16, ROUNDS = 7 };
@@ -123,6 +123,91 @@ static void bench_gemm(bench *b, int32_t dtype, int32_t rows) {
     free(x);
     free(y);
     free(packed);
+}
+
+typedef struct experts_case {
+    inf_backend *backend;
+    inf_lane *lane;
+    inf_experts args;
+    const void *lists[2][8]; /* [gate_up or down]: of the groups that take turns */
+    int32_t group, groups;
+} experts_case;
+
+static void run_experts(void *arg) {
+    experts_case *c = arg;
+    c->args.gate_up = c->lists[0][c->group];
+    c->args.down = c->lists[1][c->group];
+    c->group = (c->group + 1) % c->groups;
+    c->backend->ops->experts(c->lane, &c->args);
+}
+
+/* A layer of experts of Qwen3-30B-A3B's shape, with 64 of its 128 experts. One row reads 8 of them,
+ * at the most 75 MB, which a cache may hold; so calls of one row take turns over 8 groups of 8. */
+static void bench_experts(bench *b, int32_t rows) {
+    enum { ALL = 64, TOP_K = 8, INNER = 768, WIDE = 2048 };
+    experts_case c = {.backend = inf_backend_cpu(0), .groups = rows == 1 ? ALL / TOP_K : 1};
+    const int32_t each = ALL / c.groups, window = 0;
+    const float freq = 1;
+    inf_device_config d = {.layers = 1,
+                           .hidden = WIDE,
+                           .heads = 1,
+                           .kv_heads = 1,
+                           .head_dim = 2,
+                           .dtype = b->dtype,
+                           .experts = each,
+                           .experts_per_token = TOP_K,
+                           .expert_intermediate = INNER};
+    inf_lane_config config = {.kind = INF_LANE_STEP,
+                              .device = &d,
+                              .windows = &window,
+                              .inv_freq = &freq,
+                              .threads = b->pool,
+                              .max_rows = rows,
+                              .max_segments = 1};
+    inf_err err;
+    if (c.backend->ops->lane_open(c.backend, &config, &c.lane, &err) != INF_OK) {
+        fprintf(stderr, "cannot open a lane: %s\n", err.message);
+        exit(1);
+    }
+    void *matrices[2][ALL], *w = numbers(b, (size_t)ALL * WIDE, 4);
+    c.args.router =
+        c.backend->ops->matrix(c.backend, INF_DTYPE_F32, w, INF_DTYPE_F32, each, WIDE, 0);
+    free(w);
+    w = numbers(b, (size_t)2 * INNER * WIDE, b->elem);
+    for (int32_t i = 0; i < ALL; i++) {
+        matrices[0][i] =
+            c.backend->ops->matrix(c.backend, b->dtype, w, b->dtype, 2 * INNER, WIDE, 0);
+        matrices[1][i] = c.backend->ops->matrix(c.backend, b->dtype, w, b->dtype, WIDE, INNER, 0);
+    }
+    free(w);
+    for (int32_t g = 0; g < c.groups; g++) {
+        for (int32_t i = 0; i < 2; i++) {
+            c.lists[i][g] =
+                c.backend->ops->list(c.backend, matrices[i] + (ptrdiff_t)g * each, each);
+        }
+    }
+    c.args.x = numbers(b, (size_t)rows * WIDE, 4);
+    c.args.y = numbers(b, (size_t)rows * WIDE, 4);
+    c.args.rows = rows;
+    double t = best(b, run_experts, &c), numbers_of_one = 3.0 * WIDE * INNER;
+    double read = rows == 1 ? TOP_K : ALL; /* experts, of many rows all */
+    char shape[64];
+    snprintf(shape, sizeof shape, "%d x 8 of %d, [%d, %d, %d]", rows, ALL, WIDE, INNER, WIDE);
+    row(b, "experts", shape, t, read * numbers_of_one * b->elem,
+        2.0 * rows * TOP_K * numbers_of_one, rows == 1);
+    for (int32_t i = 0; i < ALL; i++) {
+        free(matrices[0][i]);
+        free(matrices[1][i]);
+    }
+    for (int32_t g = 0; g < c.groups; g++) {
+        free((void *)c.lists[0][g]);
+        free((void *)c.lists[1][g]);
+    }
+    free((void *)c.args.router);
+    free((void *)c.args.x);
+    free(c.args.y);
+    c.backend->ops->lane_close(c.lane);
+    c.backend->ops->close(c.backend);
 }
 
 typedef struct attn_case {
@@ -254,6 +339,8 @@ int main(int argc, char **argv) {
             bench_gemm(&b, b.dtype, rows[k]);
             bench_gemm(&b, INF_DTYPE_I8, rows[k]);
         }
+        bench_experts(&b, 1);
+        bench_experts(&b, 256);
         bench_attention(&b, 1, 1, 32768, HEADS, KV_HEADS);
         bench_attention(&b, 16, 1, 4096, HEADS, KV_HEADS);
         bench_attention(&b, 1, 1, 131072, 7, 1); /* one KV head for all threads */

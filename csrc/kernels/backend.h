@@ -120,6 +120,20 @@ typedef struct inf_product {
     int32_t y_f32;
 } inf_product;
 
+/* The MLP of a layer with experts (inf_device_config.experts): y[rows, hidden], of act, from x of
+ * the same shape, which may be y. Of several ranks each has its part of every expert's inner
+ * numbers, and all make the same choice of experts. */
+typedef struct inf_experts {
+    const void *x;
+    /* Of matrix, INF_CUT_NONE, F32: [experts, hidden], and where there is a shared expert one more
+     * row, SHARED_ROUTER. */
+    const void *router;
+    const void *gate_up, *down;               /* of list: [experts] */
+    const void *shared_gate_up, *shared_down; /* NULL: there is none */
+    void *y;
+    int32_t rows;
+} inf_experts;
+
 /* A layer's tensors for heads. */
 typedef struct inf_heads {
     const void *qkv;              /* [rows, (heads + 2 kv_heads) * head_dim] of act */
@@ -215,6 +229,9 @@ struct inf_backend_ops {
     /* A [n, k] matrix for product, from row-major host data in src_dtype; NULL: no memory. */
     void *(*matrix)(inf_backend *, int32_t dtype, const void *host, int32_t src_dtype, int32_t n,
                     int32_t k, int32_t cut);
+    /* Device memory that names n matrices, which stay the caller's and outlive it; NULL: no memory.
+     */
+    void *(*list)(inf_backend *, void *const *matrices, int32_t n);
     /* Takes a malloc'ed host buffer and gives it back as device memory (the same one, where host
      * memory is device memory); NULL: no memory, and the buffer is freed. cut: NONE or ROWS. */
     void *(*adopt)(inf_backend *, void *host, uint64_t bytes, int32_t cut);
@@ -310,6 +327,8 @@ struct inf_backend_ops {
     /* The product's outputs are gate | up; y [rows, intermediate] = silu(gate) * up. p->y is room
      * for the product, of which nobody else takes note. */
     void (*gated)(inf_lane *, const inf_product *p, void *y);
+    /* Room for what is in between is the lane's. */
+    void (*experts)(inf_lane *, const inf_experts *p);
     /* Rows of q as f32 into host memory, whose rows have room for `stride` heads, of which the
      * lane's come first; there after sync, and not touched by the caller before. */
     void (*queries)(inf_lane *, const void *q, uint32_t row0, int32_t rows, float *host,

@@ -81,6 +81,9 @@ typedef struct inf_ops {
     void (*pack)(int32_t dtype, const void *src, int32_t src_dtype, int32_t n, int32_t k,
                  void *dst);
     void (*gemm)(inf_pool *pool, int32_t dtype, const inf_gemm *args);
+    /* Several at once, which do not touch each other's y: threads share the work of all, so that
+     * many small ones keep a team busy. Each has the bits that gemm gives it. */
+    void (*gemms)(inf_pool *pool, int32_t dtype, const inf_gemm *args, int32_t n_args);
 
     /* y = x / sqrt(mean(x^2) + eps) * weight; x may be y. */
     void (*rms_norm)(inf_pool *pool, const float *x, const float *weight, float *y, int32_t rows,

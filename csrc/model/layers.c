@@ -22,17 +22,29 @@ static void finish_attention(inf_forward *f, int32_t layer) {
     f->ops->product_norm(f->lane, &o, f->x, l->mlp_norm, f->h);
 }
 
+/* The same of a layer with experts: x += what they give, and the next norm. */
+static void run_experts(inf_forward *f, const inf_expert_weights *e, const float *next) {
+    inf_experts p = {f->h,           e->router, e->gate_up_list, e->down_list, e->shared_gate_up,
+                     e->shared_down, f->h,      f->n_rows};
+    f->ops->experts(f->lane, &p);
+    f->ops->add_norm(f->lane, f->x, f->h, next, f->h);
+}
+
 /* x += down(silu(gate(h)) * up(h)), and on to the next layer's queries, if there is one. */
 static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_weights *w = f->c.weights;
     const inf_layer *l = &w->layers[layer];
     const inf_device_config *d = &f->dims;
     int32_t rows = f->n_rows, more = layer + 1 < d->layers;
-    inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * f->inner, d->hidden, 0};
-    inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, f->inner, 0};
     const float *next = more ? w->layers[layer + 1].attn_norm : NULL;
-    f->ops->gated(f->lane, &gate_up, f->act);
-    f->ops->product_norm(f->lane, &down, f->x, next, f->h);
+    if (l->experts != NULL) {
+        run_experts(f, l->experts, next);
+    } else {
+        inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * f->inner, d->hidden, 0};
+        inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, f->inner, 0};
+        f->ops->gated(f->lane, &gate_up, f->act);
+        f->ops->product_norm(f->lane, &down, f->x, next, f->h);
+    }
     if (more) {
         project(f, layer + 1);
     }

@@ -8,15 +8,13 @@
  * of o and down, that belong to its heads and its part of intermediate (model/weights.h), and a
  * share of the head's rows. A stage and a bias hold the ranks one behind the other: rank 0's Q, K
  * and V, then rank 1's, and so on. */
-#include "model/weights.h"
+#include "model/weights_impl.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/fail.h"
 #include "runtime/pages.h"
-
-static uint32_t layer_bit(int32_t role) { return 1u << (role - INF_ROLE_ATTN_NORM); }
 
 int inf_weights_open(const inf_device_config *config, inf_backend *backend, inf_weights **out,
                      inf_err *err) {
@@ -60,6 +58,7 @@ void inf_weights_close(inf_weights *w) {
         }
         free(l->qkv_stage);
         free(l->gate_up_stage);
+        inf_drop_experts(w, l->experts);
     }
     if (w->lm_head != w->embed) {
         w->backend->ops->free(w->backend, w->lm_head);
@@ -69,13 +68,6 @@ void inf_weights_close(inf_weights *w) {
     free(w->layers);
     free(w);
 }
-
-/* A tensor on its way in. */
-typedef struct incoming {
-    const void *data;
-    int32_t dtype;
-    int64_t rows, cols;
-} incoming;
 
 /* One vector, or a part of one that ranks share, into f32 at *dst [total]: of every rank's share of
  * total from index at / ranks on. */
@@ -96,8 +88,8 @@ static int take_vector(float **dst, int64_t total, int64_t at, int32_t ranks, co
     return INF_OK;
 }
 
-/* A whole matrix into *dst. */
-static int take_matrix(const inf_weights *w, void **dst, int32_t cut, const incoming *in) {
+int inf_take_matrix(const inf_weights *w, void **dst, int32_t dtype, int32_t cut,
+                    const incoming *in) {
     int32_t n = (int32_t)in->rows, k = (int32_t)in->cols;
     const void *src = in->data;
     void *copy = NULL;
@@ -110,43 +102,54 @@ static int take_matrix(const inf_weights *w, void **dst, int32_t cut, const inco
         memcpy(copy, src, (uint64_t)n * (uint64_t)k * elem);
         src = copy;
     }
-    *dst = w->backend->ops->matrix(w->backend, inf_matrix_dtype(&w->config), src, in->dtype, n, k,
-                                   cut);
+    *dst = w->backend->ops->matrix(w->backend, dtype, src, in->dtype, n, k, cut);
     free(copy);
     return *dst != NULL ? INF_OK : INF_ENOMEM;
 }
 
-/* Rows of a matrix [total, cols] that comes in pieces, of every rank's share of total from row
- * at / ranks on; made when the last is there. */
-static int take_piece(const inf_weights *w, uint8_t **stage, void **dst, int64_t total, int64_t at,
-                      int last, const incoming *in) {
-    uint64_t row = (uint64_t)in->cols * inf_dtype_bytes(w->config.dtype);
-    if (*stage == NULL) {
-        *stage = inf_pages_alloc((uint64_t)total * row);
-        if (*stage == NULL) {
+static int take_matrix(const inf_weights *w, void **dst, int32_t cut, const incoming *in) {
+    return inf_take_matrix(w, dst, inf_matrix_dtype(&w->config), cut, in);
+}
+
+int inf_take_piece(const inf_weights *w, const gathered *g, int64_t at, int last,
+                   const incoming *in) {
+    uint64_t row = (uint64_t)in->cols * inf_dtype_bytes(g->dtype);
+    if (*g->stage == NULL) {
+        *g->stage = inf_pages_alloc((uint64_t)g->total * row);
+        if (*g->stage == NULL) {
             return INF_ENOMEM;
         }
     }
-    int64_t ranks = w->backend->ranks, n = in->rows / ranks;
+    int64_t ranks = g->cut == INF_CUT_NONE ? 1 : w->backend->ranks, n = in->rows / ranks;
     uint64_t piece = (uint64_t)n * (uint64_t)in->cols;
     for (int64_t r = 0; r < ranks; r++) {
         const uint8_t *from =
             (const uint8_t *)in->data + (uint64_t)r * piece * inf_dtype_bytes(in->dtype);
-        inf_convert(*stage + (uint64_t)(r * (total / ranks) + at / ranks) * row, w->config.dtype,
+        inf_convert(*g->stage + (uint64_t)(r * (g->total / ranks) + at / ranks) * row, g->dtype,
                     from, in->dtype, piece);
     }
     if (!last) {
         return INF_OK;
     }
-    incoming whole = {*stage, w->config.dtype, total, in->cols};
-    int status = take_matrix(w, dst, INF_CUT_ROWS, &whole);
-    free(*stage);
-    *stage = NULL;
+    incoming whole = {*g->stage, g->dtype, g->total, in->cols};
+    int status = inf_take_matrix(w, g->matrix, g->becomes, g->cut, &whole);
+    free(*g->stage);
+    *g->stage = NULL;
     return status;
+}
+
+/* Rows of Q, K and V, or of gate and up. */
+static int take_piece(const inf_weights *w, uint8_t **stage, void **dst, int64_t total, int64_t at,
+                      int last, const incoming *in) {
+    gathered g = {stage, dst, total, w->config.dtype, inf_matrix_dtype(&w->config), INF_CUT_ROWS};
+    return inf_take_piece(w, &g, at, last, in);
 }
 
 /* The shape a role has in this model; 0 when the model has no such tensor. */
 static int role_shape(const inf_device_config *c, int32_t role, int64_t *rows, int64_t *cols) {
+    if (is_of_experts(role)) {
+        return inf_expert_shape(c, role, rows, cols);
+    }
     int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
     int bias = (c->model_flags & INF_MODEL_QKV_BIAS) != 0;
     int norm = (c->model_flags & INF_MODEL_QK_NORM) != 0;
@@ -254,15 +257,50 @@ static int take_layer(const inf_weights *w, inf_layer *l, int32_t role, const in
     }
 }
 
-int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
-                     int64_t cols, const void *data, uint64_t bytes, inf_err *err) {
+/* Whether a layer can have this tensor: it has an MLP or experts, as the first tensor of either
+ * says. */
+static int check_layer(const inf_layer *l, int32_t role, int32_t layer, int32_t expert,
+                       inf_err *err) {
+    uint32_t mlp = layer_bit(INF_ROLE_GATE) | layer_bit(INF_ROLE_UP) | layer_bit(INF_ROLE_DOWN);
+    if (is_of_experts(role) ? (l->loaded & mlp) != 0
+                            : (layer_bit(role) & mlp) != 0 && l->experts != NULL) {
+        return inf_fail(err, INF_EINVAL, -1, layer,
+                        "role %d: layer %d cannot have both an MLP and experts", role, layer);
+    }
+    if ((l->loaded & layer_bit(role)) != 0 ||
+        (is_of_one_expert(role) && inf_expert_came(l, role, expert))) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "role %d was loaded before", role);
+    }
+    return INF_OK;
+}
+
+/* Whether the tensor can be of this layer and expert. */
+static int check_place(const inf_weights *w, int32_t role, int32_t layer, int32_t expert,
+                       inf_err *err) {
+    int outer = role < INF_ROLE_ATTN_NORM;
+    if (outer ? layer != -1 : (layer < 0 || layer >= w->config.layers)) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be in layer %d", role, layer);
+    }
+    if (is_of_one_expert(role) ? (expert < 0 || expert >= w->config.experts) : expert != -1) {
+        return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be of expert %d", role, expert);
+    }
+    if (!outer) {
+        return check_layer(&w->layers[layer], role, layer, expert, err);
+    }
+    return (w->loaded & (1u << role)) == 0
+               ? INF_OK
+               : inf_fail(err, INF_EINVAL, -1, layer, "role %d was loaded before", role);
+}
+
+int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t expert, int32_t dtype,
+                     int64_t rows, int64_t cols, const void *data, uint64_t bytes, inf_err *err) {
     int64_t want_rows = 0, want_cols = 0;
     if (!role_shape(&w->config, role, &want_rows, &want_cols)) {
         return inf_fail(err, INF_EINVAL, -1, layer, "this model has no tensor of role %d", role);
     }
-    int outer = role < INF_ROLE_ATTN_NORM;
-    if (outer ? layer != -1 : (layer < 0 || layer >= w->config.layers)) {
-        return inf_fail(err, INF_EINVAL, -1, layer, "role %d cannot be in layer %d", role, layer);
+    int status = check_place(w, role, layer, expert, err);
+    if (status != INF_OK) {
+        return status;
     }
     /* No tensor comes in the formats of KV and of matrices here. */
     uint64_t elem = dtype != INF_DTYPE_E4M3 && dtype != INF_DTYPE_I8 ? inf_dtype_bytes(dtype) : 0;
@@ -276,17 +314,19 @@ int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t dtype,
         return inf_fail(err, INF_EINVAL, -1, layer, "role %d: %llu bytes do not match its shape",
                         role, (unsigned long long)bytes);
     }
-    uint32_t *loaded = outer ? &w->loaded : &w->layers[layer].loaded;
-    uint32_t bit = outer ? 1u << role : layer_bit(role);
-    if ((*loaded & bit) != 0) {
-        return inf_fail(err, INF_EINVAL, -1, layer, "role %d was loaded before", role);
-    }
     incoming in = {data, dtype, rows, cols};
-    int status = outer ? take_outer(w, role, &in) : take_layer(w, &w->layers[layer], role, &in);
+    int outer = role < INF_ROLE_ATTN_NORM;
+    status = outer                 ? take_outer(w, role, &in)
+             : is_of_experts(role) ? inf_take_expert(w, &w->layers[layer], role, expert, &in)
+                                   : take_layer(w, &w->layers[layer], role, &in);
     if (status != INF_OK) {
         return inf_fail(err, status, -1, layer, "cannot allocate memory for role %d", role);
     }
-    *loaded |= bit;
+    if (outer) {
+        w->loaded |= 1u << role;
+    } else if (!is_of_one_expert(role)) {
+        w->layers[layer].loaded |= layer_bit(role);
+    }
     return INF_OK;
 }
 
@@ -298,9 +338,12 @@ static int all_came(const inf_weights *w, inf_err *err) {
         }
     }
     for (int32_t i = 0; i < w->config.layers; i++) {
-        for (int32_t role = INF_ROLE_ATTN_NORM; role <= INF_ROLE_DOWN; role++) {
-            if (role_shape(&w->config, role, &rows, &cols) &&
-                (w->layers[i].loaded & layer_bit(role)) == 0) {
+        const inf_layer *l = &w->layers[i];
+        for (int32_t role = INF_ROLE_ATTN_NORM; role <= INF_ROLE_SHARED_ROUTER; role++) {
+            int here = l->experts != NULL ? role < INF_ROLE_GATE || role > INF_ROLE_DOWN
+                                          : !is_of_experts(role);
+            if (here && role_shape(&w->config, role, &rows, &cols) &&
+                (l->loaded & layer_bit(role)) == 0) {
                 return inf_fail(err, INF_EINVAL, -1, i,
                                 "the tensor of role %d in layer %d was not loaded", role, i);
             }
@@ -351,6 +394,9 @@ int inf_weights_complete(inf_weights *w, inf_err *err) {
         give(w, (void **)&l->q_norm, c->head_dim, INF_DTYPE_F32, INF_CUT_NONE, &status);
         give(w, (void **)&l->k_norm, c->head_dim, INF_DTYPE_F32, INF_CUT_NONE, &status);
         give(w, &l->qkv_bias, qkv, w->backend->act, INF_CUT_ROWS, &status);
+        if (l->experts != NULL && status == INF_OK) {
+            status = inf_complete_experts(w, l->experts);
+        }
     }
     void *host = w->embed;
     w->embed = NULL;

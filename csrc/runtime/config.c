@@ -6,6 +6,50 @@ static int in_range(int64_t value, int64_t low, int64_t high) {
     return value >= low && value <= high;
 }
 
+static int check_experts(const inf_device_config *c, inf_err *err) {
+    if (c->experts == 0) {
+        int none = c->experts_per_token == 0 && c->expert_intermediate == 0 &&
+                   c->shared_intermediate == 0 && (c->model_flags & INF_MODEL_NORM_TOPK) == 0;
+        return none ? INF_OK
+                    : inf_fail(err, INF_EINVAL, -1, -1,
+                               "a model without experts cannot have sizes or flags of experts");
+    }
+    if (!in_range(c->experts, 1, INF_MAX_EXPERTS) ||
+        !in_range(c->experts_per_token, 1, INF_MAX_EXPERTS_PER_TOKEN) ||
+        c->experts_per_token > c->experts || !in_range(c->expert_intermediate, 1, 1 << 20) ||
+        !in_range(c->shared_intermediate, 0, 1 << 20)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "experts must be 1 to %d, experts_per_token at most %d and the experts, "
+                        "their sizes in range",
+                        INF_MAX_EXPERTS, INF_MAX_EXPERTS_PER_TOKEN);
+    }
+    /* Places of a step's rows with their experts are int32. */
+    if ((int64_t)c->max_tokens * c->experts_per_token > 1 << 24) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "cannot compute %d experts for each of %d tokens in a step",
+                        c->experts_per_token, c->max_tokens);
+    }
+    return INF_OK;
+}
+
+/* The sizes that are cut besides heads: of the MLP, of an expert, and of the shared one. */
+static int check_cut(int32_t size, const char *what, const inf_device_config *c, inf_err *err) {
+    int32_t n = c->tensor_parallel;
+    if (size % n != 0) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "cannot cut an intermediate size of %d%s over %d ranks: it must be a "
+                        "multiple of them",
+                        size, what, n);
+    }
+    if (c->matrix_dtype == INF_DTYPE_I8 && size / n % INF_I8_GROUP != 0) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                        "cannot cut matrices in I8 over %d ranks: an intermediate size of %d%s "
+                        "must give each a multiple of %d",
+                        n, size, what, INF_I8_GROUP);
+    }
+    return INF_OK;
+}
+
 /* Says what a model would need to be cut over so many ranks. */
 static int check_ranks(const inf_device_config *c, inf_err *err) {
     int32_t n = c->tensor_parallel;
@@ -35,7 +79,10 @@ static int check_ranks(const inf_device_config *c, inf_err *err) {
                         "intermediate size of %d must give each a multiple of %d",
                         n, c->heads, c->head_dim, c->intermediate, INF_I8_GROUP);
     }
-    return INF_OK;
+    int status = n > 1 ? check_cut(c->expert_intermediate, " of experts", c, err) : INF_OK;
+    return status == INF_OK && n > 1
+               ? check_cut(c->shared_intermediate, " of the shared expert", c, err)
+               : status;
 }
 
 int inf_check_config(const inf_device_config *c, inf_err *err) {
@@ -49,7 +96,8 @@ int inf_check_config(const inf_device_config *c, inf_err *err) {
         return inf_fail(err, INF_EINVAL, -1, -1,
                         "heads must be a multiple of kv_heads, head_dim even and at most 256");
     }
-    uint32_t known = INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED | INF_MODEL_NO_WEIGHTS;
+    uint32_t known = INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED |
+                     INF_MODEL_NO_WEIGHTS | INF_MODEL_NORM_TOPK;
     if ((c->model_flags & ~known) != 0 || !(c->rms_eps >= 0 && c->rms_eps < 1) ||
         !(c->rope_scale > 0 && c->rope_scale < 1e6f)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "model_flags, rms_eps or rope_scale out of range");
@@ -76,5 +124,6 @@ int inf_check_config(const inf_device_config *c, inf_err *err) {
         return inf_fail(err, INF_EINVAL, -1, -1,
                         "threads must be 1 to 1024, isa 0 to 4, gpu 0 to 1024");
     }
-    return check_ranks(c, err);
+    int status = check_experts(c, err);
+    return status == INF_OK ? check_ranks(c, err) : status;
 }

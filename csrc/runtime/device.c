@@ -116,6 +116,12 @@ static bool has_weights(const inf_device *d) {
 
 int inf_device_load(inf_device *d, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
                     int64_t cols, const void *data, uint64_t bytes, inf_err *err) {
+    return inf_device_load_expert(d, role, layer, -1, dtype, rows, cols, data, bytes, err);
+}
+
+int inf_device_load_expert(inf_device *d, int32_t role, int32_t layer, int32_t expert,
+                           int32_t dtype, int64_t rows, int64_t cols, const void *data,
+                           uint64_t bytes, inf_err *err) {
     if (d == NULL) {
         return inf_fail(err, INF_EINVAL, -1, -1, "there is no device");
     }
@@ -123,7 +129,8 @@ int inf_device_load(inf_device *d, int32_t role, int32_t layer, int32_t dtype, i
     int status =
         d->ready || !has_weights(d)
             ? inf_fail(err, INF_EINVAL, -1, layer, "the device is loaded already, or has none")
-            : inf_weights_load(d->weights, role, layer, dtype, rows, cols, data, bytes, err);
+            : inf_weights_load(d->weights, role, layer, expert, dtype, rows, cols, data, bytes,
+                               err);
     pthread_mutex_unlock(&d->mutex);
     return status;
 }

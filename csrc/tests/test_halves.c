@@ -171,8 +171,8 @@ static uint64_t messages(inf_device *d) {
 
 /* Two requests whose KV lies with two hosts and at home, one of them with both, and one that is all
  * at home. The second host then dies. */
-static uint64_t spread(uint32_t via, int32_t dtype, const char *half_rows) {
-    tiny_model m = tiny_new(INF_MODEL_QK_NORM, dtype);
+static uint64_t spread(uint32_t via, uint32_t flags, int32_t dtype, const char *half_rows) {
+    tiny_model m = tiny_new(flags, dtype);
     request all[REQUESTS];
     inf_step_buffers b;
     inf_device *home = home_open(&m, half_rows, all, &b), *host[HOSTS];
@@ -382,12 +382,15 @@ int main(void) {
     for (uint32_t via = INF_PROVIDER_SHM; via <= INF_PROVIDER_TCP; via++) {
         for (int32_t f = 0; f < 2; f++) {
             int32_t dtype = f == 0 ? INF_DTYPE_F32 : INF_DTYPE_BF16;
-            uint64_t whole = spread(via, dtype, "0"), halved = spread(via, dtype, "13");
-            uint64_t beyond = spread(via, dtype, "14"); /* rows of a half, of 27 in all */
+            const uint32_t flags = INF_MODEL_QK_NORM;
+            uint64_t whole = spread(via, flags, dtype, "0");
+            uint64_t halved = spread(via, flags, dtype, "13");
+            uint64_t beyond = spread(via, flags, dtype, "14"); /* rows of a half, of 27 in all */
             CHECK(whole == 3 && beyond == whole && halved > whole, "%llu, %llu and %llu messages",
                   (unsigned long long)whole, (unsigned long long)halved,
                   (unsigned long long)beyond);
         }
+        (void)spread(via, TINY_EXPERTS | TINY_SHARED, INF_DTYPE_F32, "13");
         overlaps(via);
         fails(via, SILENT, INF_ETIMEOUT);
         fails(via, SWAPS_ANSWERS, INF_EPROTO);

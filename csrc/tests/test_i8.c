@@ -9,8 +9,10 @@ enum { TEXT = 40, BLOCK_SIZE = 4, BLOCKS = TEXT / BLOCK_SIZE };
  * inputs are one group. */
 static void narrow(tiny_model *m, int32_t role) {
     int layers = role < INF_ROLE_ATTN_NORM ? 1 : m->config.layers;
+    int each = role >= INF_ROLE_EXPERT_GATE && role <= INF_ROLE_EXPERT_DOWN;
+    int64_t rows = m->rows[role] * (each ? m->config.experts : 1);
     for (int l = 0; l < layers; l++) {
-        for (int64_t r = 0; m->tensors[l][role] != NULL && r < m->rows[role]; r++) {
+        for (int64_t r = 0; m->tensors[l][role] != NULL && r < rows; r++) {
             float *row = m->tensors[l][role] + r * m->cols[role], most = 0;
             for (int64_t i = 0; i < m->cols[role]; i++) {
                 most = fmaxf(most, fabsf(row[i]));
@@ -75,8 +77,11 @@ static void test_model(uint32_t flags, int32_t dtype, int32_t isa, double tolera
         return;
     }
     run(&m, tokens, got);
-    const int32_t matrices[] = {INF_ROLE_LM_HEAD, INF_ROLE_Q,    INF_ROLE_K,  INF_ROLE_V,
-                                INF_ROLE_O,       INF_ROLE_GATE, INF_ROLE_UP, INF_ROLE_DOWN};
+    const int32_t matrices[] = {INF_ROLE_LM_HEAD,   INF_ROLE_Q,           INF_ROLE_K,
+                                INF_ROLE_V,         INF_ROLE_O,           INF_ROLE_GATE,
+                                INF_ROLE_UP,        INF_ROLE_DOWN,        INF_ROLE_EXPERT_GATE,
+                                INF_ROLE_EXPERT_UP, INF_ROLE_EXPERT_DOWN, INF_ROLE_SHARED_GATE,
+                                INF_ROLE_SHARED_UP, INF_ROLE_SHARED_DOWN}; /* not the router */
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
         narrow(&m, matrices[i]);
     }
@@ -100,11 +105,14 @@ static void refused(int32_t matrix_dtype, int32_t gpu) {
 }
 
 /* Over ranks, groups must be those of one rank. */
-static void cut(int32_t head_dim, int32_t intermediate, int32_t ranks, int expected) {
+static void cut(int32_t head_dim, int32_t intermediate, int32_t experts, int32_t ranks,
+                int expected) {
     tiny_model m = tiny_new(0, INF_DTYPE_F32);
     m.config.matrix_dtype = INF_DTYPE_I8;
     m.config.heads = 4, m.config.kv_heads = 2, m.config.head_dim = head_dim;
     m.config.intermediate = intermediate;
+    m.config.experts = m.config.experts_per_token = 1;
+    m.config.expert_intermediate = experts;
     m.config.tensor_parallel = ranks;
     inf_err err = {0};
     CHECK(inf_check_config(&m.config, &err) == expected, "%d heads of %d, %d, over %d ranks: %s", 4,
@@ -113,14 +121,16 @@ static void cut(int32_t head_dim, int32_t intermediate, int32_t ranks, int expec
 }
 
 int main(void) {
-    cut(64, 512, 1, INF_OK);
-    cut(64, 512, 2, INF_OK);
-    cut(64, 448, 1, INF_OK);
-    cut(64, 448, 2, INF_EUNSUPPORTED);
-    cut(32, 512, 2, INF_EUNSUPPORTED);
+    cut(64, 512, 256, 1, INF_OK);
+    cut(64, 512, 256, 2, INF_OK);
+    cut(64, 448, 200, 1, INF_OK);
+    cut(64, 448, 256, 2, INF_EUNSUPPORTED);
+    cut(32, 512, 256, 2, INF_EUNSUPPORTED);
+    cut(64, 512, 320, 2, INF_EUNSUPPORTED);
     for (int32_t isa = 0; isa <= 3; isa++) {
         test_model(0, INF_DTYPE_F32, isa, 1e-4);
         test_model(INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM, INF_DTYPE_F32, isa, 1e-4);
+        test_model(TINY_EXPERTS | TINY_SHARED, INF_DTYPE_F32, isa, 1e-4);
     }
     refused(INF_DTYPE_I8, 1);
     refused(INF_DTYPE_BF16, 0);

@@ -151,6 +151,36 @@ static void check_gemm_rows_alone(const inf_ops *ops, inf_pool *pool, const gemm
     free(alone);
 }
 
+/* Several at once have the bits that each has alone, also those of no rows, which are none. */
+static void test_gemms(const inf_ops *ops, inf_pool *pool) {
+    enum { MOST = 9 };
+    static const int32_t types[] = {INF_DTYPE_F32, INF_DTYPE_BF16, INF_DTYPE_I8};
+    for (int32_t count = 1; count <= MOST; count += 4)
+        for (EACH(type, types)) {
+            gemm_case c[MOST];
+            inf_gemm args[MOST];
+            float *alone[MOST];
+            for (int32_t i = 0; i < count; i++) {
+                int32_t rows = i % 3 == 1 ? 0 : some_rows[(i * 5 + 3) % 10];
+                c[i] = make_gemm(ops, rows > 0 ? rows : 1, some_widths[(i * 7 + count) % 12],
+                                 some_widths[(i * 5 + 2) % 12], types[type], INF_DTYPE_F32, i % 2);
+                args[i] = gemm_args(&c[i]);
+                args[i].rows = rows;
+                args[i].y = alone[i] = poisoned((size_t)c[i].rows * c[i].ldy);
+                if (rows > 0)
+                    ops->gemm(NULL, types[type], &args[i]);
+                args[i].y = c[i].y;
+            }
+            ops->gemms(count % 2 ? pool : NULL, types[type], args, count);
+            for (int32_t i = 0; i < count; i++) {
+                CHECK(same_bits(alone[i], c[i].y, (size_t)c[i].rows * c[i].ldy),
+                      "%s: product %d of %d, dtype %d", ops->name, i, count, types[type]);
+                free(alone[i]);
+                free_gemm(&c[i]);
+            }
+        }
+}
+
 static void test_gemm(const inf_ops *ops, inf_pool *pool) {
     static const int32_t types[][2] = {
         {INF_DTYPE_F32, INF_DTYPE_F32},  {INF_DTYPE_BF16, INF_DTYPE_BF16},
@@ -375,6 +405,7 @@ int main(void) {
         }
         seed((uint64_t)isa);
         test_gemm(ops, pool);
+        test_gemms(ops, pool);
         test_odd_groups(ops);
         test_rms_norm(ops, pool);
         test_rope(ops, pool);

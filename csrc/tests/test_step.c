@@ -188,9 +188,9 @@ static void test_e4m3_products(double tolerance) {
 }
 
 /* Prefill of one request beside decode of others changes nobody's result. */
-static void test_batch(void) {
+static void test_batch(uint32_t flags) {
     static double want[TEXT][TINY_VOCAB];
-    tiny_model m = tiny_new(INF_MODEL_QKV_BIAS, INF_DTYPE_F32);
+    tiny_model m = tiny_new(flags, INF_DTYPE_F32);
     inf_device *d = tiny_open(&m);
     static request r[4];
     request *all[4];
@@ -370,6 +370,12 @@ int main(void) {
     for (int32_t isa = 0; isa <= 4; isa++) {
         test_chunks(INF_MODEL_QKV_BIAS, INF_DTYPE_BF16, isa, 0.08);
     }
+    for (int32_t isa = 0; isa <= 4; isa++) { /* experts in the first layer, and an MLP */
+        test_chunks(TINY_EXPERTS, INF_DTYPE_F32, isa, 1e-4);
+        test_chunks(TINY_EXPERTS | TINY_SHARED | INF_MODEL_QKV_BIAS, INF_DTYPE_F32, isa, 1e-4);
+        test_chunks(TINY_EXPERTS, INF_DTYPE_BF16, isa, 0.15);
+        test_chunks(TINY_EXPERTS | TINY_SHARED, INF_DTYPE_BF16, isa, 0.15);
+    }
     for (int32_t isa = 0; isa <= 3; isa++) {
         test_e4m3(0, isa, 0.02);
         test_e4m3(INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM, isa, 0.02);
@@ -377,7 +383,8 @@ int main(void) {
     if (getenv("INFINITE_TEST_GPU") != NULL) {
         test_e4m3_products(0.1);
     }
-    test_batch();
+    test_batch(INF_MODEL_QKV_BIAS);
+    test_batch(TINY_EXPERTS | TINY_SHARED);
     test_sampled();
     test_masked();
     test_shared_prefix();

@@ -140,6 +140,11 @@ static void test_refusals(void) {
     refused(&m, 9, INF_EINVAL, "tensor_parallel must be");
     m.config.intermediate = 81;
     refused(&m, 2, INF_EINVAL, "an intermediate size of 81");
+    m.config.intermediate = 80;
+    m.config.experts = m.config.experts_per_token = 1, m.config.expert_intermediate = 5;
+    refused(&m, 2, INF_EINVAL, "an intermediate size of 5 of experts over 2 ranks");
+    m.config.expert_intermediate = 6, m.config.shared_intermediate = 7;
+    refused(&m, 2, INF_EINVAL, "an intermediate size of 7 of the shared expert");
     tiny_free(&m);
 }
 
@@ -159,9 +164,10 @@ int main(int argc, char **argv) {
         puts("tensor parallelism, lent: ok");
         return 0;
     }
-    const uint32_t flags[] = {0, INF_MODEL_QKV_BIAS | INF_MODEL_TIED, INF_MODEL_QK_NORM};
+    const uint32_t flags[] = {0, INF_MODEL_QKV_BIAS | INF_MODEL_TIED, INF_MODEL_QK_NORM,
+                              TINY_EXPERTS, TINY_EXPERTS | TINY_SHARED};
     for (int f = 0; f < (on_gpu() ? 3 : 2); f++) {
-        for (int i = 0; i < 3; i++) {
+        for (int i = 0; i < 5; i++) {
             test_steps(flags[i], formats[f].dtype, 4, 2, 2, formats[f].tolerance);
             for (int32_t n = 1; n <= 4; n *= 2) {
                 test_steps(flags[i], formats[f].dtype, 8, 4, n, formats[f].tolerance);

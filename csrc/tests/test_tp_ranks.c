@@ -94,8 +94,8 @@ static double forward_distance(const tiny_model *m, inf_backend *b) {
             if (m->tensors[l][role] != NULL) {
                 uint64_t bytes = (uint64_t)(m->rows[role] * m->cols[role]) * sizeof(float);
                 int32_t layer = role < INF_ROLE_ATTN_NORM ? -1 : l;
-                CHECK(inf_weights_load(w, role, layer, INF_DTYPE_F32, m->rows[role], m->cols[role],
-                                       m->tensors[l][role], bytes, &err) == INF_OK,
+                CHECK(inf_weights_load(w, role, layer, -1, INF_DTYPE_F32, m->rows[role],
+                                       m->cols[role], m->tensors[l][role], bytes, &err) == INF_OK,
                       "%s", err.message);
             }
         }

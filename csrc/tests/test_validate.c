@@ -262,10 +262,80 @@ static void test_configs(void) {
     bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_BF16);
     bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_E4M3 + 1);
     bad_config(offsetof(inf_device_config, kv_dtype), -1);
-    bad_config(offsetof(inf_device_config, model_flags), 2 * INF_MODEL_NO_WEIGHTS);
+    bad_config(offsetof(inf_device_config, model_flags), 2 * INF_MODEL_NORM_TOPK);
+    bad_config(offsetof(inf_device_config, model_flags), INF_MODEL_NORM_TOPK); /* of no experts */
+    bad_config(offsetof(inf_device_config, experts), 4);                       /* of no size */
+    bad_config(offsetof(inf_device_config, experts), -1);
+    bad_config(offsetof(inf_device_config, experts_per_token), 1);
+    bad_config(offsetof(inf_device_config, expert_intermediate), 8);
+    bad_config(offsetof(inf_device_config, shared_intermediate), 8);
     bad_config(offsetof(inf_device_config, isa), 5);
     bad_config(offsetof(inf_device_config, rms_eps), 0x7fc00000);
     bad_config(offsetof(inf_device_config, rope_scale), 0);
+}
+
+/* With experts, what is out of range, and tensors that cannot be. */
+static void test_experts(void) {
+    tiny_model dense = model, m = tiny_new(TINY_EXPERTS | TINY_SHARED, INF_DTYPE_F32);
+    inf_device *d = NULL;
+    inf_err err = {0};
+    model = m;
+    bad_config(offsetof(inf_device_config, experts), INF_MAX_EXPERTS + 1);
+    bad_config(offsetof(inf_device_config, experts), m.config.experts_per_token - 1);
+    bad_config(offsetof(inf_device_config, experts_per_token), 0);
+    bad_config(offsetof(inf_device_config, experts_per_token), INF_MAX_EXPERTS_PER_TOKEN + 1);
+    bad_config(offsetof(inf_device_config, expert_intermediate), 0);
+    bad_config(offsetof(inf_device_config, expert_intermediate), INT32_MAX);
+    bad_config(offsetof(inf_device_config, shared_intermediate), -1);
+    bad_config(offsetof(inf_device_config, shared_intermediate), INT32_MAX);
+    model = dense;
+    CHECK(inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err) == INF_OK, "open");
+    const float *t = m.tensors[0][INF_ROLE_EXPERT_DOWN];
+    int64_t rows = m.rows[INF_ROLE_EXPERT_DOWN], cols = m.cols[INF_ROLE_EXPERT_DOWN];
+    uint64_t bytes = (uint64_t)(rows * cols) * sizeof(float);
+    const struct {
+        int32_t role, layer, expert, expected;
+        const char *says;
+    } cases[] = {
+        {INF_ROLE_EXPERT_DOWN, 0, -1, INF_EINVAL, "role 27 cannot be of expert -1"},
+        {INF_ROLE_EXPERT_DOWN, 0, 6, INF_EINVAL, "role 27 cannot be of expert 6"},
+        {INF_ROLE_EXPERT_DOWN, 2, 0, INF_EINVAL, "role 27 cannot be in layer 2"},
+        {INF_ROLE_DOWN, 0, 0, INF_EINVAL, "role 23 cannot be of expert 0"},
+        {INF_ROLE_EXPERT_UP, 0, 0, INF_EINVAL, "role 26 must be [40, 48]"},
+        {INF_ROLE_EXPERT_DOWN, 0, 5, INF_OK, ""},
+        {INF_ROLE_EXPERT_DOWN, 0, 5, INF_EINVAL, "role 27 was loaded before"},
+        {INF_ROLE_EXPERT_DOWN, 0, 4, INF_OK, ""},
+        {INF_ROLE_DOWN, 0, -1, INF_EINVAL, "cannot have both an MLP and experts"},
+        {INF_ROLE_SHARED_ROUTER + 1, 0, -1, INF_EINVAL, "no tensor of role 32"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        err.message[0] = 0;
+        int status = inf_device_load_expert(d, cases[i].role, cases[i].layer, cases[i].expert,
+                                            INF_DTYPE_F32, rows, cols, t, bytes, &err);
+        CHECK(status == cases[i].expected && strstr(err.message, cases[i].says) != NULL,
+              "case %zu: %d, %s", i, status, err.message);
+    }
+    CHECK(tiny_load(&m, d, 1, INF_ROLE_DOWN, &err) == INF_OK, "%s", err.message);
+    CHECK(inf_device_load_expert(d, INF_ROLE_EXPERT_DOWN, 1, 0, INF_DTYPE_F32, rows, cols, t, bytes,
+                                 &err) == INF_EINVAL,
+          "experts beside an MLP");
+    CHECK(inf_device_ready(d, &err) == INF_EINVAL, "ready without most");
+    inf_device_close(d); /* experts of which some tensors came */
+    for (int32_t role = INF_ROLE_ROUTER; role <= INF_ROLE_SHARED_ROUTER; role++) {
+        float *kept = m.tensors[0][role];
+        CHECK(inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err) == INF_OK, "open");
+        for (int32_t r = 1; r < TINY_ROLES; r++) {
+            for (int32_t l = 0; l < TINY_LAYERS; l++) {
+                if (m.tensors[l][r] != NULL && m.tensors[l][r] != kept) {
+                    CHECK(tiny_load(&m, d, l, r, &err) == INF_OK, "%s", err.message);
+                }
+            }
+        }
+        CHECK(inf_device_ready(d, &err) == INF_EINVAL && strstr(err.message, "in layer 0") != NULL,
+              "ready without role %d", role);
+        inf_device_close(d);
+    }
+    tiny_free(&m);
 }
 
 static void test_life(void) {
@@ -346,6 +416,7 @@ static void test_over(void) {
 int main(void) {
     model = tiny_new(0, INF_DTYPE_F32);
     test_configs();
+    test_experts();
     test_life();
     test_mutations();
     test_over();

@@ -15,14 +15,16 @@
 #include "infinite/device.h"
 #include "kernels/convert.h"
 
-enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_DOWN + 1, TINY_WINDOW = 7 };
+enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_SHARED_ROUTER + 1, TINY_WINDOW = 7 };
+/* Beside the flags of a model: the first layer has experts, and a shared one. */
+enum { TINY_EXPERTS = 1 << 30, TINY_SHARED = 1 << 29 };
 
 typedef struct tiny_model {
     inf_device_config config;
     float inv_freq[32];
     int32_t windows[TINY_LAYERS];
-    float *tensors[TINY_LAYERS]
-                  [TINY_ROLES]; /* outside the layers: [0][role]; NULL: the model has none */
+    float *tensors[TINY_LAYERS][TINY_ROLES]; /* outside the layers: [0][role]; NULL: the model has
+                                              * none; of experts all, one behind the other */
     int64_t rows[TINY_ROLES], cols[TINY_ROLES];
     uint64_t rng;
 } tiny_model;
@@ -32,18 +34,55 @@ static inline double tiny_uniform(tiny_model *m) {
     return (double)(m->rng >> 11) * 0x1p-53 * 2 - 1;
 }
 
+static inline float *tiny_numbers(tiny_model *m, int64_t n, int vector, double wide) {
+    float *t = malloc((size_t)n * sizeof(float));
+    CHECK(t != NULL, "no memory");
+    for (int64_t i = 0; i < n; i++) {
+        double u = tiny_uniform(m);
+        t[i] = (float)(vector ? 1 + 0.3 * u : u * wide);
+    }
+    return t;
+}
+
 static inline void tiny_shape(tiny_model *m, int32_t role, int64_t rows, int64_t cols) {
     m->rows[role] = rows;
     m->cols[role] = cols;
     int layers = role < INF_ROLE_ATTN_NORM ? 1 : m->config.layers;
     for (int l = 0; l < layers; l++) {
-        float *t = malloc((size_t)(rows * cols) * sizeof(float));
-        CHECK(t != NULL, "no memory");
-        for (int64_t i = 0; i < rows * cols; i++) {
-            double u = tiny_uniform(m);
-            t[i] = (float)(rows == 1 ? 1 + 0.3 * u : u * 2.0 / sqrt((double)cols));
-        }
-        m->tensors[l][role] = t;
+        m->tensors[l][role] = tiny_numbers(m, rows * cols, rows == 1, 2.0 / sqrt((double)cols));
+    }
+}
+
+/* Experts in the place of the first layer's MLP. The choice among them must not be close, or who
+ * rounds otherwise makes another: their logits are far from each other. */
+static inline void tiny_experts(tiny_model *m, int shared, int normalise) {
+    inf_device_config *c = &m->config;
+    int64_t h = c->hidden, inner = c->expert_intermediate = c->intermediate / 2;
+    c->experts = 6;
+    c->experts_per_token = 3;
+    c->shared_intermediate = shared ? c->intermediate : 0;
+    c->model_flags |= normalise ? INF_MODEL_NORM_TOPK : 0;
+    const struct {
+        int32_t role;
+        int64_t rows, cols;
+    } roles[] = {{INF_ROLE_EXPERT_GATE, inner, h},
+                 {INF_ROLE_EXPERT_UP, inner, h},
+                 {INF_ROLE_EXPERT_DOWN, h, inner},
+                 {INF_ROLE_ROUTER, c->experts, h},
+                 {INF_ROLE_SHARED_GATE, c->shared_intermediate, h},
+                 {INF_ROLE_SHARED_UP, c->shared_intermediate, h},
+                 {INF_ROLE_SHARED_DOWN, h, c->shared_intermediate},
+                 {INF_ROLE_SHARED_ROUTER, 1, h}};
+    for (size_t i = 0; i < (shared ? 8 : 4); i++) {
+        int64_t n = roles[i].rows * roles[i].cols * (i < 3 ? c->experts : 1);
+        double wide = i == 3 ? 12 : 2;
+        m->rows[roles[i].role] = roles[i].rows;
+        m->cols[roles[i].role] = roles[i].cols;
+        m->tensors[0][roles[i].role] = tiny_numbers(m, n, 0, wide / sqrt((double)roles[i].cols));
+    }
+    for (int32_t role = INF_ROLE_GATE; role <= INF_ROLE_DOWN; role++) {
+        free(m->tensors[0][role]);
+        m->tensors[0][role] = NULL;
     }
 }
 
@@ -51,6 +90,8 @@ static inline void tiny_shape(tiny_model *m, int32_t role, int64_t rows, int64_t
 static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t heads,
                                        int32_t kv_heads, int32_t head_dim, int32_t block_size) {
     tiny_model m = {.rng = flags + 1};
+    uint32_t more = flags;
+    flags &= ~(uint32_t)(TINY_EXPERTS | TINY_SHARED);
     const char *gpu = getenv("INFINITE_TEST_GPU"), *ranks = getenv("INFINITE_TEST_TP");
     m.config = (inf_device_config){.layers = TINY_LAYERS,
                                    /* In 16 bits as wide as what GPUs fuse asks for. */
@@ -104,6 +145,9 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
     tiny_shape(&m, INF_ROLE_GATE, c->intermediate, h);
     tiny_shape(&m, INF_ROLE_UP, c->intermediate, h);
     tiny_shape(&m, INF_ROLE_DOWN, h, c->intermediate);
+    if ((more & TINY_EXPERTS) != 0) {
+        tiny_experts(&m, (more & TINY_SHARED) != 0, (more & TINY_SHARED) == 0);
+    }
     return m;
 }
 
@@ -127,6 +171,15 @@ static inline void tiny_free(tiny_model *m) {
 static inline int tiny_load(const tiny_model *m, inf_device *d, int32_t layer, int32_t role,
                             inf_err *err) {
     int64_t n = m->rows[role] * m->cols[role];
+    int status = INF_OK;
+    if (role >= INF_ROLE_EXPERT_GATE && role <= INF_ROLE_EXPERT_DOWN) {
+        for (int32_t e = m->config.experts - 1; e >= 0 && status == INF_OK; e--) {
+            status = inf_device_load_expert(d, role, layer, e, INF_DTYPE_F32, m->rows[role],
+                                            m->cols[role], m->tensors[layer][role] + e * n,
+                                            (uint64_t)n * sizeof(float), err);
+        }
+        return status;
+    }
     return inf_device_load(d, role, role < INF_ROLE_ATTN_NORM ? -1 : layer, INF_DTYPE_F32,
                            m->rows[role], m->cols[role], m->tensors[layer][role],
                            (uint64_t)n * sizeof(float), err);
@@ -237,11 +290,60 @@ static inline void ref_e4m3(double *x, int64_t n) {
     }
 }
 
+/* down(silu(gate x) * up x) */
+static inline void ref_mlp(const double *x, const float *gate, const float *up, const float *down,
+                           int64_t inner, int64_t hidden, double *y) {
+    double g[REF_DIM], u[REF_DIM];
+    ref_matmul(x, gate, NULL, inner, hidden, g);
+    ref_matmul(x, up, NULL, inner, hidden, u);
+    for (int64_t i = 0; i < inner; i++) {
+        g[i] = g[i] / (1 + exp(-g[i])) * u[i];
+    }
+    ref_matmul(g, down, NULL, hidden, inner, y);
+}
+
+static inline void ref_experts(const inf_device_config *c, float *const *w, const double *x,
+                               double *y) {
+    double p[INF_MAX_EXPERTS], sum = 0, kept = 0, out[REF_DIM];
+    int taken[INF_MAX_EXPERTS] = {0}, chosen[INF_MAX_EXPERTS_PER_TOKEN];
+    int64_t h = c->hidden, n = c->expert_intermediate * h;
+    ref_matmul(x, w[INF_ROLE_ROUTER], NULL, c->experts, h, p);
+    for (int e = 0; e < c->experts; e++) {
+        sum += p[e] = exp(p[e]);
+    }
+    for (int i = 0; i < c->experts_per_token; i++) {
+        int best = -1;
+        for (int e = 0; e < c->experts; e++) {
+            best = !taken[e] && (best < 0 || p[e] > p[best]) ? e : best;
+        }
+        taken[best] = 1;
+        kept += p[chosen[i] = best];
+    }
+    memset(y, 0, (size_t)h * sizeof *y);
+    for (int i = 0; i < c->experts_per_token; i++) {
+        int e = chosen[i];
+        ref_mlp(x, w[INF_ROLE_EXPERT_GATE] + e * n, w[INF_ROLE_EXPERT_UP] + e * n,
+                w[INF_ROLE_EXPERT_DOWN] + e * n, c->expert_intermediate, h, out);
+        for (int k = 0; k < h; k++) {
+            y[k] += p[e] / (c->model_flags & INF_MODEL_NORM_TOPK ? kept : sum) * out[k];
+        }
+    }
+    if (c->shared_intermediate > 0) {
+        double logit;
+        ref_matmul(x, w[INF_ROLE_SHARED_ROUTER], NULL, 1, h, &logit);
+        ref_mlp(x, w[INF_ROLE_SHARED_GATE], w[INF_ROLE_SHARED_UP], w[INF_ROLE_SHARED_DOWN],
+                c->shared_intermediate, h, out);
+        for (int k = 0; k < h; k++) {
+            y[k] += out[k] / (1 + exp(-logit));
+        }
+    }
+}
+
 static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n) {
     const inf_device_config *c = &m->config;
     float *const *w = m->tensors[layer];
     int q_dim = c->heads * c->head_dim, kv_dim = c->kv_heads * c->head_dim;
-    double h[REF_DIM], o[REF_DIM], gate[REF_DIM], up[REF_DIM];
+    double h[REF_DIM], o[REF_DIM];
     for (int t = 0; t < n; t++) {
         ref_norm(s->x[t], w[INF_ROLE_ATTN_NORM], c->hidden, (double)c->rms_eps, h);
         ref_matmul(h, w[INF_ROLE_Q], w[INF_ROLE_Q_BIAS], q_dim, c->hidden, s->q[t]);
@@ -269,14 +371,14 @@ static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n
             s->x[t][i] += h[i];
         }
         ref_norm(s->x[t], w[INF_ROLE_MLP_NORM], c->hidden, (double)c->rms_eps, h);
-        ref_matmul(h, w[INF_ROLE_GATE], NULL, c->intermediate, c->hidden, gate);
-        ref_matmul(h, w[INF_ROLE_UP], NULL, c->intermediate, c->hidden, up);
-        for (int i = 0; i < c->intermediate; i++) {
-            gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+        if (w[INF_ROLE_ROUTER] != NULL) {
+            ref_experts(c, w, h, o);
+        } else {
+            ref_mlp(h, w[INF_ROLE_GATE], w[INF_ROLE_UP], w[INF_ROLE_DOWN], c->intermediate,
+                    c->hidden, o);
         }
-        ref_matmul(gate, w[INF_ROLE_DOWN], NULL, c->hidden, c->intermediate, h);
         for (int i = 0; i < c->hidden; i++) {
-            s->x[t][i] += h[i];
+            s->x[t][i] += o[i];
         }
     }
 }

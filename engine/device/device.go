@@ -40,7 +40,11 @@ const (
 type Config struct {
 	Layers, Hidden, Intermediate, Heads, KVHeads, HeadDim, Vocab int
 
+	// Experts 0 is a model without. SharedIntermediate 0: without one that every token has.
+	Experts, ExpertsPerToken, ExpertIntermediate, SharedIntermediate int
+
 	QKVBias, QKNorm bool
+	NormTopK        bool    // the weights of a token's experts add up to 1
 	Tied            bool    // the LM head is the embedding
 	NoWeights       bool    // none is loaded and no step run: the device hosts blocks of others, and attends over them
 	RMSEps          float32 //
@@ -73,7 +77,7 @@ func (c Config) c() C.inf_device_config {
 	for _, f := range []struct {
 		on   bool
 		flag C.uint32_t
-	}{{c.QKVBias, C.INF_MODEL_QKV_BIAS}, {c.QKNorm, C.INF_MODEL_QK_NORM}, {c.Tied, C.INF_MODEL_TIED}, {c.NoWeights, C.INF_MODEL_NO_WEIGHTS}} {
+	}{{c.QKVBias, C.INF_MODEL_QKV_BIAS}, {c.QKNorm, C.INF_MODEL_QK_NORM}, {c.Tied, C.INF_MODEL_TIED}, {c.NoWeights, C.INF_MODEL_NO_WEIGHTS}, {c.NormTopK, C.INF_MODEL_NORM_TOPK}} {
 		if f.on {
 			flags |= f.flag
 		}
@@ -88,6 +92,8 @@ func (c Config) c() C.inf_device_config {
 		max_tokens: n(c.MaxTokens), max_seqs: n(c.MaxSeqs), max_rows: n(c.MaxRows),
 		max_step_blocks: n(c.MaxStepBlocks), max_step_spans: n(c.MaxStepSpans), max_spans: n(c.MaxSpans),
 		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU), tensor_parallel: n(c.TensorParallel), matrix_dtype: n(c.Matrices),
+		experts: n(c.Experts), experts_per_token: n(c.ExpertsPerToken), expert_intermediate: n(c.ExpertIntermediate),
+		shared_intermediate: n(c.SharedIntermediate),
 	}
 }
 
@@ -176,11 +182,16 @@ func (d *Device) status(what string, f func(*C.inf_device, *C.inf_err) C.int) (C
 // device.h, layer is -1 outside the layers. C copies what it needs. With a tied embedding the LM head is
 // the embedding, and one that comes separately is left out.
 func (d *Device) Load(role, layer int, dtype int, rows, cols int64, data []byte) error {
+	return d.LoadExpert(role, layer, -1, dtype, rows, cols, data)
+}
+
+// LoadExpert is Load for a tensor of one expert of a layer.
+func (d *Device) LoadExpert(role, layer, expert int, dtype int, rows, cols int64, data []byte) error {
 	if d.config.Tied && role == C.INF_ROLE_LM_HEAD {
 		return nil
 	}
 	return d.call("load a tensor", func(h *C.inf_device, e *C.inf_err) C.int {
-		return C.inf_device_load(h, C.int32_t(role), C.int32_t(layer), C.int32_t(dtype), C.int64_t(rows), C.int64_t(cols),
+		return C.inf_device_load_expert(h, C.int32_t(role), C.int32_t(layer), C.int32_t(expert), C.int32_t(dtype), C.int64_t(rows), C.int64_t(cols),
 			unsafe.Pointer(unsafe.SliceData(data)), C.uint64_t(len(data)), e)
 	})
 }

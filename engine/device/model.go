@@ -13,6 +13,10 @@ func ForModel(m *model.Config, c Config) Config {
 	c.Heads, c.KVHeads, c.HeadDim, c.Vocab = m.NumHeads, m.NumKVHeads, m.HeadDim, m.VocabSize
 	c.QKVBias, c.QKNorm, c.Tied = m.QKVBias, m.QKNorm, m.TieEmbeddings
 	c.RMSEps, c.RopeScale = m.RMSNormEps, float32(scale)
+	if e := m.Experts; e != nil {
+		c.Experts, c.ExpertsPerToken, c.ExpertIntermediate, c.SharedIntermediate = e.Count, e.PerToken, e.Intermediate, e.Shared
+		c.NormTopK = e.Normalise
+	}
 	return c
 }
 
@@ -40,7 +44,7 @@ func LoadModel(m *model.Model, c Config, progress func(done, all int)) (*Device,
 		return nil, err
 	}
 	for i, t := range tensors {
-		if err := d.Load(int(t.Role), t.Layer, int(t.DType), int64(t.Rows), int64(t.Cols), t.Data); err != nil {
+		if err := d.LoadExpert(int(t.Role), t.Layer, t.Expert, int(t.DType), int64(t.Rows), int64(t.Cols), t.Data); err != nil {
 			d.Close()
 			return nil, fmt.Errorf("cannot load tensor %d of %d: %w", i+1, len(tensors), err)
 		}

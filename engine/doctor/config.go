@@ -118,8 +118,8 @@ func weightBytes(opened *model.Model, dtype, quantization string) (uint64, error
 	for _, t := range tensors {
 		rows, cols := uint64(t.Rows), uint64(t.Cols)
 		switch {
-		case rows <= 1:
-			total += cols * 4
+		case rows <= 1 || t.Role == model.Router:
+			total += rows * cols * 4
 		case t.Role != model.Embed && quantization == "int8": // also a tied head, which is a copy that kernels can read fast
 			total += rows * (cols + 4*((cols+model.Int8Group-1)/model.Int8Group))
 		default:

@@ -22,7 +22,7 @@ const (
 type Config struct {
 	Arch             string // such as "LlamaForCausalLM"
 	HiddenSize       int
-	IntermediateSize int
+	IntermediateSize int // of layers without experts
 	NumLayers        int
 	NumHeads         int
 	NumKVHeads       int // divides NumHeads
@@ -36,9 +36,10 @@ type Config struct {
 	QKVBias          bool
 	QKNorm           bool
 	TieEmbeddings    bool
-	DType            string  // "float32", "float16" or "bfloat16"; "" where config.json is silent
-	BOS              int32   // -1 where the model has none
-	EOS              []int32 // any of these ends an answer; may be empty
+	DType            string   // "float32", "float16" or "bfloat16"; "" where config.json is silent
+	BOS              int32    // -1 where the model has none
+	EOS              []int32  // any of these ends an answer; may be empty
+	Experts          *Experts `json:",omitempty"` // nil where no layer has any
 }
 
 // architecture holds what differs between the classes of transformers, their defaults for absent keys among it.
@@ -50,7 +51,10 @@ type architecture struct {
 	eos           []int32
 	bias, qkNorm  bool
 	windowFlag    bool // use_sliding_window, max_window_layers and layer_types choose the windows
-	slidingWindow bool // sliding_window alone gives every layer's window, 4096 where absent
+	slidingWindow bool // sliding_window alone gives every layer's window, defaultWindow where absent
+	defaultWindow int  // 0: none
+	theta         float64
+	experts       *expertKeys // nil: it has none
 }
 
 func architectures(name string) (architecture, bool) {
@@ -58,7 +62,7 @@ func architectures(name string) (architecture, bool) {
 	case "LlamaForCausalLM":
 		return architecture{modelType: "llama", bos: 1, eos: []int32{2}}, true
 	case "MistralForCausalLM":
-		return architecture{modelType: "mistral", kvHeads: 8, bos: 1, eos: []int32{2}, slidingWindow: true}, true
+		return architecture{modelType: "mistral", kvHeads: 8, bos: 1, eos: []int32{2}, slidingWindow: true, defaultWindow: 4096}, true
 	case "Qwen2ForCausalLM":
 		return architecture{modelType: "qwen2", kvHeads: 32, bos: -1, bias: true, windowFlag: true}, true
 	case "Qwen3ForCausalLM":
@@ -66,7 +70,7 @@ func architectures(name string) (architecture, bool) {
 			modelType: "qwen3", kvHeads: 32, headDim: 128, bos: -1, qkNorm: true, windowFlag: true,
 		}, true
 	}
-	return architecture{}, false
+	return expertArchitectures(name)
 }
 
 // ParseConfig reads a config.json. Errors name the key at fault; those about features that cannot be served
@@ -81,7 +85,7 @@ func ParseConfig(data []byte) (*Config, error) {
 	if !ok {
 		return nil, o.err
 	}
-	c.refuseFeatures(o)
+	c.refuseFeatures(o, arch)
 	c.sizes(o, arch)
 	if o.err != nil {
 		return nil, o.err // the rest divides by the sizes
@@ -89,9 +93,10 @@ func ParseConfig(data []byte) (*Config, error) {
 	c.RMSNormEps = float32(o.floatOr("rms_norm_eps", 1e-6, 1e-12, 1))
 	c.TieEmbeddings = o.boolOr("tie_word_embeddings", false)
 	c.QKVBias, c.QKNorm = arch.bias, arch.qkNorm
+	c.experts(o, arch)
 	c.DType = parseDType(o)
 	c.windows(o, arch)
-	c.rope(o)
+	c.rope(o, arch)
 	c.BOS = bosToken(o, arch.bos, c.VocabSize)
 	c.EOS = o.tokens("eos_token_id", arch.eos, c.VocabSize)
 	if o.err != nil {
@@ -121,7 +126,7 @@ func (c *Config) architecture(o *object) (architecture, bool) {
 }
 
 // refuseFeatures names the features that change the arithmetic and are not served.
-func (c *Config) refuseFeatures(o *object) {
+func (c *Config) refuseFeatures(o *object, arch architecture) {
 	if q := o.object("quantization_config"); q != nil {
 		o.refuse("quantization_config", "quantization by %q", q.stringOr("quant_method", "unknown"))
 	}
@@ -131,7 +136,7 @@ func (c *Config) refuseFeatures(o *object) {
 		}
 	}
 	for _, key := range []string{"num_experts", "num_local_experts", "text_config", "vision_config"} {
-		if o.has(key) {
+		if o.has(key) && (arch.experts == nil || !strings.HasSuffix(key, "experts")) {
 			o.refuse(key, "a model with it")
 		}
 	}
@@ -209,9 +214,12 @@ func (c *Config) windows(o *object, arch architecture) {
 	switch {
 	case arch.slidingWindow:
 		if !o.isNull("sliding_window") {
-			window, first = o.intOr("sliding_window", 4096, 1, maxInt32), 0
+			window, first = o.intOr("sliding_window", int64(arch.defaultWindow), 1, maxInt32), 0
 		}
 	case arch.windowFlag && o.boolOr("use_sliding_window", false):
+		if arch.experts != nil { // versions of transformers differ in which layers have it
+			o.refuse("use_sliding_window", "true with %s", c.Arch)
+		}
 		if !o.isNull("sliding_window") {
 			window = o.intOr("sliding_window", 4096, 1, maxInt32)
 			first = o.intOr("max_window_layers", 28, 0, maxInt32)
@@ -248,6 +256,10 @@ func (c *Config) WeightBytes(elementBytes int) int64 {
 	attention := h * d * int64(2*c.NumHeads+2*c.NumKVHeads)
 	layer := attention + 3*h*int64(c.IntermediateSize) + 2*h
 	total := layer*int64(c.NumLayers) + h*int64(c.VocabSize) + h
+	if e := c.Experts; e != nil {
+		more := 3*h*(int64(e.Count)*int64(e.Intermediate)+int64(e.Shared)-int64(c.IntermediateSize)) + h*int64(e.Count)
+		total += more * int64(e.layers())
+	}
 	if !c.TieEmbeddings {
 		total += h * int64(c.VocabSize)
 	}
@@ -259,5 +271,10 @@ func (c *Config) Clone() *Config {
 	d := *c
 	d.SlidingWindow = slices.Clone(c.SlidingWindow)
 	d.EOS = slices.Clone(c.EOS)
+	if c.Experts != nil {
+		e := *c.Experts
+		e.Layers = slices.Clone(e.Layers)
+		d.Experts = &e
+	}
 	return &d
 }

@@ -38,6 +38,10 @@ const (
 	mistral = "MistralForCausalLM"
 	qwen2   = "Qwen2ForCausalLM"
 	qwen3   = "Qwen3ForCausalLM"
+
+	mixtral  = "MixtralForCausalLM"
+	qwen2moe = "Qwen2MoeForCausalLM"
+	qwen3moe = "Qwen3MoeForCausalLM"
 )
 
 func TestParseConfig(t *testing.T) {
@@ -96,6 +100,23 @@ func TestParseConfig(t *testing.T) {
 		{"windows by layer_types", qwen3, fields{"sliding_window": 9, "max_window_layers": 2, "use_sliding_window": true,
 			"layer_types": []string{"sliding_attention", "full_attention", "sliding_attention"}},
 			func(c *Config) any { return c.SlidingWindow }, []int{9, 0, 9}},
+		{"experts of mixtral", mixtral, nil, func(c *Config) any { return *c.Experts },
+			Experts{Count: 8, PerToken: 2, Intermediate: 96, Normalise: true, Layers: []bool{true, true, true}}},
+		{"experts of qwen2", qwen2moe, nil, func(c *Config) any { return *c.Experts },
+			Experts{Count: 60, PerToken: 4, Intermediate: 1408, Shared: 5632, Layers: []bool{true, true, true}}},
+		{"experts of qwen3", qwen3moe, fields{"norm_topk_prob": true, "num_experts": 9, "num_experts_per_tok": 9,
+			"moe_intermediate_size": 7, "shared_expert_intermediate_size": 5}, func(c *Config) any { return *c.Experts },
+			Experts{Count: 9, PerToken: 9, Intermediate: 7, Normalise: true, Layers: []bool{true, true, true}}},
+		{"the other name", qwen3moe, fields{"num_local_experts": 11}, func(c *Config) any { return c.Experts.Count }, 11},
+		{"some layers", qwen3moe, fields{"decoder_sparse_step": 2, "mlp_only_layers": []int{0, 77}},
+			func(c *Config) any { return c.Experts.Layers }, []bool{false, true, false}},
+		{"but one layer", qwen2moe, fields{"mlp_only_layers": []int{1}},
+			func(c *Config) any { return c.Experts.Layers }, []bool{true, false, true}},
+		{"no layer", qwen3moe, fields{"mlp_only_layers": []int{0, 1, 2}}, func(c *Config) any { return c.Experts == nil }, true},
+		{"theta and window of mixtral", mixtral, nil, func(c *Config) any { return []int{int(c.RopeTheta), c.SlidingWindow[2]} },
+			[]int{1000000, 0}},
+		{"a window in mixtral", mixtral, fields{"sliding_window": 9}, func(c *Config) any { return c.SlidingWindow }, []int{9, 9, 9}},
+		{"no bias", qwen2moe, fields{"qkv_bias": false}, func(c *Config) any { return c.QKVBias }, false},
 		{"all layers full", llama, fields{"layer_types": slices.Repeat([]string{"full_attention"}, 3)},
 			func(c *Config) any { return c.SlidingWindow }, []int{0, 0, 0}},
 	} {
@@ -131,6 +152,22 @@ func TestRefuseConfig(t *testing.T) {
 		{llama, fields{"mlp_bias": true}, "mlp_bias", true},
 		{llama, fields{"hidden_act": "gelu"}, "hidden_act|gelu", true},
 		{llama, fields{"num_local_experts": 8}, "num_local_experts", true},
+		{qwen3, fields{"num_experts": 8}, "num_experts", true},
+		{mixtral, fields{"text_config": fields{"a": 1}}, "text_config", true},
+		{mixtral, fields{"num_local_experts": 0}, "num_local_experts must be between", false},
+		{mixtral, fields{"num_local_experts": 1025}, "num_local_experts must be between", false},
+		{mixtral, fields{"num_local_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok (5) must be at most the 4", false},
+		{qwen3moe, fields{"num_experts_per_tok": 0}, "num_experts_per_tok must be between", false},
+		{qwen3moe, fields{"num_experts_per_tok": 65}, "num_experts_per_tok must be between", false},
+		{qwen3moe, fields{"moe_intermediate_size": 0}, "moe_intermediate_size must be between", false},
+		{qwen3moe, fields{"moe_intermediate_size": 1 << 40}, "moe_intermediate_size must be between", false},
+		{qwen2moe, fields{"shared_expert_intermediate_size": -1}, "shared_expert_intermediate_size must be between", false},
+		{qwen2moe, fields{"norm_topk_prob": "yes"}, "norm_topk_prob must be true or false", false},
+		{qwen2moe, fields{"decoder_sparse_step": 0}, "decoder_sparse_step must be between", false},
+		{qwen2moe, fields{"mlp_only_layers": 1}, "mlp_only_layers must be a list", false},
+		{qwen2moe, fields{"mlp_only_layers": []any{"1"}}, "mlp_only_layers must hold numbers of layers", false},
+		{qwen2moe, fields{"mlp_only_layers": []int{-1}}, "mlp_only_layers must hold numbers of layers", false},
+		{qwen2moe, fields{"use_sliding_window": true}, "use_sliding_window", true},
 		{llama, fields{"torch_dtype": "float8_e4m3fn"}, "torch_dtype|float8_e4m3fn", true},
 		{llama, fields{"sliding_window": 9}, "sliding_window", true},
 		{llama, fields{"partial_rotary_factor": 0.5}, "partial_rotary_factor", true},

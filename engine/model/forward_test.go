@@ -1,15 +1,17 @@
 package model
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math"
+	"slices"
 )
 
 // reference is a plain forward pass in float64 that shares nothing with the data plane: it proves that the
 // tensors, their order and roles, the rope table and the windows mean what transformers means by them.
 type reference struct {
 	c     *Config
-	w     map[[2]int][]float64 // (role, layer) -> values
+	w     map[[3]int][]float64 // (role, layer, expert) -> values
 	inv   []float64
 	scale float64
 }
@@ -19,9 +21,9 @@ func newReference(m *Model) (*reference, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reference{c: m.Config, w: map[[2]int][]float64{}}
+	r := &reference{c: m.Config, w: map[[3]int][]float64{}}
 	for _, t := range tensors {
-		r.w[[2]int{int(t.Role), t.Layer}] = widen(t)
+		r.w[[3]int{int(t.Role), t.Layer, t.Expert}] = widen(t)
 	}
 	r.inv, r.scale = m.Config.RopeTable()
 	return r, nil
@@ -51,7 +53,56 @@ func widen(t Tensor) []float64 {
 	return out
 }
 
-func (r *reference) at(role Role, layer int) []float64 { return r.w[[2]int{int(role), layer}] }
+func (r *reference) at(role Role, layer int) []float64 { return r.w[[3]int{int(role), layer, -1}] }
+
+// swiglu is down(silu(gate x) * up x).
+func swiglu(gate, up, down, x []float64) []float64 {
+	g, u := linear(gate, x, nil), linear(up, x, nil)
+	for j, v := range g {
+		u[j] *= v / (1 + math.Exp(-v))
+	}
+	return linear(down, u, nil)
+}
+
+// mlp is what a layer adds behind its second norm.
+func (r *reference) mlp(l int, x []float64) []float64 {
+	e := r.c.Experts
+	if e == nil || !e.Layers[l] {
+		return swiglu(r.at(Gate, l), r.at(Up, l), r.at(Down, l), x)
+	}
+	p := linear(r.at(Router, l), x, nil)
+	var sum float64
+	for i, v := range p {
+		p[i] = math.Exp(v)
+		sum += p[i]
+	}
+	order := make([]int, len(p))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(p[b], p[a]) })
+	if order = order[:e.PerToken]; e.Normalise {
+		sum = 0
+		for _, i := range order {
+			sum += p[i]
+		}
+	}
+	out := make([]float64, len(x))
+	add := func(factor float64, y []float64) {
+		for i, v := range y {
+			out[i] += factor * v
+		}
+	}
+	for _, i := range order {
+		w := func(role Role) []float64 { return r.w[[3]int{int(role), l, i}] }
+		add(p[i]/sum, swiglu(w(ExpertGate), w(ExpertUp), w(ExpertDown), x))
+	}
+	if e.Shared > 0 {
+		logit := linear(r.at(SharedRouter, l), x, nil)[0]
+		add(1/(1+math.Exp(-logit)), swiglu(r.at(SharedGate, l), r.at(SharedUp, l), r.at(SharedDown, l), x))
+	}
+	return out
+}
 
 // linear is w x + bias; w is [rows, len(x)], bias may be nil.
 func linear(w, x, bias []float64) []float64 {
@@ -151,11 +202,7 @@ func (r *reference) logits(tokens []int) [][]float64 {
 			k, v = append(k, key), append(v, linear(r.at(V, l), in, r.at(VBias, l)))
 			addTo(x[i], linear(r.at(O, l), r.attend(q, k, v, r.c.SlidingWindow[l]), nil))
 			in = rmsNorm(x[i], r.at(MLPNorm, l), eps)
-			gate, up := linear(r.at(Gate, l), in, nil), linear(r.at(Up, l), in, nil)
-			for j, g := range gate {
-				up[j] *= g / (1 + math.Exp(-g))
-			}
-			addTo(x[i], linear(r.at(Down, l), up, nil))
+			addTo(x[i], r.mlp(l, in))
 		}
 	}
 	for i := range x {

@@ -111,7 +111,7 @@ func (m *Model) Tensors() ([]Tensor, error) {
 const Int8Group = 128
 
 // WeightBytes is the memory that the weights take: matrices with numbers of so many bytes, vectors always in
-// float32, and a tied LM head not again. Of several ranks it is the first's, which has most: a part of each
+// float32, as routers of experts are, and a tied LM head not again. Of several ranks it is the first's, which has most: a part of each
 // layer's matrices and of the LM head, and all else.
 func (m *Model) WeightBytes(matrix, ranks int) (uint64, error) {
 	tensors, err := m.Tensors()
@@ -122,6 +122,8 @@ func (m *Model) WeightBytes(matrix, ranks int) (uint64, error) {
 	for _, t := range tensors {
 		switch n := uint64(t.Rows) * uint64(t.Cols); {
 		case t.Role == LMHead && m.Config.TieEmbeddings:
+		case t.Role == Router || t.Role == SharedRouter: // on every rank, and exact
+			total += n * 4
 		case t.Rows > 1 && (t.Layer >= 0 || t.Role == LMHead):
 			total += n * uint64(matrix) / uint64(max(ranks, 1))
 		case t.Rows > 1:

@@ -27,14 +27,14 @@ const (
 
 // rope fills RopeTheta and Rope. A non-empty rope_scaling wins over rope_parameters, and a theta inside either
 // wins over one beside it, as in transformers.
-func (c *Config) rope(o *object) {
+func (c *Config) rope(o *object, arch architecture) {
 	key := "rope_scaling"
 	p := o.object(key)
 	if p == nil {
 		key = "rope_parameters"
 		p = o.object(key)
 	}
-	c.RopeTheta = o.floatOr("rope_theta", 10000, minTheta, maxTheta)
+	c.RopeTheta = o.floatOr("rope_theta", max(arch.theta, 10000), minTheta, maxTheta)
 	c.Rope = RopeScaling{Type: "default", Factor: 1}
 	if f := o.floatOr("partial_rotary_factor", 1, 0, 1e6); f != 1 {
 		o.refuse("partial_rotary_factor", "%g", f)

@@ -29,47 +29,58 @@ const (
 	Gate      Role = 21 // [intermediate, h]
 	Up        Role = 22 // [intermediate, h]
 	Down      Role = 23 // [h, intermediate]
+
+	Router       Role = 24 // [experts, h]
+	ExpertGate   Role = 25 // of each expert: [intermediate of experts, h]
+	ExpertUp     Role = 26 // likewise
+	ExpertDown   Role = 27 // of each expert: [h, intermediate of experts]
+	SharedGate   Role = 28 // [intermediate of the shared expert, h]
+	SharedUp     Role = 29 // likewise
+	SharedDown   Role = 30 // [h, intermediate of the shared expert]
+	SharedRouter Role = 31 // [1, h]
 )
 
 // Tensor is one tensor of a model, row-major.
 type Tensor struct {
-	Role  Role
-	Layer int // from 0; -1 for Embed, FinalNorm and LMHead
-	Rows  int // 1 for vectors
-	Cols  int
-	DType DType
-	Data  []byte // Rows * Cols * DType.Size() bytes, little endian; not aligned; valid until Model.Close
+	Role   Role
+	Layer  int // from 0; -1 for Embed, FinalNorm and LMHead
+	Expert int // of ExpertGate, ExpertUp and ExpertDown, from 0; else -1
+	Rows   int // 1 for vectors
+	Cols   int
+	DType  DType
+	Data   []byte // Rows * Cols * DType.Size() bytes, little endian; not aligned; valid until Model.Close
 }
 
 // slot is a tensor that an architecture needs.
 type slot struct {
-	name  string
-	role  Role
-	layer int
-	shape []int64
+	name   string
+	role   Role
+	layer  int
+	expert int // -1: of none
+	shape  []int64
 }
 
 // slots is the architecture table: every tensor of the model in the order the data plane takes them.
 func (c *Config) slots() []slot {
 	h, vocab := int64(c.HiddenSize), int64(c.VocabSize)
-	list := []slot{{"model.embed_tokens.weight", Embed, -1, []int64{vocab, h}}}
+	list := []slot{{"model.embed_tokens.weight", Embed, -1, -1, []int64{vocab, h}}}
 	for layer := range c.NumLayers {
 		list = append(list, c.layerSlots(layer)...)
 	}
-	list = append(list, slot{"model.norm.weight", FinalNorm, -1, []int64{h}})
+	list = append(list, slot{"model.norm.weight", FinalNorm, -1, -1, []int64{h}})
 	head := "lm_head.weight"
 	if c.TieEmbeddings {
 		head = "model.embed_tokens.weight"
 	}
-	return append(list, slot{head, LMHead, -1, []int64{vocab, h}})
+	return append(list, slot{head, LMHead, -1, -1, []int64{vocab, h}})
 }
 
 func (c *Config) layerSlots(layer int) []slot {
-	h, inter, d := int64(c.HiddenSize), int64(c.IntermediateSize), int64(c.HeadDim)
+	h, d := int64(c.HiddenSize), int64(c.HeadDim)
 	q, kv := int64(c.NumHeads)*d, int64(c.NumKVHeads)*d
 	var list []slot
 	add := func(name string, role Role, shape ...int64) {
-		list = append(list, slot{fmt.Sprintf("model.layers.%d.%s", layer, name), role, layer, shape})
+		list = append(list, slot{fmt.Sprintf("model.layers.%d.%s", layer, name), role, layer, -1, shape})
 	}
 	add("input_layernorm.weight", AttnNorm, h)
 	add("self_attn.q_proj.weight", Q, q, h)
@@ -86,10 +97,8 @@ func (c *Config) layerSlots(layer int) []slot {
 	}
 	add("self_attn.o_proj.weight", O, h, q)
 	add("post_attention_layernorm.weight", MLPNorm, h)
-	add("mlp.gate_proj.weight", Gate, inter, h)
-	add("mlp.up_proj.weight", Up, inter, h)
-	add("mlp.down_proj.weight", Down, h, inter)
-	return list
+	c.mlpSlots(layer, add)
+	return append(list, c.expertSlots(layer)...)
 }
 
 // ignorable are tensors that may be present and are not weights: the frequencies that old versions of
@@ -122,7 +131,7 @@ func arrange(c *Config, entries []entry) ([]Tensor, error) {
 		if len(s.shape) == 2 {
 			rows = s.shape[0]
 		}
-		tensors = append(tensors, Tensor{s.role, s.layer, int(rows), int(cols), dtype, e.data})
+		tensors = append(tensors, Tensor{s.role, s.layer, s.expert, int(rows), int(cols), dtype, e.data})
 		used[s.name] = true
 	}
 	for i := range entries {

@@ -81,6 +81,7 @@ func blocksOnGPU(m *model.Model, d device.Config, place Place, block uint64) (in
 		if weights, err = m.WeightBytes(elem(d.DType), ranks); err != nil {
 			return 0, err
 		}
+		weights += expertsRounded(d)
 	}
 	step := stepBytes(d)
 	if ranks > 1 {
@@ -109,10 +110,15 @@ func blocksOnGPU(m *model.Model, d device.Config, place Place, block uint64) (in
 // CheckRanks says why a model cannot be cut by --tensor-parallel-size.
 func CheckRanks(cfg config.Config, m *model.Config) error {
 	n := max(cfg.TensorParallelSize, 1)
-	for _, part := range []struct {
+	type part struct {
 		count int
 		name  string
-	}{{m.NumHeads, "attention heads"}, {m.NumKVHeads, "KV heads"}, {m.IntermediateSize, "intermediate numbers"}} {
+	}
+	parts := []part{{m.NumHeads, "attention heads"}, {m.NumKVHeads, "KV heads"}, {m.IntermediateSize, "intermediate numbers"}}
+	if e := m.Experts; e != nil {
+		parts = append(parts, part{e.Intermediate, "intermediate numbers of an expert"}, part{e.Shared, "intermediate numbers of the shared expert"})
+	}
+	for _, part := range parts {
 		if part.count%n != 0 {
 			return fmt.Errorf("cannot use --tensor-parallel-size %d: the model's %d %s are no multiple of it", n, part.count, part.name)
 		}
@@ -164,6 +170,18 @@ func (r gpuRoom) String() string {
 		r.Share, inUnits(r.Total), inUnits(r.Free), inUnits(r.Weights), inUnits(r.Step), inUnits(reserve), inUnits(r.Block))
 }
 
+// granule is what CUDA rounds an allocation of some size up to.
+const granule = 2 << 20
+
+// expertsRounded is what the matrices of experts take beyond their numbers: of all layers' two for each, and each is an
+// allocation of its own.
+func expertsRounded(d device.Config) uint64 {
+	inner := uint64(d.ExpertIntermediate / max(d.TensorParallel, 1))
+	down := inner * uint64(d.Hidden) * uint64(elem(d.DType))
+	rest := func(n uint64) uint64 { return (granule - n%granule) % granule }
+	return uint64(d.Layers) * uint64(d.Experts) * (rest(2*down) + rest(down))
+}
+
 // inUnits is a size for reading.
 func inUnits(n uint64) string {
 	switch {
@@ -190,6 +208,11 @@ func stepBytes(d device.Config) uint64 {
 	rows, hidden, q := u(d.MaxTokens), u(d.Hidden), u(d.Heads)*u(d.HeadDim)
 	act := u(elem(d.DType))
 	activations := rows * (4*hidden + act*(hidden+3*q+2*u(d.KVHeads)*u(d.HeadDim)+3*u(d.Intermediate)))
+	// What experts compute of every row that they have, and each row's share of what was chosen.
+	if d.Experts > 0 {
+		chosen, shared := rows*u(d.ExpertsPerToken), u(d.SharedIntermediate/ranks)
+		activations += chosen*(4*hidden+act*u(d.ExpertIntermediate/ranks)+20) + rows*(act*(hidden+3*shared)+4*u(d.Experts+2))
+	}
 	logits := 2 * 4 * u(min(logitRows, d.MaxRows)) * u(d.Vocab) // and a copy with biases and penalties
 	if ranks > 1 {
 		logits += logits / 2 // the shares that the first rank gathers

@@ -62,6 +62,7 @@ func TestStepBytes(t *testing.T) {
 		"vocabulary":   func(d *device.Config) { d.Vocab *= 2 },
 		"intermediate": func(d *device.Config) { d.Intermediate *= 2 },
 		"float32":      func(d *device.Config) { d.DType = device.F32 },
+		"experts":      func(d *device.Config) { d.Experts, d.ExpertsPerToken, d.ExpertIntermediate = 8, 2, 64 },
 	} {
 		c := d
 		if change(&c); stepBytes(c) <= base {
@@ -70,6 +71,21 @@ func TestStepBytes(t *testing.T) {
 	}
 	if d.TensorParallel = 4; stepBytes(d) >= base {
 		t.Errorf("one of four ranks: %d bytes are no fewer", stepBytes(d))
+	}
+}
+
+// What an allocation is rounded up by is counted for every expert's two matrices, of 6 and 3 MiB here.
+func TestExpertsRounded(t *testing.T) {
+	d := device.Config{Layers: 48, Hidden: 2048, Experts: 128, ExpertIntermediate: 768, DType: device.BF16}
+	if got := expertsRounded(d); got != 48*128<<20 {
+		t.Errorf("%d bytes", got)
+	}
+	d.TensorParallel = 2 // 3 and 1.5 MiB
+	if got := expertsRounded(d); got != 48*128*3<<19 {
+		t.Errorf("%d bytes of a rank", got)
+	}
+	if got := expertsRounded(device.Config{Layers: 48, Hidden: 2048, DType: device.BF16}); got != 0 {
+		t.Errorf("%d bytes without experts", got)
 	}
 }
 

@@ -19,18 +19,23 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM, GenerationConfig, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen2MoeConfig,
+    Qwen3Config, Qwen3MoeConfig,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 VOCAB = 256
 STEPS = 64
 TOP = 5
 CLEAR = 0.02  # least gap between the best and the second logit of a greedy step
+CLEAR_ROUTE = 1e-3  # .. and between the router's logits of the last expert that is taken and the first that is not
 
 BASE = dict(
     vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
 )
+EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
@@ -59,12 +64,20 @@ def cases():
             Qwen2Config(**{**qwen, "num_hidden_layers": 3}, tie_word_embeddings=True, use_sliding_window=True,
                         sliding_window=24, max_window_layers=1), F16, 110, {}),
         "qwen3": (Qwen3Config(**qwen, head_dim=32), F16, 133, {"generation": sampling}),
+        "mixtral": (
+            MixtralConfig(**{**BASE, "intermediate_size": 24}, num_local_experts=6, num_experts_per_tok=2), BF16, 127, {}),
+        "qwen2-moe": (
+            Qwen2MoeConfig(**qwen, num_experts=5, num_experts_per_tok=3, mlp_only_layers=[1], moe_intermediate_size=24,
+                           shared_expert_intermediate_size=40), BF16, 139, {"generation": sampling}),
+        "qwen3-moe": (
+            Qwen3MoeConfig(**qwen, head_dim=32, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=16,
+                           norm_topk_prob=True), F16, 121, {}),
     }
 
 
 def spread(name):
     """Standard deviation of a matrix: attention scores get about 2.5, its output outweighs the embedding."""
-    for part, std in (("embed_tokens", 0.5), ("lm_head", 0.35), ("q_proj", 0.2), ("k_proj", 0.2), ("v_proj", 0.2),
+    for part, std in (("mlp.gate.", 0.25), ("shared_expert_gate", 0.15), ("experts.down_proj", 0.2), ("embed_tokens", 0.5), ("lm_head", 0.35), ("q_proj", 0.2), ("k_proj", 0.2), ("v_proj", 0.2),
                       ("o_proj", 0.2), ("gate_proj", 0.15), ("up_proj", 0.15), ("down_proj", 0.1)):
         if part in name:
             return std
@@ -72,7 +85,7 @@ def spread(name):
 
 
 def make(config, seed):
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=F32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=F32, **EAGER)
     gen = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
@@ -105,7 +118,7 @@ def write(model, config, dtype, folder, extra):
         c["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
         c["torch_dtype"] = c.pop("dtype")
     path.write_text(json.dumps(c, indent=2, sort_keys=True) + "\n")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=F32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=F32, **EAGER).eval()
 
 
 @torch.no_grad()
@@ -130,9 +143,31 @@ def plain(config):
     """The configuration without what makes the case special: rope scaling and window."""
     c = copy.deepcopy(config)
     c.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
-    if getattr(c, "sliding_window", None) is not None:
+    if getattr(c, "sliding_window", None):
         c.sliding_window = 10**6
     return c
+
+
+def route_gap(model, ids):
+    """The least gap that decides which experts a token has, None for a model without; and that model with other ones."""
+    gaps, hooks, routers = [], [], [m for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+
+    def look(router, _, out):
+        ranked = out[0].double().sort(-1, descending=True).values
+        gaps.append((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).min().item())
+
+    for router in routers:
+        hooks.append(router.register_forward_hook(look))
+    logits_of(model, ids)
+    for hook in hooks:
+        hook.remove()
+    if not routers:
+        return None, None
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        if type(module).__name__.endswith("TopKRouter"):
+            module.weight.data.neg_()
+    return min(gaps), other
 
 
 def control(model, other, ids, want):
@@ -159,12 +194,16 @@ def attempt(name, case, seed, out):
     logits = logits_of(model, prompt)
     other = None
     if plain(config).to_dict() != config.to_dict():
-        other = AutoModelForCausalLM.from_config(plain(config), dtype=F32, attn_implementation="eager").eval()
+        other = AutoModelForCausalLM.from_config(plain(config), dtype=F32, **EAGER).eval()
         other.load_state_dict(model.state_dict())
     faults = control(model, other, prompt, logits[-1])
+    route, misled = route_gap(model, prompt + answer)
+    if misled is not None:
+        faults["other_experts"] = (logits_of(misled, prompt)[-1] - logits[-1]).abs().max().item()
     wide = logits_of(copy.deepcopy(model).double(), prompt)
     noise = (wide - logits).abs().max().item()
     good = gap > CLEAR and len(set(answer)) >= 16 and min(faults.values()) > 1.0
+    good = good and (route is None or route > CLEAR_ROUTE)
     positions = [0, 1, 30, length // 2, length - 2, length - 1]
     golden = {
         "transformers": transformers.__version__, "seed": seed, "prompt": prompt, "positions": positions,
@@ -172,6 +211,8 @@ def attempt(name, case, seed, out):
         "greedy": answer, "top": top, "min_gap": round(gap, 6), "float32_noise": noise,
         "controls": {k: round(v, 4) for k, v in faults.items()},
     }
+    if route is not None:
+        golden["route_gap"] = round(route, 6)
     lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in golden.items())
     (folder / "golden.json").write_text("{\n" + lines + "\n}\n")
     return good, f"gap {gap:.4f} distinct {len(set(answer))} noise {noise:.1e} controls {golden['controls']}"

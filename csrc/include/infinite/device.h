@@ -59,6 +59,15 @@ enum {
     INF_ROLE_GATE = 21,     /* [intermediate, hidden] */
     INF_ROLE_UP = 22,       /* [intermediate, hidden] */
     INF_ROLE_DOWN = 23,     /* [hidden, intermediate] */
+    /* Instead of GATE, UP and DOWN, in a layer with experts: */
+    INF_ROLE_ROUTER = 24,        /* [experts, hidden] */
+    INF_ROLE_EXPERT_GATE = 25,   /* of each expert: [expert_intermediate, hidden] */
+    INF_ROLE_EXPERT_UP = 26,     /* likewise */
+    INF_ROLE_EXPERT_DOWN = 27,   /* of each expert: [hidden, expert_intermediate] */
+    INF_ROLE_SHARED_GATE = 28,   /* [shared_intermediate, hidden] */
+    INF_ROLE_SHARED_UP = 29,     /* [shared_intermediate, hidden] */
+    INF_ROLE_SHARED_DOWN = 30,   /* [hidden, shared_intermediate] */
+    INF_ROLE_SHARED_ROUTER = 31, /* [1, hidden] */
 };
 
 enum {
@@ -68,7 +77,10 @@ enum {
     /* No tensor is loaded and no step is run, so there are no step buffers: the device has a pool,
      * hosts blocks of others and answers their queries. */
     INF_MODEL_NO_WEIGHTS = 8,
+    INF_MODEL_NORM_TOPK = 16, /* the weights of a token's experts add up to 1 */
 };
+
+enum { INF_MAX_EXPERTS = 1024, INF_MAX_EXPERTS_PER_TOKEN = 64 };
 
 typedef struct inf_device_config {
     /* the model */
@@ -93,9 +105,17 @@ typedef struct inf_device_config {
      * GPU they are CUDA devices gpu - 1, gpu, ...; on the CPU they share its memory and threads. */
     int32_t tensor_parallel;
     int32_t matrix_dtype; /* of matrices but the embedding: 0 for dtype, or, on the CPU, I8 */
+    /* A mixture of experts: 0 experts, and the rest 0, is a model without. A layer has experts if
+     * tensors of theirs are loaded for it, else the MLP of `intermediate`. In such a layer
+     *   p = softmax(ROUTER h);  the experts_per_token largest p_e, of equal ones the first, are
+     * kept, and with INF_MODEL_NORM_TOPK divided by their sum;
+     *   y = sum_e p_e DOWN_e (silu(GATE_e h) * UP_e h)
+     *       + sigmoid(SHARED_ROUTER h) SHARED_DOWN (silu(SHARED_GATE h) * SHARED_UP h)
+     * the last line where shared_intermediate > 0. Logits and weights of experts are f32. */
+    int32_t experts, experts_per_token, expert_intermediate, shared_intermediate;
 } inf_device_config;
 
-_Static_assert(sizeof(inf_device_config) == 100, "inf_device_config is mirrored in Go");
+_Static_assert(sizeof(inf_device_config) == 116, "inf_device_config is mirrored in Go");
 
 /* inv_freq: [head_dim / 2]. windows: [layers], tokens a query may look back including itself, 0 =
  * all. */
@@ -106,6 +126,11 @@ int inf_device_open(const inf_device_config *config, const float *inv_freq, cons
  * for EMBED, FINAL_NORM and LM_HEAD. Vectors have rows == 1. */
 int inf_device_load(inf_device *device, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
                     int64_t cols, const void *data, uint64_t bytes, inf_err *err);
+
+/* The same for a tensor of one expert, of EXPERT_GATE, _UP and _DOWN. */
+int inf_device_load_expert(inf_device *device, int32_t role, int32_t layer, int32_t expert,
+                           int32_t dtype, int64_t rows, int64_t cols, const void *data,
+                           uint64_t bytes, inf_err *err);
 
 /* Checks that every tensor came, allocates the pool and the step buffers, starts the threads; with
  * INF_MODEL_NO_WEIGHTS just the pool, and what answers others. */

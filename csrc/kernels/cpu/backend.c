@@ -253,6 +253,7 @@ static const inf_backend_ops cpu_ops = {
     .alloc_pool = inf_cpu_alloc_pool,
     .free_pool = inf_cpu_free_pool,
     .matrix = inf_cpu_matrix,
+    .list = inf_cpu_list,
     .adopt = inf_cpu_adopt,
     .lane_open = inf_cpu_lane_open,
     .lane_close = inf_cpu_lane_close,
@@ -276,6 +277,7 @@ static const inf_backend_ops cpu_ops = {
     .merge = cpu_merge,
     .settle = cpu_settle,
     .gated = cpu_gated,
+    .experts = inf_cpu_experts,
     .queries = cpu_queries,
     .answer = inf_cpu_answer,
 };

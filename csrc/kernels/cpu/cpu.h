@@ -135,6 +135,7 @@ void *inf_cpu_alloc_pool(inf_backend *b, uint64_t bytes);
 void inf_cpu_free_pool(inf_backend *b, void *device, uint64_t bytes);
 void *inf_cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t src_dtype, int32_t n,
                      int32_t k, int32_t cut);
+void *inf_cpu_list(inf_backend *b, void *const *matrices, int32_t n);
 void *inf_cpu_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut);
 int inf_cpu_collective_open(const inf_collective_config *config, inf_collective **out,
                             inf_err *err);

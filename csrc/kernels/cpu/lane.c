@@ -20,6 +20,7 @@ void inf_cpu_lane_close(inf_lane *l) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         free(all[i]);
     }
+    inf_cpu_experts_close(l->experts);
     free(l);
 }
 
@@ -39,7 +40,8 @@ static int take_memory(inf_lane *l, const inf_lane_config *c) {
         l->cos = inf_cpu_alloc(NULL, rows * half * sizeof(float));
         l->sin = inf_cpu_alloc(NULL, rows * half * sizeof(float));
         l->lse = inf_cpu_alloc(NULL, heads * sizeof(float));
-        return l->attn && l->position && l->windows && l->inv_freq && l->cos && l->sin && l->lse;
+        return l->attn && l->position && l->windows && l->inv_freq && l->cos && l->sin && l->lse &&
+               (d->experts == 0 || inf_cpu_experts_open(l));
     }
     l->o2 = inf_cpu_alloc(NULL, heads * (size_t)d->head_dim * sizeof(float));
     l->lse2 = inf_cpu_alloc(NULL, heads * sizeof(float));

@@ -48,6 +48,12 @@ void *inf_cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t sr
     return packed;
 }
 
+void *inf_cpu_list(inf_backend *b, void *const *matrices, int32_t n) {
+    (void)b;
+    void *list = malloc((size_t)n * sizeof *matrices);
+    return list != NULL ? memcpy(list, matrices, (size_t)n * sizeof *matrices) : NULL;
+}
+
 void *inf_cpu_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut) {
     (void)b;
     (void)bytes;

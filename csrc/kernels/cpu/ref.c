@@ -15,7 +15,7 @@
 #include "kernels/cpu/cpu.h"
 
 typedef struct gemm_job {
-    const inf_gemm *a;
+    const inf_gemm *args;
     int32_t dtype;
 } gemm_job;
 
@@ -46,11 +46,13 @@ static void gemm_panel_i8(const uint8_t *restrict w, const float *restrict x, in
     }
 }
 
-/* One index: one panel of outputs for every row. */
+/* One index: one panel of outputs of one product, for every row. */
 static void gemm_task(void *arg, int32_t index, int32_t thread) {
     (void)thread;
     const gemm_job *job = arg;
-    const inf_gemm *a = job->a;
+    const inf_gemm *a = job->args;
+    for (; index >= ceil_div(a->n, PANEL); a++)
+        index -= ceil_div(a->n, PANEL);
     int32_t first = index * PANEL, outputs = min_i32(PANEL, a->n - first);
     const void *w = (const uint8_t *)a->w + (size_t)index * panel_bytes(job->dtype, a->k);
     for (int32_t r = 0; r < a->rows; r++) {
@@ -68,9 +70,16 @@ static void gemm_task(void *arg, int32_t index, int32_t thread) {
     }
 }
 
+static void ref_gemms(inf_pool *pool, int32_t dtype, const inf_gemm *args, int32_t n_args) {
+    gemm_job job = {.args = args, .dtype = dtype};
+    int32_t tasks = 0;
+    for (int32_t i = 0; i < n_args; i++)
+        tasks += ceil_div(args[i].n, PANEL);
+    inf_pool_run(pool, gemm_task, &job, tasks);
+}
+
 static void ref_gemm(inf_pool *pool, int32_t dtype, const inf_gemm *args) {
-    gemm_job job = {.a = args, .dtype = dtype};
-    inf_pool_run(pool, gemm_task, &job, ceil_div(args->n, PANEL));
+    ref_gemms(pool, dtype, args, 1);
 }
 
 static float dot(const float *a, const float *b, int32_t n) {
@@ -257,6 +266,7 @@ const inf_ops *inf_ops_c(void) {
         .packed_bytes = inf_cpu_packed_bytes,
         .pack = inf_cpu_pack,
         .gemm = ref_gemm,
+        .gemms = ref_gemms,
         .rms_norm = ref_rms_norm,
         .rope = ref_rope,
         .kv_append = ref_kv_append,

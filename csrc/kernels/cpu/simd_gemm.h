@@ -32,10 +32,8 @@ enum { GROUP = 4, ROW_BLOCK = 96, K_BLOCK = 4 * I8_GROUP, GEMM_SUMS = W == 16 ? 
 enum { STRIP_ROWS = 6 }; /* at most */
 
 typedef struct gemm_job {
-    const inf_gemm *a;
+    const inf_gemm *args; /* those behind each other share the tasks */
     int32_t dtype;
-    int32_t group;  /* panels of a task */
-    int32_t groups; /* of so many panels, the last perhaps smaller */
 } gemm_job;
 
 /* What a tile works on: row and panel already applied, k cut to [k0, k0 + length). */
@@ -226,15 +224,31 @@ static void gemm_pack(int32_t dtype, const void *src, int32_t src_dtype, int32_t
         inf_cpu_pack(dtype, src, src_dtype, n, k, dst);
 }
 
-/* One index: one group of panels for one block of rows. */
+/* Panels of a task. Rounded rows serve twice as many panels, whose pieces are as large as in f32;
+ * few rows leave more tasks to threads. */
+static int32_t gemm_group(const inf_gemm *a, int32_t dtype) {
+    int dots = BF16_DOT && dtype == INF_DTYPE_BF16 && a->rows > 2 * STRIP_ROWS;
+    return dots ? 2 * GROUP : GROUP;
+}
+
+/* Groups of panels times blocks of rows. */
+static int32_t gemm_tasks(const inf_gemm *a, int32_t dtype) {
+    return a->rows <= 0 || a->n <= 0
+               ? 0
+               : ceil_div(a->n, gemm_group(a, dtype) * PANEL) * ceil_div(a->rows, ROW_BLOCK);
+}
+
+/* One index: one group of panels of one product, for one block of rows. */
 static void gemm_task(void *arg, int32_t index, int32_t thread) {
     (void)thread;
     const gemm_job *job = arg;
-    const inf_gemm *a = job->a;
-    int32_t column = index % job->groups * job->group * PANEL,
-            row0 = index / job->groups * ROW_BLOCK;
+    const inf_gemm *a = job->args;
+    for (int32_t tasks; index >= (tasks = gemm_tasks(a, job->dtype)); a++)
+        index -= tasks;
+    int32_t group = gemm_group(a, job->dtype), groups = ceil_div(a->n, group * PANEL);
+    int32_t column = index % groups * group * PANEL, row0 = index / groups * ROW_BLOCK;
     int32_t end = min_i32(row0 + ROW_BLOCK, a->rows);
-    int32_t panels = min_i32(job->group, ceil_div(a->n - column, PANEL));
+    int32_t panels = min_i32(group, ceil_div(a->n - column, PANEL));
     gemm_part t = {.ldx = (size_t)a->ldx, .ldy = (size_t)a->ldy};
 #if BF16_DOT
     _Alignas(64) bf16 pairs[STRIP_ROWS * K_BLOCK];
@@ -264,14 +278,15 @@ static void gemm_task(void *arg, int32_t index, int32_t thread) {
     } while (k0 < a->k);
 }
 
+static void simd_gemms(inf_pool *pool, int32_t dtype, const inf_gemm *args, int32_t n_args) {
+    gemm_job job = {.args = args, .dtype = dtype};
+    int32_t tasks = 0;
+    for (int32_t i = 0; i < n_args; i++)
+        tasks += gemm_tasks(&args[i], dtype);
+    if (tasks > 0)
+        inf_pool_run(pool, gemm_task, &job, tasks);
+}
+
 static void simd_gemm(inf_pool *pool, int32_t dtype, const inf_gemm *args) {
-    if (args->rows <= 0 || args->n <= 0)
-        return;
-    gemm_job job = {.a = args, .dtype = dtype};
-    /* Rounded rows serve twice as many panels, whose pieces are as large as in f32; few rows leave
-     * more tasks to threads. */
-    int dots = BF16_DOT && dtype == INF_DTYPE_BF16 && args->rows > 2 * STRIP_ROWS;
-    job.group = dots ? 2 * GROUP : GROUP;
-    job.groups = ceil_div(args->n, job.group * PANEL);
-    inf_pool_run(pool, gemm_task, &job, job.groups * ceil_div(args->rows, ROW_BLOCK));
+    simd_gemms(pool, dtype, args, 1);
 }

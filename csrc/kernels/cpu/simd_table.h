@@ -5,6 +5,7 @@ const inf_ops *ISA_OPS(void) {
         .packed_bytes = gemm_packed_bytes,
         .pack = gemm_pack,
         .gemm = simd_gemm,
+        .gemms = simd_gemms,
         .rms_norm = simd_rms_norm,
         .rope = simd_rope,
         .kv_append = simd_kv_append,

@@ -89,6 +89,10 @@ static void *backend_matrix(inf_backend *b, int32_t dtype, const void *host, int
     return memory;
 }
 
+static void *backend_list(inf_backend *b, void *const *matrices, int32_t n) {
+    return upload(b, matrices, (uint64_t)n * sizeof *matrices);
+}
+
 static void *backend_adopt(inf_backend *b, void *host, uint64_t bytes, int32_t cut) {
     (void)cut;
     void *memory = upload(b, host, bytes);
@@ -130,6 +134,7 @@ static inf_backend_ops make_table(void) {
     ops.free_pool = backend_free_pool;
     ops.matrix = backend_matrix;
     ops.adopt = backend_adopt;
+    ops.list = backend_list;
     ops.host_pin = inf_cuda_host_pin;
     ops.host_unpin = inf_cuda_host_unpin;
     ops.nic_export = inf_cuda_nic_export;

@@ -276,7 +276,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         !keep(l, &l->wait, (uint64_t)l->max_wait) || !keep(l, &l->recordings, recordings) ||
         !take(l, &l->squares,
               (uint64_t)INF_CUDA_SMALL_ROWS * (uint64_t)(l->dims.hidden / 16 + 1)) ||
-        !draw_memory(l) ||
+        !draw_memory(l) || !experts_memory(l) ||
         cudaEventCreateWithFlags(&l->gone, cudaEventDisableTiming) != cudaSuccess) {
         return false;
     }

@@ -11,6 +11,7 @@
 #include <pthread.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/experts.h"
 #include "kernels/cuda/plan.h"
 #include "kernels/cuda/prelude.cuh"
 #include "kernels/cuda/product.h"
@@ -82,6 +83,16 @@ struct pending_rows {
     uint32_t row0;
     int32_t rows, stride; /* heads of a row of host memory */
     float *host;
+};
+
+/* Of a model with experts; places are rows times the experts of each (experts.h). */
+struct lane_experts {
+    float *logits, *scale, *weight;
+    int32_t *chosen, *place, *source, *n_items;
+    inf_cuda_item *items;
+    void *act;                                 /* [places, expert_intermediate] */
+    float *out;                                /* [places, hidden] */
+    void *shared_gu, *shared_act, *shared_out; /* [max_rows, ..] of the shared expert */
 };
 
 struct inf_lane {
@@ -187,6 +198,7 @@ struct inf_lane {
     recording *capturing;
     const void *unscaled_before;                 /* what unscaled was when it began */
     uint8_t choices[2][INF_CUDA_SMALL_ROWS + 1]; /* choose.cu */
+    lane_experts experts;
 };
 
 /* HALF_ROWS: reckoned, not measured; a product of bf16 is bound by arithmetic from 150 on. */
@@ -224,6 +236,10 @@ int inf_cuda_slot_open(inf_lane *l, uint32_t slot, const inf_sampling *sampling,
                        const int32_t *bias_ids, const float *bias, int32_t n_bias, inf_err *err);
 void inf_cuda_draw(inf_lane *l, const float *logits, uint32_t first, int32_t n, inf_row_out *out,
                    int32_t *status);
+
+/* experts.cu */
+bool experts_memory(inf_lane *l);
+void inf_cuda_experts(inf_lane *l, const inf_experts *p);
 
 /* Adds a run; when there is room for no more, flush launches what is there, and empties it. */
 template <class F>

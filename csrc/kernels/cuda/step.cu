@@ -264,7 +264,7 @@ static bool fuses(const inf_lane *l, int32_t rows) {
     const inf_device_config *d = &l->dims;
     return l->backend->small && l->backend->fuse && rows <= INF_CUDA_SMALL_ROWS &&
            l->act != INF_DTYPE_F32 && d->hidden % 64 == 0 && d->intermediate % 64 == 0 &&
-           l->q_dim % 64 == 0 && l->qkv_dim % 16 == 0;
+           d->shared_intermediate % 64 == 0 && l->q_dim % 64 == 0 && l->qkv_dim % 16 == 0;
 }
 
 static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,
@@ -353,6 +353,7 @@ void inf_cuda_step_table(inf_backend_ops *ops) {
     ops->heads = step_heads;
     ops->attend = step_attend;
     ops->gated = step_gated;
+    ops->experts = inf_cuda_experts;
     ops->slot_open = inf_cuda_slot_open;
     ops->sample = inf_cuda_draw;
     ops->answer = inf_cuda_answer;

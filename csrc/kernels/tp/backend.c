@@ -15,6 +15,10 @@
  *     rank r          logits of its share of the vocabulary  [rows, share], f32
  *     rank 0          all logits, gathered; the tokens       [rows, vocab]
  *
+ * Of a layer with experts each rank has its part of every expert, as of gate | up and down, and the
+ * whole router: h has the same bits on all, so all choose the same experts, and what they give is
+ * summed as down's output is.
+ *
  * The LM head is cut by rows of the vocabulary, which need not be a multiple of the ranks
  * (inf_share_of); an embedding that serves as the head is whole on every rank, and each reads its
  * share of it. Sampling is rank 0's alone. Embedding and norms are on every rank.
@@ -71,11 +75,13 @@ static int check(inf_backend *const *ranks, int32_t n, const inf_device_config *
         return inf_fail(err, INF_EINVAL, -1, -1, "cannot make an instance of %d ranks; 2 to %d", n,
                         INF_MAX_RANKS);
     }
-    if (c->heads % n != 0 || c->kv_heads % n != 0 || c->intermediate % n != 0) {
+    if (c->heads % n != 0 || c->kv_heads % n != 0 || c->intermediate % n != 0 ||
+        c->expert_intermediate % n != 0 || c->shared_intermediate % n != 0) {
         return inf_fail(err, INF_EINVAL, -1, -1,
-                        "cannot cut %d heads, %d kv heads and an intermediate size of %d over %d "
-                        "ranks",
-                        c->heads, c->kv_heads, c->intermediate, n);
+                        "cannot cut %d heads, %d kv heads and intermediate sizes of %d, %d and %d "
+                        "over %d ranks",
+                        c->heads, c->kv_heads, c->intermediate, c->expert_intermediate,
+                        c->shared_intermediate, n);
     }
     for (int32_t r = 0; r < n; r++) {
         if (ranks[r]->ranks != 1 || ranks[r]->ops->close != ranks[0]->ops->close ||

@@ -124,6 +124,25 @@ static void *tp_matrix(inf_backend *backend, int32_t dtype, const void *host, in
     return m;
 }
 
+static void *tp_list(inf_backend *backend, void *const *matrices, int32_t n) {
+    tp_backend *b = (tp_backend *)backend;
+    tp_memory *m = calloc(1, sizeof *m);
+    void **mine = malloc((size_t)n * sizeof *mine);
+    int ok = m != NULL && mine != NULL;
+    for (int32_t r = 0; ok && r < b->n; r++) {
+        for (int32_t i = 0; i < n; i++) {
+            mine[i] = tp_part(matrices[i], r);
+        }
+        ok = (m->part[r] = b->ops->list(b->rank[r], mine, n)) != NULL;
+    }
+    free(mine);
+    if (!ok) {
+        drop(b, m);
+        m = NULL;
+    }
+    return m;
+}
+
 /* One rank's share of a host buffer, in its memory. */
 static void *adopt_copy(tp_backend *b, int32_t rank, const uint8_t *from, uint64_t bytes) {
     void *copy = inf_pages_alloc(bytes);
@@ -209,5 +228,6 @@ void inf_tp_memory_table(inf_backend_ops *ops, const inf_backend_ops *rank) {
     ops->alloc_pool = tp_alloc_pool;
     ops->free_pool = tp_free_pool;
     ops->matrix = tp_matrix;
+    ops->list = tp_list;
     ops->adopt = tp_adopt;
 }

@@ -210,6 +210,36 @@ static void tp_gated(inf_lane *lane, const inf_product *p, void *y) {
     on_each(of(lane), gated_rank, &a);
 }
 
+typedef struct experts_args {
+    const inf_experts *p;
+    void *parts[INF_MAX_RANKS];
+} experts_args;
+
+static void experts_rank(tp_lane *l, int32_t r, void *arg) {
+    experts_args *a = arg;
+    const inf_experts *p = a->p;
+    inf_experts mine = {.x = tp_part(p->x, r),
+                        .router = tp_part(p->router, r),
+                        .gate_up = tp_part(p->gate_up, r),
+                        .down = tp_part(p->down, r),
+                        .shared_gate_up = tp_part(p->shared_gate_up, r),
+                        .shared_down = tp_part(p->shared_down, r),
+                        .y = tp_part(p->y, r),
+                        .rows = p->rows};
+    a->parts[r] = (uint8_t *)mine.y +
+                  l->row0 * (uint64_t)l->dims.hidden * (uint64_t)l->backend->base.act_bytes;
+    l->ops->experts(l->rank[r], &mine);
+}
+
+static void tp_experts(inf_lane *lane, const inf_experts *p) {
+    tp_lane *l = of(lane);
+    experts_args a = {.p = p};
+    on_each(l, experts_rank, &a);
+    pthread_mutex_lock(&l->backend->gate);
+    l->sum->ops->sum(l->sum, a.parts, (uint64_t)p->rows * (uint64_t)l->dims.hidden);
+    pthread_mutex_unlock(&l->backend->gate);
+}
+
 static void heads_rank(tp_lane *l, int32_t r, void *arg) {
     const inf_heads *p = arg;
     inf_heads mine = {tp_part(p->qkv, r), tp_part(p->q_norm, r), tp_part(p->k_norm, r),
@@ -304,6 +334,7 @@ void inf_tp_step_table(inf_backend_ops *ops, const inf_backend_ops *rank) {
     ops->product = tp_product;
     ops->product_norm = tp_product_norm;
     ops->gated = tp_gated;
+    ops->experts = tp_experts;
     ops->heads = tp_heads;
     ops->attend = tp_attend;
     ops->merge = tp_merge;

@@ -70,6 +70,8 @@ static inline inf_device_config tp_share(const inf_device_config *config, int32_
     c.heads /= n;
     c.kv_heads /= n;
     c.intermediate /= n;
+    c.expert_intermediate /= n;
+    c.shared_intermediate /= n;
     return c;
 }
 

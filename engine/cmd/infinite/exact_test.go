@@ -39,7 +39,7 @@ type reference struct {
 func references(t *testing.T) []*reference {
 	t.Helper()
 	files, err := filepath.Glob("../../model/testdata/*/golden.json")
-	if err != nil || len(files) < 10 {
+	if err != nil || len(files) < 13 {
 		t.Fatalf("%d reference models: %v", len(files), err)
 	}
 	var out []*reference
