@@ -15,10 +15,11 @@
  *
  * A row's sums are those that gemm makes of it alone, and its experts are added up in its own
  * order: what else is in the batch changes neither. */
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/cpu/lane.h"
-#include "runtime/pool.h"
 
 static int has_shared(const inf_device_config *d) { return d->shared_intermediate > 0; }
 
