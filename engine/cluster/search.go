@@ -117,7 +117,9 @@ func (r *RManager) askToShare(ctx context.Context, who string, keys []kvcache.Ke
 	for i, at := range lacks {
 		asked[i] = keys[at]
 	}
-	req := &pb.ShareKVRequest{Owner: r.cfg.ID, Keys: bytesOf(asked), Session: c.session, Ticket: r.nextTicket()}
+	first := int(lacks[0])
+	before := keys[max(0, first-(maxKeys-len(lacks))):first]
+	req := &pb.ShareKVRequest{Owner: r.cfg.ID, Keys: bytesOf(asked), Before: bytesOf(before), Session: c.session, Ticket: r.nextTicket()}
 	reply, err := c.peer.client.ShareKV(limited, req)
 	var has []int32
 	if err == nil {
@@ -201,8 +203,8 @@ func (r *RManager) creditorByID(id string) (c creditor, known bool) {
 type leads interface {
 	Lacks(found []kvcache.Found, keys []kvcache.Key) []int32
 	Begins(found []kvcache.Found, keys []kvcache.Key) kvcache.Beginning
-	Lead(k kvcache.Key) string
-	DropLead(k kvcache.Key, instance string)
+	Lead(keys []kvcache.Key, at int) string
+	DropLead(keys []kvcache.Key, at int, instance string)
 }
 
 // trail is whom to ask for the first block that is missing, and with it for all others, by what was answered so far.
@@ -226,7 +228,7 @@ func (t *trail) next() string {
 	if t.lacks[0] != t.first {
 		t.first, t.asked = t.lacks[0], map[string]bool{t.last: true}
 	}
-	for _, who := range []string{t.told, t.kv.Lead(t.keys[t.lacks[0]]), t.near} {
+	for _, who := range []string{t.told, t.kv.Lead(t.keys, int(t.lacks[0])), t.near} {
 		if who != "" && !t.asked[who] {
 			return who
 		}
@@ -247,7 +249,7 @@ func (t *trail) answer(who string, f kvcache.Found, reply *pb.ShareKVReply) {
 	case f.Blocks > 0:
 		t.found = append(t.found, f)
 	case reply.Unknown:
-		t.kv.DropLead(t.keys[t.lacks[0]], who)
+		t.kv.DropLead(t.keys, int(t.lacks[0]), who)
 	}
 	t.asked[who] = true
 }

@@ -68,7 +68,7 @@ func TestTrail(t *testing.T) {
 		{name: "in order, here it begins", inOrder: true, near: "a", here: run(0, 1), world: somebody{"a": {0: all}}, asked: "a", reach: 10},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			known := knows{poolOf(t, keys, tc.here, tc.inOrder), keys, tc.leads}
+			known := knows{poolOf(t, keys, tc.here, tc.inOrder), tc.leads}
 			tr := trail{keys: keys, near: tc.near, kv: known, asked: map[string]bool{}}
 			asked := ""
 			for range maxAsked {
@@ -92,7 +92,7 @@ func TestTrail(t *testing.T) {
 			if reach := known.Begins(tr.found, keys).Blocks; asked != tc.asked || reach != tc.reach {
 				t.Errorf("asked %q up to block %d, want %q and %d", asked, reach, tc.asked, tc.reach)
 			}
-			if lead := known.Lead(keys[0]); tc.name == "no room there" && lead != "a" || tc.name == "near has none" && lead != "" {
+			if lead := known.Lead(keys, 0); tc.name == "no room there" && lead != "a" || tc.name == "near has none" && lead != "" {
 				t.Errorf("the lead is %q", lead)
 			}
 		})
@@ -102,7 +102,6 @@ func TestTrail(t *testing.T) {
 // knows is a pool whose leads are by positions.
 type knows struct {
 	*kvcache.Manager
-	keys  []kvcache.Key
 	leads map[int]string
 }
 
@@ -130,10 +129,10 @@ func poolOf(t *testing.T, keys []kvcache.Key, here []int32, inOrder bool) *kvcac
 	return kv
 }
 
-func (k knows) Lead(key kvcache.Key) string { return k.leads[slices.Index(k.keys, key)] }
+func (k knows) Lead(_ []kvcache.Key, at int) string { return k.leads[at] }
 
-func (k knows) DropLead(key kvcache.Key, instance string) {
-	if at := slices.Index(k.keys, key); k.leads[at] == instance {
+func (k knows) DropLead(_ []kvcache.Key, at int, instance string) {
+	if k.leads[at] == instance {
 		delete(k.leads, at)
 	}
 }

@@ -86,11 +86,17 @@ func (m *Manager) ShareWave(id RequestID, owner string, tag uint64) (Hosted, err
 	return m.view(m.openSlot(hostSlot{owner: owner, tag: tag, blocks: append([]BlockID(nil), r.local...), shared: true})), nil
 }
 
+// place is which block of the text the table's block i is.
+func (r *request) place(i int) int {
+	if i < len(r.order) {
+		return int(r.order[i])
+	}
+	return i
+}
+
 // key is what the table's block i holds, false where that is not known.
 func (r *request) key(i int) (Key, bool) {
-	if i < len(r.order) {
-		i = int(r.order[i])
-	}
+	i = r.place(i)
 	if r.wave || i >= len(r.keys) {
 		return Key{}, false
 	}
