@@ -58,10 +58,10 @@ func (r *RManager) find(s search) {
 	ctx, done := context.WithDeadline(r.ctx, s.until)
 	defer done()
 	var all []found
-	t := trail{keys: s.keys, near: s.near, kv: r.kv, asked: map[string]bool{}}
+	t := trail{me: r.cfg.ID, keys: s.keys, near: s.near, kv: r.kv, asked: map[string]bool{}}
 	for range maxAsked {
 		who := t.next()
-		if who == "" || who == r.cfg.ID || ctx.Err() != nil {
+		if who == "" || ctx.Err() != nil {
 			break
 		}
 		f, reply := r.askToShare(ctx, who, s.keys, t.lacks)
@@ -209,6 +209,7 @@ type leads interface {
 
 // trail is whom to ask for the first block that is missing, and with it for all others, by what was answered so far.
 type trail struct {
+	me    string // who asks; others may name it
 	keys  []kvcache.Key
 	near  string
 	kv    leads
@@ -229,7 +230,7 @@ func (t *trail) next() string {
 		t.first, t.asked = t.lacks[0], map[string]bool{t.last: true}
 	}
 	for _, who := range []string{t.told, t.kv.Lead(t.keys, int(t.lacks[0])), t.near} {
-		if who != "" && !t.asked[who] {
+		if who != "" && who != t.me && !t.asked[who] {
 			return who
 		}
 	}

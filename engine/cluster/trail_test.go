@@ -57,6 +57,8 @@ func TestTrail(t *testing.T) {
 		{name: "a circle", near: "a", world: somebody{"a": {0: {unknown: true, next: "b"}}, "b": {0: {unknown: true, next: "a"}}}, asked: "ab"},
 		{name: "to itself", near: "a", world: somebody{"a": {0: {blocks: run(0, 4), next: "a"}}}, asked: "a", reach: 4},
 		{name: "back to me", near: "a", world: somebody{"a": {0: {next: "me"}}}, asked: "a"},
+		{name: "past me", near: "a", leads: map[int]string{0: "me", 4: "b"}, world: somebody{"a": {0: {blocks: run(0, 4), next: "me"}}, "b": {4: {blocks: run(4, 6)}}},
+			asked: "ab", reach: 10},
 		{name: "no room there", leads: map[int]string{0: "a"}, asked: "a"},
 
 		{name: "in order, it goes on here", inOrder: true, leads: map[int]string{0: "a", 4: "b"}, here: run(4, 6),
@@ -69,11 +71,11 @@ func TestTrail(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			known := knows{poolOf(t, keys, tc.here, tc.inOrder), tc.leads}
-			tr := trail{keys: keys, near: tc.near, kv: known, asked: map[string]bool{}}
+			tr := trail{me: "me", keys: keys, near: tc.near, kv: known, asked: map[string]bool{}}
 			asked := ""
 			for range maxAsked {
 				who := tr.next()
-				if who == "" || who == "me" {
+				if who == "" {
 					break
 				}
 				asked += who
