@@ -58,10 +58,10 @@ func (r *RManager) find(s search) {
 	ctx, done := context.WithDeadline(r.ctx, s.until)
 	defer done()
 	var all []found
-	t := trail{keys: s.keys, near: s.near, kv: r.kv, asked: map[string]bool{}}
+	t := trail{me: r.cfg.ID, keys: s.keys, near: s.near, kv: r.kv, asked: map[string]bool{}}
 	for range maxAsked {
 		who := t.next()
-		if who == "" || who == r.cfg.ID || ctx.Err() != nil {
+		if who == "" || ctx.Err() != nil {
 			break
 		}
 		f, reply := r.askToShare(ctx, who, s.keys, t.lacks)
@@ -117,7 +117,9 @@ func (r *RManager) askToShare(ctx context.Context, who string, keys []kvcache.Ke
 	for i, at := range lacks {
 		asked[i] = keys[at]
 	}
-	req := &pb.ShareKVRequest{Owner: r.cfg.ID, Keys: bytesOf(asked), Session: c.session, Ticket: r.nextTicket()}
+	first := int(lacks[0])
+	before := keys[max(0, first-(maxKeys-len(lacks))):first]
+	req := &pb.ShareKVRequest{Owner: r.cfg.ID, Keys: bytesOf(asked), Before: bytesOf(before), Session: c.session, Ticket: r.nextTicket()}
 	reply, err := c.peer.client.ShareKV(limited, req)
 	var has []int32
 	if err == nil {
@@ -201,12 +203,13 @@ func (r *RManager) creditorByID(id string) (c creditor, known bool) {
 type leads interface {
 	Lacks(found []kvcache.Found, keys []kvcache.Key) []int32
 	Begins(found []kvcache.Found, keys []kvcache.Key) kvcache.Beginning
-	Lead(k kvcache.Key) string
-	DropLead(k kvcache.Key, instance string)
+	Lead(keys []kvcache.Key, at int) string
+	DropLead(keys []kvcache.Key, at int, instance string)
 }
 
 // trail is whom to ask for the first block that is missing, and with it for all others, by what was answered so far.
 type trail struct {
+	me    string // who asks; others may name it
 	keys  []kvcache.Key
 	near  string
 	kv    leads
@@ -226,8 +229,8 @@ func (t *trail) next() string {
 	if t.lacks[0] != t.first {
 		t.first, t.asked = t.lacks[0], map[string]bool{t.last: true}
 	}
-	for _, who := range []string{t.told, t.kv.Lead(t.keys[t.lacks[0]]), t.near} {
-		if who != "" && !t.asked[who] {
+	for _, who := range []string{t.told, t.kv.Lead(t.keys, int(t.lacks[0])), t.near} {
+		if who != "" && who != t.me && !t.asked[who] {
 			return who
 		}
 	}
@@ -247,7 +250,7 @@ func (t *trail) answer(who string, f kvcache.Found, reply *pb.ShareKVReply) {
 	case f.Blocks > 0:
 		t.found = append(t.found, f)
 	case reply.Unknown:
-		t.kv.DropLead(t.keys[t.lacks[0]], who)
+		t.kv.DropLead(t.keys, int(t.lacks[0]), who)
 	}
 	t.asked[who] = true
 }

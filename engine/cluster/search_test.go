@@ -94,6 +94,26 @@ func TestSharedPrefix(t *testing.T) {
 	}
 }
 
+// Who has the beginning of a text itself finds what follows, with one that nobody has named for just that block.
+func TestOwnBeginning(t *testing.T) {
+	nodes := startSharing(t, rdma.SHM, 24, 60, 50)
+	sameAnswer(t, nodes[2].ask(1, 40, 5), 1, 40, 5)
+	settled(t, nodes...)
+	sameAnswer(t, nodes[0].ask(1, 200, 10), 1, 200, 10) // what it has no room for goes to the second
+	settled(t, nodes...)
+	keys := keysOfPrompt(1, 200)
+	if a, b := nodes[1].kv.Run(keys), nodes[2].kv.Run(keys); a < 20 || b < 10 || b >= a {
+		t.Fatalf("%d and %d of the first blocks are with the others", a, b)
+	}
+	before := nodes[2].eng.Stats()
+	sameAnswer(t, nodes[2].askNear("i0", 1, 200, 10), 1, 200, 10)
+	after := nodes[2].eng.Stats()
+	if hits, shared := after.PrefixHits-before.PrefixHits, after.SharedHits-before.SharedHits; hits < 190 || shared < 140 || shared > 160 {
+		t.Errorf("%d of 200 tokens are found, %d of them with others", hits, shared)
+	}
+	settled(t, nodes...)
+}
+
 // Answers to searches are lost, or do not come at all: their requests compute what they cannot have, nothing stays open,
 // and nobody is given up.
 func TestLostSearches(t *testing.T) {
@@ -228,8 +248,8 @@ func TestShareKV(t *testing.T) {
 	if err := r.kv.Open(2); err != nil {
 		t.Fatal(err)
 	}
-	lead := kvcache.Found{Span: kvcache.Span{Instance: "c", Blocks: 1, Shared: true}, Has: []int32{0}}
-	if tokens, _ := r.kv.Adopt(2, []kvcache.Found{lead}, other); tokens != r.kv.BlockSize() || len(r.kv.Close(2)) != 1 {
+	lead := kvcache.Found{Span: kvcache.Span{Instance: "c", Blocks: 3, Shared: true}, Has: []int32{0, 1, 2}}
+	if tokens, _ := r.kv.Adopt(2, []kvcache.Found{lead}, other); tokens != 3*r.kv.BlockSize() || len(r.kv.Close(2)) != 1 {
 		t.Fatal(tokens)
 	}
 	mixed := []kvcache.Key{keys[0], keys[1], other[0], keys[2], other[1], keys[3], keys[4]}
@@ -239,6 +259,16 @@ func TestShareKV(t *testing.T) {
 	}
 	if _, err := r.ReleaseKV(t.Context(), &pb.ReleaseKVRequest{Owner: "b", Session: 7, Tickets: []uint64{40}}); err != nil || r.kv.Counts().Shared != 0 {
 		t.Fatal(err, r.kv.Counts())
+	}
+	// Who had those before it may have it.
+	for n, next := range []string{"c", "c", "c", ""} {
+		got, code = ask(&pb.ShareKVRequest{Owner: "b", Keys: bytesOf(other[n : n+1]), Before: bytesOf(other[:n]), Session: 7, Ticket: 41})
+		if code != codes.OK || !got.Unknown || got.Next != next {
+			t.Errorf("block %d: %v %v", n, got, code)
+		}
+	}
+	if _, code = ask(&pb.ShareKVRequest{Owner: "b", Keys: all, Before: all[:33], Session: 7, Ticket: 42}); code != codes.InvalidArgument {
+		t.Error(code)
 	}
 	// What the device does not take is not shared; a lost peer's uses end.
 	rec.spans = errors.New("for a test")

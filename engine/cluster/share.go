@@ -15,9 +15,11 @@ import (
 // ShareKV opens a span over blocks here of the beginning of a debtor's request, for as long as it wants to read them. That it has none, or not now, is an answer, not an error.
 func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.ShareKVReply, error) {
 	keys, err := keysOf(req.Keys)
-	if err != nil || len(keys) == 0 {
+	before, err2 := keysOf(req.Before)
+	if err != nil || err2 != nil || len(keys) == 0 {
 		return nil, status.Error(codes.InvalidArgument, "cannot share blocks without the keys of some")
 	}
+	text := append(before, keys...) // without what lies between those that are asked for, which makes leads reach further
 	p := r.peerByID(req.Owner)
 	if p == nil {
 		return &pb.ShareKVReply{Reason: "this instance does not know " + req.Owner}, nil
@@ -34,7 +36,7 @@ func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.Sha
 	}
 	hosted, which, err := r.kv.Share(req.Owner, req.Ticket, keys)
 	if err != nil {
-		return &pb.ShareKVReply{Reason: err.Error(), Unknown: errors.Is(err, kvcache.ErrUnknown), Next: r.kv.Lead(keys[0]), Hostable: uint32(r.kv.Hostable())}, nil
+		return &pb.ShareKVReply{Reason: err.Error(), Unknown: errors.Is(err, kvcache.ErrUnknown), Next: r.kv.Lead(text, len(before)), Hostable: uint32(r.kv.Hostable())}, nil
 	}
 	if err = r.spans.SpanShare(p.index, hosted.Handle, hosted.Generation, hosted.Blocks); err != nil {
 		slog.Error("cannot share blocks", "owner", req.Owner, "error", err)
@@ -47,7 +49,7 @@ func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.Sha
 		n++
 	}
 	if n < len(keys) {
-		reply.Next = r.kv.Lead(keys[n])
+		reply.Next = r.kv.Lead(text, len(before)+n)
 	}
 	return reply, nil
 }

@@ -57,6 +57,8 @@ func TestTrail(t *testing.T) {
 		{name: "a circle", near: "a", world: somebody{"a": {0: {unknown: true, next: "b"}}, "b": {0: {unknown: true, next: "a"}}}, asked: "ab"},
 		{name: "to itself", near: "a", world: somebody{"a": {0: {blocks: run(0, 4), next: "a"}}}, asked: "a", reach: 4},
 		{name: "back to me", near: "a", world: somebody{"a": {0: {next: "me"}}}, asked: "a"},
+		{name: "past me", near: "a", leads: map[int]string{0: "me", 4: "b"}, world: somebody{"a": {0: {blocks: run(0, 4), next: "me"}}, "b": {4: {blocks: run(4, 6)}}},
+			asked: "ab", reach: 10},
 		{name: "no room there", leads: map[int]string{0: "a"}, asked: "a"},
 
 		{name: "in order, it goes on here", inOrder: true, leads: map[int]string{0: "a", 4: "b"}, here: run(4, 6),
@@ -68,12 +70,12 @@ func TestTrail(t *testing.T) {
 		{name: "in order, here it begins", inOrder: true, near: "a", here: run(0, 1), world: somebody{"a": {0: all}}, asked: "a", reach: 10},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			known := knows{poolOf(t, keys, tc.here, tc.inOrder), keys, tc.leads}
-			tr := trail{keys: keys, near: tc.near, kv: known, asked: map[string]bool{}}
+			known := knows{poolOf(t, keys, tc.here, tc.inOrder), tc.leads}
+			tr := trail{me: "me", keys: keys, near: tc.near, kv: known, asked: map[string]bool{}}
 			asked := ""
 			for range maxAsked {
 				who := tr.next()
-				if who == "" || who == "me" {
+				if who == "" {
 					break
 				}
 				asked += who
@@ -92,7 +94,7 @@ func TestTrail(t *testing.T) {
 			if reach := known.Begins(tr.found, keys).Blocks; asked != tc.asked || reach != tc.reach {
 				t.Errorf("asked %q up to block %d, want %q and %d", asked, reach, tc.asked, tc.reach)
 			}
-			if lead := known.Lead(keys[0]); tc.name == "no room there" && lead != "a" || tc.name == "near has none" && lead != "" {
+			if lead := known.Lead(keys, 0); tc.name == "no room there" && lead != "a" || tc.name == "near has none" && lead != "" {
 				t.Errorf("the lead is %q", lead)
 			}
 		})
@@ -102,7 +104,6 @@ func TestTrail(t *testing.T) {
 // knows is a pool whose leads are by positions.
 type knows struct {
 	*kvcache.Manager
-	keys  []kvcache.Key
 	leads map[int]string
 }
 
@@ -130,10 +131,10 @@ func poolOf(t *testing.T, keys []kvcache.Key, here []int32, inOrder bool) *kvcac
 	return kv
 }
 
-func (k knows) Lead(key kvcache.Key) string { return k.leads[slices.Index(k.keys, key)] }
+func (k knows) Lead(_ []kvcache.Key, at int) string { return k.leads[at] }
 
-func (k knows) DropLead(key kvcache.Key, instance string) {
-	if at := slices.Index(k.keys, key); k.leads[at] == instance {
+func (k knows) DropLead(_ []kvcache.Key, at int, instance string) {
+	if k.leads[at] == instance {
 		delete(k.leads, at)
 	}
 }

@@ -233,11 +233,11 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		return result(nil, "%d", len(m.MovingKeys(r)))
 	case "lead":
 		keys := keysOfText(m, c.text)
-		return result(nil, "%q, %d uses", m.Lead(keys[len(keys)-1]), m.Uses(keys[len(keys)-1]))
+		return result(nil, "%q, %d uses", m.Lead(keys, len(keys)-1), m.Uses(keys[len(keys)-1]))
 	case "drop-lead":
 		keys := keysOfText(m, c.text)
-		m.DropLead(keys[len(keys)-1], c.at)
-		return result(nil, "%q", m.Lead(keys[len(keys)-1]))
+		m.DropLead(keys, len(keys)-1, c.at)
+		return result(nil, "%q", m.Lead(keys, len(keys)-1))
 	case "shares":
 		return result(nil, "%v", m.Shares(r))
 	case "adopt":
@@ -360,10 +360,10 @@ func TestLeads(t *testing.T) {
 	}
 	keys := AppendKeys(nil, RootKey(""), make([]int32, 6*maxLeads), 2)
 	for i, k := range keys {
-		m.leads.put(k, "a", i%2 == 0)
+		m.leads.put(k, "a", 1, i%2 == 0)
 	}
-	if n := len(m.leads.young) + len(m.leads.former); n > 2*maxLeads || m.Lead(keys[len(keys)-1]) != "a" || m.Lead(keys[0]) != "" {
-		t.Errorf("%d leads, the last %q, the first %q", n, m.Lead(keys[len(keys)-1]), m.Lead(keys[0]))
+	if n := len(m.leads.young) + len(m.leads.former); n > 2*maxLeads || m.Lead(keys, len(keys)-1) != "a" || m.Lead(keys, 0) != "" {
+		t.Errorf("%d leads, the last %q, the first %q", n, m.Lead(keys, len(keys)-1), m.Lead(keys, 0))
 	}
 	shared := Span{Instance: "a", Handle: 1, Generation: 1, Blocks: 2, Shared: true}
 	if err := m.Open(1); err != nil {

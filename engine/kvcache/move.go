@@ -64,12 +64,11 @@ func (m *Manager) CommitMove(id RequestID, n int) (orphans []Ended, err error) {
 	r.local = append(r.local[:0], r.local[n:]...)
 	if r.to.Blocks == 0 {
 		r.spans = append(r.spans, r.to)
-		if k, known := r.key(r.inSpans); known {
-			m.leads.put(k, r.to.Instance, false)
-		}
 	}
-	r.spans[len(r.spans)-1].Blocks += n
+	s := &r.spans[len(r.spans)-1]
+	s.Blocks += n
 	r.inSpans += n
+	m.led(r, *s, r.inSpans-s.Blocks, s.Blocks)
 	m.lent += n
 	return m.endMove(id, r), nil
 }

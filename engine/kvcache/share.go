@@ -9,10 +9,11 @@ type Ended struct {
 	Keys []Key
 }
 
-// lead is where the block of a key was last, when it was not here, and how many requests have used it there as the last
-// of a span.
+// lead is where the block of a key was last, when it was not here, and those that follow it in the text, of which some may
+// have been elsewhere; and how many requests have used it there as the last of a span.
 type lead struct {
 	instance string
+	blocks   int // of the text, from this one to the last that was there
 	uses     int
 }
 
@@ -23,22 +24,26 @@ type leads struct{ young, former map[Key]lead }
 // maxLeads is how many blocks one generation remembers: the first of each span, and of those that were used the last.
 const maxLeads = 4096
 
-// put notes where a block was, and whether it was used there.
-func (l *leads) put(k Key, instance string, used bool) {
-	now := lead{instance: instance}
+// put notes where so many blocks were, and whether the first was used there.
+func (l *leads) put(k Key, instance string, blocks int, used bool) {
+	now := lead{instance: instance, blocks: blocks}
 	if before := l.get(k); before.instance == instance {
-		now.uses = before.uses
+		now.uses, now.blocks = before.uses, max(blocks, before.blocks)
 	}
 	if used {
 		now.uses++
 	}
-	if len(l.young) >= maxLeads {
+	l.set(k, now)
+}
+
+func (l *leads) set(k Key, x lead) {
+	if _, there := l.young[k]; !there && len(l.young) >= maxLeads {
 		l.young, l.former = nil, l.young
 	}
 	if l.young == nil {
 		l.young = map[Key]lead{}
 	}
-	l.young[k] = now
+	l.young[k] = x
 }
 
 func (l *leads) get(k Key) lead {
@@ -48,11 +53,29 @@ func (l *leads) get(k Key) lead {
 	return l.former[k]
 }
 
-// Lead names the instance that had the block of a key when a request here ended, "" when that is not known.
-func (m *Manager) Lead(k Key) string {
+// of is the block whose lead reaches block at of a text, the last such one before it, -1: there is none.
+func (l *leads) of(keys []Key, at int) int {
+	for i := at; i >= 0; i-- {
+		if i+l.get(keys[i]).blocks > at {
+			return i
+		}
+	}
+	return -1
+}
+
+// Lead names the instance that may have block at of the text whose blocks keys name: when a request here ended, it had that
+// one or some before and behind it. "": none is known.
+func (m *Manager) Lead(keys []Key, at int) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.leads.get(k).instance
+	return m.lead(keys, at)
+}
+
+func (m *Manager) lead(keys []Key, at int) string {
+	if i := m.leads.of(keys, at); i >= 0 {
+		return m.leads.get(keys[i]).instance
+	}
+	return ""
 }
 
 // LeadBehind is Lead of the first of a text's blocks that others are to be asked for.
@@ -66,23 +89,29 @@ func (m *Manager) LeadBehind(keys []Key) string {
 	if at == len(keys) {
 		return ""
 	}
-	return m.leads.get(keys[at]).instance
+	return m.lead(keys, at)
 }
 
-// Uses is how many requests here have used the block of a key, as the last of a span, at the instance that Lead names.
+// Uses is how many requests here have used the block of a key, as the last of a span, at the instance that had it then.
 func (m *Manager) Uses(k Key) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.leads.get(k).uses
 }
 
-// DropLead forgets that the instance has the block of a key: it was asked, and has not.
-func (m *Manager) DropLead(k Key, instance string) {
+// DropLead forgets that the instance has block at of a text, and those behind it: it was asked, and has not.
+func (m *Manager) DropLead(keys []Key, at int, instance string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leads.get(k).instance == instance {
-		delete(m.leads.young, k)
-		delete(m.leads.former, k)
+	i := m.leads.of(keys, at)
+	if i < 0 || m.leads.get(keys[i]).instance != instance {
+		return
+	}
+	x := m.leads.get(keys[i])
+	delete(m.leads.young, keys[i])
+	delete(m.leads.former, keys[i])
+	if x.blocks = at - i; x.blocks > 0 {
+		m.leads.set(keys[i], x)
 	}
 }
 
@@ -196,13 +225,20 @@ func (m *Manager) ended(r *request) []Ended {
 	for _, s := range r.spans {
 		e := Ended{Span: s}
 		if e.Keys = r.keysAt(at, s.Blocks); len(e.Keys) > 0 {
-			m.leads.put(e.Keys[0], s.Instance, false)
+			m.led(r, s, at, len(e.Keys))
 			if s.Shared {
-				m.leads.put(e.Keys[len(e.Keys)-1], s.Instance, true) // these blocks, and not all that begins alike
+				m.leads.put(e.Keys[len(e.Keys)-1], s.Instance, 1, true) // these blocks, and not all that begins alike
 			}
 		}
 		at += s.Blocks
 		out = append(out, e)
 	}
 	return out
+}
+
+// led remembers where a span of a request lies: the n blocks of its table from at on.
+func (m *Manager) led(r *request, s Span, at, n int) {
+	if k, known := r.key(at); known {
+		m.leads.put(k, s.Instance, max(1, r.place(at+n-1)-r.place(at)+1), false)
+	}
 }

@@ -104,7 +104,7 @@ func (m *Manager) Runs(id RequestID) ([]Run, error) {
 	i := 0
 	for _, s := range r.spans {
 		for range s.Blocks {
-			at[r.block(i)] = s.Instance
+			at[r.place(i)] = s.Instance
 			i++
 		}
 	}
@@ -119,8 +119,8 @@ func (m *Manager) Runs(id RequestID) ([]Run, error) {
 	return runs, nil
 }
 
-// block is which block of the text the table's block i is.
-func (r *request) block(i int) int {
+// place is which block of the text the table's block i is.
+func (r *request) place(i int) int {
 	if i < len(r.order) {
 		return int(r.order[i])
 	}
@@ -129,7 +129,8 @@ func (r *request) block(i int) int {
 
 // key is what the table's block i holds, false where that is not known.
 func (r *request) key(i int) (Key, bool) {
-	if i = r.block(i); r.wave || i >= len(r.keys) {
+	i = r.place(i)
+	if r.wave || i >= len(r.keys) {
 		return Key{}, false
 	}
 	return r.keys[i], true

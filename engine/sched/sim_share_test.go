@@ -56,7 +56,9 @@ func (c *simCluster) follows(n *simNode, id kvcache.RequestID, order []int32) []
 		}
 	}
 	if !slices.IsSorted(order) {
-		c.mixed++
+		if c.mixed++; c.inOrder {
+			c.t.Fatalf("request %d begins with %v", id, order)
+		}
 	}
 	return order
 }

@@ -22,11 +22,12 @@ type simCluster struct {
 	nodes   []*simNode
 	nextID  kvcache.RequestID
 	clock   uint64
-	total   int // blocks
-	adopted int // tokens that requests began with
-	drafted int // tokens that were drafts first
-	found   int // requests that began with blocks of other nodes
-	mixed   int // of these, those whose tables are in another order than their texts
+	total   int  // blocks
+	adopted int  // tokens that requests began with
+	drafted int  // tokens that were drafts first
+	found   int  // requests that began with blocks of other nodes
+	inOrder bool // tables are in the order of their texts
+	mixed   int  // of these, those whose tables are in another order than their texts
 }
 
 // simNode is a scheduler with its pool, and what the engine would know of its requests.
@@ -67,7 +68,7 @@ type simMove struct {
 }
 
 func newSim(t rapid.TB, rng *rand.Rand, pools ...int) *simCluster {
-	c := &simCluster{Rand: rng, t: t, nodes: make([]*simNode, len(pools))}
+	c := &simCluster{Rand: rng, t: t, nodes: make([]*simNode, len(pools)), inOrder: rng.IntN(4) == 0}
 	for i, blocks := range pools {
 		c.start(i, blocks)
 		c.total += blocks
@@ -79,7 +80,7 @@ func newSim(t rapid.TB, rng *rand.Rand, pools ...int) *simCluster {
 }
 
 func (c *simCluster) start(i, blocks int) {
-	kv, err := kvcache.NewWithOptions(blocks, simBlock, kvcache.Options{MaxSpans: 64})
+	kv, err := kvcache.NewWithOptions(blocks, simBlock, kvcache.Options{MaxSpans: 64, InOrder: c.inOrder})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -1623,6 +1623,7 @@ type ShareKVRequest struct {
 	Keys          []byte                 `protobuf:"bytes,2,opt,name=keys,proto3" json:"keys,omitempty"`        // of the blocks that are wanted, in order, 32 bytes each
 	Session       uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"` // of the links from owner to this instance
 	Ticket        uint64                 `protobuf:"varint,4,opt,name=ticket,proto3" json:"ticket,omitempty"`   // the home's number for this call; numbers grow
+	Before        []byte                 `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`    // keys of the blocks before the first of them: who had these may have that
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1683,6 +1684,13 @@ func (x *ShareKVRequest) GetTicket() uint64 {
 		return x.Ticket
 	}
 	return 0
+}
+
+func (x *ShareKVRequest) GetBefore() []byte {
+	if x != nil {
+		return x.Before
+	}
+	return nil
 }
 
 type ShareKVReply struct {
@@ -2778,12 +2786,13 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\rR\n" +
 	"generation\x12\x1a\n" +
 	"\bhostable\x18\x05 \x01(\rR\bhostable\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reasonJ\x04\b\x04\x10\x05\"l\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reasonJ\x04\b\x04\x10\x05\"\x84\x01\n" +
 	"\x0eShareKVRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x12\n" +
 	"\x04keys\x18\x02 \x01(\fR\x04keys\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x16\n" +
-	"\x06ticket\x18\x04 \x01(\x04R\x06ticket\"\xd4\x01\n" +
+	"\x06ticket\x18\x04 \x01(\x04R\x06ticket\x12\x16\n" +
+	"\x06before\x18\x05 \x01(\fR\x06before\"\xd4\x01\n" +
 	"\fShareKVReply\x12\x16\n" +
 	"\x06blocks\x18\x01 \x01(\rR\x06blocks\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\rR\x06handle\x12\x1e\n" +
