@@ -58,11 +58,12 @@ type RequestInfo struct {
 	Request kvcache.RequestID
 	Arrival uint64
 	Tokens  int        // known tokens: prompt and answer
-	Spans   []SpanInfo // oldest blocks first
+	Spans   []SpanInfo // where blocks are that are elsewhere, in the order of the table
 	Local   int        // blocks after the spans
 	Movable int        // of them, blocks that may be placed elsewhere, behind those on their way, and would be free then
 	Running bool
 	Begun   bool // it runs, or did before it was preempted or lost KV: it wants again what it had
+	InWave  bool // it has all the blocks that its prompt takes here; the others are elsewhere, or will be
 	// Blocks that Place asked for and that are not placed yet, and where they go.
 	Planned   int
 	PlannedTo string
@@ -323,7 +324,7 @@ func (e *Engine) Requests() []RequestInfo {
 		if r.assist {
 			continue // it is its home's
 		}
-		info := RequestInfo{ID: r.ID, Request: r.id, Arrival: r.Arrival, Tokens: int(r.known.Load()), Running: r.running.Load(), Begun: r.ran.Load()}
+		info := RequestInfo{ID: r.ID, Request: r.id, Arrival: r.Arrival, Tokens: int(r.known.Load()), Running: r.running.Load(), Begun: r.ran.Load(), InWave: r.inWave.Load()}
 		if info.Planned = int(r.planned.Load()); info.Planned > 0 {
 			info.PlannedTo = r.plannedTo
 		}
@@ -342,7 +343,9 @@ func (e *Engine) Requests() []RequestInfo {
 			out[i].Movable = movable(e.kv.Size(id))
 		}
 		for _, s := range t.Spans {
-			out[i].Spans = append(out[i].Spans, SpanInfo{s.Instance, s.Blocks})
+			if s.Blocks > 0 {
+				out[i].Spans = append(out[i].Spans, SpanInfo{s.Instance, s.Blocks})
+			}
 		}
 	}
 	return out

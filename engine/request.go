@@ -110,6 +110,7 @@ type request struct {
 	known     atomic.Int64
 	running   atomic.Bool
 	ran       atomic.Bool    // since its first step
+	inWave    atomic.Bool    // it has what its prompt takes here
 	planned   atomic.Int64   // blocks that Place asked for and that are not placed yet
 	plannedTo string         // where they go; guarded by Engine.mu
 	prompt    []TokenLogprob // collected so far; delivered with the first token

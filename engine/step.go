@@ -362,5 +362,9 @@ func (e *Engine) spoil(r *request, out batch.SeqOut) {
 			instance = t.Spans[at].Instance
 		}
 	}
+	if e.sched.InWave(r.id) && !r.assist {
+		e.alone(r, fmt.Errorf("instance %s did not come as far with its part: status %d", instance, out.Status))
+		return
+	}
 	e.recompute(r, instance)
 }

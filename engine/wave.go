@@ -188,6 +188,7 @@ func (e *Engine) formed(id kvcache.RequestID, r *request, f *Formation) {
 		e.endWave(r)
 	default:
 		r.part.number = f.Number
+		r.inWave.Store(true)
 		e.lender.StartWave(id)
 	}
 }
@@ -209,6 +210,7 @@ func (e *Engine) alone(r *request, why error) {
 func (e *Engine) endWave(r *request) {
 	if r.part.asked {
 		r.part.asked, r.part.number = false, 0
+		r.inWave.Store(false)
 		e.lender.EndWave(r.id)
 	}
 }
@@ -230,6 +232,7 @@ func (e *Engine) form(p *sched.Plan) {
 	for _, f := range p.Forms {
 		r := e.get(f.Request)
 		r.part = part{asked: true, base: f.Base}
+		r.running.Store(true)
 		e.lender.FormWave(f, WaveText{ID: r.ID, Tokens: r.tokens, Salt: r.CacheSalt, Arrival: r.Arrival})
 	}
 }

@@ -102,7 +102,7 @@ typedef struct inf_inbox {
     inf_link *link; /* NULL: there are none */
     struct {
         const void *msg;
-        uint64_t bytes;
+        uint64_t bytes, kept_ns;
     } at[INF_HALVES]; /* the oldest first: a debtor has one of each half on its way */
     uint32_t n;
     /* Of the oldest: since when it is kept, and when it is looked at again at the latest; both 0:

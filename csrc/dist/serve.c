@@ -203,15 +203,17 @@ static int keep(inf_dist *d, inf_inbox *box, inf_link *link, const void *msg, ui
     d->n_inboxes += box->n == 0;
     box->link = link;
     box->at[box->n].msg = msg;
+    box->at[box->n].kept_ns = inf_now();
     box->at[box->n++].bytes = len;
     return INF_OK;
 }
 
-/* The oldest is not in the inbox any more. */
+/* The oldest is not in the inbox any more. The next one has waited since it came: debtors count the
+ * patience of both halves from then. */
 static void advance(inf_dist *d, inf_inbox *box) {
     box->at[0] = box->at[1];
     box->n--;
-    box->wait = (inf_wait){0, 0};
+    box->wait = (inf_wait){box->n > 0 ? box->at[0].kept_ns : 0, 0};
     if (box->n == 0) {
         box->link = NULL;
         d->n_inboxes--;

@@ -27,17 +27,20 @@ func (r *RManager) JoinWave(ctx context.Context, req *pb.JoinWaveRequest) (*pb.J
 		return refuse(fmt.Errorf("there is no such link from %s", req.Owner))
 	}
 	if req.Ticket == 0 {
-		return &pb.JoinWaveReply{Reason: r.wouldAssist(int(req.Blocks) * r.kv.BlockSize())}, nil
+		return &pb.JoinWaveReply{Reason: r.keepPart(home, int(req.Blocks)*r.kv.BlockSize())}, nil
 	}
 	f, c, others, err := r.readWave(req)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	w := r.takePart(0)
+	w := r.keptPart(home)
 	if w == nil {
 		return refuse(errBusyWave)
 	}
-	w.course = c
+	w.course, w.patience = c, min(r.cfg.WavePatience, time.Duration(req.PatienceNs))
+	for _, p := range others {
+		w.others = append(w.others, p.id)
+	}
 	if err := r.join(ctx, w, f, home, others, req); err != nil {
 		r.leaveWave(w, err)
 		return refuse(err)
@@ -49,21 +52,43 @@ func (r *RManager) JoinWave(ctx context.Context, req *pb.JoinWaveRequest) (*pb.J
 	return reply, nil
 }
 
-// wouldAssist says why this instance would not assist now.
-func (r *RManager) wouldAssist(tokens int) string {
-	r.mu.Lock()
-	home, busy := r.waves.home, r.waves.own != nil
-	r.mu.Unlock()
-	switch {
-	case home == nil:
-		return "this instance has no part in waves"
-	case busy:
+// keepPart keeps this instance's part for a home that is about to form a wave, for a while; or says why not.
+func (r *RManager) keepPart(home *peer, tokens int) (reason string) {
+	w := r.takePart(0)
+	if w == nil {
 		return errBusyWave.Error()
 	}
-	if err := home.Helps(tokens); err != nil {
+	if err := r.waves.home.Helps(tokens); err != nil {
+		r.endPart(w)
 		return err.Error()
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w.keptFor = home
+	time.AfterFunc(waveAnswer, func() {
+		r.mu.Lock()
+		over := w.keptFor != nil
+		r.mu.Unlock()
+		if over {
+			r.endPart(w)
+		}
+	})
 	return ""
+}
+
+// keptPart is the part that was kept for a home, or another one if there is none.
+func (r *RManager) keptPart(home *peer) *wavePart {
+	r.mu.Lock()
+	w := r.waves.own
+	kept := w != nil && w.keptFor == home
+	if kept {
+		w.keptFor = nil
+	}
+	r.mu.Unlock()
+	if kept {
+		return w
+	}
+	return r.takePart(0)
 }
 
 // readWave checks what a home says of its wave. others are the other parts' peers, in order.
@@ -76,6 +101,8 @@ func (r *RManager) readWave(req *pb.JoinWaveRequest) (f Form, c kvcache.Course, 
 	switch {
 	case n < 2 || n > maxParts || int64(req.Part) >= int64(n-1) || req.Parts[n-1] != req.Owner || req.Parts[req.Part] != r.cfg.ID:
 		return bad("of %d parts as its part %d", n, req.Part)
+	case req.PatienceNs < 1 || req.PatienceNs > uint64(time.Hour):
+		return bad("whose queries wait for %d ns", req.PatienceNs)
 	case chunk < 1 || chunk%int64(bs) != 0 || base%int64(bs) != 0 || base+chunk*int64(n) > int64(len(req.Tokens)):
 		return bad("of %d tokens, %d of them there, with legs of %d", len(req.Tokens), base, chunk)
 	}
@@ -140,21 +167,18 @@ func (r *RManager) join(ctx context.Context, w *wavePart, f Form, home *peer, ot
 	defer r.mu.Unlock()
 	own := w.slots[len(w.slots)-1]
 	r.waves.joined[slotID{own.Owner, own.Handle, own.Generation}] = w
-	time.AfterFunc(2*waveAnswer, func() { r.expectBegun(w) })
+	time.AfterFunc(beginLimit, func() { r.expectBegun(w) })
 	return nil
 }
 
 // leaveWave ends a part that came to nothing.
 func (r *RManager) leaveWave(w *wavePart, cause error) {
 	r.mu.Lock()
-	id := w.request
-	if id != 0 {
-		r.waves.home.Started(id, nil, cause) // its EndWave follows
+	if w.request != 0 {
+		r.waves.home.Started(w.request, nil, cause)
 	}
 	r.mu.Unlock()
-	if id == 0 {
-		r.endPart(w)
-	}
+	r.endPart(w) // it never began, so no step has it; its request may be over already
 	r.endSlots(w)
 }
 
@@ -171,20 +195,23 @@ func (r *RManager) expectBegun(w *wavePart) {
 func (r *RManager) BeginWave(_ context.Context, req *pb.BeginWaveRequest) (*pb.BeginWaveReply, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	w := r.waves.joined[slotID{req.Owner, req.Handle, req.Generation}]
-	if w == nil || w.ended || w.begun {
+	w, home := r.waves.joined[slotID{req.Owner, req.Handle, req.Generation}], r.peers[req.Owner]
+	if w == nil || w.ended || w.begun || home == nil || home.serving != req.Session {
 		return nil, status.Error(codes.FailedPrecondition, "cannot begin a wave that this instance has no part in")
 	}
+	if len(req.Spans) != len(w.others) {
+		return nil, status.Errorf(codes.InvalidArgument, "cannot begin a wave of %d parts with %d others", w.course.Parts, len(req.Spans))
+	}
 	var spans []kvcache.Span
-	for _, s := range req.Spans {
+	for i, s := range req.Spans {
 		p := r.peers[s.Instance]
+		if s.Instance != w.others[i] {
+			return nil, status.Errorf(codes.InvalidArgument, "cannot begin a wave with %q as part of %q", s.Instance, w.others[i])
+		}
 		if p == nil || !p.mayAssist() {
 			return nil, status.Errorf(codes.FailedPrecondition, "cannot begin a wave with %s: there are no links to it", s.Instance)
 		}
 		spans = append(spans, kvcache.Span{Instance: p.id, Peer: p.index, Handle: s.Handle, Generation: s.Generation, Shared: true})
-	}
-	if len(spans) != w.course.Parts-1 {
-		return nil, status.Errorf(codes.InvalidArgument, "cannot begin a wave of %d parts with %d others", w.course.Parts, len(spans))
 	}
 	w.begun = true
 	r.waves.home.Started(w.request, spans, nil)

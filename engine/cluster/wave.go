@@ -17,7 +17,7 @@ import (
 // Waves: several instances compute one prompt at the same time. This file is the home's side, assist.go the others'.
 //
 //	home                                      those that assist
-//	FormWave: who would? JoinWave, ticket 0 -> they look
+//	FormWave: JoinWave, ticket 0 ----------> who would keeps its part
 //	JoinWave ------------------------------> blocks, a span over them for each of the others
 //	Formed: own blocks, spans (loop)
 //	StartWave: own spans; BeginWave -------> spans of all the others; their legs begin
@@ -58,8 +58,9 @@ type Form struct {
 
 const (
 	maxParts   = 64
-	maxWaves   = 4 // numbers of the device's
-	waveAnswer = 5 * time.Second
+	maxWaves   = 4                // numbers of the device's
+	waveAnswer = 2 * time.Second  // to call; who is asked takes the request between two steps
+	beginLimit = 30 * time.Second // from JoinWave to BeginWave, with a step of the home's between
 )
 
 var (
@@ -85,9 +86,13 @@ type wavePart struct {
 	opened  bool              // the device knows the number
 	ended   bool
 	begun   bool
-	slots   []kvcache.Hosted // spans here over its blocks
-	course  kvcache.Course
-	helpers []joined // of a home, in the order of parts
+	// Of one that assists: for whom it is kept, until that joins; the other parts, in order; for how long queries wait.
+	keptFor  *peer
+	others   []string
+	patience time.Duration
+	slots    []kvcache.Hosted // spans here over its blocks
+	course   kvcache.Course
+	helpers  []joined // of a home, in the order of parts
 }
 
 // joined is an instance that assists, over one session with it.
@@ -102,7 +107,7 @@ func (r *RManager) Waves(home WaveHome, device WaveDevice) {
 	r.waves = waves{home: home, device: device, joined: map[slotID]*wavePart{}}
 }
 
-// take gives the instance a part in a wave; nil if it has one.
+// takePart gives the instance a part in a wave; nil if it has one.
 func (r *RManager) takePart(request kvcache.RequestID) *wavePart {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -117,7 +122,7 @@ func (r *RManager) takePart(request kvcache.RequestID) *wavePart {
 
 // openPart lets the device know a part.
 func (r *RManager) openPart(w *wavePart) error {
-	if err := r.waves.device.WaveOpen(w.number, r.cfg.WavePatience); err != nil {
+	if err := r.waves.device.WaveOpen(w.number, cmp.Or(w.patience, r.cfg.WavePatience)); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -207,11 +212,12 @@ func (r *RManager) gather(w *wavePart, f Form) error {
 	ctx, done := context.WithTimeout(r.ctx, waveAnswer)
 	defer done()
 	all := r.helpers()
+	all = all[:min(len(all), f.Parts-1)]
 	would := make([]bool, len(all))
-	each(len(all), func(i int) { would[i] = r.wouldJoin(ctx, all[i], f) == nil })
+	each(len(all), func(i int) { would[i] = r.wouldJoin(ctx, all[i], f, len(all)+1) == nil })
 	var parts []creditor
 	for i, c := range all {
-		if would[i] && len(parts) < f.Parts-1 && r.hold(c) {
+		if would[i] && r.hold(c) {
 			parts = append(parts, c)
 			w.helpers = append(w.helpers, joined{creditor: c})
 		}
@@ -268,11 +274,12 @@ func (p *peer) mayAssist() bool {
 	return p.session != 0 && p.serving != 0 && !p.upgrading && !p.gone && !p.left && !p.member.MemoryOnly
 }
 
-func (r *RManager) wouldJoin(ctx context.Context, c creditor, f Form) error {
+// wouldJoin asks an instance to keep its part for this one, in a wave of so many parts.
+func (r *RManager) wouldJoin(ctx context.Context, c creditor, f Form, parts int) error {
 	limited, done := context.WithTimeout(ctx, r.cfg.CallTimeout)
 	defer done()
 	reply, err := c.peer.client.JoinWave(limited, &pb.JoinWaveRequest{Owner: r.cfg.ID, Session: c.session,
-		Blocks: uint32(((len(f.Text)-f.Base)/f.Parts + f.Chunk) / r.kv.BlockSize())})
+		Blocks: uint32(((len(f.Text)-f.Base)/parts + f.Chunk) / r.kv.BlockSize())})
 	if err == nil && reply.Reason != "" {
 		err = errors.New(reply.Reason)
 	}
@@ -282,7 +289,7 @@ func (r *RManager) wouldJoin(ctx context.Context, c creditor, f Form) error {
 // askToJoin asks an instance for its part, and takes its spans.
 func (r *RManager) askToJoin(ctx context.Context, j *joined, f Form, parts []string, part int) error {
 	req := &pb.JoinWaveRequest{Owner: r.cfg.ID, Session: j.session, Ticket: r.nextTicket(), Id: f.ID, Salt: f.Salt, Arrival: f.Arrival,
-		Tokens: make([]uint32, len(f.Text)), Base: uint32(f.Base), Chunk: uint32(f.Chunk), Parts: parts, Part: uint32(part)}
+		Tokens: make([]uint32, len(f.Text)), PatienceNs: uint64(r.cfg.WavePatience), Base: uint32(f.Base), Chunk: uint32(f.Chunk), Parts: parts, Part: uint32(part)}
 	for i, t := range f.Text {
 		req.Tokens[i] = uint32(t)
 	}

@@ -181,7 +181,7 @@ func TestWavesThatMakeNoSense(t *testing.T) {
 	good := func() *pb.JoinWaveRequest {
 		ticket++
 		return &pb.JoinWaveRequest{Owner: "i0", Session: nodes[0].session("i1"), Ticket: 1<<40 + ticket, Id: "r", Tokens: make([]uint32, 100),
-			Chunk: 4 * testBlock, Parts: []string{"i1", "i2", "i0"}, Part: 0, Arrival: 7}
+			Chunk: 4 * testBlock, PatienceNs: 1e9, Parts: []string{"i1", "i2", "i0"}, Part: 0, Arrival: 7}
 	}
 	ctx, done := context.WithTimeout(t.Context(), patience)
 	defer done()
@@ -205,6 +205,8 @@ func TestWavesThatMakeNoSense(t *testing.T) {
 		"no text":                      func(q *pb.JoinWaveRequest) { q.Tokens = nil },
 		"tokens below none":            func(q *pb.JoinWaveRequest) { q.Tokens[3] = 1<<32 - 1 },
 		"more than a request may have": func(q *pb.JoinWaveRequest) { q.Tokens = make([]uint32, 5000) },
+		"no patience":                  func(q *pb.JoinWaveRequest) { q.PatienceNs = 0 },
+		"patience for ever":            func(q *pb.JoinWaveRequest) { q.PatienceNs = 1 << 63 },
 		"nothing":                      func(q *pb.JoinWaveRequest) { q.Reset(); q.Ticket = 1 << 50 },
 	} {
 		req := good()
@@ -223,7 +225,7 @@ func TestWavesThatMakeNoSense(t *testing.T) {
 	}
 	own := spanFor(reply.Spans, "i0")
 	begin := func(change func(q *pb.BeginWaveRequest)) error {
-		q := &pb.BeginWaveRequest{Owner: "i0", Handle: own.Handle, Generation: own.Generation,
+		q := &pb.BeginWaveRequest{Owner: "i0", Session: nodes[0].session("i1"), Handle: own.Handle, Generation: own.Generation,
 			Spans: []*pb.WaveSpan{{Instance: "i2", Handle: 1, Generation: 1}, {Instance: "i0", Handle: 1, Generation: 1}}}
 		change(q)
 		_, err := c.BeginWave(ctx, q)
@@ -234,6 +236,8 @@ func TestWavesThatMakeNoSense(t *testing.T) {
 		"another span":       func(q *pb.BeginWaveRequest) { q.Handle++ },
 		"an old span":        func(q *pb.BeginWaveRequest) { q.Generation++ },
 		"without the others": func(q *pb.BeginWaveRequest) { q.Spans = q.Spans[:1] },
+		"an ended session":   func(q *pb.BeginWaveRequest) { q.Session++ },
+		"another's part":     func(q *pb.BeginWaveRequest) { q.Spans[0], q.Spans[1] = q.Spans[1], q.Spans[0] },
 		"with unknown ones":  func(q *pb.BeginWaveRequest) { q.Spans[0].Instance = "i9" },
 	} {
 		if err := begin(change); err == nil {

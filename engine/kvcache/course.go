@@ -9,6 +9,7 @@ type Leg struct {
 // Course is what a wave's request knows of it.
 type Course struct {
 	Legs  []Leg // of all, in order, from position 0 on; the first is the home's beginning if it has that already
+	Base  int   // tokens of that beginning
 	Parts int
 	Me    int
 }
@@ -16,7 +17,7 @@ type Course struct {
 // Cut makes the course of part me: the tokens behind base in legs of chunk tokens, for parts instances in turn; the last one
 // is the home's, and base, if there is one, its first.
 func Cut(base, tokens, chunk, parts, me int) Course {
-	c := Course{Parts: parts, Me: me}
+	c := Course{Base: base, Parts: parts, Me: me}
 	if base > 0 {
 		c.Legs = append(c.Legs, Leg{parts - 1, 0, base})
 	}

@@ -146,7 +146,7 @@ func (p *pool) load() *pb.Load {
 func due(requests []engine.RequestInfo, blockSize, total int) int {
 	n := 0
 	for _, r := range requests {
-		if !r.Begun {
+		if !r.Begun || r.InWave {
 			continue
 		}
 		missing := (r.Tokens+blockSize-1)/blockSize - r.Local

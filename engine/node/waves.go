@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"github.com/infinite-llm/infinite/engine"
@@ -54,6 +55,11 @@ func (h *home) Started(id kvcache.RequestID, spans []kvcache.Span, err error) {
 func (h *home) Helps(tokens int) error { return h.eng.Helps(tokens) }
 
 func (h *home) Assist(ctx context.Context, number uint32, f cluster.Form, c kvcache.Course) (kvcache.RequestID, error) {
+	for _, t := range f.Text {
+		if int(t) >= h.dev.Config().Vocab { // a step with it would be refused, and all that is in it
+			return 0, fmt.Errorf("cannot assist with token %d, the model has %d", t, h.dev.Config().Vocab)
+		}
+	}
 	return h.eng.Assist(ctx, engine.Assist{Number: number, Course: c,
 		Text: engine.WaveText{ID: f.ID, Tokens: f.Text, Salt: f.Salt, Arrival: f.Arrival}})
 }

@@ -344,7 +344,7 @@ func (s *Scheduler) stop(r *request) []kvcache.Ended {
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
 	r.active, r.stalled, r.computed, r.inPlan, r.drafts, r.begun, r.moving = false, false, 0, 0, 0, false, 0
-	r.alone = r.alone || r.wave.phase > forming
+	r.alone = r.alone || r.wave.phase != ordinary
 	r.planned, r.wave = planned{}, wave{}
 	return s.kv.Close(r.ID)
 }
@@ -383,8 +383,15 @@ func (s *Scheduler) Idlers() []kvcache.RequestID {
 	return out
 }
 
-// Counts are the requests by state.
-func (s *Scheduler) Counts() (running, waiting int) { return len(s.running), len(s.waiting) }
+// Counts are the requests by state, without those that assist: they are other instances'.
+func (s *Scheduler) Counts() (running, waiting int) {
+	for _, r := range s.running {
+		if !r.wave.helper {
+			running++
+		}
+	}
+	return running, len(s.waiting)
+}
 
 // Idle says that there is no request.
 func (s *Scheduler) Idle() bool { return len(s.all) == 0 }

@@ -44,20 +44,28 @@ func (s *Scheduler) Schedule(view View) *Plan {
 	return p
 }
 
-// catchUpOrder is the running requests, those one token behind first, each group by arrival.
+// catchUpOrder is the running requests, each group by arrival: those one token behind first, then legs of waves, for which
+// other instances wait.
 func (s *Scheduler) catchUpOrder() []*request {
 	s.order = s.order[:0]
-	for _, r := range s.running {
-		if r.Tokens-r.computed == 1 {
-			s.order = append(s.order, r)
-		}
-	}
-	for _, r := range s.running {
-		if r.Tokens-r.computed != 1 {
-			s.order = append(s.order, r)
+	for turn := range 3 {
+		for _, r := range s.running {
+			if r.turn() == turn {
+				s.order = append(s.order, r)
+			}
 		}
 	}
 	return s.order
+}
+
+func (r *request) turn() int {
+	switch {
+	case r.Tokens-r.computed == 1:
+		return 0
+	case r.wave.phase == moving:
+		return 1
+	}
+	return 2
 }
 
 func (s *Scheduler) anyStalled() bool {

@@ -77,7 +77,7 @@ func (s *Scheduler) Formed(id kvcache.RequestID, c kvcache.Course, spans []kvcac
 		return unwanted(spans), false
 	}
 	r.wave.phase = ordinary
-	if len(spans) == 0 || s.kv.Grow(id, c.Own(c.Me)) != nil {
+	if len(spans) == 0 || c.Base != r.computed || c.End() != r.Tokens || s.kv.Grow(id, c.Own(c.Me)) != nil {
 		return unwanted(spans), false
 	}
 	if s.kv.Join(id, spans) != nil {

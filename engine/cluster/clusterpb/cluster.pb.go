@@ -2275,7 +2275,7 @@ type JoinWaveRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Owner   string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`      // the home's instance id
 	Session uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"` // of the links from owner to this instance
-	Ticket  uint64                 `protobuf:"varint,3,opt,name=ticket,proto3" json:"ticket,omitempty"`   // the home's number for this call; numbers grow. 0: would it join?
+	Ticket  uint64                 `protobuf:"varint,3,opt,name=ticket,proto3" json:"ticket,omitempty"`   // the home's number for this call; numbers grow. 0: would it join? It keeps its part then
 	Id      string                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`            // the request's public id
 	Tokens  []uint32               `protobuf:"varint,5,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	Salt    string                 `protobuf:"bytes,6,opt,name=salt,proto3" json:"salt,omitempty"` // of its keys
@@ -2283,9 +2283,10 @@ type JoinWaveRequest struct {
 	// The prompt's legs: base tokens that the home has, then chunk tokens each, by the parts in turn, the home's the last.
 	Base          uint32   `protobuf:"varint,8,opt,name=base,proto3" json:"base,omitempty"`
 	Chunk         uint32   `protobuf:"varint,9,opt,name=chunk,proto3" json:"chunk,omitempty"`
-	Parts         []string `protobuf:"bytes,10,rep,name=parts,proto3" json:"parts,omitempty"`    // instances; the last is the owner
-	Part          uint32   `protobuf:"varint,11,opt,name=part,proto3" json:"part,omitempty"`     // which of them is asked
-	Blocks        uint32   `protobuf:"varint,12,opt,name=blocks,proto3" json:"blocks,omitempty"` // with ticket 0, and no more than owner and session: about what it would take
+	Parts         []string `protobuf:"bytes,10,rep,name=parts,proto3" json:"parts,omitempty"`                              // instances; the last is the owner
+	Part          uint32   `protobuf:"varint,11,opt,name=part,proto3" json:"part,omitempty"`                               // which of them is asked
+	PatienceNs    uint64   `protobuf:"varint,13,opt,name=patience_ns,json=patienceNs,proto3" json:"patience_ns,omitempty"` // how long the home's queries wait for what is being computed
+	Blocks        uint32   `protobuf:"varint,12,opt,name=blocks,proto3" json:"blocks,omitempty"`                           // with ticket 0, and no more than owner and session: about what it would take
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2393,6 +2394,13 @@ func (x *JoinWaveRequest) GetParts() []string {
 func (x *JoinWaveRequest) GetPart() uint32 {
 	if x != nil {
 		return x.Part
+	}
+	return 0
+}
+
+func (x *JoinWaveRequest) GetPatienceNs() uint64 {
+	if x != nil {
+		return x.PatienceNs
 	}
 	return 0
 }
@@ -2837,7 +2845,7 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\"\f\n" +
 	"\n" +
-	"LeaveReply\"\x9b\x02\n" +
+	"LeaveReply\"\xbc\x02\n" +
 	"\x0fJoinWaveRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x16\n" +
@@ -2850,7 +2858,9 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05chunk\x18\t \x01(\rR\x05chunk\x12\x14\n" +
 	"\x05parts\x18\n" +
 	" \x03(\tR\x05parts\x12\x12\n" +
-	"\x04part\x18\v \x01(\rR\x04part\x12\x16\n" +
+	"\x04part\x18\v \x01(\rR\x04part\x12\x1f\n" +
+	"\vpatience_ns\x18\r \x01(\x04R\n" +
+	"patienceNs\x12\x16\n" +
 	"\x06blocks\x18\f \x01(\rR\x06blocks\"\\\n" +
 	"\rJoinWaveReply\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x123\n" +
