@@ -318,6 +318,26 @@ static void impatient(uint32_t provider) {
 enum { LOSES_A_PEER, FAILS_AT_ITS_END, IS_NO_MORE };
 
 /* A second step fails: what the first one has filled is all there ever is. */
+/* Both halves of a step are refused within one patience, since their debtor waits for no more: the
+ * second one's answer is there before that of a message which came later. */
+static void impatient_halves(uint32_t provider) {
+    const void *msg;
+    uint64_t len;
+    const int32_t stale = INF_ESTALE;
+    rig *r = rig_open(provider, 1000000000);
+    for (uint32_t half = 0; half < INF_HALVES; half++) {
+        (void)ask_parts(r, 0, 0, half, &(part){HANDLE, W_BLOCK}, 1);
+    }
+    await_kept(r, 1);
+    (void)nanosleep(&(struct timespec){0, 400000000}, NULL);
+    ask(r, 1, 0, W_BLOCK);
+    (void)answer(r, 1, INF_ESTALE);
+    (void)answer_parts(r, 0, 0, &stale, 1);
+    CHECK(inf_link_poll(r->query[0], &msg, &len) == INF_OK);
+    inf_link_release(r->query[0]);
+    rig_close(r);
+}
+
 static void fails(uint32_t provider, int how) {
     rig *r = rig_open(provider, W_LONG_NS);
     whole_step(r, 0, 8);
@@ -406,6 +426,7 @@ int main(void) {
         halves(provider);
         groups(provider);
         impatient(provider);
+        impatient_halves(provider);
         for (int how = LOSES_A_PEER; how <= IS_NO_MORE; how++) {
             fails(provider, how);
         }
