@@ -65,6 +65,7 @@ func (c *hostCluster) overTCP(t *testing.T) {
 	c.in(t, "a home loses power in mid-decode", c.homeLosesPower)
 	c.in(t, "a home is cut off in mid-decode", func(*testing.T) { c.cutInDecode(1, homeSilent, 25*time.Second) })
 	c.in(t, "a home is cut off for a moment", func(*testing.T) { c.cutInDecode(1, homeSilent, time.Second) })
+	c.in(t, "the head is cut off in mid-decode", c.headCutInDecode)
 	c.in(t, "the head is cut off while idle", func(*testing.T) { c.cutWhileIdle(0, 15*time.Second) })
 	c.in(t, "a host without which there is no room", c.noRoom)
 	c.in(t, "the head loses power", c.headLosesPower)
@@ -203,6 +204,29 @@ func (c *hostCluster) cutInDecode(i int, limit, whole time.Duration) {
 	time.Sleep(time.Until(begun.Add(whole + time.Second)))
 	if c.network.Lost() == lost {
 		c.t.Error("the network lost nothing")
+	}
+	c.asBefore()
+}
+
+// headCutInDecode: the API's host has no room for what the others run. Either their tokens come after the cut, or the client
+// is told.
+func (c *hostCluster) headCutInDecode(t *testing.T) {
+	const whole = 10 * time.Second
+	done := c.decoding()
+	c.all[0].cut(true)
+	begun := time.Now()
+	c.all[1].release()
+	time.Sleep(whole)
+	c.all[0].cut(false)
+	select {
+	case got := <-done:
+		t.Logf("status %d after %s: %s", got.status, got.at.Sub(begun).Round(100*time.Millisecond), got.message)
+		told := regexp.MustCompile("cannot go on with the request: the instance j1 that ran it is gone|cannot fit a request of")
+		if got.status != http.StatusServiceUnavailable || !told.MatchString(got.message) {
+			sameAnswer(t, c.want[twoPrompt], got.answer)
+		}
+	case <-time.After(time.Until(begun.Add(whole + homeSilent + slack))):
+		t.Fatal("no answer")
 	}
 	c.asBefore()
 }
