@@ -62,7 +62,8 @@ uint64_t inf_dist_query_slot_bytes(const inf_device_config *c) {
 
 uint64_t inf_dist_move_slot_bytes(const inf_device_config *c) {
     uint64_t block = inf_device_block_bytes(c), n = block == 0 ? 1 : (1u << 20) / block;
-    n = n < 1 ? 1 : n > (uint64_t)c->num_blocks ? (uint64_t)c->num_blocks : n;
+    /* Whatever the size of the pool: the other end's may have another one. */
+    n = n < 1 ? 1 : n;
     uint64_t bytes = inf_wire_move_head() + n * block,
              grants = inf_wire_grant_bytes(INF_WIRE_PIECE_BLOCKS);
     return inf_pad64(bytes > grants ? bytes : grants);

@@ -209,8 +209,8 @@ func TestGManagerChanges(t *testing.T) {
 	knows := func(m *Manager) func() bool {
 		return func() bool {
 			c, err := m.Cluster(t.Context())
-			loads, lerr := m.Loads(t.Context())
-			return err == nil && lerr == nil && len(c.Instances) == 2 && len(loads) == 2 &&
+			loads, newest, lerr := m.Loads(t.Context())
+			return err == nil && lerr == nil && len(c.Instances) == 2 && len(loads) == 2 && newest != 0 &&
 				len(c.Requests) == 1 && c.Requests[0].Home == "a" && c.Requests[0].Placement.Id == "a-1"
 		}
 	}

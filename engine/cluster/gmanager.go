@@ -72,6 +72,11 @@ func (g *GManager) State(now time.Time, instancesOnly bool) *pb.ClusterState {
 	defer g.mu.Unlock()
 	g.expire(now)
 	out := &pb.ClusterState{BlockSize: uint32(g.blockSize), Instances: g.states()}
+	for _, in := range g.instances {
+		for _, p := range in.places {
+			out.NewestArrival = max(out.NewestArrival, p.Arrival)
+		}
+	}
 	if instancesOnly {
 		return out
 	}

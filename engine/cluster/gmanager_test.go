@@ -32,7 +32,7 @@ func TestHeartbeatsMakeTheMap(t *testing.T) {
 	if diff := cmp.Diff(want, g.State(now, false).Requests, protocmp.Transform()); diff != "" {
 		t.Fatal(diff)
 	}
-	if s := g.State(now, true); len(s.Instances) != 2 || len(s.Requests) != 0 {
+	if s := g.State(now, true); len(s.Instances) != 2 || len(s.Requests) != 0 || s.NewestArrival != 7 {
 		t.Fatalf("instances only: %v", s)
 	}
 	if got := beat(t, g, now, "i1").OldestArrival; got != 7 {

@@ -243,10 +243,10 @@ func (m *Manager) State(_ context.Context, req *pb.StateRequest) (*pb.ClusterSta
 // Cluster is the placement map, from here or from the elected process.
 func (m *Manager) Cluster(ctx context.Context) (*pb.ClusterState, error) { return m.state(ctx, false) }
 
-// Loads are the instances of the placement map.
-func (m *Manager) Loads(ctx context.Context) ([]*pb.InstanceState, error) {
+// Loads are the instances of the placement map, and the newest arrival of what they have.
+func (m *Manager) Loads(ctx context.Context) ([]*pb.InstanceState, uint64, error) {
 	s, err := m.state(ctx, true)
-	return s.GetInstances(), err
+	return s.GetInstances(), s.GetNewestArrival(), err
 }
 
 func (m *Manager) state(ctx context.Context, instancesOnly bool) (*pb.ClusterState, error) {

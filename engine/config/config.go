@@ -234,8 +234,13 @@ func (c *Config) checkJoin(bad func(field, format string, args ...any)) {
 		bad("join", "%q is not host:port, as a cluster prints it at its start", c.Join)
 		return
 	}
-	if !loopback(host) && !net.ParseIP(host).IsUnspecified() && loopback(c.ClusterHost) {
-		bad("cluster-host", "%s is loopback, where the cluster at %s cannot reach this instance; use an address of this machine that it can reach", c.ClusterHost, c.Join)
+	const use = "use an address of this machine that it can reach"
+	switch {
+	case loopback(host) || net.ParseIP(host).IsUnspecified():
+	case loopback(c.ClusterHost):
+		bad("cluster-host", "%s is loopback, where the cluster at %s cannot reach this instance; "+use, c.ClusterHost, c.Join)
+	case net.ParseIP(c.ClusterHost).IsUnspecified():
+		bad("cluster-host", "%s is every address; told to connect to it, the cluster at %s would reach itself; "+use, c.ClusterHost, c.Join)
 	}
 }
 

@@ -87,6 +87,8 @@ func TestErrorsNameTheirSource(t *testing.T) {
 		{"a cluster elsewhere that would be led to itself", "", nil, map[string]string{"join": "10.0.0.1:8001"},
 			[]string{"the default of cluster-host", "127.0.0.1 is loopback", "10.0.0.1:8001"}},
 		{"the same by a name", "", nil, map[string]string{"join": "there:8001", "cluster-host": "localhost"}, []string{"flag --cluster-host", "localhost is loopback"}},
+		{"a cluster elsewhere that would be led to every address", "", nil, map[string]string{"join": "10.0.0.1:8001", "cluster-host": "0.0.0.0", "cluster-secret": "s"},
+			[]string{"flag --cluster-host", "0.0.0.0 is every address", "10.0.0.1:8001"}},
 		{"memory for nobody", "memory-only: true\n", nil, nil, []string{"infinite.yaml:1:1", "memory-only", "--join"}},
 		{"a negative length", "", nil, map[string]string{"min-shared-prefix": "-2"}, []string{"--min-shared-prefix", "-1"}},
 		{"size", "", nil, map[string]string{"kv-cache-memory": "1XB"}, []string{"--kv-cache-memory", "1XB"}},

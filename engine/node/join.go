@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,10 +45,51 @@ func join(ctx context.Context, cfg config.Config, m *model.Model, dtype, kvDType
 	limited, done := context.WithTimeout(ctx, joinLimit)
 	defer done()
 	reply, err := askToJoin(limited, pb.NewManagerClient(conn), cfg.Join, joinRequest(cfg, m, dtype, kvDType))
+	if err == nil {
+		err = reachable(cfg.Join, reply.Etcd.GetEndpoints())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot join the cluster at %s: %w", cfg.Join, err)
 	}
 	return reply, nil
+}
+
+// reachable says what is wrong with a cluster elsewhere all of whose etcd's addresses mean this machine.
+func reachable(joined string, endpoints []string) error {
+	host, _, err := net.SplitHostPort(joined)
+	if err != nil || isHere(host) {
+		return nil
+	}
+	for _, e := range endpoints {
+		if u, err := url.Parse(e); err != nil || !meansSelf(u.Hostname()) {
+			return nil
+		}
+	}
+	if len(endpoints) == 0 {
+		return nil
+	}
+	return fmt.Errorf("its etcd is at %s, which is not there for other machines; start it with a --cluster-host, or --etcd-endpoints, that they can reach", strings.Join(endpoints, ", "))
+}
+
+// meansSelf says whether an address means whatever machine uses it.
+func meansSelf(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip.IsLoopback() || ip.IsUnspecified()
+}
+
+// isHere says whether a host is this machine, as far as can be known.
+func isHere(host string) bool {
+	ips, err := net.LookupIP(host)
+	if err != nil || meansSelf(host) {
+		return true
+	}
+	ours, err := net.InterfaceAddrs()
+	return err != nil || slices.ContainsFunc(ips, func(ip net.IP) bool {
+		return meansSelf(ip.String()) || slices.ContainsFunc(ours, func(a net.Addr) bool {
+			n, ok := a.(*net.IPNet)
+			return ok && n.IP.Equal(ip)
+		})
+	})
 }
 
 func joinRequest(cfg config.Config, m *model.Model, dtype, kvDType string) *pb.JoinRequest {

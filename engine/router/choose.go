@@ -101,13 +101,15 @@ func (r *Router) choose(ctx context.Context, w *want) (cluster.Member, *charge) 
 	members, _ := r.manager.Directory().Members()
 	loads := map[string]*pb.Load{}
 	// Without the gManager the pools' sizes and what was sent there must do.
-	if states, err := r.manager.Loads(ctx); err == nil {
+	states, newest, err := r.manager.Loads(ctx)
+	if err == nil {
 		for _, in := range states {
 			loads[in.Id] = in.Load
 		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.heard(newest)
 	r.prune(members)
 	return r.pick(members, loads, w)
 }

@@ -1,10 +1,12 @@
 package router
 
 import (
+	"math"
 	"reflect"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/cluster"
@@ -143,6 +145,20 @@ func TestStamps(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// Behind what has arrived elsewhere, by whatever clock; nonsense does not end the order.
+func TestStampsFollowTheCluster(t *testing.T) {
+	r := New(nil, Config{Secret: secret, BlockSize: 16})
+	before := r.stamp()
+	ahead := before + uint64(5*time.Hour)
+	for _, elsewhere := range []uint64{ahead, before, 0, math.MaxUint64} {
+		r.heard(elsewhere)
+		first, second := r.stamp(), r.stamp()
+		if first <= ahead || second <= first || second > ahead+100 {
+			t.Errorf("after %d: %d and %d", elsewhere, first, second)
+		}
+	}
 }
 
 // Whatever an instance reports is shown.

@@ -111,7 +111,7 @@ func capacity(members map[string]cluster.Member, blockSize int) int {
 // is full or it cannot be reached, to the next. When the instance is lost later, another one goes on with it.
 func (r *Router) Submit(ctx context.Context, req *engine.Request) (engine.Stream, error) {
 	own := *req
-	own.Arrival, own.TellBegun = r.stamp(), true
+	own.Arrival, own.TellBegun = 0, true // it arrives when the first home is asked: what others have taken is known by then
 	return follow(ctx, &own, r.submit, &r.rehomed)
 }
 
@@ -191,6 +191,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // try asks a member that is charged with the request.
 func (r *Router) try(ctx context.Context, m cluster.Member, c *charge, w *want, req *engine.Request) (*stream, error) {
+	if req.Arrival == 0 {
+		req.Arrival = r.stamp()
+	}
 	own := *req
 	if own.Near = w.near; m.ID == w.near {
 		own.Near = ""
@@ -208,6 +211,18 @@ func (r *Router) try(ctx context.Context, m cluster.Member, c *charge, w *want, 
 	}
 	return s, nil
 }
+
+// heard takes notice of an arrival somewhere in the cluster. Other API processes may have clocks that are ahead: without it
+// all requests that come here would count as older than theirs, and keep them waiting for as long as the clocks differ.
+// The caller holds mu.
+func (r *Router) heard(arrival uint64) {
+	if arrival <= maxArrival {
+		r.arrival = max(r.arrival, arrival)
+	}
+}
+
+// maxArrival is one that leaves room for all that come.
+const maxArrival = 1 << 63
 
 // stamp orders requests in the cluster; it is a clock that never stands still.
 func (r *Router) stamp() uint64 {

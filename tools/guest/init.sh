@@ -66,7 +66,7 @@ run_command() {
     status=0
     setsid env -i PATH="$PATH" HOME=/tmp/home USER=root TMPDIR=/tmp LANG=C.UTF-8 TERM=dumb \
         XDG_CACHE_HOME=/tmp/home/.cache GOCACHE=/tmp/home/gocache GOMODCACHE="$GOMODCACHE" GOTOOLCHAIN=local GOPROXY=off \
-        OUT="$OUT" GUEST=1 GUEST_LIB="$REPO/tools/guest/lib.sh" \
+        OUT="$OUT" GUEST=1 GUEST_NUMBER="${LAN-}" GUEST_LIB="$REPO/tools/guest/lib.sh" \
         sh /run/job/command </dev/null >/run/guest/out 2>&1 || status=$?
     # Nothing left behind may hold the pipe open.
     kill_all_but "$reader"
@@ -75,11 +75,11 @@ run_command() {
 }
 
 say "has the host's root"
-echo guest >/proc/sys/kernel/hostname
+echo "guest${LAN-}" >/proc/sys/kernel/hostname
 # shellcheck disable=SC3045  # Debian's and Ubuntu's sh has both
 ulimit -l unlimited && ulimit -n 65536
 autoload
-guest_pair
+if [ -n "${LAN-}" ]; then guest_lan "$LAN"; else guest_pair; fi
 say "runs the command"
 watch_time &
 run_command

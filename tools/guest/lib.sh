@@ -89,6 +89,25 @@ guest_pair() {
     guest_rdma "0 1"
 }
 
+# guest_lan NUMBER: instead of the pair v0 with RDMA device rxe0 at a network of several guests, and door, by which
+# run.sh's caller comes in. init.sh calls it.
+guest_lan() {
+    modprobe -d "$TREE" virtio_net
+    for guest_dir in /sys/class/net/*; do
+        read -r guest_mac <"$guest_dir/address"
+        case $guest_mac in
+        02:00:00:00:77:*) echo "link set ${guest_dir##*/} name v0 up" ;;
+        02:00:00:00:99:*) echo "link set ${guest_dir##*/} name door up" ;;
+        esac
+    done >/run/guest/links
+    echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
+    ip link set lo up
+    ip -batch /run/guest/links
+    printf 'addr add 10.77.0.%s/24 dev v0\naddr add fd77::%s/64 dev v0 nodad\n' $(($1 + 1)) $(($1 + 1)) | ip -batch -
+    [ ! -e /sys/class/net/door ] || ip addr add 10.99.0.15/24 dev door
+    rdma link add rxe0 type rxe netdev v0
+}
+
 # guest_switch COUNT: instead of the pair, COUNT (2 to 9) devices at a switch: when one goes down, the others
 # stay up, as with real ones.
 guest_switch() {

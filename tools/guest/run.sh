@@ -13,6 +13,12 @@ usage: run.sh [options] -- COMMAND [ARGUMENT...]
   --timeout 280   seconds after which it is stopped, with exit status 124
   --accel tcg     or kvm
   --out DIR       a folder that the command can write to, at the same path ($OUT by default)
+one of several guests on a network, hosts.sh makes one:
+  --lan SOCKET    the network's switch (tools/guest/lan), instead of the pair of devices
+  --number 0      its number there, 0 to 8: 10.77.0.(number + 1)
+  --clock +5h     its clock is ahead (or behind, -7h) by so many hours
+  --door PORT     127.0.0.1:PORT leads to port 9000 of the guest
+  --pid FILE      gets QEMU's process id: killed, the guest has lost its power
 END
     exit 2
 }
@@ -22,10 +28,10 @@ cannot() {
     exit 125
 }
 
-mem=2G cpus=2 limit=280 accel=tcg out=${OUT-}
+mem=2G cpus=2 limit=280 accel=tcg out=${OUT-} lan="" number=0 clock="" door="" pid=""
 while [ $# -gt 0 ]; do
     case $1 in
-    --mem | --cpus | --timeout | --accel | --out)
+    --mem | --cpus | --timeout | --accel | --out | --lan | --number | --clock | --door | --pid)
         [ $# -ge 2 ] || usage
         case $1 in
         --mem) mem=$2 ;;
@@ -33,6 +39,11 @@ while [ $# -gt 0 ]; do
         --timeout) limit=$2 ;;
         --accel) accel=$2 ;;
         --out) out=$2 ;;
+        --lan) lan=$2 ;;
+        --number) number=$2 ;;
+        --clock) clock=$2 ;;
+        --door) door=$2 ;;
+        --pid) pid=$2 ;;
         esac
         shift 2
         ;;
@@ -45,6 +56,13 @@ while [ $# -gt 0 ]; do
 done
 [ $# -gt 0 ] || usage
 case $limit in '' | *[!0-9]*) usage ;; esac
+case $number in [0-8]) ;; *) usage ;; esac
+case $door in *[!0-9]*) usage ;; esac
+case $clock in
+'') ;;
+[+-][0-9]h | [+-][0-9][0-9]h) clock=$(date -u -d "now ${clock%h} hours" +%Y-%m-%dT%H:%M:%S) ;;
+*) usage ;;
+esac
 case $accel in
 tcg) accel="tcg,thread=multi" cpu=max ;;
 kvm)
@@ -99,6 +117,7 @@ setting() {
     setting PATH "$PATH"
     setting GOMODCACHE "$(go env GOMODCACHE 2>/dev/null || true)"
     setting LIMIT "$limit"
+    setting LAN "${lan:+$number}"
 } >"$job/params"
 {
     printf exec
@@ -110,9 +129,9 @@ setting() {
 } >"$job/command"
 
 # Options of QEMU end at a comma.
-share() {
-    printf 'local,id=%s,security_model=none,multidevs=remap,%spath=%s' "$1" "$3" "$(printf %s "$2" | sed 's/,/,,/g')"
-}
+option() { printf %s "$1" | sed 's/,/,,/g'; }
+
+share() { printf 'local,id=%s,security_model=none,multidevs=remap,%spath=%s' "$1" "$3" "$(option "$2")"; }
 
 set -- -no-user-config -nodefaults -no-reboot -display none -nic none -accel "$accel" -cpu "$cpu" -smp "$cpus" -m "$mem" \
     -kernel "$tree/kernel" -initrd "$tree/initramfs.zst" \
@@ -122,6 +141,14 @@ set -- -no-user-config -nodefaults -no-reboot -display none -nic none -accel "$a
     -fsdev "$(share root / readonly=on,)" -device virtio-9p-pci,fsdev=root,mount_tag=root \
     -fsdev "$(share job "$job" '')" -device virtio-9p-pci,fsdev=job,mount_tag=job
 [ -z "$out" ] || set -- "$@" -fsdev "$(share out "$out" '')" -device virtio-9p-pci,fsdev=out,mount_tag=out
+
+# The network that the guests share, and a way in for whoever started them. The latter leads nowhere else.
+[ -z "$lan" ] || set -- "$@" -netdev "stream,id=lan,server=off,addr.type=unix,addr.path=$(option "$lan")" \
+    -device "virtio-net-pci,netdev=lan,mac=02:00:00:00:77:0$number,host_mtu=4200,romfile="
+[ -z "$door" ] || set -- "$@" -netdev "user,id=door,restrict=on,net=10.99.0.0/24,hostfwd=tcp:127.0.0.1:$door-10.99.0.15:9000" \
+    -device virtio-net-pci,netdev=door,mac=02:00:00:00:99:00,romfile=
+[ -z "$clock" ] || set -- "$@" -rtc "base=$clock"
+[ -z "$pid" ] || set -- "$@" -pidfile "$pid"
 
 # Whatever ends this shell ends the guest: by the trap, or else by the parent-death signals.
 # The pipe's writing end is open as long as the guest lives, so that cat ends with it.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # `make rdma-test`: the C and Go suites over RDMA verbs in the guest with Soft-RoCE, then clusters of three
-# instances over verbs. One line for each suite; all they say is in .build/guest/rdma-test/. Exit status 0 if
+# instances over verbs, then a cluster over three guests. One line for each suite; all they say is in .build/guest/rdma-test/. Exit status 0 if
 # all passed. Where no guest can be had the test is skipped, with the reason and status 0; with CI set, or
 # RDMA_TEST=required, that is a failure.
 set -eu
@@ -44,8 +44,25 @@ on_host() {
     go test -c -o "$build/bin/rdma.test" ./rdma || fail "build the Go tests of rdma"
     go test -c -o "$build/bin/infinite.test" ./engine/cmd/infinite || fail "build the Go tests of the program"
     "$here/run.sh" --mem 3G --timeout "$limit" --out "$build/log" -- "$here/test.sh" || status=$?
+    hosts || status=1
     say "$(($(date +%s) - begun)) s in all; the logs are in ${build#"$repo"/}/log"
     exit "$status"
+}
+
+# hosts: a cluster over several guests, which a test outside starts, cuts off and takes the power from.
+hosts() {
+    since=$(date +%s)
+    why=""
+    (cd "$repo/engine/cmd/infinite" && INFINITE_TEST_GUESTS="$here/run.sh" timeout -k 5 "$limit" \
+        "$build/bin/infinite.test" -test.v -test.timeout 0 -test.run '^TestHosts$') >"$build/log/hosts" 2>&1 </dev/null || why="status $?"
+    ! grep -q -e '--- SKIP' "$build/log/hosts" || why="was skipped"
+    if [ -z "$why" ]; then
+        say "passed hosts, $(($(date +%s) - since)) s"
+        return
+    fi
+    say "FAILED hosts, $(($(date +%s) - since)) s: $why; the end of what it says:"
+    tail -n 60 "$build/log/hosts"
+    return 1
 }
 
 # seconds: since the guest's start.

@@ -114,6 +114,16 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// Pools of different sizes, also small ones, are one.
+func TestJoinWithAnotherPool(t *testing.T) {
+	single := serve(t, "--dtype", "float32", poolFlag(t, 400))
+	p := serve(t, "--dtype", "float32", poolFlag(t, 12))
+	startBeside(t, command("serve", "--join", p.join, "--dtype", "float32", "--threads", "1", poolFlag(t, 60)), &process{t: t})
+	p.linked(2)
+	req := body(prompt(16*65, 1), 16)
+	sameAnswer(t, single.complete(req), p.complete(req))
+}
+
 // An instance whose device is over ends, with an error, also when it has no request of its own: it leaves the
 // cluster, and what comes after it is served.
 func TestDeviceIsOver(t *testing.T) {

@@ -45,6 +45,10 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if address := os.Getenv(agentEnv); address != "" {
+		_ = os.Unsetenv(agentEnv)
+		os.Exit(agent(address))
+	}
 	if os.Getenv(childEnv) != "" {
 		if os.Getenv(emptyRemoteEnv) != "" {
 			node.StepFlags = batch.FlagEmptyRemote
@@ -214,7 +218,8 @@ type answer struct {
 	lps     []float64
 	ids     []int // where they were asked for
 	finish  string
-	cached  int // tokens of the prompt whose KV was there
+	cached  int               // tokens of the prompt whose KV was there
+	lay     []server.SpanView // where the KV lay, where that was asked for
 	usage   struct {
 		Prompt     int `json:"prompt_tokens"`
 		Completion int `json:"completion_tokens"`
@@ -230,8 +235,9 @@ func (a *answer) add(data []byte) error {
 		}
 		Choices []struct {
 			Text     string
-			Finish   string `json:"finish_reason"`
-			IDs      []int  `json:"token_ids"`
+			Finish   string            `json:"finish_reason"`
+			IDs      []int             `json:"token_ids"`
+			Lay      []server.SpanView `json:"kv_placement"`
 			Logprobs struct {
 				Tokens []string
 				Lps    []float64 `json:"token_logprobs"`
@@ -254,7 +260,7 @@ func (a *answer) add(data []byte) error {
 	a.usage.Prompt, a.usage.Completion, a.cached = got.Usage.Prompt, got.Usage.Completion, got.Usage.Details.Cached
 	if len(got.Choices) > 0 {
 		c := got.Choices[0]
-		a.text, a.finish, a.ids = a.text+c.Text, c.Finish, append(a.ids, c.IDs...)
+		a.text, a.finish, a.ids, a.lay = a.text+c.Text, c.Finish, append(a.ids, c.IDs...), append(a.lay, c.Lay...)
 		a.tokens, a.lps = append(a.tokens, c.Logprobs.Tokens...), append(a.lps, c.Logprobs.Lps...)
 	}
 	return nil
