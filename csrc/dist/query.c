@@ -86,7 +86,7 @@ static int32_t take_group(inf_dist *d, const inf_query *m, const inf_wire_group 
 
 int inf_query_take(inf_dist *d, inf_query *m, inf_wait *wait) {
     uint32_t refused = 0;
-    bool waits = false;
+    bool waits = false, waited = wait->since_ns != 0;
     wait->until_ns = 0;
     for (uint32_t g = 0; g < m->head.n_groups; g++) {
         m->statuses[g] = take_group(d, m, &m->groups[g], wait);
@@ -97,7 +97,9 @@ int inf_query_take(inf_dist *d, inf_query *m, inf_wait *wait) {
         inf_query_put(d, m);
         return INF_AGAIN;
     }
-    atomic_fetch_add(&d->refused, refused);
+    if (!waited) { /* else a wave ended, and that is no fault of the peer's */
+        atomic_fetch_add(&d->refused, refused);
+    }
     return INF_OK;
 }
 
