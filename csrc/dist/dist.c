@@ -27,8 +27,8 @@ int inf_dist_take(inf_link *link, const void **msg, uint64_t *len, void **answer
     if (status != INF_OK) {
         return status;
     }
-    /* Behind the poll: who asks again has taken the answers before, so there is room now, at the
-     * latest when they are known to have arrived. */
+    /* Behind the poll: who asks has taken all answers but those that its messages of each half wait
+     * for, so there is room now, at the latest when they are known to have arrived. */
     status = inf_link_prepare(link, answer);
     if (status == INF_AGAIN && inf_link_full(link)) {
         return INF_EPROTO;

@@ -15,8 +15,9 @@
 //	search.go      finding what a request begins with in the pools of others
 //	host.go        the other side: reserving room for others' blocks, and freeing it
 //	share.go       the other side of a search
-//	wave.go        prompts that several instances compute: forming a wave for one of this instance's requests
-//	assist.go      the other side: a part in another one's wave
+//	wave.go        prompts that several instances compute: a part in a wave
+//	form.go        forming one for a request of this instance
+//	assist.go      the other side: joining another one's
 //	peers.go       links to every other instance, their set-up, loss and return
 //	improve.go     more rails, and a better transport where one can be had again
 //	leave.go       the end of links on purpose
