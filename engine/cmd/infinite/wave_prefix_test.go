@@ -17,7 +17,8 @@ func TestAskedAgainAfterAWave(t *testing.T) {
 		t.Run(transport, func(t *testing.T) {
 			h := holdSteps(t, 1) // of decoding
 			t.Cleanup(h.release)
-			p := serve(t, "--dtype", "float32", "--instances", "3", "--transport", transport, "--min-parallel-prefill", "256",
+			p := serve(t, "--dtype", "float32", "--instances", "3", "--transport", transport, "--prefill-context-parallel-size", "16",
+				"--min-parallel-prefill", "256",
 				"--max-num-batched-tokens", "128", "--max-num-seqs", "16", "--min-shared-prefix", "64", poolFlag(t, 200))
 			p.linked(3)
 			document := prompt(tokens, 1)
