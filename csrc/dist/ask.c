@@ -84,8 +84,8 @@ static uint64_t write_query(inf_dist *d, const inf_step_buffers *s, inf_target *
 }
 
 /* A slot for the target's next message. The creditor keeps one of each half at most, so a ring that
- * is full of what it has not released breaks the protocol (device.h, INF_QUERY_SLOTS); but messages that it took may not be known to have arrived, when acknowledgements of the wire
- * were lost. */
+ * is full of what it has not released breaks the protocol (device.h, INF_QUERY_SLOTS); but messages
+ * that it took may not be known to have arrived, when acknowledgements of the wire were lost. */
 static int take_slot(inf_dist *d, const inf_step_buffers *s, inf_target *t, void **buf) {
     uint64_t deadline = inf_now() + s->head->peer_timeout_ns;
     for (int woken = INF_AGAIN;;) {

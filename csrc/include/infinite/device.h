@@ -161,10 +161,11 @@ typedef struct inf_step_head {
 
 /* One request's share of the step: n_tokens consecutive tokens from position pos0 are computed,
  * their K and V appended to the local blocks. KV of positions [0, local_pos0) lies in the spans, in
- * order and without gap; KV of [local_pos0, pos0 + n_tokens) in the local blocks. Where no layer has
- * a window, what lies before pos0 may be in any order: spans and local blocks then hold together
- * what [0, pos0) holds, and local_pos0 is pos0 less the tokens in the local blocks. local_pos0 is a
- * multiple of block_size, and the local blocks hold at least pos0 + n_tokens - local_pos0 tokens.
+ * order and without gap; KV of [local_pos0, pos0 + n_tokens) in the local blocks. Where no layer
+ * has a window, what lies before pos0 may be in any order: spans and local blocks then hold
+ * together what [0, pos0) holds, and local_pos0 is pos0 less the tokens in the local blocks.
+ * local_pos0 is a multiple of block_size, and the local blocks hold at least pos0 + n_tokens -
+ * local_pos0 tokens.
  */
 typedef struct inf_step_seq {
     uint32_t slot; /* sampling slot, 0..max_seqs-1, opened by slot_open */
