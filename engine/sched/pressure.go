@@ -94,10 +94,18 @@ func (s *Scheduler) relieve(view View, left *room) bool {
 			s.stuck = 0
 			return false
 		}
-		if s.stuck++; s.stuck >= s.cfg.Patience {
-			size := s.kv.Size(victim.ID)
-			s.fail(victim, size.Spans+size.Local)
+		if s.stuck++; s.stuck < s.cfg.Patience {
+			return false
 		}
+		if victim.shares {
+			// Spans that it found may hold more blocks than it uses of them, up to a hole: in a cluster that it fills
+			// these are what it lacks. It computes all of its tokens then.
+			s.stuck, victim.whole = 0, true
+			s.preempt(victim, view, left)
+			return true
+		}
+		size := s.kv.Size(victim.ID)
+		s.fail(victim, size.Spans+size.Local)
 		return false
 	}
 	if alone {

@@ -181,6 +181,8 @@ type request struct {
 	misfits  int // plans in a row in which the whole cluster was too small for it
 	planned  planned
 	wave     wave
+	shares   bool // it began with blocks that were found with others
+	whole    bool // it is to begin with none of these
 	alone    bool // it is in no wave any more: it was in one that came to nothing, or is to have its blocks here
 
 	search search // while it waits

@@ -228,6 +228,7 @@ func (s *Scheduler) start(r *request, view View, left *room) {
 	s.waiting = remove(s.waiting, r)
 	r.slot = s.slots[len(s.slots)-1]
 	s.slots = s.slots[:len(s.slots)-1]
+	r.shares = len(r.search.found) > 0
 	tokens, back := s.kv.Adopt(r.ID, r.search.found, s.prefix(r))
 	s.plan.Release = append(s.plan.Release, back...)
 	r.active, r.computed, r.cooldown, r.refused = true, tokens, 0, 0

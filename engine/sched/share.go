@@ -34,7 +34,7 @@ func (s *Scheduler) prefix(r *request) []kvcache.Key {
 // searches starts a search with others for what a request may begin with, if that is worth it: somebody may have the first
 // block that is missing, and more than is here.
 func (s *Scheduler) searches(r *request) bool {
-	if r.search.rest > 0 || len(r.search.found) > 0 || s.cfg.MinShared == 0 {
+	if r.search.rest > 0 || len(r.search.found) > 0 || s.cfg.MinShared == 0 || r.whole {
 		return false
 	}
 	keys := s.prefix(r)
