@@ -123,13 +123,13 @@ func (n *simNode) gather(f sched.Form, text WaveText) (none Formation) {
 			n.c.mu.Lock()
 			delete(p.waves.open, x.number)
 			n.c.mu.Unlock()
-			n.Release(unused(spans))
+			n.Release(kvcache.EndedOf(spans))
 			return none
 		}
 		h, err := p.kv.ShareWave(id, n.name(), 0)
 		if err != nil {
 			p.eng.Started(id, nil, err)
-			n.Release(unused(spans))
+			n.Release(kvcache.EndedOf(spans))
 			return none
 		}
 		n.c.mu.Lock()
@@ -153,7 +153,10 @@ func (n *simNode) StartWave(id kvcache.RequestID) {
 	}()
 }
 
-var errBroken = errors.New("nobody hears")
+var (
+	errBroken    = errors.New("nobody hears")
+	errAbandoned = errors.New("the wave came to nothing")
+)
 
 func (n *simNode) startAll(id kvcache.RequestID) error {
 	n.c.mu.Lock()
@@ -175,7 +178,7 @@ func (n *simNode) startAll(id kvcache.RequestID) error {
 				if err == nil {
 					_ = other.node.kv.Unhost(h.node.name(), s.Handle, s.Generation, nil)
 				}
-				h.node.Release(unused(spans))
+				h.node.Release(kvcache.EndedOf(spans))
 				return errBroken
 			}
 			n.c.mu.Lock()

@@ -101,8 +101,6 @@ func (e *Engine) Helps(tokens int) error {
 	return nil
 }
 
-var errAbandoned = errors.New("the wave came to nothing")
-
 // Assist takes a request for a wave, which has its blocks then, or says why it cannot. It waits for the step that runs.
 func (e *Engine) Assist(ctx context.Context, a Assist) (kvcache.RequestID, error) {
 	until := a.Course.Until(a.Course.Me)
@@ -151,14 +149,14 @@ func (e *Engine) wave(n *waveNews) {
 	case n.formed != nil:
 		e.formed(n.request, r, n.formed)
 	case r == nil:
-		e.release(unused(n.spans)) // it has ended meanwhile
+		e.release(kvcache.EndedOf(n.spans)) // it has ended meanwhile
 	case n.err != nil && r.assist:
 		e.fail(r, fmt.Errorf("cannot assist any more: %w", n.err))
 	case n.err != nil:
 		e.alone(r, n.err)
 	default:
 		if err := e.sched.Started(r.id, n.spans); err != nil {
-			e.release(unused(n.spans))
+			e.release(kvcache.EndedOf(n.spans))
 			e.fail(r, err)
 		}
 	}
@@ -235,11 +233,4 @@ func (e *Engine) form(p *sched.Plan) {
 		r.running.Store(true)
 		e.lender.FormWave(f, WaveText{ID: r.ID, Tokens: r.tokens, Salt: r.CacheSalt, Arrival: r.Arrival})
 	}
-}
-
-func unused(spans []kvcache.Span) (out []kvcache.Ended) {
-	for _, s := range spans {
-		out = append(out, kvcache.Ended{Span: s})
-	}
-	return out
 }

@@ -9,6 +9,14 @@ type Ended struct {
 	Keys []Key
 }
 
+// EndedOf is spans of which nothing is known but that no request needs them.
+func EndedOf(spans []Span) (out []Ended) {
+	for _, s := range spans {
+		out = append(out, Ended{Span: s})
+	}
+	return out
+}
+
 // lead is where the block of a key was last, when it was not here, and those that follow it in the text, of which some may
 // have been elsewhere; and how many requests have used it there as the last of a span.
 type lead struct {

@@ -163,13 +163,6 @@ func blocksIn(found []kvcache.Found) (n int) {
 	return n
 }
 
-func unwanted(spans []kvcache.Span) (out []kvcache.Ended) {
-	for _, sp := range spans {
-		out = append(out, kvcache.Ended{Span: sp})
-	}
-	return out
-}
-
 func letGo(found []kvcache.Found) (out []kvcache.Ended) {
 	for _, f := range found {
 		out = append(out, kvcache.Ended{Span: f.Span})

@@ -74,14 +74,14 @@ func (s *Scheduler) form(r *request, view View) {
 func (s *Scheduler) Formed(id kvcache.RequestID, c kvcache.Course, spans []kvcache.Span) (back []kvcache.Ended, ok bool) {
 	r := s.all[id]
 	if r == nil || r.wave.phase != forming || r.wave.helper {
-		return unwanted(spans), false
+		return kvcache.EndedOf(spans), false
 	}
 	r.wave.phase = ordinary
 	if len(spans) == 0 || c.Base != r.computed || c.End() != r.Tokens || s.kv.Grow(id, c.Own(c.Me)) != nil {
-		return unwanted(spans), false
+		return kvcache.EndedOf(spans), false
 	}
 	if s.kv.Join(id, spans) != nil {
-		return unwanted(spans), false
+		return kvcache.EndedOf(spans), false
 	}
 	r.wave.phase, r.wave.course = formed, c
 	return nil, true
