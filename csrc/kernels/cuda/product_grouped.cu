@@ -16,42 +16,9 @@
  * Formats and sizes that this does not take go by a plain kernel, a warp an output. */
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/weights.cuh"
 
 enum { WARPS = 8, PIECE = 64, OUTPUTS = 16, COLUMNS = 8, PLAIN_WARPS = 4 };
-
-/* One thread's share of a piece: 16 numbers of weight rows g and g + 8. */
-struct weights {
-    uint4 low[2], high[2];
-};
-
-static __device__ __forceinline__ void load_weights(weights &w, const uint16_t *row, size_t k) {
-    w.low[0] = load_once(row);
-    w.low[1] = load_once(row + 8);
-    w.high[0] = load_once(row + 8 * k);
-    w.high[1] = load_once(row + 8 * k + 8);
-}
-
-template <class T>
-static __device__ __forceinline__ void mma(float d[4], const uint32_t a[4], const uint32_t b[2]);
-template <>
-__device__ __forceinline__ void mma<bf16>(float d[4], const uint32_t a[4], const uint32_t b[2]) {
-    mma_bf16(d, a, b);
-}
-template <>
-__device__ __forceinline__ void mma<f16>(float d[4], const uint32_t a[4], const uint32_t b[2]) {
-    mma_f16(d, a, b);
-}
-
-template <class T>
-static __device__ __forceinline__ void multiply(float d[4], const weights &w, const uint4 x[2]) {
-    for (int i = 0; i < 2; i++) {
-        const uint32_t a0[4] = {w.low[i].x, w.high[i].x, w.low[i].y, w.high[i].y};
-        const uint32_t a1[4] = {w.low[i].z, w.high[i].z, w.low[i].w, w.high[i].w};
-        const uint32_t b0[2] = {x[i].x, x[i].y}, b1[2] = {x[i].z, x[i].w};
-        mma<T>(d, a0, b0);
-        mma<T>(d, a1, b1);
-    }
-}
 
 static __device__ __forceinline__ int32_t row_of(const inf_cuda_grouped &a, int32_t place) {
     return a.source != NULL ? a.source[place] : place;
