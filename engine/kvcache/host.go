@@ -24,6 +24,9 @@ type hostSlot struct {
 	generation uint32
 	blocks     []BlockID // nil: unused
 	shared     bool      // blocks are owned, not hosted: the slot is one more user of them
+	giving     int       // goroutines that read the blocks, for the owner to have them back: Give
+	over       bool      // it ended meanwhile, and does when the last of these is through
+	keys       []Key     // Unhost's, then
 }
 
 // SetPressure says that own requests are short of blocks, or that they borrow: nothing is lent then.
@@ -125,6 +128,17 @@ func (m *Manager) Unhost(owner string, handle, generation uint32, keys []Key) er
 	if err != nil {
 		return fmt.Errorf("cannot end a span: %w", err)
 	}
+	if s.giving > 0 {
+		s.over, s.keys = true, keys
+		return nil
+	}
+	m.endSlot(handle, keys)
+	return nil
+}
+
+// endSlot frees a slot, which nobody reads any more.
+func (m *Manager) endSlot(handle uint32, keys []Key) {
+	s := &m.slots[handle]
 	if s.shared {
 		m.shared -= len(s.blocks)
 		m.release(s.blocks)
@@ -134,7 +148,6 @@ func (m *Manager) Unhost(owner string, handle, generation uint32, keys []Key) er
 	}
 	*s = hostSlot{generation: s.generation}
 	m.unused = append(m.unused, handle)
-	return nil
 }
 
 // HostedOf lists the spans hosted for owner, by handle.
@@ -143,7 +156,7 @@ func (m *Manager) HostedOf(owner string) []Hosted {
 	defer m.mu.Unlock()
 	var out []Hosted
 	for h := range m.slots {
-		if m.slots[h].blocks != nil && m.slots[h].owner == owner {
+		if s := &m.slots[h]; s.blocks != nil && !s.over && s.owner == owner {
 			out = append(out, m.view(uint32(h)))
 		}
 	}
@@ -156,7 +169,7 @@ func (m *Manager) HandlesOf(owner string) []Hosted {
 	defer m.mu.Unlock()
 	var out []Hosted
 	for h := range m.slots {
-		if s := &m.slots[h]; s.blocks != nil && s.owner == owner {
+		if s := &m.slots[h]; s.blocks != nil && !s.over && s.owner == owner {
 			out = append(out, Hosted{Owner: owner, Tag: s.tag, Handle: uint32(h), Generation: s.generation, Shared: s.shared})
 		}
 	}
@@ -167,7 +180,7 @@ func (m *Manager) HandlesOf(owner string) []Hosted {
 func (m *Manager) slot(owner string, handle, generation uint32) (*hostSlot, error) {
 	if int64(handle) < int64(len(m.slots)) {
 		s := &m.slots[handle]
-		if s.blocks != nil && s.owner == owner && s.generation == generation {
+		if s.blocks != nil && !s.over && s.owner == owner && s.generation == generation {
 			return s, nil
 		}
 	}

@@ -3,6 +3,7 @@
 //
 //	kvcache.go  the pool, requests and their tables
 //	move.go     a request's oldest blocks on their way to another instance
+//	back.go     blocks on their way back from there
 //	host.go     other instances' blocks in this pool
 //	prefix.go   blocks that are found by what they hold: shared by requests, kept when nobody uses them
 //	share.go    the same with other instances: a prefix is used where it lies
@@ -36,6 +37,7 @@ type Span struct {
 	Peer, Handle, Generation uint32
 	Blocks                   int
 	Shared                   bool // the instance has them for itself too: they were found there, and no move adds to them
+	Cut                      bool // it had more blocks, which came back: no move adds to it
 }
 
 // Table says where a request's KV lies: Spans hold the oldest blocks, then Local, in the order in which they came to be
@@ -93,11 +95,13 @@ type request struct {
 	spans    []Span
 	inSpans  int // blocks
 	local    []BlockID
-	computed int   // tokens whose KV is in the cache
-	named    int   // blocks that Name has looked at
-	keys     []Key // of its blocks, as far as they were told
-	moving   int   // of local, from the front
-	to       Span  // where they go, while moving > 0
+	computed int       // tokens whose KV is in the cache
+	named    int       // blocks that Name has looked at
+	keys     []Key     // of its blocks, as far as they were told
+	moving   int       // of local, from the front
+	to       Span      // where they go, while moving > 0
+	arriving []BlockID // that take what comes back from the end of from; owned, and in no table yet
+	from     Span
 	closed   bool
 	wave     bool    // it is one of a wave's: wave.go
 	order    []int32 // the block of the text that the table's block i is; behind its end i itself
@@ -279,7 +283,7 @@ func (m *Manager) Size(id RequestID) Size {
 
 // Close ends a request: its local blocks are free where no other shares them, and spans lists what its creditors should free.
 // With a move in flight the moving blocks stay owned, and the spans stay, until CommitMove or AbortMove,
-// which then return all spans: a creditor must not free what is still written.
+// which then return all spans: a creditor must not free what is still written. So it is with one back, until EndReturn.
 func (m *Manager) Close(id RequestID) (spans []Ended) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -290,7 +294,7 @@ func (m *Manager) Close(id RequestID) (spans []Ended) {
 	m.release(r.local[r.moving:])
 	r.local = r.local[:r.moving]
 	r.closed = true
-	if r.moving > 0 {
+	if r.underWay() {
 		return nil
 	}
 	return m.forget(id, r)

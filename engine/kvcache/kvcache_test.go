@@ -37,6 +37,9 @@ func (m *Manager) check() error {
 				errs = append(errs, fmt.Errorf("block %d is twice in request %d", b, id))
 			}
 		}
+		for _, b := range r.arriving {
+			users[b]++
+		}
 		in := 0
 		for _, s := range r.spans {
 			if in += s.Blocks; !s.Shared {

@@ -4,7 +4,7 @@ import "fmt"
 
 // movable is the number of blocks that may be marked: full, computed, not moving yet, and never the last.
 func (m *Manager) movable(r *request) int {
-	if r.moving > 0 || r.wave {
+	if r.underWay() || r.wave {
 		return 0
 	}
 	return max(0, min(r.computed/m.blockSize-r.inSpans, len(r.local)-1))
@@ -23,14 +23,14 @@ func (m *Manager) BeginMove(id RequestID, to Span, n int) ([]BlockID, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.moving > 0 {
+	if r.underWay() {
 		return nil, fmt.Errorf("cannot move blocks of request %d: a move is in flight: %w", id, ErrState)
 	}
 	if can := m.movable(r); n < 1 || n > can {
 		return nil, fmt.Errorf("cannot move %d blocks of request %d: %d can be moved: %w", n, id, can, ErrState)
 	}
-	if last := len(r.spans) - 1; to.Shared || to.Blocks != 0 && (last < 0 || r.spans[last] != to) {
-		return nil, fmt.Errorf("cannot extend a span of request %d at %s: it is not the last, or shared: %w", id, to.Instance, ErrState)
+	if last := len(r.spans) - 1; to.Shared || to.Blocks != 0 && (last < 0 || to.Cut || r.spans[last] != to) {
+		return nil, fmt.Errorf("cannot extend a span of request %d at %s: it is not the last, or shared, or cut: %w", id, to.Instance, ErrState)
 	}
 	r.moving, r.to = n, to
 	return append([]BlockID(nil), r.local[:n]...), nil

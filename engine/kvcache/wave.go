@@ -16,7 +16,7 @@ func (m *Manager) Join(id RequestID, spans []Span) error {
 	if err != nil {
 		return err
 	}
-	if r.wave || len(r.spans) > 0 || r.moving > 0 {
+	if r.wave || len(r.spans) > 0 || r.underWay() {
 		return fmt.Errorf("cannot let request %d join a wave: it is in one, or has %d spans or a move in flight: %w", id, len(r.spans), ErrState)
 	}
 	for _, s := range spans {

@@ -16,7 +16,7 @@ func (w *world) begin(t *rapid.T) {
 	if l.closed || to == i {
 		return
 	}
-	if l.move != nil {
+	if l.move != nil || l.back != nil {
 		if _, err := w.pools[i].BeginMove(id, Span{}, 1); !errors.Is(err, ErrState) {
 			t.Fatalf("a second move of a request: %v", err)
 		}
@@ -79,7 +79,7 @@ func (w *world) ask(t *rapid.T, i, to, n int, tab Table) (grant, bool) {
 	var h Hosted
 	var err error
 	limit := n
-	if k := len(tab.Spans); k > 0 && tab.Spans[k-1].Instance == name(to) && !tab.Spans[k-1].Shared {
+	if k := len(tab.Spans); k > 0 && tab.Spans[k-1].Instance == name(to) && !tab.Spans[k-1].Shared && !tab.Spans[k-1].Cut {
 		g.span = tab.Spans[k-1]
 		for _, before := range w.pools[to].HostedOf(name(i)) {
 			if before.Handle == g.span.Handle {

@@ -31,12 +31,15 @@ type world struct {
 	waves   []*worldWave
 	mixed   int // requests whose tables are not in the order of the text
 	waved   int // waves that came to their end
+	// Returns that ended well, and those of them that came from the middle of a table.
+	returned, turned int
 }
 
 type life struct {
 	family int
 	tokens int
 	move   *grant
+	back   *comeback
 	closed bool
 	wave   *worldWave
 }
@@ -64,6 +67,7 @@ var operations = []struct {
 	{"open", 6, (*world).open}, {"append", 20, (*world).append}, {"begin", 20, (*world).begin}, {"end", 15, (*world).end},
 	{"cancel", 2, (*world).cancel}, {"preempt", 2, (*world).preempt}, {"recover", 2, (*world).recover}, {"die", 1, (*world).die},
 	{"pressure", 3, (*world).press}, {"wave", 2, (*world).form}, {"leg", 12, (*world).leg},
+	{"fetch", 8, (*world).fetch}, {"fetched", 8, (*world).fetched},
 }
 
 func (w *world) step(t *rapid.T) {
@@ -82,7 +86,7 @@ func (w *world) step(t *rapid.T) {
 }
 
 func TestRandomWorld(t *testing.T) {
-	adopted, found, mixed, waved := 0, 0, 0, 0
+	adopted, found, mixed, waved, returned, turned := 0, 0, 0, 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		w := &world{Rand: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)), names: map[Span]bool{}}
 		w.inOrder = w.IntN(4) == 0
@@ -99,6 +103,7 @@ func TestRandomWorld(t *testing.T) {
 		for i := range w.pools {
 			for id := range w.live[i] {
 				w.endMove(t, i, id, 0)
+				w.endBack(t, i, id, true)
 				w.close(t, i, id)
 			}
 		}
@@ -114,9 +119,14 @@ func TestRandomWorld(t *testing.T) {
 		found += w.found
 		mixed += w.mixed
 		waved += w.waved
+		returned += w.returned
+		turned += w.turned
 	})
 	if adopted == 0 || found == 0 || mixed == 0 || waved == 0 {
 		t.Errorf("requests began with %d blocks of others, %d with some of another instance, %d of these in no order; %d waves ended", adopted, found, mixed, waved)
+	}
+	if returned == 0 || turned == 0 {
+		t.Errorf("blocks came back %d times, %d times from the middle of a table", returned, turned)
 	}
 }
 
@@ -157,8 +167,12 @@ func (w *world) check(t *rapid.T) {
 			for _, s := range r.spans {
 				want(i, s)
 			}
-			if l := w.live[i][id]; l.move != nil && l.move.span.Blocks == 0 {
+			l := w.live[i][id]
+			if l.move != nil && l.move.span.Blocks == 0 {
 				want(i, l.move.span)
+			}
+			if b := l.back; b != nil {
+				wanted[key{b.at, i, b.Into.Handle}] = len(b.Into.Blocks)
 			}
 		}
 	}
@@ -253,9 +267,9 @@ func (w *world) close(t *rapid.T, i int, id RequestID) {
 	}
 	defer w.breaks(t, l)
 	spans := w.pools[i].Close(id)
-	if l.move != nil {
+	if l.move != nil || l.back != nil {
 		if len(spans) > 0 {
-			t.Fatal("spans are released while blocks move into them")
+			t.Fatal("spans are released while blocks move into them, or from them")
 		}
 		l.closed = true
 		return
@@ -271,8 +285,8 @@ func (w *world) preempt(t *rapid.T) {
 		return
 	}
 	w.close(t, i, id)
-	if err := w.pools[i].Open(id); (err != nil) != (l.move != nil) {
-		t.Fatalf("opened again, a move in flight %v: %v", l.move != nil, err)
+	if err := w.pools[i].Open(id); (err != nil) != (l.move != nil || l.back != nil) {
+		t.Fatalf("opened again, a move in flight %v: %v", l.move != nil || l.back != nil, err)
 	} else if err == nil {
 		w.begins(t, i, id)
 	}
@@ -283,6 +297,7 @@ func (w *world) preempt(t *rapid.T) {
 func (w *world) die(t *rapid.T) {
 	d := w.IntN(len(w.pools))
 	w.lost = slices.DeleteFunc(w.lost, func(a answer) bool { return a.owner == d || a.at == d })
+	backs := w.backs(d)
 	w.start(t, d)
 	for i, m := range w.pools {
 		if i == d {
@@ -292,6 +307,10 @@ func (w *world) die(t *rapid.T) {
 			if l := w.live[i][id]; l.move != nil && l.move.at == d {
 				w.endMove(t, i, id, 0)
 			}
+		}
+		first := w.IntN(2) == 0 // what comes back ends before its request does
+		if first {
+			w.cutOff(t, i, d)
 		}
 		for _, id := range m.RequestsAt(name(d)) {
 			w.close(t, i, id)
@@ -306,6 +325,12 @@ func (w *world) die(t *rapid.T) {
 			if m.Unhost(name(d), h.Handle, h.Generation, nil) == nil {
 				t.Fatal("a span ended twice")
 			}
+		}
+		w.cutOff(t, i, d)
+	}
+	for _, b := range backs {
+		if b.at != d && w.born[b.at] == b.born {
+			w.gave(t, b)
 		}
 	}
 }
