@@ -269,6 +269,21 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 	case "abort":
 		orphans, err := m.AbortMove(r)
 		return result(err, "orphans %v", endedText(orphans))
+	case "away":
+		at, n := m.Away(r, strings.Split(c.at, ","))
+		return result(nil, "%d at %q", n, at)
+	case "return":
+		ret, err := m.BeginReturn(r, c.at, 0, c.n)
+		return result(err, "from %v, block %d on, into %d.%d %v", ret.From, ret.First, ret.Into.Handle, ret.Into.Generation, ret.Into.Blocks)
+	case "returned":
+		ended, err := m.EndReturn(r, c.on)
+		return result(err, "release %v", endedText(ended))
+	case "give":
+		got, err := m.Give(c.owner, uint32(c.handle), uint32(c.generation), c.has, c.n)
+		return result(err, "%v", got)
+	case "given":
+		m.Given(uint32(c.handle))
+		return result(nil, "%+v", m.Counts())
 	case "close":
 		return result(nil, "release %v", endedText(m.Close(r)))
 	case "table":

@@ -25,6 +25,11 @@ func (w *world) fetch(t *rapid.T) {
 	}
 	m, n := w.pools[i], 1+w.IntN(8)
 	at := w.IntN(len(w.pools))
+	if spans := m.requests[id].spans; len(spans) > 0 && w.IntN(4) > 0 {
+		where := spans[w.IntN(len(spans))].Instance
+		for at = 0; name(at) != where; at++ {
+		}
+	}
 	where, away := m.Away(id, []string{name(at)})
 	if where != "" && where != name(at) {
 		t.Fatalf("%d blocks are away at %s, and not at %s", away, where, name(at))

@@ -47,7 +47,7 @@ func (s *Scheduler) Placed() uint64 { return s.placedBlocks }
 // under way: they make room too.
 func (s *Scheduler) carryOut() {
 	for _, r := range s.running {
-		if r.planned.left == 0 || r.moving > 0 {
+		if r.planned.left == 0 || r.moving > 0 || r.returning > 0 {
 			continue
 		}
 		size := s.kv.Size(r.ID)

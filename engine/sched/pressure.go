@@ -37,6 +37,7 @@ func (s *Scheduler) pressure(view View) {
 	short := target - counts.Free
 	s.kv.SetDemand(target)
 	s.kv.SetPressure(counts.Lent > 0 || short > 0)
+	short += s.comingBack(view)
 	for _, r := range s.running {
 		short -= r.moving
 	}
@@ -60,7 +61,7 @@ func (s *Scheduler) pressure(view View) {
 			return
 		}
 		size := s.kv.Size(r.ID)
-		if r.moving > 0 || r.cooldown > 0 || size.Movable == 0 {
+		if r.moving > 0 || r.returning > 0 || r.cooldown > 0 || size.Movable == 0 {
 			continue
 		}
 		// A batch is larger than the need of the moment, so that moves are few; small enough to end soon.

@@ -7,6 +7,7 @@
 //	pressure.go  what to do when the pool runs short: offload, stall, preempt, fail
 //	wave.go      a prompt that several instances compute at the same time
 //	planned.go   blocks that a plan for the cluster wants elsewhere
+//	back.go      blocks that come back from instances that are about to leave
 //	drafts.go    guesses of tokens to come, in what room a step has left
 //
 // There is no prefill phase and no decode phase. A request has Tokens known tokens and computed ones;
@@ -57,12 +58,13 @@ type Request struct {
 
 // View is what an instance knows of the rest of the cluster.
 type View struct {
-	PeersFree     int    // blocks that others would host now
-	OldestArrival uint64 // of all unfinished requests in the cluster; 0 unknown
-	OthersRunning int    // requests that run with another home
-	Starving      uint64 // arrival of the oldest request elsewhere that has long waited for room; 0 none
-	Blocks        int    // of all pools, this one with them; 0 unknown
-	Helpers       int    // instances that may take part in a wave
+	PeersFree     int      // blocks that others would host now
+	OldestArrival uint64   // of all unfinished requests in the cluster; 0 unknown
+	OthersRunning int      // requests that run with another home
+	Starving      uint64   // arrival of the oldest request elsewhere that has long waited for room; 0 none
+	Blocks        int      // of all pools, this one with them; 0 unknown
+	Helpers       int      // instances that may take part in a wave
+	Leaving       []string // instances that are about to leave, and lend until then
 }
 
 // Item is one request's share of a step: N tokens from position Start. Capacity for them is there.
@@ -106,6 +108,7 @@ type Failure struct {
 type Plan struct {
 	Items     []Item
 	Offloads  []Offload
+	Returns   []Return
 	Searches  []Search
 	Forms     []Form
 	Preempted []Preemption
@@ -168,22 +171,24 @@ type Scheduler struct {
 
 type request struct {
 	Request
-	computed int
-	inPlan   int  // tokens of the current plan
-	drafts   int  // behind them
-	begun    bool // an item of it was committed since (re)admission
-	slot     uint32
-	active   bool // it runs
-	stalled  bool
-	moving   int // blocks of the offload in flight
-	cooldown int // plans before another offload is tried
-	refused  int // offloads in a row that came to nothing
-	misfits  int // plans in a row in which the whole cluster was too small for it
-	planned  planned
-	wave     wave
-	shares   bool // it began with blocks that were found with others
-	whole    bool // it is to begin with none of these
-	alone    bool // it is in no wave any more: it was in one that came to nothing, or is to have its blocks here
+	computed  int
+	inPlan    int  // tokens of the current plan
+	drafts    int  // behind them
+	begun     bool // an item of it was committed since (re)admission
+	slot      uint32
+	active    bool // it runs
+	stalled   bool
+	moving    int // blocks of the offload in flight
+	cooldown  int // plans before another offload is tried
+	refused   int // offloads in a row that came to nothing
+	returning int // blocks of the return in flight, at most
+	rest      int // plans before another return is tried
+	misfits   int // plans in a row in which the whole cluster was too small for it
+	planned   planned
+	wave      wave
+	shares    bool // it began with blocks that were found with others
+	whole     bool // it is to begin with none of these
+	alone     bool // it is in no wave any more: it was in one that came to nothing, or is to have its blocks here
 
 	search search // while it waits
 }
@@ -345,7 +350,7 @@ func (s *Scheduler) stop(r *request) []kvcache.Ended {
 	s.running = remove(s.running, r)
 	at, _ := slices.BinarySearchFunc(s.slots, r.slot, func(a, b uint32) int { return int(b) - int(a) })
 	s.slots = slices.Insert(s.slots, at, r.slot)
-	r.active, r.stalled, r.computed, r.inPlan, r.drafts, r.begun, r.moving = false, false, 0, 0, 0, false, 0
+	r.active, r.stalled, r.computed, r.inPlan, r.drafts, r.begun, r.moving, r.returning, r.rest = false, false, 0, 0, 0, false, 0, 0, 0
 	r.alone = r.alone || r.wave.phase != ordinary
 	r.planned, r.wave = planned{}, wave{}
 	return s.kv.Close(r.ID)

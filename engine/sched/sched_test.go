@@ -83,6 +83,8 @@ func (c *script) run(t *testing.T, d *datadriven.TestData) string {
 		return fmt.Sprintf("%d blocks to be placed, %d placed in all\n", c.s.Planned(id), c.s.Placed())
 	case "moved":
 		return fail(c.settle(id, scan(t, d, "blocks", 0)))
+	case "returned":
+		return c.returned(id, scan(t, d, "from", "peer"), scan(t, d, "blocks", 0)) + c.counts()
 	case "begin": // a move
 		c.moved++
 		_, err := c.kv.BeginMove(id, kvcache.Span{Instance: "peer", Handle: uint32(c.moved), Generation: 1}, scan(t, d, "blocks", 1))
@@ -144,7 +146,7 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 	c.plan = c.s.Schedule(View{
 		PeersFree: scan(t, d, "peers", 0), OldestArrival: scan(t, d, "oldest", uint64(0)), OthersRunning: scan(t, d, "others", 0),
 		Starving: scan(t, d, "starving", uint64(0)), Blocks: scan(t, d, "cluster", 0),
-		Helpers: scan(t, d, "helpers", 0),
+		Helpers: scan(t, d, "helpers", 0), Leaving: strings.Fields(strings.ReplaceAll(scan(t, d, "leaving", ""), ",", " ")),
 	})
 	var b strings.Builder
 	for _, i := range c.plan.Items {
@@ -174,6 +176,9 @@ func (c *script) step(t *testing.T, d *datadriven.TestData) string {
 			fmt.Fprintf(&b, " to %s", o.To)
 		}
 		b.WriteString("\n")
+	}
+	for _, x := range c.plan.Returns {
+		fmt.Fprintf(&b, "return %d blocks of request %d from %s\n", x.Blocks, x.Request, x.From)
 	}
 	for _, q := range c.plan.Searches {
 		fmt.Fprintf(&b, "search for %d blocks of request %d near %q\n", len(q.Keys), q.Request, q.Near)
@@ -215,6 +220,27 @@ func (c *script) settle(id kvcache.RequestID, blocks int) error {
 	_, err := c.kv.CommitMove(id, blocks)
 	c.s.Moved(id, err == nil)
 	return err
+}
+
+// returned ends a return: blocks came back, 0 for none.
+func (c *script) returned(id kvcache.RequestID, from string, blocks int) string {
+	if blocks == 0 {
+		c.s.Returned(id, false)
+		return ""
+	}
+	r, err := c.kv.BeginReturn(id, from, 0, blocks)
+	if err == nil {
+		err = c.kv.Unhost(from, r.Into.Handle, r.Into.Generation, nil)
+	}
+	var ended []kvcache.Ended
+	if err == nil {
+		ended, err = c.kv.EndReturn(id, true)
+	}
+	c.s.Returned(id, err == nil)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	return fmt.Sprintf("%d blocks, release %d spans\n", len(r.Into.Blocks), len(ended))
 }
 
 func (c *script) counts() string {

@@ -12,11 +12,11 @@ type room struct{ tokens, rows int }
 // Schedule plans the next step. Every item of the plan is committed, or its request made no progress.
 func (s *Scheduler) Schedule(view View) *Plan {
 	p := &s.plan
-	*p = Plan{Items: p.Items[:0], Offloads: p.Offloads[:0], Searches: p.Searches[:0], Forms: p.Forms[:0], Preempted: p.Preempted[:0], Failed: p.Failed[:0], Release: p.Release[:0]}
+	*p = Plan{Items: p.Items[:0], Offloads: p.Offloads[:0], Returns: p.Returns[:0], Searches: p.Searches[:0], Forms: p.Forms[:0], Preempted: p.Preempted[:0], Failed: p.Failed[:0], Release: p.Release[:0]}
 	left := room{s.cfg.MaxBatchedTokens, s.cfg.MaxRows}
 	for _, r := range s.running {
 		r.inPlan, r.drafts, r.stalled = 0, 0, false
-		r.cooldown = max(0, r.cooldown-1)
+		r.cooldown, r.rest = max(0, r.cooldown-1), max(0, r.rest-1)
 	}
 	for _, r := range s.catchUpOrder() {
 		s.place(r, &left)
@@ -34,6 +34,7 @@ func (s *Scheduler) Schedule(view View) *Plan {
 	s.admit(view, &left)
 	s.pressure(view)
 	s.carryOut()
+	s.bringBack(view)
 	for _, r := range s.running {
 		if r.stalled {
 			p.Stalled++
