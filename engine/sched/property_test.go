@@ -62,10 +62,16 @@ func (c *simCluster) operate() {
 		c.step(i)
 	case k < 75:
 		c.heartbeat(i)
-	case k < 92:
+	case k < 86:
 		if len(n.moves) > 0 {
 			c.advance(i, n.moves[c.IntN(len(n.moves))], c.IntN(4) == 0)
 		}
+	case k < 90:
+		if len(n.returns) > 0 {
+			c.comeBack(i, n.returns[c.IntN(len(n.returns))], c.IntN(4) == 0)
+		}
+	case k < 92:
+		c.leave(i, c.IntN(4) > 0)
 	case k < 94:
 		c.answer(i)
 	case k < 95:
@@ -102,6 +108,11 @@ func (c *simCluster) round() {
 		if c.IntN(10) == 0 {
 			c.scatter(i)
 		}
+		for _, x := range slices.Clone(n.returns) {
+			if c.IntN(3) > 0 {
+				c.comeBack(i, x, false)
+			}
+		}
 		for _, m := range slices.Clone(n.moves) {
 			if c.IntN(3) > 0 {
 				c.advance(i, m, false)
@@ -119,6 +130,9 @@ func (c *simCluster) round() {
 // finish runs all nodes until nothing is left, and counts the blocks.
 func (c *simCluster) finish(limit int) {
 	for k := 0; c.busy(); k++ {
+		if k == 50 {
+			c.leaving = nil // else there may never be room enough
+		}
 		if k == limit {
 			for _, n := range c.nodes {
 				c.t.Logf("%s: %+v, hears %+v", n.name, n.kv.Counts(), n.heard)
@@ -139,7 +153,7 @@ func (c *simCluster) finish(limit int) {
 }
 
 func (c *simCluster) busy() bool {
-	return slices.ContainsFunc(c.nodes, func(n *simNode) bool { return len(n.reqs)+len(n.moves)+len(n.searches) > 0 })
+	return slices.ContainsFunc(c.nodes, func(n *simNode) bool { return len(n.reqs)+len(n.moves)+len(n.returns)+len(n.searches) > 0 })
 }
 
 // A request is served in the end however many younger ones come after it, here and elsewhere.

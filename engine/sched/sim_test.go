@@ -18,26 +18,29 @@ const simBlock = 4
 // views, late ones, and moves that take time and may be refused.
 type simCluster struct {
 	*rand.Rand
-	t       rapid.TB
-	nodes   []*simNode
-	nextID  kvcache.RequestID
-	clock   uint64
-	total   int  // blocks
-	adopted int  // tokens that requests began with
-	drafted int  // tokens that were drafts first
-	found   int  // requests that began with blocks of other nodes
-	inOrder bool // tables are in the order of their texts
-	mixed   int  // of these, those whose tables are in another order than their texts
+	t                rapid.TB
+	nodes            []*simNode
+	nextID           kvcache.RequestID
+	clock            uint64
+	total            int      // blocks
+	adopted          int      // tokens that requests began with
+	drafted          int      // tokens that were drafts first
+	found            int      // requests that began with blocks of other nodes
+	inOrder          bool     // tables are in the order of their texts
+	mixed            int      // of these, those whose tables are in another order than their texts
+	leaving          []string // nodes
+	returned, turned int      // blocks that came home, and returns from the middle of a table
 }
 
 // simNode is a scheduler with its pool, and what the engine would know of its requests.
 type simNode struct {
-	name  string
-	peer  uint32 // differs for every process
-	s     *Scheduler
-	kv    *kvcache.Manager
-	reqs  map[kvcache.RequestID]*simRequest
-	moves []*simMove
+	name    string
+	peer    uint32 // differs for every process
+	s       *Scheduler
+	kv      *kvcache.Manager
+	reqs    map[kvcache.RequestID]*simRequest
+	moves   []*simMove
+	returns []*simReturn
 	// searches are those that were not answered yet; found is what a waiting request may begin with.
 	searches []Search
 	found    map[kvcache.RequestID][]kvcache.Found
@@ -134,13 +137,15 @@ func (c *simCluster) heartbeat(i int) {
 }
 
 func (c *simCluster) view(i int) View {
-	v := View{Blocks: c.total}
+	v := View{Blocks: c.total, Leaving: c.leaving}
 	for j, r := range c.nodes[i].heard {
 		if r.oldest != 0 && (v.OldestArrival == 0 || r.oldest < v.OldestArrival) {
 			v.OldestArrival = r.oldest
 		}
 		if j != i {
-			v.PeersFree += r.hostable
+			if !slices.Contains(c.leaving, c.nodes[j].name) {
+				v.PeersFree += r.hostable
+			}
 			v.OthersRunning += r.running
 			if r.starving != 0 && (v.Starving == 0 || r.starving < v.Starving) {
 				v.Starving = r.starving
@@ -166,6 +171,9 @@ func (c *simCluster) step(i int) {
 	}
 	for _, o := range p.Offloads {
 		n.moves = append(n.moves, &simMove{Offload: o})
+	}
+	for _, x := range p.Returns {
+		n.returns = append(n.returns, &simReturn{Return: x})
 	}
 	n.searches = append(n.searches, p.Searches...)
 	c.began(n, p)
@@ -283,7 +291,7 @@ func (c *simCluster) begin(i int, m *simMove) bool {
 	var last kvcache.Span
 	if tab, err := n.kv.Table(m.Request); err != nil {
 		return false
-	} else if k := len(tab.Spans); k > 0 && !tab.Spans[k-1].Shared {
+	} else if k := len(tab.Spans); k > 0 && !tab.Spans[k-1].Shared && !tab.Spans[k-1].Cut {
 		last = tab.Spans[k-1]
 	}
 	creditors := slices.Sorted(maps.Keys(n.heard))
@@ -298,7 +306,7 @@ func (c *simCluster) begin(i int, m *simMove) bool {
 		if m.To != "" && c.nodes[j].name != m.To {
 			continue
 		}
-		if j != i && (n.heard[j].hostable > 0 || m.To != "") && c.reserve(n, c.nodes[j], m, last) {
+		if j != i && !slices.Contains(c.leaving, c.nodes[j].name) && (n.heard[j].hostable > 0 || m.To != "") && c.reserve(n, c.nodes[j], m, last) {
 			m.begun = true
 			return true
 		}
@@ -338,8 +346,9 @@ func (c *simCluster) reserve(n, p *simNode, m *simMove, last kvcache.Span) bool 
 // before the others hear of it, one by one: what they free of its requests is in no table any more.
 func (c *simCluster) die(d int) {
 	name, blocks := c.nodes[d].name, c.nodes[d].kv.Total()
-	dead := c.nodes[d].peer
+	dead, returns := c.nodes[d].peer, c.nodes[d].returns
 	c.start(d, blocks)
+	c.leave(d, false)
 	for i, n := range c.nodes {
 		if i == d {
 			continue
@@ -350,13 +359,18 @@ func (c *simCluster) die(d int) {
 				c.advance(i, m, true)
 			}
 		}
+		if c.IntN(2) == 0 { // before or behind what it had here
+			c.cutOff(i, dead)
+		}
 		for _, h := range n.kv.HostedOf(name) {
 			if err := n.kv.Unhost(name, h.Handle, h.Generation, nil); err != nil {
 				c.t.Fatal(err)
 			}
 		}
+		c.cutOff(i, dead)
 		delete(n.heard, d)
 	}
+	c.givenUp(returns)
 	c.checkPools()
 }
 
@@ -387,6 +401,11 @@ func (c *simCluster) checkPlan(n *simNode, p *Plan, view View) (sum, rows int) {
 		// Unless blocks that it found with others keep from it what it lacks: once, since it begins without any then.
 		if n.reqs[x.Request].arrival == view.OldestArrival && !n.s.all[x.Request].whole || x.Reason == "" {
 			c.t.Fatalf("the cluster's oldest request was preempted, or without reason: %+v", x)
+		}
+	}
+	for _, x := range p.Returns {
+		if x.Blocks < 1 || !slices.Contains(view.Leaving, x.From) || x.Blocks > n.kv.Size(x.Request).Spans || x.Blocks > n.kv.Free() {
+			c.t.Fatalf("return %+v of %+v with %d free", x, n.kv.Size(x.Request), n.kv.Free())
 		}
 	}
 	for _, o := range p.Offloads {
