@@ -46,6 +46,7 @@ func (d *idleDevice) Err() error { return nil }
 type noLender struct{}
 
 func (noLender) Offload(sched.Offload)         {}
+func (noLender) Return(sched.Return)           {}
 func (noLender) Release([]kvcache.Ended)       {}
 func (noLender) Search(sched.Search)           {}
 func (noLender) FormWave(sched.Form, WaveText) {}

@@ -32,14 +32,16 @@ type Lender interface {
 // Blocks has blocks of requests with other instances. Its methods do not wait for those.
 type Blocks interface {
 	Offload(o sched.Offload)       // to o.To alone where that is given; the outcome comes by Engine.Moved
+	Return(r sched.Return)         // the outcome comes by Engine.Moved
 	Search(s sched.Search)         // the outcome comes by Engine.Found
 	Release(spans []kvcache.Ended) // gives back
 }
 
-// MoveResult is the outcome of an Offload.
+// MoveResult is the outcome of an Offload or, with Back, of a Return.
 type MoveResult struct {
 	Request kvcache.RequestID
-	Span    kvcache.Span // where Span.Blocks blocks lie now, without Err
-	Began   bool         // blocks were marked by kvcache's BeginMove; always so without Err
+	Span    kvcache.Span // where Span.Blocks blocks of an Offload lie now, without Err
+	Back    bool
+	Began   bool // blocks were marked by kvcache's BeginMove or BeginReturn; always so without Err
 	Err     error
 }

@@ -78,6 +78,7 @@ type Stats struct {
 	PrefixQueries, PrefixHits                          uint64 // tokens of requests that began, and those with KV in the cache
 	SharedQueries, SharedHits                          uint64 // of them, tokens that others were asked for, and those whose KV is used there
 	Offloads, OffloadedBlocks, RefusedOffloads         uint64
+	ReturnedBlocks                                     uint64        // that came back from instances that were about to leave
 	PlannedMoves, PlannedBlocks                        uint64        // calls of Place, and the blocks placed by them
 	Drafts, DraftTokens, AcceptedTokens                uint64        // steps of a request that had drafts, these, and those that were right
 	Waves, Assists                                     uint64        // prompts here that several instances computed, and those of others computed here in part
@@ -292,7 +293,7 @@ func (e *Engine) cancel(r *request) {
 	}
 }
 
-// Moved takes the outcome of an Offload; the loop settles it between steps.
+// Moved takes the outcome of an Offload or a Return; the loop settles it between steps.
 func (e *Engine) Moved(m MoveResult) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -26,12 +26,12 @@ func (n *simNode) place(o sched.Offload) MoveResult {
 		return res
 	}
 	last := kvcache.Span{Peer: uint32(n.index)}
-	if k := len(t.Spans); k > 0 && !t.Spans[k-1].Shared {
+	if k := len(t.Spans); k > 0 && !t.Spans[k-1].Shared && !t.Spans[k-1].Cut {
 		last = t.Spans[k-1]
 	}
 	for k := range n.c.nodes {
 		p := n.c.nodes[(int(last.Peer)+k)%len(n.c.nodes)]
-		if p == n || p.isDead() || o.To != "" && p.name() != o.To {
+		if p == n || p.isDead() || p.isLeaving() || o.To != "" && p.name() != o.To {
 			continue
 		}
 		h, first, err := p.host(n.name(), last, o.Blocks)
@@ -124,7 +124,9 @@ func (n *simNode) View() sched.View {
 		if !p.isDead() {
 			v.Blocks += p.kv.Counts().Total
 		}
-		if p != n && !p.isDead() {
+		if p != n && p.isLeaving() && !p.isDead() {
+			v.Leaving = append(v.Leaving, p.name())
+		} else if p != n && !p.isDead() {
 			v.PeersFree += p.kv.Hostable()
 			v.OthersRunning += p.eng.Stats().Running
 			v.Helpers++

@@ -95,6 +95,9 @@ type simNode struct {
 	hungry uint64
 	watch  func(*batch.Step) // sees each step
 	waves  simWaves
+	leaves bool
+	unsure bool // returns from it fail now and then
+	calls  int
 }
 
 type simSlot struct {

@@ -71,6 +71,8 @@ func (e *Engine) takeInbox() {
 	// Moves before cancellations: a request that is cancelled below then has its spans in one piece.
 	for _, n := range in.news {
 		switch {
+		case n.moved != nil && n.moved.Back:
+			e.settleReturn(*n.moved)
 		case n.moved != nil:
 			e.settle(*n.moved)
 		case n.found != nil:
@@ -159,6 +161,25 @@ func (e *Engine) settle(m MoveResult) {
 	e.stats.OffloadedBlocks += uint64(m.Span.Blocks)
 }
 
+// settleReturn books the outcome of a return: blocks that came back are read by the next step.
+func (e *Engine) settleReturn(m MoveResult) {
+	err, before := m.Err, e.kv.Size(m.Request).Spans
+	if m.Began {
+		ended, end := e.kv.EndReturn(m.Request, err == nil)
+		err = errors.Join(err, end)
+		e.release(ended)
+	}
+	e.sched.Returned(m.Request, err == nil)
+	if err != nil {
+		slog.Debug("blocks could not come back", "request", uint64(m.Request), "error", err)
+		return
+	}
+	came := before - e.kv.Size(m.Request).Spans // none of a request that has ended
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stats.ReturnedBlocks += uint64(max(0, came))
+}
+
 func (e *Engine) release(spans []kvcache.Ended) {
 	if len(spans) > 0 {
 		e.lender.Release(spans)
@@ -183,6 +204,9 @@ func (e *Engine) apply(p *sched.Plan) {
 	e.mu.Unlock()
 	for _, o := range p.Offloads {
 		e.lender.Offload(o)
+	}
+	for _, x := range p.Returns {
+		e.lender.Return(x)
 	}
 	for _, x := range p.Searches {
 		e.get(x.Request).searched = len(x.Keys) * e.kv.BlockSize()

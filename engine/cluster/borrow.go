@@ -22,14 +22,15 @@ var (
 	errLost = errors.New("the links to the creditor ended meanwhile")
 )
 
-// offload asks for a request's oldest blocks to be placed elsewhere.
+// offload asks for a request's oldest blocks to be placed elsewhere; with from, for blocks there to come back.
 type offload struct {
 	request kvcache.RequestID
 	blocks  int
 	to      string // the only creditor that is asked; "": whoever has room
+	from    string
 }
 
-// placed is the outcome of an offload, over one session with a creditor.
+// placed is the outcome of an offload or a return, over one session with a creditor.
 type placed struct {
 	peer    *peer
 	session uint64
@@ -42,10 +43,19 @@ type placed struct {
 // Offload asks for n of a request's oldest blocks to be placed elsewhere, with an instance if one is named; the outcome
 // goes to Home.Moved.
 func (r *RManager) Offload(request kvcache.RequestID, n int, to string) {
+	r.queue(offload{request: request, blocks: n, to: to})
+}
+
+// Return asks for up to n of a request's blocks to come back from an instance; the outcome goes to Home.Moved.
+func (r *RManager) Return(request kvcache.RequestID, from string, n int) {
+	r.queue(offload{request: request, blocks: n, from: from})
+}
+
+func (r *RManager) queue(o offload) {
 	select {
-	case r.offloads <- offload{request, n, to}:
+	case r.offloads <- o:
 	default:
-		r.report(request, placed{}, errBusy)
+		r.report(o, placed{}, errBusy)
 	}
 }
 
@@ -55,11 +65,15 @@ func (r *RManager) offloadLoop() {
 		case <-r.ctx.Done():
 			return
 		case o := <-r.offloads:
-			done, err := r.place(o)
-			if err != nil {
-				slog.Debug("an offload came to nothing", "request", uint64(o.request), "blocks", o.blocks, "error", err)
+			move := r.place
+			if o.from != "" {
+				move = r.bring
 			}
-			r.report(o.request, done, err)
+			done, err := move(o)
+			if err != nil {
+				slog.Debug("a move came to nothing", "request", uint64(o.request), "blocks", o.blocks, "from", o.from, "error", err)
+			}
+			r.report(o, done, err)
 			if err == nil {
 				r.nameThere(done)
 			}
@@ -86,13 +100,13 @@ func (r *RManager) nameThere(done placed) {
 
 // report tells the step loop. What was moved over a session that is over is lost, and the step loop has
 // heard of its end; but the blocks are still here, so the move came to nothing, and that is all.
-func (r *RManager) report(request kvcache.RequestID, done placed, err error) {
+func (r *RManager) report(o offload, done placed, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err == nil && done.peer.session != done.session {
 		err = errLost
 	}
-	r.home.Moved(request, done.span, done.began, err)
+	r.home.Moved(Outcome{Request: o.request, Span: done.span, Back: o.from != "", Began: done.began, Err: err})
 }
 
 // place reserves room with one creditor, marks the blocks as moving and copies them there.
@@ -102,7 +116,7 @@ func (r *RManager) place(o offload) (placed, error) {
 		return placed{}, err
 	}
 	var last kvcache.Span
-	if n := len(table.Spans); n > 0 && !table.Spans[n-1].Shared {
+	if n := len(table.Spans); n > 0 && !table.Spans[n-1].Shared && !table.Spans[n-1].Cut {
 		last = table.Spans[n-1]
 	}
 	for _, c := range r.creditorsFor(o, last.Instance) {

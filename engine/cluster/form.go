@@ -117,7 +117,7 @@ func (r *RManager) helpers() []creditor {
 
 // mayAssist says whether there are links both ways to a peer that runs requests. The caller holds RManager.mu.
 func (p *peer) mayAssist() bool {
-	return p.session != 0 && p.serving != 0 && !p.upgrading && !p.gone && !p.left && !p.member.MemoryOnly
+	return p.session != 0 && p.serving != 0 && !p.upgrading && !p.gone && !p.left && !p.drains && !p.member.MemoryOnly
 }
 
 // wouldJoin asks an instance to keep its part for this one, in a wave of so many parts.

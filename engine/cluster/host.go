@@ -49,6 +49,12 @@ func (r *RManager) TryMoveKV(ctx context.Context, req *pb.TryMoveKVRequest) (*pb
 
 // admits says why a debtor's call over links that are served gets no span. The caller holds the peer's hostMu.
 func (r *RManager) admits(ctx context.Context, p *peer, ticket uint64, opens bool) (reason string, err error) {
+	r.mu.Lock()
+	drains := r.drains
+	r.mu.Unlock()
+	if drains {
+		return "this instance is about to leave", nil
+	}
 	if r.upgrades(p) {
 		return "the links to " + p.id + " are being made anew", nil
 	}

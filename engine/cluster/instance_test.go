@@ -102,9 +102,7 @@ func (m testMoves) MoveWait(timeout time.Duration) (uint64, error, bool, error) 
 
 type testHome struct{ *instance }
 
-func (h testHome) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err error) {
-	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
-}
+func (h testHome) Moved(o Outcome) { h.eng.Moved(engine.MoveResult(o)) }
 
 func (h testHome) Found(id kvcache.RequestID, f []kvcache.Found) { h.eng.Found(id, f) }
 

@@ -48,6 +48,7 @@ type peer struct {
 	dropping  bool           // one of them is to take it down
 	gone      bool           // no member any more, or another process under its id
 	left      bool           // it said that it leaves
+	drains    bool           // it said that it will
 	hostable  int            // blocks it said it would host
 	told      time.Time      // when it said so
 	shown     bool           // it was in the gManager's last answer
@@ -187,7 +188,7 @@ func (r *RManager) creditors(prefer string) []creditor {
 	now := time.Now()
 	var peers []*peer
 	for _, p := range r.peers {
-		if p.session != 0 && !p.upgrading && p.room(now) > 0 {
+		if p.session != 0 && !p.upgrading && !p.drains && p.room(now) > 0 {
 			peers = append(peers, p)
 		}
 	}
@@ -215,7 +216,7 @@ func (r *RManager) creditorsFor(o offload, prefer string) []creditor {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p := r.peers[o.to]; p != nil && p.session != 0 && !p.upgrading {
+	if p := r.peers[o.to]; p != nil && p.session != 0 && !p.upgrading && !p.drains {
 		return []creditor{{p, p.session}}
 	}
 	return nil

@@ -56,9 +56,8 @@ type Device struct {
 // Home is the step loop of this instance. Moved, Found and PeerLost come in the order in which things happened;
 // they are called under the manager's lock, so they neither wait nor call back.
 type Home interface {
-	// Moved reports a finished offload: span.Blocks of the request's oldest blocks now lie in span, or err.
-	// began says whether blocks were marked as moving.
-	Moved(request kvcache.RequestID, span kvcache.Span, began bool, err error)
+	// Moved reports a finished offload, or a finished return.
+	Moved(o Outcome)
 	// Found reports the end of a search: spans that hold, with what is here, the request's first blocks, or none.
 	Found(request kvcache.RequestID, found []kvcache.Found)
 	// PeerLost says that every span that Moved or Found has reported at the instance is gone.
@@ -68,6 +67,16 @@ type Home interface {
 	Place(number kvcache.RequestID, id, to string, blocks int) error
 	// Report is what the heartbeat carries; it may wait and call back.
 	Report() (*pb.Load, []*pb.Placement)
+}
+
+// Outcome is what became of an offload: Span.Blocks of the request's oldest blocks now lie in Span, or Err. Or, with Back, of
+// a return: the blocks are here, or Err.
+type Outcome struct {
+	Request kvcache.RequestID
+	Span    kvcache.Span // of an offload
+	Back    bool
+	Began   bool // blocks were marked by kvcache's BeginMove or BeginReturn; always so without Err
+	Err     error
 }
 
 // Config of an instance's side of the cluster. All durations are limits of single waits.
@@ -105,16 +114,18 @@ func (c *Config) defaults() {
 
 // View is what the scheduler may know of the rest of the cluster.
 type View struct {
-	PeersFree     int    // blocks that connected peers would host now
-	OldestArrival uint64 // of all unfinished requests, 0 when unknown
-	OthersRunning int    // requests that run with another home, or may for all that is known
-	Starving      uint64 // arrival of the oldest request elsewhere that has long waited for room; 0 none
-	Blocks        int    // of all pools, 0 when unknown
-	Helpers       int    // instances that may take part in a wave
+	PeersFree     int      // blocks that connected peers would host now
+	OldestArrival uint64   // of all unfinished requests, 0 when unknown
+	OthersRunning int      // requests that run with another home, or may for all that is known
+	Starving      uint64   // arrival of the oldest request elsewhere that has long waited for room; 0 none
+	Blocks        int      // of all pools, 0 when unknown
+	Helpers       int      // instances that may take part in a wave
+	Leaving       []string // instances that are about to leave, and lend until then
 }
 
 // RManager is one instance's manager of KV blocks towards the rest of the cluster. It lends room to
-// debtors (host.go), borrows room from creditors (borrow.go), gives it back (release.go), finds beginnings of requests
+// debtors (host.go), borrows room from creditors (borrow.go), gives it back (release.go), has blocks back from those that are
+// about to leave (back.go), finds beginnings of requests
 // with others (search.go) and lets others use those here (share.go), and keeps the links to both (peers.go, accept.go, improve.go).
 //
 // Locks are taken in this order: a peer's hostMu, mu, those of Home and of the KV pool.
@@ -141,6 +152,7 @@ type RManager struct {
 	tickets   map[uint64]chan error // moves that the device has not reported yet
 	number    uint64                // the last ticket: of moves and of calls
 	closed    bool
+	drains    bool // it is about to leave
 
 	offloads  chan offload
 	searches  chan search
@@ -254,7 +266,11 @@ func (r *RManager) View() View {
 		if p.session == 0 {
 			continue
 		}
-		v.PeersFree += p.room(now)
+		if p.drains && p.serving != 0 {
+			v.Leaving = append(v.Leaving, p.id)
+		} else if !p.drains {
+			v.PeersFree += p.room(now)
+		}
 		if p.mayAssist() && r.waves.home != nil && r.waves.own == nil {
 			v.Helpers++
 		}

@@ -65,6 +65,8 @@ type lender struct{ *cluster.RManager }
 
 func (l lender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
 
+func (l lender) Return(x sched.Return) { l.RManager.Return(x.Request, x.From, x.Blocks) }
+
 func (l lender) Search(s sched.Search) { l.RManager.Search(s.Request, s.Keys, s.Near) }
 
 // View is the cluster's as it is: fields that differ would not compile.
@@ -113,9 +115,8 @@ func (r *refusals) look(total uint64, now time.Time) (n uint64) {
 	return n
 }
 
-func (h *home) Moved(id kvcache.RequestID, span kvcache.Span, began bool, err error) {
-	h.eng.Moved(engine.MoveResult{Request: id, Span: span, Began: began, Err: err})
-}
+// Moved passes on what is the engine's as it is: fields that differ would not compile.
+func (h *home) Moved(o cluster.Outcome) { h.eng.Moved(engine.MoveResult(o)) }
 
 func (h *home) Found(id kvcache.RequestID, f []kvcache.Found) { h.eng.Found(id, f) }
 
@@ -168,7 +169,7 @@ func (h *home) Report() (*pb.Load, []*pb.Placement) {
 	load.PrefixQueries, load.PrefixHits, load.SharedQueries, load.SharedHits = s.PrefixQueries, s.PrefixHits, s.SharedQueries, s.SharedHits
 	load.Drafts, load.DraftTokens, load.AcceptedTokens = s.Drafts, s.DraftTokens, s.AcceptedTokens
 	load.Waves, load.Assists = s.Waves, s.Assists
-	load.MaxNumSeqs, load.PlannedMoves, load.PlannedBlocks = uint32(h.maxSeqs), s.PlannedMoves, s.PlannedBlocks
+	load.MaxNumSeqs, load.PlannedMoves, load.PlannedBlocks, load.ReturnedBlocks = uint32(h.maxSeqs), s.PlannedMoves, s.PlannedBlocks, s.ReturnedBlocks
 	m, ok := h.eng.Model()
 	if m.Remote == 0 {
 		// The first steps that ask a creditor will tell; until then no link is taken for better than it was measured.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/infinite-llm/infinite/engine/cluster"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/engine/device"
 	"github.com/infinite-llm/infinite/engine/kvcache"
@@ -15,9 +16,9 @@ import (
 // searched for or lost.
 type keeper struct{ pool }
 
-func (k *keeper) Moved(kvcache.RequestID, kvcache.Span, bool, error) {}
-func (k *keeper) Found(kvcache.RequestID, []kvcache.Found)           {}
-func (k *keeper) PeerLost(string)                                    {}
+func (k *keeper) Moved(cluster.Outcome)                    {}
+func (k *keeper) Found(kvcache.RequestID, []kvcache.Found) {}
+func (k *keeper) PeerLost(string)                          {}
 
 // Place is never asked for: there is no request here.
 func (k *keeper) Place(kvcache.RequestID, string, string, int) error { return kvcache.ErrUnknown }
@@ -41,10 +42,9 @@ func watchDevice(ctx context.Context, d *device.Device) error {
 	}
 }
 
-// waitUntilUnused lends no more, and waits until ctx ends for requests of others to end that have blocks here; those that
+// waitUntilUnused waits until ctx ends for requests of others that have blocks here to end, or to have them back; those that
 // go on are computed anew.
 func waitUntilUnused(ctx context.Context, kv *kvcache.Manager) {
-	kv.SetPressure(true)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -48,6 +48,7 @@ type Node struct {
 	finished chan error
 	lost     chan error
 	loops    sync.WaitGroup // that end with stop
+	broken   bool           // it ends since it cannot go on, or its cluster is gone: nobody can have KV back
 }
 
 // Start joins the cluster at cfg.Join and serves there until Close.
@@ -176,15 +177,20 @@ func (n *Node) serve(ctx context.Context, hello *pb.JoinReply, m cluster.Member)
 // Failed reports an error that ended the step loop. Whoever reads it then calls Close.
 func (n *Node) Failed() <-chan error { return n.finished }
 
-// Close leaves the cluster, finishes running requests until ctx ends, and frees everything.
+// Close leaves the cluster, finishes running requests and lets others have their KV back until ctx ends, and frees
+// everything.
 func (n *Node) Close(ctx context.Context) {
 	if n.reg != nil {
 		n.reg.Close()
 	}
-	if n.eng == nil {
+	n.rman.Drain()
+	if n.eng != nil {
+		if err := n.eng.Drain(ctx); err != nil {
+			slog.Warn("cannot finish all requests", "error", err)
+		}
+	}
+	if n.eng == nil || !n.broken {
 		waitUntilUnused(ctx, n.kv)
-	} else if err := n.eng.Drain(ctx); err != nil {
-		slog.Warn("cannot finish all requests", "error", err)
 	}
 	// Before gRPC: the calls that carry links last as long as these, and cutting them would look like lost peers.
 	n.rman.Close()

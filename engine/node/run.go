@@ -42,7 +42,9 @@ func Run(ctx, hurry context.Context, cfg config.Config) error {
 		select {
 		case <-ctx.Done():
 		case failed = <-n.Failed():
+			n.broken = true
 		case lost = <-n.Lost():
+			n.broken = true
 			slog.Warn("this instance is cut off from its cluster and joins anew", "address", cfg.Join, "why", lost)
 		}
 		drain, done := context.WithTimeout(hurry, cfg.DrainTimeout)

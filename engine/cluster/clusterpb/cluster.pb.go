@@ -596,6 +596,7 @@ type Load struct {
 	Report          uint64                 `protobuf:"varint,37,opt,name=report,proto3" json:"report,omitempty"`                                                                         // of those that the instance made, from 1; 0: it does not count them
 	Waves           uint64                 `protobuf:"varint,39,opt,name=waves,proto3" json:"waves,omitempty"`                                                                           // prompts of requests here that were computed by several instances
 	Assists         uint64                 `protobuf:"varint,40,opt,name=assists,proto3" json:"assists,omitempty"`                                                                       // those of others that this instance computed a part of
+	ReturnedBlocks  uint64                 `protobuf:"varint,41,opt,name=returned_blocks,json=returnedBlocks,proto3" json:"returned_blocks,omitempty"`                                   // KV blocks that came back from instances that were about to leave
 	KvBlocksDue     uint32                 `protobuf:"varint,38,opt,name=kv_blocks_due,json=kvBlocksDue,proto3" json:"kv_blocks_due,omitempty"`                                          // that running requests here will take for tokens that they have
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -844,6 +845,13 @@ func (x *Load) GetWaves() uint64 {
 func (x *Load) GetAssists() uint64 {
 	if x != nil {
 		return x.Assists
+	}
+	return 0
+}
+
+func (x *Load) GetReturnedBlocks() uint64 {
+	if x != nil {
+		return x.ReturnedBlocks
 	}
 	return 0
 }
@@ -2191,17 +2199,162 @@ func (*MoveKVReply) Descriptor() ([]byte, []int) {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{28}
 }
 
+type ReturnKVRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Owner          string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Session        uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"` // of the links from owner to this instance
+	Back           uint64                 `protobuf:"varint,3,opt,name=back,proto3" json:"back,omitempty"`       // of those from this instance to owner, over which the blocks go
+	Handle         uint32                 `protobuf:"varint,4,opt,name=handle,proto3" json:"handle,omitempty"`   // the hosted span's
+	Generation     uint32                 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
+	First          uint32                 `protobuf:"varint,6,opt,name=first,proto3" json:"first,omitempty"` // its block that the first one is
+	Blocks         uint32                 `protobuf:"varint,7,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	IntoHandle     uint32                 `protobuf:"varint,8,opt,name=into_handle,json=intoHandle,proto3" json:"into_handle,omitempty"` // the owner's span, which has as many
+	IntoGeneration uint32                 `protobuf:"varint,9,opt,name=into_generation,json=intoGeneration,proto3" json:"into_generation,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ReturnKVRequest) Reset() {
+	*x = ReturnKVRequest{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnKVRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnKVRequest) ProtoMessage() {}
+
+func (x *ReturnKVRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnKVRequest.ProtoReflect.Descriptor instead.
+func (*ReturnKVRequest) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ReturnKVRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *ReturnKVRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *ReturnKVRequest) GetBack() uint64 {
+	if x != nil {
+		return x.Back
+	}
+	return 0
+}
+
+func (x *ReturnKVRequest) GetHandle() uint32 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
+}
+
+func (x *ReturnKVRequest) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ReturnKVRequest) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *ReturnKVRequest) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *ReturnKVRequest) GetIntoHandle() uint32 {
+	if x != nil {
+		return x.IntoHandle
+	}
+	return 0
+}
+
+func (x *ReturnKVRequest) GetIntoGeneration() uint32 {
+	if x != nil {
+		return x.IntoGeneration
+	}
+	return 0
+}
+
+type ReturnKVReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnKVReply) Reset() {
+	*x = ReturnKVReply{}
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnKVReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnKVReply) ProtoMessage() {}
+
+func (x *ReturnKVReply) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnKVReply.ProtoReflect.Descriptor instead.
+func (*ReturnKVReply) Descriptor() ([]byte, []int) {
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{30}
+}
+
 type LeaveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"` // of the member
+	Drains        bool                   `protobuf:"varint,3,opt,name=drains,proto3" json:"drains,omitempty"`  // not yet: it lends no more, and goes when nobody needs it, or after a while
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[29]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2366,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[29]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2379,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{29}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LeaveRequest) GetId() string {
@@ -2243,6 +2396,13 @@ func (x *LeaveRequest) GetSession() string {
 	return ""
 }
 
+func (x *LeaveRequest) GetDrains() bool {
+	if x != nil {
+		return x.Drains
+	}
+	return false
+}
+
 type LeaveReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2251,7 +2411,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[30]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2263,7 +2423,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[30]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2276,7 +2436,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{30}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 type JoinWaveRequest struct {
@@ -2301,7 +2461,7 @@ type JoinWaveRequest struct {
 
 func (x *JoinWaveRequest) Reset() {
 	*x = JoinWaveRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[31]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2473,7 @@ func (x *JoinWaveRequest) String() string {
 func (*JoinWaveRequest) ProtoMessage() {}
 
 func (x *JoinWaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[31]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2486,7 @@ func (x *JoinWaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinWaveRequest.ProtoReflect.Descriptor instead.
 func (*JoinWaveRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{31}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *JoinWaveRequest) GetOwner() string {
@@ -2430,7 +2590,7 @@ type JoinWaveReply struct {
 
 func (x *JoinWaveReply) Reset() {
 	*x = JoinWaveReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[32]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2602,7 @@ func (x *JoinWaveReply) String() string {
 func (*JoinWaveReply) ProtoMessage() {}
 
 func (x *JoinWaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[32]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2615,7 @@ func (x *JoinWaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinWaveReply.ProtoReflect.Descriptor instead.
 func (*JoinWaveReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{32}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *JoinWaveReply) GetReason() string {
@@ -2484,7 +2644,7 @@ type WaveSpan struct {
 
 func (x *WaveSpan) Reset() {
 	*x = WaveSpan{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[33]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2656,7 @@ func (x *WaveSpan) String() string {
 func (*WaveSpan) ProtoMessage() {}
 
 func (x *WaveSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[33]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2669,7 @@ func (x *WaveSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaveSpan.ProtoReflect.Descriptor instead.
 func (*WaveSpan) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{33}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WaveSpan) GetInstance() string {
@@ -2546,7 +2706,7 @@ type BeginWaveRequest struct {
 
 func (x *BeginWaveRequest) Reset() {
 	*x = BeginWaveRequest{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[34]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2718,7 @@ func (x *BeginWaveRequest) String() string {
 func (*BeginWaveRequest) ProtoMessage() {}
 
 func (x *BeginWaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[34]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2731,7 @@ func (x *BeginWaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginWaveRequest.ProtoReflect.Descriptor instead.
 func (*BeginWaveRequest) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{34}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *BeginWaveRequest) GetOwner() string {
@@ -2617,7 +2777,7 @@ type BeginWaveReply struct {
 
 func (x *BeginWaveReply) Reset() {
 	*x = BeginWaveReply{}
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[35]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2789,7 @@ func (x *BeginWaveReply) String() string {
 func (*BeginWaveReply) ProtoMessage() {}
 
 func (x *BeginWaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[35]
+	mi := &file_engine_cluster_clusterpb_cluster_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +2802,7 @@ func (x *BeginWaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginWaveReply.ProtoReflect.Descriptor instead.
 func (*BeginWaveReply) Descriptor() ([]byte, []int) {
-	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{35}
+	return file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{37}
 }
 
 var File_engine_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
@@ -2695,7 +2855,8 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\xe4\t\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\x8d\n" +
+	"\n" +
 	"\x04Load\x12&\n" +
 	"\x0fkv_blocks_total\x18\x01 \x01(\rR\rkvBlocksTotal\x12$\n" +
 	"\x0ekv_blocks_free\x18\x02 \x01(\rR\fkvBlocksFree\x12(\n" +
@@ -2733,7 +2894,8 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x0faccepted_tokens\x18$ \x01(\x04R\x0eacceptedTokens\x12\x16\n" +
 	"\x06report\x18% \x01(\x04R\x06report\x12\x14\n" +
 	"\x05waves\x18' \x01(\x04R\x05waves\x12\x18\n" +
-	"\aassists\x18( \x01(\x04R\aassists\x12\"\n" +
+	"\aassists\x18( \x01(\x04R\aassists\x12'\n" +
+	"\x0freturned_blocks\x18) \x01(\x04R\x0ereturnedBlocks\x12\"\n" +
 	"\rkv_blocks_due\x18& \x01(\rR\vkvBlocksDue\x1a8\n" +
 	"\n" +
 	"LinksEntry\x12\x10\n" +
@@ -2849,10 +3011,25 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x16\n" +
 	"\x06blocks\x18\x03 \x01(\rR\x06blocks\x12 \n" +
 	"\vdestination\x18\x04 \x01(\tR\vdestination\"\r\n" +
-	"\vMoveKVReply\"8\n" +
+	"\vMoveKVReply\"\x85\x02\n" +
+	"\x0fReturnKVRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x12\x12\n" +
+	"\x04back\x18\x03 \x01(\x04R\x04back\x12\x16\n" +
+	"\x06handle\x18\x04 \x01(\rR\x06handle\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x05 \x01(\rR\n" +
+	"generation\x12\x14\n" +
+	"\x05first\x18\x06 \x01(\rR\x05first\x12\x16\n" +
+	"\x06blocks\x18\a \x01(\rR\x06blocks\x12\x1f\n" +
+	"\vinto_handle\x18\b \x01(\rR\n" +
+	"intoHandle\x12'\n" +
+	"\x0finto_generation\x18\t \x01(\rR\x0eintoGeneration\"\x0f\n" +
+	"\rReturnKVReply\"P\n" +
 	"\fLeaveRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
-	"\asession\x18\x02 \x01(\tR\asession\"\f\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x16\n" +
+	"\x06drains\x18\x03 \x01(\bR\x06drains\"\f\n" +
 	"\n" +
 	"LeaveReply\"\xbc\x02\n" +
 	"\x0fJoinWaveRequest\x12\x14\n" +
@@ -2893,14 +3070,15 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04Join\x12 .infinite.cluster.v1.JoinRequest\x1a\x1e.infinite.cluster.v1.JoinReply\x12K\n" +
 	"\bFindEtcd\x12$.infinite.cluster.v1.FindEtcdRequest\x1a\x19.infinite.cluster.v1.Etcd\x12W\n" +
 	"\tHeartbeat\x12%.infinite.cluster.v1.HeartbeatRequest\x1a#.infinite.cluster.v1.HeartbeatReply\x12M\n" +
-	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xf4\x05\n" +
+	"\x05State\x12!.infinite.cluster.v1.StateRequest\x1a!.infinite.cluster.v1.ClusterState2\xca\x06\n" +
 	"\x02KV\x12W\n" +
 	"\tTryMoveKV\x12%.infinite.cluster.v1.TryMoveKVRequest\x1a#.infinite.cluster.v1.TryMoveKVReply\x12Q\n" +
 	"\aShareKV\x12#.infinite.cluster.v1.ShareKVRequest\x1a!.infinite.cluster.v1.ShareKVReply\x12T\n" +
 	"\bJoinWave\x12$.infinite.cluster.v1.JoinWaveRequest\x1a\".infinite.cluster.v1.JoinWaveReply\x12W\n" +
 	"\tBeginWave\x12%.infinite.cluster.v1.BeginWaveRequest\x1a#.infinite.cluster.v1.BeginWaveReply\x12N\n" +
 	"\x06NameKV\x12\".infinite.cluster.v1.NameKVRequest\x1a .infinite.cluster.v1.NameKVReply\x12W\n" +
-	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12N\n" +
+	"\tReleaseKV\x12%.infinite.cluster.v1.ReleaseKVRequest\x1a#.infinite.cluster.v1.ReleaseKVReply\x12T\n" +
+	"\bReturnKV\x12$.infinite.cluster.v1.ReturnKVRequest\x1a\".infinite.cluster.v1.ReturnKVReply\x12N\n" +
 	"\x06MoveKV\x12\".infinite.cluster.v1.MoveKVRequest\x1a .infinite.cluster.v1.MoveKVReply\x12K\n" +
 	"\x05Leave\x12!.infinite.cluster.v1.LeaveRequest\x1a\x1f.infinite.cluster.v1.LeaveReply\x12M\n" +
 	"\aConnect\x12\x1e.infinite.cluster.v1.LinkBytes\x1a\x1e.infinite.cluster.v1.LinkBytes(\x010\x01B;Z9github.com/infinite-llm/infinite/engine/cluster/clusterpbb\x06proto3"
@@ -2917,7 +3095,7 @@ func file_engine_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_engine_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_engine_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*LinkBytes)(nil),        // 0: infinite.cluster.v1.LinkBytes
 	(*JoinRequest)(nil),      // 1: infinite.cluster.v1.JoinRequest
@@ -2948,14 +3126,16 @@ var file_engine_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*ReleaseKVReply)(nil),   // 26: infinite.cluster.v1.ReleaseKVReply
 	(*MoveKVRequest)(nil),    // 27: infinite.cluster.v1.MoveKVRequest
 	(*MoveKVReply)(nil),      // 28: infinite.cluster.v1.MoveKVReply
-	(*LeaveRequest)(nil),     // 29: infinite.cluster.v1.LeaveRequest
-	(*LeaveReply)(nil),       // 30: infinite.cluster.v1.LeaveReply
-	(*JoinWaveRequest)(nil),  // 31: infinite.cluster.v1.JoinWaveRequest
-	(*JoinWaveReply)(nil),    // 32: infinite.cluster.v1.JoinWaveReply
-	(*WaveSpan)(nil),         // 33: infinite.cluster.v1.WaveSpan
-	(*BeginWaveRequest)(nil), // 34: infinite.cluster.v1.BeginWaveRequest
-	(*BeginWaveReply)(nil),   // 35: infinite.cluster.v1.BeginWaveReply
-	nil,                      // 36: infinite.cluster.v1.Load.LinksEntry
+	(*ReturnKVRequest)(nil),  // 29: infinite.cluster.v1.ReturnKVRequest
+	(*ReturnKVReply)(nil),    // 30: infinite.cluster.v1.ReturnKVReply
+	(*LeaveRequest)(nil),     // 31: infinite.cluster.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 32: infinite.cluster.v1.LeaveReply
+	(*JoinWaveRequest)(nil),  // 33: infinite.cluster.v1.JoinWaveRequest
+	(*JoinWaveReply)(nil),    // 34: infinite.cluster.v1.JoinWaveReply
+	(*WaveSpan)(nil),         // 35: infinite.cluster.v1.WaveSpan
+	(*BeginWaveRequest)(nil), // 36: infinite.cluster.v1.BeginWaveRequest
+	(*BeginWaveReply)(nil),   // 37: infinite.cluster.v1.BeginWaveReply
+	nil,                      // 38: infinite.cluster.v1.Load.LinksEntry
 }
 var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	4,  // 0: infinite.cluster.v1.JoinReply.etcd:type_name -> infinite.cluster.v1.Etcd
@@ -2963,7 +3143,7 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	7,  // 2: infinite.cluster.v1.Load.memory:type_name -> infinite.cluster.v1.Memory
 	10, // 3: infinite.cluster.v1.Load.traffic:type_name -> infinite.cluster.v1.Traffic
 	11, // 4: infinite.cluster.v1.Load.work:type_name -> infinite.cluster.v1.Work
-	36, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
+	38, // 5: infinite.cluster.v1.Load.links:type_name -> infinite.cluster.v1.Load.LinksEntry
 	9,  // 6: infinite.cluster.v1.Load.model:type_name -> infinite.cluster.v1.Model
 	8,  // 7: infinite.cluster.v1.HeartbeatRequest.load:type_name -> infinite.cluster.v1.Load
 	6,  // 8: infinite.cluster.v1.HeartbeatRequest.requests:type_name -> infinite.cluster.v1.Placement
@@ -2973,36 +3153,38 @@ var file_engine_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	17, // 12: infinite.cluster.v1.ClusterState.requests:type_name -> infinite.cluster.v1.HomePlacement
 	6,  // 13: infinite.cluster.v1.HomePlacement.placement:type_name -> infinite.cluster.v1.Placement
 	24, // 14: infinite.cluster.v1.ReleaseKVRequest.spans:type_name -> infinite.cluster.v1.SpanHandle
-	33, // 15: infinite.cluster.v1.JoinWaveReply.spans:type_name -> infinite.cluster.v1.WaveSpan
-	33, // 16: infinite.cluster.v1.BeginWaveRequest.spans:type_name -> infinite.cluster.v1.WaveSpan
+	35, // 15: infinite.cluster.v1.JoinWaveReply.spans:type_name -> infinite.cluster.v1.WaveSpan
+	35, // 16: infinite.cluster.v1.BeginWaveRequest.spans:type_name -> infinite.cluster.v1.WaveSpan
 	1,  // 17: infinite.cluster.v1.Manager.Join:input_type -> infinite.cluster.v1.JoinRequest
 	3,  // 18: infinite.cluster.v1.Manager.FindEtcd:input_type -> infinite.cluster.v1.FindEtcdRequest
 	12, // 19: infinite.cluster.v1.Manager.Heartbeat:input_type -> infinite.cluster.v1.HeartbeatRequest
 	15, // 20: infinite.cluster.v1.Manager.State:input_type -> infinite.cluster.v1.StateRequest
 	18, // 21: infinite.cluster.v1.KV.TryMoveKV:input_type -> infinite.cluster.v1.TryMoveKVRequest
 	20, // 22: infinite.cluster.v1.KV.ShareKV:input_type -> infinite.cluster.v1.ShareKVRequest
-	31, // 23: infinite.cluster.v1.KV.JoinWave:input_type -> infinite.cluster.v1.JoinWaveRequest
-	34, // 24: infinite.cluster.v1.KV.BeginWave:input_type -> infinite.cluster.v1.BeginWaveRequest
+	33, // 23: infinite.cluster.v1.KV.JoinWave:input_type -> infinite.cluster.v1.JoinWaveRequest
+	36, // 24: infinite.cluster.v1.KV.BeginWave:input_type -> infinite.cluster.v1.BeginWaveRequest
 	22, // 25: infinite.cluster.v1.KV.NameKV:input_type -> infinite.cluster.v1.NameKVRequest
 	25, // 26: infinite.cluster.v1.KV.ReleaseKV:input_type -> infinite.cluster.v1.ReleaseKVRequest
-	27, // 27: infinite.cluster.v1.KV.MoveKV:input_type -> infinite.cluster.v1.MoveKVRequest
-	29, // 28: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
-	0,  // 29: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
-	2,  // 30: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
-	4,  // 31: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
-	14, // 32: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
-	16, // 33: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
-	19, // 34: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
-	21, // 35: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
-	32, // 36: infinite.cluster.v1.KV.JoinWave:output_type -> infinite.cluster.v1.JoinWaveReply
-	35, // 37: infinite.cluster.v1.KV.BeginWave:output_type -> infinite.cluster.v1.BeginWaveReply
-	23, // 38: infinite.cluster.v1.KV.NameKV:output_type -> infinite.cluster.v1.NameKVReply
-	26, // 39: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
-	28, // 40: infinite.cluster.v1.KV.MoveKV:output_type -> infinite.cluster.v1.MoveKVReply
-	30, // 41: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
-	0,  // 42: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
-	30, // [30:43] is the sub-list for method output_type
-	17, // [17:30] is the sub-list for method input_type
+	29, // 27: infinite.cluster.v1.KV.ReturnKV:input_type -> infinite.cluster.v1.ReturnKVRequest
+	27, // 28: infinite.cluster.v1.KV.MoveKV:input_type -> infinite.cluster.v1.MoveKVRequest
+	31, // 29: infinite.cluster.v1.KV.Leave:input_type -> infinite.cluster.v1.LeaveRequest
+	0,  // 30: infinite.cluster.v1.KV.Connect:input_type -> infinite.cluster.v1.LinkBytes
+	2,  // 31: infinite.cluster.v1.Manager.Join:output_type -> infinite.cluster.v1.JoinReply
+	4,  // 32: infinite.cluster.v1.Manager.FindEtcd:output_type -> infinite.cluster.v1.Etcd
+	14, // 33: infinite.cluster.v1.Manager.Heartbeat:output_type -> infinite.cluster.v1.HeartbeatReply
+	16, // 34: infinite.cluster.v1.Manager.State:output_type -> infinite.cluster.v1.ClusterState
+	19, // 35: infinite.cluster.v1.KV.TryMoveKV:output_type -> infinite.cluster.v1.TryMoveKVReply
+	21, // 36: infinite.cluster.v1.KV.ShareKV:output_type -> infinite.cluster.v1.ShareKVReply
+	34, // 37: infinite.cluster.v1.KV.JoinWave:output_type -> infinite.cluster.v1.JoinWaveReply
+	37, // 38: infinite.cluster.v1.KV.BeginWave:output_type -> infinite.cluster.v1.BeginWaveReply
+	23, // 39: infinite.cluster.v1.KV.NameKV:output_type -> infinite.cluster.v1.NameKVReply
+	26, // 40: infinite.cluster.v1.KV.ReleaseKV:output_type -> infinite.cluster.v1.ReleaseKVReply
+	30, // 41: infinite.cluster.v1.KV.ReturnKV:output_type -> infinite.cluster.v1.ReturnKVReply
+	28, // 42: infinite.cluster.v1.KV.MoveKV:output_type -> infinite.cluster.v1.MoveKVReply
+	32, // 43: infinite.cluster.v1.KV.Leave:output_type -> infinite.cluster.v1.LeaveReply
+	0,  // 44: infinite.cluster.v1.KV.Connect:output_type -> infinite.cluster.v1.LinkBytes
+	31, // [31:45] is the sub-list for method output_type
+	17, // [17:31] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -3019,7 +3201,7 @@ func file_engine_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_cluster_clusterpb_cluster_proto_rawDesc), len(file_engine_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -255,6 +255,7 @@ const (
 	KV_BeginWave_FullMethodName = "/infinite.cluster.v1.KV/BeginWave"
 	KV_NameKV_FullMethodName    = "/infinite.cluster.v1.KV/NameKV"
 	KV_ReleaseKV_FullMethodName = "/infinite.cluster.v1.KV/ReleaseKV"
+	KV_ReturnKV_FullMethodName  = "/infinite.cluster.v1.KV/ReturnKV"
 	KV_MoveKV_FullMethodName    = "/infinite.cluster.v1.KV/MoveKV"
 	KV_Leave_FullMethodName     = "/infinite.cluster.v1.KV/Leave"
 	KV_Connect_FullMethodName   = "/infinite.cluster.v1.KV/Connect"
@@ -279,11 +280,15 @@ type KVClient interface {
 	NameKV(ctx context.Context, in *NameKVRequest, opts ...grpc.CallOption) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...grpc.CallOption) (*ReleaseKVReply, error)
+	// ReturnKV writes blocks of a hosted span into one that the owner has opened over blocks of its own, to have them back. The
+	// answer comes when they are there; the hosted span stays as it is.
+	ReturnKV(ctx context.Context, in *ReturnKVRequest, opts ...grpc.CallOption) (*ReturnKVReply, error)
 	// MoveKV is the gManager's wish to the home of a request: to place blocks of it with another instance. It is refused
 	// with NOT_FOUND for a request that is not known, INVALID_ARGUMENT for what no request could do, and
 	// FAILED_PRECONDITION for what this one cannot do now. The answer comes before the blocks move.
 	MoveKV(ctx context.Context, in *MoveKVRequest, opts ...grpc.CallOption) (*MoveKVReply, error)
-	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
+	// Leave announces that the caller is about to close its links, which is no fault of anybody's, or that it will: until
+	// then those who have blocks there may have them back.
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveReply, error)
 	// Connect carries the set-up of a verbs link, both ways, as package rdma has it: queue pairs, GIDs, MTU,
 	// rings and keys, then word of each step. Afterwards it is silent, and its end is the other side's.
@@ -358,6 +363,16 @@ func (c *kVClient) ReleaseKV(ctx context.Context, in *ReleaseKVRequest, opts ...
 	return out, nil
 }
 
+func (c *kVClient) ReturnKV(ctx context.Context, in *ReturnKVRequest, opts ...grpc.CallOption) (*ReturnKVReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReturnKVReply)
+	err := c.cc.Invoke(ctx, KV_ReturnKV_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kVClient) MoveKV(ctx context.Context, in *MoveKVRequest, opts ...grpc.CallOption) (*MoveKVReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(MoveKVReply)
@@ -410,11 +425,15 @@ type KVServer interface {
 	NameKV(context.Context, *NameKVRequest) (*NameKVReply, error)
 	// ReleaseKV ends hosted spans of finished, cancelled or preempted requests.
 	ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error)
+	// ReturnKV writes blocks of a hosted span into one that the owner has opened over blocks of its own, to have them back. The
+	// answer comes when they are there; the hosted span stays as it is.
+	ReturnKV(context.Context, *ReturnKVRequest) (*ReturnKVReply, error)
 	// MoveKV is the gManager's wish to the home of a request: to place blocks of it with another instance. It is refused
 	// with NOT_FOUND for a request that is not known, INVALID_ARGUMENT for what no request could do, and
 	// FAILED_PRECONDITION for what this one cannot do now. The answer comes before the blocks move.
 	MoveKV(context.Context, *MoveKVRequest) (*MoveKVReply, error)
-	// Leave announces that the caller is about to close its links, which is no fault of anybody's.
+	// Leave announces that the caller is about to close its links, which is no fault of anybody's, or that it will: until
+	// then those who have blocks there may have them back.
 	Leave(context.Context, *LeaveRequest) (*LeaveReply, error)
 	// Connect carries the set-up of a verbs link, both ways, as package rdma has it: queue pairs, GIDs, MTU,
 	// rings and keys, then word of each step. Afterwards it is silent, and its end is the other side's.
@@ -446,6 +465,9 @@ func (UnimplementedKVServer) NameKV(context.Context, *NameKVRequest) (*NameKVRep
 }
 func (UnimplementedKVServer) ReleaseKV(context.Context, *ReleaseKVRequest) (*ReleaseKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseKV not implemented")
+}
+func (UnimplementedKVServer) ReturnKV(context.Context, *ReturnKVRequest) (*ReturnKVReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReturnKV not implemented")
 }
 func (UnimplementedKVServer) MoveKV(context.Context, *MoveKVRequest) (*MoveKVReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method MoveKV not implemented")
@@ -585,6 +607,24 @@ func _KV_ReleaseKV_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_ReturnKV_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReturnKVRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).ReturnKV(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_ReturnKV_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).ReturnKV(ctx, req.(*ReturnKVRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KV_MoveKV_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(MoveKVRequest)
 	if err := dec(in); err != nil {
@@ -658,6 +698,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseKV",
 			Handler:    _KV_ReleaseKV_Handler,
+		},
+		{
+			MethodName: "ReturnKV",
+			Handler:    _KV_ReturnKV_Handler,
 		},
 		{
 			MethodName: "MoveKV",
