@@ -59,7 +59,9 @@ type instance struct {
 type testLender struct{ *RManager }
 
 func (l testLender) Offload(o sched.Offload) { l.RManager.Offload(o.Request, o.Blocks, o.To) }
-func (l testLender) Search(s sched.Search)   { l.RManager.Search(s.Request, s.Keys, s.Near) }
+
+func (l testLender) Return(x sched.Return) { l.RManager.Return(x.Request, x.From, x.Blocks) }
+func (l testLender) Search(s sched.Search) { l.RManager.Search(s.Request, s.Keys, s.Near) }
 func (l testLender) FormWave(f sched.Form, x engine.WaveText) {
 	l.RManager.FormWave(Form{Request: f.Request, Base: f.Base, Chunk: f.Chunk, Parts: f.Parts, ID: x.ID, Salt: x.Salt, Text: x.Tokens, Arrival: x.Arrival})
 }

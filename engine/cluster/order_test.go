@@ -81,8 +81,8 @@ func (r *recorder) Found(id kvcache.RequestID, found []kvcache.Found) {
 	r.note("found %d: %v", id, found)
 }
 
-func (r *recorder) Moved(id kvcache.RequestID, _ kvcache.Span, began bool, err error) {
-	r.note("moved %d: began %v, lost %v", id, began, errors.Is(err, errLost))
+func (r *recorder) Moved(o Outcome) {
+	r.note("moved %d: began %v, lost %v", o.Request, o.Began, errors.Is(o.Err, errLost))
 }
 
 // withPeer is a manager of 8 blocks with one peer, b, at index 3.
@@ -192,11 +192,11 @@ func TestLateNewsOfOldLinks(t *testing.T) {
 func TestMovesOfAnEndedSession(t *testing.T) {
 	r, p, rec := withPeer(t)
 	p.session = 5
-	r.report(1, placed{peer: p, session: 5, began: true}, nil)
+	r.report(offload{request: 1}, placed{peer: p, session: 5, began: true}, nil)
 	r.drop(p, 0, errors.New("for a test"))
-	r.report(2, placed{peer: p, session: 5, began: true}, nil)
+	r.report(offload{request: 2}, placed{peer: p, session: 5, began: true}, nil)
 	p.session = 6
-	r.report(3, placed{peer: p, session: 5, began: true}, nil)
+	r.report(offload{request: 3}, placed{peer: p, session: 5, began: true}, nil)
 	wantEvents(t, rec, "moved 1: began true, lost false", "lost b", "detach 3", "moved 2: began true, lost true", "moved 3: began true, lost true")
 }
 
