@@ -164,7 +164,7 @@ func TestStampsFollowTheCluster(t *testing.T) {
 // Whatever an instance reports is shown.
 func TestInstanceView(t *testing.T) {
 	in := &clusterpb.InstanceState{Id: "a", Load: &clusterpb.Load{
-		KvBlocksTotal: 1, KvBlocksFree: 2, KvBlocksHosted: 3, KvBlocksLent: 4, Running: 5, Waiting: 6, TokensPerSecond: 7.5, Preemptions: 8, Recoveries: 21, PrefixQueries: 22, PrefixHits: 23, KvBlocksCached: 24, KvBlocksShared: 25, SharedQueries: 26, SharedHits: 27, PlannedMoves: 28, PlannedBlocks: 29,
+		KvBlocksTotal: 1, KvBlocksFree: 2, KvBlocksHosted: 3, KvBlocksLent: 4, Running: 5, Waiting: 6, TokensPerSecond: 7.5, Preemptions: 8, Recoveries: 21, PrefixQueries: 22, PrefixHits: 23, KvBlocksCached: 24, KvBlocksShared: 25, SharedQueries: 26, SharedHits: 27, PlannedMoves: 28, PlannedBlocks: 29, ReturnedBlocks: 35,
 		Drafts: 30, DraftTokens: 31, AcceptedTokens: 32, Waves: 33, Assists: 34,
 		Model:  &clusterpb.Model{BaseNs: 5e8, PerTokenNs: 25e7, PerKvNs: 125e6, RemoteNs: 2e9},
 		Memory: &clusterpb.Memory{TotalBytes: 9, UsedBytes: 10}, Links: map[string]uint32{"tcp": 11},
@@ -173,7 +173,7 @@ func TestInstanceView(t *testing.T) {
 	}}
 	want := server.InstanceView{
 		ID: "a", Device: "cpu", MemoryOnly: true, KVCacheDType: "bfloat16", Links: map[string]uint32{"tcp": 11}, KVBlocksTotal: 1, KVBlocksFree: 2, KVBlocksHosted: 3,
-		KVBlocksLent: 4, Running: 5, Waiting: 6, TokensPerSecond: 7.5, Preemptions: 8, Recoveries: 21, PrefixQueries: 22, PrefixHits: 23, KVBlocksCached: 24, KVBlocksShared: 25, SharedQueries: 26, SharedHits: 27, PlannedMoves: 28, PlannedBlocks: 29, StepModel: &server.StepModel{Base: 0.5, PerToken: 0.25, PerKVToken: 0.125, Remote: 2}, Steps: 20, HalvedSteps: 30, StepSeconds: 21, RemoteWaitSeconds: 0.5,
+		KVBlocksLent: 4, Running: 5, Waiting: 6, TokensPerSecond: 7.5, Preemptions: 8, Recoveries: 21, PrefixQueries: 22, PrefixHits: 23, KVBlocksCached: 24, KVBlocksShared: 25, SharedQueries: 26, SharedHits: 27, PlannedMoves: 28, PlannedBlocks: 29, ReturnedBlocks: 35, StepModel: &server.StepModel{Base: 0.5, PerToken: 0.25, PerKVToken: 0.125, Remote: 2}, Steps: 20, HalvedSteps: 30, StepSeconds: 21, RemoteWaitSeconds: 0.5,
 		RemoteQueries: 12, RemoteQueryBytes: 17, RemoteAnswers: 13, RemoteAnswerBytes: 18, AnswerBatches: 19, KVBlocksMoved: 14, KVBytesMoved: 15,
 		Drafts: 30, DraftTokens: 31, AcceptedTokens: 32, Waves: 33, Assists: 34, RefusedMessages: 16, MemoryTotal: 9, MemoryUsed: 10,
 	}

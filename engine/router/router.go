@@ -298,7 +298,7 @@ func instanceView(in *pb.InstanceState, m cluster.Member) server.InstanceView {
 		KVBlocksHosted: int(l.GetKvBlocksHosted()), KVBlocksLent: int(l.GetKvBlocksLent()),
 		Running: int(l.GetRunning()), Waiting: int(l.GetWaiting()), TokensPerSecond: l.GetTokensPerSecond(), Preemptions: l.GetPreemptions(), Recoveries: l.GetRecoveries(),
 		KVBlocksCached: int(l.GetKvBlocksCached()), PrefixQueries: l.GetPrefixQueries(), PrefixHits: l.GetPrefixHits(),
-		PlannedMoves: l.GetPlannedMoves(), PlannedBlocks: l.GetPlannedBlocks(),
+		PlannedMoves: l.GetPlannedMoves(), PlannedBlocks: l.GetPlannedBlocks(), ReturnedBlocks: l.GetReturnedBlocks(),
 		KVBlocksShared: int(l.GetKvBlocksShared()), SharedQueries: l.GetSharedQueries(), SharedHits: l.GetSharedHits(),
 		Drafts: l.GetDrafts(), DraftTokens: l.GetDraftTokens(), AcceptedTokens: l.GetAcceptedTokens(),
 		Waves: l.GetWaves(), Assists: l.GetAssists(),

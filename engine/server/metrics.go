@@ -164,6 +164,7 @@ var (
 	recoverDesc = instanceDesc("infinite_num_recoveries_total", "Requests computed anew, because KV of theirs was lost with a peer.")
 	plannedDesc = instanceDesc("infinite_num_planned_moves_total", "Moves of KV blocks that were planned for the cluster's token rate, and that an instance took.")
 	placedDesc  = instanceDesc("infinite_kv_blocks_planned_total", "KV blocks that an instance placed with others by such moves.")
+	returnDesc  = instanceDesc("infinite_kv_blocks_returned_total", "KV blocks that an instance had back from others that were about to leave.")
 	modelDesc   = instanceDesc("infinite_step_model_seconds", "An instance's step time as plans reckon with it, from its own steps: base, for each token, for each token of KV read there, and for asking others.", "term")
 	trafficDesc = instanceDesc("infinite_link_messages_total", "Messages of an instance's links: queries to creditors, answers to debtors, and what peers sent and was refused.", "kind")
 	movedDesc   = instanceDesc("infinite_kv_blocks_moved_total", "KV blocks that an instance sent to creditors.")
@@ -179,7 +180,7 @@ var (
 )
 
 func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, draftsDesc, guessedDesc, rightDesc, plannedDesc, placedDesc, modelDesc, trafficDesc, movedDesc, memoryDesc,
+	for _, d := range []*prometheus.Desc{runningDesc, waitingDesc, usageDesc, blocksDesc, rateDesc, preemptDesc, recoverDesc, rehomedDesc, queriesDesc, hitsDesc, extQueries, extHits, draftsDesc, guessedDesc, rightDesc, plannedDesc, placedDesc, returnDesc, modelDesc, trafficDesc, movedDesc, memoryDesc,
 		cacheDesc, linksDesc, bytesDesc, servedDesc, stepsDesc, halvedDesc, timeDesc, waitDesc} {
 		ch <- d
 	}
@@ -228,6 +229,7 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(hitsDesc, float64(in.PrefixHits))
 		counter(plannedDesc, float64(in.PlannedMoves))
 		counter(placedDesc, float64(in.PlannedBlocks))
+		counter(returnDesc, float64(in.ReturnedBlocks))
 		counter(extQueries, float64(in.SharedQueries))
 		counter(extHits, float64(in.SharedHits))
 		counter(draftsDesc, float64(in.Drafts))

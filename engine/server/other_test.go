@@ -145,7 +145,7 @@ func TestMetrics(t *testing.T) {
 	b := scripted(says(t, "Hello there.")...)
 	b.view = &ClusterView{BlockSize: 16, Rehomed: 33, Instances: []InstanceView{{
 		ID: "a", Device: "cuda:1 (G)", KVCacheDType: "fp8_e4m3", Links: map[string]uint32{"shm": 2, "tcp": 1}, KVBlocksTotal: 20, KVBlocksFree: 5, KVBlocksLent: 2,
-		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, PrefixQueries: 31, PrefixHits: 32, PlannedMoves: 34, PlannedBlocks: 35, StepModel: &StepModel{0.5, 0.25, 0.125, 2}, KVBlocksCached: 4, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
+		Running: 3, Waiting: 5, Preemptions: 7, Recoveries: 8, PrefixQueries: 31, PrefixHits: 32, PlannedMoves: 34, PlannedBlocks: 35, ReturnedBlocks: 47, StepModel: &StepModel{0.5, 0.25, 0.125, 2}, KVBlocksCached: 4, RefusedMessages: 9, KVBlocksMoved: 11, KVBytesMoved: 12, RemoteQueryBytes: 13, RemoteAnswerBytes: 14,
 		Drafts: 36, DraftTokens: 37, AcceptedTokens: 38, Waves: 45, Assists: 46, AnswerBatches: 15, Steps: 16, HalvedSteps: 39, StepSeconds: 1.5, RemoteWaitSeconds: 0.25}}}
 	a := serve(t, b)
 	var out completion
@@ -183,6 +183,7 @@ func TestMetrics(t *testing.T) {
 		`infinite_prefix_cache_hits_total{instance="a"}`:                                                      "32",
 		`infinite_num_planned_moves_total{instance="a"}`:                                                      "34",
 		`infinite_kv_blocks_planned_total{instance="a"}`:                                                      "35",
+		`infinite_kv_blocks_returned_total{instance="a"}`:                                                     "47",
 		`infinite_spec_decode_num_drafts_total{instance="a"}`:                                                 "36",
 		`infinite_spec_decode_num_draft_tokens_total{instance="a"}`:                                           "37",
 		`infinite_parallel_prefills_total{instance="a"}`:                                                      "45",

@@ -98,6 +98,7 @@ type InstanceView struct {
 	PrefixHits        uint64            `json:"prefix_hits"`              // those of them whose KV was in the cache
 	PlannedMoves      uint64            `json:"planned_moves"`            // moves that the gManager planned, and that it took
 	PlannedBlocks     uint64            `json:"planned_blocks"`           // KV blocks placed by them
+	ReturnedBlocks    uint64            `json:"returned_blocks"`          // KV blocks that came back from instances that were about to leave
 	SharedQueries     uint64            `json:"shared_queries"`           // a part of PrefixQueries: tokens that others were searched for
 	SharedHits        uint64            `json:"shared_hits"`              // a part of PrefixHits: tokens whose KV is used at others, where it lies
 	Drafts            uint64            `json:"drafts"`                   // steps of a request that had tokens guessed ahead
