@@ -169,6 +169,9 @@ func (e *Error) messageType() string {
 func (e *Error) messageBody(requestID string) []byte {
 	b := appendString([]byte(`{"type":"error","error":{"type":`), e.messageType())
 	b = appendString(append(b, `,"message":`...), e.Message)
+	if e.Param == threadField {
+		b = append(b, `,"details":{"error_code":"thread_unsupported_request","unsupported":["thread"]}`...)
+	}
 	return append(appendString(append(b, `},"request_id":`...), requestID), '}')
 }
 

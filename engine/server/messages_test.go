@@ -235,6 +235,7 @@ func TestMessageErrors(t *testing.T) {
 		{saying("a", obj{"output_format": obj{}, "output_config": obj{"format": obj{}}}), []string{"both"}},
 		{saying("a", obj{"response_format": obj{"type": "json_object"}}), []string{"output_config.format"}},
 		{saying("a", obj{"container": "c"}), []string{"container"}},
+		{saying("a", obj{"compaction": obj{"type": "auto"}}), []string{"compaction"}},
 		{saying("a", obj{"mcp_servers": []obj{{"name": "m"}}}), []string{"mcp_servers"}},
 		{saying(strings.Repeat("word ", maxLen), nil), []string{"prompt is too long", "512", "Please shorten"}},
 		{saying(strings.Repeat("a", 60000), nil), []string{"prompt is too long", "512"}},
@@ -245,6 +246,15 @@ func TestMessageErrors(t *testing.T) {
 		wantMessageError(t, a.post(messagesPath, body), 400, "invalid_request_error", words)
 	}
 	wantMessageError(t, a.post(messagesPath, saying("a", obj{"model": "gpt"}).String()), 404, "not_found_error", "`gpt`")
+	for _, thread := range []obj{{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}} {
+		r := a.post(messagesPath, saying("a", obj{"thread": thread}).String())
+		const details = `,"details":{"error_code":"thread_unsupported_request","unsupported":["thread"]}`
+		if !strings.Contains(string(r.body), details) {
+			t.Errorf("%s", r.body)
+		}
+		r.body = []byte(strings.Replace(string(r.body), details, "", 1))
+		wantMessageError(t, r, 400, "invalid_request_error", "thread")
+	}
 	plain := serve(t, scripted())
 	wantMessageError(t, plain.post(messagesPath, tool(obj{"name": "f", "input_schema": obj{}}).String()), 400, "invalid_request_error", "does not know tools")
 }

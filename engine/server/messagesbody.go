@@ -25,8 +25,13 @@ type messageRequest struct {
 	foreignToMessage
 }
 
+// threadField is asked for by the SDKs' loops over tools, which send all of a conversation when it is refused.
+const threadField = "thread"
+
 // foreignToMessage are refused: to pass over them would be to answer another request than the client's.
 type foreignToMessage struct {
+	Thread              json.RawMessage `json:"thread"` // of a conversation that the server keeps
+	Compaction          json.RawMessage `json:"compaction"`
 	Container           json.RawMessage `json:"container"`
 	MCPServers          json.RawMessage `json:"mcp_servers"`
 	MaxCompletionTokens json.RawMessage `json:"max_completion_tokens"`
@@ -77,7 +82,7 @@ func (r *messageRequest) refuseFields() error {
 	for _, x := range []struct {
 		name string
 		raw  json.RawMessage
-	}{{"container", f.Container}, {"mcp_servers", f.MCPServers}} {
+	}{{threadField, f.Thread}, {"compaction", f.Compaction}, {"container", f.Container}, {"mcp_servers", f.MCPServers}} {
 		if !isUnset(x.raw) {
 			return badRequest(x.name, "%s is not supported.", x.name)
 		}
