@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"regexp"
 	"slices"
@@ -104,6 +105,9 @@ func probeSystem(tok *tokenizer.Tokenizer) bool {
 // messageTools are paths in messages of errors about the tools of a chat.
 var messageTools = regexp.MustCompile(`(tools\[\d+\])\.function\.parameters`)
 
+// promptLength is in errors about a prompt that is too long.
+var promptLength = regexp.MustCompile(`the prompt has (?:at least )?(\d+) tokens`)
+
 // inMessage is an error about the chat that a request was made to, in the request's own names.
 func (s *Server) inMessage(req *messageRequest, err error) error {
 	var e *Error
@@ -124,9 +128,10 @@ func (s *Server) inMessage(req *messageRequest, err error) error {
 		rename("its function", "it")
 	case "messages":
 		rename("messages with tool_calls", "messages with a tool_use")
-		// Agents that make a long conversation shorter look for these words.
-		if _, what, broken := s.room(); broken == nil && strings.HasPrefix(own.Message, what) {
-			own.Message = "prompt is too long: " + own.Message
+		// Agents that make a long conversation shorter look for these words, and read the figures.
+		long := promptLength.FindStringSubmatch(own.Message)
+		if limit, what, broken := s.room(); broken == nil && long != nil && strings.HasPrefix(own.Message, what) {
+			own.Message = fmt.Sprintf("prompt is too long: %s tokens > %d maximum. %s", long[1], limit-1, own.Message)
 		}
 	}
 	return &own

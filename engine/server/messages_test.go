@@ -237,8 +237,8 @@ func TestMessageErrors(t *testing.T) {
 		{saying("a", obj{"container": "c"}), []string{"container"}},
 		{saying("a", obj{"compaction": obj{"type": "auto"}}), []string{"compaction"}},
 		{saying("a", obj{"mcp_servers": []obj{{"name": "m"}}}), []string{"mcp_servers"}},
-		{saying(strings.Repeat("word ", maxLen), nil), []string{"prompt is too long", "512", "Please shorten"}},
-		{saying(strings.Repeat("a", 60000), nil), []string{"prompt is too long", "512"}},
+		{saying(strings.Repeat("word ", maxLen), nil), []string{"prompt is too long: ", " tokens > 511 maximum. ", "Please shorten"}},
+		{saying(strings.Repeat("a", 60000), nil), []string{"prompt is too long: ", " tokens > 511 maximum. ", "at least"}},
 	} {
 		wantMessageError(t, a.post(messagesPath, x.body.String()), 400, "invalid_request_error", x.words...)
 	}
