@@ -95,7 +95,7 @@ gotest: build
 	$(GO) test -count=1 -timeout 20m ./...
 	$(GO) test -race -count=1 -timeout 20m ./engine ./engine/cluster ./engine/kvcache ./engine/router ./engine/sched ./engine/server ./engine/top/live
 
-# The official OpenAI clients against a running server.
+# The official OpenAI and Anthropic clients against a running server.
 clients: build
 	@tools/clients/run.sh
 

@@ -23,9 +23,9 @@ type Size uint64
 type Config struct {
 	Model           string   `name:"model" usage:"model folder in Hugging Face layout; empty is the bundled model"`
 	ServedModelName []string `name:"served-model-name" usage:"names under which the API knows the model, default the folder's name"`
-	Host            string   `name:"host" usage:"address of the OpenAI API"`
-	Port            int      `name:"port" usage:"port of the OpenAI API, 0 picks a free one"`
-	APIKey          string   `name:"api-key" usage:"key that clients must send as a bearer token" secret:"true"`
+	Host            string   `name:"host" usage:"address of the API"`
+	Port            int      `name:"port" usage:"port of the API, 0 picks a free one"`
+	APIKey          string   `name:"api-key" usage:"key that clients must send as a bearer token, or as x-api-key" secret:"true"`
 	MaxBodySize     Size     `name:"max-body-size" usage:"largest request body"`
 
 	ChatTemplate    string `name:"chat-template" usage:"file with a chat template (Jinja) that takes the place of the model's own"`

@@ -76,7 +76,8 @@ type chatRequest struct {
 	Echo                bool     `json:"echo"`
 	ParallelToolCalls   *bool    `json:"parallel_tool_calls"`
 	IncludeReasoning    *bool    `json:"include_reasoning"`
-	response            bool     // it was a request for a response
+	prefix, object      string   // of the answer, where it is not a chat's
+	most                int      // tokens of the answer, fewer where there is no room for them, if it is not MaxTokens that says
 }
 
 // conversation is what a chat's prompt is made of; /tokenize takes it too.

@@ -66,18 +66,21 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 	if tokens, err = s.truncate(&req.common, tokens, 0, 0, 1); err != nil { // what fits is answered
 		return nil, err
 	}
-	prefix, object := "chatcmpl-", "chat.completion"
-	if req.response {
-		prefix, object = "resp_", "response"
+	if req.object == "" {
+		req.prefix, req.object = "chatcmpl-", "chat.completion"
 	}
-	p := s.newPlan(&req.common, prefix, object, id)
+	p := s.newPlan(&req.common, req.prefix, req.object, id)
 	p.answer.chat, p.logprobs = true, req.Logprobs
 	base := engine.Request{Prompt: tokens, Logprobs: -1, PromptLogprobs: p.promptLogprobs}
 	if req.Logprobs {
 		base.Logprobs = top
 	}
 	thoughts := s.planThoughts(req, text)
-	if err := s.addJobs(p, &req.common, base, n, 1<<30); err != nil {
+	most := 1 << 30
+	if req.most > 0 {
+		most = min(req.most, most)
+	}
+	if err := s.addJobs(p, &req.common, base, n, most); err != nil {
 		return nil, err
 	}
 	for _, j := range p.jobs {

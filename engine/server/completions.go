@@ -26,7 +26,7 @@ type plan struct {
 	tokenIDs       bool // of prompts and choices are told
 	stream         bool
 	usage          usageChunks
-	response       *response // nil: a chat or a completion
+	own            ownAnswer // of another API, nil: a chat or a completion
 }
 
 // usageChunks says which chunks of a stream carry the usage.
@@ -328,7 +328,7 @@ func (s *Server) answerFailure(ctx *fasthttp.RequestCtx, work context.Context, e
 
 // refuse answers with an error and counts it, where completions were asked for.
 func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
-	if p := path(ctx); ctx.IsPost() && (p == completionsPath || p == chatPath || p == responsesPath) {
+	if p := path(ctx); ctx.IsPost() && (p == completionsPath || p == chatPath || p == responsesPath || p == messagesPath) {
 		s.metrics.failed(p, err)
 	}
 	writeError(ctx, err)

@@ -9,7 +9,7 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// Error is what a client gets: OpenAI's shape with vLLM's types and status codes.
+// Error is what a client gets: OpenAI's shape with vLLM's types and status codes, or Anthropic's (messages.go) with these codes.
 type Error struct {
 	Status  int
 	Type    string
@@ -81,7 +81,13 @@ func writeError(ctx *fasthttp.RequestCtx, err error) {
 	ctx.Response.Reset()
 	ctx.SetStatusCode(e.Status)
 	ctx.SetContentType("application/json")
-	ctx.SetBody(e.body())
+	if !speaksMessages(ctx) {
+		ctx.SetBody(e.body())
+		return
+	}
+	id := "req_" + newID()
+	ctx.Response.Header.Set("Request-Id", id)
+	ctx.SetBody(e.messageBody(id))
 }
 
 func writeJSON(ctx *fasthttp.RequestCtx, v any) {

@@ -12,13 +12,18 @@ import (
 // request is refused, so that its connection can go on.
 const keylessBody = 16 << 10
 
-// hasKey checks the bearer token, if one is needed.
+// hasKey checks the bearer token, if one is needed, or the header that Anthropic's clients put the key in. Both do for all
+// paths, since such a client may ask for models too; of one that sends both, one of them.
 func (s *Server) hasKey(h *fasthttp.RequestHeader) bool {
 	if s.cfg.APIKey == "" {
 		return true
 	}
 	scheme, key, _ := strings.Cut(string(h.Peek("Authorization")), " ")
-	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare([]byte(key), []byte(s.cfg.APIKey)) == 1
+	return strings.EqualFold(scheme, "Bearer") && s.isKey([]byte(key)) || s.isKey(h.Peek("X-Api-Key"))
+}
+
+func (s *Server) isKey(key []byte) bool {
+	return subtle.ConstantTimeCompare(key, []byte(s.cfg.APIKey)) == 1
 }
 
 // headerReceived is called before a request's body is read, all of which would be held in memory: that needs the

@@ -22,6 +22,10 @@ func (s *Server) card(id string) modelCard {
 }
 
 func (s *Server) models(ctx *fasthttp.RequestCtx) {
+	if speaksMessages(ctx) {
+		s.messageModels(ctx)
+		return
+	}
 	cards := make([]modelCard, len(s.cfg.ModelNames))
 	for i, id := range s.cfg.ModelNames {
 		cards[i] = s.card(id)
@@ -37,6 +41,10 @@ func (s *Server) model(ctx *fasthttp.RequestCtx) {
 	}
 	if err := s.checkModel(id); err != nil {
 		writeError(ctx, err)
+		return
+	}
+	if speaksMessages(ctx) {
+		writeJSON(ctx, s.messageModel(id))
 		return
 	}
 	writeJSON(ctx, s.card(id))

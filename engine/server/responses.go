@@ -34,7 +34,7 @@ func (s *Server) planResponse(ctx context.Context, req *responseRequest) (*plan,
 		return nil, err
 	}
 	r := &response{srv: s, store: orDefault(req.Store, true), previous: orDefault(req.Previous, "")}
-	chat := chatRequest{common: req.common, response: true, TopLogprobs: req.TopLogprobs, ParallelToolCalls: req.ParallelToolCalls}
+	chat := chatRequest{common: req.common, prefix: "resp_", object: "response", TopLogprobs: req.TopLogprobs, ParallelToolCalls: req.ParallelToolCalls}
 	chat.RequestID, chat.TemplateVars, chat.IncludeReasoning = "", req.TemplateVars, req.IncludeReasoning
 	chat.MaxTokens, chat.maxTokensField = req.MaxOutputTokens, "max_output_tokens"
 	for _, translate := range []func(*chatRequest) error{req.takeInclude, req.takeText, req.takeReasoning, req.takeTruncation, req.takeTools} {
@@ -56,7 +56,7 @@ func (s *Server) planResponse(ctx context.Context, req *responseRequest) (*plan,
 	if err != nil {
 		return nil, req.inResponse(err)
 	}
-	r.p, r.offered, p.response = p, req.offered, r
+	r.p, r.offered, p.own = p, req.offered, r
 	return p, r.echo(req, &chat)
 }
 

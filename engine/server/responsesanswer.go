@@ -39,16 +39,7 @@ type listener interface {
 }
 
 func (r *response) whole(ctx context.Context) ([]byte, error) {
-	err := r.srv.deltas(ctx, r.p, func(d delta) (err error) {
-		defer recovered(&err)
-		for _, part := range d.parts() {
-			if err := r.add(part); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := r.srv.parts(ctx, r.p, r.add); err != nil {
 		return nil, err
 	}
 	return r.end(), nil

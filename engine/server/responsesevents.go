@@ -15,11 +15,17 @@ type responseEvents struct {
 	number int
 }
 
+// appendEvent begins an event that has a name. Its data has it too, and more members follow.
+func appendEvent(b []byte, kind string) []byte {
+	b = append(append(b, `event: `...), kind...)
+	return appendString(append(b, "\ndata: {\"type\":"...), kind)
+}
+
+func (r *response) events(w *bufio.Writer) events { return &responseEvents{r: r, w: w} }
+
 // event begins an event's data, to which more members follow.
 func (st *responseEvents) event(kind string) []byte {
-	b := append(append(st.buf[:0], `event: `...), kind...)
-	b = appendString(append(b, "\ndata: {\"type\":"...), kind)
-	b = appendInt(append(b, `,"sequence_number":`...), st.number)
+	b := appendInt(append(appendEvent(st.buf[:0], kind), `,"sequence_number":`...), st.number)
 	st.number++
 	return b
 }

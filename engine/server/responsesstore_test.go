@@ -315,19 +315,19 @@ func FuzzResponse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, it := range p.response.input {
+		for _, it := range p.own.(*response).input {
 			again, err := readItem(it.json)
 			if err != nil || !bytes.Equal(again.append(nil, nil), it.json) || bytes.Contains(it.json, []byte("\n")) {
 				t.Errorf("%s is read as %+v (%v)", it.json, again, err)
 			}
 		}
-		p.response.store = false
+		p.own.(*response).store = false
 		for _, d := range []delta{{text: "a", ids: []int32{5}}, {finish: "stop", tokens: []engine.TokenLogprob{{Token: 5}}}} {
-			if err := p.response.add(d); err != nil {
+			if err := p.own.(*response).add(d); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if b := p.response.end(); !json.Valid(b) || bytes.Contains(b, []byte("\n")) {
+		if b := p.own.(*response).end(); !json.Valid(b) || bytes.Contains(b, []byte("\n")) {
 			t.Errorf("%s", b)
 		}
 	})

@@ -1,4 +1,4 @@
-// Package server is the OpenAI API: HTTP in, tokens to a Backend, text out.
+// Package server is the OpenAI API, and Anthropic's: HTTP in, tokens to a Backend, text out.
 //
 //	server.go           routes, start and stop
 //	cors.go             pages of other origins
@@ -23,6 +23,11 @@
 //	responsesanswer.go  deltas -> items -> an answer as one JSON object
 //	responsesevents.go  an answer as server-sent events
 //	responsesstore.go   answers that can be asked for again, and gone on from
+//	messages.go         /v1/messages, Anthropic's API: a request -> a chat; how many tokens one has; models
+//	messagesbody.go     its fields, and those of a chat that they are
+//	messagesturns.go    its messages and their blocks -> those of a chat
+//	messagesanswer.go   deltas -> blocks -> an answer as one JSON object
+//	messagesevents.go   an answer as server-sent events
 //	generate.go         one choice: events -> text, stop strings
 //	whole.go            an answer as one JSON object
 //	stream.go           an answer as server-sent events
@@ -176,24 +181,25 @@ const leastConnections = 16384
 
 // Server is a running API.
 type Server struct {
-	cfg       Config
-	tok       *tokenizer.Tokenizer
-	backend   Backend
-	tools     toolSupport
-	thinking  thinking
-	metrics   *Metrics
-	http      *fasthttp.Server
-	watcher   *watcher
-	grammars  *grammar.Cache[struct{}]
-	responses *responseStore
-	longest   int             // bytes of the longest token
-	ctx       context.Context // of all requests
-	cancel    context.CancelCauseFunc
-	requests  atomic.Uint64
-	created   int64
-	listener  net.Listener
-	done      chan error
-	stopped   atomic.Bool
+	cfg        Config
+	tok        *tokenizer.Tokenizer
+	backend    Backend
+	tools      toolSupport
+	thinking   thinking
+	lateSystem bool // the chat template shows what a system says in the middle of a conversation
+	metrics    *Metrics
+	http       *fasthttp.Server
+	watcher    *watcher
+	grammars   *grammar.Cache[struct{}]
+	responses  *responseStore
+	longest    int             // bytes of the longest token
+	ctx        context.Context // of all requests
+	cancel     context.CancelCauseFunc
+	requests   atomic.Uint64
+	created    int64
+	listener   net.Listener
+	done       chan error
+	stopped    atomic.Bool
 
 	mu   sync.Mutex
 	busy map[net.Conn]struct{} // connections with a request that is not answered to its last byte
@@ -212,6 +218,7 @@ func New(cfg Config, tok *tokenizer.Tokenizer, backend Backend) (*Server, error)
 	s.metrics = newMetrics(backend, cfg)
 	s.tools = probeTools(tok, cfg.ToolCallParser)
 	s.thinking = probeThinking(tok, cfg.ReasoningParser)
+	s.lateSystem = probeSystem(tok)
 	for id := range int32(tok.VocabSize()) {
 		s.longest = max(s.longest, len(tok.TokenBytes(id)))
 	}
@@ -283,6 +290,8 @@ const (
 	completionsPath = "/v1/completions"
 	chatPath        = "/v1/chat/completions"
 	responsesPath   = "/v1/responses"
+	messagesPath    = "/v1/messages"
+	modelsPath      = "/v1/models"
 )
 
 func (s *Server) routes() fasthttp.RequestHandler {
@@ -298,8 +307,10 @@ func (s *Server) routes() fasthttp.RequestHandler {
 	get(responsesPath+"/{id}", s.storedResponse)
 	r.DELETE(responsesPath+"/{id}", s.storedResponse)
 	get(responsesPath+"/{id}/input_items", s.inputItems)
-	get("/v1/models", s.models)
-	get("/v1/models/{id:*}", s.model) // names have slashes
+	r.POST(messagesPath, s.messages)
+	r.POST(messagesPath+"/count_tokens", s.countTokens)
+	get(modelsPath, s.models)
+	get(modelsPath+"/{id:*}", s.model) // names have slashes
 	r.POST("/tokenize", s.tokenize)
 	r.POST("/detokenize", s.detokenize)
 	get("/cluster", s.cluster)

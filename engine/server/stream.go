@@ -20,6 +20,12 @@ type events interface {
 	fail(error) // the answer broke off; the status line is out
 }
 
+// ownAnswer is the answer of an API that does not have the shapes of chats and completions.
+type ownAnswer interface {
+	whole(ctx context.Context) ([]byte, error)
+	events(w *bufio.Writer) events
+}
+
 // streamPlan answers with server-sent events.
 func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *plan, done func()) {
 	ctx.SetContentType("text/event-stream; charset=utf-8")
@@ -32,15 +38,7 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 		st := p.events(w)
 		err := st.begin()
 		if err == nil {
-			err = s.deltas(work, p, func(d delta) (err error) {
-				defer recovered(&err)
-				for _, part := range d.parts() {
-					if err := st.delta(part); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+			err = s.parts(work, p, st.delta)
 		} else {
 			for _, j := range p.jobs {
 				j.stream.Close()
@@ -62,9 +60,22 @@ func (s *Server) streamPlan(ctx *fasthttp.RequestCtx, work context.Context, p *p
 	ctx.SetBodyStream(body{fasthttp.NewStreamReader(send), done}, -1)
 }
 
+// parts is deltas, cut into what events have room for.
+func (s *Server) parts(ctx context.Context, p *plan, each func(delta) error) error {
+	return s.deltas(ctx, p, func(d delta) (err error) {
+		defer recovered(&err)
+		for _, part := range d.parts() {
+			if err := each(part); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 func (p *plan) events(w *bufio.Writer) events {
-	if p.response != nil {
-		return &responseEvents{r: p.response, w: w}
+	if p.own != nil {
+		return p.own.events(w)
 	}
 	return &sse{p: p, w: w, places: make([]place, len(p.jobs)), begun: make([]bool, len(p.jobs)), generated: make([]int, len(p.jobs))}
 }

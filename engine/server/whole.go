@@ -25,8 +25,8 @@ type choice struct {
 
 // wholeAnswer generates all and writes the answer.
 func (s *Server) wholeAnswer(ctx context.Context, p *plan) ([]byte, error) {
-	if p.response != nil {
-		return p.response.whole(ctx)
+	if p.own != nil {
+		return p.own.whole(ctx)
 	}
 	choices, err := s.collect(ctx, p)
 	if err != nil {

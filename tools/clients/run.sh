@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs OpenAI's official Python and JavaScript clients against a cluster of two instances on a free port, and the tests of
+# Runs OpenAI's and Anthropic's official Python and JavaScript clients against a cluster of two instances on a free port, and the tests of
 # the dashboard's figures.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -18,7 +18,7 @@ if ! cmp -s tools/clients/package.json "$work/package.json.installed"; then
     (cd "$work" && npm install --silent --no-audit --no-fund --no-package-lock)
     cp tools/clients/package.json "$work/package.json.installed"
 fi
-cp tools/clients/client.mjs tools/clients/tools.mjs "$work/"
+cp tools/clients/client.mjs tools/clients/tools.mjs tools/clients/messages.mjs "$work/"
 
 node tools/clients/dashboard.mjs
 
@@ -44,7 +44,8 @@ trap 'kill "$pid" 2>/dev/null; wait "$pid" 2>/dev/null || true' EXIT INT TERM
 url=$(address "$work/scripted.out" "$pid" "$work/scripted.log")
 "$work/venv/bin/python" tools/clients/tools.py "$url"
 "$work/venv/bin/python" tools/clients/responses.py "$url"
-(cd "$work" && node tools.mjs "$url")
+"$work/venv/bin/python" tools/clients/messages.py "$url"
+(cd "$work" && node tools.mjs "$url" && node messages.mjs "$url")
 kill -INT "$pid"
 wait "$pid"
 
@@ -60,7 +61,8 @@ url=$(address "$work/server.out" "$pid" "$log")
 
 "$work/venv/bin/python" tools/clients/client.py "$url"
 "$work/venv/bin/python" tools/clients/responses.py "$url"
-(cd "$work" && node client.mjs "$url")
+"$work/venv/bin/python" tools/clients/messages.py "$url"
+(cd "$work" && node client.mjs "$url" && node messages.mjs "$url")
 
 kill -TERM "$pid"
 trap - EXIT INT TERM

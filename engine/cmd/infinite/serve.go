@@ -29,7 +29,7 @@ func givenFlags(cmd *cobra.Command, names []string) (given []string) {
 
 func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "serve [MODEL]", Short: "Serve a model: the OpenAI API and its instances; with --join, one more instance",
+		Use: "serve [MODEL]", Short: "Serve a model: the API and its instances; with --join, one more instance",
 		Args: cobra.MaximumNArgs(1),
 	}
 	load := bindFlags(cmd)
