@@ -403,8 +403,8 @@ func TestSearchOverAnEndedSession(t *testing.T) {
 	r.deliver(s(2), []found{span(p, 1, 0, 1), span(q, 1, 2, 3), span(p, 3, 4, 5)})
 	r.deliver(s(3), nil)
 	r.deliver(s(4), []found{span(p, 4, 1, 4), span(q, 2, 3), span(p, 5, 0, 2), span(p, 6, 5)})
-	wantEvents(t, rec, "found 1: [{{b 3 1 1 2 true} [0 1]} {{b 3 2 1 2 true} [2 3]}]", "found 2: [{{b 3 1 1 2 true} [0 1]}]", "found 3: []",
-		"found 4: [{{b 3 4 1 2 true} [1 4]} {{b 3 5 1 2 true} [0 2]}]")
+	wantEvents(t, rec, "found 1: [{{b 3 1 1 2 true false} [0 1]} {{b 3 2 1 2 true false} [2 3]}]", "found 2: [{{b 3 1 1 2 true false} [0 1]}]", "found 3: []",
+		"found 4: [{{b 3 4 1 2 true false} [1 4]} {{b 3 5 1 2 true false} [0 2]}]")
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p.placing != 0 || q.placing != 0 || len(p.owed.spans) != 2 || p.owed.spans[0].Handle != 3 || p.owed.spans[1].Handle != 6 {

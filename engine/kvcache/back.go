@@ -20,18 +20,24 @@ type Return struct {
 func (r *request) underWay() bool { return r.moving > 0 || len(r.arriving) > 0 }
 
 // Away is where a request has blocks that could come back now, of those instances, and how many at most: the last span
-// there. Where tables are in order it has to be the last of all.
-func (m *Manager) Away(id RequestID, instances []string) (instance string, blocks int) {
+// there. Where tables are in order it has to be the last of all. all is how many it has with these instances together.
+func (m *Manager) Away(id RequestID, instances []string) (instance string, blocks, all int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.get(id)
 	if err != nil || r.wave || r.underWay() {
-		return "", 0
+		return "", 0, 0
 	}
-	if at := m.away(r, func(s Span) bool { return slices.Contains(instances, s.Instance) }); at >= 0 {
-		return r.spans[at].Instance, r.spans[at].Blocks
+	there := func(s Span) bool { return slices.Contains(instances, s.Instance) }
+	for _, s := range r.spans {
+		if there(s) {
+			all += s.Blocks
+		}
 	}
-	return "", 0
+	if at := m.away(r, there); at >= 0 {
+		return r.spans[at].Instance, r.spans[at].Blocks, all
+	}
+	return "", 0, all
 }
 
 // away is the last of a request's spans that is at the right place, -1: there is none.

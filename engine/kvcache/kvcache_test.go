@@ -270,8 +270,8 @@ func runCommand(t *testing.T, mp **Manager, d *datadriven.TestData) string {
 		orphans, err := m.AbortMove(r)
 		return result(err, "orphans %v", endedText(orphans))
 	case "away":
-		at, n := m.Away(r, strings.Split(c.at, ","))
-		return result(nil, "%d at %q", n, at)
+		at, n, all := m.Away(r, strings.Split(c.at, ","))
+		return result(nil, "%d at %q, %d in all", n, at, all)
 	case "return":
 		ret, err := m.BeginReturn(r, c.at, 0, c.n)
 		return result(err, "from %v, block %d on, into %d.%d %v", ret.From, ret.First, ret.Into.Handle, ret.Into.Generation, ret.Into.Blocks)

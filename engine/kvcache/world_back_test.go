@@ -30,7 +30,10 @@ func (w *world) fetch(t *rapid.T) {
 		for at = 0; name(at) != where; at++ {
 		}
 	}
-	where, away := m.Away(id, []string{name(at)})
+	where, away, all := m.Away(id, []string{name(at)})
+	if away > all {
+		t.Fatalf("%d of %d blocks are away", away, all)
+	}
 	if where != "" && where != name(at) {
 		t.Fatalf("%d blocks are away at %s, and not at %s", away, where, name(at))
 	}

@@ -12,26 +12,23 @@ type Return struct {
 	Blocks  int
 }
 
-// bringBack plans returns from instances that are about to leave, the oldest requests first, as far as the pool has room
-// beside what running requests take soon. What has not come back when an instance is gone is computed anew.
+// bringBack plans returns from instances that are about to leave, the oldest requests first, as far as the pool has room.
+// What has not come back when an instance is gone is computed anew.
 func (s *Scheduler) bringBack(view View) {
 	if len(view.Leaving) == 0 {
 		return
 	}
-	room := s.kv.Free() - s.demand()
+	room := s.roomAtHome(view)
 	for _, r := range s.running {
 		room -= r.returning
 	}
 	for _, r := range s.running {
-		if room <= 0 {
-			return
-		}
 		if r.moving > 0 || r.returning > 0 || r.rest > 0 {
 			continue
 		}
-		from, blocks := s.kv.Away(r.ID, view.Leaving)
+		from, blocks, all := s.kv.Away(r.ID, view.Leaving)
 		n := min(blocks, room, s.cfg.MaxOffload)
-		if n == 0 {
+		if n <= 0 || all > room+view.PeersFree {
 			continue
 		}
 		r.returning = n
@@ -40,15 +37,28 @@ func (s *Scheduler) bringBack(view View) {
 	}
 }
 
+// roomAtHome is for how many blocks there is room beside what running requests take soon. Where nobody else has any, more is
+// kept for their answers, as far as these may grow: they fare better with KV that stays where it is until they end.
+func (s *Scheduler) roomAtHome(view View) int {
+	if view.PeersFree == 0 {
+		return s.kv.Free() - s.watermark()
+	}
+	return s.kv.Free() - s.demand()
+}
+
 // comingBack is for how many blocks, of those with instances that are about to leave, there should be room now: those of one
-// return. Others are asked to take blocks for it.
+// return. Others are asked to take blocks for it. A request comes home as a whole or not at all: with a part that is lost all
+// of it is computed anew, and what has come takes the room that its answer needs.
 func (s *Scheduler) comingBack(view View) (blocks int) {
 	if len(view.Leaving) == 0 {
 		return 0
 	}
+	room := s.roomAtHome(view) + view.PeersFree
 	for _, r := range s.running {
-		_, n := s.kv.Away(r.ID, view.Leaving)
-		blocks += n
+		if _, _, all := s.kv.Away(r.ID, view.Leaving); all <= room {
+			blocks += all
+			room -= all
+		}
 	}
 	return min(blocks, s.cfg.MaxOffload)
 }
