@@ -376,6 +376,14 @@ int main(void) {
         test_chunks(TINY_EXPERTS, INF_DTYPE_BF16, isa, 0.15);
         test_chunks(TINY_EXPERTS | TINY_SHARED, INF_DTYPE_BF16, isa, 0.15);
     }
+    const uint32_t families[] = {TINY_GEMMA_2, TINY_GEMMA_3, TINY_OLMO_2, TINY_PARTLY,
+                                 TINY_PARTLY | TINY_GEMMA_3 | INF_MODEL_QKV_BIAS};
+    for (size_t i = 0; i < sizeof(families) / sizeof(families[0]); i++) {
+        for (int32_t isa = 0; isa <= 4; isa++) {
+            test_chunks(families[i], INF_DTYPE_F32, isa, 1e-4);
+            test_chunks(families[i], INF_DTYPE_BF16, isa, 0.15);
+        }
+    }
     for (int32_t isa = 0; isa <= 3; isa++) {
         test_e4m3(0, isa, 0.02);
         test_e4m3(INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM, isa, 0.02);
@@ -385,6 +393,8 @@ int main(void) {
     }
     test_batch(INF_MODEL_QKV_BIAS);
     test_batch(TINY_EXPERTS | TINY_SHARED);
+    test_batch(TINY_GEMMA_3);
+    test_batch(TINY_OLMO_2);
     test_sampled();
     test_masked();
     test_shared_prefix();

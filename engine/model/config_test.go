@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -284,6 +285,7 @@ func FuzzConfig(f *testing.F) {
 		f.Add(data)
 	}
 	f.Add(with(qwen2, fields{"use_sliding_window": true, "sliding_window": 3, "max_window_layers": 1}))
+	f.Add(with("Gemma3ForConditionalGeneration", fields{"text_config": fields{"hidden_size": 64, "intermediate_size": 9, "num_hidden_layers": 2}}))
 	f.Add(with(llama, fields{"rope_scaling": fields{"type": "yarn", "factor": 2, "truncate": false}}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := ParseConfig(data)
@@ -297,10 +299,16 @@ func FuzzConfig(f *testing.F) {
 			t.Fatalf("weights of %d bytes", c.WeightBytes(4))
 		}
 		inv, scale := c.RopeTable()
-		if len(inv) != c.HeadDim/2 || !(scale > 0) {
-			t.Fatalf("rope table of %d with scale %v", len(inv), scale)
+		local := c.LocalRopeTable()
+		if len(inv) != c.rotated()/2 || len(inv) > c.HeadDim/2 || !(scale > 0) || math.IsInf(scale, 0) || local != nil && len(local) != len(inv) {
+			t.Fatalf("rope tables of %d and %d with scale %v", len(inv), len(local), scale)
 		}
-		for _, v := range inv {
+		for _, f := range []float64{c.AttnScale, c.AttnSoftcap, c.LogitSoftcap, c.EmbedScale, c.LogitScale} {
+			if !(f >= 0 && f <= 1e9) {
+				t.Fatalf("a factor of %v in %+v", f, c)
+			}
+		}
+		for _, v := range append(inv, local...) {
 			if !(v >= 0 && v <= 2) {
 				t.Fatalf("inverse frequency %v in %v of %+v", v, inv, c)
 			}

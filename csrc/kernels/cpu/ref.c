@@ -109,9 +109,9 @@ static void ref_rms_norm(inf_pool *pool, const float *x, const float *weight, fl
 }
 
 static void ref_rope(inf_pool *pool, float *x, const float *cos, const float *sin, int32_t rows,
-                     int32_t heads, int32_t head_dim, int32_t ldx) {
+                     int32_t heads, int32_t head_dim, int32_t rotary, int32_t ldx) {
     (void)pool;
-    int32_t half = head_dim / 2;
+    int32_t half = rotary / 2;
     for (int32_t r = 0; r < rows; r++)
         for (int32_t h = 0; h < heads; h++) {
             float *a = x + (size_t)r * ldx + (size_t)h * head_dim, *b = a + half;
@@ -181,6 +181,8 @@ static void attend(const inf_attn *a, int32_t row, int32_t head) {
         load_kv(key, attn_token(a, 0, kv_head, t), dim, a->kv->dtype);
         load_kv(value, attn_token(a, 1, kv_head, t), dim, a->kv->dtype);
         float s = a->scale * dot(q, key, dim);
+        if (a->softcap > 0)
+            s = a->softcap * tanhf(s / a->softcap);
         if (s > m) {
             float shrink = expf(m - s);
             l *= shrink;
@@ -245,14 +247,23 @@ static void ref_merge(float *o, float *lse, const float *o2, const float *lse2, 
     }
 }
 
-static void ref_swiglu(inf_pool *pool, const float *gate, const float *up, float *y, int32_t rows,
-                       int32_t n, int32_t ldx, int32_t ldy) {
+static void ref_gate(inf_pool *pool, int32_t activation, const float *gate, const float *up,
+                     float *y, int32_t rows, int32_t n, int32_t ldx, int32_t ldy) {
     (void)pool;
     for (int32_t r = 0; r < rows; r++)
         for (int32_t i = 0; i < n; i++) {
             size_t at = (size_t)r * ldx + i;
-            y[(size_t)r * ldy + i] = gate[at] / (1.0f + expf(-gate[at])) * up[at];
+            float x = gate[at];
+            if (activation == INF_ACT_GELU_TANH) /* 1 + tanh u = 2 / (1 + e^-2u) */
+                x = x * (GELU_1 + GELU_3 * x * x);
+            y[(size_t)r * ldy + i] = gate[at] / (1.0f + expf(-x)) * up[at];
         }
+}
+
+static void ref_softcap(inf_pool *pool, float *x, int32_t rows, int32_t n, float cap) {
+    (void)pool;
+    for (size_t i = 0; i < (size_t)rows * n; i++)
+        x[i] = cap * tanhf(x[i] / cap);
 }
 
 static void ref_add(float *y, const float *x, int64_t n) {
@@ -272,7 +283,8 @@ const inf_ops *inf_ops_c(void) {
         .kv_append = ref_kv_append,
         .attention = ref_attention,
         .merge = ref_merge,
-        .swiglu = ref_swiglu,
+        .gate = ref_gate,
+        .softcap = ref_softcap,
         .add = ref_add,
     };
     return &ops;
