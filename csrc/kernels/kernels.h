@@ -32,9 +32,10 @@ static inline uint64_t inf_kv_offset(const inf_kv_shape *s, int32_t layer, int32
 }
 
 /* Partial attention of `rows` consecutive queries of one request over one span (design, section 2):
- *   s_j = scale * q.k_j, with softcap > 0 softcap * tanh(scale * q.k_j / softcap);  lse = m + ln sum_j exp(s_j - m);  o = (sum_j exp(s_j - m) v_j) / l
- * The empty span yields o = 0 and lse = -inf. Query row r stands at position q_pos0 + r and sees
- * the keys at positions p with p <= q_pos0 + r and, when window > 0, p > q_pos0 + r - window. */
+ *   s_j = scale * q.k_j, with softcap > 0 softcap * tanh(scale * q.k_j / softcap);  lse = m + ln
+ * sum_j exp(s_j - m);  o = (sum_j exp(s_j - m) v_j) / l The empty span yields o = 0 and lse = -inf.
+ * Query row r stands at position q_pos0 + r and sees the keys at positions p with p <= q_pos0 + r
+ * and, when window > 0, p > q_pos0 + r - window. */
 typedef struct inf_attn {
     const float *q; /* [rows, heads, head_dim] */
     int32_t rows, heads;

@@ -213,8 +213,8 @@ static int finish_rows(inf_forward *f, inf_err *err) {
         uint32_t left = rows - first;
         int32_t n = (int32_t)(left < f->logit_rows ? left : f->logit_rows);
         f->ops->pick_norm(f->lane, f->x, first, n, w->final_norm, f->rows);
-        inf_product p = {f->rows, w->lm_head, NULL, f->logits, n, d->vocab, d->hidden,
-                         1,       d->logit_softcap};
+        inf_product p = {f->rows,  w->lm_head, NULL, f->logits,       n,
+                         d->vocab, d->hidden,  1,    d->logit_softcap};
         f->ops->product(f->lane, &p);
         int status = sample_chunk(f, first, n, err);
         if (status != INF_OK) {

@@ -33,7 +33,8 @@ static void run_experts(inf_forward *f, const inf_layer *l, const float *next, v
     f->ops->add_norm(f->lane, f->x, f->h, l->mlp_post_norm, next, h);
 }
 
-/* x += down(activation(gate(h)) * up(h)), perhaps normed, and on to the next layer's queries, if there is one. */
+/* x += down(activation(gate(h)) * up(h)), perhaps normed, and on to the next layer's queries, if
+ * there is one. */
 static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_weights *w = f->c.weights;
     const inf_layer *l = &w->layers[layer];

@@ -50,7 +50,8 @@ static void check_request(const inf_ops *ops, const request *r) {
             }
             int lse_good = isinf(lse) ? r->lse[at] == -INFINITY : near(r->lse[at], lse, 3e-6);
             CHECK(worst <= 5e-6 && lse_good,
-                  "%s: rows %d heads %d/%d dim %d block %d dtype %d tokens %d window %d ahead %d cap %g, "
+                  "%s: rows %d heads %d/%d dim %d block %d dtype %d tokens %d window %d ahead %d "
+                  "cap %g, "
                   "row %d "
                   "head %d: o off by %g, lse %g, want %g",
                   ops->name, s->rows, s->heads, s->kv_heads, s->dim, s->block_size, s->dtype,

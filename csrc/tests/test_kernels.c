@@ -311,8 +311,9 @@ static void test_gate(const inf_ops *ops, inf_pool *pool, int32_t activation) {
                     double g = gate[i * ld + j],
                            want = activated(activation, g) * gate[i * ld + (j + n) % ld];
                     /* The exponent of gelu's tail is large, and so is its rounding. */
-                    double most = activation == INF_ACT_SILU ? 4e-7
-                                                             : 4e-7 + 3e-7 * (fabs(g) + 0.07 * fabs(g * g * g));
+                    double most = activation == INF_ACT_SILU
+                                      ? 4e-7
+                                      : 4e-7 + 3e-7 * (fabs(g) + 0.07 * fabs(g * g * g));
                     if (j >= n)
                         CHECK(isnan(y[i * ldy + j]), "%s: wrote beyond n", ops->name);
                     else

@@ -19,16 +19,16 @@ enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_LAST + 1, TINY_WI
 /* Beside the flags of a model: the first layer has experts, and a shared one. */
 enum { TINY_EXPERTS = 1 << 30, TINY_SHARED = 1 << 29 };
 /* What Gemma has besides its norms: gelu, a scale and a cap of scores, a cap of logits, a factor of
- * the embedding, and rotations of their own where there is a window. And the first quarters of heads
- * rotated. */
+ * the embedding, and rotations of their own where there is a window. And the first quarters of
+ * heads rotated. */
 enum { TINY_GEMMA = 1 << 28, TINY_PARTLY = 1 << 27 };
 enum { TINY_OWN = TINY_EXPERTS | TINY_SHARED | TINY_GEMMA | TINY_PARTLY };
 /* The families' whole sets. */
 enum {
     TINY_GEMMA_2 = TINY_GEMMA | INF_MODEL_POST_NORMS | INF_MODEL_TIED,
     TINY_GEMMA_3 = TINY_GEMMA_2 | INF_MODEL_QK_NORM,
-    TINY_OLMO_2 = INF_MODEL_POST_NORMS | INF_MODEL_NO_PRE_NORMS | INF_MODEL_QK_NORM |
-                  INF_MODEL_QK_NORM_ALL
+    TINY_OLMO_2 =
+        INF_MODEL_POST_NORMS | INF_MODEL_NO_PRE_NORMS | INF_MODEL_QK_NORM | INF_MODEL_QK_NORM_ALL
 };
 
 typedef struct tiny_model {
@@ -375,8 +375,8 @@ static inline void ref_experts(const inf_device_config *c, float *const *w, cons
     if (c->shared_intermediate > 0) {
         double logit;
         ref_matmul(x, w[INF_ROLE_SHARED_ROUTER], NULL, 1, h, &logit);
-        ref_mlp(INF_ACT_SILU, x, w[INF_ROLE_SHARED_GATE], w[INF_ROLE_SHARED_UP], w[INF_ROLE_SHARED_DOWN],
-                c->shared_intermediate, h, out);
+        ref_mlp(INF_ACT_SILU, x, w[INF_ROLE_SHARED_GATE], w[INF_ROLE_SHARED_UP],
+                w[INF_ROLE_SHARED_DOWN], c->shared_intermediate, h, out);
         for (int k = 0; k < h; k++) {
             y[k] += out[k] / (1 + exp(-logit));
         }

@@ -71,12 +71,15 @@ func (c *Config) localRope(o, p *object, key string, arch architecture) (*object
 				s.refuse(key+".sliding_attention.rope_type", "%q", short([]byte(kind)))
 			}
 			c.partial(o, s, key+".sliding_attention.", arch)
-			p.err = s.err
+			if p.err == nil {
+				p.err = s.err
+			}
 		}
+		full := p.object("full_attention")
 		if o.err = p.err; o.err != nil {
 			return nil, key
 		}
-		p, key = p.object("full_attention"), key+".full_attention"
+		p, key = full, key+".full_attention"
 	}
 	c.LocalTheta = local
 	return p, key

@@ -3,12 +3,14 @@
  *
  *   gemm        y[r, j] = sum_i x[r, i] w[j, i] + bias[j]     2 rows n k flops; reads n k weights
  *   rms_norm    y = x / sqrt(mean(x^2) + eps) * weight        (Zhang and Sennrich 2019)
- *   rope        (a, b) -> (a cos - b sin, b cos + a sin), a = x[i], b = x[i + head_dim / 2]
+ *   rope        (a, b) -> (a cos - b sin, b cos + a sin), a = x[i], b = x[i + rotary / 2]
  *   attention   one pass over the visible keys per (row, head) with the running maximum m, the sum
- * l of exp(s - m) and o, both rescaled by exp(m - m') when the maximum rises to m' (Milakov and
- * Gimelshein 2018; Dao et al. 2022); lse = m + ln l merge       o = (o1 e^{lse1 - m} + o2 e^{lse2 -
- * m}) / (e^{lse1 - m} + e^{lse2 - m}), m = max(lse1, lse2) swiglu      y = gate / (1 + exp(-gate))
- * * up              (Shazeer 2020)
+ *               l of exp(s - m) and o, both rescaled by exp(m - m') when the maximum rises to m'
+ *               (Milakov and Gimelshein 2018; Dao et al. 2022); lse = m + ln l
+ *   merge       o = (o1 e^{lse1 - m} + o2 e^{lse2 - m}) / (e^{lse1 - m} + e^{lse2 - m}),
+ *               m = max(lse1, lse2)
+ *   gate        y = gate / (1 + exp(-gate)) * up (Shazeer 2020), or gelu(gate) * up
+ *   softcap     x = cap tanh(x / cap)                         (Gemma 2, arXiv 2408.00118)
  *
  * Clarity goes before speed here, but the loops are laid out so that a compiler can vectorise the
  * sums that matter: 16 outputs at a time in gemm, 8 strided partial sums in dot products. */

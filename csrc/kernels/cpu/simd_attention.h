@@ -8,8 +8,8 @@
  *
  * A task is one such tile and one KV head (simd_attention_cut.h). It walks over the span in tiles
  * of TILE_T keys:
- *   1. scores  s = (scale q) . k, perhaps capped     4 queries x 4 keys at a time (2 x 4 with 16 registers): the
- * vectors run along head_dim, K is read as it lies, 16 sums per 8 loads
+ *   1. scores  s = (scale q) . k, perhaps capped     4 queries x 4 keys at a time (2 x 4 with 16
+ * registers): the vectors run along head_dim, K is read as it lies, 16 sums per 8 loads
  *   2. softmax m' = max(m, max s), p = exp(s - m'), l = l exp(m - m') + sum p
  *   3. values  o = o exp(m - m') + p v, vectors along head_dim
  * and ends with o / l and lse = m + ln l. Keys lie in blocks; a tile holds one pointer per key, so

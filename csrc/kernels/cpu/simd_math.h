@@ -32,8 +32,8 @@ INLINE vec v_exp(vec x) {
     return v_ldexp(sum, n);
 }
 
-/* tanh(x) = e / (e + 2), e = exp(2x) - 1 = 2^n (exp(r) - 1) + 2^n - 1 with n and r as above, so that
- * small numbers keep their digits. Beyond +-20 it is +-1; NaN stays NaN. */
+/* tanh(x) = e / (e + 2), e = exp(2x) - 1 = 2^n (exp(r) - 1) + 2^n - 1 with n and r as above, so
+ * that small numbers keep their digits. Beyond +-20 it is +-1; NaN stays NaN. */
 INLINE vec v_tanh(vec x) {
     x = v_min(v_set(20.0f), v_max(v_set(-20.0f), x));
     x = v_add(x, x);

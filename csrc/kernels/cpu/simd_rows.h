@@ -1,5 +1,5 @@
 /* The operations that pass once over rows: norm, rotation, activation, addition, merge and append.
- * They do a few flops per number, so bytes decide: rms_norm, swiglu and add read what they name and
+ * They do a few flops per number, so bytes decide: rms_norm, gate and add read what they name and
  * write y, rope and merge read and write in place, append writes K and V in the cache's type. Work
  * is cut into tasks of whole rows of about TASK_NUMBERS, below which a second thread costs more
  * than it gives. */

@@ -55,7 +55,8 @@ template <class S, class L> static int faster(inf_lane *l, const S &small, const
     return choice;
 }
 
-/* gate | up by the library, then activation(gate) * up, with the scale that x lacks; 0 or a status. */
+/* gate | up by the library, then activation(gate) * up, with the scale that x lacks; 0 or a status.
+ */
 static int gated(const inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
     inf_cuda_gate w = {};
     w.gu = p->y;

@@ -10,8 +10,8 @@
  * cos and sin of a row, 4 head_dim bytes, are read by every head of the row; they and the weights
  * stay in caches.
  *
- * A norm over all heads of q or of k, which are far apart, has a kernel of its own in front: it leaves
- * two factors for each row (head_scales).
+ * A norm over all heads of q or of k, which are far apart, has a kernel of its own in front: it
+ * leaves two factors for each row (head_scales).
  *
  * A head is a run of neighbouring threads; each has VECTOR numbers of the first half of those that
  * are rotated and the same VECTOR of the second, the other ends of its rotations, or two runs of
@@ -244,8 +244,8 @@ static bool heads_shape_holds(const inf_cuda_heads *p) {
     const inf_kv_shape *kv = &p->kv;
     return known_dtype(p->act) && kv_format_holds(kv) && p->rows >= 0 && p->heads > 0 &&
            kv->kv_heads > 0 && kv->head_dim > 0 && kv->head_dim % 2 == 0 && p->layer >= 0 &&
-           p->layer < kv->layers && (p->q_norm == NULL) == (p->k_norm == NULL) &&
-           p->rotary >= 0 && p->rotary <= kv->head_dim && p->rotary % 2 == 0 &&
+           p->layer < kv->layers && (p->q_norm == NULL) == (p->k_norm == NULL) && p->rotary >= 0 &&
+           p->rotary <= kv->head_dim && p->rotary % 2 == 0 &&
            (p->scales == NULL || p->q_norm != NULL);
 }
 
@@ -258,8 +258,7 @@ int inf_cuda_heads_launch(const inf_cuda_heads *given, inf_stream stream) {
     all.rotary = all.rotary > 0 ? all.rotary : all.kv.head_dim;
     int half = p->kv.head_dim / 2, lanes = half / VECTOR;
     bool fast = half % VECTOR == 0 && half <= MOST_HALF && (lanes & (lanes - 1)) == 0 &&
-                p->rotary / 2 % VECTOR == 0 &&
-                p->kv.block_bytes % 16 == 0 &&
+                p->rotary / 2 % VECTOR == 0 && p->kv.block_bytes % 16 == 0 &&
                 aligned_16(p->qkv, p->q_norm, p->k_norm, p->cos, p->sin, p->q, p->pool);
     int64_t heads = (int64_t)p->rows * (p->heads + 2 * p->kv.kv_heads);
     int64_t threads = heads * (fast ? lanes : 32);

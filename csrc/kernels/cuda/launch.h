@@ -47,8 +47,8 @@ typedef struct inf_cuda_rope_table {
 int inf_cuda_rope_table_launch(const inf_cuda_rope_table *p, inf_stream stream);
 
 /* x += add (when not NULL), or with post x += add / sqrt(mean(add^2) + eps) * post; y = x /
- * sqrt(mean(x^2) + eps) * weight, or x without a weight (when y is not NULL). Sums in f32, y rounded
- * once. One read and one write of each buffer. */
+ * sqrt(mean(x^2) + eps) * weight, or x without a weight (when y is not NULL). Sums in f32, y
+ * rounded once. One read and one write of each buffer. */
 typedef struct inf_cuda_add_norm {
     float *x;            /* [rows, n], in and out */
     const void *add;     /* [rows, n] of add_dtype; may be y itself */
@@ -104,8 +104,8 @@ typedef struct inf_cuda_softcap {
 } inf_cuda_softcap;
 int inf_cuda_softcap_launch(const inf_cuda_softcap *p, inf_stream stream);
 
-/* y = activation(s gate) * s up, gu = [rows, gate n | up n]. s is 1, or of each row what its x was not
- * scaled by, see inf_cuda_small. */
+/* y = activation(s gate) * s up, gu = [rows, gate n | up n]. s is 1, or of each row what its x was
+ * not scaled by, see inf_cuda_small. */
 typedef struct inf_cuda_gate {
     const void *gu; /* [rows, 2 n] of act */
     void *y;        /* [rows, n] of act */

@@ -327,7 +327,8 @@ int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream) {
     if (p->rows == 0 || (!adds && !gives)) {
         return 0;
     }
-    if (p->n % VECTOR == 0 && p->n <= MAX_HELD && aligned_16(p->x, p->add, p->post, p->weight, p->y)) {
+    if (p->n % VECTOR == 0 && p->n <= MAX_HELD &&
+        aligned_16(p->x, p->add, p->post, p->weight, p->y)) {
         return p->n <= MAX_HELD / 2 ? add_norm_held<1>(p, stream) : add_norm_held<2>(p, stream);
     }
     return (int)INF_LAUNCH_EARLY(p->early != 0, add_norm_any_kernel, dim3((unsigned)p->rows),

@@ -192,14 +192,9 @@ static void step_embed(inf_lane *l, const void *table, float *x) {
     lane_enter(l);
     int32_t hidden = l->dims.hidden;
     float scale = l->dims.embed_scale != 0 ? l->dims.embed_scale : 1.0f;
-    inf_cuda_embed p = {rows_of(l, l->tokens, 1),
-                        table,
-                        rows_of(l, x, hidden),
-                        l->dims.dtype,
-                        l->rows,
-                        hidden,
-                        l->backend->early_rows,
-                        scale};
+    inf_cuda_embed p = {
+        rows_of(l, l->tokens, 1), table, rows_of(l, x, hidden), l->dims.dtype, l->rows, hidden,
+        l->backend->early_rows,   scale};
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
 }
 
@@ -345,8 +340,8 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
     p.early = l->backend->early_rows;
     if (l->head_scales != NULL) {
         p.scales = l->head_scales;
-        inf_cuda_head_scales s = {p.qkv,         l->head_scales,   p.act, p.rows, p.heads,
-                                  p.kv.kv_heads, p.kv.head_dim, p.eps, p.early};
+        inf_cuda_head_scales s = {p.qkv,         l->head_scales, p.act, p.rows, p.heads,
+                                  p.kv.kv_heads, p.kv.head_dim,  p.eps, p.early};
         lane_ok(l, inf_cuda_head_scales_launch(&s, l->stream), "the norms over all heads");
     }
     lane_ok(l, inf_cuda_heads_launch(&p, l->stream), "heads");

@@ -104,7 +104,14 @@ static const int32_t heads_of[][2] = {{4, 1},  {8, 2}, {2, 2}, {3, 1},
 static form random_form(int32_t act, int32_t kv, int32_t out, int32_t head_dim) {
     int32_t h = below(8);
     static const int32_t windows[] = {0, 0, 1, 7, 33, 100, 1000};
-    return {act, kv, out, head_dim, heads_of[h][0], heads_of[h][1], 0, one_of(windows, 7),
+    return {act,
+            kv,
+            out,
+            head_dim,
+            heads_of[h][0],
+            heads_of[h][1],
+            0,
+            one_of(windows, 7),
             below(3) == 0 ? (below(2) ? 2.0f : 50.0f) : 0.0f};
 }
 

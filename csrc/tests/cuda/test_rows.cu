@@ -23,7 +23,7 @@ static void check_embed(int32_t dtype, int32_t rows, int32_t hidden) {
     guarded x = guard((size_t)rows * hidden * 4, some_shift(INF_DTYPE_F32));
     const float scale = below(2) ? 1.0f : 5.5f;
     inf_cuda_embed p = {ids.as<int32_t>(), in.p(), x.as<float>(), dtype, rows, hidden,
-                        some_early(), scale};
+                        some_early(),      scale};
     CHECK(inf_cuda_embed_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got = take(x);
     size_t wrong = 0;
@@ -139,7 +139,9 @@ static void check_add_norm(const norm_case &c) {
     inf_cuda_add_norm p = {gx.as<float>(),
                            c.add ? ga.p() : NULL,
                            c.weight ? gw.as<float>() : NULL,
-                           !gives ? NULL : c.in_place ? ga.p() : gy.p(),
+                           !gives       ? NULL
+                           : c.in_place ? ga.p()
+                                        : gy.p(),
                            c.pick ? gp.as<int32_t>() : NULL,
                            c.add,
                            c.y,
@@ -176,7 +178,8 @@ static void check_add_norm(const norm_case &c) {
         changed += (c.in_place || !gives) && got_y[i] != UNWRITTEN;
     }
     CHECK(wrong_x + wrong_y + changed == 0,
-          "add %s, y %s, %d rows of %d, weight %d, in place %d, pick %d, shift %d, post %d: %zu of x, %zu "
+          "add %s, y %s, %d rows of %d, weight %d, in place %d, pick %d, shift %d, post %d: %zu of "
+          "x, %zu "
           "of y are wrong, %zu were not to be written",
           c.add ? format_name(c.add) : "none", format_name(c.y), c.rows, c.n, c.weight, c.in_place,
           c.pick, c.shift, c.post, wrong_x, wrong_y, changed);
@@ -250,9 +253,16 @@ static void check_gate(int32_t act, int32_t rows, int32_t n, int32_t squares) {
         memcpy(bytes.data(), sums.data(), bytes.size());
     }
     guarded of = guard_copy(bytes, 0);
-    inf_cuda_gate p = {
-        in.p(),  y.p(), act, rows, n, some_early(), squares > 0 ? (const float *)of.p() : NULL,
-        squares, 1e-5f, activation};
+    inf_cuda_gate p = {in.p(),
+                       y.p(),
+                       act,
+                       rows,
+                       n,
+                       some_early(),
+                       squares > 0 ? (const float *)of.p() : NULL,
+                       squares,
+                       1e-5f,
+                       activation};
     CHECK(inf_cuda_gate_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got = take(y);
     size_t wrong = 0;
