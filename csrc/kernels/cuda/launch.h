@@ -21,7 +21,7 @@ extern "C" {
 
 typedef void *inf_stream; /* a cudaStream_t */
 
-/* ---- rows.cu: everything that walks rows once; bound by memory ---- */
+/* ---- rows.cu, norms.cu: everything that walks rows once; bound by memory ---- */
 
 /* x[r, :] = scale * table[tokens[r], :] */
 typedef struct inf_cuda_embed {
