@@ -54,7 +54,7 @@ static int run(const product_shape &s, int32_t rows, bool small, const uint8_t *
         p.y_f32 = s.f32, p.gate = s.gate, p.early = early, p.three = three;
         return inf_cuda_small_launch(&p, stream);
     }
-    inf_product p = {x, weights, NULL, y, rows, (int32_t)outs, s.k, s.f32};
+    inf_product p = {x, weights, NULL, y, rows, (int32_t)outs, s.k, s.f32, 0};
     return inf_cuda_product(library, &p, stream);
 }
 

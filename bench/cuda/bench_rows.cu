@@ -87,18 +87,18 @@ static void bench_rows() {
     printf("%-22s %6s %10s %10s %9s\n", "", "rows", "us", "us early", "GB/s");
     for (int32_t rows : counts) {
         double r = rows;
-        inf_cuda_embed embed = {d_tokens, table, x, BF16, rows, HIDDEN, 0};
+        inf_cuda_embed embed = {d_tokens, table, x, BF16, rows, HIDDEN, 0, 1};
         measure("embed", rows, embed, inf_cuda_embed_launch, r * HIDDEN * 6);
         inf_cuda_rope_table rope = {d_position, inv_freq, cos, sin, 1, rows, DIM / 2, 0};
         measure("rope_table", rows, rope, inf_cuda_rope_table_launch, r * DIM * 4);
         CUDA(cudaMemset(x, 0, most * HIDDEN * sizeof(float)));
-        inf_cuda_add_norm norm = {x, h, weight, h, NULL, BF16, BF16, rows, HIDDEN, 1e-5f, 0};
+        inf_cuda_add_norm norm = {x, h, weight, h, NULL, BF16, BF16, rows, HIDDEN, 1e-5f, 0, NULL};
         measure("add_norm", rows, norm, inf_cuda_add_norm_launch, r * HIDDEN * 12);
-        inf_cuda_heads heads = {qkv,     weight,  weight, cos,  sin,   h, pool,  kv,
-                                d_block, d_index, BF16,   rows, HEADS, 0, 1e-5f, 0};
+        inf_cuda_heads heads = {qkv,     weight, weight, cos,   sin, h,     pool, kv, d_block,
+                                d_index, BF16,   rows,   HEADS, 0,   1e-5f, 0,    0,  NULL};
         measure("heads", rows, heads, inf_cuda_heads_launch, r * QKV * 4);
-        inf_cuda_swiglu swiglu = {gu, y, BF16, rows, INNER, 0, NULL, 0, 0};
-        measure("swiglu", rows, swiglu, inf_cuda_swiglu_launch, r * INNER * 6);
+        inf_cuda_gate swiglu = {gu, y, BF16, rows, INNER, 0, NULL, 0, 0, INF_ACT_SILU};
+        measure("swiglu", rows, swiglu, inf_cuda_gate_launch, r * INNER * 6);
         inf_cuda_cast cast = {x, h, INF_DTYPE_F32, BF16, (int64_t)rows * HIDDEN, 0};
         measure("cast f32 to bf16", rows, cast, inf_cuda_cast_launch, r * HIDDEN * 6);
     }

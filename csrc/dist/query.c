@@ -128,6 +128,7 @@ static inf_attn attn_args(const inf_dist *d, const inf_query *m, const inf_wire_
                       .n_tokens = e->n_tokens,
                       .window = d->windows[m->head.layer],
                       .scale = d->scale,
+                      .softcap = d->config.attn_softcap,
                       .o = m->o + w->row_off * row,
                       .lse = m->lse + (size_t)w->row_off * (size_t)d->heads};
 }

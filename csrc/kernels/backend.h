@@ -93,7 +93,7 @@ typedef struct inf_lane_config {
     inf_kv_shape kv;
     uint8_t *pool;          /* device; [num_blocks] blocks */
     const int32_t *windows; /* [layers] */
-    const float *inv_freq;  /* [head_dim / 2] */
+    const float *inv_freq;  /* [ropes, rotary_dim / 2] */
     float scale;            /* of q.k */
     inf_pool *threads;      /* CPU: the lane's team, borrowed; NULL: the caller alone */
     int32_t max_rows;       /* query rows of one attend or answer */
@@ -118,6 +118,7 @@ typedef struct inf_product {
     void *y;
     int32_t rows, n, k;
     int32_t y_f32;
+    float softcap; /* of logits: y = softcap tanh(y / softcap); 0: none */
 } inf_product;
 
 /* The MLP of a layer with experts (inf_device_config.experts): y[rows, hidden], of act, from x of
@@ -137,7 +138,7 @@ typedef struct inf_experts {
 /* A layer's tensors for heads. */
 typedef struct inf_heads {
     const void *qkv;              /* [rows, (heads + 2 kv_heads) * head_dim] of act */
-    const float *q_norm, *k_norm; /* [head_dim] each, or NULL */
+    const float *q_norm, *k_norm; /* as inf_device_config.model_flags says, or NULL */
     void *q;                      /* [rows, heads, head_dim] of act, out */
     int32_t layer;
 } inf_heads;
@@ -298,16 +299,19 @@ struct inf_backend_ops {
     int (*record)(inf_lane *, uint32_t key);
     int (*recorded)(inf_lane *);
 
-    /* x[r, :] = table[token r, :] */
+    /* x[r, :] = embed_scale table[token r, :] */
     void (*embed)(inf_lane *, const void *table, float *x);
-    /* x += add (NULL: nothing); y = rms_norm(x) * weight (weight NULL: nothing). x [rows, hidden].
-     */
-    void (*add_norm)(inf_lane *, float *x, const void *add, const float *weight, void *y);
+    /* x += add (NULL: nothing), or where post is not NULL x += rms_norm(add) * post, and add may be
+     * changed; y = rms_norm(x) * weight, or x where weight is NULL (y NULL: nothing). x [rows,
+     * hidden]. */
+    void (*add_norm)(inf_lane *, float *x, void *add, const float *post, const float *weight,
+                     void *y);
     /* y[i, :] = rms_norm(x[row of output row first + i, :]) * weight for n output rows. */
     void (*pick_norm)(inf_lane *, const float *x, uint32_t first, int32_t n, const float *weight,
                       void *y);
     void (*product)(inf_lane *, const inf_product *p);
-    /* q and k norms, rotation, q packed, k and v appended to the pool. */
+    /* q and k norms, rotation (the layer's, inf_device_config.ropes), q packed, k and v appended to
+     * the pool. */
     void (*heads)(inf_lane *, const inf_heads *p);
     /* Local partials of all rows. Not open: o is final. Open: o is settled after merges, by settle.
      */
@@ -320,12 +324,13 @@ struct inf_backend_ops {
                  int32_t stride);
     /* After the last merge of a layer, of which there may be none. */
     void (*settle)(inf_lane *, void *o);
-    /* The same, and then x += product; y = rms_norm(x) * weight (weight NULL: only x). p->y is room
-     * for the product, of which nobody else takes note; it may be y. y is for products alone: a
-     * device may leave out what it puts into them. */
-    void (*product_norm)(inf_lane *, const inf_product *p, float *x, const float *weight, void *y);
-    /* The product's outputs are gate | up; y [rows, intermediate] = silu(gate) * up. p->y is room
-     * for the product, of which nobody else takes note. */
+    /* A product, and then add_norm of x and it. p->y is room for the product, of which nobody else
+     * takes note; it may be y. y is for products alone: a device may leave out what it puts into
+     * them. */
+    void (*product_norm)(inf_lane *, const inf_product *p, float *x, const float *post,
+                         const float *weight, void *y);
+    /* The product's outputs are gate | up; y [rows, intermediate] = activation(gate) * up. p->y is
+     * room for the product, of which nobody else takes note. */
     void (*gated)(inf_lane *, const inf_product *p, void *y);
     /* Room for what is in between is the lane's. */
     void (*experts)(inf_lane *, const inf_experts *p);
@@ -384,7 +389,7 @@ int inf_backend_cuda(int32_t ordinal, const inf_device_config *config, inf_backe
 
 /* What the library exports. The sizes are those that the caller was built with; a library that was
  * built with others is refused. */
-#define INF_CUDA_OPEN "inf_cuda_backend_open_11"
+#define INF_CUDA_OPEN "inf_cuda_backend_open_12"
 typedef int (*inf_cuda_open_fn)(int32_t ordinal, const inf_device_config *config,
                                 uint64_t config_bytes, uint64_t ops_bytes, inf_backend **out,
                                 inf_err *err);

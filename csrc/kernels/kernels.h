@@ -32,9 +32,10 @@ static inline uint64_t inf_kv_offset(const inf_kv_shape *s, int32_t layer, int32
 }
 
 /* Partial attention of `rows` consecutive queries of one request over one span (design, section 2):
- *   s_j = scale * q.k_j;  lse = m + ln sum_j exp(s_j - m);  o = (sum_j exp(s_j - m) v_j) / l
- * The empty span yields o = 0 and lse = -inf. Query row r stands at position q_pos0 + r and sees
- * the keys at positions p with p <= q_pos0 + r and, when window > 0, p > q_pos0 + r - window. */
+ *   s_j = scale * q.k_j, with softcap > 0 softcap * tanh(scale * q.k_j / softcap);  lse = m + ln
+ * sum_j exp(s_j - m);  o = (sum_j exp(s_j - m) v_j) / l The empty span yields o = 0 and lse = -inf.
+ * Query row r stands at position q_pos0 + r and sees the keys at positions p with p <= q_pos0 + r
+ * and, when window > 0, p > q_pos0 + r - window. */
 typedef struct inf_attn {
     const float *q; /* [rows, heads, head_dim] */
     int32_t rows, heads;
@@ -46,7 +47,7 @@ typedef struct inf_attn {
     uint32_t kv_pos0;      /* position of the first token of blocks[0] */
     uint32_t n_tokens;     /* keys in the span */
     int32_t window;        /* 0: none */
-    float scale;
+    float scale, softcap;
     float *o;   /* [rows, heads, head_dim] */
     float *lse; /* [rows, heads], base e */
 } inf_attn;
@@ -89,9 +90,10 @@ typedef struct inf_ops {
     void (*rms_norm)(inf_pool *pool, const float *x, const float *weight, float *y, int32_t rows,
                      int32_t n, int32_t ldx, int32_t ldy, float eps);
 
-    /* Rotates pairs (i, i + head_dim/2) in place; cos, sin: [rows, head_dim/2]. */
+    /* Rotates pairs (i, i + rotary/2) of a head's first `rotary` numbers in place; cos, sin: [rows,
+     * rotary/2]. */
     void (*rope)(inf_pool *pool, float *x, const float *cos, const float *sin, int32_t rows,
-                 int32_t heads, int32_t head_dim, int32_t ldx);
+                 int32_t heads, int32_t head_dim, int32_t rotary, int32_t ldx);
 
     /* Appends K and V [rows, kv_heads, head_dim] at local token index t0 of a block list, in the
      * format of kv. */
@@ -105,9 +107,12 @@ typedef struct inf_ops {
     void (*merge)(float *o, float *lse, const float *o2, const float *lse2, int32_t rows,
                   int32_t heads, int32_t head_dim);
 
-    /* y = silu(gate) * up */
-    void (*swiglu)(inf_pool *pool, const float *gate, const float *up, float *y, int32_t rows,
-                   int32_t n, int32_t ldx, int32_t ldy);
+    /* y = activation(gate) * up, of an INF_ACT_* */
+    void (*gate)(inf_pool *pool, int32_t activation, const float *gate, const float *up, float *y,
+                 int32_t rows, int32_t n, int32_t ldx, int32_t ldy);
+
+    /* x = cap * tanh(x / cap), [rows, n] */
+    void (*softcap)(inf_pool *pool, float *x, int32_t rows, int32_t n, float cap);
 
     /* y += x, n numbers */
     void (*add)(float *y, const float *x, int64_t n);

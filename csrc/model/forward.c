@@ -6,7 +6,9 @@
 
 #include "runtime/fail.h"
 
-float inf_attention_scale(int32_t head_dim) { return (float)(1.0 / sqrt((double)head_dim)); }
+float inf_attention_scale(const inf_device_config *c) {
+    return c->attn_scale > 0 ? c->attn_scale : (float)(1.0 / sqrt((double)c->head_dim));
+}
 
 static int take_device_memory(inf_forward *f) {
     const inf_device_config *d = &f->dims;
@@ -93,7 +95,7 @@ int inf_forward_open(const inf_forward_config *config, inf_forward **out, inf_er
                             .pool = config->pool,
                             .windows = config->windows,
                             .inv_freq = config->inv_freq,
-                            .scale = inf_attention_scale(f->dims.head_dim),
+                            .scale = inf_attention_scale(&f->dims),
                             .threads = config->threads,
                             .max_rows = f->dims.max_tokens,
                             .max_segments = f->dims.max_seqs,
@@ -211,7 +213,8 @@ static int finish_rows(inf_forward *f, inf_err *err) {
         uint32_t left = rows - first;
         int32_t n = (int32_t)(left < f->logit_rows ? left : f->logit_rows);
         f->ops->pick_norm(f->lane, f->x, first, n, w->final_norm, f->rows);
-        inf_product p = {f->rows, w->lm_head, NULL, f->logits, n, d->vocab, d->hidden, 1};
+        inf_product p = {f->rows,  w->lm_head, NULL, f->logits,       n,
+                         d->vocab, d->hidden,  1,    d->logit_softcap};
         f->ops->product(f->lane, &p);
         int status = sample_chunk(f, first, n, err);
         if (status != INF_OK) {

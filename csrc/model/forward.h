@@ -1,8 +1,11 @@
 /* One step of a decoder-only transformer (the Llama family: RMS norm, rotary positions,
- * grouped-query attention, SwiGLU), the order of the layers written once over inf_backend_ops.
+ * grouped-query attention, a gated MLP; what other families have otherwise is in
+ * inf_device_config), the order of the layers written once over inf_backend_ops.
  *
  * Formulas: Llama (arXiv 2302.13971), RoPE (2104.09864) with the half-split pairing of its Hugging
- * Face form, per-head q and k norm as in Qwen3 (2505.09388), DistAttention as in dist/dist.h. */
+ * Face form, per-head q and k norm as in Qwen3 (2505.09388), norms behind
+ * attention and MLP and caps of scores and logits as in Gemma 2 (2408.00118), norms behind alone
+ * and over all heads as in OLMo 2 (2501.00656), DistAttention as in dist/dist.h. */
 #ifndef INF_MODEL_FORWARD_H
 #define INF_MODEL_FORWARD_H
 
@@ -22,7 +25,7 @@ typedef struct inf_forward_config {
     inf_dist *dist;
     inf_kv_shape kv;
     uint8_t *pool;          /* [num_blocks] KV blocks, the backend's memory */
-    const float *inv_freq;  /* [head_dim / 2] */
+    const float *inv_freq;  /* [ropes, rotary_dim / 2] */
     const int32_t *windows; /* [layers] */
     inf_slot *const *slots; /* [max_seqs] */
 } inf_forward_config;
@@ -42,7 +45,7 @@ int inf_forward_slot_open(inf_forward *forward, uint32_t slot, const inf_samplin
 
 void inf_forward_close(inf_forward *forward);
 
-/* The factor of q.k: 1 / sqrt(head_dim). Home and creditors must use the same one. */
-float inf_attention_scale(int32_t head_dim);
+/* The factor of q.k. Home and creditors must use the same one. */
+float inf_attention_scale(const inf_device_config *config);
 
 #endif

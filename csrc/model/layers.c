@@ -6,7 +6,8 @@
  * wave are others' to read. */
 static void project(inf_forward *f, int32_t layer) {
     const inf_layer *l = &f->c.weights->layers[layer];
-    inf_product qkv = {f->h, l->qkv, l->qkv_bias, f->qkv, f->n_rows, f->qkv_dim, f->dims.hidden, 0};
+    inf_product qkv = {f->h,       l->qkv,         l->qkv_bias, f->qkv, f->n_rows,
+                       f->qkv_dim, f->dims.hidden, 0,           0};
     f->ops->product(f->lane, &qkv);
     inf_heads heads = {f->qkv, l->q_norm, l->k_norm, f->q, layer};
     f->ops->heads(f->lane, &heads);
@@ -15,35 +16,39 @@ static void project(inf_forward *f, int32_t layer) {
     }
 }
 
-/* From attention's output to the MLP's input: x += o_proj(o), and its norm. */
+/* From attention's output to the MLP's input: x += o_proj(o), perhaps normed, and the norm of x.
+ */
 static void finish_attention(inf_forward *f, int32_t layer) {
     const inf_layer *l = &f->c.weights->layers[layer];
-    inf_product o = {f->o, l->o, NULL, f->h, f->n_rows, f->dims.hidden, f->q_dim, 0};
-    f->ops->product_norm(f->lane, &o, f->x, l->mlp_norm, f->h);
+    inf_product o = {f->o, l->o, NULL, f->h, f->n_rows, f->dims.hidden, f->q_dim, 0, 0};
+    f->ops->product_norm(f->lane, &o, f->x, l->attn_post_norm, l->mlp_norm, f->h);
 }
 
 /* The same of a layer with experts: x += what they give, and the next norm. */
-static void run_experts(inf_forward *f, const inf_expert_weights *e, const float *next) {
+static void run_experts(inf_forward *f, const inf_layer *l, const float *next, void *h) {
+    const inf_expert_weights *e = l->experts;
     inf_experts p = {f->h,           e->router, e->gate_up_list, e->down_list, e->shared_gate_up,
                      e->shared_down, f->h,      f->n_rows};
     f->ops->experts(f->lane, &p);
-    f->ops->add_norm(f->lane, f->x, f->h, next, f->h);
+    f->ops->add_norm(f->lane, f->x, f->h, l->mlp_post_norm, next, h);
 }
 
-/* x += down(silu(gate(h)) * up(h)), and on to the next layer's queries, if there is one. */
+/* x += down(activation(gate(h)) * up(h)), perhaps normed, and on to the next layer's queries, if
+ * there is one. */
 static void finish_layer(inf_forward *f, int32_t layer) {
     const inf_weights *w = f->c.weights;
     const inf_layer *l = &w->layers[layer];
     const inf_device_config *d = &f->dims;
     int32_t rows = f->n_rows, more = layer + 1 < d->layers;
     const float *next = more ? w->layers[layer + 1].attn_norm : NULL;
+    void *h = more ? f->h : NULL;
     if (l->experts != NULL) {
-        run_experts(f, l->experts, next);
+        run_experts(f, l, next, h);
     } else {
-        inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * f->inner, d->hidden, 0};
-        inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, f->inner, 0};
+        inf_product gate_up = {f->h, l->gate_up, NULL, f->gu, rows, 2 * f->inner, d->hidden, 0, 0};
+        inf_product down = {f->act, l->down, NULL, f->h, rows, d->hidden, f->inner, 0, 0};
         f->ops->gated(f->lane, &gate_up, f->act);
-        f->ops->product_norm(f->lane, &down, f->x, next, f->h);
+        f->ops->product_norm(f->lane, &down, f->x, l->mlp_post_norm, next, h);
     }
     if (more) {
         project(f, layer + 1);
@@ -53,7 +58,7 @@ static void finish_layer(inf_forward *f, int32_t layer) {
 static void start_layers(inf_forward *f) {
     const inf_weights *w = f->c.weights;
     f->ops->embed(f->lane, w->embed, f->x);
-    f->ops->add_norm(f->lane, f->x, NULL, w->layers[0].attn_norm, f->h);
+    f->ops->add_norm(f->lane, f->x, NULL, NULL, w->layers[0].attn_norm, f->h);
     project(f, 0);
 }
 

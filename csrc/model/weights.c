@@ -48,7 +48,8 @@ void inf_weights_close(inf_weights *w) {
     }
     for (int32_t i = 0; i < w->config.layers; i++) {
         inf_layer *l = &w->layers[i];
-        void *vectors[] = {l->attn_norm, l->mlp_norm, l->q_norm, l->k_norm, l->qkv_bias};
+        void *vectors[] = {l->attn_norm, l->mlp_norm, l->attn_post_norm, l->mlp_post_norm,
+                           l->q_norm,    l->k_norm,   l->qkv_bias};
         void *matrices[] = {l->qkv, l->o, l->gate_up, l->down};
         for (size_t k = 0; k < sizeof vectors / sizeof *vectors; k++) {
             drop(w, vectors[k]);
@@ -145,6 +146,12 @@ static int take_piece(const inf_weights *w, uint8_t **stage, void **dst, int64_t
     return inf_take_piece(w, &g, at, last, in);
 }
 
+/* Numbers of a layer's norm of q or, with `k`, of k. */
+static int64_t qk_norm_size(const inf_device_config *c, int k) {
+    int all = (c->model_flags & INF_MODEL_QK_NORM_ALL) != 0;
+    return (int64_t)c->head_dim * (all ? k ? c->kv_heads : c->heads : 1);
+}
+
 /* The shape a role has in this model; 0 when the model has no such tensor. */
 static int role_shape(const inf_device_config *c, int32_t role, int64_t *rows, int64_t *cols) {
     if (is_of_experts(role)) {
@@ -154,6 +161,14 @@ static int role_shape(const inf_device_config *c, int32_t role, int64_t *rows, i
     int bias = (c->model_flags & INF_MODEL_QKV_BIAS) != 0;
     int norm = (c->model_flags & INF_MODEL_QK_NORM) != 0;
     switch (role) {
+    case INF_ROLE_ATTN_NORM:
+    case INF_ROLE_MLP_NORM:
+        *rows = 1, *cols = c->hidden;
+        return (c->model_flags & INF_MODEL_NO_PRE_NORMS) == 0;
+    case INF_ROLE_ATTN_POST_NORM:
+    case INF_ROLE_MLP_POST_NORM:
+        *rows = 1, *cols = c->hidden;
+        return (c->model_flags & INF_MODEL_POST_NORMS) != 0;
     case INF_ROLE_LM_HEAD:
         *rows = c->vocab, *cols = c->hidden;
         return (c->model_flags & INF_MODEL_TIED) == 0;
@@ -161,8 +176,6 @@ static int role_shape(const inf_device_config *c, int32_t role, int64_t *rows, i
         *rows = c->vocab, *cols = c->hidden;
         return 1;
     case INF_ROLE_FINAL_NORM:
-    case INF_ROLE_ATTN_NORM:
-    case INF_ROLE_MLP_NORM:
         *rows = 1, *cols = c->hidden;
         return 1;
     case INF_ROLE_Q:
@@ -181,7 +194,7 @@ static int role_shape(const inf_device_config *c, int32_t role, int64_t *rows, i
         return bias;
     case INF_ROLE_Q_NORM:
     case INF_ROLE_K_NORM:
-        *rows = 1, *cols = c->head_dim;
+        *rows = 1, *cols = qk_norm_size(c, role == INF_ROLE_K_NORM);
         return norm;
     case INF_ROLE_O:
         *rows = c->hidden, *cols = q;
@@ -231,6 +244,10 @@ static int take_layer(const inf_weights *w, inf_layer *l, int32_t role, const in
         return take_vector(&l->attn_norm, in->cols, 0, 1, in);
     case INF_ROLE_MLP_NORM:
         return take_vector(&l->mlp_norm, in->cols, 0, 1, in);
+    case INF_ROLE_ATTN_POST_NORM:
+        return take_vector(&l->attn_post_norm, in->cols, 0, 1, in);
+    case INF_ROLE_MLP_POST_NORM:
+        return take_vector(&l->mlp_post_norm, in->cols, 0, 1, in);
     case INF_ROLE_Q_NORM:
         return take_vector(&l->q_norm, in->cols, 0, 1, in);
     case INF_ROLE_K_NORM:
@@ -339,7 +356,7 @@ static int all_came(const inf_weights *w, inf_err *err) {
     }
     for (int32_t i = 0; i < w->config.layers; i++) {
         const inf_layer *l = &w->layers[i];
-        for (int32_t role = INF_ROLE_ATTN_NORM; role <= INF_ROLE_SHARED_ROUTER; role++) {
+        for (int32_t role = INF_ROLE_ATTN_NORM; role <= INF_ROLE_LAST; role++) {
             int here = l->experts != NULL ? role < INF_ROLE_GATE || role > INF_ROLE_DOWN
                                           : !is_of_experts(role);
             if (here && role_shape(&w->config, role, &rows, &cols) &&
@@ -391,8 +408,10 @@ int inf_weights_complete(inf_weights *w, inf_err *err) {
         inf_layer *l = &w->layers[i];
         give(w, (void **)&l->attn_norm, c->hidden, INF_DTYPE_F32, INF_CUT_NONE, &status);
         give(w, (void **)&l->mlp_norm, c->hidden, INF_DTYPE_F32, INF_CUT_NONE, &status);
-        give(w, (void **)&l->q_norm, c->head_dim, INF_DTYPE_F32, INF_CUT_NONE, &status);
-        give(w, (void **)&l->k_norm, c->head_dim, INF_DTYPE_F32, INF_CUT_NONE, &status);
+        give(w, (void **)&l->attn_post_norm, c->hidden, INF_DTYPE_F32, INF_CUT_NONE, &status);
+        give(w, (void **)&l->mlp_post_norm, c->hidden, INF_DTYPE_F32, INF_CUT_NONE, &status);
+        give(w, (void **)&l->q_norm, qk_norm_size(c, 0), INF_DTYPE_F32, INF_CUT_NONE, &status);
+        give(w, (void **)&l->k_norm, qk_norm_size(c, 1), INF_DTYPE_F32, INF_CUT_NONE, &status);
         give(w, &l->qkv_bias, qkv, w->backend->act, INF_CUT_ROWS, &status);
         if (l->experts != NULL && status == INF_OK) {
             status = inf_complete_experts(w, l->experts);

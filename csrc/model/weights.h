@@ -11,8 +11,9 @@
 #include "kernels/convert.h"
 
 typedef struct inf_layer {
-    float *attn_norm, *mlp_norm; /* [hidden] */
-    float *q_norm, *k_norm;      /* [head_dim], NULL without INF_MODEL_QK_NORM */
+    float *attn_norm, *mlp_norm;           /* [hidden], NULL with INF_MODEL_NO_PRE_NORMS */
+    float *attn_post_norm, *mlp_post_norm; /* [hidden], NULL without INF_MODEL_POST_NORMS */
+    float *q_norm, *k_norm; /* NULL without INF_MODEL_QK_NORM; [head_dim], or of all heads */
     void *qkv_bias; /* [(heads + 2 kv_heads) * head_dim], NULL without bias; of act once complete */
     void *qkv;      /* [(heads + 2 kv_heads) * head_dim, hidden] */
     void *o;        /* [hidden, heads * head_dim] */

@@ -34,7 +34,9 @@ int inf_take_piece(const inf_weights *w, const gathered *g, int64_t at, int last
 
 static inline uint32_t layer_bit(int32_t role) { return 1u << (role - INF_ROLE_ATTN_NORM); }
 
-static inline int is_of_experts(int32_t role) { return role >= INF_ROLE_ROUTER; }
+static inline int is_of_experts(int32_t role) {
+    return role >= INF_ROLE_ROUTER && role <= INF_ROLE_SHARED_ROUTER;
+}
 static inline int is_of_one_expert(int32_t role) {
     return role >= INF_ROLE_EXPERT_GATE && role <= INF_ROLE_EXPERT_DOWN;
 }

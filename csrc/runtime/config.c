@@ -85,6 +85,42 @@ static int check_ranks(const inf_device_config *c, inf_err *err) {
                : status;
 }
 
+/* 0, or a factor or cap within reason; a NaN is neither. */
+static int is_off_or(float value, float low, float high) {
+    return value == 0 || (value >= low && value <= high);
+}
+
+/* What families differ in. */
+static int check_family(const inf_device_config *c, inf_err *err) {
+    if (!in_range(c->activation, INF_ACT_SILU, INF_ACT_GELU_TANH) ||
+        (c->activation != INF_ACT_SILU && c->experts > 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "activation %d is not known, or not that of experts", c->activation);
+    }
+    if (!is_off_or(c->attn_scale, 1e-6f, 1e6f) || !is_off_or(c->attn_softcap, 1e-3f, 1e6f) ||
+        !is_off_or(c->logit_softcap, 1e-3f, 1e6f) || !is_off_or(c->embed_scale, 1e-6f, 1e6f)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "attn_scale, attn_softcap, logit_softcap or embed_scale out of range");
+    }
+    if (!in_range(c->rotary_dim, 0, c->head_dim) || c->rotary_dim % 2 != 0 ||
+        !in_range(c->ropes, 0, 2)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "rotary_dim must be even and at most head_dim, ropes at most 2");
+    }
+    uint32_t flags = c->model_flags;
+    if (((flags & INF_MODEL_NO_PRE_NORMS) != 0 && (flags & INF_MODEL_POST_NORMS) == 0) ||
+        ((flags & INF_MODEL_QK_NORM_ALL) != 0 && (flags & INF_MODEL_QK_NORM) == 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1,
+                        "model_flags: no norms in front need norms behind, and a norm of all heads "
+                        "needs one of q and k");
+    }
+    if ((flags & INF_MODEL_QK_NORM_ALL) != 0 && c->tensor_parallel > 1) {
+        return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
+                        "cannot cut a norm over all heads over %d ranks", c->tensor_parallel);
+    }
+    return INF_OK;
+}
+
 int inf_check_config(const inf_device_config *c, inf_err *err) {
     if (!in_range(c->layers, 1, 4096) || !in_range(c->hidden, 1, 1 << 17) ||
         !in_range(c->intermediate, 1, 1 << 20) || !in_range(c->vocab, 1, 1 << 24)) {
@@ -97,7 +133,8 @@ int inf_check_config(const inf_device_config *c, inf_err *err) {
                         "heads must be a multiple of kv_heads, head_dim even and at most 256");
     }
     uint32_t known = INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED |
-                     INF_MODEL_NO_WEIGHTS | INF_MODEL_NORM_TOPK;
+                     INF_MODEL_NO_WEIGHTS | INF_MODEL_NORM_TOPK | INF_MODEL_POST_NORMS |
+                     INF_MODEL_NO_PRE_NORMS | INF_MODEL_QK_NORM_ALL;
     if ((c->model_flags & ~known) != 0 || !(c->rms_eps >= 0 && c->rms_eps < 1) ||
         !(c->rope_scale > 0 && c->rope_scale < 1e6f)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "model_flags, rms_eps or rope_scale out of range");
@@ -125,5 +162,6 @@ int inf_check_config(const inf_device_config *c, inf_err *err) {
                         "threads must be 1 to 1024, isa 0 to 4, gpu 0 to 1024");
     }
     int status = check_experts(c, err);
+    status = status == INF_OK ? check_family(c, err) : status;
     return status == INF_OK ? check_ranks(c, err) : status;
 }

@@ -95,7 +95,8 @@ int inf_device_open(const inf_device_config *config, const float *inv_freq, cons
     }
     d->config = *config;
     d->backend = backend;
-    d->inv_freq = copy_of(inv_freq, (size_t)config->head_dim / 2 * sizeof(float));
+    d->inv_freq = copy_of(inv_freq, (size_t)inf_ropes(config) * (size_t)inf_rotary_dim(config) / 2 *
+                                        sizeof(float));
     d->windows = copy_of(windows, (size_t)config->layers * sizeof(int32_t));
     if (d->inv_freq == NULL || d->windows == NULL) {
         status = inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate the device");
@@ -256,7 +257,7 @@ static int open_parts(inf_device *d, inf_err *err) {
     if (status != INF_OK) {
         return status;
     }
-    float scale = inf_attention_scale(d->config.head_dim);
+    float scale = inf_attention_scale(&d->config);
     inf_dist_config dist = {d->backend, &d->config, d->kv, d->pool, d->windows, scale};
     status = inf_dist_open(&dist, &d->dist, err);
     if (status != INF_OK) {

@@ -7,6 +7,7 @@
 typedef struct shape {
     int32_t rows, heads, kv_heads, dim, block_size, dtype, tokens, window;
     int32_t q_ahead; /* q_pos0 = kv_pos0 + tokens + q_ahead - rows: 0 means the rows end the span */
+    float softcap;
 } shape;
 
 /* One request with a paged cache. Every number of the pool that holds no key of the span is NaN, so
@@ -90,6 +91,7 @@ static request make_request(shape s) {
                         .n_tokens = (uint32_t)s.tokens,
                         .window = s.window,
                         .scale = 1.0f / sqrtf((float)s.dim),
+                        .softcap = s.softcap,
                         .o = r.o,
                         .lse = r.lse};
     return r;
@@ -118,6 +120,7 @@ static shape random_shape(void) {
     static const int32_t blocks[] = {1, 8, 16, 32, 5}, windows[] = {0, 0, 1, 7, 64, 100};
     static const int32_t aheads[] = {0, 0, 0, 40, -9, -500};
     static const int32_t dtypes[] = {INF_DTYPE_F32, INF_DTYPE_BF16, INF_DTYPE_E4M3};
+    static const float caps[] = {0, 0, 0, 1, 50}; /* scores have some 1.5 */
     const int32_t *h = heads[below(7)];
     return (shape){.rows = rows[below(8)],
                    .heads = h[0],
@@ -127,7 +130,8 @@ static shape random_shape(void) {
                    .dtype = dtypes[below(3)],
                    .tokens = below(4) ? 1 + below(200) : below(4),
                    .window = windows[below(6)],
-                   .q_ahead = aheads[below(6)]};
+                   .q_ahead = aheads[below(6)],
+                   .softcap = caps[below(5)]};
 }
 
 /* Runs tests of every table that this CPU has. */

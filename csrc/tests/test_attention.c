@@ -22,6 +22,8 @@ static double naive(const request *r, int32_t row, int32_t head, double *o) {
             double score = 0;
             for (int32_t d = 0; d < s->dim; d++)
                 score += r->args.scale * q[d] * k[d];
+            if (s->softcap > 0)
+                score = s->softcap * tanh(score / s->softcap);
             if (pass == 0) {
                 m = score > m ? score : m;
                 continue;
@@ -48,11 +50,12 @@ static void check_request(const inf_ops *ops, const request *r) {
             }
             int lse_good = isinf(lse) ? r->lse[at] == -INFINITY : near(r->lse[at], lse, 3e-6);
             CHECK(worst <= 5e-6 && lse_good,
-                  "%s: rows %d heads %d/%d dim %d block %d dtype %d tokens %d window %d ahead %d, "
+                  "%s: rows %d heads %d/%d dim %d block %d dtype %d tokens %d window %d ahead %d "
+                  "cap %g, "
                   "row %d "
                   "head %d: o off by %g, lse %g, want %g",
                   ops->name, s->rows, s->heads, s->kv_heads, s->dim, s->block_size, s->dtype,
-                  s->tokens, s->window, s->q_ahead, row, h, worst, r->lse[at], lse);
+                  s->tokens, s->window, s->q_ahead, s->softcap, row, h, worst, r->lse[at], lse);
         }
     size_t queries = (size_t)s->rows * s->heads;
     CHECK(isnan(r->lse[queries]) && isnan(r->o[queries * s->dim]), "%s: wrote beyond", ops->name);
@@ -110,7 +113,8 @@ static void test_cut(const inf_ops *ops) {
                    .dtype = dtypes[below(3)],
                    .tokens = tokens[round % 5],
                    .window = below(3) ? 0 : 1 + below(3000),
-                   .q_ahead = aheads[below(4)]};
+                   .q_ahead = aheads[below(4)],
+                   .softcap = below(3) ? 0 : 2};
         if (round % 5 == 0) { /* the last of many rows have passed what the first ones see */
             s.rows = 32, s.tokens = 1040, s.window = 60, s.q_ahead = 72, s.heads = s.kv_heads;
         }

@@ -266,12 +266,13 @@ static void test_rope(const inf_ops *ops, inf_pool *pool) {
     static const int32_t dims[] = {2, 16, 24, 64, 80, 128, 130};
     for (EACH(d, dims))
         for (EACH(r, some_rows)) {
-            int32_t dim = dims[d], half = dim / 2, heads = 3, rows = some_rows[r];
+            int32_t dim = dims[d], heads = 3, rows = some_rows[r];
+            int32_t half = r % 2 ? dim / 2 : (dim + 2) / 4; /* all of a head, or the first part */
             int32_t ld = heads * dim + 4;
             float *x = numbers((size_t)rows * ld), *old = get_bytes((size_t)rows * ld * sizeof *x);
             float *cosines = numbers((size_t)rows * half), *sines = numbers((size_t)rows * half);
             memcpy(old, x, (size_t)rows * ld * sizeof *x);
-            ops->rope(pool, x, cosines, sines, rows, heads, dim, ld);
+            ops->rope(pool, x, cosines, sines, rows, heads, dim, 2 * half, ld);
             for (int32_t i = 0; i < rows; i++)
                 for (int32_t j = 0; j < ld; j++) {
                     int32_t in_head = j % dim, pair = in_head % half;
@@ -279,7 +280,7 @@ static void test_rope(const inf_ops *ops, inf_pool *pool) {
                            want = old[i * ld + j];
                     if (j < heads * dim && in_head < half)
                         want = want * c - old[i * ld + j + half] * s;
-                    else if (j < heads * dim)
+                    else if (j < heads * dim && in_head < 2 * half)
                         want = want * c + old[i * ld + j - half] * s;
                     CHECK(near(x[i * ld + j], want, 3e-7), "%s: dim %d [%d, %d]", ops->name, dim, i,
                           j);
@@ -291,32 +292,67 @@ static void test_rope(const inf_ops *ops, inf_pool *pool) {
         }
 }
 
+static double activated(int32_t activation, double x) {
+    double u = sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x);
+    return activation == INF_ACT_GELU_TANH ? x / (1 + exp(-2 * u)) : x / (1 + exp(-x));
+}
+
 /* With up = 1 this measures exp over its whole range, as well as infinities. */
-static void test_swiglu(const inf_ops *ops, inf_pool *pool) {
+static void test_gate(const inf_ops *ops, inf_pool *pool, int32_t activation) {
     for (EACH(r, some_rows))
         for (EACH(w, some_widths)) {
             int32_t rows = some_rows[r], n = some_widths[w], ld = 2 * n + 1, ldy = n + 1;
             float *gate = numbers((size_t)rows * ld), *y = poisoned((size_t)rows * ldy);
             for (int32_t i = 0; i < rows * ld; i++)
                 gate[i] *= i % 3 ? 5.0f : 100.0f;
-            ops->swiglu(pool, gate, gate + n, y, rows, n, ld, ldy);
+            ops->gate(pool, activation, gate, gate + n, y, rows, n, ld, ldy);
             for (int32_t i = 0; i < rows; i++)
                 for (int32_t j = 0; j < ldy; j++) {
                     double g = gate[i * ld + j],
-                           want = g / (1 + exp(-g)) * gate[i * ld + (j + n) % ld];
+                           want = activated(activation, g) * gate[i * ld + (j + n) % ld];
+                    /* The exponent of gelu's tail is large, and so is its rounding. */
+                    double most = activation == INF_ACT_SILU
+                                      ? 4e-7
+                                      : 4e-7 + 3e-7 * (fabs(g) + 0.07 * fabs(g * g * g));
                     if (j >= n)
                         CHECK(isnan(y[i * ldy + j]), "%s: wrote beyond n", ops->name);
                     else
-                        CHECK(fabs(y[i * ldy + j] - want) <= 4e-7 * fabs(want) + 1e-34,
-                              "%s: gate %g: %g, want %g", ops->name, g, y[i * ldy + j], want);
+                        CHECK(fabs(y[i * ldy + j] - want) <= most * fabs(want) + 1e-34,
+                              "%s: activation %d of %g: %g, want %g", ops->name, activation, g,
+                              y[i * ldy + j], want);
                 }
             free(gate);
             free(y);
         }
     float gate[4] = {-200.0f, 200.0f, 0.0f, NAN}, up[4] = {1, 1, 1, 1}, y[4];
-    ops->swiglu(NULL, gate, up, y, 1, 4, 4, 4);
+    ops->gate(NULL, activation, gate, up, y, 1, 4, 4, 4);
     CHECK(y[0] == 0 && y[1] == 200 && y[2] == 0 && isnan(y[3]), "%s: extremes %g %g %g %g",
           ops->name, y[0], y[1], y[2], y[3]);
+}
+
+/* Small numbers as exactly as large ones; what is far beyond the cap, infinities and NaN. */
+static void test_softcap(const inf_ops *ops, inf_pool *pool) {
+    static const float caps[] = {30, 50, 1, 0.01f, 1e4f};
+    for (EACH(c, caps))
+        for (EACH(w, some_widths)) {
+            int32_t rows = some_rows[w % 10], n = some_widths[w];
+            size_t all = (size_t)rows * n;
+            float *x = numbers(all + 1), *old = get_bytes((all + 1) * sizeof *old);
+            for (size_t i = 0; i < all; i++)
+                x[i] *= caps[c] * (i % 3 == 0 ? 1e-3f : i % 3 == 1 ? 1.0f : 30.0f);
+            memcpy(old, x, (all + 1) * sizeof *old);
+            ops->softcap(pool, x, rows, n, caps[c]);
+            for (size_t i = 0; i < all; i++)
+                CHECK(near(x[i], caps[c] * tanh(old[i] / (double)caps[c]), 4e-7),
+                      "%s: cap %g of %g: %g", ops->name, caps[c], old[i], x[i]);
+            CHECK(x[all] == old[all], "%s: wrote beyond n", ops->name);
+            free(x);
+            free(old);
+        }
+    float x[4] = {INFINITY, -INFINITY, NAN, 0};
+    ops->softcap(NULL, x, 1, 4, 30);
+    CHECK(x[0] == 30 && x[1] == -30 && isnan(x[2]) && x[3] == 0, "%s: extremes %g %g %g %g",
+          ops->name, x[0], x[1], x[2], x[3]);
 }
 
 static void test_add(const inf_ops *ops) {
@@ -409,7 +445,9 @@ int main(void) {
         test_odd_groups(ops);
         test_rms_norm(ops, pool);
         test_rope(ops, pool);
-        test_swiglu(ops, pool);
+        test_gate(ops, pool, INF_ACT_SILU);
+        test_gate(ops, pool, INF_ACT_GELU_TANH);
+        test_softcap(ops, pool);
         test_add(ops);
         test_append(ops);
         printf("%s: done\n", ops->name);

@@ -165,10 +165,10 @@ static void test_gate(void) {
     b->ops->begin(l, &step, NULL);
     watched = (tp_backend *)b;
     n_given = 0;
-    inf_product sum = {y, down, NULL, y, 2, HIDDEN, INNER / RANKS, 0};
-    b->ops->product_norm(l, &sum, x, NULL, y);
+    inf_product sum = {y, down, NULL, y, 2, HIDDEN, INNER / RANKS, 0, 0};
+    b->ops->product_norm(l, &sum, x, NULL, NULL, NULL);
     CHECK(n_given == 1);
-    inf_product logits = {x, head, NULL, y, 2, config.vocab, HIDDEN, 1};
+    inf_product logits = {x, head, NULL, y, 2, config.vocab, HIDDEN, 1, 0};
     b->ops->product(l, &logits);
     CHECK(n_given == 2);
     watched = NULL;
@@ -189,7 +189,7 @@ static void test_answer(void) {
     CHECK(pool != NULL && l != NULL);
     static float q[(ROWS + 1) * HEADS * DIM], o[(ROWS + 1) * HEADS * DIM], lse[(ROWS + 1) * HEADS];
     const int32_t blocks[1] = {2};
-    inf_attn a = {q, ROWS, HEADS, 9, pool, &kv, 0, blocks, 0, 2, 0, 1, o, lse};
+    inf_attn a = {q, ROWS, HEADS, 9, pool, &kv, 0, blocks, 0, 2, 0, 1, 0, o, lse};
     CHECK(b->ops->answer(l, &a, 1, &err) == INF_OK);
     for (int i = 0; i < ROWS * HEADS; i++) { /* two keys that are zero: ln 2 */
         CHECK(lse[i] > 0.693f && lse[i] < 0.694f);

@@ -262,7 +262,9 @@ static void test_configs(void) {
     bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_BF16);
     bad_config(offsetof(inf_device_config, kv_dtype), INF_DTYPE_E4M3 + 1);
     bad_config(offsetof(inf_device_config, kv_dtype), -1);
-    bad_config(offsetof(inf_device_config, model_flags), 2 * INF_MODEL_NORM_TOPK);
+    bad_config(offsetof(inf_device_config, model_flags), 2 * INF_MODEL_QK_NORM_ALL);
+    bad_config(offsetof(inf_device_config, model_flags), INF_MODEL_QK_NORM_ALL); /* of no norm */
+    bad_config(offsetof(inf_device_config, model_flags), INF_MODEL_NO_PRE_NORMS);
     bad_config(offsetof(inf_device_config, model_flags), INF_MODEL_NORM_TOPK); /* of no experts */
     bad_config(offsetof(inf_device_config, experts), 4);                       /* of no size */
     bad_config(offsetof(inf_device_config, experts), -1);
@@ -272,6 +274,63 @@ static void test_configs(void) {
     bad_config(offsetof(inf_device_config, isa), 5);
     bad_config(offsetof(inf_device_config, rms_eps), 0x7fc00000);
     bad_config(offsetof(inf_device_config, rope_scale), 0);
+    bad_config(offsetof(inf_device_config, activation), -1);
+    bad_config(offsetof(inf_device_config, activation), INF_ACT_GELU_TANH + 1);
+    bad_config(offsetof(inf_device_config, rotary_dim), -2);
+    bad_config(offsetof(inf_device_config, rotary_dim), 3);
+    bad_config(offsetof(inf_device_config, rotary_dim), 18); /* head_dim is 16 */
+    bad_config(offsetof(inf_device_config, ropes), -1);
+    bad_config(offsetof(inf_device_config, ropes), 3);
+    const size_t factors[] = {
+        offsetof(inf_device_config, attn_scale), offsetof(inf_device_config, attn_softcap),
+        offsetof(inf_device_config, logit_softcap), offsetof(inf_device_config, embed_scale)};
+    const uint32_t wrong[] = {0x7fc00000u, 0x7f800000u, 0xff800000u, 0xbf800000u,
+                              1}; /* NaN, infinities, -1, and next to nothing */
+    for (size_t i = 0; i < sizeof(factors) / sizeof(factors[0]); i++) {
+        for (size_t k = 0; k < sizeof(wrong) / sizeof(wrong[0]); k++) {
+            bad_config(factors[i], (int32_t)wrong[k]);
+        }
+    }
+}
+
+/* A family's tensors are the ones that its flags name, each once, and no others. */
+static void test_families(void) {
+    const struct {
+        uint32_t flags;
+        int32_t no, yes; /* roles */
+    } cases[] = {{0, INF_ROLE_ATTN_POST_NORM, INF_ROLE_ATTN_NORM},
+                 {TINY_GEMMA_2, INF_ROLE_Q_NORM, INF_ROLE_MLP_POST_NORM},
+                 {TINY_OLMO_2, INF_ROLE_MLP_NORM, INF_ROLE_K_NORM}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        tiny_model m = tiny_new(cases[i].flags, INF_DTYPE_F32);
+        inf_device *d = NULL;
+        inf_err err = {0};
+        float row[128] = {0};
+        CHECK(inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err) == INF_OK, "%s",
+              err.message);
+        CHECK(inf_device_load(d, cases[i].no, 0, INF_DTYPE_F32, 1, m.config.hidden, row,
+                              (uint64_t)m.config.hidden * 4, &err) == INF_EINVAL,
+              "role %d was taken", cases[i].no);
+        int64_t cols = m.cols[cases[i].yes];
+        CHECK(inf_device_load(d, cases[i].yes, 0, INF_DTYPE_F32, 1, cols - 1, row,
+                              (uint64_t)(cols - 1) * 4, &err) == INF_EINVAL,
+              "a short tensor of role %d was taken", cases[i].yes);
+        for (int twice = 0; twice < 2; twice++) {
+            int status = tiny_load(&m, d, 0, cases[i].yes, &err);
+            CHECK(status == (twice ? INF_EINVAL : INF_OK), "role %d: %s", cases[i].yes,
+                  err.message);
+        }
+        CHECK(inf_device_ready(d, &err) == INF_EINVAL, "ready without the rest");
+        inf_device_close(d);
+        tiny_free(&m);
+    }
+    tiny_model m = tiny_new(TINY_OLMO_2, INF_DTYPE_F32);
+    m.config.tensor_parallel = 2;
+    inf_device *d = NULL;
+    inf_err err = {0};
+    CHECK(inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err) == INF_EUNSUPPORTED,
+          "a norm over all heads on two ranks");
+    tiny_free(&m);
 }
 
 /* With experts, what is out of range, and tensors that cannot be. */
@@ -416,6 +475,7 @@ static void test_over(void) {
 int main(void) {
     model = tiny_new(0, INF_DTYPE_F32);
     test_configs();
+    test_families();
     test_experts();
     test_life();
     test_mutations();

@@ -15,13 +15,25 @@
 #include "infinite/device.h"
 #include "kernels/convert.h"
 
-enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_SHARED_ROUTER + 1, TINY_WINDOW = 7 };
+enum { TINY_LAYERS = 2, TINY_VOCAB = 64, TINY_ROLES = INF_ROLE_LAST + 1, TINY_WINDOW = 7 };
 /* Beside the flags of a model: the first layer has experts, and a shared one. */
 enum { TINY_EXPERTS = 1 << 30, TINY_SHARED = 1 << 29 };
+/* What Gemma has besides its norms: gelu, a scale and a cap of scores, a cap of logits, a factor of
+ * the embedding, and rotations of their own where there is a window. And the first quarters of
+ * heads rotated. */
+enum { TINY_GEMMA = 1 << 28, TINY_PARTLY = 1 << 27 };
+enum { TINY_OWN = TINY_EXPERTS | TINY_SHARED | TINY_GEMMA | TINY_PARTLY };
+/* The families' whole sets. */
+enum {
+    TINY_GEMMA_2 = TINY_GEMMA | INF_MODEL_POST_NORMS | INF_MODEL_TIED,
+    TINY_GEMMA_3 = TINY_GEMMA_2 | INF_MODEL_QK_NORM,
+    TINY_OLMO_2 =
+        INF_MODEL_POST_NORMS | INF_MODEL_NO_PRE_NORMS | INF_MODEL_QK_NORM | INF_MODEL_QK_NORM_ALL
+};
 
 typedef struct tiny_model {
     inf_device_config config;
-    float inv_freq[32];
+    float inv_freq[64];
     int32_t windows[TINY_LAYERS];
     float *tensors[TINY_LAYERS][TINY_ROLES]; /* outside the layers: [0][role]; NULL: the model has
                                               * none; of experts all, one behind the other */
@@ -91,7 +103,7 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
                                        int32_t kv_heads, int32_t head_dim, int32_t block_size) {
     tiny_model m = {.rng = flags + 1};
     uint32_t more = flags;
-    flags &= ~(uint32_t)(TINY_EXPERTS | TINY_SHARED);
+    flags &= ~(uint32_t)TINY_OWN;
     const char *gpu = getenv("INFINITE_TEST_GPU"), *ranks = getenv("INFINITE_TEST_TP");
     m.config = (inf_device_config){.layers = TINY_LAYERS,
                                    /* In 16 bits as wide as what GPUs fuse asks for. */
@@ -117,8 +129,20 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
                                    .gpu = gpu != NULL ? atoi(gpu) : 0,
                                    .tensor_parallel = ranks != NULL ? atoi(ranks) : 0};
     m.windows[1] = TINY_WINDOW;
-    for (int i = 0; i < head_dim / 2; i++) {
-        m.inv_freq[i] = (float)pow(10000.0, -2.0 * i / head_dim);
+    if ((more & TINY_GEMMA) != 0) {
+        m.config.activation = INF_ACT_GELU_TANH;
+        m.config.attn_scale = 0.4f;
+        m.config.attn_softcap = 1.5f;
+        m.config.logit_softcap = 2.5f;
+        m.config.embed_scale = 1.75f;
+        m.config.rope_scale = 1.1f;
+        m.config.ropes = 2;
+    }
+    m.config.rotary_dim = (more & TINY_PARTLY) != 0 ? head_dim / 4 : 0;
+    int half = inf_rotary_dim(&m.config) / 2;
+    for (int i = 0; i < 2 * half; i++) {
+        double theta = i < half ? 10000 : 100;
+        m.inv_freq[i] = (float)pow(theta, -1.0 * (i % half) / half);
     }
     const inf_device_config *c = &m.config;
     int64_t h = c->hidden, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
@@ -127,7 +151,10 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
     if (!(flags & INF_MODEL_TIED)) {
         tiny_shape(&m, INF_ROLE_LM_HEAD, c->vocab, h);
     }
-    tiny_shape(&m, INF_ROLE_ATTN_NORM, 1, h);
+    int pre = (flags & INF_MODEL_NO_PRE_NORMS) == 0, all = (flags & INF_MODEL_QK_NORM_ALL) != 0;
+    if (pre) {
+        tiny_shape(&m, INF_ROLE_ATTN_NORM, 1, h);
+    }
     tiny_shape(&m, INF_ROLE_Q, q, h);
     tiny_shape(&m, INF_ROLE_K, kv, h);
     tiny_shape(&m, INF_ROLE_V, kv, h);
@@ -137,14 +164,20 @@ static inline tiny_model tiny_new_with(uint32_t flags, int32_t dtype, int32_t he
         tiny_shape(&m, INF_ROLE_V_BIAS, 1, kv);
     }
     if (flags & INF_MODEL_QK_NORM) {
-        tiny_shape(&m, INF_ROLE_Q_NORM, 1, c->head_dim);
-        tiny_shape(&m, INF_ROLE_K_NORM, 1, c->head_dim);
+        tiny_shape(&m, INF_ROLE_Q_NORM, 1, all ? q : c->head_dim);
+        tiny_shape(&m, INF_ROLE_K_NORM, 1, all ? kv : c->head_dim);
     }
     tiny_shape(&m, INF_ROLE_O, h, q);
-    tiny_shape(&m, INF_ROLE_MLP_NORM, 1, h);
+    if (pre) {
+        tiny_shape(&m, INF_ROLE_MLP_NORM, 1, h);
+    }
     tiny_shape(&m, INF_ROLE_GATE, c->intermediate, h);
     tiny_shape(&m, INF_ROLE_UP, c->intermediate, h);
     tiny_shape(&m, INF_ROLE_DOWN, h, c->intermediate);
+    if ((flags & INF_MODEL_POST_NORMS) != 0) {
+        tiny_shape(&m, INF_ROLE_ATTN_POST_NORM, 1, h);
+        tiny_shape(&m, INF_ROLE_MLP_POST_NORM, 1, h);
+    }
     if ((more & TINY_EXPERTS) != 0) {
         tiny_experts(&m, (more & TINY_SHARED) != 0, (more & TINY_SHARED) == 0);
     }
@@ -239,13 +272,18 @@ static inline void ref_norm(const double *x, const float *w, int64_t n, double e
     }
 }
 
-static inline void ref_rope(const tiny_model *m, double *x, int pos) {
-    int half = m->config.head_dim / 2;
+static inline void ref_rope(const tiny_model *m, int layer, double *x, int pos) {
+    int half = inf_rotary_dim(&m->config) / 2, own = m->config.ropes > 1 && m->windows[layer] > 0;
+    double scale = own ? 1 : (double)m->config.rope_scale;
     for (int i = 0; i < half; i++) {
-        double a = pos * (double)m->inv_freq[i], first = x[i], second = x[i + half];
-        x[i] = (first * cos(a) - second * sin(a)) * (double)m->config.rope_scale;
-        x[i + half] = (second * cos(a) + first * sin(a)) * (double)m->config.rope_scale;
+        double a = pos * (double)m->inv_freq[own * half + i], first = x[i], second = x[i + half];
+        x[i] = (first * cos(a) - second * sin(a)) * scale;
+        x[i + half] = (second * cos(a) + first * sin(a)) * scale;
     }
+}
+
+static inline double ref_softcap(double x, float cap) {
+    return cap > 0 ? (double)cap * tanh(x / (double)cap) : x;
 }
 
 enum { REF_TOKENS = 64, REF_DIM = 128 };
@@ -267,7 +305,8 @@ static inline void ref_attend(const tiny_model *m, const ref_state *s, int layer
             for (int i = 0; i < c->head_dim; i++) {
                 dot += s->q[t][h * c->head_dim + i] * s->k[j][kv + i];
             }
-            sum += p[j] = exp(dot / sqrt((double)c->head_dim));
+            dot *= c->attn_scale > 0 ? (double)c->attn_scale : 1 / sqrt((double)c->head_dim);
+            sum += p[j] = exp(ref_softcap(dot, c->attn_softcap));
         }
         for (int i = 0; i < c->head_dim; i++) {
             o[i] = 0;
@@ -290,14 +329,19 @@ static inline void ref_e4m3(double *x, int64_t n) {
     }
 }
 
-/* down(silu(gate x) * up x) */
-static inline void ref_mlp(const double *x, const float *gate, const float *up, const float *down,
-                           int64_t inner, int64_t hidden, double *y) {
+static inline double ref_activated(int32_t activation, double x) {
+    double u = sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x);
+    return activation == INF_ACT_GELU_TANH ? x / 2 * (1 + tanh(u)) : x / (1 + exp(-x));
+}
+
+/* down(activation(gate x) * up x) */
+static inline void ref_mlp(int32_t activation, const double *x, const float *gate, const float *up,
+                           const float *down, int64_t inner, int64_t hidden, double *y) {
     double g[REF_DIM], u[REF_DIM];
     ref_matmul(x, gate, NULL, inner, hidden, g);
     ref_matmul(x, up, NULL, inner, hidden, u);
     for (int64_t i = 0; i < inner; i++) {
-        g[i] = g[i] / (1 + exp(-g[i])) * u[i];
+        g[i] = ref_activated(activation, g[i]) * u[i];
     }
     ref_matmul(g, down, NULL, hidden, inner, y);
 }
@@ -322,7 +366,7 @@ static inline void ref_experts(const inf_device_config *c, float *const *w, cons
     memset(y, 0, (size_t)h * sizeof *y);
     for (int i = 0; i < c->experts_per_token; i++) {
         int e = chosen[i];
-        ref_mlp(x, w[INF_ROLE_EXPERT_GATE] + e * n, w[INF_ROLE_EXPERT_UP] + e * n,
+        ref_mlp(INF_ACT_SILU, x, w[INF_ROLE_EXPERT_GATE] + e * n, w[INF_ROLE_EXPERT_UP] + e * n,
                 w[INF_ROLE_EXPERT_DOWN] + e * n, c->expert_intermediate, h, out);
         for (int k = 0; k < h; k++) {
             y[k] += p[e] / (c->model_flags & INF_MODEL_NORM_TOPK ? kept : sum) * out[k];
@@ -331,11 +375,52 @@ static inline void ref_experts(const inf_device_config *c, float *const *w, cons
     if (c->shared_intermediate > 0) {
         double logit;
         ref_matmul(x, w[INF_ROLE_SHARED_ROUTER], NULL, 1, h, &logit);
-        ref_mlp(x, w[INF_ROLE_SHARED_GATE], w[INF_ROLE_SHARED_UP], w[INF_ROLE_SHARED_DOWN],
-                c->shared_intermediate, h, out);
+        ref_mlp(INF_ACT_SILU, x, w[INF_ROLE_SHARED_GATE], w[INF_ROLE_SHARED_UP],
+                w[INF_ROLE_SHARED_DOWN], c->shared_intermediate, h, out);
         for (int k = 0; k < h; k++) {
             y[k] += out[k] / (1 + exp(-logit));
         }
+    }
+}
+
+/* What a half of a layer reads. */
+static inline void ref_input(const tiny_model *m, const double *x, const float *norm, double *h) {
+    if (norm != NULL) {
+        ref_norm(x, norm, m->config.hidden, (double)m->config.rms_eps, h);
+    } else {
+        memcpy(h, x, (size_t)m->config.hidden * sizeof *h);
+    }
+}
+
+/* x += what a half of a layer gives, which is normed where there is a norm behind it. */
+static inline void ref_output(const tiny_model *m, double *x, double *y, const float *post) {
+    if (post != NULL) {
+        ref_norm(y, post, m->config.hidden, (double)m->config.rms_eps, y);
+    }
+    for (int i = 0; i < m->config.hidden; i++) {
+        x[i] += y[i];
+    }
+}
+
+/* The norms of a token's q and k, over each head or over all, and their rotation. */
+static inline void ref_heads(const tiny_model *m, ref_state *s, int layer, int t) {
+    const inf_device_config *c = &m->config;
+    float *const *w = m->tensors[layer];
+    int norm = (c->model_flags & INF_MODEL_QK_NORM) != 0;
+    int all = (c->model_flags & INF_MODEL_QK_NORM_ALL) != 0;
+    if (all) {
+        ref_norm(s->q[t], w[INF_ROLE_Q_NORM], c->heads * c->head_dim, (double)c->rms_eps, s->q[t]);
+        ref_norm(s->k[t], w[INF_ROLE_K_NORM], c->kv_heads * c->head_dim, (double)c->rms_eps,
+                 s->k[t]);
+    }
+    for (int i = 0; i < c->heads + c->kv_heads; i++) {
+        int is_q = i < c->heads;
+        double *head = is_q ? s->q[t] + i * c->head_dim : s->k[t] + (i - c->heads) * c->head_dim;
+        if (norm && !all) {
+            ref_norm(head, w[is_q ? INF_ROLE_Q_NORM : INF_ROLE_K_NORM], c->head_dim,
+                     (double)c->rms_eps, head);
+        }
+        ref_rope(m, layer, head, t);
     }
 }
 
@@ -345,20 +430,11 @@ static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n
     int q_dim = c->heads * c->head_dim, kv_dim = c->kv_heads * c->head_dim;
     double h[REF_DIM], o[REF_DIM];
     for (int t = 0; t < n; t++) {
-        ref_norm(s->x[t], w[INF_ROLE_ATTN_NORM], c->hidden, (double)c->rms_eps, h);
+        ref_input(m, s->x[t], w[INF_ROLE_ATTN_NORM], h);
         ref_matmul(h, w[INF_ROLE_Q], w[INF_ROLE_Q_BIAS], q_dim, c->hidden, s->q[t]);
         ref_matmul(h, w[INF_ROLE_K], w[INF_ROLE_K_BIAS], kv_dim, c->hidden, s->k[t]);
         ref_matmul(h, w[INF_ROLE_V], w[INF_ROLE_V_BIAS], kv_dim, c->hidden, s->v[t]);
-        for (int i = 0; i < c->heads + c->kv_heads; i++) {
-            int is_q = i < c->heads;
-            double *head =
-                is_q ? s->q[t] + i * c->head_dim : s->k[t] + (i - c->heads) * c->head_dim;
-            if (c->model_flags & INF_MODEL_QK_NORM) {
-                ref_norm(head, w[is_q ? INF_ROLE_Q_NORM : INF_ROLE_K_NORM], c->head_dim,
-                         (double)c->rms_eps, head);
-            }
-            ref_rope(m, head, t);
-        }
+        ref_heads(m, s, layer, t);
         if (c->kv_dtype == INF_DTYPE_E4M3) {
             ref_e4m3(s->k[t], kv_dim);
             ref_e4m3(s->v[t], kv_dim);
@@ -367,19 +443,15 @@ static inline void ref_layer(const tiny_model *m, ref_state *s, int layer, int n
     for (int t = 0; t < n; t++) {
         ref_attend(m, s, layer, t, o);
         ref_matmul(o, w[INF_ROLE_O], NULL, c->hidden, q_dim, h);
-        for (int i = 0; i < c->hidden; i++) {
-            s->x[t][i] += h[i];
-        }
-        ref_norm(s->x[t], w[INF_ROLE_MLP_NORM], c->hidden, (double)c->rms_eps, h);
+        ref_output(m, s->x[t], h, w[INF_ROLE_ATTN_POST_NORM]);
+        ref_input(m, s->x[t], w[INF_ROLE_MLP_NORM], h);
         if (w[INF_ROLE_ROUTER] != NULL) {
             ref_experts(c, w, h, o);
         } else {
-            ref_mlp(h, w[INF_ROLE_GATE], w[INF_ROLE_UP], w[INF_ROLE_DOWN], c->intermediate,
-                    c->hidden, o);
+            ref_mlp(c->activation, h, w[INF_ROLE_GATE], w[INF_ROLE_UP], w[INF_ROLE_DOWN],
+                    c->intermediate, c->hidden, o);
         }
-        for (int i = 0; i < c->hidden; i++) {
-            s->x[t][i] += o[i];
-        }
+        ref_output(m, s->x[t], o, w[INF_ROLE_MLP_POST_NORM]);
     }
 }
 
@@ -392,6 +464,7 @@ static inline void tiny_reference(const tiny_model *m, const int32_t *tokens, in
     for (int t = 0; t < n; t++) {
         for (int i = 0; i < c->hidden; i++) {
             s.x[t][i] = (double)w[INF_ROLE_EMBED][tokens[t] * c->hidden + i];
+            s.x[t][i] *= c->embed_scale > 0 ? (double)c->embed_scale : 1;
         }
     }
     for (int l = 0; l < c->layers; l++) {
@@ -403,6 +476,7 @@ static inline void tiny_reference(const tiny_model *m, const int32_t *tokens, in
         const float *head = w[c->model_flags & INF_MODEL_TIED ? INF_ROLE_EMBED : INF_ROLE_LM_HEAD];
         ref_matmul(h, head, NULL, c->vocab, c->hidden, logprobs[t]);
         for (int v = 0; v < c->vocab; v++) {
+            logprobs[t][v] = ref_softcap(logprobs[t][v], c->logit_softcap);
             sum += exp(logprobs[t][v]);
         }
         for (int v = 0; v < c->vocab; v++) {

@@ -50,6 +50,14 @@ type Config struct {
 	RMSEps          float32 //
 	RopeScale       float32 // multiplies cos and sin; 0 is 1
 
+	// What families of models have unlike Llama, as in device.h; each zero value is Llama's.
+	PostNorms, NoPreNorms, QKNormAll bool
+	GELU                             bool // of the MLP's gate, in its form with tanh, instead of silu
+	AttnScale, AttnSoftcap           float32
+	LogitSoftcap, EmbedScale         float32
+	RotaryDim                        int  // of a head's numbers; 0: all
+	LocalRope                        bool // layers with a window have frequencies of their own
+
 	DType     int // of weights: F32, BF16 or, on a GPU, F16; sums are always F32
 	KVDType   int // of K and V: DType (0 too), or E4M3
 	Matrices  int // of matrices but the embedding: DType (0), or, on the CPU, I8
@@ -77,13 +85,18 @@ func (c Config) c() C.inf_device_config {
 	for _, f := range []struct {
 		on   bool
 		flag C.uint32_t
-	}{{c.QKVBias, C.INF_MODEL_QKV_BIAS}, {c.QKNorm, C.INF_MODEL_QK_NORM}, {c.Tied, C.INF_MODEL_TIED}, {c.NoWeights, C.INF_MODEL_NO_WEIGHTS}, {c.NormTopK, C.INF_MODEL_NORM_TOPK}} {
+	}{{c.QKVBias, C.INF_MODEL_QKV_BIAS}, {c.QKNorm, C.INF_MODEL_QK_NORM}, {c.Tied, C.INF_MODEL_TIED}, {c.NoWeights, C.INF_MODEL_NO_WEIGHTS}, {c.NormTopK, C.INF_MODEL_NORM_TOPK},
+		{c.PostNorms, C.INF_MODEL_POST_NORMS}, {c.NoPreNorms, C.INF_MODEL_NO_PRE_NORMS}, {c.QKNormAll, C.INF_MODEL_QK_NORM_ALL}} {
 		if f.on {
 			flags |= f.flag
 		}
 	}
 	if c.RopeScale == 0 {
 		c.RopeScale = 1
+	}
+	activation := C.INF_ACT_SILU
+	if c.GELU {
+		activation = C.INF_ACT_GELU_TANH
 	}
 	return C.inf_device_config{
 		layers: n(c.Layers), hidden: n(c.Hidden), intermediate: n(c.Intermediate), heads: n(c.Heads), kv_heads: n(c.KVHeads),
@@ -94,7 +107,26 @@ func (c Config) c() C.inf_device_config {
 		threads: n(c.Threads), isa: n(c.ISA), gpu: n(c.GPU), tensor_parallel: n(c.TensorParallel), matrix_dtype: n(c.Matrices),
 		experts: n(c.Experts), experts_per_token: n(c.ExpertsPerToken), expert_intermediate: n(c.ExpertIntermediate),
 		shared_intermediate: n(c.SharedIntermediate),
+		activation:          C.int32_t(activation), attn_scale: C.float(c.AttnScale), attn_softcap: C.float(c.AttnSoftcap),
+		logit_softcap: C.float(c.LogitSoftcap), embed_scale: C.float(c.EmbedScale), rotary_dim: n(c.RotaryDim), ropes: C.int32_t(c.ropes()),
 	}
+}
+
+// ropes is the number of rotations that layers choose from.
+func (c Config) ropes() int {
+	if c.LocalRope {
+		return 2
+	}
+	return 1
+}
+
+// frequencies is how many Open takes.
+func (c Config) frequencies() int {
+	dim := c.HeadDim
+	if c.RotaryDim > 0 {
+		dim = c.RotaryDim
+	}
+	return c.ropes() * (dim / 2)
 }
 
 // BlockBytes is the memory of one KV block, 0 if the config cannot have one.
@@ -132,10 +164,10 @@ type Device struct {
 	cleanup runtime.Cleanup
 }
 
-// Open makes a device for tensors to be loaded into. invFreq is [head_dim / 2]; windows is [layers], the tokens
-// a query may look back including itself, 0 for all.
+// Open makes a device for tensors to be loaded into. invFreq is [head_dim / 2], or half of RotaryDim, and with LocalRope
+// as many behind them; windows is [layers], the tokens a query may look back including itself, 0 for all.
 func Open(config Config, invFreq []float32, windows []int32) (*Device, error) {
-	if len(invFreq) == 0 || len(invFreq) != config.HeadDim/2 || len(windows) == 0 || len(windows) != config.Layers {
+	if len(invFreq) == 0 || len(invFreq) != config.frequencies() || len(windows) == 0 || len(windows) != config.Layers {
 		return nil, fmt.Errorf("cannot open a device: %d frequencies and %d windows for head_dim %d and %d layers: %w",
 			len(invFreq), len(windows), config.HeadDim, config.Layers, ErrInvalid)
 	}

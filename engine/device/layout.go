@@ -40,6 +40,7 @@ func constants() map[string][2]int64 {
 		"INF_ROLE_ROUTER":           {C.INF_ROLE_ROUTER, int64(model.Router)},
 		"INF_ROLE_EXPERT_DOWN":      {C.INF_ROLE_EXPERT_DOWN, int64(model.ExpertDown)},
 		"INF_ROLE_SHARED_ROUTER":    {C.INF_ROLE_SHARED_ROUTER, int64(model.SharedRouter)},
+		"INF_ROLE_MLP_POST_NORM":    {C.INF_ROLE_MLP_POST_NORM, int64(model.MLPPostNorm)},
 		"INF_OK":                    {C.INF_OK, int64(batch.StatusOK)},
 		"INF_EPEER":                 {C.INF_EPEER, int64(batch.StatusPeer)},
 		"INF_ETIMEOUT":              {C.INF_ETIMEOUT, int64(batch.StatusTimeout)},

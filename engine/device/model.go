@@ -13,6 +13,11 @@ func ForModel(m *model.Config, c Config) Config {
 	c.Heads, c.KVHeads, c.HeadDim, c.Vocab = m.NumHeads, m.NumKVHeads, m.HeadDim, m.VocabSize
 	c.QKVBias, c.QKNorm, c.Tied = m.QKVBias, m.QKNorm, m.TieEmbeddings
 	c.RMSEps, c.RopeScale = m.RMSNormEps, float32(scale)
+	c.PostNorms, c.NoPreNorms, c.QKNormAll = m.PostNorms, m.NoPreNorms, m.QKNormAll
+	c.GELU, c.RotaryDim = m.Activation == model.GELUTanh, m.RotaryDim
+	c.AttnScale, c.AttnSoftcap = float32(m.AttnScale), float32(m.AttnSoftcap)
+	c.LogitSoftcap, c.EmbedScale = float32(m.LogitSoftcap), float32(m.EmbedScale)
+	c.LocalRope = m.LocalTheta > 0
 	if e := m.Experts; e != nil {
 		c.Experts, c.ExpertsPerToken, c.ExpertIntermediate, c.SharedIntermediate = e.Count, e.PerToken, e.Intermediate, e.Shared
 		c.NormTopK = e.Normalise
@@ -24,6 +29,7 @@ func ForModel(m *model.Config, c Config) Config {
 // Only the limits and DType of c are the caller's. progress, if not nil, hears how many tensors are in.
 func LoadModel(m *model.Model, c Config, progress func(done, all int)) (*Device, error) {
 	freqs, _ := m.Config.RopeTable()
+	freqs = append(freqs, m.Config.LocalRopeTable()...)
 	invFreq := make([]float32, len(freqs))
 	for i, f := range freqs {
 		invFreq[i] = float32(f)

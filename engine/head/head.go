@@ -286,7 +286,7 @@ func listen(host string, port int) (net.Listener, error) {
 }
 
 func openModel(cfg config.Config) (*model.Model, *tokenizer.Tokenizer, error) {
-	m, err := node.OpenModel(cfg.Model)
+	m, err := node.OpenModel(cfg)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -40,7 +40,25 @@ type Config struct {
 	BOS              int32    // -1 where the model has none
 	EOS              []int32  // any of these ends an answer; may be empty
 	Experts          *Experts `json:",omitempty"` // nil where no layer has any
+
+	// What families of models have unlike Llama; each zero value is Llama's.
+	Activation   string  `json:",omitempty"` // of the MLP's gate: "" is silu, or GELUTanh
+	PostNorms    bool    `json:",omitempty"` // what attention and MLP give is normed before it is added
+	NoPreNorms   bool    `json:",omitempty"` // they read what was not normed; with PostNorms
+	QKNormAll    bool    `json:",omitempty"` // with QKNorm: over all heads of q, and over those of k
+	NormOffset   bool    `json:",omitempty"` // the files' norms are their weights less 1, which Tensors adds
+	AttnScale    float64 `json:",omitempty"` // of q.k; 0: 1 / sqrt(HeadDim)
+	AttnSoftcap  float64 `json:",omitempty"` // a score s becomes AttnSoftcap tanh(s / AttnSoftcap); 0: stays
+	LogitSoftcap float64 `json:",omitempty"` // likewise of logits
+	EmbedScale   float64 `json:",omitempty"` // multiplies embeddings where they enter the layers; 0: 1
+	LogitScale   float64 `json:",omitempty"` // of logits; 0: 1. Tensors multiplies the last norm's weight by it
+	RotaryDim    int     `json:",omitempty"` // of a head's numbers the first so many are rotated; 0: all
+	LocalTheta   float64 `json:",omitempty"` // of layers with a window, whose rotation is not scaled; 0: as the others
+	Fused        bool    `json:",omitempty"` // in the files Q, K and V are one tensor, gate and up another
 }
+
+// GELUTanh is gelu in its form with tanh, by transformers' name.
+const GELUTanh = "gelu_pytorch_tanh"
 
 // architecture holds what differs between the classes of transformers, their defaults for absent keys among it.
 type architecture struct {
@@ -54,7 +72,9 @@ type architecture struct {
 	slidingWindow bool // sliding_window alone gives every layer's window, defaultWindow where absent
 	defaultWindow int  // 0: none
 	theta         float64
+	eps           float64     // default of rms_norm_eps; 0: 1e-6
 	experts       *expertKeys // nil: it has none
+	family        familyKeys
 }
 
 func architectures(name string) (architecture, bool) {
@@ -70,6 +90,9 @@ func architectures(name string) (architecture, bool) {
 			modelType: "qwen3", kvHeads: 32, headDim: 128, bos: -1, qkNorm: true, windowFlag: true,
 		}, true
 	}
+	if arch, ok := families(name); ok {
+		return arch, true
+	}
 	return expertArchitectures(name)
 }
 
@@ -81,6 +104,7 @@ func ParseConfig(data []byte) (*Config, error) {
 		return nil, err
 	}
 	c := &Config{}
+	o = textConfig(o)
 	arch, ok := c.architecture(o)
 	if !ok {
 		return nil, o.err
@@ -90,11 +114,12 @@ func ParseConfig(data []byte) (*Config, error) {
 	if o.err != nil {
 		return nil, o.err // the rest divides by the sizes
 	}
-	c.RMSNormEps = float32(o.floatOr("rms_norm_eps", 1e-6, 1e-12, 1))
-	c.TieEmbeddings = o.boolOr("tie_word_embeddings", false)
+	c.RMSNormEps = float32(o.floatOr("rms_norm_eps", max(arch.eps, 1e-6), 1e-12, 1))
+	c.TieEmbeddings = o.boolOr("tie_word_embeddings", arch.family.tied)
 	c.QKVBias, c.QKNorm = arch.bias, arch.qkNorm
 	c.experts(o, arch)
 	c.DType = parseDType(o)
+	c.family(o, arch)
 	c.windows(o, arch)
 	c.rope(o, arch)
 	c.BOS = bosToken(o, arch.bos, c.VocabSize)
@@ -140,7 +165,7 @@ func (c *Config) refuseFeatures(o *object, arch architecture) {
 			o.refuse(key, "a model with it")
 		}
 	}
-	if act := o.stringOr("hidden_act", "silu"); act != "silu" && act != "swish" {
+	if act := o.stringOr("hidden_act", "silu"); !arch.family.gelu && act != "silu" && act != "swish" {
 		o.refuse("hidden_act", "%q", act)
 	}
 }
@@ -149,9 +174,10 @@ func (c *Config) sizes(o *object, arch architecture) {
 	c.HiddenSize = o.intIn("hidden_size", 1, maxHidden)
 	c.IntermediateSize = o.intIn("intermediate_size", 1, maxIntermediate)
 	c.NumLayers = o.intIn("num_hidden_layers", 1, maxLayers)
-	c.NumHeads = o.intIn("num_attention_heads", 1, maxHeads)
-	c.VocabSize = o.intIn("vocab_size", 1, maxVocab)
-	c.MaxPositions = o.intIn("max_position_embeddings", 1, maxPositions)
+	def := arch.family.sizes
+	c.NumHeads = o.intOrIn("num_attention_heads", def.heads, 1, maxHeads)
+	c.VocabSize = o.intOrIn("vocab_size", def.vocab, 1, maxVocab)
+	c.MaxPositions = o.intOrIn("max_position_embeddings", def.positions, 1, maxPositions)
 	if o.err != nil {
 		return
 	}
@@ -206,10 +232,14 @@ func bosToken(o *object, def int32, vocab int) int32 {
 	return -1
 }
 
-// windows fills SlidingWindow. Mistral has one window for all layers. Qwen has one for the layers that
+// windows fills SlidingWindow. Gemma and OLMo 3 have a pattern of layers. Mistral has one window for all layers. Qwen has one for the layers that
 // layer_types marks, or for those from max_window_layers on, and only where use_sliding_window is true.
 func (c *Config) windows(o *object, arch architecture) {
 	c.SlidingWindow = make([]int, c.NumLayers)
+	if arch.family.pattern > 0 {
+		c.patternWindows(o, arch)
+		return
+	}
 	window, first := 0, c.NumLayers
 	switch {
 	case arch.slidingWindow:
@@ -255,6 +285,9 @@ func (c *Config) WeightBytes(elementBytes int) int64 {
 	h, d := int64(c.HiddenSize), int64(c.HeadDim)
 	attention := h * d * int64(2*c.NumHeads+2*c.NumKVHeads)
 	layer := attention + 3*h*int64(c.IntermediateSize) + 2*h
+	if c.PostNorms && !c.NoPreNorms {
+		layer += 2 * h
+	}
 	total := layer*int64(c.NumLayers) + h*int64(c.VocabSize) + h
 	if e := c.Experts; e != nil {
 		more := 3*h*(int64(e.Count)*int64(e.Intermediate)+int64(e.Shared)-int64(c.IntermediateSize)) + h*int64(e.Count)
@@ -271,6 +304,7 @@ func (c *Config) Clone() *Config {
 	d := *c
 	d.SlidingWindow = slices.Clone(c.SlidingWindow)
 	d.EOS = slices.Clone(c.EOS)
+	d.Rope.ShortFactor, d.Rope.LongFactor = slices.Clone(c.Rope.ShortFactor), slices.Clone(c.Rope.LongFactor)
 	if c.Experts != nil {
 		e := *c.Experts
 		e.Layers = slices.Clone(e.Layers)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -42,7 +43,23 @@ const (
 	mixtral  = "MixtralForCausalLM"
 	qwen2moe = "Qwen2MoeForCausalLM"
 	qwen3moe = "Qwen3MoeForCausalLM"
+
+	gemma2  = "Gemma2ForCausalLM"
+	gemma3  = "Gemma3ForCausalLM"
+	images  = "Gemma3ForConditionalGeneration"
+	olmo2   = "Olmo2ForCausalLM"
+	olmo3   = "Olmo3ForCausalLM"
+	phi3    = "Phi3ForCausalLM"
+	granite = "GraniteForCausalLM"
 )
+
+// longrope is a valid one for heads of 16 of which all, or a part, is rotated.
+func longrope(numbers int, changes fields) fields {
+	p := fields{"type": "longrope", "short_factor": slices.Repeat([]float64{1}, numbers/2), "long_factor": slices.Repeat([]float64{2}, numbers/2)}
+	maps.Copy(p, changes)
+	maps.DeleteFunc(p, func(_ string, v any) bool { return v == any(remove) })
+	return fields{"rope_scaling": p, "original_max_position_embeddings": 128}
+}
 
 func TestParseConfig(t *testing.T) {
 	yarn := RopeScaling{
@@ -117,6 +134,49 @@ func TestParseConfig(t *testing.T) {
 			[]int{1000000, 0}},
 		{"a window in mixtral", mixtral, fields{"sliding_window": 9}, func(c *Config) any { return c.SlidingWindow }, []int{9, 9, 9}},
 		{"no bias", qwen2moe, fields{"qkv_bias": false}, func(c *Config) any { return c.QKVBias }, false},
+		{"gemma's windows", gemma2, nil, func(c *Config) any { return c.SlidingWindow }, []int{4096, 0, 4096}},
+		{"gemma's windows by layer_types", gemma2, fields{"sliding_window": 9, "layer_types": []string{"full_attention", "full_attention", "sliding_attention"}},
+			func(c *Config) any { return c.SlidingWindow }, []int{0, 0, 9}},
+		{"a pattern of windows", gemma3, fields{"sliding_window": 9, "sliding_window_pattern": 3}, func(c *Config) any { return c.SlidingWindow }, []int{9, 9, 0}},
+		{"no window at all", gemma3, fields{"sliding_window": nil, "sliding_window_pattern": 1}, func(c *Config) any { return c.SlidingWindow }, []int{0, 0, 0}},
+		{"caps", gemma2, nil, func(c *Config) any { return []float64{c.AttnScale, c.AttnSoftcap, c.LogitSoftcap} }, []float64{1.0 / 16, 50, 30}},
+		{"other caps", gemma2, fields{"query_pre_attn_scalar": 100, "attn_logit_softcapping": nil, "final_logit_softcapping": 5},
+			func(c *Config) any { return []float64{c.AttnScale, c.AttnSoftcap, c.LogitSoftcap} }, []float64{0.1, 0, 5}},
+		{"no caps", gemma3, nil, func(c *Config) any { return []float64{c.AttnSoftcap, c.LogitSoftcap} }, []float64{0, 0}},
+		{"gemma", gemma3, nil, func(c *Config) any {
+			return []any{c.PostNorms, c.NoPreNorms, c.NormOffset, c.QKNorm, c.QKNormAll, c.TieEmbeddings, c.Activation, c.HeadDim, c.BOS}
+		}, []any{true, false, true, true, false, true, GELUTanh, 256, int32(2)}},
+		{"gemma's thetas", gemma3, nil, func(c *Config) any { return []float64{c.RopeTheta, c.LocalTheta} }, []float64{1e6, 1e4}},
+		{"gemma's thetas, v4", gemma3, fields{"rope_theta": 5e5, "rope_local_base_freq": 77, "rope_scaling": fields{"rope_type": "linear", "factor": 8}},
+			func(c *Config) any { return []any{c.RopeTheta, c.LocalTheta, c.Rope} }, []any{5e5, 77.0, RopeScaling{Type: "linear", Factor: 8}}},
+		{"gemma's thetas, v5", gemma3, fields{"rope_parameters": fields{
+			"sliding_attention": fields{"rope_type": "default", "rope_theta": 77},
+			"full_attention":    fields{"rope_type": "linear", "factor": 8, "rope_theta": 5e5}}},
+			func(c *Config) any { return []any{c.RopeTheta, c.LocalTheta, c.Rope} }, []any{5e5, 77.0, RopeScaling{Type: "linear", Factor: 8}}},
+		{"one theta of gemma 2", gemma2, nil, func(c *Config) any { return []float64{c.RopeTheta, c.LocalTheta} }, []float64{1e4, 0}},
+		{"olmo", olmo2, nil, func(c *Config) any {
+			return []any{c.PostNorms, c.NoPreNorms, c.QKNorm, c.QKNormAll, c.Activation, c.RMSNormEps, c.LocalTheta}
+		}, []any{true, true, true, true, "", float32(1e-5), 0.0}},
+		{"olmo 3", olmo3, fields{"rope_theta": 9e5, "num_hidden_layers": 4}, func(c *Config) any { return []any{c.SlidingWindow, c.RopeTheta, c.LocalTheta} },
+			[]any{[]int{4096, 4096, 4096, 0}, 9e5, 9e5}},
+		{"phi", phi3, nil, func(c *Config) any { return []any{c.Fused, c.Rope.Type, c.RotaryDim, c.SlidingWindow} }, []any{true, "default", 0, []int{0, 0, 0}}},
+		{"phi with a window", phi3, fields{"sliding_window": 9}, func(c *Config) any { return c.SlidingWindow }, []int{9, 9, 9}},
+		{"longrope", phi3, longrope(16, nil), func(c *Config) any {
+			return []any{c.Rope.Type, c.Rope.Long, c.Rope.OriginalMaxPositions, c.Rope.Factor}
+		},
+			[]any{"longrope", true, 128, 4.0}},
+		{"longrope by an older name, of a part", phi3, longrope(8, fields{"type": "su", "partial_rotary_factor": 0.5}),
+			func(c *Config) any { return []any{c.Rope.Type, c.RotaryDim} }, []any{"longrope", 8}},
+		{"longrope that is not long", phi3, fields{"max_position_embeddings": 128, "rope_scaling": longrope(16, nil)["rope_scaling"]},
+			func(c *Config) any { return []any{c.Rope.Long, c.Rope.OriginalMaxPositions} }, []any{false, 4096}},
+		{"granite", granite, fields{"embedding_multiplier": 12, "residual_multiplier": 0.25, "attention_multiplier": 0.125, "logits_scaling": 8, "rms_norm_eps": 1e-5},
+			func(c *Config) any { return []any{c.EmbedScale, c.AttnScale, c.LogitScale, c.RMSNormEps} }, []any{48.0, 0.125, 0.125, float32(16e-5)}},
+		{"a model with images", images, fields{"text_config": fields{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}, "vision_config": fields{"a": 1},
+			"eos_token_id": []int{1, 106}, "torch_dtype": "bfloat16"},
+			func(c *Config) any {
+				return []any{c.Arch, c.NumHeads, c.NumKVHeads, c.HeadDim, c.VocabSize, c.MaxPositions, c.EOS, c.DType}
+			},
+			[]any{images, 8, 4, 256, 262208, 131072, []int32{1, 106}, "bfloat16"}},
 		{"all layers full", llama, fields{"layer_types": slices.Repeat([]string{"full_attention"}, 3)},
 			func(c *Config) any { return c.SlidingWindow }, []int{0, 0, 0}},
 	} {
@@ -218,6 +278,40 @@ func TestRefuseConfig(t *testing.T) {
 		{qwen2, fields{"layer_types": slices.Repeat([]string{"sliding_attention"}, 3)}, "layer_types|sliding_attention", true},
 		{qwen2, fields{"layer_types": slices.Repeat([]string{"linear_attention"}, 3)}, "layer_types|linear_attention", true},
 		{qwen2, fields{"layer_types": "full_attention"}, "layer_types must be a list", false},
+		{gemma2, fields{"attn_logit_softcapping": 0}, "attn_logit_softcapping must be between", false},
+		{gemma2, fields{"attn_logit_softcapping": -50}, "attn_logit_softcapping must be between", false},
+		{gemma2, fields{"attn_logit_softcapping": "NaN"}, "attn_logit_softcapping must be a number", false},
+		{gemma2, fields{"final_logit_softcapping": 1e300}, "final_logit_softcapping must be between", false},
+		{gemma2, fields{"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be between", false},
+		{gemma2, fields{"hidden_activation": "gelu"}, "hidden_activation|gelu", true},
+		{gemma2, fields{"layer_types": []string{"full_attention"}}, "layer_types must have 3 entries", false},
+		{gemma2, fields{"layer_types": []string{"a", "b", "c"}}, "layer_types|layer 0", true},
+		{gemma2, fields{"sliding_window": nil}, "sliding_window|null", false},
+		{gemma2, fields{"sliding_window": 0}, "sliding_window must be between", false},
+		{gemma3, fields{"sliding_window_pattern": 0}, "sliding_window_pattern must be between", false},
+		{gemma3, fields{"use_bidirectional_attention": true}, "use_bidirectional_attention", true},
+		{gemma3, fields{"rope_local_base_freq": 0}, "rope_local_base_freq must be between", false},
+		{gemma3, fields{"rope_parameters": fields{"sliding_attention": fields{"rope_type": "linear", "factor": 2}}}, "rope_parameters.sliding_attention.rope_type|linear", true},
+		{gemma3, fields{"rope_parameters": fields{"sliding_attention": fields{"rope_theta": "x"}}}, "rope_theta must be a number", false},
+		{gemma3, fields{"rope_parameters": fields{"full_attention": 3}}, "full_attention must be an object", false},
+		{gemma3, fields{"rope_parameters": fields{"full_attention": fields{"rope_type": "linear"}}}, "factor is missing", false},
+		{gemma3, fields{"partial_rotary_factor": 0.5}, "partial_rotary_factor", true},
+		{images, nil, "text_config is missing", false},
+		{images, fields{"text_config": 3}, "text_config must be an object", false},
+		{gemma3, fields{"vision_config": fields{"a": 1}}, "vision_config", true},
+		{olmo2, fields{"attention_bias": true}, "attention_bias", true},
+		{olmo2, fields{"sliding_window": 9}, "sliding_window", true},
+		{phi3, longrope(16, fields{"short_factor": remove}), "short_factor must be a list of 8", false},
+		{phi3, longrope(14, nil), "short_factor must be a list of 8", false},
+		{phi3, longrope(16, fields{"long_factor": slices.Repeat([]float64{0}, 8)}), "long_factor must hold factors", false},
+		{phi3, longrope(16, fields{"long_factor": slices.Repeat([]any{"1"}, 8)}), "long_factor must hold factors", false},
+		{phi3, fields{"original_max_position_embeddings": 1, "rope_scaling": longrope(16, nil)["rope_scaling"]}, "original_max_position_embeddings must be 2", false},
+		{phi3, fields{"rope_scaling": fields{"type": "linear", "factor": 2}}, "rope_scaling.type|linear", true},
+		{phi3, fields{"partial_rotary_factor": 0.05}, "partial_rotary_factor", true},
+		{phi3, fields{"partial_rotary_factor": 2}, "partial_rotary_factor", true},
+		{granite, fields{"residual_multiplier": 0}, "residual_multiplier must be between", false},
+		{granite, fields{"residual_multiplier": 1e-3, "rms_norm_eps": 1e-3}, "residual_multiplier", false},
+		{granite, fields{"logits_scaling": -1}, "logits_scaling must be between", false},
 	} {
 		t.Run(tc.names, func(t *testing.T) {
 			c, err := ParseConfig(with(tc.arch, tc.changes))
@@ -284,6 +378,7 @@ func FuzzConfig(f *testing.F) {
 		f.Add(data)
 	}
 	f.Add(with(qwen2, fields{"use_sliding_window": true, "sliding_window": 3, "max_window_layers": 1}))
+	f.Add(with("Gemma3ForConditionalGeneration", fields{"text_config": fields{"hidden_size": 64, "intermediate_size": 9, "num_hidden_layers": 2}}))
 	f.Add(with(llama, fields{"rope_scaling": fields{"type": "yarn", "factor": 2, "truncate": false}}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := ParseConfig(data)
@@ -297,10 +392,16 @@ func FuzzConfig(f *testing.F) {
 			t.Fatalf("weights of %d bytes", c.WeightBytes(4))
 		}
 		inv, scale := c.RopeTable()
-		if len(inv) != c.HeadDim/2 || !(scale > 0) {
-			t.Fatalf("rope table of %d with scale %v", len(inv), scale)
+		local := c.LocalRopeTable()
+		if len(inv) != c.rotated()/2 || len(inv) > c.HeadDim/2 || !(scale > 0) || math.IsInf(scale, 0) || local != nil && len(local) != len(inv) {
+			t.Fatalf("rope tables of %d and %d with scale %v", len(inv), len(local), scale)
 		}
-		for _, v := range inv {
+		for _, f := range []float64{c.AttnScale, c.AttnSoftcap, c.LogitSoftcap, c.EmbedScale, c.LogitScale} {
+			if !(f >= 0 && f <= 1e9) {
+				t.Fatalf("a factor of %v in %+v", f, c)
+			}
+		}
+		for _, v := range append(inv, local...) {
 			if !(v >= 0 && v <= 2) {
 				t.Fatalf("inverse frequency %v in %v of %+v", v, inv, c)
 			}

@@ -4,7 +4,8 @@
 // key or the tensor, so that a model either gives the answers of its reference implementation or does not
 // start. Sizes are bounded, so that no product of them overflows an int64 and none divides by zero.
 //
-// The architectures are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM.
+// The architectures are those of Llama, Mistral, Qwen 2 and 3 (config.go), mixtures of experts (experts.go), and Gemma, OLMo,
+// Phi-3 and Granite (families.go).
 // Errors that concern an unsupported feature are *UnsupportedError; errors.As tells them from damage.
 package model
 

@@ -14,6 +14,7 @@ type reference struct {
 	w     map[[3]int][]float64 // (role, layer, expert) -> values
 	inv   []float64
 	scale float64
+	local []float64 // of layers with a window, where they have their own
 }
 
 func newReference(m *Model) (*reference, error) {
@@ -26,6 +27,7 @@ func newReference(m *Model) (*reference, error) {
 		r.w[[3]int{int(t.Role), t.Layer, t.Expert}] = widen(t)
 	}
 	r.inv, r.scale = m.Config.RopeTable()
+	r.local = m.Config.LocalRopeTable()
 	return r, nil
 }
 
@@ -55,20 +57,37 @@ func widen(t Tensor) []float64 {
 
 func (r *reference) at(role Role, layer int) []float64 { return r.w[[3]int{int(role), layer, -1}] }
 
-// swiglu is down(silu(gate x) * up x).
-func swiglu(gate, up, down, x []float64) []float64 {
+func silu(x float64) float64 { return x / (1 + math.Exp(-x)) }
+func gelu(x float64) float64 {
+	return x / 2 * (1 + math.Tanh(math.Sqrt(2/math.Pi)*(x+0.044715*x*x*x)))
+}
+
+// gated is down(activation(gate x) * up x).
+func gated(activation func(float64) float64, gate, up, down, x []float64) []float64 {
 	g, u := linear(gate, x, nil), linear(up, x, nil)
 	for j, v := range g {
-		u[j] *= v / (1 + math.Exp(-v))
+		u[j] *= activation(v)
 	}
 	return linear(down, u, nil)
+}
+
+// softcap64 is cap tanh(x / cap), x where cap is 0.
+func softcap64(x, bound float64) float64 {
+	if bound == 0 {
+		return x
+	}
+	return bound * math.Tanh(x/bound)
 }
 
 // mlp is what a layer adds behind its second norm.
 func (r *reference) mlp(l int, x []float64) []float64 {
 	e := r.c.Experts
 	if e == nil || !e.Layers[l] {
-		return swiglu(r.at(Gate, l), r.at(Up, l), r.at(Down, l), x)
+		activation := silu
+		if r.c.Activation == GELUTanh {
+			activation = gelu
+		}
+		return gated(activation, r.at(Gate, l), r.at(Up, l), r.at(Down, l), x)
 	}
 	p := linear(r.at(Router, l), x, nil)
 	var sum float64
@@ -95,11 +114,11 @@ func (r *reference) mlp(l int, x []float64) []float64 {
 	}
 	for _, i := range order {
 		w := func(role Role) []float64 { return r.w[[3]int{int(role), l, i}] }
-		add(p[i]/sum, swiglu(w(ExpertGate), w(ExpertUp), w(ExpertDown), x))
+		add(p[i]/sum, gated(silu, w(ExpertGate), w(ExpertUp), w(ExpertDown), x))
 	}
 	if e.Shared > 0 {
 		logit := linear(r.at(SharedRouter, l), x, nil)[0]
-		add(1/(1+math.Exp(-logit)), swiglu(r.at(SharedGate, l), r.at(SharedUp, l), r.at(SharedDown, l), x))
+		add(1/(1+math.Exp(-logit)), gated(silu, r.at(SharedGate, l), r.at(SharedUp, l), r.at(SharedDown, l), x))
 	}
 	return out
 }
@@ -133,20 +152,28 @@ func rmsNorm(x, weight []float64, eps float64) []float64 {
 	return out
 }
 
-// heads norms and turns the heads of x, [heads * head_dim], for a position.
-func (r *reference) heads(x, norm []float64, position int) {
-	d := r.c.HeadDim
+// heads norms and turns the heads of x, [heads * head_dim], for a position in a layer.
+func (r *reference) heads(x, norm []float64, layer, position int) {
+	d, inv, scale := r.c.HeadDim, r.inv, r.scale
+	if r.local != nil && r.c.SlidingWindow[layer] > 0 {
+		inv, scale = r.local, 1
+	}
+	if r.c.QKNormAll {
+		copy(x, rmsNorm(x, norm, float64(r.c.RMSNormEps)))
+		norm = nil
+	}
 	for h := 0; h < len(x); h += d {
 		head := x[h : h+d]
 		if norm != nil {
 			copy(head, rmsNorm(head, norm, float64(r.c.RMSNormEps)))
 		}
-		for i, f := range r.inv {
+		half := len(inv)
+		for i, f := range inv {
 			angle := float64(float32(position) * float32(f))
 			sin, cos := math.Sincos(angle)
-			a, b := head[i], head[i+d/2]
-			head[i] = (a*cos - b*sin) * r.scale
-			head[i+d/2] = (b*cos + a*sin) * r.scale
+			a, b := head[i], head[i+half]
+			head[i] = (a*cos - b*sin) * scale
+			head[i+half] = (b*cos + a*sin) * scale
 		}
 	}
 }
@@ -166,7 +193,12 @@ func (r *reference) attend(q []float64, k, v [][]float64, window int) []float64 
 			for i := range d {
 				scores[j] += q[h*d+i] * k[j][kv+i]
 			}
-			scores[j] /= math.Sqrt(float64(d))
+			if r.c.AttnScale > 0 {
+				scores[j] *= r.c.AttnScale
+			} else {
+				scores[j] /= math.Sqrt(float64(d))
+			}
+			scores[j] = softcap64(scores[j], r.c.AttnSoftcap)
 			top = max(top, scores[j])
 		}
 		var sum float64
@@ -190,25 +222,40 @@ func (r *reference) logits(tokens []int) [][]float64 {
 	x := make([][]float64, len(tokens))
 	for i, id := range tokens {
 		x[i] = append([]float64(nil), r.at(Embed, -1)[id*h:(id+1)*h]...)
+		for j := range x[i] {
+			x[i][j] *= cmp.Or(r.c.EmbedScale, 1)
+		}
 	}
 	for l := range r.c.NumLayers {
 		var k, v [][]float64
 		for i := range x {
-			in := rmsNorm(x[i], r.at(AttnNorm, l), eps)
+			in := r.norm(x[i], AttnNorm, l)
 			q := linear(r.at(Q, l), in, r.at(QBias, l))
 			key := linear(r.at(K, l), in, r.at(KBias, l))
-			r.heads(q, r.at(QNorm, l), i)
-			r.heads(key, r.at(KNorm, l), i)
+			r.heads(q, r.at(QNorm, l), l, i)
+			r.heads(key, r.at(KNorm, l), l, i)
 			k, v = append(k, key), append(v, linear(r.at(V, l), in, r.at(VBias, l)))
-			addTo(x[i], linear(r.at(O, l), r.attend(q, k, v, r.c.SlidingWindow[l]), nil))
-			in = rmsNorm(x[i], r.at(MLPNorm, l), eps)
-			addTo(x[i], r.mlp(l, in))
+			addTo(x[i], r.norm(linear(r.at(O, l), r.attend(q, k, v, r.c.SlidingWindow[l]), nil), AttnPostNorm, l))
+			in = r.norm(x[i], MLPNorm, l)
+			addTo(x[i], r.norm(r.mlp(l, in), MLPPostNorm, l))
 		}
 	}
 	for i := range x {
 		x[i] = linear(r.at(LMHead, -1), rmsNorm(x[i], r.at(FinalNorm, -1), eps), nil)
+		for j := range x[i] {
+			x[i][j] = softcap64(x[i][j], r.c.LogitSoftcap)
+		}
 	}
 	return x
+}
+
+// norm is x where the layer has no norm of this role.
+func (r *reference) norm(x []float64, role Role, layer int) []float64 {
+	weight := r.at(role, layer)
+	if weight == nil {
+		return x
+	}
+	return rmsNorm(x, weight, float64(r.c.RMSNormEps))
 }
 
 func addTo(x, y []float64) {

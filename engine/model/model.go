@@ -27,6 +27,7 @@ type Model struct {
 
 	src     files
 	tensors []Tensor
+	entries []entry // of the fingerprint
 }
 
 // Open opens the model in a folder and checks that it can be served. The weights are mapped, not read: they
@@ -85,6 +86,10 @@ func (m *Model) load() error {
 	if m.Config.DType == "" {
 		m.Config.DType = m.tensors[0].DType.String()
 	}
+	if arch, _ := architectures(m.Config.Arch); arch.family.embedRoot {
+		m.Config.EmbedScale = m.Config.rootOfHidden()
+	}
+	m.entries = entries
 	if m.Fingerprint, err = fingerprint(m.Config, entries); err != nil {
 		return err
 	}
@@ -95,6 +100,22 @@ func (m *Model) load() error {
 		m.Config.BOS = *m.Generation.BOS
 	}
 	return nil
+}
+
+// Limit says how many tokens the longest request may have, 0 for as many as the model is made for. It settles what
+// depends on that, for all requests and all instances of a cluster, whose fingerprints differ otherwise: longrope has
+// factors for short and for long requests, and K that was rotated by one cannot be used with the other. As in vLLM and
+// llama.cpp the limit decides, and not a request's own length. Before the model is used.
+func (m *Model) Limit(tokens int) error {
+	r := &m.Config.Rope
+	long := r.Type == "longrope" && m.Config.MaxPositions > r.OriginalMaxPositions && (tokens == 0 || tokens > r.OriginalMaxPositions)
+	if long == r.Long {
+		return nil
+	}
+	r.Long = long
+	var err error
+	m.Fingerprint, err = fingerprint(m.Config, m.entries)
+	return err
 }
 
 // Tensors returns every tensor in the order the data plane takes them: Embed, the layers' from the first, in
@@ -140,7 +161,7 @@ func (m *Model) Close() error {
 	if m.tensors == nil {
 		return nil
 	}
-	m.tensors = nil
+	m.tensors, m.entries = nil, nil
 	if err := m.src.close(); err != nil {
 		return fmt.Errorf("cannot close model: %w", err)
 	}

@@ -92,6 +92,14 @@ func (o *object) intIn(key string, lo, hi int64) int {
 	return o.intOr(key, lo, lo, hi)
 }
 
+// intOrIn is intIn where def is 0, else intOr.
+func (o *object) intOrIn(key string, def, lo, hi int64) int {
+	if def == 0 {
+		return o.intIn(key, lo, hi)
+	}
+	return o.intOr(key, def, lo, hi)
+}
+
 // intOr reads an integer in [lo, hi]; absent and null give def.
 func (o *object) intOr(key string, def, lo, hi int64) int {
 	if !o.has(key) {

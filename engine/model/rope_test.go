@@ -17,14 +17,15 @@ func TestRopeTable(t *testing.T) {
 	var rows []struct {
 		Name            string          `json:"name"`
 		Config          json.RawMessage `json:"config"`
+		Limit           int             `json:"limit"`
 		InvFreq         []float64       `json:"inv_freq"`
 		AttentionFactor float64         `json:"attention_factor"`
 	}
 	if err := json.Unmarshal(data, &rows); err != nil {
 		t.Fatal(err)
 	}
-	if len(rows) < 16 {
-		t.Fatalf("rope.json has %d rows, want 16 or more", len(rows))
+	if len(rows) < 18 {
+		t.Fatalf("rope.json has %d rows, want 18 or more", len(rows))
 	}
 	exact, total := 0, 0
 	for _, row := range rows {
@@ -32,6 +33,9 @@ func TestRopeTable(t *testing.T) {
 			c, err := ParseConfig(row.Config)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if row.Limit > 0 {
+				c.Rope.Long = row.Limit > c.Rope.OriginalMaxPositions
 			}
 			inv, scale := c.RopeTable()
 			if math.Abs(scale-row.AttentionFactor) > 1e-12 {

@@ -1,7 +1,9 @@
 package model
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,8 +24,8 @@ const (
 	QBias     Role = 14 // [q]
 	KBias     Role = 15 // [kv]
 	VBias     Role = 16 // [kv]
-	QNorm     Role = 17 // [head_dim]
-	KNorm     Role = 18 // [head_dim]
+	QNorm     Role = 17 // [head_dim], with QKNormAll [q]
+	KNorm     Role = 18 // [head_dim], with QKNormAll [kv]
 	O         Role = 19 // [h, q]
 	MLPNorm   Role = 20 // [h]
 	Gate      Role = 21 // [intermediate, h]
@@ -38,6 +40,9 @@ const (
 	SharedUp     Role = 29 // likewise
 	SharedDown   Role = 30 // [h, intermediate of the shared expert]
 	SharedRouter Role = 31 // [1, h]
+
+	AttnPostNorm Role = 32 // [h]
+	MLPPostNorm  Role = 33 // [h]
 )
 
 // Tensor is one tensor of a model, row-major.
@@ -58,21 +63,22 @@ type slot struct {
 	layer  int
 	expert int // -1: of none
 	shape  []int64
+	at, of int64 // it is rows at.. of a tensor of so many; of 0: it is the whole
 }
 
 // slots is the architecture table: every tensor of the model in the order the data plane takes them.
 func (c *Config) slots() []slot {
 	h, vocab := int64(c.HiddenSize), int64(c.VocabSize)
-	list := []slot{{"model.embed_tokens.weight", Embed, -1, -1, []int64{vocab, h}}}
+	list := []slot{{name: "model.embed_tokens.weight", role: Embed, layer: -1, expert: -1, shape: []int64{vocab, h}}}
 	for layer := range c.NumLayers {
 		list = append(list, c.layerSlots(layer)...)
 	}
-	list = append(list, slot{"model.norm.weight", FinalNorm, -1, -1, []int64{h}})
+	list = append(list, slot{name: "model.norm.weight", role: FinalNorm, layer: -1, expert: -1, shape: []int64{h}})
 	head := "lm_head.weight"
 	if c.TieEmbeddings {
 		head = "model.embed_tokens.weight"
 	}
-	return append(list, slot{head, LMHead, -1, -1, []int64{vocab, h}})
+	return append(list, slot{name: head, role: LMHead, layer: -1, expert: -1, shape: []int64{vocab, h}})
 }
 
 func (c *Config) layerSlots(layer int) []slot {
@@ -80,24 +86,51 @@ func (c *Config) layerSlots(layer int) []slot {
 	q, kv := int64(c.NumHeads)*d, int64(c.NumKVHeads)*d
 	var list []slot
 	add := func(name string, role Role, shape ...int64) {
-		list = append(list, slot{fmt.Sprintf("model.layers.%d.%s", layer, name), role, layer, -1, shape})
+		list = append(list, slot{name: fmt.Sprintf("model.layers.%d.%s", layer, name), role: role, layer: layer, expert: -1, shape: shape})
 	}
-	add("input_layernorm.weight", AttnNorm, h)
-	add("self_attn.q_proj.weight", Q, q, h)
-	add("self_attn.k_proj.weight", K, kv, h)
-	add("self_attn.v_proj.weight", V, kv, h)
+	part := func(name string, role Role, at, of, rows int64) {
+		add(name, role, rows, h)
+		list[len(list)-1].at, list[len(list)-1].of = at, of
+	}
+	if !c.NoPreNorms {
+		add("input_layernorm.weight", AttnNorm, h)
+	}
+	if c.Fused {
+		part("self_attn.qkv_proj.weight", Q, 0, q+2*kv, q)
+		part("self_attn.qkv_proj.weight", K, q, q+2*kv, kv)
+		part("self_attn.qkv_proj.weight", V, q+kv, q+2*kv, kv)
+	} else {
+		add("self_attn.q_proj.weight", Q, q, h)
+		add("self_attn.k_proj.weight", K, kv, h)
+		add("self_attn.v_proj.weight", V, kv, h)
+	}
 	if c.QKVBias {
 		add("self_attn.q_proj.bias", QBias, q)
 		add("self_attn.k_proj.bias", KBias, kv)
 		add("self_attn.v_proj.bias", VBias, kv)
 	}
-	if c.QKNorm {
+	if c.QKNormAll {
+		add("self_attn.q_norm.weight", QNorm, q)
+		add("self_attn.k_norm.weight", KNorm, kv)
+	} else if c.QKNorm {
 		add("self_attn.q_norm.weight", QNorm, d)
 		add("self_attn.k_norm.weight", KNorm, d)
 	}
 	add("self_attn.o_proj.weight", O, h, q)
-	add("post_attention_layernorm.weight", MLPNorm, h)
-	c.mlpSlots(layer, add)
+	switch {
+	case c.PostNorms && !c.NoPreNorms:
+		add("pre_feedforward_layernorm.weight", MLPNorm, h)
+	case !c.NoPreNorms:
+		add("post_attention_layernorm.weight", MLPNorm, h)
+	}
+	if inter := int64(c.IntermediateSize); c.Fused {
+		part("mlp.gate_up_proj.weight", Gate, 0, 2*inter, inter)
+		part("mlp.gate_up_proj.weight", Up, inter, 2*inter, inter)
+		add("mlp.down_proj.weight", Down, h, inter)
+	} else {
+		c.mlpSlots(layer, add)
+	}
+	c.postNormSlots(add)
 	return append(list, c.expertSlots(layer)...)
 }
 
@@ -111,17 +144,24 @@ func arrange(c *Config, entries []entry) ([]Tensor, error) {
 	for i := range entries {
 		byName[entries[i].name] = &entries[i]
 	}
+	arch, _ := architectures(c.Arch)
+	prefix := arch.prefix(byName)
 	slots := c.slots()
 	tensors := make([]Tensor, 0, len(slots))
 	used := make(map[string]bool, len(slots))
 	for _, s := range slots {
+		s.name = inFiles(prefix, s.name)
 		e := byName[s.name]
 		if e == nil {
 			return nil, missing(s, byName)
 		}
-		if !slices.Equal(e.shape, s.shape) {
+		shape := slices.Clone(s.shape)
+		if s.of > 0 {
+			shape[0] = s.of
+		}
+		if !slices.Equal(e.shape, shape) {
 			return nil, fmt.Errorf("cannot use tensor %s: its shape is %v where config.json asks for %v",
-				s.name, e.shape, s.shape)
+				s.name, e.shape, shape)
 		}
 		dtype, err := e.weightType()
 		if err != nil {
@@ -131,18 +171,89 @@ func arrange(c *Config, entries []entry) ([]Tensor, error) {
 		if len(s.shape) == 2 {
 			rows = s.shape[0]
 		}
-		tensors = append(tensors, Tensor{s.role, s.layer, s.expert, int(rows), int(cols), dtype, e.data})
+		data := e.data
+		if s.of > 0 {
+			row := cols * int64(dtype.Size())
+			data = data[s.at*row : (s.at+rows)*row]
+		}
+		t := Tensor{s.role, s.layer, s.expert, int(rows), int(cols), dtype, data}
+		tensors = append(tensors, c.folded(t))
 		used[s.name] = true
 	}
 	for i := range entries {
 		name := entries[i].name
 		// With tied embeddings a saved head is a copy of them, which transformers ignores too.
-		copied := c.TieEmbeddings && name == "lm_head.weight"
-		if !used[name] && !copied && !ignorable.MatchString(name) {
+		copied := c.TieEmbeddings && strings.HasSuffix(name, "lm_head.weight")
+		if !used[name] && !copied && !ignorable.MatchString(name) && !arch.isOther(name) {
 			return nil, unsupported(short([]byte(name)), "a tensor that %s does not have", c.Arch)
 		}
 	}
 	return tensors, nil
+}
+
+// inFiles is a tensor's name in files whose text model has a prefix: of two spellings, one keeps "model." behind it.
+func inFiles(prefix, name string) string {
+	if prefix == "model.language_model." {
+		return prefix + strings.TrimPrefix(name, "model.")
+	}
+	return prefix + name
+}
+
+// folded is a norm with what is folded into it, in float32; other tensors as they are.
+func (c *Config) folded(t Tensor) Tensor {
+	offset, factor := float32(0), float32(1)
+	switch t.Role {
+	case FinalNorm:
+		if c.LogitScale != 0 {
+			factor = float32(c.LogitScale)
+		}
+		fallthrough
+	case AttnNorm, MLPNorm, AttnPostNorm, MLPPostNorm, QNorm, KNorm:
+		if c.NormOffset {
+			offset = 1
+		}
+	}
+	if offset == 0 && factor == 1 {
+		return t
+	}
+	data := make([]byte, 4*t.Cols)
+	for i := range t.Cols {
+		binary.LittleEndian.PutUint32(data[4*i:], math.Float32bits((t.at(i)+offset)*factor))
+	}
+	t.DType, t.Data = F32, data
+	return t
+}
+
+// at is number i of the tensor.
+func (t *Tensor) at(i int) float32 {
+	switch t.DType {
+	case BF16:
+		return math.Float32frombits(uint32(binary.LittleEndian.Uint16(t.Data[2*i:])) << 16)
+	case F16:
+		return fromF16(binary.LittleEndian.Uint16(t.Data[2*i:]))
+	}
+	return math.Float32frombits(binary.LittleEndian.Uint32(t.Data[4*i:]))
+}
+
+// fromF16 is a binary16 number.
+func fromF16(h uint16) float32 {
+	exponent, fraction := int(h>>10&31), float64(h&1023)
+	var v float64
+	switch exponent {
+	case 0:
+		v = math.Ldexp(fraction, -24)
+	case 31:
+		v = math.Inf(1)
+		if fraction != 0 {
+			v = math.NaN()
+		}
+	default:
+		v = math.Ldexp(1024+fraction, exponent-25)
+	}
+	if h>>15 == 1 {
+		v = -v
+	}
+	return float32(v)
 }
 
 func missing(s slot, byName map[string]*entry) error {

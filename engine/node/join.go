@@ -103,7 +103,7 @@ func joinRequest(cfg config.Config, m *model.Model, dtype, kvDType string) *pb.J
 // settings name no id it asks for one that nobody has, since the cluster would count the next free one as given out. refused:
 // a cluster answered that it would not.
 func CheckJoin(ctx context.Context, cfg config.Config) (refused bool, err error) {
-	m, err := OpenModel(cfg.Model)
+	m, err := OpenModel(cfg)
 	if err != nil {
 		return false, err
 	}

@@ -62,7 +62,7 @@ func Start(ctx context.Context, cfg config.Config) (_ *Node, err error) {
 	if err = CheckFiles(cfg, 0); err != nil {
 		return nil, err
 	}
-	m, err := OpenModel(cfg.Model)
+	m, err := OpenModel(cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -14,8 +14,19 @@ import (
 	"github.com/infinite-llm/infinite/rdma"
 )
 
-// OpenModel opens a model folder, or the bundled model for "".
-func OpenModel(dir string) (*model.Model, error) {
+// OpenModel opens the model folder of --model, or the bundled model for "", for requests of at most --max-model-len.
+func OpenModel(cfg config.Config) (*model.Model, error) {
+	m, err := openModel(cfg.Model)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Limit(cfg.MaxModelLen); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+func openModel(dir string) (*model.Model, error) {
 	if dir == "" {
 		return model.OpenFS(model.Bundled())
 	}

@@ -90,7 +90,7 @@ func TestExpertsRounded(t *testing.T) {
 }
 
 func TestDeviceConfig(t *testing.T) {
-	m, err := OpenModel("")
+	m, err := OpenModel(config.Default())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import (
-    AutoModelForCausalLM, GenerationConfig, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, Qwen2MoeConfig,
-    Qwen3Config, Qwen3MoeConfig,
+    AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GenerationConfig, GraniteConfig, LlamaConfig, MistralConfig,
+    MixtralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 VOCAB = 256
@@ -72,6 +73,27 @@ def cases():
         "qwen3-moe": (
             Qwen3MoeConfig(**qwen, head_dim=32, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=16,
                            norm_topk_prob=True), F16, 121, {}),
+        "gemma2": (
+            Gemma2Config(**BASE, head_dim=32, pad_token_id=0, query_pre_attn_scalar=24, sliding_window=24,
+                         attn_logit_softcapping=4.0, final_logit_softcapping=8.0), BF16, 118, {}),
+        "gemma3": (
+            Gemma3TextConfig(**{**BASE, "num_hidden_layers": 3}, head_dim=32, pad_token_id=0, query_pre_attn_scalar=24,
+                             sliding_window=24, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                             rope_parameters={"full_attention": dict(linear, rope_theta=50000.0, factor=8.0),
+                                              "sliding_attention": dict(rope_type="default", rope_theta=100.0)}),
+            F16, 135, {}),
+        "olmo2": (Olmo2Config(**BASE, pad_token_id=0), BF16, 123, {}),
+        "olmo3": (
+            Olmo3Config(**{**BASE, "num_hidden_layers": 4}, pad_token_id=0, sliding_window=24,
+                        rope_parameters={"full_attention": yarn, "sliding_attention": dict(rope_type="default", rope_theta=10000.0)}),
+            F16, 141, {}),
+        "phi3": (
+            Phi3Config(**BASE, pad_token_id=0, original_max_position_embeddings=64, rope_parameters=dict(
+                rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.5, short_factor=[1.0, 1.1, 1.3, 1.7],
+                long_factor=[1.05, 1.6, 3.5, 7.0])), BF16, 154, {}),
+        "granite": (
+            GraniteConfig(**BASE, embedding_multiplier=1.5, residual_multiplier=0.6,
+                          attention_multiplier=0.4, logits_scaling=1.3), BF16, 129, {}),
     }
 
 
@@ -90,12 +112,19 @@ def make(config, seed):
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             noise = torch.randn(p.shape, generator=gen)
+            offset = 1.0 if config.model_type.startswith("gemma") and "norm" in name else 0.0  # they have 1 + weight
             if name.endswith("bias"):
                 p.copy_(0.5 * noise)
+            elif offset and name == "model.norm.weight":
+                p.copy_(3.0 + 0.3 * noise)
+            elif config.model_type.startswith("gemma") and "embed_tokens" in name:
+                p.copy_(0.12 * noise)  # it is multiplied by 8, and is the head too
+            elif "layernorm" in name and "post_" in name and hasattr(model.model.layers[0], "post_feedforward_layernorm"):
+                p.copy_((4.0 if offset else 1.5) - offset + 0.3 * noise)  # what layers add outweighs the embedding
             elif "q_norm" in name or "k_norm" in name:
-                p.copy_(1.6 + 0.3 * noise)
+                p.copy_(1.6 - offset + 0.3 * noise)
             elif "norm" in name:
-                p.copy_(1.0 + 0.2 * noise)
+                p.copy_(1.0 - offset + 0.2 * noise)
             else:
                 p.copy_(spread(name) * noise)
     return model, gen
@@ -140,9 +169,19 @@ def greedy(model, prompt):
 
 
 def plain(config):
-    """The configuration without what makes the case special: rope scaling and window."""
+    """The configuration without what makes the case special: rope scaling, window, caps and multipliers."""
     c = copy.deepcopy(config)
-    c.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+    default = {"rope_type": "default", "rope_theta": 10000.0}
+    if "partial_rotary_factor" in c.rope_parameters:
+        default["partial_rotary_factor"] = c.rope_parameters["partial_rotary_factor"]
+    kinds = [kind for kind in ("full_attention", "sliding_attention") if kind in c.rope_parameters]
+    c.rope_parameters = {kind: dict(default) for kind in kinds} or default
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if hasattr(c, key):
+            setattr(c, key, None)
+    for key in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+        if hasattr(c, key):
+            setattr(c, key, 1.0)
     if getattr(c, "sliding_window", None):
         c.sliding_window = 10**6
     return c
@@ -256,6 +295,15 @@ def write_rope(path):
         row["inv_freq"] = table.inv_freq.double().tolist()
         row["attention_factor"] = float(table.attention_scaling)
         rows.append(json.dumps(row))
+    for name, length in (("longrope, long", 8192), ("longrope, short", 4096)):
+        shape = dict(hidden_size=3072, num_attention_heads=24, max_position_embeddings=131072,
+                     original_max_position_embeddings=4096)
+        rope = dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75,
+                    short_factor=[1 + i / 100 for i in range(48)], long_factor=[1.05 ** i for i in range(48)])
+        inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](Phi3Config(**shape, rope_parameters=dict(rope)), seq_len=length)
+        rows.append(json.dumps({"name": name, "limit": length, "config": {
+            "architectures": ["Phi3ForCausalLM"], "vocab_size": 256, "intermediate_size": 64, "num_hidden_layers": 1,
+            **shape, "rope_parameters": rope}, "inv_freq": inv_freq.double().tolist(), "attention_factor": float(factor)}))
     path.write_text("[\n" + ",\n".join(rows) + "\n]\n")
 
 

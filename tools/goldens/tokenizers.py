@@ -5,7 +5,7 @@ Needs the tokenizers library, version 0.22, which is the reference. Every form t
 on the text below; the engine must give the same ids and the same decoded text for every string of the corpus.
 testdata/README.md describes the files.
 
-    python tools/goldens/tokenizers.py [--out DIR] [--random N] [--share N] [--seed N]
+    python tools/goldens/tokenizers.py [--out DIR] [--random N] [--share N] [--seed N] [--only FORM ...]
 """
 
 import sys
@@ -259,7 +259,30 @@ def words():
     return tok
 
 
-FORMS = [gpt2, llama3, qwen2, roberta, added, llama2, mistral, metaspace, unigram_bytes, unigram_plain, pieces, words]
+def gemma():
+    """Spaces become a piece and split in front of nothing: runs of them and of line ends are added tokens."""
+    tok = sentencepiece_bpe(700)
+    tok.normalizer = normalizers.Replace(" ", "▁")
+    tok.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    runs = [AddedToken(c * n, normalized=False) for c in "\n▁\t" for n in range(2, 8)]
+    tok.add_tokens([special("<unk>"), special("<s>"), special("</s>"), AddedToken("<b>", normalized=False),
+                    AddedToken("the", normalized=True), *runs])
+    tok.post_processor = bos_processor(tok)
+    return tok
+
+
+def phi3():
+    """As llama2, with added tokens that take what space is behind them."""
+    tok = llama2()
+    tok.add_tokens([AddedToken("</s>", special=False, normalized=False, rstrip=True)])
+    tok.add_tokens([special(t, rstrip=True) for t in ("<|endoftext|>", "<|eot|>", "[X]", "[XY]")])
+    tok.add_tokens([special("[L]", lstrip=True), special("[B]", lstrip=True, rstrip=True)])
+    return Tokenizer.from_str(tok.to_str())  # or what </s> was would live on in it
+
+
+FORMS = [gpt2, llama3, qwen2, roberta, added, llama2, mistral, metaspace, unigram_bytes, unigram_plain, pieces, words, gemma,
+         phi3]
 
 
 def goldens(tok, texts, seed):
@@ -292,12 +315,15 @@ def main():
     ap.add_argument("--random", type=int, default=2400, help="random strings in the corpus")
     ap.add_argument("--share", type=int, default=3, help="each form is tested on one random string in so many")
     ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--only", nargs="*", help="names of the forms to write")
     args = ap.parse_args()
     texts = corpus(args.seed, args.random)
     fixed = len(FIXED) + len(INVALID)
     args.out.mkdir(parents=True, exist_ok=True)
     write_gz(args.out / "corpus.json.gz", [base64.b64encode(t).decode() for t in texts])
     for number, form in enumerate(FORMS):
+        if args.only and form.__name__ not in args.only:
+            continue
         tok = form()
         folder = args.out / form.__name__
         folder.mkdir(parents=True, exist_ok=True)

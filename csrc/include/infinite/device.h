@@ -52,8 +52,8 @@ enum {
     INF_ROLE_Q_BIAS = 14,
     INF_ROLE_K_BIAS = 15,
     INF_ROLE_V_BIAS = 16,
-    INF_ROLE_Q_NORM = 17,   /* [head_dim] */
-    INF_ROLE_K_NORM = 18,   /* [head_dim] */
+    INF_ROLE_Q_NORM = 17,   /* [head_dim], with INF_MODEL_QK_NORM_ALL [heads * head_dim] */
+    INF_ROLE_K_NORM = 18,   /* [head_dim], with INF_MODEL_QK_NORM_ALL [kv_heads * head_dim] */
     INF_ROLE_O = 19,        /* [hidden, heads * head_dim] */
     INF_ROLE_MLP_NORM = 20, /* [hidden] */
     INF_ROLE_GATE = 21,     /* [intermediate, hidden] */
@@ -68,6 +68,10 @@ enum {
     INF_ROLE_SHARED_UP = 29,     /* [shared_intermediate, hidden] */
     INF_ROLE_SHARED_DOWN = 30,   /* [hidden, shared_intermediate] */
     INF_ROLE_SHARED_ROUTER = 31, /* [1, hidden] */
+    /* With INF_MODEL_POST_NORMS: */
+    INF_ROLE_ATTN_POST_NORM = 32, /* [hidden], of what attention gives */
+    INF_ROLE_MLP_POST_NORM = 33,  /* [hidden], of what the MLP gives */
+    INF_ROLE_LAST = INF_ROLE_MLP_POST_NORM,
 };
 
 enum {
@@ -78,7 +82,17 @@ enum {
      * hosts blocks of others and answers their queries. */
     INF_MODEL_NO_WEIGHTS = 8,
     INF_MODEL_NORM_TOPK = 16, /* the weights of a token's experts add up to 1 */
+    /* What attention and MLP give is normed before it is added to the residual stream. */
+    INF_MODEL_POST_NORMS = 32,
+    /* They read the residual stream as it is: no ATTN_NORM, no MLP_NORM. With POST_NORMS alone. */
+    INF_MODEL_NO_PRE_NORMS = 64,
+    /* With QK_NORM: one norm over all heads of q, and one over those of k. Not on several ranks. */
+    INF_MODEL_QK_NORM_ALL = 128,
 };
+
+/* y of a gate x: silu is x / (1 + e^-x); gelu, in the form with tanh,
+ * x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). Experts have silu. */
+enum { INF_ACT_SILU = 0, INF_ACT_GELU_TANH = 1 };
 
 enum { INF_MAX_EXPERTS = 1024, INF_MAX_EXPERTS_PER_TOKEN = 64 };
 
@@ -113,12 +127,26 @@ typedef struct inf_device_config {
      *       + sigmoid(SHARED_ROUTER h) SHARED_DOWN (silu(SHARED_GATE h) * SHARED_UP h)
      * the last line where shared_intermediate > 0. Logits and weights of experts are f32. */
     int32_t experts, experts_per_token, expert_intermediate, shared_intermediate;
+    /* What else families of models differ in; 0 is Llama's. Home and creditors must have the same
+     * attn_scale and attn_softcap, of which a partial is made. */
+    int32_t activation;  /* of the MLP's gate: INF_ACT_* */
+    float attn_scale;    /* of q.k; 0: 1 / sqrt(head_dim) */
+    float attn_softcap;  /* a score s becomes attn_softcap tanh(s / attn_softcap); 0: stays */
+    float logit_softcap; /* likewise of the logits, log probabilities are of what they became */
+    float embed_scale;   /* multiplies the embedding where it enters the layers; 0: 1 */
+    int32_t rotary_dim;  /* of a head's numbers the first so many are rotated; 0: all */
+    int32_t ropes;       /* 2: layers with a window have frequencies of their own; 0 as 1 */
 } inf_device_config;
 
-_Static_assert(sizeof(inf_device_config) == 116, "inf_device_config is mirrored in Go");
+_Static_assert(sizeof(inf_device_config) == 144, "inf_device_config is mirrored in Go");
 
-/* inv_freq: [head_dim / 2]. windows: [layers], tokens a query may look back including itself, 0 =
- * all. */
+static inline int32_t inf_rotary_dim(const inf_device_config *c) {
+    return c->rotary_dim > 0 ? c->rotary_dim : c->head_dim;
+}
+static inline int32_t inf_ropes(const inf_device_config *c) { return c->ropes > 1 ? c->ropes : 1; }
+
+/* inv_freq: [ropes, rotary_dim / 2]; the second rotation, of layers with a window, is not scaled by
+ * rope_scale. windows: [layers], tokens a query may look back including itself, 0 = all. */
 int inf_device_open(const inf_device_config *config, const float *inv_freq, const int32_t *windows,
                     inf_device **out, inf_err *err);
 

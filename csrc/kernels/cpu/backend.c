@@ -46,12 +46,15 @@ static void cpu_copy_rows_in(inf_lane *l, void *device, const void *host, uint64
 static void rope_row(void *arg, int32_t index, int32_t thread) {
     const inf_lane *l = arg;
     (void)thread;
-    int32_t half = l->dims.head_dim / 2;
-    float *cos_row = l->cos + (int64_t)index * half, *sin_row = l->sin + (int64_t)index * half;
-    for (int32_t i = 0; i < half; i++) {
-        double angle = (double)((float)l->position[index] * l->inv_freq[i]);
-        cos_row[i] = (float)(cos(angle) * (double)l->dims.rope_scale);
-        sin_row[i] = (float)(sin(angle) * (double)l->dims.rope_scale);
+    int32_t half = inf_rotary_dim(&l->dims) / 2;
+    for (int32_t rope = 0; rope < inf_ropes(&l->dims); rope++) {
+        int64_t at = ((int64_t)rope * l->max_rows + index) * half;
+        double scale = rope == 0 ? (double)l->dims.rope_scale : 1.0;
+        for (int32_t i = 0; i < half; i++) {
+            double angle = (double)((float)l->position[index] * l->inv_freq[rope * half + i]);
+            l->cos[at + i] = (float)(cos(angle) * scale);
+            l->sin[at + i] = (float)(sin(angle) * scale);
+        }
     }
 }
 
@@ -91,14 +94,17 @@ static int cpu_recorded(inf_lane *l) {
     return 0;
 }
 
-/* Rows of the embedding table, widened to f32. */
+/* Rows of the embedding table, widened to f32 and scaled. */
 static void embed_token(void *arg, int32_t index, int32_t thread) {
     const inf_lane *l = arg;
     (void)thread;
     uint64_t hidden = (uint64_t)l->dims.hidden;
     uint64_t row = (uint64_t)l->step->tokens[index] * hidden * inf_dtype_bytes(l->dims.dtype);
-    inf_convert(l->x + (uint64_t)index * hidden, INF_DTYPE_F32, (const uint8_t *)l->table + row,
-                l->dims.dtype, hidden);
+    float *x = l->x + (uint64_t)index * hidden, scale = l->dims.embed_scale;
+    inf_convert(x, INF_DTYPE_F32, (const uint8_t *)l->table + row, l->dims.dtype, hidden);
+    for (uint64_t i = 0; scale != 0 && i < hidden; i++) {
+        x[i] *= scale;
+    }
 }
 
 static void cpu_embed(inf_lane *l, const void *table, float *x) {
@@ -107,14 +113,22 @@ static void cpu_embed(inf_lane *l, const void *table, float *x) {
     inf_pool_run(l->threads, embed_token, l, step_rows(l));
 }
 
-static void cpu_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
+static void cpu_add_norm(inf_lane *l, float *x, void *add, const float *post, const float *weight,
+                         void *y) {
     int32_t rows = step_rows(l), n = l->dims.hidden;
+    float eps = l->dims.rms_eps;
     x = rows_of(l, x, n);
     if (add != NULL) {
-        l->ops->add(x, rows_of(l, add, n), (int64_t)rows * n);
+        float *more = rows_of(l, add, n);
+        if (post != NULL) {
+            l->ops->rms_norm(l->threads, more, post, more, rows, n, n, n, eps);
+        }
+        l->ops->add(x, more, (int64_t)rows * n);
     }
-    if (weight != NULL) {
-        l->ops->rms_norm(l->threads, x, weight, rows_of(l, y, n), rows, n, n, n, l->dims.rms_eps);
+    if (y != NULL && weight != NULL) {
+        l->ops->rms_norm(l->threads, x, weight, rows_of(l, y, n), rows, n, n, n, eps);
+    } else if (y != NULL) {
+        memcpy(rows_of(l, y, n), x, (size_t)rows * (size_t)n * sizeof(float));
     }
 }
 
@@ -133,12 +147,15 @@ static void cpu_product(inf_lane *l, const inf_product *p) {
     const float *x = rows_of(l, p->x, p->k);
     inf_gemm args = {x, p->w, p->bias, rows_of(l, p->y, p->n), p->rows, p->n, p->k, p->k, p->n};
     l->ops->gemm(l->threads, inf_matrix_dtype(&l->dims), &args);
+    if (p->softcap > 0) {
+        l->ops->softcap(l->threads, args.y, p->rows, p->n, p->softcap);
+    }
 }
 
-static void cpu_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,
-                             void *y) {
+static void cpu_product_norm(inf_lane *l, const inf_product *p, float *x, const float *post,
+                             const float *weight, void *y) {
     cpu_product(l, p);
-    cpu_add_norm(l, x, p->y, weight, y);
+    cpu_add_norm(l, x, p->y, post, weight, y);
 }
 
 /* RMS norm of each head of [rows, heads, head_dim] with ld floats between rows. The operation takes
@@ -160,6 +177,19 @@ static void norm_heads(const inf_lane *l, float *x, const float *weight, int32_t
     }
 }
 
+/* The norms of q and k, of each head or over all of them. */
+static void norm_q_and_k(const inf_lane *l, const inf_heads *p, float *q, float *k, int32_t rows) {
+    const inf_device_config *d = &l->dims;
+    if ((d->model_flags & INF_MODEL_QK_NORM_ALL) == 0) {
+        norm_heads(l, q, p->q_norm, rows, d->heads, l->q_dim);
+        norm_heads(l, k, p->k_norm, rows, d->kv_heads, l->qkv_dim);
+        return;
+    }
+    l->ops->rms_norm(l->threads, q, p->q_norm, q, rows, l->q_dim, l->q_dim, l->q_dim, d->rms_eps);
+    l->ops->rms_norm(l->threads, k, p->k_norm, k, rows, l->kv_dim, l->qkv_dim, l->qkv_dim,
+                     d->rms_eps);
+}
+
 static void cpu_heads(inf_lane *l, const inf_heads *p) {
     const inf_step_buffers *s = l->step;
     const inf_device_config *d = &l->dims;
@@ -167,18 +197,20 @@ static void cpu_heads(inf_lane *l, const inf_heads *p) {
     /* k is rotated where it lies: nobody reads the product after this. */
     float *qkv = rows_of(l, p->qkv, l->qkv_dim), *q = rows_of(l, p->q, l->q_dim);
     float *k = qkv + l->q_dim;
-    const float *cos_rows = rows_of(l, l->cos, d->head_dim / 2);
-    const float *sin_rows = rows_of(l, l->sin, d->head_dim / 2);
+    int32_t rotary = inf_rotary_dim(d), rope = inf_ropes(d) > 1 && l->windows[p->layer] > 0;
+    int64_t table = (int64_t)rope * l->max_rows * (rotary / 2);
+    const float *cos_rows = rows_of(l, l->cos + table, rotary / 2);
+    const float *sin_rows = rows_of(l, l->sin + table, rotary / 2);
     for (int32_t r = 0; r < rows; r++) { /* attention reads q without gaps */
         memcpy(q + (int64_t)r * l->q_dim, qkv + (int64_t)r * l->qkv_dim,
                (size_t)l->q_dim * sizeof(float));
     }
     if (p->q_norm != NULL) {
-        norm_heads(l, q, p->q_norm, rows, d->heads, l->q_dim);
-        norm_heads(l, k, p->k_norm, rows, d->kv_heads, l->qkv_dim);
+        norm_q_and_k(l, p, q, k, rows);
     }
-    l->ops->rope(l->threads, q, cos_rows, sin_rows, rows, d->heads, d->head_dim, l->q_dim);
-    l->ops->rope(l->threads, k, cos_rows, sin_rows, rows, d->kv_heads, d->head_dim, l->qkv_dim);
+    l->ops->rope(l->threads, q, cos_rows, sin_rows, rows, d->heads, d->head_dim, rotary, l->q_dim);
+    l->ops->rope(l->threads, k, cos_rows, sin_rows, rows, d->kv_heads, d->head_dim, rotary,
+                 l->qkv_dim);
     for (uint32_t i = 0; i < s->head->n_seqs; i++) {
         const inf_step_seq *seq = &s->seqs[i];
         const float *seq_k = k + (int64_t)seq->token_off * l->qkv_dim;
@@ -208,6 +240,7 @@ static void cpu_attend(inf_lane *l, int32_t layer, const void *q, void *o, int32
             .n_tokens = seq->pos0 + seq->n_tokens - seq->local_pos0,
             .window = l->windows[layer],
             .scale = l->scale,
+            .softcap = l->dims.attn_softcap,
             .o = l->o + (int64_t)seq->token_off * l->q_dim,
             .lse = l->lse + (int64_t)seq->token_off * l->dims.heads,
         };
@@ -236,7 +269,8 @@ static void cpu_gated(inf_lane *l, const inf_product *p, void *y) {
     int32_t n = p->n / 2;
     const float *gate = rows_of(l, p->y, p->n);
     cpu_product(l, p);
-    l->ops->swiglu(l->threads, gate, gate + n, rows_of(l, y, n), p->rows, n, 2 * n, n);
+    l->ops->gate(l->threads, l->dims.activation, gate, gate + n, rows_of(l, y, n), p->rows, n,
+                 2 * n, n);
 }
 
 static void cpu_queries(inf_lane *l, const void *q, uint32_t row0, int32_t rows, float *host,

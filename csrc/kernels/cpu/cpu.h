@@ -20,6 +20,12 @@ enum { PANEL = 16, I8_GROUP = INF_I8_GROUP, I8_GROUP_BYTES = PANEL * (4 + I8_GRO
 
 enum { MAX_HEAD_DIM = 256 };
 
+/* gelu with tanh is x / (1 + e^-u), u = x (GELU_1 + GELU_3 x^2): 2 sqrt(2 / pi), and 0.044715 of
+ * it.
+ */
+#define GELU_1 1.5957691216057308f
+#define GELU_3 0.0713548162726f
+
 typedef uint16_t bf16;
 
 static inline float bf16_to_f32(bf16 x) {

@@ -215,11 +215,11 @@ static void run_experts(inf_lane *l, const inf_experts *p) {
                                {e->shared_act, p->shared_down, NULL, e->shared_out, p->rows, hidden,
                                 shared, shared, hidden}};
     run_products(l, &gate_up);
-    l->ops->swiglu(l->threads, e->gate_up, e->gate_up + inner, e->act, all, inner, 2 * inner,
-                   inner);
+    l->ops->gate(l->threads, INF_ACT_SILU, e->gate_up, e->gate_up + inner, e->act, all, inner,
+                 2 * inner, inner);
     if (has_shared(d)) {
-        l->ops->swiglu(l->threads, e->shared_gate_up, e->shared_gate_up + shared, e->shared_act,
-                       p->rows, shared, 2 * shared, shared);
+        l->ops->gate(l->threads, INF_ACT_SILU, e->shared_gate_up, e->shared_gate_up + shared,
+                     e->shared_act, p->rows, shared, 2 * shared, shared);
     }
     run_products(l, &down);
 }

@@ -28,17 +28,17 @@ void inf_cpu_lane_close(inf_lane *l) {
 static int take_memory(inf_lane *l, const inf_lane_config *c) {
     const inf_device_config *d = c->device;
     size_t rows = (size_t)c->max_rows, heads = rows * (size_t)d->heads;
-    size_t half = (size_t)d->head_dim / 2;
+    size_t table = (size_t)inf_ropes(d) * (size_t)inf_rotary_dim(d) / 2;
     if (c->kind == INF_LANE_COPY) {
         return 1;
     }
     l->attn = calloc((size_t)c->max_segments, sizeof *l->attn);
     if (c->kind == INF_LANE_STEP) {
         l->windows = copy_of(c->windows, (size_t)d->layers * sizeof *l->windows);
-        l->inv_freq = copy_of(c->inv_freq, half * sizeof *l->inv_freq);
+        l->inv_freq = copy_of(c->inv_freq, table * sizeof *l->inv_freq);
         l->position = calloc(rows, sizeof *l->position);
-        l->cos = inf_cpu_alloc(NULL, rows * half * sizeof(float));
-        l->sin = inf_cpu_alloc(NULL, rows * half * sizeof(float));
+        l->cos = inf_cpu_alloc(NULL, rows * table * sizeof(float));
+        l->sin = inf_cpu_alloc(NULL, rows * table * sizeof(float));
         l->lse = inf_cpu_alloc(NULL, heads * sizeof(float));
         return l->attn && l->position && l->windows && l->inv_freq && l->cos && l->sin && l->lse &&
                (d->experts == 0 || inf_cpu_experts_open(l));

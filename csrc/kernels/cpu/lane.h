@@ -12,12 +12,12 @@ struct inf_lane {
     inf_kv_shape kv;
     uint8_t *pool;
     int32_t *windows; /* [layers] */
-    float *inv_freq;  /* [head_dim / 2] */
+    float *inv_freq;  /* [ropes, rotary_dim / 2] */
     float scale;
     int32_t q_dim, kv_dim, qkv_dim;
 
     uint32_t *position;     /* [max_rows] of each token */
-    float *cos, *sin;       /* [max_rows, head_dim / 2] */
+    float *cos, *sin;       /* [ropes, max_rows, rotary_dim / 2] */
     inf_attn *attn;         /* [max_segments] */
     float *o2, *lse2;       /* answer: [max_rows, heads, head_dim], [max_rows, heads] */
     float **to_o, **to_lse; /* answer: [max_segments], where attn's partials belong */

@@ -3,12 +3,14 @@
  *
  *   gemm        y[r, j] = sum_i x[r, i] w[j, i] + bias[j]     2 rows n k flops; reads n k weights
  *   rms_norm    y = x / sqrt(mean(x^2) + eps) * weight        (Zhang and Sennrich 2019)
- *   rope        (a, b) -> (a cos - b sin, b cos + a sin), a = x[i], b = x[i + head_dim / 2]
+ *   rope        (a, b) -> (a cos - b sin, b cos + a sin), a = x[i], b = x[i + rotary / 2]
  *   attention   one pass over the visible keys per (row, head) with the running maximum m, the sum
- * l of exp(s - m) and o, both rescaled by exp(m - m') when the maximum rises to m' (Milakov and
- * Gimelshein 2018; Dao et al. 2022); lse = m + ln l merge       o = (o1 e^{lse1 - m} + o2 e^{lse2 -
- * m}) / (e^{lse1 - m} + e^{lse2 - m}), m = max(lse1, lse2) swiglu      y = gate / (1 + exp(-gate))
- * * up              (Shazeer 2020)
+ *               l of exp(s - m) and o, both rescaled by exp(m - m') when the maximum rises to m'
+ *               (Milakov and Gimelshein 2018; Dao et al. 2022); lse = m + ln l
+ *   merge       o = (o1 e^{lse1 - m} + o2 e^{lse2 - m}) / (e^{lse1 - m} + e^{lse2 - m}),
+ *               m = max(lse1, lse2)
+ *   gate        y = gate / (1 + exp(-gate)) * up (Shazeer 2020), or gelu(gate) * up
+ *   softcap     x = cap tanh(x / cap)                         (Gemma 2, arXiv 2408.00118)
  *
  * Clarity goes before speed here, but the loops are laid out so that a compiler can vectorise the
  * sums that matter: 16 outputs at a time in gemm, 8 strided partial sums in dot products. */
@@ -109,9 +111,9 @@ static void ref_rms_norm(inf_pool *pool, const float *x, const float *weight, fl
 }
 
 static void ref_rope(inf_pool *pool, float *x, const float *cos, const float *sin, int32_t rows,
-                     int32_t heads, int32_t head_dim, int32_t ldx) {
+                     int32_t heads, int32_t head_dim, int32_t rotary, int32_t ldx) {
     (void)pool;
-    int32_t half = head_dim / 2;
+    int32_t half = rotary / 2;
     for (int32_t r = 0; r < rows; r++)
         for (int32_t h = 0; h < heads; h++) {
             float *a = x + (size_t)r * ldx + (size_t)h * head_dim, *b = a + half;
@@ -181,6 +183,8 @@ static void attend(const inf_attn *a, int32_t row, int32_t head) {
         load_kv(key, attn_token(a, 0, kv_head, t), dim, a->kv->dtype);
         load_kv(value, attn_token(a, 1, kv_head, t), dim, a->kv->dtype);
         float s = a->scale * dot(q, key, dim);
+        if (a->softcap > 0)
+            s = a->softcap * tanhf(s / a->softcap);
         if (s > m) {
             float shrink = expf(m - s);
             l *= shrink;
@@ -245,14 +249,23 @@ static void ref_merge(float *o, float *lse, const float *o2, const float *lse2, 
     }
 }
 
-static void ref_swiglu(inf_pool *pool, const float *gate, const float *up, float *y, int32_t rows,
-                       int32_t n, int32_t ldx, int32_t ldy) {
+static void ref_gate(inf_pool *pool, int32_t activation, const float *gate, const float *up,
+                     float *y, int32_t rows, int32_t n, int32_t ldx, int32_t ldy) {
     (void)pool;
     for (int32_t r = 0; r < rows; r++)
         for (int32_t i = 0; i < n; i++) {
             size_t at = (size_t)r * ldx + i;
-            y[(size_t)r * ldy + i] = gate[at] / (1.0f + expf(-gate[at])) * up[at];
+            float x = gate[at];
+            if (activation == INF_ACT_GELU_TANH) /* 1 + tanh u = 2 / (1 + e^-2u) */
+                x = x * (GELU_1 + GELU_3 * x * x);
+            y[(size_t)r * ldy + i] = gate[at] / (1.0f + expf(-x)) * up[at];
         }
+}
+
+static void ref_softcap(inf_pool *pool, float *x, int32_t rows, int32_t n, float cap) {
+    (void)pool;
+    for (size_t i = 0; i < (size_t)rows * n; i++)
+        x[i] = cap * tanhf(x[i] / cap);
 }
 
 static void ref_add(float *y, const float *x, int64_t n) {
@@ -272,7 +285,8 @@ const inf_ops *inf_ops_c(void) {
         .kv_append = ref_kv_append,
         .attention = ref_attention,
         .merge = ref_merge,
-        .swiglu = ref_swiglu,
+        .gate = ref_gate,
+        .softcap = ref_softcap,
         .add = ref_add,
     };
     return &ops;

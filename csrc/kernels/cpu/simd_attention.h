@@ -8,8 +8,8 @@
  *
  * A task is one such tile and one KV head (simd_attention_cut.h). It walks over the span in tiles
  * of TILE_T keys:
- *   1. scores  s = (scale q) . k     4 queries x 4 keys at a time (2 x 4 with 16 registers): the
- * vectors run along head_dim, K is read as it lies, 16 sums per 8 loads
+ *   1. scores  s = (scale q) . k, perhaps capped     4 queries x 4 keys at a time (2 x 4 with 16
+ * registers): the vectors run along head_dim, K is read as it lies, 16 sums per 8 loads
  *   2. softmax m' = max(m, max s), p = exp(s - m'), l = l exp(m - m') + sum p
  *   3. values  o = o exp(m - m') + p v, vectors along head_dim
  * and ends with o / l and lse = m + ln l. Keys lie in blocks; a tile holds one pointer per key, so
@@ -165,6 +165,17 @@ INLINE void attn_scores(const int format, attn_tile *t) {
     }
     for (int32_t key = t->begin / 4 * 4; key < t->end; key += 4)
         attn_four(format, t, key, 1);
+}
+
+/* Scores s to cap tanh(s / cap), over the vectors that hold [begin, end). */
+static void attn_softcap(attn_tile *t, float softcap) {
+    int32_t from = t->begin / W * W, to = ceil_div(t->end, W) * W;
+    vec cap = v_set(softcap), inverse = v_set(1.0f / softcap);
+    for (int32_t i = 0; i < t->queries; i++) {
+        float *s = t->s + i * TILE_T;
+        for (int32_t j = from; j < to; j += W)
+            v_store(s + j, v_mul(cap, v_tanh(v_mul(v_load(s + j), inverse))));
+    }
 }
 
 /* Scores of the tile's keys from t0 to p, over the vectors that hold [begin, end). */
@@ -338,6 +349,8 @@ static void attn_walk(attn_tile *t, const inf_attn *a, int32_t kv_head, int32_t 
             attn_scores(IN_E4M3, t);
         else
             attn_scores(IN_F32, t);
+        if (a->softcap > 0)
+            attn_softcap(t, a->softcap);
         attn_softmax(t, t0);
         if (a->kv->dtype == INF_DTYPE_BF16)
             attn_values(IN_BF16, t);

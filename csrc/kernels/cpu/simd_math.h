@@ -32,6 +32,26 @@ INLINE vec v_exp(vec x) {
     return v_ldexp(sum, n);
 }
 
+/* tanh(x) = e / (e + 2), e = exp(2x) - 1 = 2^n (exp(r) - 1) + 2^n - 1 with n and r as above, so
+ * that small numbers keep their digits. Beyond +-20 it is +-1; NaN stays NaN. */
+INLINE vec v_tanh(vec x) {
+    x = v_min(v_set(20.0f), v_max(v_set(-20.0f), x));
+    x = v_add(x, x);
+    vec n = v_round(v_mul(x, v_set(1.44269504088896341f)));
+    vec r = v_fnma(n, v_set(0.693359375f), x);
+    r = v_fnma(n, v_set(-2.12194440054690583e-4f), r);
+    vec sum = v_set(1.0f / 5040);
+    sum = v_fma(sum, r, v_set(1.0f / 720));
+    sum = v_fma(sum, r, v_set(1.0f / 120));
+    sum = v_fma(sum, r, v_set(1.0f / 24));
+    sum = v_fma(sum, r, v_set(1.0f / 6));
+    sum = v_fma(sum, r, v_set(0.5f));
+    sum = v_fma(sum, r, v_set(1.0f));
+    vec power = v_ldexp(v_set(1.0f), n);
+    vec e = v_fma(v_mul(sum, r), power, v_sub(power, v_set(1.0f)));
+    return v_div(e, v_add(e, v_set(2.0f)));
+}
+
 /* The format of what is loaded: a constant, so that the choice is the compiler's. */
 enum { IN_F32 = 0, IN_BF16 = 1, IN_E4M3 = 2, IN_I8 = 3 };
 

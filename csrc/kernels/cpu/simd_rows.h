@@ -1,5 +1,5 @@
 /* The operations that pass once over rows: norm, rotation, activation, addition, merge and append.
- * They do a few flops per number, so bytes decide: rms_norm, swiglu and add read what they name and
+ * They do a few flops per number, so bytes decide: rms_norm, gate and add read what they name and
  * write y, rope and merge read and write in place, append writes K and V in the cache's type. Work
  * is cut into tasks of whole rows of about TASK_NUMBERS, below which a second thread costs more
  * than it gives. */
@@ -17,11 +17,11 @@ INLINE void store_upto(float *p, vec x, int32_t n) {
 }
 
 typedef struct rows_job {
-    const float *x, *w; /* rms_norm: weight; rope: cos; swiglu: gate and up */
+    const float *x, *w; /* rms_norm: weight; rope: cos; gate: gate and up */
     const float *sin;
     float *y;
-    int32_t rows, n, heads, ldx, ldy, per_task;
-    float eps;
+    int32_t rows, n, heads, head_dim, ldx, ldy, per_task;
+    float eps, cap;
 } rows_job;
 
 static void rows_run(inf_pool *pool, inf_task task, rows_job *job, int32_t row_numbers) {
@@ -76,7 +76,7 @@ static void rope_task(void *arg, int32_t index, int32_t thread) {
     for (int32_t r = index * job->per_task; r < end; r++) {
         const float *cos = job->w + (size_t)r * half, *sin = job->sin + (size_t)r * half;
         for (int32_t h = 0; h < job->heads; h++) {
-            float *a = job->y + (size_t)r * job->ldy + (size_t)h * 2 * half, *b = a + half;
+            float *a = job->y + (size_t)r * job->ldy + (size_t)h * job->head_dim, *b = a + half;
             for (int32_t i = 0; i < half; i += W) {
                 int32_t n = half - i;
                 vec c = load_upto(cos + i, n), s = load_upto(sin + i, n);
@@ -89,15 +89,20 @@ static void rope_task(void *arg, int32_t index, int32_t thread) {
 }
 
 static void simd_rope(inf_pool *pool, float *x, const float *cos, const float *sin, int32_t rows,
-                      int32_t heads, int32_t head_dim, int32_t ldx) {
-    rows_job job = {
-        .y = x, .w = cos, .sin = sin, .rows = rows, .heads = heads, .n = head_dim / 2, .ldy = ldx};
-    rows_run(pool, rope_task, &job, heads * head_dim);
+                      int32_t heads, int32_t head_dim, int32_t rotary, int32_t ldx) {
+    rows_job job = {.y = x,
+                    .w = cos,
+                    .sin = sin,
+                    .rows = rows,
+                    .heads = heads,
+                    .head_dim = head_dim,
+                    .n = rotary / 2,
+                    .ldy = ldx};
+    rows_run(pool, rope_task, &job, heads * rotary);
 }
 
-static void swiglu_task(void *arg, int32_t index, int32_t thread) {
-    (void)thread;
-    const rows_job *job = arg;
+/* x / (1 + e^-x), or with gelu e^-u, u = x (GELU_1 + GELU_3 x^2). */
+INLINE void gate_rows(const int gelu, const rows_job *job, int32_t index) {
     vec one = v_set(1.0f);
     int32_t end = rows_end(job, index);
     for (int32_t r = index * job->per_task; r < end; r++) {
@@ -105,16 +110,49 @@ static void swiglu_task(void *arg, int32_t index, int32_t thread) {
         for (int32_t i = 0; i < job->n; i += W) {
             int32_t n = job->n - i;
             vec gate = load_upto(job->x + at + i, n), up = load_upto(job->w + at + i, n);
-            vec silu = v_div(gate, v_add(one, v_exp(v_sub(v_zero(), gate))));
-            store_upto(job->y + (size_t)r * job->ldy + i, v_mul(silu, up), n);
+            vec u = gate;
+            if (gelu)
+                u = v_mul(gate, v_fma(v_mul(gate, gate), v_set(GELU_3), v_set(GELU_1)));
+            vec y = v_div(gate, v_add(one, v_exp(v_sub(v_zero(), u))));
+            store_upto(job->y + (size_t)r * job->ldy + i, v_mul(y, up), n);
         }
     }
 }
 
-static void simd_swiglu(inf_pool *pool, const float *gate, const float *up, float *y, int32_t rows,
-                        int32_t n, int32_t ldx, int32_t ldy) {
+static void silu_task(void *arg, int32_t index, int32_t thread) {
+    (void)thread;
+    gate_rows(0, arg, index);
+}
+
+static void gelu_task(void *arg, int32_t index, int32_t thread) {
+    (void)thread;
+    gate_rows(1, arg, index);
+}
+
+static void simd_gate(inf_pool *pool, int32_t activation, const float *gate, const float *up,
+                      float *y, int32_t rows, int32_t n, int32_t ldx, int32_t ldy) {
     rows_job job = {.x = gate, .w = up, .y = y, .rows = rows, .n = n, .ldx = ldx, .ldy = ldy};
-    rows_run(pool, swiglu_task, &job, n);
+    rows_run(pool, activation == INF_ACT_GELU_TANH ? gelu_task : silu_task, &job, n);
+}
+
+static void softcap_task(void *arg, int32_t index, int32_t thread) {
+    (void)thread;
+    const rows_job *job = arg;
+    vec cap = v_set(job->cap), inverse = v_set(1.0f / job->cap);
+    int32_t end = rows_end(job, index);
+    for (int32_t r = index * job->per_task; r < end; r++) {
+        float *x = job->y + (size_t)r * job->n;
+        for (int32_t i = 0; i < job->n; i += W) {
+            int32_t n = job->n - i;
+            vec z = v_tanh(v_mul(load_upto(x + i, n), inverse));
+            store_upto(x + i, v_mul(cap, z), n);
+        }
+    }
+}
+
+static void simd_softcap(inf_pool *pool, float *x, int32_t rows, int32_t n, float cap) {
+    rows_job job = {.y = x, .rows = rows, .n = n, .cap = cap};
+    rows_run(pool, softcap_task, &job, n);
 }
 
 static void simd_add(float *y, const float *x, int64_t n) {

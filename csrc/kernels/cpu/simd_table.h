@@ -11,7 +11,8 @@ const inf_ops *ISA_OPS(void) {
         .kv_append = simd_kv_append,
         .attention = simd_attention,
         .merge = simd_merge,
-        .swiglu = simd_swiglu,
+        .gate = simd_gate,
+        .softcap = simd_softcap,
         .add = simd_add,
     };
     return &ops;

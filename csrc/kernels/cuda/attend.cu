@@ -61,6 +61,7 @@ static inf_cuda_attn attn_of(inf_lane *l, const class_lists *c, int32_t layer) {
     a.layer = layer;
     a.window = c->window;
     a.scale = l->scale;
+    a.softcap = l->dims.attn_softcap;
     a.wgmma = l->backend->wgmma;
     return a;
 }

@@ -27,6 +27,21 @@ static __device__ __forceinline__ key_range visible_keys(const inf_cuda_segment 
     return {(uint32_t)from, (uint32_t)upto};
 }
 
+/* Scores q.k, which the kernels for tensor cores scale only in the exponent, to what gives softcap
+ * tanh(scale q.k / softcap) when it is scaled: out tanh(q.k / out). Off by 1e-7 of softcap. */
+struct score_cap {
+    float in, out; /* 2 log2 e / out, softcap / scale */
+};
+
+static __device__ __forceinline__ score_cap score_cap_of(const inf_cuda_attn &p) {
+    float out = p.softcap / p.scale;
+    return {2 * 1.4426950408889634f / out, out};
+}
+
+static __device__ __forceinline__ float capped_score(float s, const score_cap &cap) {
+    return cap.out - 2 * cap.out / (1.0f + exp2_fast(s * cap.in));
+}
+
 /* inf_kv_offset of kernels.h, in device code: where token 0 of a block's (layer, kv, head) begins.
  */
 static __device__ __forceinline__ uint64_t kv_head_offset(const inf_kv_shape &s, int32_t layer,
@@ -96,7 +111,7 @@ static inline int attn_shape_holds(const inf_cuda_attn *p) {
     return known_dtype(p->act) && known_dtype(p->o_dtype) && kv_format_holds(&p->kv) &&
            p->heads > 0 && p->kv.kv_heads > 0 && p->heads % p->kv.kv_heads == 0 &&
            p->kv.block_size > 0 && p->kv.head_dim > 0 && p->layer >= 0 && p->layer < p->kv.layers &&
-           p->window >= 0 && p->max_work >= 0;
+           p->window >= 0 && p->max_work >= 0 && p->softcap >= 0.0f;
 }
 
 #endif

@@ -176,20 +176,20 @@ template <class C> static int call_cut(const decode_call &c) {
 
 /* Tiles of as many bytes whatever the format and head_dim, up to 64 keys: KEYS is for 16 bits and
  * 128. */
-template <int KEYS, int STAGES, int WARPS, bool BULK, bool HINT>
+template <int KEYS, int STAGES, int WARPS, bool BULK, bool HINT, bool CAP = false>
 static int call_shape(const decode_call &c) {
     constexpr int twice = 2 * KEYS < 64 ? 2 * KEYS : 64, four = 4 * KEYS < 64 ? 4 * KEYS : 64;
     bool wide = c.p->kv.head_dim == 128;
     if (c.p->kv.dtype == INF_DTYPE_E4M3) {
-        return wide ? call_cut<decode_cut<e4m3, 128, twice, STAGES, WARPS, BULK, HINT>>(c)
-                    : call_cut<decode_cut<e4m3, 64, four, STAGES, WARPS, BULK, HINT>>(c);
+        return wide ? call_cut<decode_cut<e4m3, 128, twice, STAGES, WARPS, BULK, HINT, CAP>>(c)
+                    : call_cut<decode_cut<e4m3, 64, four, STAGES, WARPS, BULK, HINT, CAP>>(c);
     }
     if (c.p->act == INF_DTYPE_BF16) {
-        return wide ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK, HINT>>(c)
-                    : call_cut<decode_cut<bf16, 64, twice, STAGES, WARPS, BULK, HINT>>(c);
+        return wide ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK, HINT, CAP>>(c)
+                    : call_cut<decode_cut<bf16, 64, twice, STAGES, WARPS, BULK, HINT, CAP>>(c);
     }
-    return wide ? call_cut<decode_cut<f16, 128, KEYS, STAGES, WARPS, BULK, HINT>>(c)
-                : call_cut<decode_cut<f16, 64, twice, STAGES, WARPS, BULK, HINT>>(c);
+    return wide ? call_cut<decode_cut<f16, 128, KEYS, STAGES, WARPS, BULK, HINT, CAP>>(c)
+                : call_cut<decode_cut<f16, 64, twice, STAGES, WARPS, BULK, HINT, CAP>>(c);
 }
 
 static int (*const variants[])(const decode_call &) = {
@@ -203,6 +203,18 @@ static int (*const variants[])(const decode_call &) = {
  * H200, 64 x 1K keys: 73 us by two, 76 by one, in bf16; 44 and 62 in e4m3. 1 x 128K: 143 and 139.
  */
 enum { BULK = 0, ASYNC = 1, BULK_MANY = 4 };
+
+/* The call of a variant: of those whose scores are capped there are the ones that are taken alone.
+ * NULL: there is no such. */
+static int (*call_of(const inf_cuda_attn *p, int index))(const decode_call &) {
+    if (p->softcap == 0.0f) {
+        return variants[index];
+    }
+    return index == BULK        ? call_shape<32, 3, 4, true, false, true>
+           : index == ASYNC     ? call_shape<16, 3, 4, false, false, true>
+           : index == BULK_MANY ? call_shape<16, 3, 4, true, false, true>
+                                : NULL;
+}
 
 int inf_cuda_attn_decode_takes(const inf_cuda_attn *p) {
     bool e4m3_kv = p->kv.dtype == INF_DTYPE_E4M3 && (uintptr_t)p->q % 8 == 0;
@@ -252,14 +264,24 @@ int inf_cuda_decode_variant_of(const inf_cuda_attn *p, int index, inf_cuda_decod
         return cudaErrorInvalidValue;
     }
     out->taken = index == variant_for(p, gpu_of(p));
-    return variants[index]({p, NULL, 0, out});
+    auto call = call_of(p, index);
+    if (call == NULL) { /* described as it is without a cap, and cannot run */
+        int status = variants[index]({p, NULL, 0, out});
+        out->resident = 0;
+        return status;
+    }
+    return call({p, NULL, 0, out});
 }
 
 int inf_cuda_decode_variant_launch(const inf_cuda_attn *p, int index, inf_stream stream) {
     if (!inf_cuda_attn_decode_takes(p) || index < 0 || index >= inf_cuda_decode_variants()) {
         return cudaErrorInvalidValue;
     }
-    return p->max_work == 0 ? (int)cudaSuccess : variants[index]({p, stream, 0, NULL});
+    auto call = call_of(p, index);
+    if (call == NULL) {
+        return cudaErrorInvalidValue;
+    }
+    return p->max_work == 0 ? (int)cudaSuccess : call({p, stream, 0, NULL});
 }
 
 int inf_cuda_attn_decode_launch(const inf_cuda_attn *p, inf_stream stream) {
@@ -270,5 +292,5 @@ int inf_cuda_attn_decode_launch(const inf_cuda_attn *p, inf_stream stream) {
         return (int)cudaSuccess;
     }
     decode_gpu gpu = gpu_of(p);
-    return variants[variant_for(p, gpu)]({p, stream, gpu.sms, NULL});
+    return call_of(p, variant_for(p, gpu))({p, stream, gpu.sms, NULL});
 }

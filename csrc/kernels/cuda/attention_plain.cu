@@ -3,7 +3,7 @@
  *
  * For a query q and the keys k_j, values v_j that it sees:
  *
- *     s_j = scale q.k_j     m = max s_j     l = sum e^(s_j - m)
+ *     s_j = scale q.k_j, with a softcap c  c tanh(s_j / c)     m = max s_j     l = sum e^(s_j - m)
  *     o = sum e^(s_j - m) v_j / l           lse = m + ln l
  *
  * in one pass over the keys with the running maximum: when it rises to m', l and o so far are
@@ -102,6 +102,9 @@ static __device__ void plain_step(plain_state &state, const inf_cuda_attn &p, co
         s = sum[0];
         for (int i = 1; i < VEC; i++) {
             s += sum[i];
+        }
+        if (p.softcap > 0.0f) {
+            s = p.softcap * tanhf(s / p.softcap);
         }
     }
     float m = fmaxf(state.m, warp_max(s));

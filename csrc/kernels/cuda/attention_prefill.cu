@@ -36,9 +36,11 @@
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/prefill_e4m3.cuh"
 
-/* T, of K and V: bf16, f16 or e4m3 (prefill_e4m3.cuh). */
-template <class T, int DIM> struct prefill_cut {
+/* T, of K and V: bf16, f16 or e4m3 (prefill_e4m3.cuh). CAP: scores are capped
+ * (inf_cuda_attn.softcap), which costs others nothing so. */
+template <class T, int DIM, bool CAP> struct prefill_cut {
     typedef T number;
+    static constexpr bool capped = CAP;
     static constexpr int dim = DIM, keys = 64, warps = 4, threads = warps * 32;
     static constexpr bool narrow = sizeof(T) == 1;
     /* Bytes of a row of q, and bytes and 16-byte words of one of K or V. */
@@ -140,6 +142,18 @@ static __device__ __forceinline__ void scores(const uint8_t *q, const uint8_t *k
                 mma(s[r][n], a[r], b, typename C::number());
                 mma(s[r][n + 1], a[r], b + 2, typename C::number());
             }
+        }
+    }
+}
+
+template <class C>
+static __device__ __forceinline__ void cap_scores(const score_cap &cap, float s[2][C::groups][4]) {
+#pragma unroll
+    for (int n = 0; n < C::groups; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            s[0][n][i] = capped_score(s[0][n][i], cap);
+            s[1][n][i] = capped_score(s[1][n][i], cap);
         }
     }
 }
@@ -250,6 +264,9 @@ static __device__ __forceinline__ void attend(const inf_cuda_attn &p, const pref
             next = look_up<C>(p, x, t0 + 2 * C::keys);
         }
         cp_async_commit();
+        if constexpr (C::capped) {
+            cap_scores<C>(score_cap_of(p), s);
+        }
         if (t0 < x.all_from || t0 + C::keys > x.all_upto) {
             mask<C>(p, x, t0, s);
         }
@@ -353,14 +370,19 @@ template <class C> static int describe_mma(inf_cuda_prefill_variant *out) {
 }
 
 /* With out, describes; otherwise launches. */
+template <class C>
+static int call_cut(const inf_cuda_attn *p, inf_stream stream, inf_cuda_prefill_variant *out) {
+    return out != NULL ? describe_mma<C>(out) : launch_mma<C>(p, stream);
+}
+
 template <class T>
 static int call_mma(const inf_cuda_attn *p, inf_stream stream, inf_cuda_prefill_variant *out) {
     if (p->kv.head_dim == 128) {
-        return out != NULL ? describe_mma<prefill_cut<T, 128>>(out)
-                           : launch_mma<prefill_cut<T, 128>>(p, stream);
+        return p->softcap > 0.0f ? call_cut<prefill_cut<T, 128, true>>(p, stream, out)
+                                 : call_cut<prefill_cut<T, 128, false>>(p, stream, out);
     }
-    return out != NULL ? describe_mma<prefill_cut<T, 64>>(out)
-                       : launch_mma<prefill_cut<T, 64>>(p, stream);
+    return p->softcap > 0.0f ? call_cut<prefill_cut<T, 64, true>>(p, stream, out)
+                             : call_cut<prefill_cut<T, 64, false>>(p, stream, out);
 }
 
 static int call_variant(const inf_cuda_attn *p, int index, inf_stream stream,
@@ -372,8 +394,8 @@ static int call_variant(const inf_cuda_attn *p, int index, inf_stream stream,
         return cudaSuccess;
     }
     if (index == INF_CUDA_PREFILL_WGMMA) {
-        if (p->kv.dtype == INF_DTYPE_E4M3) {
-            return cudaErrorInvalidValue; /* it reads 16-bit K and V, by TMA */
+        if (p->kv.dtype == INF_DTYPE_E4M3 || p->softcap > 0.0f) {
+            return cudaErrorInvalidValue; /* it reads 16-bit K and V, by TMA, and caps no scores */
         }
         return out != NULL ? inf_cuda_prefill_wgmma_of(p, out)
                            : inf_cuda_prefill_wgmma_launch(p, stream);

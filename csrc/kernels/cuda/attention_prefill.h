@@ -1,6 +1,6 @@
 /* The prefill kernels one by one, for the programs that test and time them against each other.
  * inf_cuda_attn_prefill_launch takes the last that the GPU has and that takes the shape: wgmma does
- * not take K and V in e4m3. */
+ * not take K and V in e4m3, nor a softcap. */
 #ifndef INF_CUDA_ATTENTION_PREFILL_H
 #define INF_CUDA_ATTENTION_PREFILL_H
 

@@ -149,7 +149,7 @@ static inf_backend_ops make_table(void) {
 }
 
 extern "C" __attribute__((visibility("default"))) int
-inf_cuda_backend_open_11(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
+inf_cuda_backend_open_12(int32_t ordinal, const inf_device_config *config, uint64_t config_bytes,
                          uint64_t ops_bytes, inf_backend **out, inf_err *err) {
     static const inf_backend_ops ops = make_table(); /* once, whoever comes first */
     cudaDeviceProp props;

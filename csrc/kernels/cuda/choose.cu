@@ -55,9 +55,10 @@ template <class S, class L> static int faster(inf_lane *l, const S &small, const
     return choice;
 }
 
-/* gate | up by the library, then silu(gate) * up, with the scale that x lacks; 0 or a status. */
+/* gate | up by the library, then activation(gate) * up, with the scale that x lacks; 0 or a status.
+ */
 static int gated(const inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
-    inf_cuda_swiglu w = {};
+    inf_cuda_gate w = {};
     w.gu = p->y;
     w.y = y;
     w.act = l->act;
@@ -66,9 +67,10 @@ static int gated(const inf_lane *l, const inf_product *p, const inf_cuda_small *
     w.x_squares = s->x_squares;
     w.squares = p->k / 16;
     w.eps = s->eps;
+    w.activation = s->activation;
     w.early = l->backend->early_rows;
     int status = inf_cuda_product(l->products, p, l->stream);
-    return status != 0 ? status : inf_cuda_swiglu_launch(&w, l->stream);
+    return status != 0 ? status : inf_cuda_gate_launch(&w, l->stream);
 }
 
 bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {

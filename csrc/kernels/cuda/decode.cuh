@@ -9,16 +9,17 @@
 /* How the kernel is cut. T, of K and V: bf16, f16 or e4m3 (decode_e4m3.cuh). KEYS: in a tile, a
  * multiple of 16. STAGES: tiles in a warp's ring. BULK: tiles come by bulk copies instead of
  * cp.async. HINT: the cache is told that they are read once (bulk copies), or asked for 256 bytes
- * at a time.
+ * at a time. CAP: scores are capped (inf_cuda_attn.softcap), which costs others nothing so.
  *
  * A tile in shared memory is K, then V. Key t of it is row t % CHUNK_ROWS of chunk t / CHUNK_ROWS;
  * a chunk is contiguous as in the pool, and the chunks are 16 bytes more apart than they are long.
  * Eight rows of equal place in their eight chunks thus lie in different banks: they make the 8x8
  * matrices that ldmatrix reads. So column i of the n-th column group of the scores is key
  * i * CHUNK_ROWS + n, an order that K and V share. */
-template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK, bool HINT>
+template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK, bool HINT, bool CAP = false>
 struct decode_cut {
     typedef T number;
+    static constexpr bool capped = CAP;
     static constexpr int dim = DIM, keys = KEYS, stages = STAGES, warps = WARPS;
     static constexpr bool bulk = BULK, hint = HINT;
     static constexpr int row = DIM * (int)sizeof(T); /* bytes */
@@ -296,12 +297,23 @@ static __device__ __forceinline__ void put_dims(const decode_rows<C> &rows, int 
     }
 }
 
-/* A tile that has landed. masked: some row does not see all of it. scale: times log2 e. */
+/* A tile that has landed. masked: some row does not see all of it. scale: times log2 e. cap: of a
+ * cut whose scores are capped. */
 template <class C>
 static __device__ __forceinline__ void attend_tile(decode_rows<C> &rows, const uint8_t *stage,
-                                                   uint32_t t0, bool masked, float scale) {
+                                                   uint32_t t0, bool masked, float scale,
+                                                   const score_cap &cap) {
     float s[C::groups][4];
     scores(rows, stage, s, typename C::number());
+    if constexpr (C::capped) {
+#pragma unroll
+        for (int n = 0; n < C::groups; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[n][i] = capped_score(s[n][i], cap);
+            }
+        }
+    }
     if (masked) {
         mask(rows, t0, s);
     }

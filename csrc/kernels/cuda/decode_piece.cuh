@@ -157,6 +157,7 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
         waited = true;
     }
     begin_rows(p, x, rows);
+    const score_cap cap = C::capped ? score_cap_of(p) : score_cap{0.0f, 0.0f};
     for (int j = 0; j < n; j++) {
         uint8_t *stage = ring.stages + ring.slot * C::tile;
         if (!C::bulk) {
@@ -178,7 +179,7 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
             __syncwarp();
         }
 #endif
-        attend_tile(rows, stage, t0, t0 < x.all_from || t0 + C::keys > x.all_upto, x.scale);
+        attend_tile(rows, stage, t0, t0 < x.all_from || t0 + C::keys > x.all_upto, x.scale, cap);
         if (++ring.slot == C::stages) {
             ring.slot = 0;
             ring.parity ^= 1;

@@ -67,10 +67,10 @@ static void shared_expert(inf_lane *l, const inf_experts *p) {
     const inf_backend_ops *ops = l->backend->base.ops;
     const lane_experts *e = &l->experts;
     int32_t inner = l->dims.shared_intermediate, hidden = l->dims.hidden;
-    inf_product gate_up = {p->x,    p->shared_gate_up, NULL,   e->shared_gu,
-                           p->rows, 2 * inner,         hidden, 0};
-    inf_product down = {e->shared_act, p->shared_down, NULL,  e->shared_out,
-                        p->rows,       hidden,         inner, 0};
+    inf_product gate_up = {
+        p->x, p->shared_gate_up, NULL, e->shared_gu, p->rows, 2 * inner, hidden, 0, 0};
+    inf_product down = {
+        e->shared_act, p->shared_down, NULL, e->shared_out, p->rows, hidden, inner, 0, 0};
     ops->gated(l, &gate_up, e->shared_act);
     ops->product(l, &down);
 }

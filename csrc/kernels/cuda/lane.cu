@@ -158,11 +158,13 @@ bool lane_keep(inf_lane *l, void **out, uint64_t bytes) {
 
 /* Sorts the layers into classes by their windows. */
 static int classify(inf_lane *l, const int32_t *windows, inf_err *err) {
-    if (!keep(l, &l->class_of, (uint64_t)l->dims.layers)) {
+    if (!keep(l, &l->class_of, (uint64_t)l->dims.layers) ||
+        !keep(l, &l->rope_of, (uint64_t)l->dims.layers)) {
         return inf_fail(err, INF_ENOMEM, -1, -1, "cannot allocate a lane");
     }
     for (int32_t i = 0; i < l->dims.layers; i++) {
         int32_t c = 0;
+        l->rope_of[i] = inf_ropes(&l->dims) > 1 && windows[i] > 0;
         while (c < l->n_classes && l->classes[c].window != windows[i]) {
             c++;
         }
@@ -251,7 +253,9 @@ static bool take_plans(inf_lane *l) {
 
 static bool take_memory(inf_lane *l, const inf_lane_config *c) {
     uint64_t rows = (uint64_t)l->max_rows, heads = (uint64_t)l->dims.heads;
-    uint64_t half = (uint64_t)l->dims.head_dim / 2, q = rows * (uint64_t)l->q_dim;
+    uint64_t q = rows * (uint64_t)l->q_dim;
+    uint64_t table = (uint64_t)inf_ropes(&l->dims) * (uint64_t)inf_rotary_dim(&l->dims) / 2;
+    bool all_heads = (l->dims.model_flags & INF_MODEL_QK_NORM_ALL) != 0;
     if (l->kind == INF_LANE_COPY) {
         return true;
     }
@@ -271,8 +275,9 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
     uint64_t recordings = (uint64_t)RECORD_ROWS * (uint64_t)l->keys;
     if (!take(l, &l->tokens, rows) || !take(l, &l->position, rows) ||
         !take(l, &l->kv_block, rows) || !take(l, &l->kv_index, rows) ||
-        !take(l, &l->pick, (uint64_t)l->dims.max_rows) || !take(l, &l->inv_freq, half) ||
-        !take(l, &l->cos, rows * half) || !take(l, &l->sin, rows * half) ||
+        !take(l, &l->pick, (uint64_t)l->dims.max_rows) || !take(l, &l->inv_freq, table) ||
+        !take(l, &l->cos, rows * table) || !take(l, &l->sin, rows * table) ||
+        (all_heads && !take(l, &l->head_scales, 2 * rows)) ||
         !keep(l, &l->wait, (uint64_t)l->max_wait) || !keep(l, &l->recordings, recordings) ||
         !take(l, &l->squares,
               (uint64_t)INF_CUDA_SMALL_ROWS * (uint64_t)(l->dims.hidden / 16 + 1)) ||
@@ -280,7 +285,7 @@ static bool take_memory(inf_lane *l, const inf_lane_config *c) {
         cudaEventCreateWithFlags(&l->gone, cudaEventDisableTiming) != cudaSuccess) {
         return false;
     }
-    return cudaMemcpyAsync(l->inv_freq, c->inv_freq, half * sizeof(float), cudaMemcpyHostToDevice,
+    return cudaMemcpyAsync(l->inv_freq, c->inv_freq, table * sizeof(float), cudaMemcpyHostToDevice,
                            l->stream) == cudaSuccess &&
            cudaStreamSynchronize(l->stream) == cudaSuccess;
 }

@@ -140,7 +140,9 @@ struct inf_lane {
     int32_t *tokens, *kv_block, *kv_index, *pick, *blocks;
     uint32_t *position;
     inf_cuda_segment *segments;
-    float *inv_freq, *cos, *sin;
+    float *inv_freq, *cos, *sin; /* [ropes, rotary_dim / 2]; [ropes, max_rows, rotary_dim / 2] */
+    float *head_scales;          /* [max_rows, 2], of norms over all heads, else NULL */
+    int32_t *rope_of;            /* host [layers]: which rotation */
     float *part_o, *part_lse;
     uint32_t *done;         /* [max_rows, kv_heads], zeros between launches */
     float *squares;         /* [8 rows, hidden / 16], of a product that ended in a norm */
@@ -222,7 +224,7 @@ template <typename T> static bool keep(inf_lane *l, T **out, uint64_t count) {
 /* choose.cu: whether a product of few rows goes by the kernel for them. The first of a kind times
  * both ways. */
 bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y);
-/* gate | up by the library, then silu(gate) * up, with the scale that x lacks. */
+/* gate | up by the library, then activation(gate) * up, with the scale that x lacks. */
 bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y);
 
 /* draw.cu: sampling. */

@@ -21,15 +21,16 @@ extern "C" {
 
 typedef void *inf_stream; /* a cudaStream_t */
 
-/* ---- rows.cu: everything that walks rows once; bound by memory ---- */
+/* ---- rows.cu, norms.cu: everything that walks rows once; bound by memory ---- */
 
-/* x[r, :] = table[tokens[r], :] */
+/* x[r, :] = scale * table[tokens[r], :] */
 typedef struct inf_cuda_embed {
     const int32_t *tokens; /* [rows] */
     const void *table;     /* [vocab, hidden] of dtype */
     float *x;              /* [rows, hidden] */
     int32_t dtype, rows, hidden;
     int32_t early;
+    float scale;
 } inf_cuda_embed;
 int inf_cuda_embed_launch(const inf_cuda_embed *p, inf_stream stream);
 
@@ -45,8 +46,9 @@ typedef struct inf_cuda_rope_table {
 } inf_cuda_rope_table;
 int inf_cuda_rope_table_launch(const inf_cuda_rope_table *p, inf_stream stream);
 
-/* x += add (when not NULL); y = x / sqrt(mean(x^2) + eps) * weight (when weight is not NULL), the
- * sum in f32, y rounded once. One read and one write of each buffer. */
+/* x += add (when not NULL), or with post x += add / sqrt(mean(add^2) + eps) * post; y = x /
+ * sqrt(mean(x^2) + eps) * weight, or x without a weight (when y is not NULL). Sums in f32, y
+ * rounded once. One read and one write of each buffer. */
 typedef struct inf_cuda_add_norm {
     float *x;            /* [rows, n], in and out */
     const void *add;     /* [rows, n] of add_dtype; may be y itself */
@@ -57,17 +59,20 @@ typedef struct inf_cuda_add_norm {
     int32_t add_dtype, y_dtype, rows, n;
     float eps;
     int32_t early;
+    const float *post; /* [n], or NULL; of an add */
 } inf_cuda_add_norm;
 int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream);
 
 /* After the QKV product: per-head RMS norm of q and k (when the weights are there; formula as
- * above, over head_dim), rotation of pairs (i, i + head_dim / 2) of q and k by cos and sin, q
- * packed and k, v appended to the pool. Row r's token stands in block kv_block[r] at index
- * kv_index[r]. */
+ * above, over head_dim), rotation of pairs (i, i + rotary / 2) of the first `rotary` numbers of q's
+ * and k's heads by cos and sin, q packed and k, v appended to the pool. Row r's token stands in
+ * block kv_block[r] at index kv_index[r]. With scales the norms are over all heads of q and of k:
+ * they have 1 / sqrt(mean + eps) of each, and the weights are [heads * head_dim] and [kv_heads *
+ * head_dim]. */
 typedef struct inf_cuda_heads {
     const void *qkv;              /* [rows, (heads + 2 kv_heads) * head_dim] of act: q | k | v */
     const float *q_norm, *k_norm; /* [head_dim], or both NULL */
-    const float *cos, *sin;       /* [rows, head_dim / 2] */
+    const float *cos, *sin;       /* [rows, rotary / 2] */
     void *q;                      /* [rows, heads, head_dim] of act */
     uint8_t *pool;
     inf_kv_shape kv;
@@ -75,12 +80,33 @@ typedef struct inf_cuda_heads {
     int32_t act, rows, heads, layer;
     float eps;
     int32_t early;
+    int32_t rotary;      /* 0: head_dim */
+    const float *scales; /* [rows, 2], or NULL */
 } inf_cuda_heads;
 int inf_cuda_heads_launch(const inf_cuda_heads *p, inf_stream stream);
 
-/* y = silu(s gate) * s up, gu = [rows, gate n | up n]. s is 1, or of each row what its x was not
- * scaled by, see inf_cuda_small. */
-typedef struct inf_cuda_swiglu {
+/* scales of inf_cuda_heads, from its qkv. */
+typedef struct inf_cuda_head_scales {
+    const void *qkv; /* [rows, (heads + 2 kv_heads) * head_dim] of act */
+    float *scales;   /* [rows, 2]: of q, of k */
+    int32_t act, rows, heads, kv_heads, head_dim;
+    float eps;
+    int32_t early;
+} inf_cuda_head_scales;
+int inf_cuda_head_scales_launch(const inf_cuda_head_scales *p, inf_stream stream);
+
+/* x = cap tanh(x / cap), n numbers. */
+typedef struct inf_cuda_softcap {
+    float *x;
+    int64_t n;
+    float cap;
+    int32_t early;
+} inf_cuda_softcap;
+int inf_cuda_softcap_launch(const inf_cuda_softcap *p, inf_stream stream);
+
+/* y = activation(s gate) * s up, gu = [rows, gate n | up n]. s is 1, or of each row what its x was
+ * not scaled by, see inf_cuda_small. */
+typedef struct inf_cuda_gate {
     const void *gu; /* [rows, 2 n] of act */
     void *y;        /* [rows, n] of act */
     int32_t act, rows, n;
@@ -88,8 +114,9 @@ typedef struct inf_cuda_swiglu {
     const float *x_squares; /* [rows, squares], or NULL */
     int32_t squares;        /* sums of 16 each */
     float eps;
-} inf_cuda_swiglu;
-int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream);
+    int32_t activation; /* INF_ACT_* */
+} inf_cuda_gate;
+int inf_cuda_gate_launch(const inf_cuda_gate *p, inf_stream stream);
 
 /* dst[i] = src[i], formats apart. */
 typedef struct inf_cuda_cast {
@@ -161,6 +188,7 @@ typedef struct inf_cuda_attn {
                        * the kernel for it. 2: and when that one began, the plan (off and list, too),
                        * blocks, segments and all keys but the rows' own were there */
     int32_t wgmma;    /* 1: prefill takes the sm_90 kernel where the GPU has it */
+    float softcap;    /* a score s becomes softcap tanh(s / softcap); 0: it stays. Not wgmma */
 } inf_cuda_attn;
 
 /* Any head_dim and format; clarity before speed. The reference on the GPU, and the way for models

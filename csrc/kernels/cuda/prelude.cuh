@@ -208,4 +208,14 @@ static __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
+/* INF_ACT_*: silu is x / (1 + e^-x), gelu with tanh x / (1 + e^-u), u = 2 sqrt(2 / pi) (x +
+ * 0.044715 x^3). */
+static __device__ __forceinline__ float activated(float x, int32_t activation) {
+    float u = x;
+    if (activation == INF_ACT_GELU_TANH) {
+        u = x * (1.5957691216057308f + 0.0713548162726f * x * x);
+    }
+    return x / (1.0f + expf(-u));
+}
+
 #endif

@@ -24,8 +24,8 @@
  * scales its sums by 1 / sqrt(mean of squares + eps) in the end: a row's scale is the same for all
  * of its numbers, so W (s v) = s (W v). So there is no kernel between the two.
  *
- * With `gate` the weights are [2 n, k], gate rows first, and y = silu(gate) * up (Shazeer 2020): a
- * block then makes 16 of each and the 2 n wide intermediate never goes to memory.
+ * With `gate` the weights are [2 n, k], gate rows first, and y = activation(gate) * up (Shazeer
+ * 2020): a block then makes 16 of each and the 2 n wide intermediate never goes to memory.
  *
  * With `three` a thread has three pieces under way instead of four and takes fewer registers, so
  * that three blocks fit an SM instead of two: no fewer bytes are under way, and the 384 blocks of
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(WARPS * 32, RESIDENT) small_kernel(const inf_c
     }
     float y = sum[0];
     if (HALVES == 2) {
-        y = sum[0] / (1.0f + expf(-sum[0])) * sum[HALVES - 1];
+        y = activated(sum[0], a.activation) * sum[HALVES - 1];
     } else if (a.bias != NULL) {
         y += load1((const T *)a.bias + output);
     }

@@ -27,9 +27,10 @@ typedef struct inf_cuda_small {
     float eps;
     int32_t act, rows, n, k;
     int32_t y_f32;
-    int32_t gate;  /* 1: y = silu(gate) * up; neither bias nor y_f32 then */
+    int32_t gate;  /* 1: y = activation(gate) * up; neither bias nor y_f32 then */
     int32_t early; /* 1: may start before the kernel in front has ended; sm_90. 2: and prefetches */
     int32_t three; /* 1: three blocks per SM, where gate is 0 */
+    int32_t activation; /* INF_ACT_* */
 } inf_cuda_small;
 
 /* bf16 and f16, at most INF_CUDA_SMALL_ROWS rows, n a multiple of 16, k of 64. */

@@ -1,27 +1,19 @@
-/* What walks rows once, one number at a time: embedding, the table of rotations, residual sum and
- * norm, the gate, casts. All of it is bound by memory, or, with one row, by latency.
+/* What walks rows once, one number at a time: embedding, the table of rotations, the
+ * gate, the cap, casts. All of it is bound by memory, or, with one row, by latency.
  *
  *   operation    bytes per number (16-bit formats)        flops
  *   embed        2 read, 4 written                        0
- *   add_norm     4 + 2 read, 4 + 2 written, and the       4
- *                weight's 4, which caches hold
- *   swiglu       2 + 2 read, 2 written                    5 and an exponential
+ *   gate         2 + 2 read, 2 written                    5 or 8, and an exponential
+ *   softcap      4 read, 4 written                        3 and a tanh
  *   cast         2 or 4 read, 2 or 4 written              0
  *
  * The fast kernels move VECTOR numbers per access, 16 bytes of a 16-bit format; they want rows of a
  * multiple of VECTOR numbers and aligned buffers. Anything else goes one number at a time.
  *
- * A thread of embed, swiglu and cast has one access of each buffer and ends; a row is a handful of
+ * A thread of embed, gate and cast has one access of each buffer and ends; a row is a handful of
  * blocks, so that one row of some thousand numbers is spread over several SMs and many rows fill
  * them all. (Work per thread is small so that there are enough threads; what a block costs to start
  * hides behind the other blocks of its SM.)
- *
- * add_norm must see a whole row before it writes y. A block takes a row and keeps it in registers
- * between the sum of squares and the result, so that each buffer is touched once and there is one
- * barrier: every warp leaves its sum in shared memory, and after the barrier every warp adds all of
- * them up by itself. The order of that sum depends on the row's length alone: a row's result does
- * not depend on what else is in the batch. The weight is read first, before the kernel in front has
- * ended where the launch allows that. Rows longer than MAX_HELD go through memory a second time.
  *
  * The rotations' angle float(position * inv_freq) can be millions of radians; its f32 rounding is
  * the models' convention, and from there on everything is double: sine and cosine in f32 would
@@ -29,8 +21,7 @@
  * step. */
 #include "kernels/cuda/rows.cuh"
 
-enum { WALK_THREADS = 128, NORM_THREADS = 1024, NORM_ANY_THREADS = 256 };
-enum { MAX_HELD = NORM_THREADS * 2 * VECTOR }; /* numbers of a row that registers hold */
+enum { WALK_THREADS = 128 };
 
 /* The block's place in a grid of `chunks` blocks per row. */
 struct place {
@@ -62,6 +53,9 @@ __global__ void __launch_bounds__(WALK_THREADS) embed_kernel(const inf_cuda_embe
     if (w.at < a.hidden) {
         size_t from = (size_t)a.tokens[w.row] * (size_t)a.hidden + (size_t)w.at;
         load_run<N>(x, (const T *)a.table + from);
+        for (int i = 0; i < N; i++) {
+            x[i] *= a.scale;
+        }
         store_run<N>(a.x + (size_t)w.row * (size_t)a.hidden + (size_t)w.at, x);
     }
 }
@@ -114,164 +108,10 @@ int inf_cuda_rope_table_launch(const inf_cuda_rope_table *p, inf_stream stream) 
                                  0, stream, *p);
 }
 
-/* ---- add_norm ---- */
-
-/* Sum over the block; every thread gets it. */
-static __device__ __forceinline__ float block_sum(float x, float *sums) {
-    int lane = (int)(threadIdx.x % 32), warps = (int)(blockDim.x / 32);
-    x = warp_sum(x);
-    if (lane == 0) {
-        sums[threadIdx.x / 32] = x;
-    }
-    __syncthreads();
-    return warp_sum(lane < warps ? sums[lane] : 0.0f);
-}
-
-/* VECTOR numbers of add as they lie in memory; ADD bytes each. */
-template <int ADD> struct addend { uint4 v[ADD == 4 ? 2 : 1]; };
-
-template <int ADD>
-static __device__ __forceinline__ void add_to(float *x, const addend<ADD> &d, int32_t dtype) {
-    float y[VECTOR];
-    if constexpr (ADD == 4) {
-        const uint32_t bits[VECTOR] = {d.v[0].x, d.v[0].y, d.v[0].z, d.v[0].w,
-                                       d.v[1].x, d.v[1].y, d.v[1].z, d.v[1].w};
-        for (int i = 0; i < VECTOR; i++) {
-            y[i] = bits_to_float(bits[i]);
-        }
-    } else if (dtype == INF_DTYPE_BF16) {
-        widen<bf16>(y, d.v[0]);
-    } else {
-        widen<f16>(y, d.v[0]);
-    }
-    for (int i = 0; i < VECTOR; i++) {
-        x[i] += y[i];
-    }
-}
-
-/* Row blockIdx.x. ADD: bytes of a number of add, 0: there is none. RUNS: runs of VECTOR numbers per
- * thread. */
-template <int ADD, int RUNS>
-__global__ void __launch_bounds__(NORM_THREADS, 1) add_norm_kernel(const inf_cuda_add_norm a) {
-    __shared__ float sums[NORM_THREADS / 32];
-    const int runs = a.n / VECTOR;
-    float x[RUNS][VECTOR] = {}, w[RUNS][VECTOR] = {};
-    addend<ADD> d[RUNS] = {};
-    start_successor();
-#pragma unroll
-    for (int i = 0; i < RUNS; i++) {
-        int at = (int)(threadIdx.x + i * blockDim.x);
-        if (at < runs && a.weight != NULL) {
-            load_run<VECTOR>(w[i], a.weight + at * VECTOR);
-        }
-    }
-    after_predecessor();
-    const size_t row = (size_t)blockIdx.x * (size_t)a.n;
-    float *from = a.x + (a.pick != NULL ? (size_t)a.pick[blockIdx.x] * (size_t)a.n : row);
-#pragma unroll
-    for (int i = 0; i < RUNS; i++) {
-        int at = (int)(threadIdx.x + i * blockDim.x);
-        if (at < runs) {
-            load_run<VECTOR>(x[i], from + at * VECTOR);
-            if constexpr (ADD > 0) {
-                const uint4 *add = (const uint4 *)((const uint8_t *)a.add + row * ADD);
-                for (int k = 0; k < (ADD == 4 ? 2 : 1); k++) {
-                    d[i].v[k] = add[at * (ADD == 4 ? 2 : 1) + k];
-                }
-            }
-        }
-    }
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < RUNS; i++) {
-        int at = (int)(threadIdx.x + i * blockDim.x);
-        if (at < runs) {
-            if constexpr (ADD > 0) {
-                add_to<ADD>(x[i], d[i], a.add_dtype);
-                store_run<VECTOR>(from + at * VECTOR, x[i]);
-            }
-            for (int k = 0; k < VECTOR; k++) {
-                sum += x[i][k] * x[i][k];
-            }
-        }
-    }
-    if (a.weight == NULL) {
-        return;
-    }
-    float inverse = 1.0f / sqrtf(block_sum(sum, sums) / (float)a.n + a.eps);
-#pragma unroll
-    for (int i = 0; i < RUNS; i++) {
-        int at = (int)(threadIdx.x + i * blockDim.x);
-        if (at < runs) {
-            for (int k = 0; k < VECTOR; k++) {
-                x[i][k] = x[i][k] * inverse * w[i][k];
-            }
-            store_run_as<VECTOR>(a.y, a.y_dtype, row + (size_t)(at * VECTOR), x[i]);
-        }
-    }
-}
-
-/* Any length and alignment. A thread reads again what it wrote itself. */
-__global__ void __launch_bounds__(NORM_ANY_THREADS) add_norm_any_kernel(const inf_cuda_add_norm a) {
-    __shared__ float sums[NORM_ANY_THREADS / 32];
-    const size_t row = (size_t)blockIdx.x * (size_t)a.n;
-    start_successor();
-    after_predecessor();
-    float *x = a.x + (a.pick != NULL ? (size_t)a.pick[blockIdx.x] * (size_t)a.n : row);
-    float sum = 0;
-    for (int32_t i = (int32_t)threadIdx.x; i < a.n; i += NORM_ANY_THREADS) {
-        float v = x[i];
-        if (a.add != NULL) {
-            v += load_as(a.add, a.add_dtype, row + (size_t)i);
-            x[i] = v;
-        }
-        sum += v * v;
-    }
-    if (a.weight == NULL) {
-        return;
-    }
-    float inverse = 1.0f / sqrtf(block_sum(sum, sums) / (float)a.n + a.eps);
-    for (int32_t i = (int32_t)threadIdx.x; i < a.n; i += NORM_ANY_THREADS) {
-        store_as(a.y, a.y_dtype, row + (size_t)i, x[i] * inverse * a.weight[i]);
-    }
-}
-
-template <int RUNS> static int add_norm_held(const inf_cuda_add_norm *p, inf_stream stream) {
-    int threads = (p->n / VECTOR + RUNS - 1) / RUNS;
-    dim3 grid((unsigned)p->rows), block((unsigned)((threads + 31) / 32 * 32));
-    if (p->add == NULL) {
-        return (int)INF_LAUNCH_EARLY(p->early != 0, (add_norm_kernel<0, RUNS>), grid, block, 0,
-                                     stream, *p);
-    }
-    return (int)(p->add_dtype == INF_DTYPE_F32
-                     ? INF_LAUNCH_EARLY(p->early != 0, (add_norm_kernel<4, RUNS>), grid, block, 0,
-                                        stream, *p)
-                     : INF_LAUNCH_EARLY(p->early != 0, (add_norm_kernel<2, RUNS>), grid, block, 0,
-                                        stream, *p));
-}
-
-int inf_cuda_add_norm_launch(const inf_cuda_add_norm *p, inf_stream stream) {
-    bool adds = p->add != NULL, norms = p->weight != NULL;
-    if (p->rows < 0 || p->n <= 0 || (adds && !known_dtype(p->add_dtype)) ||
-        (norms && (!known_dtype(p->y_dtype) || p->y == NULL)) || (adds && p->pick != NULL) ||
-        /* in place, a row of y may not lie over another row of add */
-        (adds && norms && p->add == p->y && p->add_dtype != p->y_dtype)) {
-        return (int)cudaErrorInvalidValue;
-    }
-    if (p->rows == 0 || (!adds && !norms)) {
-        return 0;
-    }
-    if (p->n % VECTOR == 0 && p->n <= MAX_HELD && aligned_16(p->x, p->add, p->weight, p->y)) {
-        return p->n <= MAX_HELD / 2 ? add_norm_held<1>(p, stream) : add_norm_held<2>(p, stream);
-    }
-    return (int)INF_LAUNCH_EARLY(p->early != 0, add_norm_any_kernel, dim3((unsigned)p->rows),
-                                 dim3(NORM_ANY_THREADS), 0, stream, *p);
-}
-
-/* ---- swiglu ---- */
+/* ---- gate ---- */
 
 template <class T, int N>
-__global__ void __launch_bounds__(WALK_THREADS) swiglu_kernel(const inf_cuda_swiglu a) {
+__global__ void __launch_bounds__(WALK_THREADS) gate_kernel(const inf_cuda_gate a) {
     place w = walk_place<N>(a.n);
     __shared__ float sums[WALK_THREADS / 32];
     float gate[N], up[N], scale = 1.0f;
@@ -292,13 +132,14 @@ __global__ void __launch_bounds__(WALK_THREADS) swiglu_kernel(const inf_cuda_swi
     load_run<N>(up, (const T *)a.gu + 2 * row + (size_t)a.n + at);
     for (int i = 0; i < N; i++) {
         float g = scale * gate[i];
-        gate[i] = g / (1.0f + expf(-g)) * (scale * up[i]);
+        gate[i] = activated(g, a.activation) * (scale * up[i]);
     }
     store_run<N>((T *)a.y + row + at, gate);
 }
 
-int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream) {
-    if (!known_dtype(p->act) || p->rows < 0 || p->n <= 0) {
+int inf_cuda_gate_launch(const inf_cuda_gate *p, inf_stream stream) {
+    if (!known_dtype(p->act) || p->rows < 0 || p->n <= 0 || p->activation < INF_ACT_SILU ||
+        p->activation > INF_ACT_GELU_TANH) {
         return (int)cudaErrorInvalidValue;
     }
     bool fast = p->n % VECTOR == 0 && aligned_16(p->gu, p->y);
@@ -309,11 +150,34 @@ int inf_cuda_swiglu_launch(const inf_cuda_swiglu *p, inf_stream stream) {
     dim3 grid(blocks), block(WALK_THREADS);
     return with_type(p->act, [&](auto number) {
         using T = decltype(number);
-        return (int)(fast ? INF_LAUNCH_EARLY(p->early != 0, (swiglu_kernel<T, VECTOR>), grid, block,
+        return (int)(fast ? INF_LAUNCH_EARLY(p->early != 0, (gate_kernel<T, VECTOR>), grid, block,
                                              0, stream, *p)
-                          : INF_LAUNCH_EARLY(p->early != 0, (swiglu_kernel<T, 1>), grid, block, 0,
+                          : INF_LAUNCH_EARLY(p->early != 0, (gate_kernel<T, 1>), grid, block, 0,
                                              stream, *p));
     });
+}
+
+/* ---- softcap ---- */
+
+__global__ void __launch_bounds__(WALK_THREADS) softcap_kernel(const inf_cuda_softcap a) {
+    int64_t step = (int64_t)gridDim.x * WALK_THREADS;
+    start_successor();
+    after_predecessor();
+    for (int64_t i = (int64_t)blockIdx.x * WALK_THREADS + threadIdx.x; i < a.n; i += step) {
+        a.x[i] = a.cap * tanhf(a.x[i] / a.cap);
+    }
+}
+
+int inf_cuda_softcap_launch(const inf_cuda_softcap *p, inf_stream stream) {
+    if (p->n < 0 || !(p->cap > 0.0f)) {
+        return (int)cudaErrorInvalidValue;
+    }
+    if (p->n == 0) {
+        return 0;
+    }
+    int64_t blocks = (p->n + WALK_THREADS - 1) / WALK_THREADS;
+    dim3 grid((unsigned)(blocks < 65535 ? blocks : 65535)), block(WALK_THREADS);
+    return (int)INF_LAUNCH_EARLY(p->early != 0, softcap_kernel, grid, block, 0, stream, *p);
 }
 
 /* ---- cast ---- */

@@ -109,6 +109,17 @@ template <class... P> static inline bool aligned_16(P... pointers) {
     return (... && (((uintptr_t)pointers % 16) == 0));
 }
 
+/* Sum over the block; every thread gets it. */
+static __device__ __forceinline__ float block_sum(float x, float *sums) {
+    int lane = (int)(threadIdx.x % 32), warps = (int)(blockDim.x / 32);
+    x = warp_sum(x);
+    if (lane == 0) {
+        sums[threadIdx.x / 32] = x;
+    }
+    __syncthreads();
+    return warp_sum(lane < warps ? sums[lane] : 0.0f);
+}
+
 static inline size_t dtype_size(int32_t dtype) { return dtype == INF_DTYPE_F32 ? 4 : 2; }
 
 /* Host: f(T()) with the number type of dtype. */

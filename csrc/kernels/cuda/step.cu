@@ -93,6 +93,24 @@ static void put_plans(inf_lane *l, class_lists *plans, const inf_cuda_segment *s
     }
 }
 
+/* Where the table of a rotation begins in cos and sin. */
+static int64_t table_of(const inf_lane *l, int32_t rope) {
+    return (int64_t)rope * l->max_rows * (inf_rotary_dim(&l->dims) / 2);
+}
+
+static void put_rotations(inf_lane *l, int32_t rope) {
+    inf_cuda_rope_table table = {};
+    table.half = inf_rotary_dim(&l->dims) / 2;
+    table.position = l->position;
+    table.inv_freq = l->inv_freq + (int64_t)rope * table.half;
+    table.cos = l->cos + table_of(l, rope);
+    table.sin = l->sin + table_of(l, rope);
+    table.scale = rope == 0 ? l->dims.rope_scale : 1.0f;
+    table.rows = l->rows;
+    table.early = l->backend->early_rows;
+    lane_ok(l, inf_cuda_rope_table_launch(&table, l->stream), "the table of rotations");
+}
+
 static void step_begin(inf_lane *l, const inf_step_buffers *s, const inf_step_buffers *halves) {
     lane_enter(l);
     l->step = s;
@@ -112,16 +130,9 @@ static void step_begin(inf_lane *l, const inf_step_buffers *s, const inf_step_bu
         put_plans(l, l->second, l->host_segments + halves[0].head->n_seqs, &halves[1]);
     }
     inbox_send(l);
-    inf_cuda_rope_table table = {};
-    table.position = l->position;
-    table.inv_freq = l->inv_freq;
-    table.cos = l->cos;
-    table.sin = l->sin;
-    table.scale = l->dims.rope_scale;
-    table.rows = l->rows;
-    table.half = l->dims.head_dim / 2;
-    table.early = l->backend->early_rows;
-    lane_ok(l, inf_cuda_rope_table_launch(&table, l->stream), "the table of rotations");
+    for (int32_t rope = 0; rope < inf_ropes(&l->dims); rope++) {
+        put_rotations(l, rope);
+    }
 }
 
 /* ---- recordings ---- */
@@ -180,9 +191,10 @@ static int step_recorded(inf_lane *l) {
 static void step_embed(inf_lane *l, const void *table, float *x) {
     lane_enter(l);
     int32_t hidden = l->dims.hidden;
+    float scale = l->dims.embed_scale != 0 ? l->dims.embed_scale : 1.0f;
     inf_cuda_embed p = {
         rows_of(l, l->tokens, 1), table, rows_of(l, x, hidden), l->dims.dtype, l->rows, hidden,
-        l->backend->early_rows};
+        l->backend->early_rows,   scale};
     lane_ok(l, inf_cuda_embed_launch(&p, l->stream), "embed");
 }
 
@@ -200,11 +212,13 @@ static inf_cuda_add_norm norm_of(const inf_lane *l, float *x, const float *weigh
     return p;
 }
 
-static void step_add_norm(inf_lane *l, float *x, const void *add, const float *weight, void *y) {
+static void step_add_norm(inf_lane *l, float *x, void *add, const float *post, const float *weight,
+                          void *y) {
     lane_enter(l);
     int32_t n = l->dims.hidden;
     inf_cuda_add_norm p = norm_of(l, rows_of(l, x, n), weight, act_rows(l, y, n), l->rows);
     p.add = act_rows(l, add, n);
+    p.post = post;
     lane_ok(l, inf_cuda_add_norm_launch(&p, l->stream), "add_norm");
 }
 
@@ -237,6 +251,7 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
     s.k = p->k;
     s.y_f32 = p->y_f32;
     s.gate = gate;
+    s.activation = l->dims.activation;
     s.eps = l->dims.rms_eps;
     s.x_squares = p->x == l->unscaled ? l->squares : NULL;
     s.early = l->backend->early_small ? 1 + l->backend->prefetch : 0;
@@ -257,6 +272,11 @@ static void step_product(inf_lane *l, const inf_product *p) {
     if (l->fault == 0 && !small_product(l, &at, 0, at.y)) {
         lane_ok(l, inf_cuda_product(l->products, &at, l->stream), "a product");
     }
+    if (at.softcap > 0) {
+        inf_cuda_softcap c = {(float *)at.y, (int64_t)at.rows * at.n, at.softcap,
+                              l->backend->early_rows};
+        lane_ok(l, inf_cuda_softcap_launch(&c, l->stream), "the cap of logits");
+    }
 }
 
 /* Do the products of a layer that read a normed row all go by the kernel for few rows? */
@@ -267,17 +287,17 @@ static bool fuses(const inf_lane *l, int32_t rows) {
            d->shared_intermediate % 64 == 0 && l->q_dim % 64 == 0 && l->qkv_dim % 16 == 0;
 }
 
-static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const float *weight,
-                              void *y) {
+static void step_product_norm(inf_lane *l, const inf_product *p, float *x, const float *post,
+                              const float *weight, void *y) {
     lane_enter(l);
-    if (!fuses(l, p->rows)) {
+    if (!fuses(l, p->rows) || post != NULL || (weight == NULL && y != NULL)) {
         l->unscaled = NULL;
         step_product(l, p);
-        step_add_norm(l, x, p->y, weight, y);
+        step_add_norm(l, x, p->y, post, weight, y);
         return;
     }
     inf_product at = product_of(l, p);
-    inf_cuda_small s = small_of(l, &at, 0, weight != NULL ? act_rows(l, y, p->n) : NULL);
+    inf_cuda_small s = small_of(l, &at, 0, act_rows(l, y, p->n));
     s.residual = rows_of(l, x, p->n);
     s.norm = weight;
     s.squares = l->squares;
@@ -298,12 +318,15 @@ static void step_gated(inf_lane *l, const inf_product *p, void *y) {
 
 static void step_heads(inf_lane *l, const inf_heads *h) {
     lane_enter(l);
+    int32_t half = inf_rotary_dim(&l->dims) / 2;
+    int64_t table = table_of(l, l->rope_of[h->layer]);
     inf_cuda_heads p = {};
     p.qkv = act_rows(l, h->qkv, l->qkv_dim);
     p.q_norm = h->q_norm;
     p.k_norm = h->k_norm;
-    p.cos = rows_of(l, l->cos, l->dims.head_dim / 2);
-    p.sin = rows_of(l, l->sin, l->dims.head_dim / 2);
+    p.cos = rows_of(l, l->cos + table, half);
+    p.sin = rows_of(l, l->sin + table, half);
+    p.rotary = 2 * half;
     p.q = act_rows(l, h->q, l->q_dim);
     p.pool = l->pool;
     p.kv = l->kv;
@@ -315,6 +338,12 @@ static void step_heads(inf_lane *l, const inf_heads *h) {
     p.layer = h->layer;
     p.eps = l->dims.rms_eps;
     p.early = l->backend->early_rows;
+    if (l->head_scales != NULL) {
+        p.scales = l->head_scales;
+        inf_cuda_head_scales s = {p.qkv,         l->head_scales, p.act, p.rows, p.heads,
+                                  p.kv.kv_heads, p.kv.head_dim,  p.eps, p.early};
+        lane_ok(l, inf_cuda_head_scales_launch(&s, l->stream), "the norms over all heads");
+    }
     lane_ok(l, inf_cuda_heads_launch(&p, l->stream), "heads");
 }
 

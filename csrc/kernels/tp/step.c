@@ -82,8 +82,8 @@ static void tp_embed(inf_lane *lane, const void *table, float *x) {
 
 typedef struct norm_args {
     const float *x;
-    const void *add;
-    const float *weight;
+    void *add;
+    const float *post, *weight;
     void *y;
     uint32_t first; /* of pick_norm, and n */
     int32_t n;
@@ -91,12 +91,13 @@ typedef struct norm_args {
 
 static void add_norm_rank(tp_lane *l, int32_t r, void *arg) {
     const norm_args *a = arg;
-    l->ops->add_norm(l->rank[r], tp_part(a->x, r), tp_part(a->add, r), tp_part(a->weight, r),
-                     tp_part(a->y, r));
+    l->ops->add_norm(l->rank[r], tp_part(a->x, r), tp_part(a->add, r), tp_part(a->post, r),
+                     tp_part(a->weight, r), tp_part(a->y, r));
 }
 
-static void tp_add_norm(inf_lane *lane, float *x, const void *add, const float *weight, void *y) {
-    norm_args a = {x, add, weight, y, 0, 0};
+static void tp_add_norm(inf_lane *lane, float *x, void *add, const float *post, const float *weight,
+                        void *y) {
+    norm_args a = {x, add, post, weight, y, 0, 0};
     on_each(of(lane), add_norm_rank, &a);
 }
 
@@ -108,7 +109,7 @@ static void pick_norm_rank(tp_lane *l, int32_t r, void *arg) {
 
 static void tp_pick_norm(inf_lane *lane, const float *x, uint32_t first, int32_t n,
                          const float *weight, void *y) {
-    norm_args a = {x, NULL, weight, y, first, n};
+    norm_args a = {x, NULL, NULL, weight, y, first, n};
     on_each(of(lane), pick_norm_rank, &a);
 }
 
@@ -188,15 +189,15 @@ static void summand_rank(tp_lane *l, int32_t r, void *arg) {
     l->ops->product(l->rank[r], &mine);
 }
 
-static void tp_product_norm(inf_lane *lane, const inf_product *p, float *x, const float *weight,
-                            void *y) {
+static void tp_product_norm(inf_lane *lane, const inf_product *p, float *x, const float *post,
+                            const float *weight, void *y) {
     tp_lane *l = of(lane);
     product_args a = {.p = p};
     on_each(l, summand_rank, &a);
     pthread_mutex_lock(&l->backend->gate);
     l->sum->ops->sum(l->sum, a.parts, (uint64_t)p->rows * (uint64_t)p->n);
     pthread_mutex_unlock(&l->backend->gate);
-    tp_add_norm(lane, x, p->y, weight, y);
+    tp_add_norm(lane, x, p->y, post, weight, y);
 }
 
 static void gated_rank(tp_lane *l, int32_t r, void *arg) {

@@ -10,7 +10,7 @@
 #include "kernels/tp/tp.h"
 #include "tests/cuda/guarded.h"
 
-extern "C" int inf_cuda_backend_open_11(int32_t ordinal, const inf_device_config *config,
+extern "C" int inf_cuda_backend_open_12(int32_t ordinal, const inf_device_config *config,
                                         uint64_t config_bytes, uint64_t ops_bytes,
                                         inf_backend **out, inf_err *err);
 
@@ -40,7 +40,7 @@ struct rig {
 static inf_backend *open_gpu(const inf_device_config *c, int32_t ranks) {
     inf_backend *part[INF_MAX_RANKS] = {}, *b = NULL;
     for (int32_t i = 0; i < ranks; i++) {
-        CHECK(inf_cuda_backend_open_11(0, c, sizeof *c, sizeof(inf_backend_ops), &part[i], &err) ==
+        CHECK(inf_cuda_backend_open_12(0, c, sizeof *c, sizeof(inf_backend_ops), &part[i], &err) ==
                   INF_OK,
               "%s", err.message);
     }

@@ -178,6 +178,7 @@ static void drop_step(step *s) {
 
 typedef struct form {
     int32_t act, kv, out, head_dim, heads, kv_heads, block_size, window;
+    float softcap;
 } form;
 
 /* With `only` the step is that one segment. */
@@ -197,6 +198,7 @@ static void make_step(step *s, const form *f, int32_t most_rows, int32_t most_to
     s->args.act = f->act, s->args.o_dtype = f->out, s->args.heads = f->heads;
     s->args.layer = below(k->layers), s->args.window = f->window;
     s->args.scale = 1.0f / sqrtf((float)f->head_dim);
+    s->args.softcap = f->softcap;
     s->shape = {.heads = f->heads,
                 .kv_heads = f->kv_heads,
                 .window = f->window,
@@ -303,6 +305,9 @@ static void compute(const step *s, wanted *x) {
             dot += (double)q[d] * kv[d];
         }
         scores[t] = dot * s->args.scale;
+        if (s->args.softcap > 0) {
+            scores[t] = (double)s->args.softcap * tanh(scores[t] / (double)s->args.softcap);
+        }
         m = scores[t] > m ? scores[t] : m;
     }
     memset(x->o, 0, sizeof x->o);

@@ -71,12 +71,12 @@ static void begin_step(instance *t) {
 }
 
 static void give(instance *t) {
-    inf_product down = {t->a, t->w_down, NULL, t->h, FEW, HIDDEN, PART, 0};
-    inf_product head = {t->a, t->head, NULL, t->logits, FEW, VOCAB, PART, 1};
+    inf_product down = {t->a, t->w_down, NULL, t->h, FEW, HIDDEN, PART, 0, 0};
+    inf_product head = {t->a, t->head, NULL, t->logits, FEW, VOCAB, PART, 1, 0};
     if (gathers) {
         t->ops->product(t->lane, &head);
     } else {
-        t->ops->product_norm(t->lane, &down, t->x, t->norm, t->h);
+        t->ops->product_norm(t->lane, &down, t->x, NULL, t->norm, t->h);
     }
 }
 

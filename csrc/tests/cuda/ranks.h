@@ -6,7 +6,7 @@
 #include "tests/cuda/guarded.h"
 #include "tests/fake/fake_nccl.h"
 
-extern "C" int inf_cuda_backend_open_11(int32_t ordinal, const inf_device_config *config,
+extern "C" int inf_cuda_backend_open_12(int32_t ordinal, const inf_device_config *config,
                                         uint64_t config_bytes, uint64_t ops_bytes,
                                         inf_backend **out, inf_err *err);
 
@@ -24,7 +24,7 @@ static inf_device_config config_of(int32_t dtype) {
 static inf_backend *open_gpu(int32_t ordinal, const inf_device_config *c) {
     inf_backend *b = NULL;
     inf_err err = {};
-    int status = inf_cuda_backend_open_11(ordinal, c, sizeof *c, sizeof(inf_backend_ops), &b, &err);
+    int status = inf_cuda_backend_open_12(ordinal, c, sizeof *c, sizeof(inf_backend_ops), &b, &err);
     if (status != INF_OK) {
         printf("cannot open a backend: %s\n", err.message);
         exit(2);

@@ -104,7 +104,15 @@ static const int32_t heads_of[][2] = {{4, 1},  {8, 2}, {2, 2}, {3, 1},
 static form random_form(int32_t act, int32_t kv, int32_t out, int32_t head_dim) {
     int32_t h = below(8);
     static const int32_t windows[] = {0, 0, 1, 7, 33, 100, 1000};
-    return {act, kv, out, head_dim, heads_of[h][0], heads_of[h][1], 0, one_of(windows, 7)};
+    return {act,
+            kv,
+            out,
+            head_dim,
+            heads_of[h][0],
+            heads_of[h][1],
+            0,
+            one_of(windows, 7),
+            below(3) == 0 ? (below(2) ? 2.0f : 50.0f) : 0.0f};
 }
 
 static int32_t rounds() { return brief() ? 1 : (int32_t)ROUNDS; }
@@ -202,8 +210,13 @@ static void test_decode(int32_t act, int32_t kv, int32_t head_dim) {
         f.block_size = one_of(blocks, 7);
         int32_t most = INF_CUDA_DECODE_ROWS / (f.heads / f.kv_heads);
         make_step(&s, &f, most + 2, MOST_TOKENS);
-        inf_cuda_decode_variant bulk;
+        inf_cuda_decode_variant bulk, last;
+        int32_t last_of = inf_cuda_decode_variants() - 1;
         CHECK(inf_cuda_decode_variant_of(&s.args, 0, &bulk) == 0, "no variant");
+        CHECK(inf_cuda_decode_variant_of(&s.args, last_of, &last) == 0 &&
+                  (f.softcap == 0.0f || (last.resident == 0 && inf_cuda_decode_variant_launch(
+                                                                   &s.args, last_of, NULL) != 0)),
+              "a variant that caps no scores runs");
         int few = taken_for(&s, 1), many = taken_for(&s, 1 << 20);
         CHECK((few != many) == (bulk.resident > 0), "%d for few rows, %d for many", few, many);
         s.args.rows = below(2) ? 1 : 1 << 20;
@@ -221,7 +234,7 @@ static void test_decode(int32_t act, int32_t kv, int32_t head_dim) {
 static void test_long(uint32_t tokens, int32_t kv) {
     static step s;
     variant_log logs[MOST_VARIANTS] = {};
-    form f = {INF_DTYPE_BF16, kv, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
+    form f = {INF_DTYPE_BF16, kv, INF_DTYPE_BF16, 128, 4, 1, 16, 0, 0};
     inf_cuda_segment only = {0, 1, tokens - 1, 0, tokens, 0};
     for (int cut = 0; cut < 3; cut++) {
         make_step(&s, &f, 0, 0, &only);
@@ -242,7 +255,7 @@ static void test_edges(int32_t kv) {
     variant_log logs[MOST_VARIANTS] = {};
     for (int32_t i = 0; i < rounds(); i++) {
         static step s;
-        form f = {INF_DTYPE_BF16, kv, INF_DTYPE_F32, 128, 2, 2, 16, 1 + below(100)};
+        form f = {INF_DTYPE_BF16, kv, INF_DTYPE_F32, 128, 2, 2, 16, 1 + below(100), 0};
         uint32_t rows = (uint32_t)(2 + below(15)), n = (uint32_t)(1 + below(90));
         inf_cuda_segment only = {0, rows, 0, 0, n, 0};
         only.q_pos0 = n + (uint32_t)f.window - 1 - (uint32_t)below((int32_t)(rows < n ? rows : n));
@@ -261,10 +274,10 @@ static void test_edges(int32_t kv) {
 
 static void test_refusals(void) {
     static step s;
-    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
+    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0, 0};
     make_step(&s, &f, 1, 50);
-    inf_cuda_attn bad[9];
-    for (int i = 0; i < 9; i++) {
+    inf_cuda_attn bad[11];
+    for (int i = 0; i < 11; i++) {
         bad[i] = s.args;
     }
     bad[0].act = INF_DTYPE_F16;
@@ -276,7 +289,9 @@ static void test_refusals(void) {
     bad[6].o_dtype = 7;
     bad[7].window = -1;
     bad[8].kv.elem = 4;
-    for (int i = 0; i < 9; i++) {
+    bad[9].softcap = -1.0f;
+    bad[10].softcap = NAN;
+    for (int i = 0; i < 11; i++) {
         CHECK(!inf_cuda_attn_decode_takes(&bad[i]), "shape %d taken", i);
         CHECK(inf_cuda_attn_decode_launch(&bad[i], NULL) != 0, "shape %d launched", i);
         CHECK(i < 4 || inf_cuda_attn_plain_launch(&bad[i], NULL) != 0, "shape %d launched", i);

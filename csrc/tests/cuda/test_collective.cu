@@ -231,11 +231,11 @@ static std::vector<float> run_layer(inf_backend *b, const inf_device_config *c,
     step.head = &head, step.seqs = &seq, step.tokens = tokens, step.blocks = blocks;
     ops->begin(lane, &step, NULL);
     ops->embed(lane, table, x);
-    ops->add_norm(lane, x, NULL, norm, h);
-    inf_product gate_up = {h, w_up, NULL, gu, ROWS, 2 * inner, HIDDEN, 0};
-    inf_product back = {a, w_down, NULL, h, ROWS, HIDDEN, inner, 0};
+    ops->add_norm(lane, x, NULL, NULL, norm, h);
+    inf_product gate_up = {h, w_up, NULL, gu, ROWS, 2 * inner, HIDDEN, 0, 0};
+    inf_product back = {a, w_down, NULL, h, ROWS, HIDDEN, inner, 0, 0};
     ops->gated(lane, &gate_up, a);
-    ops->product_norm(lane, &back, x, norm, h);
+    ops->product_norm(lane, &back, x, NULL, norm, h);
     ops->copy_out(lane, out.data(), x, out.size() * sizeof(float));
     CHECK(ops->sync(lane, &err) == INF_OK, "%s", err.message);
     void *all[] = {x, h, gu, a, norm, table, w_up, w_down};

@@ -86,7 +86,7 @@ static void test_behind(int32_t act, int32_t kv, int32_t head_dim) {
     for (int32_t i = 0; i < (brief() ? 1 : (int32_t)ROUNDS); i++) {
         static step s;
         int32_t out = below(2) ? act : (int32_t)INF_DTYPE_F32;
-        form f = {act, kv, out, head_dim, 8, 2, blocks[below(4)], windows[below(4)]};
+        form f = {act, kv, out, head_dim, 8, 2, blocks[below(4)], windows[below(4)], 0};
         make_step(&s, &f, 4, MOST_TOKENS);
         std::vector<wanted> want = reference(&s, s.lists.decode, s.lists.n_decode);
         for (int v = DEFAULT; v < inf_cuda_decode_variants(); v++) {

@@ -96,7 +96,7 @@ static std::vector<float> run_head(inf_backend *b, const inf_device_config *c,
     std::vector<float> out(ROWS * VOCAB);
     ops->copy_in(lane, rows, x.data(), x.size() * 2);
     for (int32_t n : {3, (int32_t)ROWS}) { /* the latter stays */
-        inf_product p = {rows, head, NULL, logits, n, VOCAB, HIDDEN, 1};
+        inf_product p = {rows, head, NULL, logits, n, VOCAB, HIDDEN, 1, 0};
         ops->product(lane, &p);
     }
     ops->copy_out(lane, out.data(), logits, out.size() * 4);

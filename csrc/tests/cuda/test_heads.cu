@@ -16,7 +16,13 @@ enum { ROUNDS = 8, SOME_ROWS = 70, BIG_ROWS = 2000 };
 struct heads_case {
     int32_t act, kv, rows, heads, kv_heads, head_dim;
     bool norm, shift;
+    int32_t rotary; /* 0: all of a head */
+    bool all;       /* the norms are over all heads */
 };
+
+static size_t half_of(const heads_case &c) {
+    return (size_t)(c.rotary > 0 ? c.rotary : c.head_dim) / 2;
+}
 
 struct heads_data {
     inf_kv_shape kv;
@@ -32,10 +38,10 @@ static heads_data make_heads(const heads_case &c) {
         (uint64_t)d.kv.layers * 2 * c.kv_heads * d.kv.block_size * c.head_dim * d.kv.elem;
     d.layer = below(3);
     d.blocks = c.rows / d.kv.block_size + 3;
-    size_t half = (size_t)c.head_dim / 2, all = (size_t)c.heads + 2 * c.kv_heads;
+    size_t half = half_of(c), all = (size_t)c.heads + 2 * c.kv_heads;
     d.qkv = random_numbers((size_t)c.rows * all * c.head_dim, c.act);
-    d.q_norm = random_numbers((size_t)c.head_dim, INF_DTYPE_F32);
-    d.k_norm = random_numbers((size_t)c.head_dim, INF_DTYPE_F32);
+    d.q_norm = random_numbers((size_t)c.head_dim * (c.all ? c.heads : 1), INF_DTYPE_F32);
+    d.k_norm = random_numbers((size_t)c.head_dim * (c.all ? c.kv_heads : 1), INF_DTYPE_F32);
     d.cos = random_numbers((size_t)c.rows * half, INF_DTYPE_F32);
     d.sin = random_numbers((size_t)c.rows * half, INF_DTYPE_F32);
     /* Tokens in some order of blocks, each place once. */
@@ -54,7 +60,7 @@ static heads_data make_heads(const heads_case &c) {
 /* What head h of row r becomes. */
 static std::vector<double> turned_head(const heads_case &c, const heads_data &d, int32_t r,
                                        int32_t h) {
-    size_t dim = (size_t)c.head_dim, half = dim / 2;
+    size_t dim = (size_t)c.head_dim, half = half_of(c), n = dim, skipped = 0;
     size_t at = ((size_t)r * (c.heads + 2 * c.kv_heads) + h) * dim;
     std::vector<double> x(dim);
     double squares = 0;
@@ -66,8 +72,18 @@ static std::vector<double> turned_head(const heads_case &c, const heads_data &d,
         return x;
     }
     const std::vector<uint8_t> &norm = h < c.heads ? d.q_norm : d.k_norm;
+    if (c.all) { /* all of q, or of k */
+        size_t of = h < c.heads ? 0 : (size_t)c.heads, row = (size_t)r * (c.heads + 2 * c.kv_heads);
+        n = (size_t)(h < c.heads ? c.heads : c.kv_heads) * dim;
+        skipped = ((size_t)h - of) * dim;
+        squares = 0;
+        for (size_t i = 0; i < n; i++) {
+            double v = number_at(d.qkv, c.act, (row + of) * dim + i);
+            squares += v * v;
+        }
+    }
     for (size_t i = 0; i < dim && c.norm; i++) {
-        x[i] *= number_at(norm, INF_DTYPE_F32, i) / sqrt(squares / (double)dim + 1e-6);
+        x[i] *= number_at(norm, INF_DTYPE_F32, skipped + i) / sqrt(squares / (double)n + 1e-6);
     }
     for (size_t i = 0; i < half; i++) {
         double co = number_at(d.cos, INF_DTYPE_F32, (size_t)r * half + i);
@@ -120,6 +136,7 @@ static void check_heads(const heads_case &c) {
     guarded block = guard_copy(d.block), index = guard_copy(d.index);
     guarded q = guard((size_t)c.rows * c.heads * c.head_dim * format_size(c.act));
     guarded pool = guard((size_t)d.blocks * d.kv.block_bytes);
+    guarded scales = guard((size_t)c.rows * 2 * 4);
     inf_cuda_heads p = {qkv.p(),
                         c.norm ? q_norm.as<float>() : NULL,
                         c.norm ? k_norm.as<float>() : NULL,
@@ -135,11 +152,16 @@ static void check_heads(const heads_case &c) {
                         c.heads,
                         d.layer,
                         1e-6f,
-                        some_early()};
+                        some_early(),
+                        c.rotary,
+                        c.all ? scales.as<float>() : NULL};
+    inf_cuda_head_scales of_all = {qkv.p(),    scales.as<float>(), c.act, c.rows,      c.heads,
+                                   c.kv_heads, c.head_dim,         1e-6f, some_early()};
+    CHECK(!c.all || inf_cuda_head_scales_launch(&of_all, NULL) == 0, "launch");
     CHECK(inf_cuda_heads_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got_q = take(q), got_pool = take(pool);
     compare_heads(c, d, got_q, got_pool);
-    for (const guarded &g : {qkv, cos, sin, q_norm, k_norm, block, index}) {
+    for (const guarded &g : {qkv, cos, sin, q_norm, k_norm, block, index, scales}) {
         take(g);
     }
 }
@@ -151,13 +173,19 @@ static void test_heads() {
             int32_t kv = below(2) ? act : FORMATS[below(3)], kv_heads = 1 + below(4);
             kv = below(3) == 0 ? (int32_t)INF_DTYPE_E4M3 : kv;
             int32_t heads = kv_heads * (1 + below(5)), rows = below(2) ? 1 : 1 + below(SOME_ROWS);
-            check_heads({act, kv, rows, heads, kv_heads, dim, true, below(4) == 0});
-            check_heads({act, kv, rows, heads, kv_heads, dim, false, below(4) == 0});
+            bool off = below(4) == 0;
+            int32_t part = 2 * (1 + below(dim / 2)); /* even, up to dim */
+            part = dim % 64 == 0 && below(2) ? dim / 4 * (1 + below(4)) : part;
+            check_heads({act, kv, rows, heads, kv_heads, dim, true, off, 0, false});
+            check_heads({act, kv, rows, heads, kv_heads, dim, false, off, 0, false});
+            check_heads({act, kv, rows, heads, kv_heads, dim, true, off, part, false});
+            check_heads({act, kv, rows, heads, kv_heads, dim, false, off, part, false});
+            check_heads({act, kv, rows, heads, kv_heads, dim, true, off, part, true});
         }
     }
-    check_heads({INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 32, 8, 128, true, false});
-    check_heads({INF_DTYPE_BF16, INF_DTYPE_E4M3, BIG_ROWS, 32, 8, 128, true, false});
-    check_heads({INF_DTYPE_F32, INF_DTYPE_E4M3, SOME_ROWS, 5, 5, 6, true, true});
+    check_heads({INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 32, 8, 128, true, false, 0, false});
+    check_heads({INF_DTYPE_BF16, INF_DTYPE_E4M3, BIG_ROWS, 32, 8, 128, true, false, 96, true});
+    check_heads({INF_DTYPE_F32, INF_DTYPE_E4M3, SOME_ROWS, 5, 5, 6, true, true, 0, false});
     printf("heads\n");
 }
 

@@ -91,7 +91,7 @@ static void test_healthy() {
 static void test_timing() {
     instance t = open_instance("a product that is timed", "20000", HELD);
     emu_lose_device(1, cudaErrorLaunchFailure);
-    inf_product up = {t.h, t.w_up, NULL, t.gu, FEW, 2 * PART, K, 0};
+    inf_product up = {t.h, t.w_up, NULL, t.gu, FEW, 2 * PART, K, 0, 0};
     t.ops->gated(t.lane, &up, t.a);
     soon(&t);
     end_step(&t, "rank 1: the GPU failed in ");

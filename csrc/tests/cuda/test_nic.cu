@@ -6,7 +6,7 @@
 
 #include "kernels/cuda/lane.h"
 
-extern "C" int inf_cuda_backend_open_11(int32_t ordinal, const inf_device_config *config,
+extern "C" int inf_cuda_backend_open_12(int32_t ordinal, const inf_device_config *config,
                                         uint64_t config_bytes, uint64_t ops_bytes,
                                         inf_backend **out, inf_err *err);
 
@@ -44,7 +44,7 @@ int main(int argc, char **argv) {
     int fd = -1;
     uint64_t offset = 0, bytes = (1 << 20) + 4096 + 12; /* no whole pages, but the pool has them */
     c.dtype = INF_DTYPE_BF16;
-    CHECK(inf_cuda_backend_open_11(0, &c, sizeof c, sizeof(inf_backend_ops), &b, &err) == INF_OK,
+    CHECK(inf_cuda_backend_open_12(0, &c, sizeof c, sizeof(inf_backend_ops), &b, &err) == INF_OK,
           "%s", err.message);
     uint8_t *pool = (uint8_t *)b->ops->alloc_pool(b, bytes);
 #if defined(INF_EMU)

@@ -182,7 +182,8 @@ static void test_random(int32_t act, int32_t kv, int32_t head_dim) {
                   heads_of[h][0],
                   heads_of[h][1],
                   blocks[below(7)],
-                  windows[below(8)]};
+                  windows[below(8)],
+                  only != INF_CUDA_PREFILL_WGMMA && below(3) == 0 ? 3.0f : 0.0f};
 #ifdef INF_EMU
         int32_t most_rows = i == 0 ? 300 / f.heads : MOST_ROWS / f.heads + 1;
 #else
@@ -205,7 +206,7 @@ static void test_random(int32_t act, int32_t kv, int32_t head_dim) {
 static void test_prompt(uint32_t rows, uint32_t before_it, int32_t head_dim, int32_t heads,
                         int32_t kv_heads, int32_t kv) {
     static step s;
-    form f = {INF_DTYPE_BF16, kv, INF_DTYPE_BF16, head_dim, heads, kv_heads, 16, 0};
+    form f = {INF_DTYPE_BF16, kv, INF_DTYPE_BF16, head_dim, heads, kv_heads, 16, 0, 0};
     make_step(&s, &f, 1, 1);
     drop_step(&s);
     uint32_t tokens = before_it + rows;
@@ -248,7 +249,7 @@ static void test_prompts(int32_t kv) {
 
 static void test_refusals(void) {
     static step s;
-    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0};
+    form f = {INF_DTYPE_BF16, INF_DTYPE_BF16, INF_DTYPE_BF16, 128, 4, 1, 16, 0, 0};
     make_step(&s, &f, 1, 50);
     inf_cuda_attn bad[9];
     for (int i = 0; i < 9; i++) {
@@ -276,6 +277,13 @@ static void test_refusals(void) {
     CHECK(inf_cuda_attn_prefill_takes(&s.args) &&
               inf_cuda_prefill_variant_of(&s.args, INF_CUDA_PREFILL_WGMMA, &v) != 0,
           "wgmma on e4m3");
+    drop_step(&s);
+    f.kv = INF_DTYPE_BF16;
+    f.softcap = 30;
+    make_step(&s, &f, 1, 50);
+    CHECK(inf_cuda_attn_prefill_takes(&s.args) &&
+              inf_cuda_prefill_variant_of(&s.args, INF_CUDA_PREFILL_WGMMA, &v) != 0,
+          "wgmma with a softcap");
     drop_step(&s);
 }
 

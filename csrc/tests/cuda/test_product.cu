@@ -47,7 +47,7 @@ static int by_three(const inf_cuda_small *p) {
 static inf_cuda_products *library;
 
 static int by_library(const inf_cuda_small *p) {
-    inf_product q = {p->x, p->w, p->bias, p->y, p->rows, p->n, p->k, p->y_f32};
+    inf_product q = {p->x, p->w, p->bias, p->y, p->rows, p->n, p->k, p->y_f32, 0};
     return inf_cuda_product(library, &q, NULL);
 }
 

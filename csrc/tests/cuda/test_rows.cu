@@ -21,14 +21,16 @@ static void check_embed(int32_t dtype, int32_t rows, int32_t hidden) {
     }
     guarded in = guard_copy(table, some_shift(dtype)), ids = guard_copy(tokens);
     guarded x = guard((size_t)rows * hidden * 4, some_shift(INF_DTYPE_F32));
+    const float scale = below(2) ? 1.0f : 5.5f;
     inf_cuda_embed p = {ids.as<int32_t>(), in.p(), x.as<float>(), dtype, rows, hidden,
-                        some_early()};
+                        some_early(),      scale};
     CHECK(inf_cuda_embed_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got = take(x);
     size_t wrong = 0;
     for (size_t i = 0; i < (size_t)rows * hidden; i++) {
         size_t from = (size_t)tokens[i / hidden] * hidden + i % hidden;
-        wrong += number_at(got, INF_DTYPE_F32, i) != number_at(table, dtype, from);
+        wrong += number_at(got, INF_DTYPE_F32, i) !=
+                 (double)((float)number_at(table, dtype, from) * scale);
     }
     CHECK(wrong == 0, "%s, %d rows of %d: %zu numbers differ", format_name(dtype), rows, hidden,
           wrong);
@@ -98,12 +100,32 @@ static void test_rope_table() {
 struct norm_case {
     int32_t add, y, rows, n;
     bool weight, in_place, pick, shift;
+    bool post, gives; /* add is normed; y is wanted, also where it has no weight */
 };
+
+/* What is added of a row. */
+static std::vector<double> addends(const norm_case &c, const std::vector<uint8_t> &add,
+                                   const std::vector<uint8_t> &post, size_t row) {
+    size_t n = (size_t)c.n;
+    std::vector<double> out(n, 0.0);
+    double squares = 0;
+    for (size_t i = 0; i < n && c.add != 0; i++) {
+        out[i] = number_at(add, c.add, row * n + i);
+        squares += out[i] * out[i];
+    }
+    double factor = 1.0 / sqrt(squares / (double)n + 1e-5);
+    for (size_t i = 0; i < n && c.post; i++) {
+        out[i] *= factor * number_at(post, INF_DTYPE_F32, i);
+    }
+    return out;
+}
 
 static void check_add_norm(const norm_case &c) {
     int32_t x_rows = c.pick ? c.rows + 3 : c.rows;
     size_t n = (size_t)c.n, count = (size_t)c.rows * n;
+    bool gives = c.weight || c.gives;
     std::vector<uint8_t> x = random_numbers((size_t)x_rows * n, INF_DTYPE_F32), weight, add;
+    std::vector<uint8_t> post = random_numbers(n, INF_DTYPE_F32);
     weight = random_numbers(n, INF_DTYPE_F32);
     add = c.add ? random_numbers(count, c.add) : add;
     std::vector<int32_t> pick(c.rows);
@@ -112,18 +134,22 @@ static void check_add_norm(const norm_case &c) {
     }
     size_t shift = c.shift ? 4 : 0;
     guarded gx = guard_copy(x, shift), gw = guard_copy(weight), ga = guard_copy(add);
+    guarded gpost = guard_copy(post);
     guarded gp = guard_copy(pick), gy = guard(count * format_size(c.y));
     inf_cuda_add_norm p = {gx.as<float>(),
                            c.add ? ga.p() : NULL,
                            c.weight ? gw.as<float>() : NULL,
-                           c.in_place ? ga.p() : gy.p(),
+                           !gives       ? NULL
+                           : c.in_place ? ga.p()
+                                        : gy.p(),
                            c.pick ? gp.as<int32_t>() : NULL,
                            c.add,
                            c.y,
                            c.rows,
                            c.n,
                            1e-5f,
-                           some_early()};
+                           some_early(),
+                           c.post ? gpost.as<float>() : NULL};
     CHECK(inf_cuda_add_norm_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got_x = take(gx), got_a = take(ga), got_y = take(gy);
     const std::vector<uint8_t> &y = c.in_place ? got_a : got_y;
@@ -132,27 +158,32 @@ static void check_add_norm(const norm_case &c) {
     for (int32_t r = 0; r < c.rows; r++) {
         size_t from = c.pick ? (size_t)pick[r] * n : (size_t)r * n, to = (size_t)r * n;
         double squares = 0;
+        std::vector<double> more = addends(c, add, post, (size_t)r);
         for (size_t i = 0; i < n; i++) {
             float v = (float)number_at(x, INF_DTYPE_F32, from + i);
-            v += c.add ? (float)number_at(add, c.add, to + i) : 0.0f;
-            wrong_x += number_at(got_x, INF_DTYPE_F32, from + i) != (double)v;
-            sum[i] = (double)v;
+            double is = number_at(got_x, INF_DTYPE_F32, from + i), exact = (double)v + more[i];
+            v += (float)more[i];
+            wrong_x += c.post ? !(fabs(is - exact) <= 1e-6 * (1 + fabs(more[i]))) : is != (double)v;
+            sum[i] = c.post ? is : (double)v;
             squares += sum[i] * sum[i];
         }
         double inverse = 1.0 / sqrt(squares / (double)n + 1e-5);
-        for (size_t i = 0; i < n && c.weight; i++) {
-            double want = sum[i] * inverse * number_at(weight, INF_DTYPE_F32, i);
+        for (size_t i = 0; i < n && gives; i++) {
+            double want = sum[i];
+            want *= c.weight ? inverse * number_at(weight, INF_DTYPE_F32, i) : 1.0;
             wrong_y += !rounded_once(number_at(y, c.y, to + i), want, c.y, 1e-6, 0);
         }
     }
     for (size_t i = 0; i < got_y.size(); i++) {
-        changed += (c.in_place || !c.weight) && got_y[i] != UNWRITTEN;
+        changed += (c.in_place || !gives) && got_y[i] != UNWRITTEN;
     }
     CHECK(wrong_x + wrong_y + changed == 0,
-          "add %s, y %s, %d rows of %d, weight %d, in place %d, pick %d, shift %d: %zu of x, %zu "
+          "add %s, y %s, %d rows of %d, weight %d, in place %d, pick %d, shift %d, post %d: %zu of "
+          "x, %zu "
           "of y are wrong, %zu were not to be written",
           c.add ? format_name(c.add) : "none", format_name(c.y), c.rows, c.n, c.weight, c.in_place,
-          c.pick, c.shift, wrong_x, wrong_y, changed);
+          c.pick, c.shift, c.post, wrong_x, wrong_y, changed);
+    take(gpost);
     take(gw);
     take(gp);
 }
@@ -164,25 +195,37 @@ static void test_add_norm() {
         for (int32_t add : adds) {
             for (int32_t y : FORMATS) {
                 int32_t rows = below(2) ? 1 : 1 + below(SOME_ROWS);
-                check_add_norm({add, y, rows, n, true, add == y && below(2) == 0,
-                                add == 0 && below(2) == 0, below(4) == 0});
+                bool in_place = add == y && below(2) == 0;
+                check_add_norm({add, y, rows, n, true, in_place, add == 0 && below(2) == 0,
+                                below(4) == 0, false, true});
+                check_add_norm({add, y, rows, n, below(2) == 0, in_place, false, below(4) == 0,
+                                add != 0, true});
             }
-            check_add_norm({add, INF_DTYPE_BF16, 2, n, false, false, false, below(2) == 0});
+            check_add_norm(
+                {add, INF_DTYPE_BF16, 2, n, false, false, false, below(2) == 0, false, false});
         }
     }
-    check_add_norm({INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 512, true, true, false, false});
+    check_add_norm(
+        {INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 512, true, true, false, false, false, true});
+    check_add_norm(
+        {INF_DTYPE_BF16, INF_DTYPE_BF16, BIG_ROWS, 512, true, true, false, false, true, true});
     inf_cuda_add_norm bad = {
         (float *)16,    (void *)32, (float *)48, (void *)32, NULL, INF_DTYPE_F32,
-        INF_DTYPE_BF16, 1,          8,           1e-5f,      0};
+        INF_DTYPE_BF16, 1,          8,           1e-5f,      0,    NULL};
     CHECK(inf_cuda_add_norm_launch(&bad, NULL) != 0, "in place across formats was taken");
     bad.y = (void *)64;
     bad.pick = (int32_t *)80;
     CHECK(inf_cuda_add_norm_launch(&bad, NULL) != 0, "add with pick was taken");
+    bad.add = NULL;
+    bad.pick = NULL;
+    bad.post = (float *)80;
+    CHECK(inf_cuda_add_norm_launch(&bad, NULL) != 0, "a norm of nothing was taken");
     printf("add_norm\n");
 }
 
 /* squares: of the norm that gate and up were not scaled by; 0: they were. */
-static void check_swiglu(int32_t act, int32_t rows, int32_t n, int32_t squares) {
+static void check_gate(int32_t act, int32_t rows, int32_t n, int32_t squares) {
+    const int32_t activation = below(2) ? (int32_t)INF_ACT_SILU : (int32_t)INF_ACT_GELU_TANH;
     std::vector<uint8_t> gu = random_numbers((size_t)rows * 2 * n, act);
     if (act == INF_DTYPE_F32) { /* wider: 1 + e^-gate over its whole range */
         for (size_t i = 0; i < (size_t)rows * 2 * n; i++) {
@@ -210,36 +253,77 @@ static void check_swiglu(int32_t act, int32_t rows, int32_t n, int32_t squares) 
         memcpy(bytes.data(), sums.data(), bytes.size());
     }
     guarded of = guard_copy(bytes, 0);
-    inf_cuda_swiglu p = {
-        in.p(),  y.p(), act, rows, n, some_early(), squares > 0 ? (const float *)of.p() : NULL,
-        squares, 1e-5f};
-    CHECK(inf_cuda_swiglu_launch(&p, NULL) == 0, "launch");
+    inf_cuda_gate p = {in.p(),
+                       y.p(),
+                       act,
+                       rows,
+                       n,
+                       some_early(),
+                       squares > 0 ? (const float *)of.p() : NULL,
+                       squares,
+                       1e-5f,
+                       activation};
+    CHECK(inf_cuda_gate_launch(&p, NULL) == 0, "launch");
     std::vector<uint8_t> got = take(y);
     size_t wrong = 0;
     for (size_t i = 0; i < (size_t)rows * n; i++) {
         size_t at = i / n * 2 * n + i % n;
         double s = scale[i / (size_t)n];
         double gate = s * number_at(gu, act, at), up = s * number_at(gu, act, at + n);
-        double want = gate / (1.0 + exp(-gate)) * up;
-        /* above e^88 the f32 exponential overflows and the result is 0 */
-        wrong += !rounded_once(number_at(got, act, i), want, act, squares > 0 ? 2e-5 : 2e-6, 1e-34);
+        double gelu = 2 * sqrt(2 / 3.14159265358979323846) * (gate + 0.044715 * gate * gate * gate);
+        double u = activation == INF_ACT_GELU_TANH ? gelu : gate;
+        double want = gate / (1.0 + exp(-u)) * up;
+        /* above e^88 the f32 exponential overflows and the result is 0; a large exponent's rounding
+         * shows */
+        double off = (squares > 0 ? 2e-5 : 2e-6) * (1 + (u < 0 && u != gate ? -u / 4 : 0));
+        wrong += !rounded_once(number_at(got, act, i), want, act, off, 1e-34);
     }
-    CHECK(wrong == 0, "%s, %d rows of %d: %zu numbers are wrong", format_name(act), rows, n, wrong);
+    CHECK(wrong == 0, "%s, %d rows of %d, activation %d: %zu numbers are wrong", format_name(act),
+          rows, n, activation, wrong);
     take(in);
     take(of);
 }
 
-static void test_swiglu() {
+static void check_softcap(size_t n, float cap) {
+    std::vector<float> x(n);
+    for (float &f : x) {
+        f = number() * cap * (below(3) == 0 ? 20.0f : below(2) ? 1.0f : 1e-3f);
+    }
+    guarded g = guard_copy(x);
+    inf_cuda_softcap p = {g.as<float>(), (int64_t)n, cap, some_early()};
+    CHECK(inf_cuda_softcap_launch(&p, NULL) == 0, "launch");
+    std::vector<uint8_t> got = take(g);
+    size_t wrong = 0;
+    for (size_t i = 0; i < n; i++) {
+        double want = (double)cap * tanh((double)x[i] / (double)cap);
+        wrong += !(fabs(number_at(got, INF_DTYPE_F32, i) - want) <= 1e-6 * fabs(want) + 1e-30);
+    }
+    CHECK(wrong == 0, "cap %g of %zu: %zu numbers are wrong", (double)cap, n, wrong);
+}
+
+static void test_softcap() {
+    for (size_t n : {(size_t)1, (size_t)127, (size_t)128, (size_t)20011}) {
+        check_softcap(n, 30.0f);
+        check_softcap(n, 0.5f);
+    }
+    inf_cuda_softcap bad = {(float *)16, 8, 0.0f, 0};
+    CHECK(inf_cuda_softcap_launch(&bad, NULL) != 0, "a cap of 0 was taken");
+    bad.cap = NAN;
+    CHECK(inf_cuda_softcap_launch(&bad, NULL) != 0, "no cap was taken");
+    printf("softcap\n");
+}
+
+static void test_gate() {
     static const int32_t lengths[] = {8, 14336, 1000, 2056, 77, 1};
     for (int32_t act : FORMATS) {
         for (int32_t n : lengths) {
-            check_swiglu(act, 1, n, 0);
-            check_swiglu(act, 1 + below(SOME_ROWS), n, 0);
-            check_swiglu(act, 1 + below(8), n, 1 + below(300));
+            check_gate(act, 1, n, 0);
+            check_gate(act, 1 + below(SOME_ROWS), n, 0);
+            check_gate(act, 1 + below(8), n, 1 + below(300));
         }
-        check_swiglu(act, BIG_ROWS, 136, 0);
+        check_gate(act, BIG_ROWS, 136, 0);
     }
-    printf("swiglu\n");
+    printf("gate\n");
 }
 
 /* Whether h is the number of a 16-bit format nearest to f, ties to even. */
@@ -328,7 +412,8 @@ int main(int argc, char **argv) {
         test_embed();
         test_rope_table();
         test_add_norm();
-        test_swiglu();
+        test_gate();
+        test_softcap();
         test_cast();
     }
     return report("test_rows");

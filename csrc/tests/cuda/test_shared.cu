@@ -10,7 +10,7 @@
 
 #include "kernels/cuda/lane.h"
 
-extern "C" int inf_cuda_backend_open_11(int32_t ordinal, const inf_device_config *config,
+extern "C" int inf_cuda_backend_open_12(int32_t ordinal, const inf_device_config *config,
                                         uint64_t config_bytes, uint64_t ops_bytes,
                                         inf_backend **out, inf_err *err);
 
@@ -23,7 +23,7 @@ static inf_backend *open_backend() {
     inf_device_config c = {};
     inf_backend *b = NULL;
     c.dtype = INF_DTYPE_BF16;
-    CHECK(inf_cuda_backend_open_11(0, &c, sizeof c, sizeof(inf_backend_ops), &b, &err) == INF_OK,
+    CHECK(inf_cuda_backend_open_12(0, &c, sizeof c, sizeof(inf_backend_ops), &b, &err) == INF_OK,
           "%s", err.message);
     return b;
 }

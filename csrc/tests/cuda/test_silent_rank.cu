@@ -46,7 +46,7 @@ static void end_stuck(instance *t, const char *cause) {
 static void test_deadline(bool times) {
     instance t = open_instance("a rank that says nothing", "1000", HELD);
     if (times) {
-        inf_product up = {t.h, t.w_up, NULL, t.gu, FEW, 2 * PART, K, 0};
+        inf_product up = {t.h, t.w_up, NULL, t.gu, FEW, 2 * PART, K, 0, 0};
         t.ops->gated(t.lane, &up, t.a);
     }
     end_step(&t, late_cause);

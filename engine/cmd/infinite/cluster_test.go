@@ -20,7 +20,7 @@ import (
 
 func bundledBlockBytes(t *testing.T) uint64 {
 	t.Helper()
-	m, err := node.OpenModel("")
+	m, err := node.OpenModel(config.Default())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -87,7 +87,7 @@ func thisMachine(cfg config.Config, err error) *doctor.Machine {
 
 // refused is what serve says of settings. That there is no model is not about them.
 func refused(cfg config.Config) error {
-	m, err := node.OpenModel(cfg.Model)
+	m, err := node.OpenModel(cfg)
 	if err != nil {
 		return nil
 	}
@@ -128,7 +128,7 @@ func placesText(places []node.Place) string {
 
 // shape is the device of the first instance.
 func shape(cfg config.Config, place node.Place) (d device.Config, dtype string, err error) {
-	m, err := node.OpenModel(cfg.Model)
+	m, err := node.OpenModel(cfg)
 	if err != nil {
 		return d, "", err
 	}

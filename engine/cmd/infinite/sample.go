@@ -134,7 +134,7 @@ func readSample() (*sample, error) {
 // shrinkPools sizes the instances so that the prompt fits none of them alone: each pool gets 60 % of it.
 // Settings that were given stay.
 func shrinkPools(cmd *cobra.Command, cfg *config.Config, s *sample) (tokens int, err error) {
-	m, err := node.OpenModel(cfg.Model)
+	m, err := node.OpenModel(*cfg)
 	if err != nil {
 		return 0, err
 	}

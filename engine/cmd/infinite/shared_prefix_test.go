@@ -111,7 +111,7 @@ func TestSharedBlocksAreRead(t *testing.T) {
 // For every architecture an answer goes on from its own beginning, which lies with all instances since it was made, as
 // it would have without a stop.
 func TestSharedPrefixExactness(t *testing.T) {
-	for _, r := range references(t) {
+	for _, r := range references(t, "gemma2") {
 		t.Run(r.name, func(t *testing.T) {
 			goesOn(t, r, r.serve(t, 3, exactBlocks/3, "--min-shared-prefix", "16"))
 		})

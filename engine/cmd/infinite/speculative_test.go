@@ -20,7 +20,7 @@ func draftsOf(v server.ClusterView) (drafts, right uint64) {
 // three, and come in fewer steps.
 func TestSpeculativeExactness(t *testing.T) {
 	var drafts, right uint64 // some of these models do not repeat themselves
-	for _, r := range references(t) {
+	for _, r := range references(t, "gemma3") {
 		t.Run(r.name, func(t *testing.T) {
 			for _, n := range []int{1, 3} {
 				p := r.serve(t, n, exactBlocks/n, speculate)

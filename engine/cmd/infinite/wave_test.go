@@ -38,7 +38,7 @@ func (r *reference) windowed(t *testing.T) bool {
 // are in halves or not. Without the remote partials it is another answer.
 func TestWaveExactness(t *testing.T) {
 	legs := []string{"--prefill-context-parallel-size", "16", "--min-parallel-prefill", "64", "--max-num-batched-tokens", "16", "--max-num-seqs", "4"}
-	for _, r := range references(t) {
+	for _, r := range references(t, "phi3") {
 		t.Run(r.name, func(t *testing.T) {
 			var tokens []int
 			for len(tokens) < 301 {
