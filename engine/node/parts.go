@@ -95,7 +95,7 @@ const (
 func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config {
 	types := map[string]int{"float32": device.F32, "float16": device.F16, "bfloat16": device.BF16, fp8KV: device.E4M3}
 	return device.ForModel(m, device.Config{
-		DType: types[dtype], KVDType: types[KVDType(cfg.KVCacheDType, dtype)], Matrices: map[string]int{"int8": device.I8}[cfg.Quantization],
+		DType: types[dtype], KVDType: types[KVDType(cfg.KVCacheDType, dtype)], Matrices: map[string]int{"int8": device.I8, "int4": device.I4}[cfg.Quantization],
 		BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
 		MaxRows: cfg.MaxNumBatchedTokens, MaxSpans: maxHostedSpans, MaxStepSpans: spansPerSeq * cfg.MaxNumSeqs, Threads: Threads(cfg),
 		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}[cfg.ISA], TensorParallel: max(cfg.TensorParallelSize, 1),

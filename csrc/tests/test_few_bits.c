@@ -1,27 +1,32 @@
-/* A step with matrices in I8: what the plain forward pass gives with weights that are rounded so,
- * and near what it gives with those that came. */
+/* A step with matrices of few bits: what the plain forward pass gives with weights that are rounded
+ * so, and near what it gives with those that came. */
 #include "runtime/runtime.h"
 #include "tests/tiny_model.h"
 
+#include "tests/few_bits.h"
+
 enum { TEXT = 40, BLOCK_SIZE = 4, BLOCKS = TEXT / BLOCK_SIZE };
 
-/* Each weight of a matrix to the nearest of 255 steps to the largest of its row: fewer than 128
- * inputs are one group. */
-static void narrow(tiny_model *m, int32_t role) {
+/* A matrix of the plain model as the device rounds it. */
+static void narrow(tiny_model *m, int32_t role, int32_t dtype) {
     int layers = role < INF_ROLE_ATTN_NORM ? 1 : m->config.layers;
     int each = role >= INF_ROLE_EXPERT_GATE && role <= INF_ROLE_EXPERT_DOWN;
-    int64_t rows = m->rows[role] * (each ? m->config.experts : 1);
+    int32_t rows = (int32_t)m->rows[role] * (each ? m->config.experts : 1);
+    int32_t cols = (int32_t)m->cols[role];
+    double *w = malloc((size_t)rows * (size_t)cols * sizeof *w);
     for (int l = 0; l < layers; l++) {
-        for (int64_t r = 0; m->tensors[l][role] != NULL && r < rows; r++) {
-            float *row = m->tensors[l][role] + r * m->cols[role], most = 0;
-            for (int64_t i = 0; i < m->cols[role]; i++) {
-                most = fmaxf(most, fabsf(row[i]));
-            }
-            for (int64_t i = 0; i < m->cols[role]; i++) {
-                row[i] = rintf(row[i] * (127 / most)) * (most / 127);
-            }
+        float *tensor = m->tensors[l][role];
+        for (int64_t i = 0; tensor != NULL && i < (int64_t)rows * cols; i++) {
+            w[i] = (double)tensor[i];
+        }
+        if (tensor != NULL) {
+            narrow_weights(w, rows, cols, role == INF_ROLE_LM_HEAD ? INF_DTYPE_I8 : dtype);
+        }
+        for (int64_t i = 0; tensor != NULL && i < (int64_t)rows * cols; i++) {
+            tensor[i] = (float)w[i];
         }
     }
+    free(w);
 }
 
 /* Log probabilities of the text, in steps of 16, 1, 16, 1, .. tokens. */
@@ -62,15 +67,16 @@ static double apart(const double *got, double want[][TINY_VOCAB], const int32_t 
     return worst;
 }
 
-static void test_model(uint32_t flags, int32_t dtype, int32_t isa, double tolerance) {
+/* off: what rounded inputs make of log probabilities; most: what rounded weights do. */
+static void test_model(uint32_t flags, int32_t dtype, int32_t isa, double tolerance, double most) {
     static double exact[TEXT][TINY_VOCAB], want[TEXT][TINY_VOCAB], got[TEXT];
-    tiny_model m = tiny_new(flags, dtype);
+    tiny_model m = tiny_new(flags, INF_DTYPE_F32);
     int32_t tokens[TEXT];
     for (int i = 0; i < TEXT; i++) {
         tokens[i] = (i * 29 + i * i) % TINY_VOCAB;
     }
     tiny_reference(&m, tokens, TEXT, exact);
-    m.config.matrix_dtype = INF_DTYPE_I8;
+    m.config.matrix_dtype = dtype;
     m.config.isa = isa;
     if (!tiny_is_supported(&m)) {
         tiny_free(&m);
@@ -83,13 +89,13 @@ static void test_model(uint32_t flags, int32_t dtype, int32_t isa, double tolera
                                 INF_ROLE_EXPERT_UP, INF_ROLE_EXPERT_DOWN, INF_ROLE_SHARED_GATE,
                                 INF_ROLE_SHARED_UP, INF_ROLE_SHARED_DOWN}; /* not the router */
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
-        narrow(&m, matrices[i]);
+        narrow(&m, matrices[i], dtype);
     }
     tiny_reference(&m, tokens, TEXT, want);
     double off = apart(got, want, tokens), from_exact = apart(got, exact, tokens);
-    CHECK(off < tolerance && from_exact > 2 * tolerance && from_exact < 0.2,
-          "flags %u, isa %d: off by %g, and by %g from the weights that came", flags, isa, off,
-          from_exact);
+    CHECK(off < tolerance && from_exact > 2 * tolerance && from_exact < most,
+          "flags %u, dtype %d, isa %d: off by %g, and by %g from the weights that came", flags, isa,
+          off, from_exact);
     tiny_free(&m);
 }
 
@@ -105,10 +111,10 @@ static void refused(int32_t matrix_dtype, int32_t gpu) {
 }
 
 /* Over ranks, groups must be those of one rank. */
-static void cut(int32_t head_dim, int32_t intermediate, int32_t experts, int32_t ranks,
-                int expected) {
+static void cut(int32_t dtype, int32_t head_dim, int32_t intermediate, int32_t experts,
+                int32_t ranks, int expected) {
     tiny_model m = tiny_new(0, INF_DTYPE_F32);
-    m.config.matrix_dtype = INF_DTYPE_I8;
+    m.config.matrix_dtype = dtype;
     m.config.heads = 4, m.config.kv_heads = 2, m.config.head_dim = head_dim;
     m.config.intermediate = intermediate;
     m.config.experts = m.config.experts_per_token = 1;
@@ -121,21 +127,27 @@ static void cut(int32_t head_dim, int32_t intermediate, int32_t experts, int32_t
 }
 
 int main(void) {
-    cut(64, 512, 256, 1, INF_OK);
-    cut(64, 512, 256, 2, INF_OK);
-    cut(64, 448, 200, 1, INF_OK);
-    cut(64, 448, 256, 2, INF_EUNSUPPORTED);
-    cut(32, 512, 256, 2, INF_EUNSUPPORTED);
-    cut(64, 512, 320, 2, INF_EUNSUPPORTED);
-    for (int32_t isa = 0; isa <= 3; isa++) {
-        test_model(0, INF_DTYPE_F32, isa, 1e-4);
-        test_model(INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM, INF_DTYPE_F32, isa, 1e-4);
-        test_model(TINY_EXPERTS | TINY_SHARED, INF_DTYPE_F32, isa, 1e-4);
+    cut(INF_DTYPE_I8, 64, 512, 256, 1, INF_OK);
+    cut(INF_DTYPE_I8, 64, 512, 256, 2, INF_OK);
+    cut(INF_DTYPE_I8, 64, 448, 200, 1, INF_OK);
+    cut(INF_DTYPE_I8, 64, 448, 256, 2, INF_EUNSUPPORTED);
+    cut(INF_DTYPE_I8, 32, 512, 256, 2, INF_EUNSUPPORTED);
+    cut(INF_DTYPE_I8, 64, 512, 320, 2, INF_EUNSUPPORTED);
+    cut(INF_DTYPE_I4_32, 16, 448, 320, 2, INF_OK);
+    cut(INF_DTYPE_I4_32, 16, 416, 320, 4, INF_EUNSUPPORTED);
+    const uint32_t flags[] = {0, INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM,
+                              TINY_EXPERTS | TINY_SHARED};
+    for (int32_t isa = 0; isa <= 4; isa++) {
+        for (int i = 0; i < 3; i++) {
+            test_model(flags[i], INF_DTYPE_I8, isa, 1e-3, 0.2);
+            test_model(flags[i], INF_DTYPE_I4_32, isa, 1e-3, 2);
+        }
     }
+    refused(INF_DTYPE_I4_64, 1);
     refused(INF_DTYPE_I8, 1);
     refused(INF_DTYPE_BF16, 0);
     refused(INF_DTYPE_E4M3, 0);
     refused(-1, 0);
-    puts("i8: ok");
+    puts("few bits: ok");
     return 0;
 }
