@@ -40,6 +40,8 @@ type Config struct {
 	BOS              int32    // -1 where the model has none
 	EOS              []int32  // any of these ends an answer; may be empty
 	Experts          *Experts `json:",omitempty"` // nil where no layer has any
+
+	Quantized *Quantized `json:",omitempty"` // nil where no matrix is in 4 bits
 }
 
 // architecture holds what differs between the classes of transformers, their defaults for absent keys among it.
@@ -127,9 +129,7 @@ func (c *Config) architecture(o *object) (architecture, bool) {
 
 // refuseFeatures names the features that change the arithmetic and are not served.
 func (c *Config) refuseFeatures(o *object, arch architecture) {
-	if q := o.object("quantization_config"); q != nil {
-		o.refuse("quantization_config", "quantization by %q", q.stringOr("quant_method", "unknown"))
-	}
+	c.Quantized = parseQuantized(o)
 	for _, key := range []string{"attention_bias", "mlp_bias", "use_mrope"} {
 		if o.boolOr(key, false) {
 			o.refuse(key, "true")
@@ -271,6 +271,10 @@ func (c *Config) Clone() *Config {
 	d := *c
 	d.SlidingWindow = slices.Clone(c.SlidingWindow)
 	d.EOS = slices.Clone(c.EOS)
+	if c.Quantized != nil {
+		q := *c.Quantized
+		d.Quantized = &q
+	}
 	if c.Experts != nil {
 		e := *c.Experts
 		e.Layers = slices.Clone(e.Layers)

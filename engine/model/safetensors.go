@@ -53,6 +53,12 @@ func (d DType) group() int {
 	return 0
 }
 
+// FourBitsRow returns the bytes of a row of so many numbers in a type of 4 bits.
+func (d DType) FourBitsRow(cols uint64) uint64 {
+	group := uint64(max(d.group(), 1))
+	return cols / group * (4 + group/2)
+}
+
 // String returns the name in config.json's dtype.
 func (d DType) String() string {
 	switch d {

@@ -52,6 +52,19 @@ func CheckQuantization(flag string, onGPU bool) error {
 	return nil
 }
 
+// CheckFourBits refuses what a checkpoint whose matrices are in 4 bits cannot be used with.
+func CheckFourBits(flag string, m *model.Config, onGPU bool) error {
+	switch {
+	case m.Quantized == nil:
+		return nil
+	case onGPU:
+		return fmt.Errorf("cannot use a model with weights in 4 bits (%s) on a GPU: only the CPU has kernels for them (--device cpu)", m.Quantized.Method)
+	case flag != "none":
+		return fmt.Errorf("cannot use --quantization %s: the model's weights are in 4 bits (%s) as they are", flag, m.Quantized.Method)
+	}
+	return nil
+}
+
 // Fingerprint names the model as the instances of a cluster serve it: of other weights KV would be another model's.
 func Fingerprint(cfg config.Config, m *model.Model) string {
 	if cfg.Quantization == "none" {

@@ -39,6 +39,10 @@ static void read_group(group *g, const uint8_t *src, int32_t src_dtype, int32_t 
     }
 }
 
+/* To the nearest, ties to even, of |x| < 2^22; what is more or no number gives no other trouble
+ * than a wrong number. rintf would be a call. */
+static float nearest(float x) { return x + 0x1.8p23f - 0x1.8p23f; }
+
 /* The least and the largest weight of each output, 0 among them; NaN where one is no number. */
 static void ranges(const group *g, float *low, float *high) {
     float odd[PANEL] = {0};
@@ -76,11 +80,13 @@ static void round_i8(const group *g, uint8_t *dst) {
         inverse[j] = most >= SMALLEST ? 127 / most : 0;
     }
     memcpy(dst, scale, sizeof scale);
-    for (int32_t i = 0; i < g->inputs; i++)
-        for (int32_t j = 0; j < PANEL; j++) {
-            float q = inverse[j] > 0 ? rintf(g->w[i][j] * inverse[j]) : 0;
-            *i8_at(dst + HEAD_BYTES, i, j) = (uint8_t)(int8_t)q;
-        }
+    for (int32_t i = 0; i < g->inputs; i++) {
+        int8_t q[PANEL];
+        for (int32_t j = 0; j < PANEL; j++)
+            q[j] = (int8_t)(inverse[j] > 0 ? nearest(g->w[i][j] * inverse[j]) : 0);
+        for (int32_t j = 0; j < PANEL; j++)
+            *i8_at(dst + HEAD_BYTES, i, j) = (uint8_t)q[j];
+    }
 }
 
 static void round_i4(const group *g, uint8_t *dst) {
@@ -99,12 +105,23 @@ static void round_i4(const group *g, uint8_t *dst) {
     inf_convert(head[1], INF_DTYPE_F16, zero, INF_DTYPE_F32, PANEL);
     inf_convert(zero, INF_DTYPE_F32, head[1], INF_DTYPE_F16, PANEL);
     memcpy(dst, head, sizeof head);
-    for (int32_t i = 0; i < g->inputs; i++)
+    for (int32_t i = 0; i < g->inputs; i++) {
+        uint8_t q[PANEL];
         for (int32_t j = 0; j < PANEL; j++) {
-            float q = rintf(g->w[i][j] * inverse[j] + zero[j]);
-            q = q > 0 ? q : 0; /* a NaN too */
-            put_i4(dst + HEAD_BYTES, i, j, (uint32_t)(q < 15 ? q : 15));
+            float each = nearest(g->w[i][j] * inverse[j] + zero[j]);
+            each = each > 0 ? each : 0; /* a NaN too */
+            q[j] = (uint8_t)(int32_t)(each < 15 ? each : 15);
         }
+        for (int32_t j = 0; j < PANEL; j++)
+            put_i4(dst + HEAD_BYTES, i, j, q[j]);
+    }
+}
+
+/* Bits 0 to 3 of each byte, side by side. */
+static uint32_t every_second(uint32_t x) {
+    x &= 0x0f0f0f0fu;
+    x = (x | x >> 4) & 0x00ff00ffu;
+    return (x | x >> 8) & 0xffffu;
 }
 
 /* Group `index` of a panel of rows as device.h has them: the bits that came, elsewhere. */
@@ -116,8 +133,13 @@ static void move_i4(int32_t dtype, const uint8_t *src, int32_t outputs, int32_t 
         const uint8_t *from = src + (size_t)j * row + (size_t)index * bytes;
         memcpy(dst + (size_t)j * 2, from, 2);
         memcpy(dst + (size_t)(PANEL + j) * 2, from + 2, 2);
-        for (int32_t i = 0; i < inputs; i++)
-            put_i4(dst + HEAD_BYTES, i, j, from[4 + i / 2] >> 4 * (i % 2) & 15);
+        for (int32_t i = 0; i < inputs / BLOCK_INPUTS; i++) {
+            uint32_t numbers;
+            memcpy(&numbers, from + 4 + i * 4, sizeof numbers);
+            numbers = every_second(numbers) | every_second(numbers >> 4) << 16;
+            memcpy(dst + HEAD_BYTES + ((size_t)i * PANEL + (size_t)j) * 4, &numbers,
+                   sizeof numbers);
+        }
     }
 }
 
