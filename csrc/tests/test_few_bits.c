@@ -94,8 +94,8 @@ static void test_model(uint32_t flags, int32_t dtype, int32_t isa, double tolera
     tiny_reference(&m, tokens, TEXT, want);
     double off = apart(got, want, tokens), from_exact = apart(got, exact, tokens);
     CHECK(off < tolerance && from_exact > 2 * tolerance && from_exact < most,
-          "flags %u, dtype %d, isa %d: off by %g, and by %g from the weights that came", flags, isa,
-          off, from_exact);
+          "flags %u, dtype %d, isa %d: off by %g, and by %g from the weights that came", flags,
+          dtype, isa, off, from_exact);
     tiny_free(&m);
 }
 
@@ -126,7 +126,54 @@ static void cut(int32_t dtype, int32_t head_dim, int32_t intermediate, int32_t e
     tiny_free(&m);
 }
 
+/* What tensors may come in 4 bits, how long they are, and what they may stand beside. */
+static void test_tensors(void) {
+    static const uint8_t zeros[1 << 16];
+    tiny_model m = tiny_new(TINY_EXPERTS, INF_DTYPE_BF16);
+    inf_device *d = NULL;
+    inf_err err = {0};
+    CHECK(inf_device_open(&m.config, m.inv_freq, m.windows, &d, &err) == INF_OK, "%s", err.message);
+    const struct {
+        int32_t role, layer, expert, dtype, longer, expected;
+        const char *says;
+    } cases[] = {
+        {INF_ROLE_EMBED, -1, -1, INF_DTYPE_I4_32, 0, INF_EINVAL, "must be"},
+        {INF_ROLE_ATTN_NORM, 0, -1, INF_DTYPE_I4_32, 0, INF_EINVAL, "must be"},
+        {INF_ROLE_ROUTER, 0, -1, INF_DTYPE_I4_32, 0, INF_EINVAL, "must be"},
+        {INF_ROLE_Q, 1, -1, INF_DTYPE_I8, 0, INF_EINVAL, "must be"},
+        {INF_ROLE_Q, 1, -1, INF_DTYPE_I4_128, 0, INF_EINVAL, "must be"}, /* of 64 inputs */
+        {INF_ROLE_Q, 1, -1, INF_DTYPE_I4_32, 1, INF_EINVAL, "bytes do not match"},
+        {INF_ROLE_Q, 1, -1, INF_DTYPE_I4_32, -1, INF_EINVAL, "bytes do not match"},
+        {INF_ROLE_Q, 1, -1, INF_DTYPE_I4_32, 0, INF_OK, ""},
+        {INF_ROLE_K, 1, -1, INF_DTYPE_BF16, 0, INF_EINVAL, "another dtype"},
+        {INF_ROLE_K, 1, -1, INF_DTYPE_I4_64, 0, INF_EINVAL, "another dtype"},
+        {INF_ROLE_K, 1, -1, INF_DTYPE_I4_32, 0, INF_OK, ""},
+        {INF_ROLE_V, 1, -1, INF_DTYPE_I4_32, 0, INF_OK, ""},
+        {INF_ROLE_DOWN, 1, -1, INF_DTYPE_I4_128, 0, INF_OK, ""},
+        {INF_ROLE_EXPERT_DOWN, 0, 2, INF_DTYPE_I4_64, 0, INF_OK, ""},
+        {INF_ROLE_EXPERT_DOWN, 0, 3, INF_DTYPE_I4_32, 0, INF_EINVAL, "another dtype"},
+        {INF_ROLE_EXPERT_UP, 0, 2, INF_DTYPE_BF16, 0, INF_EINVAL, "another dtype"},
+        {INF_ROLE_EXPERT_UP, 0, 2, INF_DTYPE_I4_64, 0, INF_OK, ""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int64_t rows = m.rows[cases[i].role], cols = m.cols[cases[i].role];
+        int32_t group = cases[i].dtype == INF_DTYPE_I8 || cases[i].dtype == INF_DTYPE_BF16
+                            ? 0
+                            : group_of(cases[i].dtype);
+        int64_t row = group > 0 ? cols / group * (4 + group / 2) : cols * 2;
+        err.message[0] = 0;
+        int status = inf_device_load_expert(d, cases[i].role, cases[i].layer, cases[i].expert,
+                                            cases[i].dtype, rows, cols, zeros,
+                                            (uint64_t)(rows * row + cases[i].longer), &err);
+        CHECK(status == cases[i].expected && strstr(err.message, cases[i].says) != NULL,
+              "case %zu: %d, %s", i, status, err.message);
+    }
+    inf_device_close(d);
+    tiny_free(&m);
+}
+
 int main(void) {
+    test_tensors();
     cut(INF_DTYPE_I8, 64, 512, 256, 1, INF_OK);
     cut(INF_DTYPE_I8, 64, 512, 256, 2, INF_OK);
     cut(INF_DTYPE_I8, 64, 448, 200, 1, INF_OK);
