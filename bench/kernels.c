@@ -6,8 +6,10 @@
  * one that uses each operand many times the second. Shapes are those of an 8B model: hidden 4096,
  * 32 heads, 8 KV heads of 128.
  *
- *     .build/cpu/bench_kernels [threads] [products]
+ *     .build/cpu/bench_kernels [threads] [products | bits]
  *
+ * bits: gemm alone, with weights in bf16, 8 and 4 bits. Of those the arithmetic is integer, and its
+ * share is of f32's.
  * products: gemm with weights in bf16 alone, by the table that rounds its inputs to bf16 as well
  * (--isa avx512_bf16), beside the one that does not; its limit is that of dot products on
  * registers. */
@@ -118,8 +120,11 @@ static void bench_gemm(bench *b, int32_t dtype, int32_t rows) {
     double bytes = (double)weights + 4.0 * rows * ((double)n + k);
     char shape[64];
     snprintf(shape, sizeof shape, "[%d, %d] x [%d, %d]", rows, k, n, k);
-    row(b, dtype == INF_DTYPE_I8 ? "gemm, weights in i8" : "gemm", shape, t, bytes,
-        2.0 * rows * n * k, rows < 8);
+    const char *kernel = dtype == INF_DTYPE_I8       ? "gemm, int8"
+                         : dtype == INF_DTYPE_I4_32  ? "gemm, int4 by 32"
+                         : dtype == INF_DTYPE_I4_128 ? "gemm, int4 by 128"
+                                                     : "gemm";
+    row(b, kernel, shape, t, bytes, 2.0 * rows * n * k, rows < 8);
     free(x);
     free(y);
     free(packed);
@@ -319,6 +324,19 @@ static void bench_products(bench *b) {
     }
 }
 
+/* Weights in fewer and fewer bits, in turn. */
+static void bench_bits(bench *b) {
+    b->dtype = INF_DTYPE_BF16;
+    b->elem = 2;
+    const int32_t rows[] = {1, 8, 256};
+    const int32_t types[] = {INF_DTYPE_BF16, INF_DTYPE_I8, INF_DTYPE_I4_32, INF_DTYPE_I4_128};
+    for (int32_t k = 0; k < 3; k++) {
+        for (int32_t i = 0; i < 4; i++) {
+            bench_gemm(b, types[i], rows[k]);
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     bench b = {.ops = inf_ops_cpu(0), .threads = argc > 1 ? atoi(argv[1]) : 1};
     if (b.threads < 1 || inf_pool_open(b.threads, &b.pool) != INF_OK) {
@@ -331,6 +349,11 @@ int main(int argc, char **argv) {
         return 0;
     }
     printf("instruction set %s, %d threads\n", b.ops->name, b.threads);
+    if (argc > 2 && strcmp(argv[2], "bits") == 0) {
+        bench_bits(&b);
+        inf_pool_close(b.pool);
+        return 0;
+    }
     for (int i = 0; i < 2; i++) {
         b.dtype = i == 0 ? INF_DTYPE_F32 : INF_DTYPE_BF16;
         b.elem = i == 0 ? 4 : 2;
@@ -338,6 +361,7 @@ int main(int argc, char **argv) {
         for (int32_t k = 0; k < 3; k++) {
             bench_gemm(&b, b.dtype, rows[k]);
             bench_gemm(&b, INF_DTYPE_I8, rows[k]);
+            bench_gemm(&b, INF_DTYPE_I4_32, rows[k]);
         }
         bench_experts(&b, 1);
         bench_experts(&b, 256);

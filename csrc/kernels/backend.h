@@ -181,6 +181,14 @@ struct inf_collective {
 };
 
 /* The format of the matrices that product takes. */
+/* The LM head keeps more bits than matrices in I4: it is read once, and its rounding is in every
+ * logit. */
+static inline int32_t inf_head_dtype(const inf_device_config *c) {
+    return c->matrix_dtype >= INF_DTYPE_I4_32 ? INF_DTYPE_I8
+           : c->matrix_dtype != 0             ? c->matrix_dtype
+                                              : c->dtype;
+}
+
 static inline int32_t inf_matrix_dtype(const inf_device_config *c) {
     return c->matrix_dtype != 0 ? c->matrix_dtype : c->dtype;
 }

@@ -2,9 +2,9 @@
  * model/, over this table; kernels/cpu fills it for four instruction sets, kernels/cuda will fill
  * it too.
  *
- * Shapes are row-major. Activations are f32; weights are f32 or bf16, KV these or e4m3 (dtype);
- * sums are f32. K and V are rounded to the nearest, ties to even. In e4m3 they have the scale 1:
- * what is beyond +-448 becomes +-448, infinities too.
+ * Shapes are row-major. Activations are f32; weights are f32, bf16 or of few bits, KV f32, bf16 or
+ * e4m3 (dtype); sums are f32. K and V are rounded to the nearest, ties to even. In e4m3 they have
+ * the scale 1: what is beyond +-448 becomes +-448, infinities too.
  */
 #ifndef INF_KERNELS_H
 #define INF_KERNELS_H

@@ -123,7 +123,13 @@ int inf_take_expert(const inf_weights *w, inf_layer *l, int32_t role, int32_t ex
         return INF_ENOMEM;
     }
     inf_expert_weights *e = l->experts;
-    int shared = c->shared_intermediate > 0;
+    int shared = c->shared_intermediate > 0,
+        of_router = role == INF_ROLE_ROUTER || role == INF_ROLE_SHARED_ROUTER;
+    int32_t few = inf_dtype_group(in->dtype) != 0 ? in->dtype : INF_DTYPE_F32;
+    if (!of_router && e->dtype != 0 && e->dtype != few) {
+        return INF_EINVAL; /* products of all experts are one */
+    }
+    e->dtype = of_router ? e->dtype : few;
     uint32_t have = l->loaded | layer_bit(role);
     uint32_t router = layer_bit(INF_ROLE_ROUTER) | (shared ? layer_bit(INF_ROLE_SHARED_ROUTER) : 0);
     uint32_t gate_up = layer_bit(INF_ROLE_SHARED_GATE) | layer_bit(INF_ROLE_SHARED_UP);

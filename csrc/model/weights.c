@@ -94,8 +94,10 @@ int inf_take_matrix(const inf_weights *w, void **dst, int32_t dtype, int32_t cut
     int32_t n = (int32_t)in->rows, k = (int32_t)in->cols;
     const void *src = in->data;
     void *copy = NULL;
-    uint64_t elem = inf_dtype_bytes(in->dtype);
-    if ((uintptr_t)src % elem != 0) { /* files promise no alignment, the kernels want it */
+    uint64_t elem = inf_dtype_bytes(in->dtype); /* 0: bytes */
+    dtype = elem == 0 ? in->dtype : dtype;
+    if (elem != 0 &&
+        (uintptr_t)src % elem != 0) { /* files promise no alignment, the kernels want it */
         copy = inf_pages_alloc((uint64_t)n * (uint64_t)k * elem);
         if (copy == NULL) {
             return INF_ENOMEM;
@@ -112,27 +114,41 @@ static int take_matrix(const inf_weights *w, void **dst, int32_t cut, const inco
     return inf_take_matrix(w, dst, inf_matrix_dtype(&w->config), cut, in);
 }
 
+/* In front of what is gathered: the dtype of its first piece, which all have. */
+typedef struct stage_head {
+    _Alignas(64) int32_t dtype;
+} stage_head;
+
 int inf_take_piece(const inf_weights *w, const gathered *g, int64_t at, int last,
                    const incoming *in) {
-    uint64_t row = (uint64_t)in->cols * inf_dtype_bytes(g->dtype);
+    int32_t dtype = inf_dtype_group(in->dtype) != 0 ? in->dtype : g->dtype;
+    uint64_t row = inf_row_bytes(dtype, in->cols);
     if (*g->stage == NULL) {
-        *g->stage = inf_pages_alloc((uint64_t)g->total * row);
+        *g->stage = inf_pages_alloc(sizeof(stage_head) + (uint64_t)g->total * row);
         if (*g->stage == NULL) {
             return INF_ENOMEM;
         }
+        ((stage_head *)(void *)*g->stage)->dtype = dtype;
     }
+    if (((stage_head *)(void *)*g->stage)->dtype != dtype) {
+        return INF_EINVAL;
+    }
+    uint8_t *numbers = *g->stage + sizeof(stage_head);
     int64_t ranks = g->cut == INF_CUT_NONE ? 1 : w->backend->ranks, n = in->rows / ranks;
-    uint64_t piece = (uint64_t)n * (uint64_t)in->cols;
     for (int64_t r = 0; r < ranks; r++) {
         const uint8_t *from =
-            (const uint8_t *)in->data + (uint64_t)r * piece * inf_dtype_bytes(in->dtype);
-        inf_convert(*g->stage + (uint64_t)(r * (g->total / ranks) + at / ranks) * row, g->dtype,
-                    from, in->dtype, piece);
+            (const uint8_t *)in->data + (uint64_t)(r * n) * inf_row_bytes(in->dtype, in->cols);
+        uint8_t *to = numbers + (uint64_t)(r * (g->total / ranks) + at / ranks) * row;
+        if (dtype == in->dtype) {
+            memcpy(to, from, (uint64_t)n * row);
+        } else {
+            inf_convert(to, dtype, from, in->dtype, (uint64_t)n * (uint64_t)in->cols);
+        }
     }
     if (!last) {
         return INF_OK;
     }
-    incoming whole = {*g->stage, g->dtype, g->total, in->cols};
+    incoming whole = {numbers, dtype, g->total, in->cols};
     int status = inf_take_matrix(w, g->matrix, g->becomes, g->cut, &whole);
     free(*g->stage);
     *g->stage = NULL;
@@ -216,7 +232,7 @@ static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
     case INF_ROLE_FINAL_NORM:
         return take_vector(&w->final_norm, in->cols, 0, 1, in);
     case INF_ROLE_LM_HEAD:
-        return take_matrix(w, &w->lm_head, INF_CUT_SHARES, in);
+        return inf_take_matrix(w, &w->lm_head, inf_head_dtype(&w->config), INF_CUT_SHARES, in);
     default: { /* the lookup table stays row-major; the tied head is a copy of it, if it must be one
                 */
         uint64_t n = (uint64_t)in->rows * (uint64_t)in->cols;
@@ -226,7 +242,7 @@ static int take_outer(inf_weights *w, int32_t role, const incoming *in) {
         }
         inf_convert(w->embed, w->config.dtype, in->data, in->dtype, n);
         return (w->config.model_flags & INF_MODEL_TIED) != 0 && !w->backend->plain_matrix
-                   ? take_matrix(w, &w->lm_head, INF_CUT_SHARES, in)
+                   ? inf_take_matrix(w, &w->lm_head, inf_head_dtype(&w->config), INF_CUT_SHARES, in)
                    : INF_OK;
     }
     }
@@ -309,6 +325,23 @@ static int check_place(const inf_weights *w, int32_t role, int32_t layer, int32_
                : inf_fail(err, INF_EINVAL, -1, layer, "role %d was loaded before", role);
 }
 
+/* Bytes of a row of a tensor of this role; 0: none comes so. I8 and E4M3 are no tensor's, and I4 is
+ * that of matrices, on the CPU, and cut between groups. */
+static uint64_t row_bytes(const inf_weights *w, int32_t role, int32_t dtype, int64_t cols) {
+    int32_t group = inf_dtype_group(dtype);
+    int columns = role == INF_ROLE_O || role == INF_ROLE_DOWN || role == INF_ROLE_EXPERT_DOWN ||
+                  role == INF_ROLE_SHARED_DOWN;
+    int matrix = columns || role == INF_ROLE_LM_HEAD || role == INF_ROLE_GATE ||
+                 role == INF_ROLE_UP || (role >= INF_ROLE_Q && role <= INF_ROLE_V) ||
+                 (role >= INF_ROLE_EXPERT_GATE && role <= INF_ROLE_SHARED_UP);
+    if (dtype == INF_DTYPE_E4M3 ||
+        (group != 0 && (!matrix || w->config.gpu > 0 ||
+                        cols % (group * (columns ? w->backend->ranks : 1)) != 0))) {
+        return 0;
+    }
+    return inf_row_bytes(dtype, cols);
+}
+
 int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t expert, int32_t dtype,
                      int64_t rows, int64_t cols, const void *data, uint64_t bytes, inf_err *err) {
     int64_t want_rows = 0, want_cols = 0;
@@ -319,15 +352,16 @@ int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t expert
     if (status != INF_OK) {
         return status;
     }
-    /* No tensor comes in the formats of KV and of matrices here. */
-    uint64_t elem = dtype != INF_DTYPE_E4M3 && dtype != INF_DTYPE_I8 ? inf_dtype_bytes(dtype) : 0;
-    if (rows != want_rows || cols != want_cols || elem == 0) {
+    uint64_t row = row_bytes(w, role, dtype, want_cols);
+    if (rows != want_rows || cols != want_cols || row == 0) {
         return inf_fail(
             err, INF_EINVAL, -1, layer,
-            "role %d must be [%lld, %lld] of F32, F16 or BF16, not [%lld, %lld] of dtype %d", role,
-            (long long)want_rows, (long long)want_cols, (long long)rows, (long long)cols, dtype);
+            "role %d must be [%lld, %lld] of F32, F16, BF16 or, a matrix on the CPU whose ranks' "
+            "inputs are multiples of a group, I4, not [%lld, %lld] of dtype %d",
+            role, (long long)want_rows, (long long)want_cols, (long long)rows, (long long)cols,
+            dtype);
     }
-    if (data == NULL || bytes != (uint64_t)rows * (uint64_t)cols * elem) {
+    if (data == NULL || bytes != (uint64_t)rows * row) {
         return inf_fail(err, INF_EINVAL, -1, layer, "role %d: %llu bytes do not match its shape",
                         role, (unsigned long long)bytes);
     }
@@ -337,7 +371,11 @@ int inf_weights_load(inf_weights *w, int32_t role, int32_t layer, int32_t expert
              : is_of_experts(role) ? inf_take_expert(w, &w->layers[layer], role, expert, &in)
                                    : take_layer(w, &w->layers[layer], role, &in);
     if (status != INF_OK) {
-        return inf_fail(err, status, -1, layer, "cannot allocate memory for role %d", role);
+        return inf_fail(err, status, -1, layer,
+                        status == INF_EINVAL
+                            ? "role %d: the tensors that it is one product with have another dtype"
+                            : "cannot allocate memory for role %d",
+                        role);
     }
     if (outer) {
         w->loaded |= 1u << role;

@@ -33,6 +33,7 @@ typedef struct inf_expert_weights {
     void *gate_up_list, *down_list;                /* of the backend's list, once complete */
     void *shared_gate_up, *shared_down;            /* NULL where there is no shared expert */
     uint8_t *router_stage, *shared_stage, **stage; /* while pieces arrive, as above */
+    int32_t dtype; /* of few bits, or F32 for any other, that experts came in; 0: none came yet */
     uint8_t *came; /* [experts], bit (role - INF_ROLE_EXPERT_GATE) */
 } inf_expert_weights;
 

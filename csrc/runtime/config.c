@@ -1,4 +1,5 @@
 /* The check of a device's config, before anything of it is used. */
+#include "kernels/convert.h"
 #include "runtime/fail.h"
 #include "runtime/runtime.h"
 
@@ -41,11 +42,12 @@ static int check_cut(int32_t size, const char *what, const inf_device_config *c,
                         "multiple of them",
                         size, what, n);
     }
-    if (c->matrix_dtype == INF_DTYPE_I8 && size / n % INF_I8_GROUP != 0) {
+    int32_t group = inf_dtype_group(c->matrix_dtype);
+    if (group != 0 && size / n % group != 0) {
         return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
-                        "cannot cut matrices in I8 over %d ranks: an intermediate size of %d%s "
-                        "must give each a multiple of %d",
-                        n, size, what, INF_I8_GROUP);
+                        "cannot cut matrices of few bits over %d ranks: an intermediate size of "
+                        "%d%s must give each a multiple of %d",
+                        n, size, what, group);
     }
     return INF_OK;
 }
@@ -71,13 +73,13 @@ static int check_ranks(const inf_device_config *c, inf_err *err) {
             c->kv_heads, n);
     }
     /* Those matrices are cut by inputs: groups that begin elsewhere would be other weights. */
-    if (n > 1 && c->matrix_dtype == INF_DTYPE_I8 &&
-        (c->heads / n * c->head_dim % INF_I8_GROUP != 0 ||
-         c->intermediate / n % INF_I8_GROUP != 0)) {
+    int32_t group = inf_dtype_group(c->matrix_dtype);
+    if (n > 1 && group != 0 &&
+        (c->heads / n * c->head_dim % group != 0 || c->intermediate / n % group != 0)) {
         return inf_fail(err, INF_EUNSUPPORTED, -1, -1,
-                        "cannot cut matrices in I8 over %d ranks: %d heads of %d and an "
+                        "cannot cut matrices of few bits over %d ranks: %d heads of %d and an "
                         "intermediate size of %d must give each a multiple of %d",
-                        n, c->heads, c->head_dim, c->intermediate, INF_I8_GROUP);
+                        n, c->heads, c->head_dim, c->intermediate, group);
     }
     int status = n > 1 ? check_cut(c->expert_intermediate, " of experts", c, err) : INF_OK;
     return status == INF_OK && n > 1
@@ -146,8 +148,8 @@ int inf_check_config(const inf_device_config *c, inf_err *err) {
     if (c->kv_dtype != 0 && c->kv_dtype != c->dtype && c->kv_dtype != INF_DTYPE_E4M3) {
         return inf_fail(err, INF_EINVAL, -1, -1, "kv_dtype must be 0, dtype or E4M3");
     }
-    if (c->matrix_dtype != 0 && !(c->matrix_dtype == INF_DTYPE_I8 && c->gpu == 0)) {
-        return inf_fail(err, INF_EINVAL, -1, -1, "matrix_dtype must be 0 or, on the CPU, I8");
+    if (c->matrix_dtype != 0 && !(inf_dtype_group(c->matrix_dtype) != 0 && c->gpu == 0)) {
+        return inf_fail(err, INF_EINVAL, -1, -1, "matrix_dtype must be 0 or, on the CPU, I8 or I4");
     }
     if (!in_range(c->block_size, 1, 1024) || !in_range(c->num_blocks, 1, 1 << 30)) {
         return inf_fail(err, INF_EINVAL, -1, -1, "block_size or num_blocks out of range");

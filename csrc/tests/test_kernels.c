@@ -2,6 +2,8 @@
  * computation. */
 #include "kernel_check.h"
 
+#include "few_bits.h"
+
 static const int32_t some_rows[] = {1, 2, 3, 4, 5, 6, 7, 17, 33, 101};
 static const int32_t some_widths[] = {1, 7, 8, 15, 16, 24, 33, 64, 80, 129, 530, 1031};
 
@@ -41,27 +43,12 @@ static double make_weight(gemm_case *c, size_t i) {
     return eighths / 8.0;
 }
 
-/* Weights in I8 are one of 255 even steps to the largest of their group: the nearest, and near a
- * tie the one that f32 arithmetic finds. */
-static void narrow_weights(double *w, int32_t n, int32_t k) {
-    for (int32_t j = 0; j < n; j++)
-        for (int32_t first = 0; first < k; first += 128) {
-            int32_t end = first + 128 < k ? first + 128 : k;
-            float most = 0;
-            for (int32_t i = first; i < end; i++)
-                most = fmaxf(most, fabsf((float)w[(size_t)j * k + i]));
-            for (int32_t i = first; i < end && most > 0; i++) {
-                double *each = &w[(size_t)j * k + i], step = (double)(most / 127);
-                double q = (double)rintf((float)*each * (127 / most));
-                CHECK(fabs(*each - q * step) <= step * 0.50001, "%g is no step of %g", q, step);
-                *each = q * step;
-            }
-        }
-}
-
-/* What a table makes of an input before it multiplies: the one with bf16 products rounds it, for
- * weights in bf16. */
-static double input_of(const inf_ops *ops, int32_t dtype, float x) {
+/* What a table makes of input i of a row before it multiplies: the one with bf16 products rounds
+ * it, for weights in bf16. */
+static double input_of(const inf_ops *ops, int32_t dtype, const float *row, int32_t k, int32_t i) {
+    float x = row[i];
+    if (is_of_few_bits(dtype))
+        return step_of(row, k, i);
     if (strcmp(ops->name, "avx512_bf16") != 0 || dtype != INF_DTYPE_BF16)
         return (double)x;
     uint32_t bits;
@@ -84,18 +71,23 @@ static gemm_case make_gemm(const inf_ops *ops, int32_t rows, int32_t n, int32_t 
     double *w = get_bytes(weights * sizeof *w);
     for (size_t i = 0; i < weights; i++)
         w[i] = make_weight(&c, i);
-    if (dtype == INF_DTYPE_I8)
-        narrow_weights(w, n, k);
+    if (is_of_few_bits(dtype))
+        narrow_weights(w, n, k, dtype);
     c.packed = get_bytes(ops->packed_bytes(dtype, n, k));
     ops->pack(dtype, c.src, src_dtype, n, k, c.packed);
     c.want = get_bytes((size_t)rows * n * sizeof *c.want);
-    for (int32_t r = 0; r < rows; r++)
+    double *x = get_bytes((size_t)k * sizeof *x);
+    for (int32_t r = 0; r < rows; r++) {
+        for (int32_t i = 0; i < k; i++)
+            x[i] = input_of(ops, dtype, c.x + (size_t)r * c.ldx, k, i);
         for (int32_t j = 0; j < n; j++) {
             double sum = with_bias ? c.bias[j] : 0;
             for (int32_t i = 0; i < k; i++)
-                sum += input_of(ops, dtype, c.x[(size_t)r * c.ldx + i]) * w[(size_t)j * k + i];
+                sum += x[i] * w[(size_t)j * k + i];
             c.want[(size_t)r * n + j] = sum;
         }
+    }
+    free(x);
     free(w);
     return c;
 }
@@ -154,7 +146,7 @@ static void check_gemm_rows_alone(const inf_ops *ops, inf_pool *pool, const gemm
 /* Several at once have the bits that each has alone, also those of no rows, which are none. */
 static void test_gemms(const inf_ops *ops, inf_pool *pool) {
     enum { MOST = 9 };
-    static const int32_t types[] = {INF_DTYPE_F32, INF_DTYPE_BF16, INF_DTYPE_I8};
+    static const int32_t types[] = {INF_DTYPE_F32, INF_DTYPE_BF16, INF_DTYPE_I8, INF_DTYPE_I4_64};
     for (int32_t count = 1; count <= MOST; count += 4)
         for (EACH(type, types)) {
             gemm_case c[MOST];
@@ -183,11 +175,12 @@ static void test_gemms(const inf_ops *ops, inf_pool *pool) {
 
 static void test_gemm(const inf_ops *ops, inf_pool *pool) {
     static const int32_t types[][2] = {
-        {INF_DTYPE_F32, INF_DTYPE_F32},  {INF_DTYPE_BF16, INF_DTYPE_BF16},
-        {INF_DTYPE_BF16, INF_DTYPE_F32}, {INF_DTYPE_F32, INF_DTYPE_BF16},
-        {INF_DTYPE_F32, INF_DTYPE_F16},  {INF_DTYPE_BF16, INF_DTYPE_F16},
-        {INF_DTYPE_I8, INF_DTYPE_F32},   {INF_DTYPE_I8, INF_DTYPE_BF16},
-        {INF_DTYPE_I8, INF_DTYPE_F16}};
+        {INF_DTYPE_F32, INF_DTYPE_F32},   {INF_DTYPE_BF16, INF_DTYPE_BF16},
+        {INF_DTYPE_BF16, INF_DTYPE_F32},  {INF_DTYPE_F32, INF_DTYPE_BF16},
+        {INF_DTYPE_F32, INF_DTYPE_F16},   {INF_DTYPE_BF16, INF_DTYPE_F16},
+        {INF_DTYPE_I8, INF_DTYPE_F32},    {INF_DTYPE_I8, INF_DTYPE_BF16},
+        {INF_DTYPE_I8, INF_DTYPE_F16},    {INF_DTYPE_I4_32, INF_DTYPE_F32},
+        {INF_DTYPE_I4_64, INF_DTYPE_F16}, {INF_DTYPE_I4_128, INF_DTYPE_BF16}};
     for (EACH(r, some_rows))
         for (EACH(w, some_widths)) {
             size_t type = (r + w) % (sizeof types / sizeof *types);
@@ -199,39 +192,6 @@ static void test_gemm(const inf_ops *ops, inf_pool *pool) {
             free_gemm(&c);
         }
     CHECK(ops->packed_bytes(INF_DTYPE_F16, 4, 4) == 0, "%s: f16 is no packed type", ops->name);
-}
-
-/* Groups of zeros, and of weights next to none, give nothing; what is no number shows in its output
- * alone. */
-static void test_odd_groups(const inf_ops *ops) {
-    enum { ZEROS, TINY, NONE, INFINITE, PLAIN, OUTPUTS, INPUTS = INF_I8_GROUP + 3 };
-    static const float tiny[] = {1e-45f, 1e-40f, 3e-37f, -3.7e-37f, 0};
-    float w[OUTPUTS][INPUTS], x[INPUTS], y[OUTPUTS];
-    for (int32_t i = 0; i < INPUTS; i++) {
-        x[i] = 1;
-        w[ZEROS][i] = 0;
-        w[TINY][i] = tiny[i % 5];
-        w[NONE][i] = i == 3 ? NAN : 1;
-        w[INFINITE][i] = i == INF_I8_GROUP + 1 ? -INFINITY : 1;
-        w[PLAIN][i] = i % 2 ? 1 : -0.5f;
-    }
-    void *packed = get_bytes(ops->packed_bytes(INF_DTYPE_I8, OUTPUTS, INPUTS));
-    ops->pack(INF_DTYPE_I8, w, INF_DTYPE_F32, OUTPUTS, INPUTS, packed);
-    inf_gemm args = {.x = x,
-                     .w = packed,
-                     .y = y,
-                     .rows = 1,
-                     .n = OUTPUTS,
-                     .k = INPUTS,
-                     .ldx = INPUTS,
-                     .ldy = OUTPUTS};
-    ops->gemm(NULL, INF_DTYPE_I8, &args);
-    CHECK(y[ZEROS] == 0 && fabsf(y[TINY]) < 1e-30f, "%s: %g and %g of nothing", ops->name, y[ZEROS],
-          y[TINY]);
-    CHECK(isnan(y[NONE]) && isnan(y[INFINITE]), "%s: %g and %g of no numbers", ops->name, y[NONE],
-          y[INFINITE]);
-    CHECK(fabsf(y[PLAIN] - 32) < 0.3f, "%s: %g", ops->name, y[PLAIN]);
-    free(packed);
 }
 
 /* ---- rows ---- */
@@ -442,7 +402,6 @@ int main(void) {
         seed((uint64_t)isa);
         test_gemm(ops, pool);
         test_gemms(ops, pool);
-        test_odd_groups(ops);
         test_rms_norm(ops, pool);
         test_rope(ops, pool);
         test_gate(ops, pool, INF_ACT_SILU);

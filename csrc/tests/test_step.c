@@ -362,6 +362,7 @@ static void test_not_a_number(void) {
 int main(void) {
     /* To a GPU they are all the same; twice, since products of few rows go either of two ways. */
     int32_t last = getenv("INFINITE_TEST_GPU") != NULL ? 1 : 4;
+    int whole = getenv("INFINITE_TEST_TP") == NULL;
     const uint32_t flags[] = {0, INF_MODEL_QKV_BIAS, INF_MODEL_QK_NORM, INF_MODEL_TIED,
                               INF_MODEL_QKV_BIAS | INF_MODEL_QK_NORM | INF_MODEL_TIED};
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
@@ -381,6 +382,9 @@ int main(void) {
     const uint32_t families[] = {TINY_GEMMA_3, TINY_OLMO_2,
                                  TINY_PARTLY | TINY_GEMMA_2 | INF_MODEL_QKV_BIAS};
     for (size_t i = 0; i < sizeof(families) / sizeof(families[0]); i++) {
+        if (families[i] == TINY_OLMO_2 && !whole) {
+            continue; /* a norm over all heads is not cut */
+        }
         for (int32_t isa = 0; isa <= last; isa++) {
             test_chunks(families[i], INF_DTYPE_F32, isa, 1e-4);
             test_chunks(families[i], INF_DTYPE_BF16, isa, 0.15);
@@ -396,7 +400,9 @@ int main(void) {
     test_batch(INF_MODEL_QKV_BIAS);
     test_batch(TINY_EXPERTS | TINY_SHARED);
     test_batch(TINY_GEMMA_3);
-    test_batch(TINY_OLMO_2);
+    if (whole) {
+        test_batch(TINY_OLMO_2);
+    }
     test_sampled();
     test_masked();
     test_shared_prefix();

@@ -47,7 +47,7 @@ type Config struct {
 	KVCacheMemory     Size   `name:"kv-cache-memory" usage:"memory of each instance's KV pool; 0 is 256MiB on the CPU and by --gpu-memory-utilization on a GPU"`
 	DType             string `name:"dtype" usage:"auto, float32, bfloat16 or, on a GPU, float16"`
 	KVCacheDType      string `name:"kv-cache-dtype" usage:"auto (as --dtype), or fp8_e4m3 (fp8 is the same): K and V in 8 bits, with scale 1, saturated at 448"`
-	Quantization      string `name:"quantization" usage:"none, or, on the CPU, int8: matrices in 8 bits, with a scale for each output and 128 inputs, from weights of any dtype"`
+	Quantization      string `name:"quantization" usage:"none (as the checkpoint has them), or, on the CPU, int8: matrices in 8 bits, with a scale for each output and 128 inputs, or int4: in 4 bits, with a scale and a zero for each output and 32 inputs, from weights of any dtype"`
 	Seed              uint64 `name:"seed" usage:"seed of requests that bring none"`
 	Threads           int    `name:"threads" usage:"compute threads of an instance; 0 divides the CPUs among the instances"`
 	ISA               string `name:"isa" usage:"auto, avx512, avx2 or c, or avx512_bf16, which auto never is: with weights in bfloat16 it rounds their inputs to bfloat16 too, as a GPU does, and computes prompts in less than two thirds of the time"`
@@ -165,7 +165,7 @@ func (c *Config) Validate() error {
 	oneOf("tool-call-parser", c.ToolCallParser, "auto", "hermes", "llama3_json", "mistral", "none")
 	oneOf("dtype", c.DType, "auto", "float32", "bfloat16", "float16")
 	oneOf("kv-cache-dtype", c.KVCacheDType, "auto", "fp8_e4m3", "fp8")
-	oneOf("quantization", c.Quantization, "none", "int8")
+	oneOf("quantization", c.Quantization, "none", "int8", "int4")
 	oneOf("isa", c.ISA, "auto", "avx512_bf16", "avx512", "avx2", "c")
 	oneOf("transport", c.Transport, "auto", "verbs", "shm", "tcp")
 	within("rdma-gid-index", c.RDMAGIDIndex, -1, 1<<16)

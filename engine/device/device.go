@@ -26,6 +26,7 @@ const (
 	BF16 = int(C.INF_DTYPE_BF16)
 	E4M3 = int(C.INF_DTYPE_E4M3)
 	I8   = int(C.INF_DTYPE_I8)
+	I4   = int(C.INF_DTYPE_I4_32)
 )
 
 // MaxPeers bounds peer indexes, MaxBias the logit biases of a request. QuerySlots is the least that a query link has of
@@ -60,7 +61,7 @@ type Config struct {
 
 	DType     int // of weights: F32, BF16 or, on a GPU, F16; sums are always F32
 	KVDType   int // of K and V: DType (0 too), or E4M3
-	Matrices  int // of matrices but the embedding: DType (0), or, on the CPU, I8
+	Matrices  int // of matrices but the embedding: DType (0), or, on the CPU, I8 or I4
 	BlockSize int // tokens
 	NumBlocks int // of the KV pool
 

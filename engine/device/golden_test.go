@@ -115,6 +115,15 @@ func TestGoldenI8(t *testing.T) {
 	})
 }
 
+// Matrices in 4 bits: these models' rows are short and wide, so that their rounding shows more than in large ones.
+func TestGoldenI4(t *testing.T) {
+	eachGolden(t, func(t *testing.T, m *model.Model, g *golden) {
+		c := testConfig()
+		c.Matrices = I4
+		checkClose(t, openModel(t, m, c), g, m.Config.VocabSize, 4)
+	})
+}
+
 // checkClose compares the distribution after the prompt by the mean difference of its log probabilities.
 func checkClose(t *testing.T, d *Device, g *golden, vocab int, bound float64) {
 	t.Helper()

@@ -49,8 +49,16 @@ func LoadModel(m *model.Model, c Config, progress func(done, all int)) (*Device,
 	if err != nil {
 		return nil, err
 	}
+	var unpacked []byte
 	for i, t := range tensors {
-		if err := d.LoadExpert(int(t.Role), t.Layer, t.Expert, int(t.DType), int64(t.Rows), int64(t.Cols), t.Data); err != nil {
+		data, err := t.Bytes(unpacked)
+		if err == nil {
+			err = d.LoadExpert(int(t.Role), t.Layer, t.Expert, int(t.DType), int64(t.Rows), int64(t.Cols), data)
+		}
+		if t.Data == nil {
+			unpacked = data
+		}
+		if err != nil {
 			d.Close()
 			return nil, fmt.Errorf("cannot load tensor %d of %d: %w", i+1, len(tensors), err)
 		}

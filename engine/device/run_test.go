@@ -58,7 +58,11 @@ func (g *golden) rows(t *testing.T, vocab int) [][]float64 {
 
 // eachGolden runs f for every reference model.
 func eachGolden(t *testing.T, f func(t *testing.T, m *model.Model, g *golden)) {
-	files, err := filepath.Glob("../model/testdata/*/golden.json")
+	eachGoldenIn(t, "../model/testdata", f)
+}
+
+func eachGoldenIn(t *testing.T, folder string, f func(t *testing.T, m *model.Model, g *golden)) {
+	files, err := filepath.Glob(filepath.Join(folder, "*", "golden.json"))
 	if err != nil || len(files) < 5 {
 		t.Fatalf("%d goldens: %v", len(files), err)
 	}

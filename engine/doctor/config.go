@@ -120,8 +120,10 @@ func weightBytes(opened *model.Model, dtype, quantization string) (uint64, error
 		switch {
 		case rows <= 1 || t.Role == model.Router:
 			total += rows * cols * 4
-		case t.Role != model.Embed && quantization == "int8": // also a tied head, which is a copy that kernels can read fast
-			total += rows * (cols + 4*((cols+model.Int8Group-1)/model.Int8Group))
+		case t.DType.Size() == 0: // in 4 bits as it comes
+			total += rows * t.DType.FourBitsRow(cols)
+		case t.Role != model.Embed && quantization != "none": // also a tied head, which is a copy that kernels can read fast
+			total += rows * model.FewBitsRow(cols, quantization == "int4" && t.Role != model.LMHead)
 		default:
 			total += rows * cols * width
 		}

@@ -116,6 +116,10 @@ func TestWeightBytes(t *testing.T) {
 	if least := 4*table + table + uint64(c.NumLayers)*layer + vectors; small < least+least/100 || small > least+least/10 {
 		t.Errorf("int8 %d, which is not a little more than %d", small, least)
 	}
+	least := 4*table + table + uint64(c.NumLayers)*layer/2 + vectors
+	if smaller, _ := weightBytes(opened, "float32", "int4"); smaller < least+least/50 || smaller > least+least/5 {
+		t.Errorf("int4 %d, which is not a little more than %d", smaller, least)
+	}
 	opened.Close()
 	if _, err := weightBytes(opened, "auto", "none"); err == nil {
 		t.Error("a closed model has weights")

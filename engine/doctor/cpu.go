@@ -17,7 +17,7 @@ var instructionSets = []struct {
 	flags     []string
 	asked     bool // taken only where --isa asks for it
 }{
-	{"avx512_bf16", "products of bfloat16", []string{"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}, true},
+	{"avx512_bf16", "products of bfloat16", []string{"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"}, true},
 	{"avx512", "AVX-512", []string{"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"}, false},
 	{"avx2", "AVX2", []string{"avx2", "fma"}, false},
 }

@@ -9,7 +9,7 @@ func TestInstructions(t *testing.T) {
 	isa := func(name string) func(m *Machine) { return func(m *Machine) { m.Config.ISA = name } }
 	avx2 := tree{"/proc/cpuinfo": "model name : Old CPU\nflags : avx2 fma avx512f\n"}
 	none := tree{"/proc/cpuinfo": "flags : sse2\n"}
-	bf16 := tree{"/proc/cpuinfo": "model name : New CPU\nflags : avx2 fma avx512f avx512bw avx512vl avx512dq avx512_bf16\n"}
+	bf16 := tree{"/proc/cpuinfo": "model name : New CPU\nflags : avx2 fma avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16\n"}
 	runTable(t, plain, one(checkInstructions), []test{
 		{name: "avx512", level: OK, found: "Test CPU; the kernels use AVX-512"},
 		{name: "avx2", change: avx2, level: OK, found: "Old CPU; the kernels use AVX2"},

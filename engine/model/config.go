@@ -55,6 +55,8 @@ type Config struct {
 	RotaryDim    int     `json:",omitempty"` // of a head's numbers the first so many are rotated; 0: all
 	LocalTheta   float64 `json:",omitempty"` // of layers with a window, whose rotation is not scaled; 0: as the others
 	Fused        bool    `json:",omitempty"` // in the files Q, K and V are one tensor, gate and up another
+
+	Quantized *Quantized `json:",omitempty"` // nil where no matrix is in 4 bits
 }
 
 // GELUTanh is gelu in its form with tanh, by transformers' name.
@@ -152,9 +154,7 @@ func (c *Config) architecture(o *object) (architecture, bool) {
 
 // refuseFeatures names the features that change the arithmetic and are not served.
 func (c *Config) refuseFeatures(o *object, arch architecture) {
-	if q := o.object("quantization_config"); q != nil {
-		o.refuse("quantization_config", "quantization by %q", q.stringOr("quant_method", "unknown"))
-	}
+	c.Quantized = parseQuantized(o)
 	for _, key := range []string{"attention_bias", "mlp_bias", "use_mrope"} {
 		if o.boolOr(key, false) {
 			o.refuse(key, "true")
@@ -305,6 +305,10 @@ func (c *Config) Clone() *Config {
 	d.SlidingWindow = slices.Clone(c.SlidingWindow)
 	d.EOS = slices.Clone(c.EOS)
 	d.Rope.ShortFactor, d.Rope.LongFactor = slices.Clone(c.Rope.ShortFactor), slices.Clone(c.Rope.LongFactor)
+	if c.Quantized != nil {
+		q := *c.Quantized
+		d.Quantized = &q
+	}
 	if c.Experts != nil {
 		e := *c.Experts
 		e.Layers = slices.Clone(e.Layers)

@@ -192,6 +192,33 @@ func TestParseConfig(t *testing.T) {
 	}
 }
 
+// compressed is a quantization_config of compressed-tensors with some changes to its weights and to itself.
+func compressed(weights, changes fields) fields {
+	w := fields{"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32}
+	maps.Copy(w, weights)
+	c := fields{"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": fields{"group_0": fields{"weights": w}}}
+	maps.Copy(c, changes)
+	return fields{"quantization_config": c}
+}
+
+func TestParseQuantized(t *testing.T) {
+	for _, tc := range []struct {
+		changes fields
+		want    Quantized
+	}{
+		{fields{"quantization_config": fields{"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"}}, Quantized{Method: "awq", GroupSize: 64, Zeros: true}},
+		{fields{"quantization_config": fields{"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": true}}, Quantized{Method: "gptq", ZeroLess: 1, Zeros: true}},
+		{fields{"quantization_config": fields{"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"}}, Quantized{Method: "gptq", GroupSize: 128, Zeros: true}},
+		{compressed(nil, nil), Quantized{Method: "compressed-tensors", GroupSize: 32}},
+		{compressed(fields{"strategy": "channel", "group_size": nil, "symmetric": false}, nil), Quantized{Method: "compressed-tensors", Zeros: true}},
+	} {
+		c, err := ParseConfig(with(llama, tc.changes))
+		if err != nil || *c.Quantized != tc.want {
+			t.Errorf("%v: %+v, %v", tc.changes, c, err)
+		}
+	}
+}
+
 // TestRefuseConfig lists what is refused; the error must name the key, and be typed where it is the feature
 // that is at fault and not the file.
 func TestRefuseConfig(t *testing.T) {
@@ -206,7 +233,24 @@ func TestRefuseConfig(t *testing.T) {
 		{llama, fields{"architectures": []string{llama, mistral}}, "architectures", false},
 		{llama, fields{"architectures": remove}, "architectures", false},
 		{llama, fields{"model_type": "qwen2"}, "model_type|qwen2", true},
-		{llama, fields{"quantization_config": fields{"quant_method": "awq"}}, "quantization_config|awq", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "fp8"}}, "quantization_config|fp8", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "awq"}}, "quantization_config|w_bit is missing", false},
+		{llama, fields{"quantization_config": fields{"quant_method": "awq", "bits": 8}}, "quantization_config: bits|8", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "awq", "bits": 4, "version": "GEMV"}}, "quantization_config: version|gemv", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "awq", "bits": 4, "zero_point": false}}, "zero_point|false", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "gptq", "bits": 3}}, "quantization_config: bits|3", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "gptq", "bits": 4, "group_size": 16}}, "group_size|16", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "gptq", "bits": 4, "group_size": -2}}, "group_size must be between", false},
+		{llama, fields{"quantization_config": fields{"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}}, "checkpoint_format|marlin", true},
+		{llama, fields{"quantization_config": fields{"quant_method": "gptq", "bits": 4, "dynamic": fields{"-:x": 1}}}, "dynamic", true},
+		{llama, compressed(nil, fields{"format": "int-quantized"}), "format|int-quantized", true},
+		{llama, compressed(nil, fields{"config_groups": fields{"a": fields{}, "b": fields{}}}), "config_groups", true},
+		{llama, compressed(nil, fields{"config_groups": fields{"a": fields{"targets": 1}}}), "config_groups|weights is missing", false},
+		{llama, compressed(nil, fields{"kv_cache_scheme": fields{"num_bits": 8}}), "kv_cache_scheme", true},
+		{llama, compressed(fields{"num_bits": 8}, nil), "num_bits|8", true},
+		{llama, compressed(fields{"type": "float"}, nil), "type|float", true},
+		{llama, compressed(fields{"strategy": "tensor"}, nil), "strategy|tensor", true},
+		{llama, compressed(fields{"group_size": 40}, nil), "group_size|40", true},
 		{llama, fields{"attention_bias": true}, "attention_bias", true},
 		{qwen3, fields{"attention_bias": true}, "attention_bias", true},
 		{llama, fields{"mlp_bias": true}, "mlp_bias", true},

@@ -128,8 +128,20 @@ func (m *Model) Tensors() ([]Tensor, error) {
 	return slices.Clone(m.tensors), nil
 }
 
-// Int8Group is the number of inputs that have a scale of 4 bytes, for each output, in a matrix of --quantization int8.
-const Int8Group = 128
+// Int8Group and Int4Group are the numbers of inputs that have a scale of 4 bytes, for each output, in a matrix of
+// --quantization int8, and a scale and a zero of 4 bytes together in one of int4.
+const (
+	Int8Group = 128
+	Int4Group = 32
+)
+
+// FewBitsRow is the memory of an output with so many inputs in 8 or in 4 bits.
+func FewBitsRow(inputs uint64, four bool) uint64 {
+	if four {
+		return (inputs+1)/2 + 4*((inputs+Int4Group-1)/Int4Group)
+	}
+	return inputs + 4*((inputs+Int8Group-1)/Int8Group)
+}
 
 // WeightBytes is the memory that the weights take: matrices with numbers of so many bytes, vectors always in
 // float32, as routers of experts are, and a tied LM head not again. Of several ranks it is the first's, which has most: a part of each

@@ -20,6 +20,15 @@ const (
 	BF16 DType = 3
 )
 
+// The types of matrices of checkpoints in 4 bits: integers of 0 to 15, a weight being scale * (q - zero), with a scale and
+// a zero for each output and so many inputs. A row of a tensor is groups of scale and zero, in float16, and the group's
+// integers, two in a byte, the first in the lower half.
+const (
+	I4x32  DType = 6
+	I4x64  DType = 7
+	I4x128 DType = 8
+)
+
 // Size returns the bytes of one element, 0 for an unknown type.
 func (d DType) Size() int {
 	switch d {
@@ -31,6 +40,25 @@ func (d DType) Size() int {
 	return 0
 }
 
+// group is the number of inputs that share a scale in a type of 4 bits; 0 for all others.
+func (d DType) group() int {
+	switch d {
+	case I4x32:
+		return 32
+	case I4x64:
+		return 64
+	case I4x128:
+		return 128
+	}
+	return 0
+}
+
+// FourBitsRow returns the bytes of a row of so many numbers in a type of 4 bits.
+func (d DType) FourBitsRow(cols uint64) uint64 {
+	group := uint64(max(d.group(), 1))
+	return cols / group * (4 + group/2)
+}
+
 // String returns the name in config.json's dtype.
 func (d DType) String() string {
 	switch d {
@@ -40,6 +68,8 @@ func (d DType) String() string {
 		return "float16"
 	case BF16:
 		return "bfloat16"
+	case I4x32, I4x64, I4x128:
+		return fmt.Sprintf("int4 by %d", d.group())
 	}
 	return fmt.Sprintf("DType(%d)", int32(d))
 }

@@ -53,7 +53,22 @@ type Tensor struct {
 	Rows   int // 1 for vectors
 	Cols   int
 	DType  DType
-	Data   []byte // Rows * Cols * DType.Size() bytes, little endian; not aligned; valid until Model.Close
+	Data   []byte // Rows * Cols * DType.Size() bytes, little endian; not aligned; valid until Model.Close; nil in 4 bits
+
+	packed *packed // of a matrix in 4 bits
+}
+
+// Bytes returns the tensor as the data plane takes it: Data, or the rows of a matrix in 4 bits, which are put into buf if
+// they fit.
+func (t *Tensor) Bytes(buf []byte) ([]byte, error) {
+	if t.packed == nil {
+		return t.Data, nil
+	}
+	n := t.Rows * t.packed.rowBytes()
+	if cap(buf) < n {
+		buf = make([]byte, n)
+	}
+	return buf[:n], t.packed.rows(buf[:n])
 }
 
 // slot is a tensor that an architecture needs.
@@ -153,7 +168,15 @@ func arrange(c *Config, entries []entry) ([]Tensor, error) {
 		s.name = inFiles(prefix, s.name)
 		e := byName[s.name]
 		if e == nil {
-			return nil, missing(s, byName)
+			p, err := findPacked(c.Quantized, s, byName, used)
+			if err != nil {
+				return nil, err
+			}
+			if p == nil {
+				return nil, missing(s, byName)
+			}
+			tensors = append(tensors, Tensor{Role: s.role, Layer: s.layer, Expert: s.expert, Rows: p.n, Cols: p.k, DType: p.dtype, packed: p})
+			continue
 		}
 		shape := slices.Clone(s.shape)
 		if s.of > 0 {
@@ -176,7 +199,7 @@ func arrange(c *Config, entries []entry) ([]Tensor, error) {
 			row := cols * int64(dtype.Size())
 			data = data[s.at*row : (s.at+rows)*row]
 		}
-		t := Tensor{s.role, s.layer, s.expert, int(rows), int(cols), dtype, data}
+		t := Tensor{Role: s.role, Layer: s.layer, Expert: s.expert, Rows: int(rows), Cols: int(cols), DType: dtype, Data: data}
 		tensors = append(tensors, c.folded(t))
 		used[s.name] = true
 	}
@@ -184,11 +207,11 @@ func arrange(c *Config, entries []entry) ([]Tensor, error) {
 		name := entries[i].name
 		// With tied embeddings a saved head is a copy of them, which transformers ignores too.
 		copied := c.TieEmbeddings && strings.HasSuffix(name, "lm_head.weight")
-		if !used[name] && !copied && !ignorable.MatchString(name) && !arch.isOther(name) {
+		if !used[name] && !copied && !ignorable.MatchString(name) && !arch.isOther(name) && !c.Quantized.emptyBias(&entries[i]) {
 			return nil, unsupported(short([]byte(name)), "a tensor that %s does not have", c.Arch)
 		}
 	}
-	return tensors, nil
+	return tensors, together(tensors)
 }
 
 // inFiles is a tensor's name in files whose text model has a prefix: of two spellings, one keeps "model." behind it.
@@ -262,7 +285,7 @@ func missing(s slot, byName map[string]*entry) error {
 	case s.role == LMHead:
 		hint = "; tie_word_embeddings is false"
 	case strings.HasSuffix(s.name, "_proj.weight") && byName[strings.TrimSuffix(s.name, "weight")+"qweight"] != nil:
-		hint = "; the weights are quantized"
+		hint = "; the weights are quantized, and config.json has no quantization_config"
 	}
 	return fmt.Errorf("cannot find tensor %s%s", s.name, hint)
 }

@@ -29,6 +29,9 @@ func Settle(cfg config.Config, m *model.Config) (s Settled, err error) {
 	if err = CheckQuantization(cfg.Quantization, onGPU); err != nil {
 		return s, err
 	}
+	if err = CheckFourBits(cfg.Quantization, m, onGPU); err != nil {
+		return s, err
+	}
 	if err = CheckRanks(cfg, m); err != nil {
 		return s, err
 	}

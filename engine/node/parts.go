@@ -63,6 +63,19 @@ func CheckQuantization(flag string, onGPU bool) error {
 	return nil
 }
 
+// CheckFourBits refuses what a checkpoint whose matrices are in 4 bits cannot be used with.
+func CheckFourBits(flag string, m *model.Config, onGPU bool) error {
+	switch {
+	case m.Quantized == nil:
+		return nil
+	case onGPU:
+		return fmt.Errorf("cannot use a model with weights in 4 bits (%s) on a GPU: only the CPU has kernels for them (--device cpu)", m.Quantized.Method)
+	case flag != "none":
+		return fmt.Errorf("cannot use --quantization %s: the model's weights are in 4 bits (%s) as they are", flag, m.Quantized.Method)
+	}
+	return nil
+}
+
 // Fingerprint names the model as the instances of a cluster serve it: of other weights KV would be another model's.
 func Fingerprint(cfg config.Config, m *model.Model) string {
 	if cfg.Quantization == "none" {
@@ -106,7 +119,7 @@ const (
 func stepConfig(cfg config.Config, m *model.Config, dtype string) device.Config {
 	types := map[string]int{"float32": device.F32, "float16": device.F16, "bfloat16": device.BF16, fp8KV: device.E4M3}
 	return device.ForModel(m, device.Config{
-		DType: types[dtype], KVDType: types[KVDType(cfg.KVCacheDType, dtype)], Matrices: map[string]int{"int8": device.I8}[cfg.Quantization],
+		DType: types[dtype], KVDType: types[KVDType(cfg.KVCacheDType, dtype)], Matrices: map[string]int{"int8": device.I8, "int4": device.I4}[cfg.Quantization],
 		BlockSize: cfg.BlockSize, MaxTokens: cfg.MaxNumBatchedTokens, MaxSeqs: cfg.MaxNumSeqs,
 		MaxRows: cfg.MaxNumBatchedTokens, MaxSpans: maxHostedSpans, MaxStepSpans: spansPerSeq * cfg.MaxNumSeqs, Threads: Threads(cfg),
 		ISA: map[string]int{"auto": 0, "c": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}[cfg.ISA], TensorParallel: max(cfg.TensorParallelSize, 1),

@@ -134,6 +134,19 @@ func TestQuantization(t *testing.T) {
 	}
 }
 
+func TestFourBits(t *testing.T) {
+	m := &model.Config{Quantized: &model.Quantized{Method: "awq"}}
+	if CheckFourBits("none", m, false) != nil || CheckFourBits("int4", &model.Config{}, true) != nil {
+		t.Error("what there are kernels for is refused")
+	}
+	if err := CheckFourBits("none", m, true); err == nil || !strings.Contains(err.Error(), "(awq) on a GPU") {
+		t.Error(err)
+	}
+	if err := CheckFourBits("int8", m, false); err == nil || !strings.Contains(err.Error(), "--quantization int8") {
+		t.Error(err)
+	}
+}
+
 func TestDType(t *testing.T) {
 	for _, tc := range []struct {
 		flag, checkpoint string

@@ -33,7 +33,8 @@ compile() {
     rm -f "$o"
     case $1 in
     *.cu) "$NVCC" $NVCC_FLAGS -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
-    *_avx512_bf16.c) $CC $C_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mavx2 -mf16c -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
+    *_avx512_bf16.c) $CC $C_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma -mavx2 -mf16c -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
+    *_avx512_vnni.c) $CC $C_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mavx2 -mf16c -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
     *_avx512.c) $CC $C_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mavx2 -mf16c -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
     *_avx2.c) $CC $C_FLAGS -mavx2 -mfma -mf16c -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;
     *) $CC $C_FLAGS -c "$1" -o "$o.new" >"$o.log" 2>&1 ;;

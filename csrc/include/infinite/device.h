@@ -35,6 +35,11 @@ enum { INF_DTYPE_F32 = 1, INF_DTYPE_F16 = 2, INF_DTYPE_BF16 = 3, INF_DTYPE_E4M3 
 /* Integers of -127 to 127, with a scale in f32 for each output and INF_I8_GROUP inputs, from the
  * first: for matrices alone. */
 enum { INF_DTYPE_I8 = 5, INF_I8_GROUP = 128 };
+/* Integers of 0 to 15, a weight being scale * (q - zero), with scale and zero in f16 for each
+ * output and 32, 64 or 128 inputs: for matrices alone. Tensors come in them too, where the inputs
+ * are a multiple of the group: each row is groups of scale, zero, and the group's q, two in a byte,
+ * the first in the lower half. */
+enum { INF_DTYPE_I4_32 = 6, INF_DTYPE_I4_64 = 7, INF_DTYPE_I4_128 = 8 };
 enum { INF_MAX_TOP = 20 };    /* log probabilities per row beyond the chosen token's */
 enum { INF_MAX_PEERS = 256 }; /* peer indexes are 0..255 */
 enum { INF_MAX_BIAS = 1024 }; /* logit_bias entries of a request */
@@ -118,7 +123,8 @@ typedef struct inf_device_config {
     /* Ranks that heads, kv heads and intermediate are cut over (kernels/tp), 1 to 8, 0 as 1. On a
      * GPU they are CUDA devices gpu - 1, gpu, ...; on the CPU they share its memory and threads. */
     int32_t tensor_parallel;
-    int32_t matrix_dtype; /* of matrices but the embedding: 0 for dtype, or, on the CPU, I8 */
+    int32_t matrix_dtype; /* of matrices but the embedding: 0 for that of each tensor where it is
+                           * I4, else dtype; or, on the CPU, I8 or I4, with the LM head in I8 */
     /* A mixture of experts: 0 experts, and the rest 0, is a model without. A layer has experts if
      * tensors of theirs are loaded for it, else the MLP of `intermediate`. In such a layer
      *   p = softmax(ROUTER h);  the experts_per_token largest p_e, of equal ones the first, are
@@ -150,7 +156,8 @@ static inline int32_t inf_ropes(const inf_device_config *c) { return c->ropes > 
 int inf_device_open(const inf_device_config *config, const float *inv_freq, const int32_t *windows,
                     inf_device **out, inf_err *err);
 
-/* Takes one tensor of the model, row-major, of bytes == rows * cols * sizeof(dtype). layer is -1
+/* Takes one tensor of the model, row-major, of bytes == rows * cols * sizeof(dtype), or in I4 those
+ * of its rows; tensors that are one matrix (Q, K and V; gate and up) have one dtype. layer is -1
  * for EMBED, FINAL_NORM and LM_HEAD. Vectors have rows == 1. */
 int inf_device_load(inf_device *device, int32_t role, int32_t layer, int32_t dtype, int64_t rows,
                     int64_t cols, const void *data, uint64_t bytes, inf_err *err);

@@ -145,8 +145,10 @@ static void cpu_pick_norm(inf_lane *l, const float *x, uint32_t first, int32_t n
 
 static void cpu_product(inf_lane *l, const inf_product *p) {
     const float *x = rows_of(l, p->x, p->k);
-    inf_gemm args = {x, p->w, p->bias, rows_of(l, p->y, p->n), p->rows, p->n, p->k, p->k, p->n};
-    l->ops->gemm(l->threads, inf_matrix_dtype(&l->dims), &args);
+    const cpu_matrix *w = p->w;
+    inf_gemm args = {x,    w->packed, p->bias, rows_of(l, p->y, p->n), p->rows, p->n,
+                     p->k, p->k,      p->n};
+    l->ops->gemm(l->threads, w->dtype, &args);
     if (p->softcap > 0) {
         l->ops->softcap(l->threads, args.y, p->rows, p->n, p->softcap);
     }

@@ -17,6 +17,28 @@ uint64_t inf_dtype_bytes(int32_t dtype) {
     }
 }
 
+int32_t inf_dtype_group(int32_t dtype) {
+    switch (dtype) {
+    case INF_DTYPE_I8:
+    case INF_DTYPE_I4_128:
+        return 128;
+    case INF_DTYPE_I4_64:
+        return 64;
+    case INF_DTYPE_I4_32:
+        return 32;
+    default:
+        return 0;
+    }
+}
+
+uint64_t inf_row_bytes(int32_t dtype, int64_t k) {
+    int32_t group = dtype != INF_DTYPE_I8 ? inf_dtype_group(dtype) : 0;
+    if (group == 0) {
+        return (uint64_t)k * inf_dtype_bytes(dtype);
+    }
+    return k % group == 0 ? (uint64_t)(k / group) * (4 + (uint64_t)group / 2) : 0;
+}
+
 /* Rounds to nearest, ties to even; beyond the largest number to infinity. */
 static uint16_t f16_from_f32(float value) {
     uint32_t bits;

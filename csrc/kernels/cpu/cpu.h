@@ -12,11 +12,8 @@
  * outputs for the same input stand side by side, so that one load feeds PANEL sums and a decode
  * step reads the matrix once, forwards. Outputs beyond n are zeros. All tables share the layout,
  * but for bf16 in pairs.
- *
- * In I8 a panel is groups of I8_GROUP inputs, the last perhaps of less: PANEL scales in f32, one
- * for each output, then the group's [inputs, PANEL] in 8 bits. A weight is scale * q, |q| <= 127.
- */
-enum { PANEL = 16, I8_GROUP = INF_I8_GROUP, I8_GROUP_BYTES = PANEL * (4 + I8_GROUP) };
+ * Those of few bits have the layout of quant.h. */
+enum { PANEL = 16 };
 
 enum { MAX_HEAD_DIM = 256 };
 
@@ -110,12 +107,11 @@ static inline const uint8_t *attn_token(const inf_attn *a, int32_t kv, int32_t h
            inf_kv_offset(a->kv, a->layer, kv, head, token % a->kv->block_size);
 }
 
-/* Bytes of a panel from its beginning to input i, a multiple of I8_GROUP or k. */
-static inline size_t panel_bytes(int32_t dtype, int32_t i) {
-    size_t numbers = (size_t)i * PANEL;
-    return dtype == INF_DTYPE_I8 ? numbers + (size_t)ceil_div(i, I8_GROUP) * PANEL * sizeof(float)
-                                 : numbers * (dtype == INF_DTYPE_F32 ? 4 : 2);
-}
+/* What inf_backend_ops.matrix gives: a packed matrix, and its dtype before it. */
+typedef struct cpu_matrix {
+    _Alignas(64) int32_t dtype;
+    _Alignas(64) uint8_t packed[];
+} cpu_matrix;
 
 /* The layout's functions, in every table. Unknown types: 0 bytes, and nothing is packed. */
 uint64_t inf_cpu_packed_bytes(int32_t dtype, int32_t n, int32_t k);
@@ -150,6 +146,7 @@ int inf_cpu_collective_open(const inf_collective_config *config, inf_collective 
 const inf_ops *inf_ops_c(void);
 const inf_ops *inf_ops_avx2(void);
 const inf_ops *inf_ops_avx512(void);
+const inf_ops *inf_ops_avx512_vnni(void);
 const inf_ops *inf_ops_avx512_bf16(void);
 
 #endif

@@ -15,12 +15,21 @@ static int cpu_has_avx512(void) {
            __builtin_cpu_supports("avx512dq");
 }
 
+static int cpu_has_avx512_vnni(void) {
+    return cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+
 static int cpu_has_avx512_bf16(void) {
-    return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16");
+    return cpu_has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); /* no CPU lacks VNNI */
 }
 #else
 static int cpu_has_avx2(void) { return 0; }
 static int cpu_has_avx512(void) { return 0; }
+static int cpu_has_avx512_vnni(void) {
+    return cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+
+static int cpu_has_avx512_vnni(void) { return 0; }
 static int cpu_has_avx512_bf16(void) { return 0; }
 #endif
 
@@ -31,7 +40,9 @@ const inf_ops *inf_ops_cpu(int32_t isa) {
     case ISA_AVX2:
         return cpu_has_avx2() ? inf_ops_avx2() : NULL;
     case ISA_AVX512:
-        return cpu_has_avx512() ? inf_ops_avx512() : NULL;
+        return cpu_has_avx512_vnni() ? inf_ops_avx512_vnni()
+               : cpu_has_avx512()    ? inf_ops_avx512()
+                                     : NULL;
     case ISA_AVX512_BF16: /* only for those who ask for it: it rounds more */
         return cpu_has_avx512_bf16() ? inf_ops_avx512_bf16() : NULL;
     case ISA_BEST:

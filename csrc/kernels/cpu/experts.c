@@ -173,12 +173,12 @@ typedef struct product_of_experts {
 
 static void run_products(inf_lane *l, const product_of_experts *p) {
     const cpu_experts *e = l->experts;
-    int32_t n = 0;
+    int32_t n = 0, dtype = ((const cpu_matrix *)p->w[0])->dtype; /* that of all */
     for (int32_t i = 0; i < l->dims.experts; i++) {
         int32_t at = e->first[i], rows = e->first[i + 1] - at;
         if (rows > 0) {
             e->gemms[n++] = (inf_gemm){p->x + (size_t)at * (size_t)p->k,
-                                       p->w[i],
+                                       ((const cpu_matrix *)p->w[i])->packed,
                                        NULL,
                                        p->y + (size_t)at * (size_t)p->n,
                                        rows,
@@ -189,9 +189,10 @@ static void run_products(inf_lane *l, const product_of_experts *p) {
         }
     }
     if (p->shared.w != NULL) {
-        e->gemms[n++] = p->shared;
+        e->gemms[n] = p->shared;
+        e->gemms[n++].w = ((const cpu_matrix *)p->shared.w)->packed;
     }
-    l->ops->gemms(l->threads, inf_matrix_dtype(&l->dims), e->gemms, n);
+    l->ops->gemms(l->threads, dtype, e->gemms, n);
 }
 
 /* From the grouped rows to what each place's expert and the shared one give. */
@@ -230,8 +231,9 @@ void inf_cpu_experts(inf_lane *l, const inf_experts *p) {
     int32_t ld = logits_ld(d), hidden = d->hidden;
     e->x = (const float *)p->x + l->row0 * hidden;
     e->y = (float *)p->y + l->row0 * hidden;
-    inf_gemm router = {e->x, p->router, NULL, e->logits, p->rows, ld, hidden, hidden, ld};
-    l->ops->gemm(l->threads, INF_DTYPE_F32, &router);
+    const cpu_matrix *w = p->router;
+    inf_gemm router = {e->x, w->packed, NULL, e->logits, p->rows, ld, hidden, hidden, ld};
+    l->ops->gemm(l->threads, w->dtype, &router);
     inf_pool_run(l->threads, route_task, e, p->rows);
     inf_cpu_group(e->chosen, p->rows * d->experts_per_token, d->experts, e->first, e->place);
     inf_pool_run(l->threads, gather_task, e, p->rows);

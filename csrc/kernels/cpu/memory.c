@@ -41,11 +41,12 @@ void *inf_cpu_matrix(inf_backend *b, int32_t dtype, const void *host, int32_t sr
                      int32_t k, int32_t cut) {
     (void)cut; /* one rank */
     const inf_ops *ops = ((cpu_backend *)b)->ops;
-    void *packed = inf_pages_alloc(ops->packed_bytes(dtype, n, k));
-    if (packed != NULL) {
-        ops->pack(dtype, host, src_dtype, n, k, packed);
+    cpu_matrix *m = inf_pages_alloc(sizeof *m + ops->packed_bytes(dtype, n, k));
+    if (m != NULL) {
+        m->dtype = dtype;
+        ops->pack(dtype, host, src_dtype, n, k, m->packed);
     }
-    return packed;
+    return m;
 }
 
 void *inf_cpu_list(inf_backend *b, void *const *matrices, int32_t n) {

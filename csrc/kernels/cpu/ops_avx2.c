@@ -72,11 +72,6 @@ static inline vec v_load_bf16_n(const bf16 *p, int32_t n) {
     return v_load_bf16(all);
 }
 
-static inline vec v_load_i8(const int8_t *p) {
-    return _mm256_cvtepi32_ps(
-        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
-}
-
 /* e4m3_to_f32 for each number. Exponent and mantissa in f16's places make a number 2^8 too small,
  * and f16's small numbers need no care; 0x7f gets the exponent that f16's NaN has. Every CPU with
  * AVX2 converts f16. */
@@ -117,6 +112,57 @@ static inline void v_sum4(float *p, vec a, vec b, vec c, vec d) {
 }
 
 enum { PANEL_VECS = 2 };
+
+/* ---- integers, of 32 bits or pairs of 16 ---- */
+
+typedef __m256i ivec;
+
+static inline ivec i_zero(void) { return _mm256_setzero_si256(); }
+static inline ivec i_pair(int32_t pair) { return _mm256_set1_epi32(pair); }
+static inline ivec i_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline vec v_from_i(ivec x) { return _mm256_cvtepi32_ps(x); }
+static inline vec v_load_f16(const void *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+
+/* sum + a[2i] b[2i] + a[2i+1] b[2i+1] for each i. */
+static inline ivec i_dot(ivec sum, ivec a, ivec b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+
+/* 16 numbers of 8 bits; bits 4s to 4s + 3 of 16 numbers of 16. */
+static inline ivec i_load_8(const void *p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+}
+static inline ivec i_nibbles(const void *p, const int s) {
+    return _mm256_and_si256(_mm256_srli_epi16(i_load(p), 4 * s), _mm256_set1_epi16(15));
+}
+
+/* The larger of a size and that of x, as the bits of a float. */
+static inline ivec i_max_size(ivec size, vec x) {
+    ivec bits = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
+    return _mm256_max_epi32(size, bits);
+}
+static inline int32_t i_top(ivec x) {
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
+}
+static inline int32_t i_sum(ivec x) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+/* 8 numbers to the nearest, ties to even. */
+static inline void i_store_16(int16_t *p, vec x) {
+    ivec all = _mm256_cvtps_epi32(x);
+    __m128i low = _mm256_castsi256_si128(all), high = _mm256_extracti128_si256(all, 1);
+    _mm_storeu_si128((__m128i *)(void *)p, _mm_packs_epi32(low, high));
+}
+
+/* Panels of a tile for so many rows: 12 sums, 2 weights, a pair and a product. */
+#define QUANT_PANELS(rows) ((rows) <= 3 ? 2 : 1)
 
 #include "kernels/cpu/simd_attention_cut.h"
 #include "kernels/cpu/simd_gemm.h"

@@ -14,7 +14,8 @@
  *
  * Clarity goes before speed here, but the loops are laid out so that a compiler can vectorise the
  * sums that matter: 16 outputs at a time in gemm, 8 strided partial sums in dot products. */
-#include "kernels/cpu/cpu.h"
+#include "kernels/convert.h"
+#include "kernels/cpu/quant.h"
 
 typedef struct gemm_job {
     const inf_gemm *args;
@@ -35,16 +36,49 @@ static void gemm_panel_bf16(const bf16 *restrict w, const float *restrict x, int
             sum[j] += x[i] * bf16_to_f32(w[(size_t)i * PANEL + j]);
 }
 
-static void gemm_panel_i8(const uint8_t *restrict w, const float *restrict x, int32_t k,
-                          float *sum) {
-    for (int32_t first = 0; first < k; first += I8_GROUP) {
-        const uint8_t *group = w + panel_bytes(INF_DTYPE_I8, first);
-        const int8_t *q = (const int8_t *)group + PANEL * sizeof(float);
-        float scale[PANEL];
-        memcpy(scale, group, sizeof scale);
-        for (int32_t i = first; i < min_i32(k, first + I8_GROUP); i++, q += PANEL)
-            for (int32_t j = 0; j < PANEL; j++)
-                sum[j] += x[i] * ((float)q[j] * scale[j]);
+/* q of input i of a block and output j. */
+static int32_t quant_number(int32_t dtype, const uint8_t *block, int32_t i, int32_t j) {
+    int32_t pair = i / 2, odd = i % 2;
+    if (dtype == INF_DTYPE_I8)
+        return (int8_t)block[(pair * PANEL + j) * 2 + odd];
+    return block[j * 4 + odd * 2 + pair / 2] >> pair % 2 * 4 & 15;
+}
+
+static void quant_head(int32_t dtype, const uint8_t *head, float *scale, float *zero) {
+    if (dtype == INF_DTYPE_I8) {
+        memcpy(scale, head, PANEL * sizeof *scale);
+        memset(zero, 0, PANEL * sizeof *zero);
+        return;
+    }
+    inf_convert(scale, INF_DTYPE_F32, head, INF_DTYPE_F16, PANEL);
+    inf_convert(zero, INF_DTYPE_F32, head + PANEL * 2, INF_DTYPE_F16, PANEL);
+}
+
+/* The sums of one group of weights with rounded inputs, scaled (quant.h). */
+static void gemm_group(int32_t dtype, const uint8_t *w, const int16_t *x, float x_scale,
+                       int32_t inputs, float *y) {
+    float scale[PANEL], zero[PANEL];
+    int32_t sum[PANEL] = {0}, all = 0;
+    quant_head(dtype, w, scale, zero);
+    for (int32_t i = 0; i < inputs; i++) {
+        const uint8_t *block = w + HEAD_BYTES + i / BLOCK_INPUTS * block_bytes(dtype);
+        all += x[i];
+        for (int32_t j = 0; j < PANEL; j++)
+            sum[j] += x[i] * quant_number(dtype, block, i % BLOCK_INPUTS, j);
+    }
+    for (int32_t j = 0; j < PANEL; j++)
+        y[j] += ((float)sum[j] - zero[j] * (float)all) * (scale[j] * x_scale);
+}
+
+static void gemm_panel_quant(int32_t dtype, const uint8_t *w, const float *x, int32_t k, float *y) {
+    int32_t each = inf_dtype_group(dtype);
+    for (int32_t first = 0; first < k; first += X_GROUP) {
+        int16_t q[X_GROUP];
+        int32_t n = min_i32(X_GROUP, k - first);
+        float x_scale = inf_quant_inputs(x + first, n, q);
+        for (int32_t i = 0; i < n; i += each)
+            gemm_group(dtype, w + quant_panel_bytes(dtype, first + i), q + i, x_scale,
+                       min_i32(each, n - i), y);
     }
 }
 
@@ -65,7 +99,7 @@ static void gemm_task(void *arg, int32_t index, int32_t thread) {
         else if (job->dtype == INF_DTYPE_BF16)
             gemm_panel_bf16(w, x, a->k, sum);
         else
-            gemm_panel_i8(w, x, a->k, sum);
+            gemm_panel_quant(job->dtype, w, x, a->k, sum);
         float *y = a->y + (size_t)r * a->ldy + first;
         for (int32_t j = 0; j < outputs; j++)
             y[j] = sum[j] + (a->bias != NULL ? a->bias[first + j] : 0.0f);

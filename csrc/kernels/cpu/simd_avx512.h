@@ -63,11 +63,6 @@ static inline vec v_load_e4m3_n(const e4m3 *p, int32_t n) {
     return widen_e4m3(_mm_maskz_loadu_epi8(first_n(n), p));
 }
 
-static inline vec v_load_i8(const int8_t *p) {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
-}
-
 /* bf16_from_f32 for each number. */
 static inline void v_store_bf16(bf16 *p, vec x) {
     __m512i bits = _mm512_castps_si512(x);
@@ -92,5 +87,50 @@ static inline void v_sum4(float *p, vec a, vec b, vec c, vec d) {
 
 /* A row of a panel, as vectors. */
 enum { PANEL_VECS = 1 };
+
+/* ---- integers, of 32 bits or pairs of 16 ---- */
+
+typedef __m512i ivec;
+
+static inline ivec i_zero(void) { return _mm512_setzero_si512(); }
+static inline ivec i_pair(int32_t pair) { return _mm512_set1_epi32(pair); }
+static inline ivec i_load(const void *p) { return _mm512_loadu_si512(p); }
+static inline vec v_from_i(ivec x) { return _mm512_cvtepi32_ps(x); }
+static inline vec v_load_f16(const void *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+/* sum + a[2i] b[2i] + a[2i+1] b[2i+1] for each i. */
+static inline ivec i_dot(ivec sum, ivec a, ivec b) {
+#ifdef __AVX512VNNI__
+    return _mm512_dpwssd_epi32(sum, a, b);
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+#endif
+}
+
+/* 32 numbers of 8 bits; bits 4s to 4s + 3 of 32 numbers of 16. */
+static inline ivec i_load_8(const void *p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline ivec i_nibbles(const void *p, const int s) {
+    return _mm512_and_si512(_mm512_srli_epi16(i_load(p), (unsigned)(4 * s)), _mm512_set1_epi16(15));
+}
+
+/* The larger of a size and that of x, as the bits of a float. */
+static inline ivec i_max_size(ivec size, vec x) {
+    ivec bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+    return _mm512_max_epi32(size, bits);
+}
+static inline int32_t i_top(ivec x) { return _mm512_reduce_max_epi32(x); }
+static inline int32_t i_sum(ivec x) { return _mm512_reduce_add_epi32(x); }
+
+/* 16 numbers to the nearest, ties to even. */
+static inline void i_store_16(int16_t *p, vec x) {
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
+}
+
+/* Panels of a tile for so many rows: 24 sums, 4 weights and a pair. */
+#define QUANT_PANELS(rows) 4
 
 #endif

@@ -15,17 +15,15 @@
  * bit by bit the result that it has alone. Cutting also keeps the rounding error near (K_BLOCK + k
  * / K_BLOCK) ulps at worst, instead of k.
  *
- * Weights in I8 are widened and scaled as they are loaded, one multiplication for each vector of
- * them: w is what a matrix in f32 would have had, had it been rounded so.
- *
  * Where there are dot products of bf16 (BF16_DOT), and the weights are bf16, x is rounded to bf16
  * too, as a GPU does for its tensor cores, and an instruction multiplies two inputs. Weights lie in
  * pairs (pair_panel_bytes). A strip of rows is rounded anew for each group of panels, 3 % of the
  * work. The order of sums is that of pairs, and likewise no other for other rows, tiles or threads.
  */
 #include "kernels/cpu/simd_math.h"
+#include "kernels/cpu/simd_quant.h"
 
-enum { GROUP = 4, ROW_BLOCK = 96, K_BLOCK = 4 * I8_GROUP, GEMM_SUMS = W == 16 ? 24 : 12 };
+enum { GROUP = 4, ROW_BLOCK = 96, K_BLOCK = 512, GEMM_SUMS = W == 16 ? 24 : 12 };
 #ifndef BF16_DOT
 #define BF16_DOT 0
 #endif
@@ -54,13 +52,6 @@ INLINE vec gemm_load(const int format, const gemm_part *t, const int32_t v, size
                    i * PANEL + (size_t)(v % PANEL_VECS) * W);
 }
 
-/* The same in I8: its group's scale times its number. */
-INLINE vec gemm_load_i8(const gemm_part *t, const int32_t v, const uint8_t *group, size_t i,
-                        vec scale) {
-    const uint8_t *q = group + t->panel * (size_t)(v / PANEL_VECS) + PANEL * sizeof(float);
-    return v_mul(v_load_i8((const int8_t *)q + i * PANEL + (size_t)(v % PANEL_VECS) * W), scale);
-}
-
 INLINE void gemm_finish(const gemm_part *t, int32_t row, int32_t column, vec sum) {
     float *y = t->y + (size_t)row * t->ldy + column;
     int32_t n = t->outputs - column;
@@ -86,24 +77,6 @@ INLINE void gemm_input(const int32_t rows, const int32_t vecs, const gemm_part *
         vec each = v_set(t->x[(size_t)r * t->ldx + i]);
         UNROLL_FOR (v, vecs)
             sum[r][v] = v_fma(each, w[v], sum[r][v]);
-    }
-}
-
-INLINE void gemm_inputs_i8(const int32_t rows, const int32_t vecs, const gemm_part *t,
-                           vec (*sum)[8]) {
-    const uint8_t *group = t->w;
-    for (int32_t first = 0; first < t->length; first += I8_GROUP, group += I8_GROUP_BYTES) {
-        vec scale[8], w[8];
-        int32_t inputs = min_i32(I8_GROUP, t->length - first);
-        UNROLL_FOR (v, vecs)
-            scale[v] =
-                v_load((const float *)(const void *)(group + t->panel * (size_t)(v / PANEL_VECS)) +
-                       (size_t)(v % PANEL_VECS) * W);
-        for (int32_t i = 0; i < inputs; i++) {
-            UNROLL_FOR (v, vecs)
-                w[v] = gemm_load_i8(t, v, group, (size_t)i, scale[v]);
-            gemm_input(rows, vecs, t, (size_t)first + (size_t)i, w, sum);
-        }
     }
 }
 
@@ -144,13 +117,11 @@ INLINE void gemm_tile(const int format, const int32_t rows, const int32_t panels
         UNROLL_FOR (v, vecs)
             sum[r][v] = v_zero();
     const int dots = BF16_DOT && format == IN_BF16;
-    if (format == IN_I8)
-        gemm_inputs_i8(rows, vecs, t, sum);
 #if BF16_DOT
     if (dots)
         gemm_inputs_pairs(rows, vecs, t, sum);
 #endif
-    for (int32_t i = 0; format != IN_I8 && !dots && i < t->length; i++) {
+    for (int32_t i = 0; !dots && i < t->length; i++) {
         vec w[8];
         UNROLL_FOR (v, vecs)
             w[v] = gemm_load(format, t, v, (size_t)i);
@@ -190,20 +161,17 @@ INLINE void gemm_tile(const int format, const int32_t rows, const int32_t panels
     GEMM_STRIP(6, format, suffix)
 GEMM_STRIPS(IN_F32, _f32)
 GEMM_STRIPS(IN_BF16, _bf16)
-GEMM_STRIPS(IN_I8, _i8)
 
 typedef void (*gemm_strip)(const gemm_part *part, int32_t panels);
 
 static gemm_strip gemm_strip_of(int32_t dtype, int32_t rows) {
-    static const gemm_strip strips[3][6] = {
+    static const gemm_strip strips[2][6] = {
         {gemm_strip_1_f32, gemm_strip_2_f32, gemm_strip_3_f32, gemm_strip_4_f32, gemm_strip_5_f32,
          gemm_strip_6_f32},
         {gemm_strip_1_bf16, gemm_strip_2_bf16, gemm_strip_3_bf16, gemm_strip_4_bf16,
          gemm_strip_5_bf16, gemm_strip_6_bf16},
-        {gemm_strip_1_i8, gemm_strip_2_i8, gemm_strip_3_i8, gemm_strip_4_i8, gemm_strip_5_i8,
-         gemm_strip_6_i8},
     };
-    return strips[dtype == INF_DTYPE_F32 ? 0 : dtype == INF_DTYPE_BF16 ? 1 : 2][rows - 1];
+    return strips[dtype == INF_DTYPE_F32 ? 0 : 1][rows - 1];
 }
 
 /* Bytes of a panel from its beginning to input i, a multiple of K_BLOCK or k. */
@@ -281,6 +249,10 @@ static void gemm_task(void *arg, int32_t index, int32_t thread) {
 static void simd_gemms(inf_pool *pool, int32_t dtype, const inf_gemm *args, int32_t n_args) {
     gemm_job job = {.args = args, .dtype = dtype};
     int32_t tasks = 0;
+    if (is_quantised(dtype)) {
+        quant_gemms(pool, dtype, args, n_args);
+        return;
+    }
     for (int32_t i = 0; i < n_args; i++)
         tasks += gemm_tasks(&args[i], dtype);
     if (tasks > 0)

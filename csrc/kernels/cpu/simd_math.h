@@ -53,7 +53,7 @@ INLINE vec v_tanh(vec x) {
 }
 
 /* The format of what is loaded: a constant, so that the choice is the compiler's. */
-enum { IN_F32 = 0, IN_BF16 = 1, IN_E4M3 = 2, IN_I8 = 3 };
+enum { IN_F32 = 0, IN_BF16 = 1, IN_E4M3 = 2 };
 
 /* W numbers, or the first n of them and zeros, at element i of data in a format. */
 INLINE vec load_as(const int format, const void *p, size_t i) {

@@ -96,7 +96,7 @@ static inf_share rows_of(const tp_backend *b, int32_t cut, int32_t n, int32_t ra
 static void *tp_matrix(inf_backend *backend, int32_t dtype, const void *host, int32_t src_dtype,
                        int32_t n, int32_t k, int32_t cut) {
     tp_backend *b = (tp_backend *)backend;
-    uint64_t row = (uint64_t)k * inf_dtype_bytes(src_dtype);
+    uint64_t row = inf_row_bytes(src_dtype, k);
     int32_t cols = cut == INF_CUT_COLUMNS ? k / b->n : k;
     tp_memory *m = calloc(1, sizeof *m);
     for (int32_t r = 0; m != NULL && r < b->n; r++) {
