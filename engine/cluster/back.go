@@ -21,7 +21,7 @@ func (r *RManager) bring(o offload) (placed, error) {
 		return placed{}, errLost
 	}
 	r.mu.Lock()
-	done, back := placed{peer: p, session: p.session}, p.serving
+	done, back, life := placed{peer: p, session: p.session}, p.serving, p.life
 	r.mu.Unlock()
 	if done.session == 0 || back == 0 {
 		return placed{}, errLost
@@ -30,7 +30,7 @@ func (r *RManager) bring(o offload) (placed, error) {
 	if done.began = began; err != nil {
 		return done, err
 	}
-	err = r.fetch(done, back, x)
+	err = r.fetch(life, done, back, x)
 	r.endInto(p, x.Into)
 	return done, err
 }
@@ -51,9 +51,9 @@ func (r *RManager) beginReturn(p *peer, back uint64, o offload) (x kvcache.Retur
 	return x, true, err
 }
 
-// fetch asks for the blocks, and returns when they are here, or will not come.
-func (r *RManager) fetch(done placed, back uint64, x kvcache.Return) error {
-	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.MoveTimeout+r.cfg.CallTimeout)
+// fetch asks for the blocks, and returns when they are here, or will not come: with the links, whose session life is, at once.
+func (r *RManager) fetch(life context.Context, done placed, back uint64, x kvcache.Return) error {
+	ctx, cancel := context.WithTimeout(life, r.cfg.MoveTimeout)
 	defer cancel()
 	_, err := done.peer.client.ReturnKV(ctx, &pb.ReturnKVRequest{
 		Owner: r.cfg.ID, Session: done.session, Back: back, Handle: x.From.Handle, Generation: x.From.Generation,
@@ -79,16 +79,48 @@ func (r *RManager) ReturnKV(_ context.Context, req *pb.ReturnKVRequest) (*pb.Ret
 	if p == nil {
 		return nil, status.Errorf(codes.FailedPrecondition, "cannot give blocks back: %s does not know %q", r.cfg.ID, req.Owner)
 	}
+	if !r.beginGiving(p) {
+		return nil, status.Errorf(codes.ResourceExhausted, "cannot give blocks back: %d returns of %s are under way, or this instance ends", maxGiving, req.Owner)
+	}
+	defer r.endGiving(p)
 	blocks, err := r.give(p, req)
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
 	defer r.kv.Given(req.Handle)
 	into := kvcache.Span{Instance: p.id, Peer: p.index, Handle: req.IntoHandle, Generation: req.IntoGeneration}
-	if err := r.copyBlocks(creditor{p, req.Back}, into, blocks); err != nil {
+	done, err := r.post(creditor{p, req.Back}, into, blocks)
+	if err == nil {
+		// The device reads the blocks until it reports the move. When the home waits no longer it closes its span, and the next
+		// piece is refused; one that says nothing at all is given up by the device.
+		err = <-done
+	}
+	if err != nil {
 		return nil, status.Errorf(codes.Aborted, "cannot give blocks back: %v", err)
 	}
 	return &pb.ReturnKVReply{}, nil
+}
+
+// maxGiving is how many returns of a home are under way: it asks for one at a time, and may have given some up.
+const maxGiving = 4
+
+// beginGiving lets Close wait for a return; false: it has begun, or there are too many.
+func (r *RManager) beginGiving(p *peer) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || p.giving >= maxGiving {
+		return false
+	}
+	p.giving++
+	r.wg.Add(1)
+	return true
+}
+
+func (r *RManager) endGiving(p *peer) {
+	r.mu.Lock()
+	p.giving--
+	r.mu.Unlock()
+	r.wg.Done()
 }
 
 // give keeps the blocks that are asked for as they are.

@@ -13,6 +13,7 @@ import (
 
 const (
 	maxOffloads = 256 // that are queued
+	maxReturns  = 16  // likewise; the scheduler asks for one at a time
 	placers     = 4   // offloads that are placed at a time
 	maxFailures = 10  // calls in a row without an answer before a creditor is given up, if they take deafAfter
 )
@@ -43,32 +44,33 @@ type placed struct {
 // Offload asks for n of a request's oldest blocks to be placed elsewhere, with an instance if one is named; the outcome
 // goes to Home.Moved.
 func (r *RManager) Offload(request kvcache.RequestID, n int, to string) {
-	r.queue(offload{request: request, blocks: n, to: to})
+	r.queue(r.offloads, offload{request: request, blocks: n, to: to})
 }
 
 // Return asks for up to n of a request's blocks to come back from an instance; the outcome goes to Home.Moved.
 func (r *RManager) Return(request kvcache.RequestID, from string, n int) {
-	r.queue(offload{request: request, blocks: n, from: from})
+	r.queue(r.returns, offload{request: request, blocks: n, from: from})
 }
 
-func (r *RManager) queue(o offload) {
+func (r *RManager) queue(to chan<- offload, o offload) {
 	select {
-	case r.offloads <- o:
+	case to <- o:
 	default:
 		r.report(o, placed{}, errBusy)
 	}
 }
 
-func (r *RManager) offloadLoop() {
+// returnLoop is offloadLoop of what comes back: it may take long, and pressure waits for offloads.
+func (r *RManager) returnLoop() { r.moveEach(r.returns, r.bring) }
+
+func (r *RManager) offloadLoop() { r.moveEach(r.offloads, r.place) }
+
+func (r *RManager) moveEach(queue <-chan offload, move func(offload) (placed, error)) {
 	for {
 		select {
 		case <-r.ctx.Done():
 			return
-		case o := <-r.offloads:
-			move := r.place
-			if o.from != "" {
-				move = r.bring
-			}
+		case o := <-queue:
 			done, err := move(o)
 			if err != nil {
 				slog.Debug("a move came to nothing", "request", uint64(o.request), "blocks", o.blocks, "from", o.from, "error", err)
@@ -209,8 +211,8 @@ func (r *RManager) nextTicket() uint64 {
 	return r.number
 }
 
-// copyBlocks moves blocks behind those that lie in the span.
-func (r *RManager) copyBlocks(c creditor, to kvcache.Span, blocks []int32) error {
+// post begins to move blocks behind those that lie in the span; what comes of it is told in the end.
+func (r *RManager) post(c creditor, to kvcache.Span, blocks []int32) (<-chan error, error) {
 	done := make(chan error, 1)
 	ticket := r.nextTicket()
 	r.mu.Lock()
@@ -220,12 +222,21 @@ func (r *RManager) copyBlocks(c creditor, to kvcache.Span, blocks []int32) error
 	}
 	r.mu.Unlock()
 	if over {
-		return errLost
+		return nil, errLost
 	}
 	if err := r.moves.MovePost(c.peer.index, to.Handle, to.Generation, uint32(to.Blocks), blocks, ticket); err != nil {
 		r.mu.Lock()
 		delete(r.tickets, ticket)
 		r.mu.Unlock()
+		return nil, err
+	}
+	return done, nil
+}
+
+// copyBlocks moves blocks behind those that lie in the span.
+func (r *RManager) copyBlocks(c creditor, to kvcache.Span, blocks []int32) error {
+	done, err := r.post(c, to, blocks)
+	if err != nil {
 		return err
 	}
 	// The device reads the blocks until it reports the move, so nothing but its report ends this wait;

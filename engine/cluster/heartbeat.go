@@ -58,7 +58,7 @@ func (r *RManager) heartbeat(address string) error {
 	}
 	number := r.reports.Add(1)
 	load, places := r.home.Report()
-	load.Report, load.Hostable = number, uint32(r.kv.Hostable())
+	load.Report, load.Hostable = number, uint32(r.hostable())
 	r.mu.Lock()
 	load.Starving, load.Links = r.starving, r.transports()
 	r.mu.Unlock()

@@ -43,7 +43,7 @@ func (r *RManager) TryMoveKV(ctx context.Context, req *pb.TryMoveKVRequest) (*pb
 	}
 	return &pb.TryMoveKVReply{
 		Accepted: min(req.Blocks, uint32(len(hosted.Blocks))-req.First), Handle: hosted.Handle, Generation: hosted.Generation,
-		Hostable: uint32(r.kv.Hostable()),
+		Hostable: uint32(r.hostable()),
 	}, nil
 }
 
@@ -128,5 +128,5 @@ func (r *RManager) unhostAll(owner string) {
 }
 
 func (r *RManager) refuse(reason string) *pb.TryMoveKVReply {
-	return &pb.TryMoveKVReply{Reason: reason, Hostable: uint32(r.kv.Hostable())}
+	return &pb.TryMoveKVReply{Reason: reason, Hostable: uint32(r.hostable())}
 }

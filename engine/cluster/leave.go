@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"sync"
+	"time"
 
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
@@ -18,24 +19,42 @@ func (r *RManager) Leave(_ context.Context, req *pb.LeaveRequest) (*pb.LeaveRepl
 	return &pb.LeaveReply{}, nil
 }
 
-// Drain tells the others that this instance is about to leave: it lends no more from here on, and they have their blocks
-// back, as far as they have room.
+// tellEvery is how often those are told that it drains who have not answered, or had no links then.
+const tellEvery = time.Second
+
+// Drain has this instance lend no more, and tells the others that it is about to leave, until Close: they have their blocks
+// back, as far as they have room. It does not wait for them.
 func (r *RManager) Drain() {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.drains = true
-	r.mu.Unlock()
-	r.tell(true)
+	r.spawn(func() {
+		for r.ctx.Err() == nil {
+			r.tell(true)
+			sleep(r.ctx, tellEvery)
+		}
+	})
 }
 
-// sayGoodbye tells the others that this instance leaves.
+// hostable is how many blocks it would host now.
+func (r *RManager) hostable() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.drains {
+		return 0
+	}
+	return r.kv.Hostable()
+}
+
+// sayGoodbye tells the others that this instance leaves. Who cannot be reached will see for itself.
 func (r *RManager) sayGoodbye() { r.tell(false) }
 
-// tell says it to every connected peer. Who cannot be reached will see for itself.
+// tell says that it leaves, or drains, to every connected peer that does not know.
 func (r *RManager) tell(drains bool) {
 	var calls sync.WaitGroup
 	for _, p := range r.snapshot() {
 		r.mu.Lock()
-		up := p.session != 0 || p.serving != 0
+		up := (p.session != 0 || p.serving != 0) && !(drains && p.knows)
 		r.mu.Unlock()
 		if !up {
 			continue
@@ -43,7 +62,10 @@ func (r *RManager) tell(drains bool) {
 		calls.Go(func() {
 			limited, done := r.call()
 			defer done()
-			_, _ = p.client.Leave(limited, &pb.LeaveRequest{Id: r.cfg.ID, Session: r.cfg.Session, Drains: drains})
+			_, err := p.client.Leave(limited, &pb.LeaveRequest{Id: r.cfg.ID, Session: r.cfg.Session, Drains: drains})
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			p.knows = p.knows || drains && err == nil
 		})
 	}
 	calls.Wait()

@@ -49,6 +49,8 @@ type peer struct {
 	gone      bool           // no member any more, or another process under its id
 	left      bool           // it said that it leaves
 	drains    bool           // it said that it will
+	knows     bool           // it was told that this instance will
+	giving    int            // returns to it that are under way
 	hostable  int            // blocks it said it would host
 	told      time.Time      // when it said so
 	shown     bool           // it was in the gManager's last answer

@@ -155,6 +155,7 @@ type RManager struct {
 	drains    bool // it is about to leave
 
 	offloads  chan offload
+	returns   chan offload
 	searches  chan search
 	manager   *grpc.ClientConn // to managerAt; both are the heartbeat goroutine's alone
 	managerAt string
@@ -163,7 +164,7 @@ type RManager struct {
 
 	ctx        context.Context // until Close
 	cancel     context.CancelFunc
-	wg         sync.WaitGroup // all goroutines but moveLoop
+	wg         sync.WaitGroup // all goroutines but moveLoop, and calls that move blocks
 	carriers   sync.WaitGroup // of the set-up of verbs links; they end with these
 	movesEnded chan struct{}  // closed when nobody waits for a move any more
 	moveLoop   sync.WaitGroup
@@ -177,7 +178,7 @@ func NewRManager(cfg Config, kv *kvcache.Manager, dev Device, listener *rdma.Lis
 	cfg.defaults()
 	r := &RManager{
 		cfg: cfg, kv: kv, spans: dev.Spans, moves: dev.Moves, links: dev.Links, rails: dev.Rails, listener: listener, open: rdma.Dial,
-		peers: map[string]*peer{}, tickets: map[uint64]chan error{}, offloads: make(chan offload, maxOffloads), searches: make(chan search, maxSearches), movesEnded: make(chan struct{}),
+		peers: map[string]*peer{}, tickets: map[uint64]chan error{}, offloads: make(chan offload, maxOffloads), returns: make(chan offload, maxReturns), searches: make(chan search, maxSearches), movesEnded: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r
@@ -193,6 +194,7 @@ func (r *RManager) Start(home Home, dir *Directory, leader *Leader) {
 	for range placers {
 		r.spawn(r.offloadLoop)
 	}
+	r.spawn(r.returnLoop)
 	for range searchers {
 		r.spawn(r.searchLoop)
 	}

@@ -36,14 +36,14 @@ func (r *RManager) ShareKV(ctx context.Context, req *pb.ShareKVRequest) (*pb.Sha
 	}
 	hosted, which, err := r.kv.Share(req.Owner, req.Ticket, keys)
 	if err != nil {
-		return &pb.ShareKVReply{Reason: err.Error(), Unknown: errors.Is(err, kvcache.ErrUnknown), Next: r.kv.Lead(text, len(before)), Hostable: uint32(r.kv.Hostable())}, nil
+		return &pb.ShareKVReply{Reason: err.Error(), Unknown: errors.Is(err, kvcache.ErrUnknown), Next: r.kv.Lead(text, len(before)), Hostable: uint32(r.hostable())}, nil
 	}
 	if err = r.spans.SpanShare(p.index, hosted.Handle, hosted.Generation, hosted.Blocks); err != nil {
 		slog.Error("cannot share blocks", "owner", req.Owner, "error", err)
 		r.unhost(hosted, nil)
 		return &pb.ShareKVReply{Reason: err.Error()}, nil
 	}
-	reply := &pb.ShareKVReply{Blocks: uint32(len(which)), Runs: runsOf(which), Handle: hosted.Handle, Generation: hosted.Generation, Hostable: uint32(r.kv.Hostable())}
+	reply := &pb.ShareKVReply{Blocks: uint32(len(which)), Runs: runsOf(which), Handle: hosted.Handle, Generation: hosted.Generation, Hostable: uint32(r.hostable())}
 	n := 0 // of the first ones
 	for n < len(which) && int(which[n]) == n {
 		n++

@@ -53,8 +53,9 @@ func (m *Manager) away(r *request, there func(Span) bool) int {
 	return -1
 }
 
-// BeginReturn takes free blocks for up to n of a request's that lie with an instance, behind the device's peer: the last of
-// its last span there. The request's table stays as it is until EndReturn. It returns ErrNoRoom where not one can be taken.
+// BeginReturn takes free blocks for n of a request's that lie with an instance, behind the device's peer, or for all of its last
+// span there: the last ones of that. The request's table stays as it is until EndReturn. It returns ErrNoRoom where fewer are
+// free beside what running requests take soon (SetDemand).
 func (m *Manager) BeginReturn(id RequestID, instance string, peer uint32, n int) (Return, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -67,8 +68,8 @@ func (m *Manager) BeginReturn(id RequestID, instance string, peer uint32, n int)
 		return Return{}, fmt.Errorf("cannot bring %d blocks of request %d back from %s: it has none there, or a move in flight: %w", n, id, instance, ErrState)
 	}
 	from := r.spans[at]
-	n = min(n, from.Blocks, m.available())
-	if n < 1 || len(m.unused) == 0 {
+	n = min(n, from.Blocks)
+	if n > m.available()-m.demand || len(m.unused) == 0 {
 		return Return{}, fmt.Errorf("cannot bring blocks of request %d back from %s: %w", id, instance, ErrNoRoom)
 	}
 	blocks := slices.Clone(m.take(n))

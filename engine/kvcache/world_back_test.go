@@ -37,16 +37,16 @@ func (w *world) fetch(t *rapid.T) {
 	if where != "" && where != name(at) {
 		t.Fatalf("%d blocks are away at %s, and not at %s", away, where, name(at))
 	}
-	free, owned := m.Counts().Free, m.Counts().Owned
+	free, owned := m.Counts().Free-m.demand, m.Counts().Owned
 	ret, err := m.BeginReturn(id, name(at), w.born[at], n)
 	if err != nil {
-		if !errors.Is(err, ErrNoRoom) && away > 0 || errors.Is(err, ErrNoRoom) && free > 0 && len(m.unused) > 0 {
+		if !errors.Is(err, ErrNoRoom) && away > 0 || errors.Is(err, ErrNoRoom) && free >= min(n, away) && len(m.unused) > 0 {
 			t.Fatalf("%d blocks are away, %d are free: %v", away, free, err)
 		}
 		return
 	}
 	blocks := ret.Into.Blocks
-	if k := m.Counts(); len(blocks) != min(n, away, free) || ret.First+len(blocks) != ret.From.Blocks || k.Owned != owned+len(blocks) {
+	if k := m.Counts(); len(blocks) != min(n, away) || ret.First+len(blocks) != ret.From.Blocks || k.Owned != owned+len(blocks) {
 		t.Fatalf("%d of %d blocks come back as %+v; %d were owned: %+v", n, away, ret, owned, k)
 	}
 	if _, err := m.BeginReturn(id, name(at), w.born[at], n); !errors.Is(err, ErrState) {

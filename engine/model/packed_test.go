@@ -120,7 +120,9 @@ func (d *drawn) entries() map[string]*entry {
 	return list
 }
 
-func (d *drawn) slot() slot { return slot{name: "m.weight", role: Gate, expert: -1, shape: []int64{int64(d.n), int64(d.k)}} }
+func (d *drawn) slot() slot {
+	return slot{name: "m.weight", role: Gate, expert: -1, shape: []int64{int64(d.n), int64(d.k)}}
+}
 
 // Whatever was packed comes out again, number by number.
 func TestPacked(t *testing.T) {

@@ -183,7 +183,9 @@ func (n *Node) Close(ctx context.Context) {
 	if n.reg != nil {
 		n.reg.Close()
 	}
-	n.rman.Drain()
+	if !n.broken {
+		n.rman.Drain()
+	}
 	if n.eng != nil {
 		if err := n.eng.Drain(ctx); err != nil {
 			slog.Warn("cannot finish all requests", "error", err)

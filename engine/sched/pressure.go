@@ -37,12 +37,14 @@ func (s *Scheduler) pressure(view View) {
 	short := target - counts.Free
 	s.kv.SetDemand(target)
 	s.kv.SetPressure(counts.Lent > 0 || short > 0)
-	short += s.comingBack(view)
 	for _, r := range s.running {
 		short -= r.moving
 	}
+	// What is to come home is no reason to move blocks of the same request away.
+	home := s.comingBack(view) + min(short, 0)
+	short = max(short, 0)
 	peers := view.PeersFree
-	if short <= 0 || peers <= 0 {
+	if short+home <= 0 || peers <= 0 {
 		return
 	}
 	s.order = append(s.order[:0], s.running...)
@@ -57,8 +59,11 @@ func (s *Scheduler) pressure(view View) {
 		return cmp.Compare(s.kv.Size(b.ID).Local, s.kv.Size(a.ID).Local)
 	})
 	for _, r := range s.order {
-		if short <= 0 || peers <= 0 {
+		if short+home <= 0 || peers <= 0 {
 			return
+		}
+		if short <= 0 && s.isAway(r, view) {
+			continue
 		}
 		size := s.kv.Size(r.ID)
 		if r.moving > 0 || r.returning > 0 || r.cooldown > 0 || size.Movable == 0 {
@@ -67,7 +72,7 @@ func (s *Scheduler) pressure(view View) {
 		// A batch is larger than the need of the moment, so that moves are few; small enough to end soon.
 		n := min(s.cfg.MaxOffload, max(1, size.Local/4), size.Movable, peers)
 		r.moving = n
-		short -= n
+		short, home = max(0, short-n), home-max(0, n-short)
 		peers -= n
 		s.plan.Offloads = append(s.plan.Offloads, Offload{Request: r.ID, Blocks: n})
 	}

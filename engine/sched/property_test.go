@@ -62,16 +62,16 @@ func (c *simCluster) operate() {
 		c.step(i)
 	case k < 75:
 		c.heartbeat(i)
-	case k < 86:
+	case k < 91:
 		if len(n.moves) > 0 {
 			c.advance(i, n.moves[c.IntN(len(n.moves))], c.IntN(4) == 0)
 		}
-	case k < 90:
+	case k < 92:
 		if len(n.returns) > 0 {
 			c.comeBack(i, n.returns[c.IntN(len(n.returns))], c.IntN(4) == 0)
+		} else {
+			c.leave(i, c.IntN(4) == 0)
 		}
-	case k < 92:
-		c.leave(i, c.IntN(4) > 0)
 	case k < 94:
 		c.answer(i)
 	case k < 95:

@@ -186,7 +186,7 @@ func (s *Scheduler) admit(view View, left *room) {
 		if !ok {
 			continue
 		}
-		free := s.kv.Free()
+		free := s.kv.Free() - s.returning()
 		lack := blocksOf(r.Tokens, s.kv.BlockSize()) + 1 - found.Found - (free + view.PeersFree - s.outstanding())
 		// What others have of it takes no room here, so it may begin where there is none for all of it.
 		if !s.anyStalled() && free >= 1 && lack <= s.mayFind(r) && s.searches(r) {
