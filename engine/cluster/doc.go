@@ -11,6 +11,7 @@
 //	rmanager.go    an instance's KV blocks towards others: its parts, what it knows of the cluster
 //	borrow.go      room with creditors: asking for it, moving blocks there
 //	release.go     giving room back
+//	back.go        having blocks back from instances that are about to leave, and giving them back
 //	movekv.go      moves that the gManager plans, at the homes of the requests
 //	search.go      finding what a request begins with in the pools of others
 //	host.go        the other side: reserving room for others' blocks, and freeing it
@@ -20,7 +21,7 @@
 //	assist.go      the other side: joining another one's
 //	peers.go       links to every other instance, their set-up, loss and return
 //	improve.go     more rails, and a better transport where one can be had again
-//	leave.go       the end of links on purpose
+//	leave.go       the end of links on purpose, and what is told before it
 //	connect.go     what carries the set-up of verbs links
 //	accept.go      the other side of the links
 //	auth.go        what every gRPC connection between processes has
