@@ -1,4 +1,4 @@
-/* The inside of loading: what weights.c and expert_weights.c share. */
+/* The inside of loading: what weights.c, take.c and expert_weights.c share. */
 #ifndef INF_MODEL_WEIGHTS_IMPL_H
 #define INF_MODEL_WEIGHTS_IMPL_H
 
@@ -21,6 +21,10 @@ typedef struct gathered {
     int32_t becomes; /* of the matrix */
     int32_t cut;     /* ROWS or NONE */
 } gathered;
+
+/* One vector, or a part of one that ranks share, into f32 at *dst [total]: of every rank's share of
+ * total from index at / ranks on. */
+int inf_take_vector(float **dst, int64_t total, int64_t at, int32_t ranks, const incoming *in);
 
 /* A whole matrix into *dst. */
 int inf_take_matrix(const inf_weights *w, void **dst, int32_t dtype, int32_t cut,
