@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/valyala/fasthttp"
 
@@ -63,7 +62,7 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 	if len(tokens) == 0 {
 		return nil, badRequest("messages", "the messages make an empty prompt.")
 	}
-	if tokens, err = s.truncate(&req.common, tokens, 0, 0, 1); err != nil { // what fits is answered
+	if tokens, err = s.truncate(&req.common, tokens, 0, 0, max(1, req.most)); err != nil { // what fits is answered
 		return nil, err
 	}
 	if req.object == "" {
@@ -118,15 +117,28 @@ func (s *Server) render(c *conversation, tools json.RawMessage) (string, error) 
 		}
 		vars["tools"] = tools
 	}
+	mark := ""
+	if c.ContinueFinal {
+		// The last message ends with a mark, where the text is cut: its words may be in what the template puts behind it.
+		last := &messages[len(messages)-1]
+		if mark = newID(); strings.TrimSpace(last.Content) == "" {
+			return "", errNothingToContinue
+		}
+		last.Content += mark
+	}
 	text, err := s.tok.ApplyChat(messages, !c.ContinueFinal && orDefault(c.AddGenerationPrompt, true), vars)
 	if err != nil {
 		return "", badRequest("messages", "cannot apply the chat template: %v", err)
 	}
-	if c.ContinueFinal {
-		return cutAfter(text, messages[len(messages)-1].Content)
+	if at := strings.LastIndex(text, mark); c.ContinueFinal && at >= 0 {
+		return text[:at], nil
+	} else if c.ContinueFinal {
+		return "", errNothingToContinue
 	}
 	return text, nil
 }
+
+var errNothingToContinue = badRequest("continue_final_message", "continue_final_message needs a last message that the chat template shows.")
 
 // list checks the messages and makes the template's of them. An assistant's may go without content, which is then empty, as
 // in vLLM: agents send back what they got, such as a call of tools, a refusal, or an answer that ended before its first word.
@@ -174,18 +186,4 @@ func (c *conversation) templateVars() (map[string]any, error) {
 	maps.Copy(vars, c.TemplateVars)
 	vars["reasoning_effort"] = c.ReasoningEffort
 	return vars, nil
-}
-
-// cutAfter ends a rendered chat with its last message, whose turn is then not closed. Templates may trim
-// messages: then blanks at the message's end are lost.
-func cutAfter(rendered, last string) (string, error) {
-	at := strings.LastIndex(rendered, strings.TrimSpace(last))
-	if strings.TrimSpace(last) == "" || at < 0 {
-		return "", badRequest("continue_final_message", "continue_final_message needs a last message that the chat template shows.")
-	}
-	whole := strings.TrimLeftFunc(last, unicode.IsSpace)
-	if !strings.HasPrefix(rendered[at:], whole) {
-		whole = strings.TrimSpace(last)
-	}
-	return rendered[:at+len(whole)], nil
 }

@@ -336,11 +336,13 @@ func TestContinueFinalMessage(t *testing.T) {
 	messages[1]["content"] = "  "
 	delete(body, "add_generation_prompt")
 	wantError(t, a.post("/v1/chat/completions", body.String()), 400, "BadRequestError", "continue_final_message")
-	for _, x := range []struct{ rendered, last, want string }{
-		{"<a>hello <end>", " hello ", "<a>hello "}, {"<a>hello<end>", "hello ", "<a>hello"}, {"hello<a>hello<end>", "hello", "hello<a>hello"},
-	} {
-		if got, err := cutAfter(x.rendered, x.last); got != x.want || err != nil {
-			t.Errorf("%q after %q: %q %v", x.rendered, x.last, got, err)
+	// What the template puts behind a message has such words too.
+	for _, last := range []string{"end", "e", "<", "|", "eot_id", "<|", "The word is e"} {
+		messages[1]["content"] = last
+		a.ok("/v1/chat/completions", body.String(), &out)
+		got := tok.Decode(b.last(t).Prompt, false)
+		if strings.Count(got, "<|eot_id|>") != 1 || !strings.HasSuffix(got, "<|end_header_id|>\n\n"+last) {
+			t.Errorf("%q: prompt %q", last, got)
 		}
 	}
 }

@@ -1,6 +1,9 @@
 package server
 
-import "bufio"
+import (
+	"bufio"
+	"strings"
+)
 
 // messageEvents writes the events of a streamed answer. Each has its kind twice, as its name and in its data.
 type messageEvents struct {
@@ -40,7 +43,7 @@ func (st *messageEvents) end() {
 
 // fail sends the error, which is the last event.
 func (st *messageEvents) fail(err error) {
-	body := asError(err).messageBody("req_" + newID())
+	body := asError(err).messageBody("req_" + strings.TrimPrefix(st.m.p.answer.id, "msg_"))
 	b := append(append(append(st.buf[:0], "event: error\ndata: "...), body...), "\n\n"...)
 	_, _ = st.w.Write(b)
 	_ = st.w.Flush()

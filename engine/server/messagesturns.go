@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -33,6 +34,9 @@ func (r *messageRequest) takeTurns(chat *chatRequest) error {
 	if isNull(orNull(r.Messages)) || json.Unmarshal(r.Messages, &list) != nil {
 		return badRequest("messages", "messages must be a list of messages.")
 	}
+	if len(list) > maxBlocks {
+		return badRequest("messages", "there may be at most %d messages, got %d.", maxBlocks, len(list))
+	}
 	t := messageTurns{turns: turns{calls: map[string]bool{}}, late: r.lateSystem}
 	if !isNull(orNull(r.System)) {
 		blocks, err := readBlocks("system", r.System, "text")
@@ -57,6 +61,13 @@ func (r *messageRequest) takeTurns(chat *chatRequest) error {
 	goesOn, err := t.last()
 	if err != nil {
 		return badRequest("messages", "cannot go on from the last message: %v.", err)
+	}
+	if !slices.ContainsFunc(t.messages, func(m chatMessage) bool { return m.Role != "system" }) {
+		return badRequest("messages", "messages must have at least one message of a user's.")
+	}
+	choice := unquote(chat.ToolChoice)
+	if goesOn && (!isUnset(chat.ResponseFormat) || choice != "" && choice != "auto" && choice != "none") {
+		return badRequest("messages", "a last message of the assistant's cannot be gone on with where the answer has a form, or must be a call.")
 	}
 	chat.Messages, chat.ContinueFinal = t.messages, goesOn
 	return nil
@@ -191,6 +202,9 @@ func (t *messageTurns) last() (goesOn bool, err error) {
 	return goesOn, nil
 }
 
+// maxBlocks is how many messages there may be, and blocks of each: as with Anthropic's messages.
+const maxBlocks = 100_000
+
 // readBlocks reads a field that is a string or a list of blocks, of these types. Each of type text has one.
 func readBlocks(field string, raw json.RawMessage, kinds ...string) ([]inputBlock, error) {
 	raw = orNull(raw)
@@ -203,13 +217,16 @@ func readBlocks(field string, raw json.RawMessage, kinds ...string) ([]inputBloc
 	if isNull(raw) || json.Unmarshal(raw, &list) != nil {
 		return nil, fmt.Errorf("its %s must be a string or a list of blocks", field)
 	}
-	blocks := make([]inputBlock, len(list))
+	if len(list) > maxBlocks {
+		return nil, fmt.Errorf("its %s may have at most %d blocks, and has %d", field, maxBlocks, len(list))
+	}
+	var blocks []inputBlock // grows with what is read: most lists of a hostile length are none of blocks
 	for i, one := range list {
 		b, err := readBlock(one, kinds)
 		if err != nil {
 			return nil, fmt.Errorf("its %s[%d] %w", field, i, err)
 		}
-		blocks[i] = b
+		blocks = append(blocks, b)
 	}
 	return blocks, nil
 }

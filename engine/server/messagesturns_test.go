@@ -226,3 +226,15 @@ func TestMessageThoughts(t *testing.T) {
 		t.Errorf("%q", prompts)
 	}
 }
+
+// Lists of any length are no reason to take memory for as many blocks.
+func TestMessagesAreFew(t *testing.T) {
+	many := json.RawMessage("[0" + strings.Repeat(",0", maxBlocks) + "]")
+	if _, err := readBlocks("content", many, "text"); err == nil || !strings.Contains(err.Error(), "at most 100000 blocks") {
+		t.Errorf("blocks: %v", err)
+	}
+	r := messageRequest{Messages: many}
+	if err := r.takeTurns(&chatRequest{}); err == nil || !strings.Contains(err.Error(), "at most 100000 messages") {
+		t.Errorf("messages: %v", err)
+	}
+}
