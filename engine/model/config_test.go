@@ -247,6 +247,8 @@ func TestRefuseConfig(t *testing.T) {
 		{llama, compressed(nil, fields{"config_groups": fields{"a": fields{}, "b": fields{}}}), "config_groups", true},
 		{llama, compressed(nil, fields{"config_groups": fields{"a": fields{"targets": 1}}}), "config_groups|weights is missing", false},
 		{llama, compressed(nil, fields{"kv_cache_scheme": fields{"num_bits": 8}}), "kv_cache_scheme", true},
+		{llama, compressed(nil, fields{"transform_config": fields{"config_groups": fields{"R3": 1}}}), "transform_config|rotations", true},
+		{llama, compressed(nil, fields{"sparsity_config": fields{"format": "sparse-24-bitmask"}}), "sparsity_config", true},
 		{llama, compressed(fields{"num_bits": 8}, nil), "num_bits|8", true},
 		{llama, compressed(fields{"type": "float"}, nil), "type|float", true},
 		{llama, compressed(fields{"strategy": "tensor"}, nil), "strategy|tensor", true},

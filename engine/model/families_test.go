@@ -213,3 +213,15 @@ func TestFromF16(t *testing.T) {
 		t.Error("infinities or NaN")
 	}
 }
+
+// The positions of Gemma 3 have its linear scaling in them already: it is served to no more of them.
+func TestGemma3IsNotStretched(t *testing.T) {
+	m, _ := openGolden(t, "gemma3")
+	c := m.Config
+	if c.Rope.Type != "linear" || c.Rope.Factor <= 1 {
+		t.Fatalf("the reference model's rope is %+v", c.Rope)
+	}
+	if got := c.LongestLen(); got != c.MaxPositions {
+		t.Errorf("%d tokens, and %d positions", got, c.MaxPositions)
+	}
+}

@@ -106,6 +106,12 @@ func (c *Quantized) compressed(q *object) {
 	if q.has("kv_cache_scheme") {
 		q.refuse("quantization_config: kv_cache_scheme", "quantized KV")
 	}
+	if x := q.object("transform_config"); x != nil {
+		q.refuse("quantization_config: transform_config", "rotations")
+	}
+	if x := q.object("sparsity_config"); x != nil && x.stringOr("format", "") != "dense" {
+		q.refuse("quantization_config: sparsity_config", "weights that are left out")
+	}
 	for name := range groups.m {
 		if err := c.scheme(groups.object(name)); q.err == nil {
 			q.err = cmp.Or(groups.err, err)

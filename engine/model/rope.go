@@ -251,12 +251,14 @@ func (c *Config) rotated() int {
 
 // LongestLen is how many tokens of prompt and answer the model can be asked for: MaxPositions, or more where scaling
 // stretches that. Linear and yarn are taken for vLLM's way of using them, by an entry in config.json beside the
-// max_position_embeddings of pretraining; llama3 comes with the stretched number there.
+// max_position_embeddings of pretraining; llama3 comes with the stretched number there, and so does Gemma 3's linear.
 func (c *Config) LongestLen() int {
 	stretched := 0.0
 	switch c.Rope.Type {
 	case "linear":
-		stretched = float64(c.MaxPositions) * c.Rope.Factor
+		if c.LocalTheta == 0 {
+			stretched = float64(c.MaxPositions) * c.Rope.Factor
+		}
 	case "yarn":
 		stretched = float64(c.Rope.OriginalMaxPositions) * c.Rope.Factor
 	}

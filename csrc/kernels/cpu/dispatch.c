@@ -25,10 +25,6 @@ static int cpu_has_avx512_bf16(void) {
 #else
 static int cpu_has_avx2(void) { return 0; }
 static int cpu_has_avx512(void) { return 0; }
-static int cpu_has_avx512_vnni(void) {
-    return cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
-}
-
 static int cpu_has_avx512_vnni(void) { return 0; }
 static int cpu_has_avx512_bf16(void) { return 0; }
 #endif
