@@ -368,6 +368,11 @@ func poolFlag(t *testing.T, blocks int) string {
 // sameAnswer compares tokens exactly and log probabilities to 1e-4.
 func sameAnswer(t *testing.T, want, got answer) {
 	t.Helper()
+	sameWithin(t, 1e-4, want, got)
+}
+
+func sameWithin(t *testing.T, most float64, want, got answer) {
+	t.Helper()
 	if got.status != 200 {
 		t.Fatalf("status %d: %s", got.status, got.message)
 	}
@@ -375,7 +380,7 @@ func sameAnswer(t *testing.T, want, got answer) {
 		t.Fatalf("tokens differ:\n%q\n%q", want.tokens, got.tokens)
 	}
 	for i := range want.lps {
-		if d := want.lps[i] - got.lps[i]; math.Abs(d) > 1e-4 {
+		if d := want.lps[i] - got.lps[i]; math.Abs(d) > most {
 			t.Fatalf("log probability %d: %g and %g", i, want.lps[i], got.lps[i])
 		}
 	}
