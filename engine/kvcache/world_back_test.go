@@ -3,7 +3,9 @@ package kvcache
 import (
 	"errors"
 	"maps"
+	"math/rand/v2"
 	"slices"
+	"testing"
 
 	"pgregory.net/rapid"
 )
@@ -20,6 +22,9 @@ type comeback struct {
 // fetch begins to bring blocks of a request back.
 func (w *world) fetch(t *rapid.T) {
 	i, id, l := w.pick(t)
+	for k := 0; k < 10 && !l.closed && len(w.pools[i].requests[id].spans) < 2; k++ {
+		i, id, l = w.pick(t) // one that has a middle
+	}
 	if l.closed {
 		return
 	}
@@ -139,4 +144,34 @@ func (w *world) cutOff(t *rapid.T, i, d int) {
 			w.endBack(t, i, id, w.IntN(2) == 0)
 		}
 	}
+}
+
+// Blocks come back all the time, from the end of tables and out of the middle of them, while requests grow, move and end, and
+// processes die.
+func TestRandomReturns(t *testing.T) {
+	often := []operation{
+		{"open", 3, (*world).open}, {"append", 12, (*world).append}, {"begin", 20, (*world).begin}, {"end", 20, (*world).end},
+		{"fetch", 20, (*world).fetch}, {"fetched", 16, (*world).fetched}, {"cancel", 1, (*world).cancel}, {"preempt", 1, (*world).preempt},
+		{"recover", 2, (*world).recover}, {"die", 1, (*world).die},
+	}
+	returned, turned := 0, 0
+	rapid.Check(t, func(t *rapid.T) {
+		w := &world{Rand: rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)), names: map[Span]bool{}, least: 20}
+		w.inOrder = w.IntN(4) == 0
+		for i := range 3 {
+			w.pools, w.born, w.live = append(w.pools, nil), append(w.born, 0), append(w.live, nil)
+			w.holds = append(w.holds, nil)
+			w.start(t, i)
+		}
+		for range 300 {
+			w.step(t, often)
+			w.check(t)
+		}
+		w.finish(t)
+		returned, turned = returned+w.returned, turned+w.turned
+	})
+	if returned == 0 {
+		t.Error("no block ever came back")
+	}
+	t.Logf("blocks came back %d times, %d times from the middle of a table", returned, turned)
 }
