@@ -65,13 +65,17 @@ func (c *simCluster) follows(n *simNode, id kvcache.RequestID, order []int32) []
 
 // scatter leaves every other run of a family's text with a node, as a wave does.
 func (c *simCluster) scatter(i int) {
-	n, family := c.nodes[i], c.IntN(3)
+	c.leaveRuns(i, c.IntN(3), 1+c.IntN(12), 1+c.IntN(3), c.IntN(6))
+}
+
+// leaveRuns leaves so many blocks of a family's text, of every other run behind those that it skips.
+func (c *simCluster) leaveRuns(i, family, blocks, run, skip int) {
+	n := c.nodes[i]
 	keys := (&simRequest{family: family, tokens: 40 * simBlock}).keys()
-	h, err := n.kv.Host("wave", 0, 1+c.IntN(12))
+	h, err := n.kv.Host("wave", 0, blocks)
 	if err != nil {
 		return
 	}
-	run, skip := 1+c.IntN(3), c.IntN(6)
 	var some []kvcache.Key
 	for at := skip; len(some) < len(h.Blocks) && at < len(keys); at++ {
 		if (at-skip)/run%2 == 0 {

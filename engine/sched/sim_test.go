@@ -101,12 +101,18 @@ func (c *simCluster) start(i, blocks int) {
 
 // add gives a node a request of so many tokens, which ends with end tokens.
 func (c *simCluster) add(i, prompt, end int) kvcache.RequestID {
+	family := c.IntN(3)
+	if c.IntN(2) == 0 {
+		family = 4 + int(c.nextID)
+	}
+	return c.addOf(i, family, prompt, end)
+}
+
+// addOf is add of one of a family.
+func (c *simCluster) addOf(i, family, prompt, end int) kvcache.RequestID {
 	c.nextID++
 	c.clock++
-	r := &simRequest{arrival: c.clock, family: c.IntN(3), tokens: prompt, end: end}
-	if c.IntN(2) == 0 {
-		r.family = 3 + int(c.nextID)
-	}
+	r := &simRequest{arrival: c.clock, family: family, tokens: prompt, end: end}
 	if err := c.nodes[i].s.Add(Request{ID: c.nextID, Arrival: r.arrival, Tokens: prompt, Keys: r.keys(), Near: c.near()}); err != nil {
 		c.t.Fatal(err)
 	}
