@@ -29,6 +29,16 @@ func lends(t *testing.T, home *instance, blocks int) (engine.Stream, engine.Even
 	return s, ev
 }
 
+// goesOn lets the request of lends end: with the right answer, after so many blocks came home and it was computed anew so often.
+func (n *instance) goesOn(t *testing.T, s engine.Stream, ev engine.Event, returned, recoveries uint64) {
+	t.Helper()
+	n.hold.Store(false)
+	sameRest(t, s, ev, 1, 200, 250)
+	if st := n.eng.Stats(); st.ReturnedBlocks != returned || st.Recoveries != recoveries {
+		t.Errorf("%+v", st)
+	}
+}
+
 // An instance that is about to leave gives back what others have there, while these go on; then nobody misses it.
 func TestBlocksComeHome(t *testing.T) {
 	for _, transport := range []rdma.Transport{rdma.SHM, rdma.TCP} {
@@ -42,12 +52,8 @@ func TestBlocksComeHome(t *testing.T) {
 				t.Errorf("the other one has %+v", c)
 			}
 			nodes[1].stop()
-			home.hold.Store(false)
-			sameRest(t, s, ev, 1, 200, 250)
+			home.goesOn(t, s, ev, 15, 0)
 			settled(t, home, nodes[2])
-			if st := home.eng.Stats(); st.ReturnedBlocks != 15 || st.Recoveries != 0 {
-				t.Errorf("%+v", st)
-			}
 		})
 	}
 }
@@ -86,12 +92,8 @@ func TestReturnsAreLost(t *testing.T) {
 	if calls.Load() < 2 {
 		t.Errorf("%d calls failed", calls.Load())
 	}
-	home.hold.Store(false)
-	sameRest(t, s, ev, 1, 200, 250)
+	home.goesOn(t, s, ev, 15, 0)
 	settled(t, nodes...)
-	if st := home.eng.Stats(); st.ReturnedBlocks != 15 || st.Recoveries != 0 {
-		t.Errorf("%+v", st)
-	}
 }
 
 // The one that leaves dies over it: the request is computed anew.
@@ -118,12 +120,8 @@ func TestReturnIsCutOff(t *testing.T) {
 		}
 	})
 	nodes[1].stop()
-	home.hold.Store(false)
-	sameRest(t, s, ev, 1, 200, 250)
+	home.goesOn(t, s, ev, 0, 1)
 	settled(t, home, nodes[2])
-	if st := home.eng.Stats(); st.ReturnedBlocks != 0 || st.Recoveries != 1 {
-		t.Errorf("%+v", st)
-	}
 }
 
 // Whatever asks for blocks that makes no sense is refused, and nothing is read or kept for it.

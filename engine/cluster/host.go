@@ -49,10 +49,7 @@ func (r *RManager) TryMoveKV(ctx context.Context, req *pb.TryMoveKVRequest) (*pb
 
 // admits says why a debtor's call over links that are served gets no span. The caller holds the peer's hostMu.
 func (r *RManager) admits(ctx context.Context, p *peer, ticket uint64, opens bool) (reason string, err error) {
-	r.mu.Lock()
-	drains := r.drains
-	r.mu.Unlock()
-	if drains {
+	if r.isDraining() {
 		return "this instance is about to leave", nil
 	}
 	if r.upgrades(p) {

@@ -38,12 +38,16 @@ func (r *RManager) Drain() {
 
 // hostable is how many blocks it would host now.
 func (r *RManager) hostable() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.drains {
+	if r.isDraining() {
 		return 0
 	}
 	return r.kv.Hostable()
+}
+
+func (r *RManager) isDraining() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.drains
 }
 
 // sayGoodbye tells the others that this instance leaves. Who cannot be reached will see for itself.

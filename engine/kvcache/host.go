@@ -29,6 +29,9 @@ type hostSlot struct {
 	keys       []Key     // Unhost's, then
 }
 
+// isOf says whether it is a span of the owner's.
+func (s *hostSlot) isOf(owner string) bool { return s.blocks != nil && !s.over && s.owner == owner }
+
 // SetPressure says that own requests are short of blocks, or that they borrow: nothing is lent then.
 func (m *Manager) SetPressure(on bool) {
 	m.mu.Lock()
@@ -156,7 +159,7 @@ func (m *Manager) HostedOf(owner string) []Hosted {
 	defer m.mu.Unlock()
 	var out []Hosted
 	for h := range m.slots {
-		if s := &m.slots[h]; s.blocks != nil && !s.over && s.owner == owner {
+		if m.slots[h].isOf(owner) {
 			out = append(out, m.view(uint32(h)))
 		}
 	}
@@ -169,7 +172,7 @@ func (m *Manager) HandlesOf(owner string) []Hosted {
 	defer m.mu.Unlock()
 	var out []Hosted
 	for h := range m.slots {
-		if s := &m.slots[h]; s.blocks != nil && !s.over && s.owner == owner {
+		if s := &m.slots[h]; s.isOf(owner) {
 			out = append(out, Hosted{Owner: owner, Tag: s.tag, Handle: uint32(h), Generation: s.generation, Shared: s.shared})
 		}
 	}
@@ -180,7 +183,7 @@ func (m *Manager) HandlesOf(owner string) []Hosted {
 func (m *Manager) slot(owner string, handle, generation uint32) (*hostSlot, error) {
 	if int64(handle) < int64(len(m.slots)) {
 		s := &m.slots[handle]
-		if s.blocks != nil && !s.over && s.owner == owner && s.generation == generation {
+		if s.isOf(owner) && s.generation == generation {
 			return s, nil
 		}
 	}

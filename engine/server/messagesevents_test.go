@@ -43,17 +43,9 @@ type gotMessageError struct {
 
 func readMessageEvents(t testing.TB, all string) (events []gotMessageEvent) {
 	t.Helper()
-	if !strings.HasSuffix(all, "\n\n") {
-		t.Fatalf("torn: %q", all)
-	}
-	for _, one := range strings.Split(strings.TrimSuffix(all, "\n\n"), "\n\n") {
-		name, data, ok := strings.Cut(one, "\n")
-		data, isData := strings.CutPrefix(data, "data: ")
-		if !ok || !isData || strings.Contains(data, "\n") {
-			t.Fatalf("no event: %q", one)
-		}
+	for _, one := range namedEvents(t, all) {
 		var e gotMessageEvent
-		if strict(t, []byte(data), &e); name != "event: "+e.Type {
+		if strict(t, []byte(one.data), &e); one.name != e.Type {
 			t.Fatalf("%q", one)
 		}
 		events = append(events, e)

@@ -49,21 +49,33 @@ func (a *api) events(body obj) []gotEvent {
 
 func readEvents(t testing.TB, all string) (events []gotEvent) {
 	t.Helper()
-	if !strings.HasSuffix(all, "\n\n") {
-		t.Fatalf("torn: %q", all)
-	}
-	for i, one := range strings.Split(strings.TrimSuffix(all, "\n\n"), "\n\n") {
-		name, data, ok := strings.Cut(one, "\n")
-		data, isData := strings.CutPrefix(data, "data: ")
-		if !ok || !isData || strings.Contains(data, "\n") {
-			t.Fatalf("no event: %q", one)
-		}
+	for i, one := range namedEvents(t, all) {
 		var e gotEvent
-		strict(t, []byte(data), &e)
-		if name != "event: "+e.Type || e.Number == nil || *e.Number != i {
+		strict(t, []byte(one.data), &e)
+		if one.name != e.Type || e.Number == nil || *e.Number != i {
 			t.Fatalf("event %d: %q", i, one)
 		}
 		events = append(events, e)
+	}
+	return events
+}
+
+type namedEvent struct{ name, data string }
+
+// namedEvents are those of a stream in which each has a name and a line of data, and nothing else.
+func namedEvents(t testing.TB, all string) (events []namedEvent) {
+	t.Helper()
+	if !strings.HasSuffix(all, "\n\n") {
+		t.Fatalf("torn: %q", all)
+	}
+	for _, one := range strings.Split(strings.TrimSuffix(all, "\n\n"), "\n\n") {
+		name, data, ok := strings.Cut(one, "\n")
+		name, isName := strings.CutPrefix(name, "event: ")
+		data, isData := strings.CutPrefix(data, "data: ")
+		if !ok || !isName || !isData || strings.Contains(data, "\n") {
+			t.Fatalf("no event: %q", one)
+		}
+		events = append(events, namedEvent{name, data})
 	}
 	return events
 }
