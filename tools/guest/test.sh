@@ -169,7 +169,7 @@ in_guest() {
     rdma resource show >"$OUT/objects.before"
     cd "$repo/engine/cmd/infinite"
     for test in $("$build/bin/infinite.test" -test.list '^TestVerbs'); do
-        suite "cluster-${test#TestVerbs}" 600 "$build/bin/infinite.test" -test.v -test.run "^$test\$"
+        suite "cluster-${test#TestVerbs}" 900 "$build/bin/infinite.test" -test.v -test.run "^$test\$"
     done
     suite nothing-left 30 "$here/test.sh" nothing-left
     [ -z "$failed" ] || fail "pass:$failed"
