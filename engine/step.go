@@ -204,8 +204,9 @@ func (e *Engine) step() error {
 func (e *Engine) collect(began time.Time) {
 	st := e.dev.Step()
 	now := time.Now()
+	e.countPrompt(st)
 	var lost []int32
-	prompt, generated := 0, 0
+	generated := 0
 	work, whole := e.work(st, now.Sub(began)), true
 	for i := range e.share {
 		sh := &e.share[i]
@@ -222,7 +223,6 @@ func (e *Engine) collect(began time.Time) {
 			continue
 		}
 		seq := st.Seqs[i]
-		prompt += max(0, min(int(seq.Pos0+seq.NTokens), len(sh.r.Prompt))-int(seq.Pos0))
 		generated += e.take(st, sh, &seq, began, now)
 	}
 	e.mu.Lock()
@@ -231,7 +231,6 @@ func (e *Engine) collect(began time.Time) {
 	}
 	e.stats.Steps++
 	e.stats.StepTime += now.Sub(began)
-	e.stats.PromptTokens += uint64(prompt)
 	e.stats.GeneratedTokens += uint64(generated)
 	e.rate.roll(now)
 	e.rate.tokens += uint64(generated)
@@ -239,6 +238,20 @@ func (e *Engine) collect(began time.Time) {
 	for _, p := range lost {
 		e.lender.PeerIndexLost(int(p))
 	}
+}
+
+// countPrompt counts the prompt tokens that the step computed: before anybody hears of the step, so that whoever has an
+// answer, or finds the blocks of an instance that assisted free, finds them counted.
+func (e *Engine) countPrompt(st *batch.Step) {
+	n := 0
+	for i := range e.share {
+		if seq := &st.Seqs[i]; st.SeqOut[i].Status == batch.StatusOK {
+			n += max(0, min(int(seq.Pos0+seq.NTokens), len(e.share[i].r.Prompt))-int(seq.Pos0))
+		}
+	}
+	e.mu.Lock()
+	e.stats.PromptTokens += uint64(n)
+	e.mu.Unlock()
 }
 
 // take reads one request's rows, and returns how many tokens came of them.
