@@ -39,6 +39,9 @@ static void check_give(int32_t dtype, int32_t rows, int32_t heads, int32_t head_
     out.early = some_early();
     launch_runs(out, inf_cuda_give_launch, row, at.as<float>() + first,
                 at_lse.as<float>() + place.first, place.stride, (size_t)head_dim);
+    /* What is fetched is there before the launch, as what peers write is: with early it is read
+     * beside the kernel in front. */
+    must(cudaDeviceSynchronize(), "give");
     inf_cuda_fetch in = {};
     in.dst = back.as<void>();
     in.dtype = dtype;
