@@ -10,7 +10,7 @@
 # too, and profile, switches (decode steps without each part that can be left out, with each that is not taken by
 # itself, and with larger blocks; products of few rows with such parts), asleep (pair, with threads that do not
 # stay awake) and halves (prefill steps of a pair, computed in halves or not).
-# A test of whole steps that fails is run again without each of these parts: OUT/blame.txt says without which it passes.
+# A test of whole steps that fails is run again by itself, and then without each of these parts: OUT/blame.txt says how it passes.
 # OUT gets log files, lines.json (one JSON line per figure) and, by table.py, table.md.
 # DEADLINE: in seconds from the start, none by default. What runs then is ended, what has not begun by 5 s before is
 # skipped and named among what failed, "(no time)"; the tables are made all the same, as they are on SIGTERM. They
@@ -123,6 +123,10 @@ find_parts() {
     done <"$out/blamed"
 }
 find_part() {
+    if limited 40 "$out/$1.alone.log" "${@:2}"; then
+        say "$1: passes by itself" | tee -a "$out/blame.txt"
+        return
+    fi
     for part in $left_out; do INFINITE_CUDA_WITHOUT=$part aside try_without "$part" "$@"; done
     wait_all
     culprits=$(cd "$out" && ls "$1".passes_without_*.log 2>/dev/null | sed "s/.*passes_without_//; s/\.log//" | tr '\n' ' ')
@@ -183,6 +187,7 @@ if wants test; then
         n=$(basename "$t" .cu)
         case " ${SKIP:-} " in *" $n "*) ;; *) later "$n" 120 "$build/cuda_$n" ;; esac
     done
+    wait_all # what has deadlines of its own is not for a GPU that twenty others share
     blame=1
     INFINITE_TEST_GPU=1 later test_step_gpu 80 "$build/test_step"
     INFINITE_TEST_GPU=1 later test_drafts_gpu 80 "$build/test_drafts"
@@ -190,14 +195,18 @@ if wants test; then
     # Ranks of one instance that share the GPU: all of tensor parallelism but NCCL.
     INFINITE_TEST_GPU=1 INFINITE_CUDA_WITH=one_gpu later test_tp_gpu 80 "$build/test_tp"
     INFINITE_TEST_GPU=1 INFINITE_CUDA_WITH=one_gpu later test_tp_head_gpu 80 "$build/test_tp_head"
+    wait_all
     blame=""
 fi
 if wants go && [ -n "${CARRY:-}" ]; then
-    # Models are told apart by the test's second level.
+    # Models are told apart by the test's second level. Some at a time: each has up to eight instances on the GPU.
     aside in_folder engine/device go_device 90 "$CARRY/device.test" -test.run GPU -test.v
-    for model in ${MODELS:-llama-h llama-l 'llama-[my]' 'llama$' mistral 'qwen2$' qwen2-w qwen3}; do
+    n=1
+    for model in ${MODELS:-gemma2 gemma3 llama-mqa 'llama-[ly]' 'llama$' llama-h mistral qwen2-w 'qwen2$' qwen2-m qwen3 mixtral 'olmo|phi3|granite'}; do
         INFINITE_TEST_DEVICE=cuda:0 aside in_folder engine/cmd/infinite "go_exactness_$(echo "$model" | tr -cd 'a-z0-9')" 160 \
             "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness\$}/$model" -test.v -test.timeout 155s
+        n=$((n + 1))
+        [ $((n % ${MODELS_AT_A_TIME:-5})) != 0 ] || wait_all
     done
 fi
 wait_all

@@ -38,7 +38,12 @@ func (r *reference) windowed(t *testing.T) bool {
 // are in halves or not. Without the remote partials it is another answer.
 func TestWaveExactness(t *testing.T) {
 	legs := []string{"--prefill-context-parallel-size", "16", "--min-parallel-prefill", "64", "--max-num-batched-tokens", "16", "--max-num-seqs", "4"}
+	// Of rotations one that scales by length; of the others with experts, biases or norms of q and k none is unlike these.
+	like := []string{"llama-linear", "llama-llama3", "mixtral", "qwen2", "qwen2-moe", "qwen3"}
 	for _, r := range references(t, "phi3") {
+		if slices.Contains(like, r.name) {
+			continue
+		}
 		t.Run(r.name, func(t *testing.T) {
 			var tokens []int
 			for len(tokens) < 301 {
