@@ -113,7 +113,7 @@ step() {
 }
 # The parts of the library that backend.cu can do without, and those that it takes when told to.
 left_out="graphs small fuse early_rows early_decode wgmma direct"
-added="early_small prefetch,early_small small3 small3,early_small"
+added="early_small prefetch,early_small small3 through through,early_small bulk_small bulk_small,early_small"
 # Once the tests are over, whose time limits these would be too many for. All parts at once, and briefly: a test that
 # hangs without each of them must not take the machine from what is timed.
 find_parts() {
@@ -226,7 +226,7 @@ if wants switches; then
         BLOCKS=4500 INFINITE_CUDA_WITH=$part step "bench_step_with_${part//,/_}" 30 "$build/bench_step" 1 8b decode
     done
     set="" # what they say themselves
-    for way in "1 0" "2 0" "0 1" "1 1"; do
+    for way in "2 0" "0 1" "2 0 1"; do
         step "bench_product_${way// /_}" 20 "$build/bench_product" $way
     done
     for tokens in 64 256; do

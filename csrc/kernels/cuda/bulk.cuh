@@ -3,7 +3,7 @@
  *
  * An mbarrier counts arrivals and bytes. A phase ends when the expected arrivals have come and
  * every byte that was announced has landed; whoever waits names the parity of the phase whose end
- * it waits for, 0 for the first. */
+ * it waits for, 0 for the first; 1 at first does not wait. */
 #ifndef INF_CUDA_BULK_CUH
 #define INF_CUDA_BULK_CUH
 
@@ -26,9 +26,11 @@
 static __device__ __forceinline__ uint32_t shared_address(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
-/* One arrival ends a phase. One thread calls, then mbar_init_fence, then a block-wide barrier. */
-static __device__ __forceinline__ void mbar_init(uint64_t *bar) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(bar)) : "memory");
+/* `count` arrivals end a phase. One thread calls, then mbar_init_fence, then a block-wide barrier.
+ */
+static __device__ __forceinline__ void mbar_init(uint64_t *bar, int count = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count)
+                 : "memory");
 }
 static __device__ __forceinline__ void mbar_init_fence() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -36,6 +38,9 @@ static __device__ __forceinline__ void mbar_init_fence() {
 /* Orders this thread's ordinary accesses to shared memory before bulk copies that follow. */
 static __device__ __forceinline__ void bulk_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+static __device__ __forceinline__ void mbar_arrive(uint64_t *bar) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
 }
 /* The arrival, and the bytes that the phase waits for. */
 static __device__ __forceinline__ void mbar_expect(uint64_t *bar, uint32_t bytes) {

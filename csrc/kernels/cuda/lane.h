@@ -41,6 +41,7 @@ struct cuda_backend {
     /* What may be left out, to find what is at fault: backend.cu. */
     int32_t record, small, small3, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
     int32_t direct;
+    int32_t through; /* of inf_cuda_small */
 };
 
 /* Words from the inbox to a fixed place. */

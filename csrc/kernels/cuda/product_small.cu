@@ -29,87 +29,16 @@
  *
  * With `three` a thread has three pieces under way instead of four and takes fewer registers, so
  * that three blocks fit an SM instead of two: no fewer bytes are under way, and the 384 blocks of
- * 6,144 outputs are one wave on 132 SMs. The order of the sums is the same. */
-#include "kernels/cuda/prelude.cuh"
-#include "kernels/cuda/product_small.h"
-#include "kernels/cuda/weights.cuh"
-
-enum { WARPS = 8, PIECE = 64, OUTPUTS = 16, MAX_ROWS = INF_CUDA_SMALL_ROWS, PREFETCH_LINES = 48 };
-
-static __device__ __forceinline__ void load_x(uint4 x[2], const uint16_t *row, bool valid) {
-    const uint4 zero = {0, 0, 0, 0};
-    x[0] = valid ? *(const uint4 *)row : zero;
-    x[1] = valid ? *(const uint4 *)(row + 8) : zero;
-}
-
-/* Lines of the block's rows behind those that registers take, PREFETCH_LINES of each row. */
-template <int HALVES>
-static __device__ __forceinline__ void prefetch_rows(const inf_cuda_small &a, int first, int from) {
-    const int lines = a.k * 2 / 128, most = PREFETCH_LINES / HALVES;
-    const int upto = from + most < lines ? from + most : lines, n = upto - from;
-    for (int i = (int)threadIdx.x; i < n * OUTPUTS * HALVES; i += WARPS * 32) {
-        const int row = i / n, half = row / OUTPUTS;
-        const size_t w_row = (size_t)(first + row % OUTPUTS) + (size_t)half * (size_t)a.n;
-        prefetch_line((const uint8_t *)a.w + w_row * (size_t)a.k * 2 +
-                      (size_t)(from + i % n) * 128);
-    }
-}
-
-/* 1 / sqrt(mean of squares + eps) of the rows, by one warp each. */
-static __device__ __forceinline__ void find_scales(const inf_cuda_small &a, float *scales) {
-    const int lane = threadIdx.x % 32, row = threadIdx.x / 32, n = a.k / OUTPUTS;
-    float sum = 0;
-    for (int i = lane; row < a.rows && i < n; i += 32) {
-        sum += a.x_squares[(size_t)row * (size_t)n + (size_t)i];
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) {
-        scales[row] = 1.0f / sqrtf(sum / (float)a.k + a.eps);
-    }
-}
-
-/* An output's residual and weight of the norm. Nobody else in the launch touches this residual, so
- * both are read before the sums, which then wait for no memory. */
-struct residual {
-    float x, norm;
-};
-
-static __device__ __forceinline__ residual load_residual(const inf_cuda_small &a, int row,
-                                                         int output) {
-    residual r = {0.0f, 0.0f};
-    if (a.residual != NULL && row < a.rows) {
-        r.x = a.residual[(size_t)row * (size_t)a.n + (size_t)output];
-        r.norm = a.y != NULL ? a.norm[output] : 0.0f;
-    }
-    return r;
-}
-
-/* The outputs of a half of a layer: threads of a row are 16 neighbours, all of them or none. */
-template <typename T>
-static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, int row, int output,
-                                                       const residual &r, float y, bool valid) {
-    const size_t at = (size_t)row * (size_t)a.n + (size_t)output;
-    float x = valid ? r.x + y : 0.0f, square = x * x;
-    for (int mask = OUTPUTS / 2; mask > 0; mask >>= 1) {
-        square += __shfl_xor_sync(0xffffffffu, square, mask);
-    }
-    if (!valid) {
-        return;
-    }
-    a.residual[at] = x;
-    if (a.y != NULL) {
-        store1((T *)a.y + at, x * r.norm);
-    }
-    if (output % OUTPUTS == 0 && a.squares != NULL) {
-        a.squares[(size_t)row * (size_t)(a.n / OUTPUTS) + (size_t)(output / OUTPUTS)] = square;
-    }
-}
+ * 6,144 outputs are one wave on 132 SMs. The order of the sums is the same, as it is with
+ * `through`: product_small_through.cu and product_small_bulk.cu, blocks that stay for many tiles.
+ */
+#include "kernels/cuda/product_small.cuh"
 
 /* T: of x, w and, unless y_f32, y. HALVES: 1, or 2 for gate and up. DEPTH: pieces whose weights are
  * under way per warp. RESIDENT: blocks per SM that registers are for. */
 template <typename T, int HALVES, int DEPTH, int RESIDENT>
 __global__ void __launch_bounds__(WARPS * 32, RESIDENT) small_kernel(const inf_cuda_small a) {
-    __shared__ float sums[HALVES][WARPS][OUTPUTS * MAX_ROWS];
+    __shared__ tile_sums<HALVES> sums;
     __shared__ float scales[WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     const int first = blockIdx.x * OUTPUTS, pieces = a.k / PIECE;
@@ -133,10 +62,9 @@ __global__ void __launch_bounds__(WARPS * 32, RESIDENT) small_kernel(const inf_c
         prefetch_rows<HALVES>(a, first, DEPTH * WARPS * PIECE * 2 / 128);
     }
     after_predecessor();
-    const int i = (int)threadIdx.x, row = i / OUTPUTS, output = first + i % OUTPUTS;
-    residual before = {0.0f, 0.0f};
+    addend before = {0.0f, 0.0f};
     if (HALVES == 1) {
-        before = load_residual(a, row, output);
+        before = load_addend<T>(a, first);
     }
     if (a.x_squares != NULL) {
         find_scales(a, scales);
@@ -160,45 +88,9 @@ __global__ void __launch_bounds__(WARPS * 32, RESIDENT) small_kernel(const inf_c
             }
         }
     }
-    /* d: outputs g and g + 8, rows 2 q and 2 q + 1 */
-    for (int h = 0; h < HALVES; h++) {
-        float *to = sums[h][warp];
-        to[(2 * q) * OUTPUTS + g] = d[h][0];
-        to[(2 * q + 1) * OUTPUTS + g] = d[h][1];
-        to[(2 * q) * OUTPUTS + g + 8] = d[h][2];
-        to[(2 * q + 1) * OUTPUTS + g + 8] = d[h][3];
-    }
+    put_sums<HALVES>(sums, d);
     __syncthreads();
-    const bool valid = i < OUTPUTS * a.rows;
-    const float scale = a.x_squares != NULL && valid ? scales[row] : 1.0f;
-    float sum[HALVES] = {};
-    for (int h = 0; valid && h < HALVES; h++) {
-        for (int v = 0; v < WARPS; v++) {
-            sum[h] += sums[h][v][i];
-        }
-        sum[h] *= scale;
-    }
-    if (HALVES == 1 && a.residual != NULL) {
-        if (i < OUTPUTS * MAX_ROWS) { /* whole warps */
-            add_to_residual<T>(a, row, output, before, sum[0], valid);
-        }
-        return;
-    }
-    if (!valid) {
-        return;
-    }
-    float y = sum[0];
-    if (HALVES == 2) {
-        y = activated(sum[0], a.activation) * sum[HALVES - 1];
-    } else if (a.bias != NULL) {
-        y += load1((const T *)a.bias + output);
-    }
-    const size_t at = (size_t)row * (size_t)a.n + (size_t)output;
-    if (a.y_f32) {
-        ((float *)a.y)[at] = y;
-    } else {
-        store1((T *)a.y + at, y);
-    }
+    write_tile<T, HALVES>(a, first, sums, scales, before);
 }
 
 int inf_cuda_small_takes(const inf_cuda_small *p) {
@@ -220,6 +112,15 @@ int inf_cuda_small_launch(const inf_cuda_small *p, inf_stream stream) {
     if (!inf_cuda_small_takes(p) || (p->gate && !plain) ||
         (p->residual != NULL && (!plain || p->gate || (p->y != NULL && p->norm == NULL)))) {
         return (int)cudaErrorInvalidValue;
+    }
+    if (p->through > 1) {
+        int status = small_bulk_launch(p, stream);
+        if (status != (int)cudaErrorNotSupported) {
+            return status;
+        }
+    }
+    if (p->through) {
+        return small_through_launch(p, stream);
     }
     return p->act == INF_DTYPE_BF16 ? launch<bf16>(*p, stream) : launch<f16>(*p, stream);
 }

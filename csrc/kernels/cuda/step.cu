@@ -256,6 +256,8 @@ static inf_cuda_small small_of(const inf_lane *l, const inf_product *p, int32_t 
     s.x_squares = p->x == l->unscaled ? l->squares : NULL;
     s.early = l->backend->early_small ? 1 + l->backend->prefetch : 0;
     s.three = l->backend->small3;
+    s.through = l->backend->through;
+    s.sms = l->backend->sms;
     return s;
 }
 

@@ -2,7 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/product.h"
-#include "kernels/cuda/product_small.h"
+#include "kernels/cuda/product_small.cuh"
 #include "tests/cuda/cuda_check.h"
 
 struct sizes {
@@ -150,6 +150,142 @@ static void check_norm(launcher launch, int32_t rows, int32_t n, int32_t k, int3
     free_gpu();
 }
 
+/* ---- blocks that stay: bit for bit what the others write ---- */
+
+enum { NORMED = KINDS, ADDED, ALL_KINDS }; /* residual with y, and without */
+
+/* How a product is launched. */
+struct way {
+    int32_t through, early, sms;
+};
+
+/* A product and what it is of, uploaded; its outputs are made anew each time. */
+struct problem {
+    inf_cuda_small p;
+    std::vector<uint16_t> w;
+    std::vector<float> residual;
+    size_t y_bytes, squares;
+};
+
+static std::vector<float> floats(size_t n, float about, float spread) {
+    std::vector<float> v(n);
+    for (float &f : v) {
+        f = about + spread * number();
+    }
+    return v;
+}
+
+static problem make(const sizes &s, int32_t dtype, int kind, bool scaled) {
+    problem o = {};
+    const size_t rows = (size_t)s.rows, n = (size_t)s.n, k = (size_t)s.k;
+    o.w = halves(n * k * (kind == GATED ? 2 : 1), dtype);
+    o.p = small(on_gpu(halves(rows * k, dtype)), on_gpu(o.w), NULL, dtype, s);
+    o.p.gate = kind == GATED;
+    o.p.y_f32 = kind == F32_OUT;
+    o.p.bias = kind == WITH_BIAS ? on_gpu(halves(n, dtype)) : NULL;
+    o.p.x_squares = scaled ? on_gpu(floats(rows * k / 16, 9, 4)) : NULL;
+    o.p.eps = 1e-5f;
+    o.y_bytes = kind == ADDED ? 0 : rows * n * (kind == F32_OUT ? 4 : 2);
+    if (kind == NORMED || kind == ADDED) {
+        o.residual = floats(rows * n, 0, 3);
+        o.squares = rows * n / 16;
+        o.p.norm = on_gpu(floats(n, 1, 0.5f));
+    }
+    return o;
+}
+
+/* y, the residual and the squares, with guards behind them, as bytes. */
+static std::vector<uint8_t> outputs(const problem &o, const way &by) {
+    const size_t guard = 64;
+    std::vector<uint8_t> y(o.y_bytes + guard, 0xff);
+    std::vector<float> residual = o.residual, squares(o.squares + 16, -1.0f);
+    residual.resize(residual.size() + 16, -1.0f);
+    inf_cuda_small p = o.p;
+    p.y = o.y_bytes > 0 ? on_gpu(y) : NULL;
+    p.residual = o.residual.empty() ? NULL : on_gpu(residual);
+    p.squares = o.squares > 0 ? on_gpu(squares) : NULL;
+    p.through = by.through, p.early = by.early, p.sms = by.sms;
+    int status = inf_cuda_small_launch(&p, NULL);
+    CHECK(status == 0, "through %d: status %d", by.through, status);
+    if (p.y != NULL) {
+        from_gpu(y, p.y);
+    }
+    if (p.residual != NULL) {
+        from_gpu(residual, p.residual);
+        from_gpu(squares, p.squares);
+    }
+    for (const std::vector<float> *v : {&residual, &squares}) {
+        y.insert(y.end(), (const uint8_t *)v->data(), (const uint8_t *)(v->data() + v->size()));
+    }
+    return y;
+}
+
+static void check_same(const sizes &s, int32_t dtype, int kind, bool scaled, bool early) {
+    problem o = make(s, dtype, kind, scaled);
+    std::vector<uint8_t> want = outputs(o, {0, 0, 0});
+    static const way ways[] = {{1, 0, 1}, {1, 0, 0}, {1, 1, 1}, {1, 2, 1}, {1, 2, 2},
+                               {2, 0, 1}, {2, 0, 0}, {2, 1, 1}, {2, 2, 2}};
+    for (const way &by : ways) {
+        if (by.early == 0 || early) {
+            CHECK(outputs(o, by) == want,
+                  "rows %d n %d k %d kind %d scaled %d: through %d early %d sms %d differs", s.rows,
+                  s.n, s.k, kind, scaled, by.through, by.early, by.sms);
+        }
+    }
+    /* One weight more of the last tile shows. */
+    size_t last = (size_t)s.n * (size_t)s.k - 1;
+    o.w[last] = (uint16_t)(o.w[last] ^ 0x8000);
+    o.p.w = on_gpu(o.w);
+    CHECK(outputs(o, {1, 0, 1}) != want && outputs(o, {2, 0, 1}) != want,
+          "rows %d n %d k %d kind %d: the last weight does not matter", s.rows, s.n, s.k, kind);
+    free_gpu();
+}
+
+/* A product that writes what the one behind it, which begins early, reads. */
+static std::vector<uint16_t> chained(const problem &first, const problem &second, const way &by) {
+    inf_cuda_small p = first.p, q = second.p;
+    std::vector<uint16_t> y(first.y_bytes / 2, 0xffff), z(second.y_bytes / 2, 0xffff);
+    p.residual = on_gpu(first.residual);
+    p.squares = on_gpu(std::vector<float>(first.squares, NAN));
+    p.y = on_gpu(y), q.x = p.y, q.x_squares = p.squares, q.y = on_gpu(z);
+    for (inf_cuda_small *each : {&p, &q}) {
+        each->through = by.through, each->early = by.early, each->sms = by.sms;
+        CHECK(inf_cuda_small_launch(each, NULL) == 0, "launch");
+    }
+    from_gpu(z, q.y);
+    return z;
+}
+
+static void check_through(void) {
+    static const sizes some[] = {{1, 112, 64},  {8, 48, 576},  {5, 80, 2112}, {3, 176, 512},
+                                 {8, 64, 4096}, {2, 96, 4160}, {4, 16, 1024}, {7, 32, 8192}};
+    cudaDeviceProp props;
+    must(cudaGetDeviceProperties(&props, 0), "cudaGetDeviceProperties");
+    const bool early = props.major >= 9;
+    int turn = 0;
+    for (const sizes &s : some) {
+        for (int kind = PLAIN; kind < ALL_KINDS; kind++, turn++) {
+            check_same(s, turn % 3 == 0 ? INF_DTYPE_F16 : INF_DTYPE_BF16, kind, turn % 2 == 0,
+                       early);
+        }
+    }
+    problem first = make({4, 128, 704}, INF_DTYPE_BF16, NORMED, false);
+    for (int kind : {PLAIN, GATED}) {
+        problem second = make({4, 176, 128}, INF_DTYPE_BF16, kind, false);
+        std::vector<uint16_t> want = chained(first, second, {0, 0, 0});
+        for (int32_t through : {1, 2}) {
+            for (int32_t by = 0; by <= (early ? 2 : 0); by++) {
+                CHECK(chained(first, second, {through, by, 1}) == want,
+                      "through %d early %d behind another: differs", through, by);
+            }
+        }
+    }
+    free_gpu();
+    CHECK(even_blocks(384, 264) == 192 && even_blocks(256, 264) == 256 &&
+              even_blocks(8016, 264) == 259 && even_blocks(1, 264) == 1,
+          "blocks of even rounds");
+}
+
 int main(int argc, char **argv) {
     start(argc, argv);
     static const sizes some[] = {{1, 16, 64},  {2, 32, 128},  {3, 48, 576}, {5, 16, 2112},
@@ -172,6 +308,7 @@ int main(int argc, char **argv) {
             }
         }
     }
+    check_through();
     p.rows = 9;
     CHECK(inf_cuda_small_takes(&p) == 0 && inf_cuda_small_launch(&p, NULL) != 0, "9 rows");
     p.rows = 8;

@@ -20,8 +20,11 @@ void emu_copy_later(void *to, uint32_t bytes, uint64_t *bar, std::function<void(
                     emu_site site);
 void emu_bulk_copy(void *to, const void *from, uint32_t bytes, uint64_t *bar, emu_site site);
 
-static inline void mbar_init(uint64_t *bar, emu_site site = EMU_SITE) {
-    emu_bar_init(bar, 1, site);
+static inline void mbar_init(uint64_t *bar, int count = 1, emu_site site = EMU_SITE) {
+    emu_bar_init(bar, count, site);
+}
+static inline void mbar_arrive(uint64_t *bar, emu_site site = EMU_SITE) {
+    emu_bar_arrive(bar, 0, site);
 }
 static inline void mbar_init_fence() {}
 static inline void bulk_fence() {}
