@@ -187,6 +187,7 @@ inf_cuda_backend_open_12(int32_t ordinal, const inf_device_config *config, uint6
     b->small = strstr(without, "small") == NULL;
     b->small3 = strstr(with, "small3") != NULL;
     b->through = strstr(with, "bulk_small") != NULL ? 2 : strstr(with, "through") != NULL;
+    b->stay = strstr(without, "stay") == NULL;
     b->direct = strstr(without, "direct") == NULL;
     pinned_open(b);
     b->fuse = strstr(without, "fuse") == NULL;

@@ -1,14 +1,19 @@
-/* Products of few rows can go by product_small.cu or by the library, and which is faster depends on
- * the GPU: of Llama-3-8B's shapes and one row, gate and up take 79 us by the former and 83 by the
- * latter on an H100, but 60 and 56 on an H200, the LM head 337 and 350, but 277 and 243. So the
- * first product of a kind and a number of rows times both, as product.cu does with the library's
- * algorithms. It is of a step that is not captured yet, and what it computes twice it computes from
- * the same input. */
+/* Products of few rows can go by the kernels of product_small.h or by the library, and which is
+ * fastest depends on the GPU: of Llama-3-8B's shapes and one row, gate and up take 79 us by
+ * product_small.cu and 83 by the library on an H100, but 60 and 56 on an H200, the LM head 337 and
+ * 350, but 277 and 243. So the first product of a kind and a number of rows times all ways, as
+ * product.cu does with the library's algorithms. It is of a step that is not captured yet, and what
+ * it computes again and again it computes from the same input.
+ *
+ * The kinds are gate and up, and the LM head: their weights are more than a cache holds, so that a
+ * call that is repeated reads them as a layer's only call does. */
+#include <algorithm>
 #include <atomic>
 
 #include "kernels/cuda/lane.h"
 
-enum { NOT_KNOWN, BY_SMALL, BY_LIBRARY };
+/* WAYS + 1 numbers: the three by inf_cuda_small's `through`, and the library. */
+enum { NOT_KNOWN, BY_SMALL, BY_LIBRARY = BY_SMALL + INF_CUDA_SMALL_WAYS, WAYS = BY_LIBRARY };
 #ifdef INF_EMU
 enum { TIMED = 1 }; /* time says nothing there */
 #else
@@ -30,21 +35,41 @@ template <class F> static float time_of(inf_lane *l, const cudaEvent_t event[2],
     return ok ? ms : -1;
 }
 
-static int choose(float by_small, float by_library) {
-#ifdef INF_EMU /* both are taken, by turns */
+/* The least of the times that are none of a failure; BY_SMALL if all are. */
+static int choose(const float ms[WAYS + 1]) {
+#ifdef INF_EMU /* all that can be are taken, by turns */
     static std::atomic<int> turn;
-    by_library = ++turn % 2 != 0 ? by_library : -1;
-    by_small = by_library > 0 ? -1 : by_small;
+    for (int i = 0; i < WAYS; i++) {
+        int way = BY_SMALL + ++turn % WAYS;
+        if (ms[way] >= 0) {
+            return way;
+        }
+    }
+    return BY_SMALL;
+#else
+    int best = BY_SMALL;
+    for (int way = BY_SMALL; way <= BY_LIBRARY; way++) {
+        if (ms[way] >= 0 && (ms[best] < 0 || ms[way] < ms[best])) {
+            best = way;
+        }
+    }
+    return best;
 #endif
-    return by_library > 0 && (by_small < 0 || by_library < by_small) ? BY_LIBRARY : BY_SMALL;
 }
 
-template <class S, class L> static int faster(inf_lane *l, const S &small, const L &library) {
+/* from, upto: of the ways by product_small.h that are tried. */
+template <class S, class L>
+static int fastest(inf_lane *l, int from, int upto, const S &small, const L &library) {
     cudaEvent_t event[2] = {};
-    int choice = BY_SMALL;
+    int choice = BY_SMALL + from;
     if (cudaEventCreate(&event[0]) == cudaSuccess && cudaEventCreate(&event[1]) == cudaSuccess) {
-        float by_small = time_of(l, event, small);
-        choice = choose(by_small, time_of(l, event, library));
+        float ms[WAYS + 1];
+        std::fill(ms, ms + WAYS + 1, -1.0f);
+        for (int i = from; i <= upto; i++) {
+            ms[BY_SMALL + i] = time_of(l, event, [&] { return small(i); });
+        }
+        ms[BY_LIBRARY] = time_of(l, event, library);
+        choice = choose(ms);
     }
     for (cudaEvent_t e : event) {
         if (e != NULL) {
@@ -77,7 +102,7 @@ bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_sma
     return lane_ok(l, gated(l, p, s, y), "gate and up");
 }
 
-bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y) {
+bool lane_small_is_faster(inf_lane *l, const inf_product *p, inf_cuda_small *s, void *y) {
     /* The kinds whose output the library can be followed by a scale of, or that need none. What is
      * not scaled yet can be beyond f16, and is not to be rounded to it. */
     bool head = p->y_f32 && s->x_squares == NULL;
@@ -90,11 +115,21 @@ bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_smal
         if (l->capturing != NULL) {
             return true;
         }
-        auto small = [&] { return inf_cuda_small_launch(s, l->stream); };
+        auto small = [&](int through) {
+            inf_cuda_small by = *s;
+            by.through = through;
+            return inf_cuda_small_launch(&by, l->stream);
+        };
         auto library = [&] {
             return s->gate ? gated(l, p, s, y) : inf_cuda_product(l->products, p, l->stream);
         };
-        *choice = (uint8_t)faster(l, small, library);
+        int upto = l->backend->stay ? INF_CUDA_SMALL_WAYS - 1 : 0;
+        *choice = s->through ? (uint8_t)fastest(l, s->through, s->through, small, library)
+                             : (uint8_t)fastest(l, 0, upto, small, library);
     }
-    return *choice == BY_SMALL;
+    if (*choice == BY_LIBRARY) {
+        return false;
+    }
+    s->through = *choice - BY_SMALL;
+    return true;
 }

@@ -41,7 +41,8 @@ struct cuda_backend {
     /* What may be left out, to find what is at fault: backend.cu. */
     int32_t record, small, small3, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
     int32_t direct;
-    int32_t through; /* of inf_cuda_small */
+    int32_t through; /* of inf_cuda_small, for all kinds of products */
+    int32_t stay;    /* where ways are timed, blocks that stay are among them */
 };
 
 /* Words from the inbox to a fixed place. */
@@ -222,9 +223,9 @@ template <typename T> static bool keep(inf_lane *l, T **out, uint64_t count) {
     return lane_keep(l, (void **)out, count * sizeof(T));
 }
 
-/* choose.cu: whether a product of few rows goes by the kernel for them. The first of a kind times
- * both ways. */
-bool lane_small_is_faster(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y);
+/* choose.cu: whether a product of few rows goes by the kernels for them, and by which: s->through.
+ * The first of a kind times all ways. */
+bool lane_small_is_faster(inf_lane *l, const inf_product *p, inf_cuda_small *s, void *y);
 /* gate | up by the library, then activation(gate) * up, with the scale that x lacks. */
 bool lane_gated_by_library(inf_lane *l, const inf_product *p, const inf_cuda_small *s, void *y);
 

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { INF_CUDA_SMALL_ROWS = 8 };
+enum { INF_CUDA_SMALL_ROWS = 8, INF_CUDA_SMALL_WAYS = 3 /* values of `through` */ };
 
 typedef struct inf_cuda_small {
     const void *x;    /* [rows, k] of act */
