@@ -64,12 +64,15 @@ func (e *Engine) draft(r *request, it sched.Item) []int32 {
 		return nil
 	}
 	e.guess = d.index.Draft(e.guess[:0], r.tokens, most)
-	masks := r.guided != nil && !r.guided.waits()
+	masks := r.masks()
 	if masks {
 		e.guess = e.guess[:min(len(e.guess), e.spareMasks)]
 	}
 	if r.guided != nil {
 		e.guess = r.guided.ahead(e.guess, &e.maskTime)
+	}
+	if r.limits != nil {
+		e.guess = e.within(r, e.guess)
 	}
 	n := e.sched.Draft(r.id, len(e.guess))
 	if masks {

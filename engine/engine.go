@@ -121,6 +121,7 @@ type Engine struct {
 	events []Event           // scratch: of one request in a step
 
 	spareIndex int           // tokens that the step may still take into indexes
+	noMask     []uint32      // scratch
 	spareMasks int           // of the step, beyond one for each request that needs one
 	maskTime   time.Duration // that is left in the step for making masks
 	table      kvcache.Table
@@ -229,6 +230,10 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if err := e.refuses(req); err != nil {
 		return nil, err // before the work for its keys
 	}
+	limits, err := e.limits(req)
+	if err != nil {
+		return nil, err
+	}
 	guided, err := e.guide(ctx, req)
 	if err != nil {
 		return nil, err
@@ -248,7 +253,7 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	if own.Arrival == 0 {
 		own.Arrival = e.arrival
 	}
-	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: tokens, root: root, keys: keys, guided: guided, submitted: time.Now()}
+	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: tokens, root: root, keys: keys, guided: guided, limits: limits, submitted: time.Now()}
 	r.known.Store(int64(len(r.tokens)))
 	r.stream = newStream(func() { e.cancel(r) })
 	e.live[r.id] = r

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/grammar"
 	"github.com/infinite-llm/infinite/engine/sched"
 )
@@ -101,11 +100,6 @@ func (g *guided) close() {
 	}
 }
 
-// needsMask tells whether a request samples a token of its form in a step.
-func needsMask(r *request, it sched.Item) bool {
-	return r.guided != nil && !r.guided.waits() && it.Last && r.MaxTokens > 0
-}
-
 // lookAll finds the masks of a step's requests. The device waits meanwhile, and all others: what is not found in MaskTime
 // is late. The first is found in any case, and those that were late come first the next time.
 func (e *Engine) lookAll(p *sched.Plan) {
@@ -127,6 +121,9 @@ func (e *Engine) lookAll(p *sched.Plan) {
 	var spent time.Duration
 	made := 0
 	for _, r := range e.looks {
+		if !r.formed() {
+			continue // limits take no time
+		}
 		g := r.guided
 		ready := g.m.Ready()
 		if g.late = !ready && made > 0 && spent >= e.cfg.MaskTime; g.late {
@@ -186,12 +183,8 @@ func (g *guided) ahead(drafts []int32, left *time.Duration) []int32 {
 	return drafts
 }
 
-// fill gives a row behind k drafts what look found for it. mayStop: stop tokens may come, where the form may end.
-func (g *guided) fill(st *batch.Step, row, k int, mayStop bool) error {
-	to, err := st.AddMask(row)
-	if err != nil {
-		return err
-	}
+// fill gives a mask behind k drafts what look found for it. mayStop: stop tokens may come, where the form may end.
+func (g *guided) fill(to []uint32, k int, mayStop bool) {
 	at := &g.places[k]
 	copy(to, at.mask)
 	if g.opens() {
@@ -202,7 +195,6 @@ func (g *guided) fill(st *batch.Step, row, k int, mayStop bool) error {
 			to[t/32] |= 1 << (t % 32)
 		}
 	}
-	return nil
 }
 
 // accept takes the token that was sampled behind k drafts. over: nothing can follow it.

@@ -34,6 +34,7 @@ type Request struct {
 	CacheSalt      string  // requests share KV in the cache with those of the same salt alone
 	Near           string  // another instance that may have KV of its beginning; "": none is known
 	Guide          Guide   // the form that the answer is held to
+	Limits         Limits  // what no token of it may break
 	TellBegun      bool    // an event tells that it is about to be in its first step
 }
 
@@ -123,6 +124,7 @@ type request struct {
 	queued    time.Duration  // until then
 	masked    bool           // the slot keeps stop tokens from being sampled
 	guided    *guided        // nil: any answer will do
+	limits    *limits        // nil: any token will do
 	drafting  *drafting      // nil: none were tried yet
 	part      part           // in a wave
 	assist    bool           // it is another instance's, of which a wave's legs are computed here

@@ -34,7 +34,7 @@ func (e *Engine) fill(p *sched.Plan) bool {
 	e.lookAll(p)
 	for _, it := range p.Items {
 		r := e.get(it.Request)
-		if needsMask(r, it) && r.guided.late {
+		if needsMask(r, it) && r.late() {
 			continue // it stays where it was
 		}
 		if err := e.prepare(r, it); err != nil {
@@ -78,8 +78,10 @@ func (e *Engine) prepare(r *request, it sched.Item) error {
 		}
 		r.masked = mask
 	}
-	if needsMask(r, it) && r.guided.err != nil {
-		return r.guided.err
+	if needsMask(r, it) {
+		if err := e.blocked(r); err != nil {
+			return err
+		}
 	}
 	r.running.Store(true)
 	r.ran.Store(true)
@@ -151,8 +153,8 @@ func (e *Engine) add(st *batch.Step, r *request, it sched.Item) error {
 	sh.drafts = len(drafts)
 	for k := 0; sh.sample && k <= sh.drafts; k++ {
 		row, err := st.AddRow(seq, it.N-1+k, -1, max(0, r.Logprobs))
-		if err == nil && r.guided != nil && !r.guided.waits() {
-			err = r.guided.fill(st, row, k, r.generated()+k >= r.MinTokens)
+		if err == nil && r.masks() {
+			err = r.addMask(st, row, drafts[:k])
 		}
 		if err != nil {
 			return fmt.Errorf("the scheduler's rows exceed the step's: %w", err)

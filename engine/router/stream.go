@@ -93,7 +93,7 @@ func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	p := &routerpb.GenerateRequest{
 		Id: r.ID, Prompt: r.Prompt, MaxTokens: uint32(r.MaxTokens), StopTokens: r.StopTokens, MinTokens: uint32(r.MinTokens),
 		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer, CacheSalt: r.CacheSalt, Handed: r.Handed, Later: r.Later, Near: r.Near, TellBegun: r.TellBegun,
-		GuideKind: r.Guide.Kind, GuideSource: r.Guide.Source, Thoughts: thoughtsToPB(r.Guide.Thoughts),
+		AllowedTokens: r.Limits.Allowed, GuideKind: r.Guide.Kind, GuideSource: r.Guide.Source, Thoughts: thoughtsToPB(r.Guide.Thoughts),
 		Sampling: &routerpb.Sampling{
 			Temperature: r.Sampling.Temperature, TopP: r.Sampling.TopP, MinP: r.Sampling.MinP, Repetition: r.Sampling.Repetition,
 			Presence: r.Sampling.Presence, Frequency: r.Sampling.Frequency, TopK: r.Sampling.TopK, Seed: r.Sampling.Seed,
@@ -101,6 +101,9 @@ func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	}
 	for _, b := range r.Bias {
 		p.Bias = append(p.Bias, &routerpb.Bias{Token: b.Token, Value: b.Value})
+	}
+	for _, seq := range r.Limits.Bad {
+		p.Bad = append(p.Bad, &routerpb.Tokens{Ids: seq})
 	}
 	return p
 }
@@ -121,11 +124,15 @@ func requestFromPB(p *routerpb.GenerateRequest) *engine.Request {
 	r := &engine.Request{
 		ID: p.Id, Prompt: p.Prompt, MaxTokens: int(p.MaxTokens), StopTokens: p.StopTokens, MinTokens: int(p.MinTokens),
 		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer, CacheSalt: p.CacheSalt, Handed: p.Handed, Later: p.Later, Near: p.Near, TellBegun: p.TellBegun,
-		Guide: engine.Guide{Kind: p.GuideKind, Source: p.GuideSource, Thoughts: thoughtsFromPB(p.Thoughts)},
+		Limits: engine.Limits{Allowed: p.AllowedTokens},
+		Guide:  engine.Guide{Kind: p.GuideKind, Source: p.GuideSource, Thoughts: thoughtsFromPB(p.Thoughts)},
 		Sampling: batch.Sampling{
 			Temperature: s.GetTemperature(), TopP: s.GetTopP(), MinP: s.GetMinP(), Repetition: s.GetRepetition(),
 			Presence: s.GetPresence(), Frequency: s.GetFrequency(), TopK: s.GetTopK(), Seed: s.GetSeed(),
 		},
+	}
+	for _, seq := range p.Bad {
+		r.Limits.Bad = append(r.Limits.Bad, seq.Ids)
 	}
 	for _, b := range p.Bias {
 		r.Bias = append(r.Bias, batch.Bias{Token: b.Token, Value: b.Value})

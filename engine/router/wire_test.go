@@ -33,6 +33,7 @@ func drawRequest(t *rapid.T) *engine.Request {
 			Kind: rapid.String().Draw(t, "kind"), Source: rapid.String().Draw(t, "source"),
 			Thoughts: engine.Thoughts{Close: rapid.String().Draw(t, "close"), CloseToken: i32.Draw(t, "close token"), Opened: rapid.Bool().Draw(t, "opened"), Open: i32.Draw(t, "open")},
 		},
+		Limits: engine.Limits{Allowed: list(t, "allowed", i32), Bad: list(t, "bad", rapid.SliceOfN(i32, 1, 4))},
 		Bias: list(t, "bias", rapid.Custom(func(t *rapid.T) batch.Bias {
 			return batch.Bias{Token: i32.Draw(t, "token"), Value: f32.Draw(t, "value")}
 		})),
@@ -72,7 +73,7 @@ func TestRequestSurvives(t *testing.T) {
 		}
 	})
 	// Every field is drawn: a new one has to be sent too.
-	if a, b := reflect.TypeFor[engine.Request]().NumField(), 18; a != b {
+	if a, b := reflect.TypeFor[engine.Request]().NumField(), 19; a != b {
 		t.Errorf("a request has %d fields, this test knows %d", a, b)
 	}
 	if a, b := reflect.TypeFor[engine.Guide]().NumField()+reflect.TypeFor[engine.Thoughts]().NumField(), 3+4; a != b {

@@ -32,6 +32,8 @@ type common struct {
 	N                 *integer          `json:"n"`
 	Stop              stops             `json:"stop"`
 	StopTokenIDs      tokenIDs          `json:"stop_token_ids"`
+	AllowedTokenIDs   tokenIDs          `json:"allowed_token_ids"`
+	BadWords          []string          `json:"bad_words"`
 	IncludeStop       bool              `json:"include_stop_str_in_output"`
 	IgnoreEOS         bool              `json:"ignore_eos"`
 	SkipSpecial       *bool             `json:"skip_special_tokens"`

@@ -64,7 +64,7 @@ func TestUnsupportedFields(t *testing.T) {
 	for field, value := range map[string]string{
 		"functions": `[{"name":"f"}]`, "suffix": `"x"`, "use_beam_search": `true`,
 		"guided_whitespace_pattern": `"[ ]?"`,
-		"logits_processors":         `["x"]`, "allowed_token_ids": `[5]`, "bad_words": `["a"]`, "prompt_embeds": `"AAAA"`,
+		"logits_processors":         `["x"]`, "prompt_embeds": `"AAAA"`,
 		"chat_template": `"{{ messages }}"`, "documents": `[{"text":"a"}]`, "tools": `[{"type":"function"}]`,
 		"tool_choice": `"required"`, "response_format": `{"type":"structural_tag"}`, "best_of": `2`,
 		"function_call": `{"name":"f"}`, "modalities": `["text","audio"]`, "audio": `{"voice":"a","format":"wav"}`,

@@ -192,6 +192,10 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	if err != nil {
 		return err
 	}
+	limits, err := s.limits(c)
+	if err != nil {
+		return err
+	}
 	field := "prompt"
 	if p.answer.chat {
 		field = "messages"
@@ -230,7 +234,7 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 		r.ID = p.answer.id + "-" + strconv.Itoa(len(p.jobs))
 		r.MaxTokens, r.MinTokens, r.IgnoreEOS = most, int(c.MinTokens), c.IgnoreEOS && !asked
 		r.Sampling, r.Bias, r.StopTokens, r.CacheSalt = sampling, bias, stopTokens, orDefault(c.CacheSalt, "")
-		r.Guide = c.guide
+		r.Guide, r.Limits = c.guide, limits
 		r.Sampling.Seed = seed + uint64(k)*0x9e3779b97f4a7c15
 		p.jobs = append(p.jobs, &job{
 			index: len(p.jobs), req: &r, arrived: p.arrived, stops: c.Stop, include: c.IncludeStop, skip: p.answer.skip, eos: eos, placement: c.KVPlacement, first: k == 0,

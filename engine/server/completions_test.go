@@ -147,10 +147,11 @@ func TestRequestFields(t *testing.T) {
 	var out completion
 	a.ok("/v1/completions", `{"prompt":[9,8,7],"max_tokens":11,"min_tokens":2,"temperature":0.5,"top_p":0.25,"top_k":40,"min_p":0.125,
 		"repetition_penalty":1.5,"presence_penalty":-1,"frequency_penalty":2,"logit_bias":{"7":1.5,"5":-100},"seed":-3,
-		"stop_token_ids":[10],"ignore_eos":true,"logprobs":4,"unknown_field":1}`, &out)
+		"stop_token_ids":[10],"ignore_eos":true,"logprobs":4,"allowed_token_ids":[9,4,9],"bad_words":["two words"," also"],"unknown_field":1}`, &out)
 	want := engine.Request{
 		ID: b.last(t).ID, Prompt: []int32{9, 8, 7}, MaxTokens: 11, MinTokens: 2, IgnoreEOS: true, Logprobs: 4, PromptLogprobs: -1,
 		StopTokens: []int32{10}, Bias: []batch.Bias{{Token: 5, Value: -100}, {Token: 7, Value: 1.5}},
+		Limits:   engine.Limits{Allowed: []int32{4, 9}, Bad: [][]int32{testTokenizer(t).Encode("two words", false), testTokenizer(t).Encode("also", false)}},
 		Sampling: batch.Sampling{Temperature: .5, TopP: .25, TopK: 40, MinP: .125, Repetition: 1.5, Presence: -1, Frequency: 2, Seed: 1<<64 - 3},
 	}
 	if got := *b.last(t); !reflect.DeepEqual(got, want) {

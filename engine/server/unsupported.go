@@ -28,8 +28,6 @@ type unsupported struct {
 	GuidedWhitespace    json.RawMessage `json:"guided_whitespace_pattern"`
 	LogitsProcessors    json.RawMessage `json:"logits_processors"`
 	LogprobTokenIDs     json.RawMessage `json:"logprob_token_ids"`
-	AllowedTokenIDs     json.RawMessage `json:"allowed_token_ids"`
-	BadWords            json.RawMessage `json:"bad_words"`
 	RepetitionDetection json.RawMessage `json:"repetition_detection"`
 	Watermarking        json.RawMessage `json:"watermarking"`
 	PromptEmbeds        json.RawMessage `json:"prompt_embeds"`
@@ -49,8 +47,7 @@ func (u *unsupported) refuse() error {
 		{"functions", u.Functions}, {"audio", u.Audio}, {"suffix", u.Suffix}, {"use_beam_search", u.UseBeamSearch},
 		{"structural_tag", u.StructuralTag}, {"guided_whitespace_pattern", u.GuidedWhitespace},
 		{"logits_processors", u.LogitsProcessors}, {"logprob_token_ids", u.LogprobTokenIDs},
-		{"allowed_token_ids", u.AllowedTokenIDs}, {"bad_words", u.BadWords}, {"repetition_detection", u.RepetitionDetection},
-		{"watermarking", u.Watermarking}, {"prompt_embeds", u.PromptEmbeds}, {"chat_template", u.ChatTemplate},
+		{"repetition_detection", u.RepetitionDetection}, {"watermarking", u.Watermarking}, {"prompt_embeds", u.PromptEmbeds}, {"chat_template", u.ChatTemplate},
 		{"documents", u.Documents}, {"return_prompt_text", u.ReturnPromptText}, {"kv_transfer_params", u.KVTransferParams},
 		{"ec_transfer_params", u.ECTransferParams}, {"vllm_xargs", u.VLLMXArgs},
 	} {

@@ -196,7 +196,9 @@ type GenerateRequest struct {
 	TellBegun      bool                   `protobuf:"varint,16,opt,name=tell_begun,json=tellBegun,proto3" json:"tell_begun,omitempty"` // an event is to tell that it is about to be in its first step
 	GuideKind      string                 `protobuf:"bytes,20,opt,name=guide_kind,json=guideKind,proto3" json:"guide_kind,omitempty"`  // the form that the answer is held to, "": any
 	GuideSource    string                 `protobuf:"bytes,21,opt,name=guide_source,json=guideSource,proto3" json:"guide_source,omitempty"`
-	Thoughts       *Thoughts              `protobuf:"bytes,23,opt,name=thoughts,proto3" json:"thoughts,omitempty"` // before that form
+	Thoughts       *Thoughts              `protobuf:"bytes,23,opt,name=thoughts,proto3" json:"thoughts,omitempty"`                                        // before that form
+	AllowedTokens  []int32                `protobuf:"varint,24,rep,packed,name=allowed_tokens,json=allowedTokens,proto3" json:"allowed_tokens,omitempty"` // the only tokens that are sampled; none: all are
+	Bad            []*Tokens              `protobuf:"bytes,25,rep,name=bad,proto3" json:"bad,omitempty"`                                                  // of each the last is not sampled behind the others
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -371,6 +373,64 @@ func (x *GenerateRequest) GetThoughts() *Thoughts {
 	return nil
 }
 
+func (x *GenerateRequest) GetAllowedTokens() []int32 {
+	if x != nil {
+		return x.AllowedTokens
+	}
+	return nil
+}
+
+func (x *GenerateRequest) GetBad() []*Tokens {
+	if x != nil {
+		return x.Bad
+	}
+	return nil
+}
+
+type Tokens struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []int32                `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tokens) Reset() {
+	*x = Tokens{}
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tokens) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tokens) ProtoMessage() {}
+
+func (x *Tokens) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tokens.ProtoReflect.Descriptor instead.
+func (*Tokens) Descriptor() ([]byte, []int) {
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Tokens) GetIds() []int32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
 type Thoughts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Close         string                 `protobuf:"bytes,1,opt,name=close,proto3" json:"close,omitempty"`                              // the text that ends them, "": there are none
@@ -383,7 +443,7 @@ type Thoughts struct {
 
 func (x *Thoughts) Reset() {
 	*x = Thoughts{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +455,7 @@ func (x *Thoughts) String() string {
 func (*Thoughts) ProtoMessage() {}
 
 func (x *Thoughts) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +468,7 @@ func (x *Thoughts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thoughts.ProtoReflect.Descriptor instead.
 func (*Thoughts) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{3}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Thoughts) GetClose() string {
@@ -449,7 +509,7 @@ type Alternative struct {
 
 func (x *Alternative) Reset() {
 	*x = Alternative{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +521,7 @@ func (x *Alternative) String() string {
 func (*Alternative) ProtoMessage() {}
 
 func (x *Alternative) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +534,7 @@ func (x *Alternative) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alternative.ProtoReflect.Descriptor instead.
 func (*Alternative) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{4}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Alternative) GetToken() int32 {
@@ -503,7 +563,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +575,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +588,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{5}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TokenLogprob) GetToken() int32 {
@@ -569,7 +629,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +641,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +654,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{6}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Span) GetInstance() string {
@@ -636,7 +696,7 @@ type GenerateEvent struct {
 
 func (x *GenerateEvent) Reset() {
 	*x = GenerateEvent{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +708,7 @@ func (x *GenerateEvent) String() string {
 func (*GenerateEvent) ProtoMessage() {}
 
 func (x *GenerateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +721,7 @@ func (x *GenerateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateEvent.ProtoReflect.Descriptor instead.
 func (*GenerateEvent) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{7}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GenerateEvent) GetAccepted() bool {
@@ -787,7 +847,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\x92\x05\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\xe7\x05\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -816,7 +876,11 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\n" +
 	"guide_kind\x18\x14 \x01(\tR\tguideKind\x12!\n" +
 	"\fguide_source\x18\x15 \x01(\tR\vguideSource\x128\n" +
-	"\bthoughts\x18\x17 \x01(\v2\x1c.infinite.router.v1.ThoughtsR\bthoughts\"m\n" +
+	"\bthoughts\x18\x17 \x01(\v2\x1c.infinite.router.v1.ThoughtsR\bthoughts\x12%\n" +
+	"\x0eallowed_tokens\x18\x18 \x03(\x05R\rallowedTokens\x12,\n" +
+	"\x03bad\x18\x19 \x03(\v2\x1a.infinite.router.v1.TokensR\x03bad\"\x1a\n" +
+	"\x06Tokens\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\x05R\x03ids\"m\n" +
 	"\bThoughts\x12\x14\n" +
 	"\x05close\x18\x01 \x01(\tR\x05close\x12\x1f\n" +
 	"\vclose_token\x18\x02 \x01(\x05R\n" +
@@ -868,32 +932,34 @@ func file_engine_router_routerpb_router_proto_rawDescGZIP() []byte {
 	return file_engine_router_routerpb_router_proto_rawDescData
 }
 
-var file_engine_router_routerpb_router_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_engine_router_routerpb_router_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_engine_router_routerpb_router_proto_goTypes = []any{
 	(*Sampling)(nil),        // 0: infinite.router.v1.Sampling
 	(*Bias)(nil),            // 1: infinite.router.v1.Bias
 	(*GenerateRequest)(nil), // 2: infinite.router.v1.GenerateRequest
-	(*Thoughts)(nil),        // 3: infinite.router.v1.Thoughts
-	(*Alternative)(nil),     // 4: infinite.router.v1.Alternative
-	(*TokenLogprob)(nil),    // 5: infinite.router.v1.TokenLogprob
-	(*Span)(nil),            // 6: infinite.router.v1.Span
-	(*GenerateEvent)(nil),   // 7: infinite.router.v1.GenerateEvent
+	(*Tokens)(nil),          // 3: infinite.router.v1.Tokens
+	(*Thoughts)(nil),        // 4: infinite.router.v1.Thoughts
+	(*Alternative)(nil),     // 5: infinite.router.v1.Alternative
+	(*TokenLogprob)(nil),    // 6: infinite.router.v1.TokenLogprob
+	(*Span)(nil),            // 7: infinite.router.v1.Span
+	(*GenerateEvent)(nil),   // 8: infinite.router.v1.GenerateEvent
 }
 var file_engine_router_routerpb_router_proto_depIdxs = []int32{
 	0, // 0: infinite.router.v1.GenerateRequest.sampling:type_name -> infinite.router.v1.Sampling
 	1, // 1: infinite.router.v1.GenerateRequest.bias:type_name -> infinite.router.v1.Bias
-	3, // 2: infinite.router.v1.GenerateRequest.thoughts:type_name -> infinite.router.v1.Thoughts
-	4, // 3: infinite.router.v1.TokenLogprob.top:type_name -> infinite.router.v1.Alternative
-	5, // 4: infinite.router.v1.GenerateEvent.logprob:type_name -> infinite.router.v1.TokenLogprob
-	5, // 5: infinite.router.v1.GenerateEvent.prompt:type_name -> infinite.router.v1.TokenLogprob
-	6, // 6: infinite.router.v1.GenerateEvent.spans:type_name -> infinite.router.v1.Span
-	2, // 7: infinite.router.v1.Inference.Generate:input_type -> infinite.router.v1.GenerateRequest
-	7, // 8: infinite.router.v1.Inference.Generate:output_type -> infinite.router.v1.GenerateEvent
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	4, // 2: infinite.router.v1.GenerateRequest.thoughts:type_name -> infinite.router.v1.Thoughts
+	3, // 3: infinite.router.v1.GenerateRequest.bad:type_name -> infinite.router.v1.Tokens
+	5, // 4: infinite.router.v1.TokenLogprob.top:type_name -> infinite.router.v1.Alternative
+	6, // 5: infinite.router.v1.GenerateEvent.logprob:type_name -> infinite.router.v1.TokenLogprob
+	6, // 6: infinite.router.v1.GenerateEvent.prompt:type_name -> infinite.router.v1.TokenLogprob
+	7, // 7: infinite.router.v1.GenerateEvent.spans:type_name -> infinite.router.v1.Span
+	2, // 8: infinite.router.v1.Inference.Generate:input_type -> infinite.router.v1.GenerateRequest
+	8, // 9: infinite.router.v1.Inference.Generate:output_type -> infinite.router.v1.GenerateEvent
+	9, // [9:10] is the sub-list for method output_type
+	8, // [8:9] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_engine_router_routerpb_router_proto_init() }
@@ -907,7 +973,7 @@ func file_engine_router_routerpb_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_router_routerpb_router_proto_rawDesc), len(file_engine_router_routerpb_router_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
