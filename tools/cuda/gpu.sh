@@ -112,21 +112,22 @@ step() {
     sed -n "s/^{/{${set:+\"set\":\"$set\",}/p" "$out/$name.log" >>"$out/lines.json"
 }
 # The parts of the library that backend.cu can do without, and those that it takes when told to.
-left_out="graphs small stay fuse early_rows early_decode wgmma direct"
-added="early_small prefetch,early_small small3 through through,early_small bulk_small bulk_small,early_small"
+left_out="graphs small fuse early_rows early_decode wgmma direct"
+added="early_small prefetch,early_small small3 stay through through,early_small bulk_small bulk_small,early_small"
 # Once the tests are over, whose time limits these would be too many for. All parts at once, and briefly: a test that
 # hangs without each of them must not take the machine from what is timed.
 find_parts() {
     [ -e "$out/blamed" ] || return
-    while read -r failed; do
+    while read -r failed <&3; do
         [ -z "$failed" ] || [ "$(left)" -lt 45 ] || eval "find_part $failed"
-    done <"$out/blamed"
+    done 3<"$out/blamed"
 }
 find_part() {
     if limited 40 "$out/$1.alone.log" "${@:2}"; then
         say "$1: passes by itself" | tee -a "$out/blame.txt"
         return
     fi
+    [ -z "$ended" ] && [ "$(left)" -ge 45 ] || return 0
     for part in $left_out; do INFINITE_CUDA_WITHOUT=$part aside try_without "$part" "$@"; done
     wait_all
     culprits=$(cd "$out" && ls "$1".passes_without_*.log 2>/dev/null | sed "s/.*passes_without_//; s/\.log//" | tr '\n' ' ')
@@ -202,7 +203,7 @@ if wants go && [ -n "${CARRY:-}" ]; then
     # Models are told apart by the test's second level. Some at a time: each has up to eight instances on the GPU.
     aside in_folder engine/device go_device 90 "$CARRY/device.test" -test.run GPU -test.v
     n=1
-    for model in ${MODELS:-gemma2 gemma3 llama-mqa 'llama-[ly]' 'llama$' llama-h mistral qwen2-w 'qwen2$' qwen2-m qwen3 mixtral 'olmo|phi3|granite'}; do
+    for model in ${MODELS:-gemma2 gemma3 llama-mqa 'llama-[ly]' 'llama$' llama-h mistral qwen2-w 'qwen2$' qwen2-m qwen3 mixtral '(olmo|phi3|granite)'}; do
         INFINITE_TEST_DEVICE=cuda:0 aside in_folder engine/cmd/infinite "go_exactness_$(echo "$model" | tr -cd 'a-z0-9')" 160 \
             "$CARRY/infinite.test" -test.run "${EXACTNESS:-TestExactness\$}/$model" -test.v -test.timeout 155s
         n=$((n + 1))
@@ -215,9 +216,9 @@ if wants rows; then step bench_rows 60 "$build/bench_rows"; fi
 if wants product; then step bench_product 60 "$build/bench_product"; fi
 if wants prefill; then step bench_prefill 60 "$build/bench_prefill"; fi
 if wants step; then step bench_step 90 "$build/bench_step" 1 8b decode prefill; fi
-find_parts # not before what matters most is timed: it takes up to 45 s for each test that failed
+find_parts # not before what matters most is timed: it takes up to 90 s for each test that failed
 if wants switches; then
-    for part in graphs small stay fuse early_rows early_decode; do
+    for part in graphs small fuse early_rows early_decode; do
         set="without $part"
         BLOCKS=4500 INFINITE_CUDA_WITHOUT=$part step "bench_step_without_$part" 30 "$build/bench_step" 1 8b decode
     done

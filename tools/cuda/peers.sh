@@ -53,10 +53,13 @@ ln -s "$runtime" "$cuda/lib64/libcudart.so"
 "${CC:-cc}" -shared -o "$cuda/lib64/stubs/libcuda.so.1" -Wl,-soname,libcuda.so.1 -x c /dev/null
 ln -s libcuda.so.1 "$cuda/lib64/stubs/libcuda.so"
 
-# Of curand its header alone, for what CUTLASS declares: nvcc's folder may lack it, PyTorch's packages have it.
-if [ ! -e "$root/include/curand_kernel.h" ]; then
-    curand=$("$python" -c 'import nvidia, pathlib; print(next(h.parent for p in nvidia.__path__ for h in pathlib.Path(p).rglob("curand_kernel.h")))')
-    export CPATH="$curand${CPATH:+:$CPATH}"
+# Of curand its headers alone, for what CUTLASS declares: nvcc's folder may lack them, PyTorch's packages have them.
+if [ ! -e "$root/include/curand_kernel.h" ] && [ ! -e "$root/targets/x86_64-linux/include/curand_kernel.h" ]; then
+    mkdir -p "$build/curand"
+    "$python" -c 'import nvidia, pathlib, shutil, sys
+for header in (h for p in nvidia.__path__ for h in pathlib.Path(p).rglob("curand*.h")):
+    shutil.copy2(header, sys.argv[1])' "$build/curand"
+    export CPATH="$build/curand${CPATH:+:$CPATH}"
 fi
 
 # ---- the modules, and what of the packages is carried ----

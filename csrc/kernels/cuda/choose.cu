@@ -5,8 +5,8 @@
  * product.cu does with the library's algorithms. It is of a step that is not captured yet, and what
  * it computes again and again it computes from the same input.
  *
- * The kinds are gate and up, and the LM head: their weights are more than a cache holds, so that a
- * call that is repeated reads them as a layer's only call does. */
+ * The kinds are gate and up, and the LM head, whose weights in models that take their time are more
+ * than a cache holds: a call that is repeated reads them as a step's only call does. */
 #include <algorithm>
 #include <atomic>
 
@@ -107,7 +107,7 @@ bool lane_small_is_faster(inf_lane *l, const inf_product *p, inf_cuda_small *s, 
      * not scaled yet can be beyond f16, and is not to be rounded to it. */
     bool head = p->y_f32 && s->x_squares == NULL;
     bool beyond = s->gate && s->x_squares != NULL && l->act == INF_DTYPE_F16;
-    if ((!s->gate && !head) || beyond) {
+    if ((!s->gate && !head) || (beyond && !l->backend->stay)) {
         return true;
     }
     uint8_t *choice = &l->choices[s->gate ? 0 : 1][p->rows];
@@ -121,7 +121,9 @@ bool lane_small_is_faster(inf_lane *l, const inf_product *p, inf_cuda_small *s, 
             return inf_cuda_small_launch(&by, l->stream);
         };
         auto library = [&] {
-            return s->gate ? gated(l, p, s, y) : inf_cuda_product(l->products, p, l->stream);
+            return beyond    ? (int)cudaErrorNotSupported
+                   : s->gate ? gated(l, p, s, y)
+                             : inf_cuda_product(l->products, p, l->stream);
         };
         int upto = l->backend->stay ? INF_CUDA_SMALL_WAYS - 1 : 0;
         *choice = s->through ? (uint8_t)fastest(l, s->through, s->through, small, library)

@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(WARPS * 32, RESIDENT) small_kernel(const inf_c
 
 int inf_cuda_small_takes(const inf_cuda_small *p) {
     return (p->act == INF_DTYPE_BF16 || p->act == INF_DTYPE_F16) && p->rows >= 1 &&
-           p->rows <= MAX_ROWS && p->n % OUTPUTS == 0 && p->k % PIECE == 0 && p->k > 0 &&
-           ((uintptr_t)p->w % 16) == 0 && ((uintptr_t)p->x % 16) == 0;
+           p->rows <= MAX_ROWS && p->n > 0 && p->n % OUTPUTS == 0 && p->k % PIECE == 0 &&
+           p->k > 0 && ((uintptr_t)p->w % 16) == 0 && ((uintptr_t)p->x % 16) == 0;
 }
 
 template <typename T> static int launch(const inf_cuda_small &p, inf_stream stream) {

@@ -68,7 +68,7 @@ template <typename T>
 static __device__ __forceinline__ void add_to_residual(const inf_cuda_small &a, int row, int output,
                                                        const addend &r, float y, bool valid) {
     const size_t at = (size_t)row * (size_t)a.n + (size_t)output;
-    float x = valid ? r.x + y : 0.0f, square = x * x;
+    float x = valid ? __fadd_rn(r.x, y) : 0.0f, square = x * x;
     for (int mask = OUTPUTS / 2; mask > 0; mask >>= 1) {
         square += __shfl_xor_sync(0xffffffffu, square, mask);
     }
@@ -115,7 +115,7 @@ static __device__ __forceinline__ void write_tile(const inf_cuda_small &a, int f
         for (int v = 0; v < WARPS; v++) {
             sum[h] += sums.of[h][v][i];
         }
-        sum[h] *= scale;
+        sum[h] = __fmul_rn(sum[h], scale); /* in no kernel one rounding with what follows */
     }
     if (HALVES == 1 && a.residual != NULL) {
         if (i < OUTPUTS * MAX_ROWS) { /* whole warps */
@@ -130,7 +130,7 @@ static __device__ __forceinline__ void write_tile(const inf_cuda_small &a, int f
     if (HALVES == 2) {
         y = activated(sum[0], a.activation) * sum[HALVES - 1];
     } else if (a.bias != NULL) {
-        y += before.x;
+        y = __fadd_rn(y, before.x);
     }
     const size_t at = (size_t)row * (size_t)a.n + (size_t)output;
     if (a.y_f32) {

@@ -195,9 +195,11 @@ template <typename K> static bool runs(K *kernel) {
         return false;
     }
     if (known[device] == 0) {
-        bool yes = cudaFuncGetAttributes(&of, kernel) == cudaSuccess && of.ptxVersion >= 90;
-        (void)cudaGetLastError();
-        known[device] = yes ? YES : NO;
+        if (cudaFuncGetAttributes(&of, kernel) != cudaSuccess) {
+            (void)cudaGetLastError();
+            return false; /* and the next time is asked again */
+        }
+        known[device] = of.ptxVersion >= 90 ? YES : NO;
     }
     return known[device] == YES;
 #endif
@@ -212,9 +214,11 @@ static int launch(const inf_cuda_small &p, inf_stream stream) {
         return (int)cudaErrorNotSupported;
     }
     const dim3 grid(even_blocks(p.n / OUTPUTS, sms_of(p))), block(WARPS * 32 + 32);
-    int error = (int)INF_ALLOW_SHARED(kernel, BYTES);
-    return error != 0 ? error
-                      : (int)INF_LAUNCH_EARLY(p.early != 0, kernel, grid, block, BYTES, stream, p);
+    if ((int)INF_ALLOW_SHARED(kernel, BYTES) != 0) { /* less shared memory than sm_90 has */
+        (void)cudaGetLastError();
+        return (int)cudaErrorNotSupported;
+    }
+    return (int)INF_LAUNCH_EARLY(p.early != 0, kernel, grid, block, BYTES, stream, p);
 }
 
 template <typename T> static int launch_cut(const inf_cuda_small &p, inf_stream stream) {

@@ -91,9 +91,9 @@ func familyOrder(file string) string {
 }
 
 // toCreditors are the reference models that ask something of their own of a creditor: numbers of heads, their size, windows,
-// layers of two kinds, capped scores. What is the others' own (rotations, biases, norms, experts) is computed at home alone, so
+// layers of two kinds, capped and scaled scores. What is the others' own (rotations, biases, norms, experts) is computed at home alone, so
 // that one spread of them says as much as all.
-var toCreditors = []string{"gemma2", "gemma3", "llama", "llama-headdim", "llama-mqa", "mistral", "qwen2-window"}
+var toCreditors = []string{"gemma2", "gemma3", "llama", "llama-headdim", "llama-mqa", "mistral", "olmo3", "qwen2-window"}
 
 // ways are the numbers of instances, and the transports, that a request of TestExactness is spread over.
 func (r *reference) ways() ([]int, []string) {
