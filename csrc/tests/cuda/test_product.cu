@@ -220,13 +220,15 @@ static std::vector<uint8_t> outputs(const problem &o, const way &by) {
     return y;
 }
 
-static void check_same(const sizes &s, int32_t dtype, int kind, bool scaled, bool early) {
+/* Every other way, by turns: each is held to the plain kernel at each shape. */
+static void check_same(const sizes &s, int32_t dtype, int kind, int turn, bool early) {
+    const bool scaled = turn % 2 == 0;
     problem o = make(s, dtype, kind, scaled);
     std::vector<uint8_t> want = outputs(o, {0, 0, 0});
     static const way ways[] = {{1, 0, 1}, {1, 0, 0}, {1, 1, 1}, {1, 2, 1}, {1, 2, 2},
                                {2, 0, 1}, {2, 0, 0}, {2, 1, 1}, {2, 2, 2}};
     for (const way &by : ways) {
-        if (by.early == 0 || early) {
+        if ((&by - ways + turn) % 2 == 0 && (by.early == 0 || early)) {
             CHECK(outputs(o, by) == want,
                   "rows %d n %d k %d kind %d scaled %d: through %d early %d sms %d differs", s.rows,
                   s.n, s.k, kind, scaled, by.through, by.early, by.sms);
@@ -259,15 +261,15 @@ static std::vector<uint16_t> chained(const problem &first, const problem &second
 
 static void check_through(void) {
     static const sizes some[] = {{1, 112, 64},  {8, 48, 576},  {5, 80, 2112}, {3, 176, 512},
-                                 {8, 64, 4096}, {2, 96, 4160}, {4, 16, 1024}, {7, 32, 8192}};
+                                 {2, 48, 4160}, {4, 16, 1024}, {7, 16, 6208}};
     cudaDeviceProp props;
     must(cudaGetDeviceProperties(&props, 0), "cudaGetDeviceProperties");
     const bool early = props.major >= 9;
     int turn = 0;
-    for (const sizes &s : some) {
+    for (const sizes &s : some) { /* the kinds are even in number: a turn more */
+        turn++;
         for (int kind = PLAIN; kind < ALL_KINDS; kind++, turn++) {
-            check_same(s, turn % 3 == 0 ? INF_DTYPE_F16 : INF_DTYPE_BF16, kind, turn % 2 == 0,
-                       early);
+            check_same(s, turn % 3 == 0 ? INF_DTYPE_F16 : INF_DTYPE_BF16, kind, turn, early);
         }
     }
     problem first = make({4, 128, 704}, INF_DTYPE_BF16, NORMED, false);
