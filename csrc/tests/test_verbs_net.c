@@ -137,7 +137,7 @@ static void test_break(const char *name, char *command, const char *repair, bool
         CHECK(err[i].code == INF_EPEER);
         printf("  %s, %s, end %d, at %+.2f s: %s\n", name, idle ? "idle" : "busy", i,
                died[i] - broken_at, err[i].message);
-        CHECK(died[i] - broken_at < 2);
+        CHECK(died[i] - broken_at < 6); /* some 2 s, on processors that are emulated and shared */
         inf_link_close(l[i]);
     }
     shell(repair);

@@ -112,8 +112,8 @@ step() {
     sed -n "s/^{/{${set:+\"set\":\"$set\",}/p" "$out/$name.log" >>"$out/lines.json"
 }
 # The parts of the library that backend.cu can do without, and those that it takes when told to.
-left_out="graphs small fuse early_rows early_decode wgmma direct"
-added="early_small prefetch,early_small small3 stay through through,early_small bulk_small bulk_small,early_small"
+left_out="graphs small stay early_weights fuse early_rows early_decode wgmma direct"
+added="small3 through bulk_small prefetch,bulk_small"
 # Once the tests are over, whose time limits these would be too many for. All parts at once, and briefly: a test that
 # hangs without each of them must not take the machine from what is timed.
 find_parts() {
@@ -218,7 +218,7 @@ if wants prefill; then step bench_prefill 60 "$build/bench_prefill"; fi
 if wants step; then step bench_step 90 "$build/bench_step" 1 8b decode prefill; fi
 find_parts # not before what matters most is timed: it takes up to 90 s for each test that failed
 if wants switches; then
-    for part in graphs small fuse early_rows early_decode; do
+    for part in graphs small stay early_weights fuse early_rows early_decode; do
         set="without $part"
         BLOCKS=4500 INFINITE_CUDA_WITHOUT=$part step "bench_step_without_$part" 30 "$build/bench_step" 1 8b decode
     done

@@ -131,12 +131,16 @@ template <class C> static int launch_cut(const inf_cuda_attn *p, int sms, inf_st
 /* Registers and thread blocks per SM on the current device; a kernel for bulk copies whose code was
  * made for an older GPU is empty and counts as one that cannot run. */
 template <class C> static int describe_cut(inf_cuda_decode_variant *out) {
+    char pad[16] = "";
+    if (C::pad != 16) {
+        snprintf(pad, sizeof pad, " by %d", C::pad);
+    }
     snprintf(out->name, sizeof out->name, "%s%s%s, %d keys x %d stages x %d warps",
-             C::bulk ? "bulk" : "async", C::deep ? " deep" : "",
+             C::bulk ? "bulk" : "async",
              !C::hint  ? ""
              : C::bulk ? " once"
                        : " of 256",
-             C::keys, C::stages, C::warps);
+             pad, C::keys, C::stages, C::warps);
     out->keys = C::keys, out->stages = C::stages, out->warps = C::warps, out->bulk = C::bulk;
     out->shared = C::shared, out->registers = 0, out->resident = 1;
 #ifndef INF_EMU
@@ -176,23 +180,20 @@ template <class C> static int call_cut(const decode_call &c) {
 
 /* Tiles of as many bytes whatever the format and head_dim, up to 64 keys: KEYS is for 16 bits and
  * 128. */
-template <int KEYS, int STAGES, int WARPS, bool BULK, bool HINT, bool CAP = false,
-          bool DEEP = false>
+template <int KEYS, int STAGES, int WARPS, bool BULK, bool HINT, bool CAP = false, int PAD = 16>
 static int call_shape(const decode_call &c) {
     constexpr int twice = 2 * KEYS < 64 ? 2 * KEYS : 64, four = 4 * KEYS < 64 ? 4 * KEYS : 64;
     bool wide = c.p->kv.head_dim == 128;
     if (c.p->kv.dtype == INF_DTYPE_E4M3) {
-        return wide
-                   ? call_cut<decode_cut<e4m3, 128, twice, STAGES, WARPS, BULK, HINT, CAP, DEEP>>(c)
-                   : call_cut<decode_cut<e4m3, 64, four, STAGES, WARPS, BULK, HINT, CAP, DEEP>>(c);
+        return wide ? call_cut<decode_cut<e4m3, 128, twice, STAGES, WARPS, BULK, HINT, CAP, PAD>>(c)
+                    : call_cut<decode_cut<e4m3, 64, four, STAGES, WARPS, BULK, HINT, CAP, PAD>>(c);
     }
     if (c.p->act == INF_DTYPE_BF16) {
-        return wide
-                   ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK, HINT, CAP, DEEP>>(c)
-                   : call_cut<decode_cut<bf16, 64, twice, STAGES, WARPS, BULK, HINT, CAP, DEEP>>(c);
+        return wide ? call_cut<decode_cut<bf16, 128, KEYS, STAGES, WARPS, BULK, HINT, CAP, PAD>>(c)
+                    : call_cut<decode_cut<bf16, 64, twice, STAGES, WARPS, BULK, HINT, CAP, PAD>>(c);
     }
-    return wide ? call_cut<decode_cut<f16, 128, KEYS, STAGES, WARPS, BULK, HINT, CAP, DEEP>>(c)
-                : call_cut<decode_cut<f16, 64, twice, STAGES, WARPS, BULK, HINT, CAP, DEEP>>(c);
+    return wide ? call_cut<decode_cut<f16, 128, KEYS, STAGES, WARPS, BULK, HINT, CAP, PAD>>(c)
+                : call_cut<decode_cut<f16, 64, twice, STAGES, WARPS, BULK, HINT, CAP, PAD>>(c);
 }
 
 static int (*const variants[])(const decode_call &) = {
@@ -204,9 +205,11 @@ static int (*const variants[])(const decode_call &) = {
     call_shape<32, 3, 2, true, false>,
     call_shape<16, 3, 8, false, false>,
     call_shape<16, 3, 8, false, true>,
-    call_shape<32, 3, 4, true, true, false, true>,
-    call_shape<16, 6, 4, true, false, false, true>,
-    call_shape<16, 3, 4, true, false, false, true>,
+    call_shape<32, 3, 4, true, false, false, 32>,
+    call_shape<32, 3, 4, true, false, false, 64>,
+    call_shape<32, 3, 4, true, false, false, 128>,
+    call_shape<16, 3, 4, true, false, false, 32>,
+    call_shape<16, 3, 4, true, false, false, 64>,
 };
 /* One thread block per SM has most under way while it reads, and nothing while it begins and ends a
  * piece; that counts where there are many pieces, and two blocks fill each other's gaps. On an

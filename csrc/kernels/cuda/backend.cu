@@ -5,13 +5,11 @@
 #include "kernels/convert.h"
 #include "kernels/cuda/lane.h"
 
-/* Whether blocks that stay are among the ways that are timed, unasked: not before they ran on a
- * GPU.
- */
+/* Bulk copies, for which the emulation needs no GPU of their kind. */
 #ifdef INF_EMU
-enum { STAY = 1 };
+enum { ALWAYS_BULK = 1 };
 #else
-enum { STAY = 0 };
+enum { ALWAYS_BULK = 0 };
 #endif
 
 static bool enter(inf_backend *b) {
@@ -195,12 +193,16 @@ inf_cuda_backend_open_12(int32_t ordinal, const inf_device_config *config, uint6
     b->record = strstr(without, "graphs") == NULL;
     b->small = strstr(without, "small") == NULL;
     b->small3 = strstr(with, "small3") != NULL;
+    b->stay = (ALWAYS_BULK || early) && strstr(without, "stay") == NULL;
     b->through = strstr(with, "bulk_small") != NULL ? 2 : strstr(with, "through") != NULL;
-    b->stay = STAY || strstr(with, "stay") != NULL;
+    b->only_through = b->through != 0;
+    b->through = b->only_through ? b->through : b->stay ? 2 : 0;
     b->direct = strstr(without, "direct") == NULL;
     pinned_open(b);
     b->fuse = strstr(without, "fuse") == NULL;
-    b->early_small = early && strstr(with, "early_small") != NULL;
+    /* Blocks of one tile that begin early are slower, those that stay are faster. */
+    b->early_small = early && (b->stay && b->through != 1 ? strstr(without, "early_weights") == NULL
+                                                          : strstr(with, "early_small") != NULL);
     b->early_rows = early && strstr(without, "early_rows") == NULL;
     b->early_decode = early && strstr(without, "early_decode") == NULL;
     b->prefetch = strstr(with, "prefetch") != NULL;

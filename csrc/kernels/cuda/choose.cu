@@ -125,9 +125,9 @@ bool lane_small_is_faster(inf_lane *l, const inf_product *p, inf_cuda_small *s, 
                    : s->gate ? gated(l, p, s, y)
                              : inf_cuda_product(l->products, p, l->stream);
         };
-        int upto = l->backend->stay ? INF_CUDA_SMALL_WAYS - 1 : 0;
-        *choice = s->through ? (uint8_t)fastest(l, s->through, s->through, small, library)
-                             : (uint8_t)fastest(l, 0, upto, small, library);
+        const int only = s->through, upto = l->backend->stay ? INF_CUDA_SMALL_WAYS - 1 : 0;
+        *choice = (uint8_t)(l->backend->only_through ? fastest(l, only, only, small, library)
+                                                     : fastest(l, 0, upto, small, library));
     }
     if (*choice == BY_LIBRARY) {
         return false;

@@ -9,31 +9,29 @@
 /* How the kernel is cut. T, of K and V: bf16, f16 or e4m3 (decode_e4m3.cuh). KEYS: in a tile, a
  * multiple of 16. STAGES: tiles in a warp's ring. BULK: tiles come by bulk copies instead of
  * cp.async. HINT: the cache is told that they are read once (bulk copies), or asked for 256 bytes
- * at a time. CAP: scores are capped (inf_cuda_attn.softcap), which costs others nothing so. DEEP:
- * a tile is asked for once its place has been read, not once the next tile is there, so that all
- * STAGES are under way while a warp waits, and one less while it computes.
+ * at a time. CAP: scores are capped (inf_cuda_attn.softcap), which costs others nothing so. PAD:
+ * bytes between chunks.
  *
  * A tile in shared memory is K, then V. Key t of it is row t % CHUNK_ROWS of chunk t / CHUNK_ROWS;
- * a chunk is contiguous as in the pool, and the chunks are 16 bytes more apart than they are long.
- * Eight rows of equal place in their eight chunks thus lie in different banks: they make the 8x8
- * matrices that ldmatrix reads. So column i of the n-th column group of the scores is key
+ * a chunk is contiguous as in the pool, and the chunks are PAD bytes more apart than they are long.
+ * With 16 eight rows of equal place in their eight chunks thus lie in different banks: they make
+ * the 8x8 matrices that ldmatrix reads. So column i of the n-th column group of the scores is key
  * i * CHUNK_ROWS + n, an order that K and V share. */
 template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK, bool HINT, bool CAP = false,
-          bool DEEP = false>
+          int PAD = 16>
 struct decode_cut {
     typedef T number;
-    static constexpr bool capped = CAP, deep = DEEP;
+    static constexpr bool capped = CAP;
     static constexpr int dim = DIM, keys = KEYS, stages = STAGES, warps = WARPS;
     static constexpr bool bulk = BULK, hint = HINT;
     static constexpr int row = DIM * (int)sizeof(T); /* bytes */
     static constexpr int groups = KEYS / 8;          /* column groups of the scores */
     static constexpr int chunk_rows = KEYS / 8;      /* eight chunks */
     static constexpr int chunk = chunk_rows * row;
-    static constexpr int pitch = chunk + 16;
+    static constexpr int pad = PAD, pitch = chunk + PAD;
     static constexpr int half = 8 * pitch; /* K or V of a tile */
     static constexpr int tile = 2 * half;
     static constexpr int ring = STAGES * tile;
-    static constexpr int ahead = DEEP ? STAGES : STAGES - 1; /* tiles asked for in the beginning */
     static constexpr int barriers = BULK ? WARPS * STAGES * 8 : 0;
     static constexpr int shared = WARPS * ring + barriers;
     static constexpr int resident = shared > 112 * 1024 ? 1 : shared > 72 * 1024 ? 2 : 3;

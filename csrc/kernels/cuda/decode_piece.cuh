@@ -130,7 +130,7 @@ template <class C>
 static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, const decode_piece &x,
                                                     decode_ring &ring, decode_rows<C> &rows,
                                                     bool &waited, part_list &parts) {
-    constexpr int ahead = C::ahead;
+    constexpr int ahead = C::stages - 1;
     int warp = (int)(threadIdx.x / 32);
     key_walk<C> walk = begin_walk<C>(p, x);
     const uint8_t *head = p.pool + kv_head_offset(p.kv, p.layer, 0, x.kv_head);
@@ -161,7 +161,7 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
     for (int j = 0; j < n; j++) {
         uint8_t *stage = ring.stages + ring.slot * C::tile;
         if (!C::bulk) {
-            cp_async_wait<C::ahead - 1>();
+            cp_async_wait<C::stages - 2>();
         }
 #if INF_HAS_BULK
         if (C::bulk) {
@@ -169,10 +169,8 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
         }
 #endif
         __syncwarp(); /* the tile is there for all lanes, and all have done with the one before */
-        if (!C::deep) {
-            ask(walk, ring, warp, j + ahead, n, head, to_v,
-                ring.slot > 0 ? ring.slot - 1 : C::stages - 1);
-        }
+        ask(walk, ring, warp, j + ahead, n, head, to_v,
+            ring.slot > 0 ? ring.slot - 1 : C::stages - 1);
         uint32_t t0 = walk.tile_token(warp, j);
 #if INF_HAS_BULK
         if (C::bulk && !walk.whole(t0)) {
@@ -182,10 +180,6 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
         }
 #endif
         attend_tile(rows, stage, t0, t0 < x.all_from || t0 + C::keys > x.all_upto, x.scale, cap);
-        if (C::deep) {
-            __syncwarp(); /* all lanes have read the tile */
-            ask(walk, ring, warp, j + ahead, n, head, to_v, ring.slot);
-        }
         if (++ring.slot == C::stages) {
             ring.slot = 0;
             ring.parity ^= 1;

@@ -41,8 +41,9 @@ struct cuda_backend {
     /* What may be left out, to find what is at fault: backend.cu. */
     int32_t record, small, small3, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
     int32_t direct;
-    int32_t through; /* of inf_cuda_small, for all kinds of products */
-    int32_t stay;    /* where ways are timed, blocks that stay are among them */
+    int32_t through;      /* of inf_cuda_small, for products whose ways are not timed */
+    int32_t stay;         /* where ways are timed, blocks that stay are among them */
+    int32_t only_through; /* and no other by product_small.h */
 };
 
 /* Words from the inbox to a fixed place. */

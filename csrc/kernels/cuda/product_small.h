@@ -30,8 +30,9 @@ typedef struct inf_cuda_small {
     int32_t gate;  /* 1: y = activation(gate) * up; neither bias nor y_f32 then */
     int32_t early; /* 1: may start before the kernel in front has ended; sm_90. 2: and prefetches */
     int32_t three; /* 1: three blocks per SM, where gate and through are 0 */
-    /* 1: blocks that stay and make tile after tile; 2: such whose weights come by bulk copies,
-     * which prefetch nothing, or as 1 where the GPU has none. */
+    /* 1: blocks that stay and make tile after tile; 2: such whose weights come by bulk copies, or
+     * as 1 where the GPU has none; with early = 2 these prefetch nothing, and two blocks fit an SM.
+     */
     int32_t through;
     int32_t sms;        /* that blocks which stay are for; 0: those of the device */
     int32_t activation; /* INF_ACT_* */

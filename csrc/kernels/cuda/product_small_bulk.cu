@@ -16,8 +16,9 @@
  * product_small_through.cu gives: sums are in two buffers by turns.
  *
  * One block per SM. It has 4 stages, so that 128 KiB are under way, in all 17 MB, and it takes 164
- * KiB of an SM's 256, which leaves 92 for x in the L1 cache. With `early` it has 3, so that a block
- * of the kernel behind fits beside it, and has its ring full when this one ends. */
+ * KiB of an SM's 256, which leaves 92 for x in the L1 cache. A block of the kernel behind then
+ * begins where this one's has ended; with early = 2 it has 3 stages, so that one fits beside it,
+ * and has its ring full when this one ends. */
 #include <atomic>
 
 #include "kernels/cuda/bulk.cuh"
@@ -223,9 +224,9 @@ static int launch(const inf_cuda_small &p, inf_stream stream) {
 
 template <typename T> static int launch_cut(const inf_cuda_small &p, inf_stream stream) {
     if (p.gate) {
-        return p.early ? launch<T, 2, 3, 2>(p, stream) : launch<T, 2, 4, 1>(p, stream);
+        return p.early > 1 ? launch<T, 2, 3, 2>(p, stream) : launch<T, 2, 4, 1>(p, stream);
     }
-    return p.early ? launch<T, 1, 3, 2>(p, stream) : launch<T, 1, 4, 1>(p, stream);
+    return p.early > 1 ? launch<T, 1, 3, 2>(p, stream) : launch<T, 1, 4, 1>(p, stream);
 }
 
 int small_bulk_launch(const inf_cuda_small *p, inf_stream stream) {
