@@ -71,18 +71,7 @@ __global__ void inbox_kernel(const __grid_constant__ inbox_args a) {
     }
 }
 
-bool lane_code_waits() {
-#ifdef INF_EMU
-    return true;
-#else
-    cudaFuncAttributes a;
-    if (cudaFuncGetAttributes(&a, inbox_kernel) != cudaSuccess) {
-        (void)cudaGetLastError();
-        return false;
-    }
-    return a.ptxVersion >= 90;
-#endif
-}
+bool lane_code_waits() { return made_for_sm90(inbox_kernel) > 0; }
 
 void inbox_begin(inf_lane *l) {
     l->inbox_used = 0;

@@ -218,4 +218,20 @@ static __device__ __forceinline__ float activated(float x, int32_t activation) {
     return x / (1.0f + expf(-u));
 }
 
+/* Host: 1 if the code that the current device would run of a kernel was made for sm_90 or later, 0
+ * if not; below 0: it cannot be asked. */
+template <class K> static inline int made_for_sm90(K *kernel) {
+#ifdef INF_EMU
+    (void)kernel;
+    return 1;
+#else
+    cudaFuncAttributes a;
+    if (cudaFuncGetAttributes(&a, kernel) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return -1;
+    }
+    return a.ptxVersion >= 90;
+#endif
+}
+
 #endif

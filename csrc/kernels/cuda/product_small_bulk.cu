@@ -190,17 +190,16 @@ template <typename K> static bool runs(K *kernel) {
     enum { MOST = 64, NO = 1, YES = 2 };
     static std::atomic<int> known[MOST];
     int device = 0;
-    cudaFuncAttributes of;
     if (__CUDACC_VER_MAJOR__ < 12 || cudaGetDevice(&device) != cudaSuccess || device >= MOST) {
         (void)cudaGetLastError();
         return false;
     }
     if (known[device] == 0) {
-        if (cudaFuncGetAttributes(&of, kernel) != cudaSuccess) {
-            (void)cudaGetLastError();
+        int is = made_for_sm90(kernel);
+        if (is < 0) {
             return false; /* and the next time is asked again */
         }
-        known[device] = of.ptxVersion >= 90 ? YES : NO;
+        known[device] = is ? YES : NO;
     }
     return known[device] == YES;
 #endif
