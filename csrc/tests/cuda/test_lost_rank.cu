@@ -78,9 +78,8 @@ static void test_healthy() {
     int64_t worked = clock_ms(CLOCK_THREAD_CPUTIME_ID);
     CHECK(open_slot(&t, 0.5f, &err) == INF_OK, "%s", err.message);
     worked = clock_ms(CLOCK_THREAD_CPUTIME_ID) - worked;
-    int64_t waited = now_ms() - t.began;
-    CHECK(waited >= 390, "it did not wait");
-    CHECK(worked < waited / 2, "%lld ms of work in %lld", (long long)worked, (long long)waited);
+    CHECK(now_ms() - t.began >= 390, "it did not wait");
+    CHECK(worked < 100, "%lld ms of work", (long long)worked);
     later.join();
     CHECK(t.ops->sync(t.lane, &err) == INF_OK, "%s", err.message);
     t.ops->lane_close(t.lane);
