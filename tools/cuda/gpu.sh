@@ -113,7 +113,7 @@ step() {
 }
 # The parts of the library that backend.cu can do without, and those that it takes when told to.
 left_out="graphs small stay early_weights fuse early_rows early_decode wgmma direct"
-added="small3 through bulk_small prefetch,bulk_small"
+added="boxes small3 through bulk_small prefetch,bulk_small"
 # Once the tests are over, whose time limits these would be too many for. All parts at once, and briefly: a test that
 # hangs without each of them must not take the machine from what is timed.
 find_parts() {

@@ -63,6 +63,7 @@ static inf_cuda_attn attn_of(inf_lane *l, const class_lists *c, int32_t layer) {
     a.scale = l->scale;
     a.softcap = l->dims.attn_softcap;
     a.wgmma = l->backend->wgmma;
+    a.boxes = l->backend->boxes;
     return a;
 }
 

@@ -40,9 +40,8 @@
  * the weights 32: the producers give registers away and the consumers take them. */
 #include <stdio.h>
 
-#include <atomic>
-
 #include "kernels/cuda/attention_prefill.h"
+#include "kernels/cuda/pool_map.h"
 #include "kernels/cuda/prefill_consume.cuh"
 
 /* Registers of a thread. A block has what it was launched with, 65536 over its threads, rounded
@@ -84,65 +83,6 @@ static __global__ void __launch_bounds__(C::threads, 1)
 
 /* ---- host ---- */
 
-#if defined(INF_EMU)
-
-static int make_map(const inf_cuda_attn *p, tensor_map *map) {
-    uint64_t dim = (uint64_t)p->kv.head_dim;
-    *map = {p->pool,
-            {64, 8, dim / 64, (uint64_t)1 << 28},
-            {2, dim * 2, 128, dim * 16},
-            {64, 8, (uint32_t)dim / 64, 2}};
-    return 0;
-}
-
-#elif __CUDACC_VER_MAJOR__ >= 12
-
-/* The pool as said above: 64 dims, 8 tokens, halves, eights of tokens. How many eights there are is
- * not known here and does not matter: no box is asked for beyond the pool. The encoder is the
- * driver's and found at run time, so that nothing is linked with the driver. */
-static int make_map(const inf_cuda_attn *p, tensor_map *map) {
-    typedef CUresult (*encoder)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
-                                const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-                                const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-    static std::atomic<encoder> found_before{NULL}; /* threads that race here find the same */
-    encoder encode = found_before.load();
-    if (encode == NULL) {
-        void *found = NULL;
-        cudaDriverEntryPointQueryResult status;
-#if CUDART_VERSION >= 12050
-        cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
-                                                             12000, cudaEnableDefault, &status);
-#else
-        cudaError_t error =
-            cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &status);
-#endif
-        if (error != cudaSuccess || status != cudaDriverEntryPointSuccess || found == NULL) {
-            (void)cudaGetLastError();
-            return cudaErrorNotSupported;
-        }
-        encode = (encoder)found;
-        found_before.store(encode);
-    }
-    cuuint64_t dim = (cuuint64_t)p->kv.head_dim;
-    cuuint64_t size[4] = {64, 8, dim / 64, (cuuint64_t)1 << 28},
-               pitch[3] = {dim * 2, 128, dim * 16};
-    cuuint32_t box[4] = {64, 8, (cuuint32_t)dim / 64, 2}, step[4] = {1, 1, 1, 1};
-    CUresult result = encode(map,
-                             p->act == INF_DTYPE_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                      : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                             4, (void *)p->pool, size, pitch, box, step,
-                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? (int)cudaSuccess : (int)cudaErrorInvalidValue;
-}
-
-#else
-
-static int make_map(const inf_cuda_attn *, tensor_map *) { return cudaErrorNotSupported; }
-
-#endif
-
 static int wgmma_takes(const inf_cuda_attn *p) { return p->kv.block_size % 16 == 0; }
 
 template <class C> static int launch_wgmma(const inf_cuda_attn *p, inf_stream stream) {
@@ -158,7 +98,7 @@ template <class C> static int launch_wgmma(const inf_cuda_attn *p, inf_stream st
     sms = 3;
 #endif
     args.p = *p;
-    int error = make_map(p, &args.map);
+    int error = inf_cuda_pool_map(p, 2, &args.map);
     error = error != 0 ? error : (int)INF_ALLOW_SHARED(attn_wgmma_kernel<C>, C::shared);
     int64_t most = (int64_t)p->max_work * p->heads;
     dim3 grid((unsigned)(most < sms ? most : sms));
@@ -180,7 +120,7 @@ static int describe_wgmma(const inf_cuda_attn *p, inf_cuda_prefill_variant *out)
                 : (int)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     error = error != 0 ? error : (int)cudaFuncGetAttributes(&a, attn_wgmma_kernel<C>);
     error = error != 0 ? error : (int)INF_ALLOW_SHARED(attn_wgmma_kernel<C>, C::shared);
-    error = error != 0 ? error : make_map(p, &map);
+    error = error != 0 ? error : inf_cuda_pool_map(p, 2, &map);
     if (error != 0) {
         (void)cudaGetLastError();
         out->resident = 0;

@@ -206,6 +206,7 @@ inf_cuda_backend_open_12(int32_t ordinal, const inf_device_config *config, uint6
     b->early_rows = early && strstr(without, "early_rows") == NULL;
     b->early_decode = early && strstr(without, "early_decode") == NULL;
     b->prefetch = strstr(with, "prefetch") != NULL;
+    b->boxes = early && strstr(with, "boxes") != NULL;
     b->wgmma = early && strstr(without, "wgmma") == NULL;
     *out = &b->base;
     return INF_OK;

@@ -57,18 +57,6 @@ static __device__ __forceinline__ void bulk_copy(void *shared, const void *globa
                  "l"(global), "r"(bytes), "r"(shared_address(bar))
                  : "memory");
 }
-/* The same, of what is read once: the first to leave the cache. */
-static __device__ __forceinline__ void bulk_copy_once(void *shared, const void *global,
-                                                      uint32_t bytes, uint64_t *bar) {
-    asm volatile("{\n"
-                 ".reg .b64 policy;\n"
-                 "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
-                 "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1], %2, [%3], policy;\n"
-                 "}" ::"r"(shared_address(shared)),
-                 "l"(global), "r"(bytes), "r"(shared_address(bar))
-                 : "memory");
-}
 /* All lanes of the warp call. */
 static __device__ __forceinline__ void mbar_wait(uint64_t *bar, uint32_t parity) {
     asm volatile("{\n"

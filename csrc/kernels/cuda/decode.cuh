@@ -4,42 +4,65 @@
 #define INF_CUDA_DECODE_CUH
 
 #include "kernels/cuda/attention.cuh"
-#include "kernels/cuda/bulk.cuh"
+#include "kernels/cuda/boxes.cuh"
+
+/* How a tile of keys comes into shared memory: by cp.async, by bulk copies, or by tensor map. */
+enum decode_way { BY_ASYNC, BY_BULK, BY_BOXES };
 
 /* How the kernel is cut. T, of K and V: bf16, f16 or e4m3 (decode_e4m3.cuh). KEYS: in a tile, a
- * multiple of 16. STAGES: tiles in a warp's ring. BULK: tiles come by bulk copies instead of
- * cp.async. HINT: the cache is told that they are read once (bulk copies), or asked for 256 bytes
- * at a time. CAP: scores are capped (inf_cuda_attn.softcap), which costs others nothing so. PAD:
- * bytes between chunks.
+ * multiple of 16. STAGES: tiles in a warp's ring. CAP: scores are capped (inf_cuda_attn.softcap),
+ * which costs others nothing so.
  *
- * A tile in shared memory is K, then V. Key t of it is row t % CHUNK_ROWS of chunk t / CHUNK_ROWS;
- * a chunk is contiguous as in the pool, and the chunks are PAD bytes more apart than they are long.
- * With 16 eight rows of equal place in their eight chunks thus lie in different banks: they make
- * the 8x8 matrices that ldmatrix reads. So column i of the n-th column group of the scores is key
- * i * CHUNK_ROWS + n, an order that K and V share. */
-template <class T, int DIM, int KEYS, int STAGES, int WARPS, bool BULK, bool HINT, bool CAP = false,
-          int PAD = 16>
+ * A tile in shared memory is K, then V. ldmatrix reads 8x8 matrices, whose eight rows have to lie
+ * in different banks, and the order of a tile's keys is free: what column i of the n-th column
+ * group of the scores is depends on the way.
+ *
+ * Chunks (BY_ASYNC, BY_BULK): key t is row t % CHUNK_ROWS of chunk t / CHUNK_ROWS; a chunk is
+ * contiguous as in the pool, and the eight chunks are 16 bytes more apart than they are long. The
+ * eight rows are rows of equal place in their chunks: column i of group n is key i * CHUNK_ROWS +
+ * n.
+ *
+ * Boxes: atoms of 8 keys by 128 bytes with a swizzle (boxes.cuh), the atoms of the same keys one
+ * after the other. The eight rows are those of an atom: column i of group n is key 8 n + i. */
+template <class T, int DIM, int KEYS, int STAGES, int WARPS, decode_way WAY, bool CAP = false>
 struct decode_cut {
     typedef T number;
     static constexpr bool capped = CAP;
     static constexpr int dim = DIM, keys = KEYS, stages = STAGES, warps = WARPS;
-    static constexpr bool bulk = BULK, hint = HINT;
     static constexpr int row = DIM * (int)sizeof(T); /* bytes */
-    static constexpr int groups = KEYS / 8;          /* column groups of the scores */
-    static constexpr int chunk_rows = KEYS / 8;      /* eight chunks */
-    static constexpr int chunk = chunk_rows * row;
-    static constexpr int pad = PAD, pitch = chunk + PAD;
-    static constexpr int half = 8 * pitch; /* K or V of a tile */
+    static constexpr bool boxes = WAY == BY_BOXES;
+    static constexpr bool bulk = WAY != BY_ASYNC;  /* tiles land by themselves */
+    static constexpr int groups = KEYS / 8;        /* column groups of the scores */
+    static constexpr int chunk_rows = KEYS / 8;    /* eight chunks */
+    static constexpr int chunk = chunk_rows * row; /* bytes */
+    static constexpr int eight = 8 * row;          /* bytes of a box */
+    static constexpr int column_pitch = boxes ? 128 : chunk + 16;
+    static constexpr int group_pitch = boxes ? eight : row;
+    static constexpr int half = boxes ? groups * eight : 8 * (chunk + 16); /* K or V of a tile */
     static constexpr int tile = 2 * half;
     static constexpr int ring = STAGES * tile;
-    static constexpr int barriers = BULK ? WARPS * STAGES * 8 : 0;
+    static constexpr int barriers = bulk ? WARPS * STAGES * 8 : 0;
     static constexpr int shared = WARPS * ring + barriers;
     static constexpr int resident = shared > 112 * 1024 ? 1 : shared > 72 * 1024 ? 2 : 3;
     static_assert(chunk % 128 == 0, "chunks would not spread over the banks");
+    static_assert(!boxes || row % 128 == 0, "rows would not fill atoms");
     static_assert(DIM % 32 == 0 && KEYS % 16 == 0 && KEYS <= 64 && STAGES >= 2, "");
     static constexpr int merge_row = DIM + 8; /* floats; rows in different banks */
     static_assert((INF_CUDA_DECODE_ROWS * merge_row + 2 * INF_CUDA_DECODE_ROWS) * 4 <= ring,
                   "a warp's results take its ring's place");
+
+    /* The key, counted from the tile's first, that column i of group n is. */
+    static __device__ __forceinline__ uint32_t key_of(int n, int i) {
+        return (uint32_t)(boxes ? 8 * n + i : i * chunk_rows + n);
+    }
+    /* Where 16-byte word `word`, 0 .. 7, of column i of group 0 lies in K or V. */
+    static __device__ __forceinline__ int place(int i, int word) {
+        return i * column_pitch + (boxes ? word ^ i : word) * 16;
+    }
+    /* So many words further on from there; those that the sum sets, `word` has not. */
+    static __device__ __forceinline__ int further(int place, int words) {
+        return boxes ? (place ^ words % 8 * 16) + words / 8 * 1024 : place + words * 16;
+    }
 };
 
 /* ---- the way through the block table ---- */
@@ -89,31 +112,32 @@ template <class C> struct key_walk {
 
 /* ---- copies ---- */
 
+/* One kv head's K and V of one layer. */
+struct head_place {
+    const uint8_t *pool;
+    const tensor_map *map; /* of the pool, for boxes of one eight */
+    uint64_t k, to_v;      /* bytes: K of block 0 from the pool's begin; from K to V */
+};
+
 /* Tile j by cp.async, 512 bytes at a time: keys that are not read become zeros. */
 template <class C>
 static __device__ __forceinline__ void copy_tile_async(const key_walk<C> &walk, uint32_t t0, int j,
-                                                       const uint8_t *head, size_t to_v,
-                                                       uint8_t *stage) {
+                                                       const head_place &head, uint8_t *stage) {
     constexpr int row_lanes = C::row / 16, rows = 32 / row_lanes; /* rows per copy */
     int lane = (int)(threadIdx.x % 32), lane_row = lane / row_lanes;
-    uint8_t *to = stage + (lane_row / C::chunk_rows) * C::pitch +
-                  (lane_row % C::chunk_rows) * C::row + (lane % row_lanes) * 16;
+    uint8_t *to = stage + C::place(lane_row / C::chunk_rows, lane % row_lanes) +
+                  (lane_row % C::chunk_rows) * C::row;
     bool whole = walk.whole(t0);
 #pragma unroll
     for (int u = 0; u < walk.units; u++) {
-        const uint8_t *from = head + walk.unit(j, u) + lane * 16;
+        const uint8_t *from = head.pool + head.k + walk.unit(j, u) + lane * 16;
 #pragma unroll
         for (int i = 0; i < 8 / rows; i++) {
             int t = u * 8 + i * rows;
-            int at = (t / C::chunk_rows) * C::pitch + (t % C::chunk_rows) * C::row;
+            int at = (t / C::chunk_rows) * C::column_pitch + (t % C::chunk_rows) * C::row;
             bool valid = whole || walk.has(t0 + (uint32_t)(t + lane_row));
-            if (C::hint) {
-                cp_async_16_of_256(to + at, from + i * 512, valid);
-                cp_async_16_of_256(to + at + C::half, from + i * 512 + to_v, valid);
-                continue;
-            }
             cp_async_16(to + at, from + i * 512, valid);
-            cp_async_16(to + at + C::half, from + i * 512 + to_v, valid);
+            cp_async_16(to + at + C::half, from + i * 512 + head.to_v, valid);
         }
     }
 }
@@ -123,10 +147,10 @@ static __device__ __forceinline__ void copy_tile_async(const key_walk<C> &walk, 
  * is read is left as it is. */
 template <class C>
 static __device__ __forceinline__ void copy_tile_bulk(const key_walk<C> &walk, uint32_t t0, int j,
-                                                      const uint8_t *head, size_t to_v,
-                                                      uint8_t *stage, uint64_t *bar) {
+                                                      const head_place &head, uint8_t *stage,
+                                                      uint64_t *bar) {
     int lane = (int)(threadIdx.x % 32), key = (lane % 8) * C::chunk_rows;
-    const uint8_t *from = head + walk.unit(j, key / 8) + (key % 8) * C::row;
+    const uint8_t *from = head.pool + head.k + walk.unit(j, key / 8) + (key % 8) * C::row;
     uint32_t t = t0 + (uint32_t)key;
     bool wanted = lane < 16 && t < walk.end && t + C::chunk_rows > walk.first;
     uint32_t copies = (uint32_t)__popc(__ballot_sync(0xffffffffu, wanted));
@@ -134,12 +158,29 @@ static __device__ __forceinline__ void copy_tile_bulk(const key_walk<C> &walk, u
         mbar_expect(bar, copies * C::chunk);
     }
     __syncwarp();
-    uint8_t *to = stage + (lane % 8) * C::pitch + (lane / 8) * C::half;
-    from += lane / 8 != 0 ? to_v : 0;
-    if (wanted && C::hint) {
-        bulk_copy_once(to, from, C::chunk, bar);
-    } else if (wanted) {
-        bulk_copy(to, from, C::chunk, bar);
+    if (wanted) {
+        bulk_copy(stage + (lane % 8) * C::column_pitch + (lane / 8) * C::half,
+                  from + (lane / 8 != 0 ? head.to_v : 0), C::chunk, bar);
+    }
+}
+
+/* Tile j by boxes of an eight each: the first lanes K's, the next ones V's. An eight none of whose
+ * keys is read is left as it is. */
+template <class C>
+static __device__ __forceinline__ void copy_tile_boxes(const key_walk<C> &walk, uint32_t t0, int j,
+                                                       const head_place &head, uint8_t *stage,
+                                                       uint64_t *bar) {
+    int lane = (int)(threadIdx.x % 32), u = lane % C::groups;
+    uint64_t from = head.k + (lane < C::groups ? 0 : head.to_v) + walk.unit(j, u);
+    uint32_t t = t0 + (uint32_t)u * 8;
+    bool wanted = lane < 2 * C::groups && t < walk.end && t + 8 > walk.first;
+    uint32_t copies = (uint32_t)__popc(__ballot_sync(0xffffffffu, wanted));
+    if (lane == 0) {
+        mbar_expect(bar, copies * C::eight);
+    }
+    __syncwarp();
+    if (wanted) {
+        copy_box(stage + lane * C::eight, head.map, (int32_t)(from / C::eight), bar);
     }
 }
 #endif
@@ -149,12 +190,13 @@ static __device__ __forceinline__ void copy_tile_bulk(const key_walk<C> &walk, u
 template <class C>
 static __device__ __forceinline__ void clear_unread_values(const key_walk<C> &walk, uint32_t t0,
                                                            uint8_t *stage) {
-    constexpr int row_lanes = C::row / 16, rows = 32 / row_lanes;
-    int lane = (int)(threadIdx.x % 32);
-    for (int t = lane / row_lanes; t < C::keys; t += rows) {
-        if (!walk.has(t0 + (uint32_t)t)) {
-            *(uint4 *)(stage + C::half + (t / C::chunk_rows) * C::pitch +
-                       (t % C::chunk_rows) * C::row + (lane % row_lanes) * 16) =
+    constexpr int row_lanes = C::row / 16, columns = 32 / row_lanes;
+    int lane = (int)(threadIdx.x % 32), word = lane % row_lanes;
+    for (int at = lane / row_lanes; at < C::keys; at += columns) {
+        int n = at / 8, i = at % 8;
+        if (!walk.has(t0 + C::key_of(n, i))) {
+            uint8_t *to = stage + C::half + n * C::group_pitch;
+            *(uint4 *)(to + C::further(C::place(i, word % 8), word / 8 * 8)) =
                 make_uint4(0, 0, 0, 0);
         }
     }
@@ -203,7 +245,7 @@ template <class C, class T>
 static __device__ __forceinline__ void scores(const decode_rows<C> &rows, const uint8_t *stage,
                                               float s[C::groups][4], T) {
     int lane = (int)(threadIdx.x % 32);
-    const uint8_t *at = stage + (lane % 8) * C::pitch + (lane / 8) * 16;
+    int at = C::place(lane % 8, lane / 8);
 #pragma unroll
     for (int n = 0; n < C::groups; n++) {
         s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
@@ -213,7 +255,7 @@ static __device__ __forceinline__ void scores(const decode_rows<C> &rows, const 
 #pragma unroll
         for (int n = 0; n < C::groups; n++) {
             uint32_t k[4]; /* 32 dims of the eight keys */
-            ldmatrix_x4(k, at + n * C::row + d * 64);
+            ldmatrix_x4(k, stage + C::further(at, 4 * d) + n * C::group_pitch);
             mma(s[n], rows.q[2 * d], k, T());
             mma(s[n], rows.q[2 * d + 1], k + 2, T());
         }
@@ -229,7 +271,7 @@ static __device__ __forceinline__ void mask(const decode_rows<C> &rows, uint32_t
     for (int n = 0; n < C::groups; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            uint32_t t = t0 + (uint32_t)((column + i % 2) * C::chunk_rows + n);
+            uint32_t t = t0 + C::key_of(n, column + i % 2);
             if (t < rows.from[i / 2] || t >= rows.upto[i / 2]) {
                 s[n][i] = -INFINITY;
             }
@@ -271,8 +313,8 @@ template <class C, class T>
 static __device__ __forceinline__ void add_values(decode_rows<C> &rows, const uint8_t *stage,
                                                   const float s[C::groups][4], T) {
     int lane = (int)(threadIdx.x % 32);
-    const uint8_t *at =
-        stage + C::half + (lane % 8) * C::pitch + (lane / 8 % 2) * C::row + (lane / 16) * 16;
+    const uint8_t *v_at = stage + C::half + (lane / 8 % 2) * C::group_pitch;
+    int at = C::place(lane % 8, lane / 16);
 #pragma unroll
     for (int n = 0; n < C::groups; n += 2) {
         /* The scores' layout is that of the left operand: no exchange. */
@@ -282,7 +324,7 @@ static __device__ __forceinline__ void add_values(decode_rows<C> &rows, const ui
 #pragma unroll
         for (int d = 0; d < C::dim / 8; d += 2) {
             uint32_t v[4]; /* 16 keys of 16 dims */
-            ldmatrix_x4_trans(v, at + n * C::row + d * 16);
+            ldmatrix_x4_trans(v, v_at + C::further(at, d) + n * C::group_pitch);
             mma(rows.o[d], w, v, T());
             mma(rows.o[d + 1], w, v + 2, T());
         }

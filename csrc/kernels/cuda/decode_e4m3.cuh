@@ -47,7 +47,7 @@ static __device__ __forceinline__ void scores(const decode_rows<C> &rows, const 
                                               float s[C::groups][4], e4m3) {
     static_assert(C::dim % 64 == 0, "");
     int lane = (int)(threadIdx.x % 32);
-    const uint8_t *at = stage + (lane % 8) * C::pitch + (lane / 8) * 16;
+    int at = C::place(lane % 8, lane / 8);
 #pragma unroll
     for (int n = 0; n < C::groups; n++) {
         s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
@@ -57,7 +57,7 @@ static __device__ __forceinline__ void scores(const decode_rows<C> &rows, const 
 #pragma unroll
         for (int n = 0; n < C::groups; n++) {
             uint32_t k[4]; /* 64 dims of the eight keys */
-            ldmatrix_x4(k, at + n * C::row + d * 64);
+            ldmatrix_x4(k, stage + C::further(at, 4 * d) + n * C::group_pitch);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 uint32_t b[2];
@@ -73,8 +73,8 @@ template <class C>
 static __device__ __forceinline__ void add_values(decode_rows<C> &rows, const uint8_t *stage,
                                                   const float s[C::groups][4], e4m3) {
     int lane = (int)(threadIdx.x % 32);
-    const uint8_t *at =
-        stage + C::half + (lane % 8) * C::pitch + (lane / 8 % 2) * C::row + (lane / 16) * 16;
+    const uint8_t *v_at = stage + C::half + (lane / 8 % 2) * C::group_pitch;
+    int at = C::place(lane % 8, lane / 16);
 #pragma unroll
     for (int n = 0; n < C::groups; n += 2) {
         uint32_t w[4] = {pack_f16x2(s[n][0], s[n][1]), pack_f16x2(s[n][2], s[n][3]),
@@ -83,7 +83,7 @@ static __device__ __forceinline__ void add_values(decode_rows<C> &rows, const ui
 #pragma unroll
         for (int d = 0; d < C::dim / 8; d += 4) {
             uint32_t v[4]; /* 16 keys of 32 dims */
-            ldmatrix_x4_trans(v, at + n * C::row + d * 8);
+            ldmatrix_x4_trans(v, v_at + C::further(at, d / 2) + n * C::group_pitch);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 uint32_t low[2], high[2]; /* of the even and of the odd dims; keys 0 .. 7, 8 .. */

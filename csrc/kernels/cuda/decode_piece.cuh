@@ -90,8 +90,7 @@ static __device__ __forceinline__ key_walk<C> begin_walk(const inf_cuda_attn &p,
 /* Asks for tile j of the warp's n, if there is one, into ring place `slot`. */
 template <class C>
 static __device__ __forceinline__ void ask(key_walk<C> &walk, const decode_ring &ring, int warp,
-                                           int j, int n, const uint8_t *head, size_t to_v,
-                                           int slot) {
+                                           int j, int n, const head_place &head, int slot) {
     if (j % walk.batch == 0) {
         walk.take_looked_up();
         walk.look_up(warp, j + walk.batch);
@@ -99,13 +98,18 @@ static __device__ __forceinline__ void ask(key_walk<C> &walk, const decode_ring 
     uint8_t *stage = ring.stages + slot * C::tile;
     if (!C::bulk) {
         if (j < n) {
-            copy_tile_async(walk, walk.tile_token(warp, j), j, head, to_v, stage);
+            copy_tile_async(walk, walk.tile_token(warp, j), j, head, stage);
         }
         cp_async_commit();
     }
 #if INF_HAS_BULK
     if (C::bulk && j < n) {
-        copy_tile_bulk(walk, walk.tile_token(warp, j), j, head, to_v, stage, ring.bars + slot);
+        uint32_t t0 = walk.tile_token(warp, j);
+        if constexpr (C::boxes) {
+            copy_tile_boxes(walk, t0, j, head, stage, ring.bars + slot);
+        } else {
+            copy_tile_bulk(walk, t0, j, head, stage, ring.bars + slot);
+        }
     }
 #endif
 }
@@ -125,16 +129,17 @@ static __device__ __forceinline__ part_list find_parts(const inf_cuda_attn &p,
     return parts;
 }
 
-/* The warp's share of a piece. waited: for the kernel in front; it has when this returns. */
+/* The warp's share of a piece. map: of the pool, for cuts with boxes. waited: for the kernel in
+ * front; it has when this returns. */
 template <class C>
-static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, const decode_piece &x,
-                                                    decode_ring &ring, decode_rows<C> &rows,
-                                                    bool &waited, part_list &parts) {
+static __device__ __forceinline__ void
+attend_piece(const inf_cuda_attn &p, const tensor_map *map, const decode_piece &x,
+             decode_ring &ring, decode_rows<C> &rows, bool &waited, part_list &parts) {
     constexpr int ahead = C::stages - 1;
     int warp = (int)(threadIdx.x / 32);
     key_walk<C> walk = begin_walk<C>(p, x);
-    const uint8_t *head = p.pool + kv_head_offset(p.kv, p.layer, 0, x.kv_head);
-    size_t to_v = (size_t)p.kv.kv_heads * (size_t)p.kv.block_size * C::row;
+    head_place head = {p.pool, map, kv_head_offset(p.kv, p.layer, 0, x.kv_head),
+                       (uint64_t)p.kv.kv_heads * (uint64_t)p.kv.block_size * C::row};
     int tiles = (int)((walk.end - walk.token0 + C::keys - 1) / C::keys);
     int n = (tiles - warp + C::warps - 1) / C::warps; /* tiles warp, warp + warps, .. */
     walk.look_up(warp, 0);
@@ -147,7 +152,7 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
 #pragma unroll
     for (int j = 0; j < ahead; j++) {
         int slot = ring.slot + j;
-        ask(walk, ring, warp, j, n, head, to_v, slot < C::stages ? slot : slot - C::stages);
+        ask(walk, ring, warp, j, n, head, slot < C::stages ? slot : slot - C::stages);
     }
     if (threadIdx.x % 32 < parts.n) {
         parts.mine = p.list[parts.first + threadIdx.x % 32];
@@ -169,8 +174,7 @@ static __device__ __forceinline__ void attend_piece(const inf_cuda_attn &p, cons
         }
 #endif
         __syncwarp(); /* the tile is there for all lanes, and all have done with the one before */
-        ask(walk, ring, warp, j + ahead, n, head, to_v,
-            ring.slot > 0 ? ring.slot - 1 : C::stages - 1);
+        ask(walk, ring, warp, j + ahead, n, head, ring.slot > 0 ? ring.slot - 1 : C::stages - 1);
         uint32_t t0 = walk.tile_token(warp, j);
 #if INF_HAS_BULK
         if (C::bulk && !walk.whole(t0)) {

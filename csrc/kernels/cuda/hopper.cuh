@@ -1,6 +1,5 @@
-/* Machine instructions of sm_90a: products of a warpgroup (wgmma), copies by tensor map (TMA),
- * barriers in shared memory that count bytes (mbarrier), registers that move between warpgroups.
- * Emulated in emu/hopper.h.
+/* Machine instructions of sm_90a: products of a warpgroup (wgmma), barriers in shared memory that
+ * count bytes (mbarrier), registers that move between warpgroups. Emulated in emu/hopper.h.
  *
  * wgmma. The 128 threads of a warpgroup together compute d[64, N] (+)= a[64, 16] b[16, N]. d lies
  * in their registers: warp w of the four has rows 16 w .. 16 w + 15, and within them thread t holds
@@ -10,13 +9,10 @@
  * use may not be touched until a wait for their group says so, and since the compiler does not know
  * it, `settle` pins registers on the right side of a wait or a fence.
  *
- * The layout with 128-byte swizzle. A tile is made of atoms, 8 rows of 128 bytes (64 numbers), 1024
- * bytes together and aligned to that; 16-byte word c of row r of an atom stands at place c ^ r:
- * bits 4 .. 6 of an address are combined with bits 7 .. 9. TMA writes it, and descriptors with
- * swizzle mode 1 read it. A descriptor has the start address in bits 0 .. 13, the leading byte
- * offset in 16 .. 29, the stride byte offset in 32 .. 45 (all without their low four bits), the
- * base offset in 49 .. 51 (0: atoms are aligned), the mode in 62 .. 63. What the offsets mean
- * depends on which way the operand lies:
+ * Descriptors with swizzle mode 1 read tiles of atoms (boxes.cuh). A descriptor has the start
+ * address in bits 0 .. 13, the leading byte offset in 16 .. 29, the stride byte offset in 32 .. 45
+ * (all without their low four bits), the base offset in 49 .. 51 (0: atoms are aligned), the mode
+ * in 62 .. 63. What the offsets mean depends on which way the operand lies:
  *
  *   K-major: a row is one of M or N, and its numbers run along K. Rows 8 apart are the stride
  * offset apart. The 16 numbers along K lie in one atom's rows, so the leading offset does nothing;
@@ -27,7 +23,7 @@
 #ifndef INF_CUDA_HOPPER_CUH
 #define INF_CUDA_HOPPER_CUH
 
-#include "kernels/cuda/prelude.cuh"
+#include "kernels/cuda/boxes.cuh"
 
 /* Whether the code being compiled may use them. A kernel's body is empty elsewhere, and its
  * launcher asks the runtime which one it would get. */
@@ -41,13 +37,6 @@
 
 #if defined(INF_EMU)
 #include "kernels/cuda/emu/hopper.h"
-#elif __CUDACC_VER_MAJOR__ >= 12
-#include <cuda.h>
-typedef CUtensorMap tensor_map;
-#else
-struct tensor_map {
-    uint64_t nothing[16];
-};
 #endif
 
 /* Descriptor of an operand; leading and stride offset: see above. */
@@ -107,22 +96,6 @@ static __device__ __forceinline__ void bar_arrive(int id, int threads) {
  * follow. */
 static __device__ __forceinline__ void async_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-/* ---- copies ---- */
-
-/* The map's box at (0, 0, 0, at), by one thread. The map has four dimensions and is a kernel
- * parameter. */
-static __device__ __forceinline__ void copy_box(void *shared, const tensor_map *map, int32_t at,
-                                                uint64_t *bar) {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%3, "
-                 "%3, %3, %4}], [%2];" ::"r"(window_address(shared)),
-                 "l"(map), "r"(window_address(bar)), "r"(0), "r"(at)
-                 : "memory");
-}
-static __device__ __forceinline__ void prefetch_map(const tensor_map *map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 /* ---- products ---- */

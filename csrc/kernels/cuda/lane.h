@@ -39,7 +39,8 @@ struct cuda_backend {
     pinned_list pinned;
     int32_t ordinal, sms;
     /* What may be left out, to find what is at fault: backend.cu. */
-    int32_t record, small, small3, fuse, early_small, early_rows, early_decode, prefetch, wgmma;
+    int32_t record, small, small3, fuse, early_small, early_rows, early_decode, prefetch, wgmma,
+        boxes;
     int32_t direct;
     int32_t through;      /* of inf_cuda_small, for products whose ways are not timed */
     int32_t stay;         /* where ways are timed, blocks that stay are among them */

@@ -188,6 +188,7 @@ typedef struct inf_cuda_attn {
                        * the kernel for it. 2: and when that one began, the plan (off and list, too),
                        * blocks, segments and all keys but the rows' own were there */
     int32_t wgmma;    /* 1: prefill takes the sm_90 kernel where the GPU has it */
+    int32_t boxes;    /* 1: keys of decode come by tensor map where the GPU has them */
     float softcap;    /* a score s becomes softcap tanh(s / softcap); 0: it stays. Not wgmma */
 } inf_cuda_attn;
 

@@ -125,15 +125,6 @@ static __device__ __forceinline__ void cp_async_16(void *shared, const void *glo
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
                  : "memory");
 }
-/* The same; the cache is asked for the 256 bytes around them. */
-static __device__ __forceinline__ void cp_async_16_of_256(void *shared, const void *global,
-                                                          bool valid) {
-    uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
-    int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
-                 "r"(bytes)
-                 : "memory");
-}
 static __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -35,10 +35,6 @@ static inline void bulk_copy(void *shared, const void *global, uint32_t bytes, u
                              emu_site site = EMU_SITE) {
     emu_bulk_copy(shared, global, bytes, bar, site);
 }
-static inline void bulk_copy_once(void *shared, const void *global, uint32_t bytes, uint64_t *bar,
-                                  emu_site site = EMU_SITE) {
-    emu_bulk_copy(shared, global, bytes, bar, site);
-}
 static inline void mbar_wait(uint64_t *bar, uint32_t parity, emu_site site = EMU_SITE) {
     emu_bar_wait(bar, parity, site);
 }

@@ -1,19 +1,12 @@
-/* The wrappers of hopper.cuh, after the PTX ISA: barriers in shared memory, tensor maps, wgmma on
- * descriptors.
+/* The wrappers of hopper.cuh, after the PTX ISA: barriers in shared memory, wgmma on descriptors.
  *
- * Things happen as late as they may: a copy when somebody waits for its barrier (bulk.h); a product
- * when its group is waited for, from what registers and shared memory hold by then. */
+ * Things happen as late as they may: a product when its group is waited for, from what registers
+ * and shared memory hold by then. */
 #ifndef INF_EMU_HOPPER_H
 #define INF_EMU_HOPPER_H
 
-#include "kernels/cuda/emu/bulk.h"
+#include "kernels/cuda/emu/boxes.h"
 #include "kernels/cuda/emu/emu.h"
-
-/* An address in the shared memory's window. */
-uint32_t emu_window_address(const void *p, emu_site site);
-static inline uint32_t window_address(const void *p, emu_site site = EMU_SITE) {
-    return emu_window_address(p, site);
-}
 
 /* ---- barriers ---- */
 
@@ -31,22 +24,6 @@ static inline void barrier_wait(uint64_t *bar, uint32_t parity, emu_site site = 
     emu_bar_wait(bar, parity, site);
 }
 static inline void async_fence() {}
-
-/* ---- tensor maps of four dimensions, 16-bit numbers, 128-byte swizzle: boxes are 64 numbers wide
- * ---- */
-
-struct alignas(64) tensor_map {
-    const uint8_t *base;
-    uint64_t size[4], pitch[4]; /* numbers; bytes from one to the next */
-    uint32_t box[4];
-};
-
-void emu_copy_box(void *shared, const tensor_map *map, int32_t at, uint64_t *bar, emu_site site);
-static inline void copy_box(void *shared, const tensor_map *map, int32_t at, uint64_t *bar,
-                            emu_site site = EMU_SITE) {
-    emu_copy_box(shared, map, at, bar, site);
-}
-static inline void prefetch_map(const tensor_map *) {}
 
 /* ---- products ---- */
 

@@ -54,10 +54,6 @@ emu_copies *emu_copies_new();
 void emu_copies_free(emu_copies *c);
 void emu_copies_clear(emu_copies *c);
 void cp_async_16(void *shared, const void *global, bool valid, emu_site site = EMU_SITE);
-static inline void cp_async_16_of_256(void *shared, const void *global, bool valid,
-                                      emu_site site = EMU_SITE) {
-    cp_async_16(shared, global, valid, site);
-}
 void cp_async_commit();
 void emu_copies_wait(int n);
 template <int n> static inline void cp_async_wait() { emu_copies_wait(n); }
