@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/infinite-llm/infinite/engine/arrival"
 	"github.com/infinite-llm/infinite/engine/batch"
 	"github.com/infinite-llm/infinite/engine/kvcache"
 	"github.com/infinite-llm/infinite/engine/plan"
@@ -101,7 +102,7 @@ type Engine struct {
 	live     map[kvcache.RequestID]*request // unfinished
 	room     int                            // requests that Submit takes before the loop looks again
 	lastID   kvcache.RequestID
-	arrival  uint64
+	clock    uint64
 	draining bool
 	stopped  bool          // the loop has ended
 	started  bool          // the loop has begun
@@ -248,10 +249,10 @@ func (e *Engine) Submit(ctx context.Context, req *Request) (Stream, error) {
 	}
 	e.room--
 	e.lastID++
-	e.arrival = max(e.arrival+1, uint64(time.Now().UnixNano()))
+	e.clock = max(e.clock+1, arrival.Now(time.Now()))
 	own := *req
 	if own.Arrival == 0 {
-		own.Arrival = e.arrival
+		own.Arrival = arrival.Of(own.Priority, e.clock)
 	}
 	r := &request{Request: &own, id: e.lastID, tag: batch.Tag(req.ID), tokens: tokens, root: root, keys: keys, guided: guided, limits: limits, submitted: time.Now()}
 	r.known.Store(int64(len(r.tokens)))

@@ -22,6 +22,7 @@ var layers = map[string]struct {
 	allowed []string
 	why     string
 }{
+	"engine/arrival":   {nil, "an order of numbers"},
 	"engine/batch":     {nil, "it mirrors the C header and nothing else"},
 	"engine/cgroup":    {[]string{"engine/hostfs"}, "what a control group leaves a process is asked by those that tell it"},
 	"engine/config":    {nil, "settings are plain values; who uses them imports them"},
@@ -40,10 +41,10 @@ var layers = map[string]struct {
 	"engine/openai":    {nil, "a client of any server's API knows none"},
 	"engine/loadgen":   {[]string{"engine/openai"}, "it measures servers of others too, from outside"},
 	"rdma":             {nil, "door 2 knows links, not what they are for"},
-	"engine":           {[]string{"engine/batch", "engine/grammar", "engine/kvcache", "engine/lookup", "engine/plan", "engine/sched", "engine/tokenizer"}, "the step loop reaches device and cluster through its own interfaces"},
-	"engine/server":    {[]string{"engine", "engine/batch", "engine/grammar", "engine/reasoning", "engine/tokenizer", "engine/toolcall"}, "the API reaches the cluster through its own Backend"},
-	"engine/cluster":   {[]string{"engine/cluster/clusterpb", "engine/config", "engine/kvcache", "engine/plan", "rdma"}, "managers settle blocks and links; the engine tells them through interfaces"},
-	"engine/router": {[]string{"engine", "engine/batch", "engine/cluster", "engine/cluster/clusterpb", "engine/router/routerpb", "engine/server"},
+	"engine":           {[]string{"engine/arrival", "engine/batch", "engine/grammar", "engine/kvcache", "engine/lookup", "engine/plan", "engine/sched", "engine/tokenizer"}, "the step loop reaches device and cluster through its own interfaces"},
+	"engine/server":    {[]string{"engine", "engine/arrival", "engine/batch", "engine/grammar", "engine/reasoning", "engine/tokenizer", "engine/toolcall"}, "the API reaches the cluster through its own Backend"},
+	"engine/cluster":   {[]string{"engine/arrival", "engine/cluster/clusterpb", "engine/config", "engine/kvcache", "engine/plan", "rdma"}, "managers settle blocks and links; the engine tells them through interfaces"},
+	"engine/router": {[]string{"engine", "engine/arrival", "engine/batch", "engine/cluster", "engine/cluster/clusterpb", "engine/router/routerpb", "engine/server"},
 		"it is the server's Backend: homes over the cluster's members"},
 	"engine/top":         {[]string{"engine/server"}, "figures of what a server said know neither how it was asked nor where they are drawn"},
 	"engine/top/live":    {[]string{"engine/openai", "engine/server", "engine/top"}, "it looks at a cluster from outside, by its API alone"},

@@ -30,7 +30,8 @@ type Request struct {
 	IgnoreEOS      bool    // the engine's EOS tokens do not end the answer
 	Logprobs       int     // -1 none, else alternatives per token, 0..20
 	PromptLogprobs int     // the same for the prompt's tokens
-	Arrival        uint64  // order in the cluster, smaller is older; 0: now
+	Priority       int     // of arrival.MinPriority .. MaxPriority; smaller goes first. In Arrival, once it has one
+	Arrival        uint64  // order in the cluster, smaller is older (package arrival); 0: now
 	CacheSalt      string  // requests share KV in the cache with those of the same salt alone
 	Near           string  // another instance that may have KV of its beginning; "": none is known
 	Guide          Guide   // the form that the answer is held to

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/infinite-llm/infinite/engine/arrival"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
 
@@ -74,7 +75,7 @@ func (g *GManager) State(now time.Time, instancesOnly bool) *pb.ClusterState {
 	out := &pb.ClusterState{BlockSize: uint32(g.blockSize), Instances: g.states()}
 	for _, in := range g.instances {
 		for _, p := range in.places {
-			out.NewestArrival = max(out.NewestArrival, p.Arrival)
+			out.NewestClock = max(out.NewestClock, arrival.Clock(p.Arrival))
 		}
 	}
 	if instancesOnly {

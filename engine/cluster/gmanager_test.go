@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"github.com/infinite-llm/infinite/engine/arrival"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 )
 
@@ -32,8 +33,13 @@ func TestHeartbeatsMakeTheMap(t *testing.T) {
 	if diff := cmp.Diff(want, g.State(now, false).Requests, protocmp.Transform()); diff != "" {
 		t.Fatal(diff)
 	}
-	if s := g.State(now, true); len(s.Instances) != 2 || len(s.Requests) != 0 || s.NewestArrival != 7 {
+	if s := g.State(now, true); len(s.Instances) != 2 || len(s.Requests) != 0 || s.NewestClock != 7 {
 		t.Fatalf("instances only: %v", s)
+	}
+	// The newest clock is not that of the last in the order, whose priority is lower.
+	low := &pb.Placement{Id: "c", Arrival: arrival.Of(1, 4)}
+	if reply = beat(t, g, now, "i2", low); reply.OldestArrival != 3 || g.State(now, true).NewestClock != 7 {
+		t.Fatalf("beside one of a low priority: %v, %v", reply, g.State(now, true))
 	}
 	if got := beat(t, g, now, "i1").OldestArrival; got != 7 {
 		t.Fatalf("after b ended the oldest is %d", got)

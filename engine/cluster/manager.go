@@ -243,10 +243,10 @@ func (m *Manager) State(_ context.Context, req *pb.StateRequest) (*pb.ClusterSta
 // Cluster is the placement map, from here or from the elected process.
 func (m *Manager) Cluster(ctx context.Context) (*pb.ClusterState, error) { return m.state(ctx, false) }
 
-// Loads are the instances of the placement map, and the newest arrival of what they have.
+// Loads are the instances of the placement map, and the newest clock of their requests' arrivals.
 func (m *Manager) Loads(ctx context.Context) ([]*pb.InstanceState, uint64, error) {
 	s, err := m.state(ctx, true)
-	return s.GetInstances(), s.GetNewestArrival(), err
+	return s.GetInstances(), s.GetNewestClock(), err
 }
 
 func (m *Manager) state(ctx context.Context, instancesOnly bool) (*pb.ClusterState, error) {

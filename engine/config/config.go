@@ -32,12 +32,13 @@ type Config struct {
 	ToolCallParser  string `name:"tool-call-parser" usage:"form of the calls that are looked for in chats with tools: auto (what the chat template writes), hermes, llama3_json, mistral or none"`
 	ReasoningParser string `name:"reasoning-parser" usage:"form of a model's thoughts before its answer, which chats give apart from it: auto (what the chat template speaks of), qwen3, deepseek_r1, mistral or none"`
 
-	MaxModelLen         int  `name:"max-model-len" usage:"longest prompt plus answer, in tokens; 0 is the model's own limit"`
-	MaxNumSeqs          int  `name:"max-num-seqs" usage:"requests that run at once on an instance"`
-	MaxNumBatchedTokens int  `name:"max-num-batched-tokens" usage:"tokens of one step on an instance"`
-	MaxNumWaiting       int  `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
-	EnablePrefixCaching bool `name:"enable-prefix-caching" usage:"requests begin with the KV of earlier ones that began alike; =false computes every prompt whole"`
-	MinSharedPrefix     int  `name:"min-shared-prefix" usage:"tokens whose KV another instance must have for a request to use it there, in place; 0 is 8192 on a GPU and 512 on the CPU, -1 never"`
+	MaxModelLen         int    `name:"max-model-len" usage:"longest prompt plus answer, in tokens; 0 is the model's own limit"`
+	MaxNumSeqs          int    `name:"max-num-seqs" usage:"requests that run at once on an instance"`
+	MaxNumBatchedTokens int    `name:"max-num-batched-tokens" usage:"tokens of one step on an instance"`
+	MaxNumWaiting       int    `name:"max-num-waiting" usage:"requests that may wait on an instance; beyond that clients get 429"`
+	SchedulingPolicy    string `name:"scheduling-policy" usage:"fcfs: requests go in the order of their arrival; priority: in that of their field priority, smaller first, and of their arrival within one"`
+	EnablePrefixCaching bool   `name:"enable-prefix-caching" usage:"requests begin with the KV of earlier ones that began alike; =false computes every prompt whole"`
+	MinSharedPrefix     int    `name:"min-shared-prefix" usage:"tokens whose KV another instance must have for a request to use it there, in place; 0 is 8192 on a GPU and 512 on the CPU, -1 never"`
 
 	PrefillContextParallelSize int `name:"prefill-context-parallel-size" usage:"instances that compute a long prompt together, at most; 0 is 16, on the CPU, 1 never"`
 	MinParallelPrefill         int `name:"min-parallel-prefill" usage:"tokens of a prompt, behind what is cached, from which on several instances compute it; 0 is four times --max-num-batched-tokens"`
@@ -89,7 +90,7 @@ const MaxRanks = 8
 // Default is the configuration without any source.
 func Default() Config {
 	return Config{
-		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20, ToolCallParser: "auto", ReasoningParser: "auto",
+		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20, ToolCallParser: "auto", ReasoningParser: "auto", SchedulingPolicy: "fcfs",
 		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, EnablePrefixCaching: true,
 		DType: "auto", KVCacheDType: "auto", Quantization: "none", ISA: "auto", Device: "auto", TensorParallelSize: 1,
 		GPUMemoryUtilization: 0.9,
@@ -163,6 +164,7 @@ func (c *Config) Validate() error {
 	}
 	oneOf("reasoning-parser", c.ReasoningParser, "auto", "qwen3", "deepseek_r1", "mistral", "none")
 	oneOf("tool-call-parser", c.ToolCallParser, "auto", "hermes", "llama3_json", "mistral", "none")
+	oneOf("scheduling-policy", c.SchedulingPolicy, "fcfs", "priority")
 	oneOf("dtype", c.DType, "auto", "float32", "bfloat16", "float16")
 	oneOf("kv-cache-dtype", c.KVCacheDType, "auto", "fp8_e4m3", "fp8")
 	oneOf("quantization", c.Quantization, "none", "int8", "int4")

@@ -331,7 +331,7 @@ func (h *Head) serverConfig(m *model.Model, tok *tokenizer.Tokenizer) server.Con
 		d.RepetitionPenalty = *g.RepetitionPenalty
 	}
 	return server.Config{
-		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d,
+		ModelNames: names, APIKey: cfg.APIKey, MaxBodySize: int(cfg.MaxBodySize), MaxModelLen: cfg.MaxModelLen, Seed: cfg.Seed, Defaults: d, Priorities: cfg.SchedulingPolicy == "priority",
 		ToolCallParser: cfg.ToolCallParser, ReasoningParser: cfg.ReasoningParser, MaxRequests: cfg.Instances * (cfg.MaxNumSeqs + cfg.MaxNumWaiting), Keeper: h,
 	}
 }

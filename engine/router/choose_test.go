@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/arrival"
 	"github.com/infinite-llm/infinite/engine/cluster"
 	"github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/engine/server"
@@ -133,7 +134,7 @@ func TestStamps(t *testing.T) {
 		wg.Go(func() {
 			last := uint64(0)
 			for range 500 {
-				n := r.stamp()
+				n := r.stamp(0)
 				mu.Lock()
 				if n <= last || seen[n] {
 					t.Errorf("%d after %d", n, last)
@@ -150,13 +151,16 @@ func TestStamps(t *testing.T) {
 // Behind what has arrived elsewhere, by whatever clock; nonsense does not end the order.
 func TestStampsFollowTheCluster(t *testing.T) {
 	r := New(nil, Config{Secret: secret, BlockSize: 16})
-	before := r.stamp()
-	ahead := before + uint64(5*time.Hour)
+	before := arrival.Clock(r.stamp(0))
+	ahead := before + uint64(5*time.Hour)>>7
 	for _, elsewhere := range []uint64{ahead, before, 0, math.MaxUint64} {
 		r.heard(elsewhere)
-		first, second := r.stamp(), r.stamp()
-		if first <= ahead || second <= first || second > ahead+100 {
+		first, urgent, second := r.stamp(0), r.stamp(-1), r.stamp(0)
+		if c := arrival.Clock(first); c <= ahead || second <= first || arrival.Clock(second) > ahead+100 {
 			t.Errorf("after %d: %d and %d", elsewhere, first, second)
+		}
+		if urgent >= first || arrival.Clock(urgent) <= arrival.Clock(first) {
+			t.Errorf("one of priority -1 has %d beside %d", urgent, first)
 		}
 	}
 }

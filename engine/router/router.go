@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/arrival"
 	"github.com/infinite-llm/infinite/engine/cluster"
 	pb "github.com/infinite-llm/infinite/engine/cluster/clusterpb"
 	"github.com/infinite-llm/infinite/engine/router/routerpb"
@@ -58,7 +59,7 @@ type Router struct {
 	conns   map[string]*conn // by address; those that nobody uses go when their instance leaves
 	charges map[*charge]bool // of the streams that are open, and those about to be
 	places  places
-	arrival uint64
+	clock   uint64 // of the newest arrival
 }
 
 type conn struct {
@@ -192,7 +193,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 // try asks a member that is charged with the request.
 func (r *Router) try(ctx context.Context, m cluster.Member, c *charge, w *want, req *engine.Request) (*stream, error) {
 	if req.Arrival == 0 {
-		req.Arrival = r.stamp()
+		req.Arrival = r.stamp(req.Priority)
 	}
 	own := *req
 	if own.Near = w.near; m.ID == w.near {
@@ -212,24 +213,21 @@ func (r *Router) try(ctx context.Context, m cluster.Member, c *charge, w *want, 
 	return s, nil
 }
 
-// heard takes notice of an arrival somewhere in the cluster. Other API processes may have clocks that are ahead: without it
+// heard takes notice of the clock of an arrival somewhere in the cluster. Other API processes may have clocks that are ahead: without it
 // all requests that come here would count as older than theirs, and keep them waiting for as long as the clocks differ.
 // The caller holds mu.
-func (r *Router) heard(arrival uint64) {
-	if arrival <= maxArrival {
-		r.arrival = max(r.arrival, arrival)
+func (r *Router) heard(clock uint64) {
+	if clock <= arrival.MaxClock {
+		r.clock = max(r.clock, clock)
 	}
 }
 
-// maxArrival is one that leaves room for all that come.
-const maxArrival = 1 << 63
-
-// stamp orders requests in the cluster; it is a clock that never stands still.
-func (r *Router) stamp() uint64 {
+// stamp orders requests in the cluster, by a clock that never stands still within each priority.
+func (r *Router) stamp(priority int) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.arrival = max(r.arrival+1, uint64(time.Now().UnixNano()))
-	return r.arrival
+	r.clock = max(r.clock+1, arrival.Now(time.Now()))
+	return arrival.Of(priority, r.clock)
 }
 
 // prune closes connections to instances that left. Streams may outlive a membership. The caller holds mu.

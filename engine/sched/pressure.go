@@ -170,7 +170,7 @@ func (s *Scheduler) preempt(r *request, view View, left *room) {
 	size := s.kv.Size(r.ID)
 	counts := s.kv.Counts()
 	reason := fmt.Sprintf("no free block in the cluster: %d of %d local blocks free, %d hosted for others, peers have %d free; "+
-		"request %d has %d local and %d remote blocks and is the youngest of %d running",
+		"request %d has %d local and %d remote blocks and is the last in order of %d running",
 		counts.Free, counts.Total, counts.Hosted, view.PeersFree, r.ID, size.Local, size.Spans, len(s.running))
 	s.unplan(r.ID, left)
 	if r.wave.helper {

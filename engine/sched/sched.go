@@ -47,7 +47,7 @@ type Waves struct {
 // Request is what the scheduler knows of a request.
 type Request struct {
 	ID      kvcache.RequestID
-	Arrival uint64        // order in the cluster, smaller is older
+	Arrival uint64        // order in the cluster, smaller is older or more urgent (package arrival)
 	Tokens  int           // known tokens: at first the prompt's
 	Rows    int           // positions [0, Rows) need a row of logits each (prompt log probabilities)
 	Handed  bool          // it was taken before, by a home that is lost: a full queue is no reason to refuse it

@@ -42,6 +42,7 @@ type common struct {
 	TruncatePrompt    *integer          `json:"truncate_prompt_tokens"`
 	TruncationSide    string            `json:"truncation_side"`
 	RequestID         string            `json:"request_id"`
+	Priority          integer           `json:"priority"`
 	ReturnTokenIDs    bool              `json:"return_token_ids"`
 	CacheSalt         *string           `json:"cache_salt"`
 	KVPlacement       bool              `json:"return_kv_placement"`

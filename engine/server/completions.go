@@ -12,6 +12,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/arrival"
 )
 
 // plan is a checked request: what to generate and how to answer.
@@ -196,6 +197,10 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 	if err != nil {
 		return err
 	}
+	priority, err := s.priority(c)
+	if err != nil {
+		return err
+	}
 	field := "prompt"
 	if p.answer.chat {
 		field = "messages"
@@ -234,13 +239,24 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 		r.ID = p.answer.id + "-" + strconv.Itoa(len(p.jobs))
 		r.MaxTokens, r.MinTokens, r.IgnoreEOS = most, int(c.MinTokens), c.IgnoreEOS && !asked
 		r.Sampling, r.Bias, r.StopTokens, r.CacheSalt = sampling, bias, stopTokens, orDefault(c.CacheSalt, "")
-		r.Guide, r.Limits = c.guide, limits
+		r.Guide, r.Limits, r.Priority = c.guide, limits, priority
 		r.Sampling.Seed = seed + uint64(k)*0x9e3779b97f4a7c15
 		p.jobs = append(p.jobs, &job{
 			index: len(p.jobs), req: &r, arrived: p.arrived, stops: c.Stop, include: c.IncludeStop, skip: p.answer.skip, eos: eos, placement: c.KVPlacement, first: k == 0,
 		})
 	}
 	return nil
+}
+
+func (s *Server) priority(c *common) (int, error) {
+	switch p := c.Priority; {
+	case p != 0 && !s.cfg.Priorities:
+		return 0, badRequest("priority", "priority other than 0 is not supported: this server has no --scheduling-policy priority.")
+	case p < arrival.MinPriority || p > arrival.MaxPriority:
+		return 0, badRequest("priority", "priority must be between %d and %d, got %d.", arrival.MinPriority, arrival.MaxPriority, p)
+	default:
+		return int(p), nil
+	}
 }
 
 func (s *Server) seed(asked *integer) uint64 {

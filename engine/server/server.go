@@ -167,6 +167,7 @@ type Config struct {
 	Keeper      Keeper   // nil: nobody starts instances in the place of those that died
 	Seed        uint64
 	Defaults    Defaults
+	Priorities  bool // requests may have any but 0
 	// ToolCallParser is the form in which calls of tools are looked for in answers: a toolcall.Form, "none", or
 	// "auto" (also "") for the one that the chat template writes.
 	ToolCallParser string

@@ -1333,7 +1333,7 @@ type ClusterState struct {
 	Requests      []*HomePlacement       `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
 	BlockSize     uint32                 `protobuf:"varint,3,opt,name=block_size,json=blockSize,proto3" json:"block_size,omitempty"`
 	Gmanager      string                 `protobuf:"bytes,4,opt,name=gmanager,proto3" json:"gmanager,omitempty"`
-	NewestArrival uint64                 `protobuf:"varint,5,opt,name=newest_arrival,json=newestArrival,proto3" json:"newest_arrival,omitempty"` // of all unfinished requests, 0: there are none
+	NewestClock   uint64                 `protobuf:"varint,5,opt,name=newest_clock,json=newestClock,proto3" json:"newest_clock,omitempty"` // of all unfinished requests' arrivals, 0: there are none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1396,9 +1396,9 @@ func (x *ClusterState) GetGmanager() string {
 	return ""
 }
 
-func (x *ClusterState) GetNewestArrival() uint64 {
+func (x *ClusterState) GetNewestClock() uint64 {
 	if x != nil {
-		return x.NewestArrival
+		return x.NewestClock
 	}
 	return 0
 }
@@ -2936,14 +2936,14 @@ const file_engine_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\tinstances\x18\x01 \x03(\v2\".infinite.cluster.v1.InstanceStateR\tinstances\x12%\n" +
 	"\x0eoldest_arrival\x18\x02 \x01(\x04R\roldestArrival\"5\n" +
 	"\fStateRequest\x12%\n" +
-	"\x0einstances_only\x18\x01 \x01(\bR\rinstancesOnly\"\xf2\x01\n" +
+	"\x0einstances_only\x18\x01 \x01(\bR\rinstancesOnly\"\xee\x01\n" +
 	"\fClusterState\x12@\n" +
 	"\tinstances\x18\x01 \x03(\v2\".infinite.cluster.v1.InstanceStateR\tinstances\x12>\n" +
 	"\brequests\x18\x02 \x03(\v2\".infinite.cluster.v1.HomePlacementR\brequests\x12\x1d\n" +
 	"\n" +
 	"block_size\x18\x03 \x01(\rR\tblockSize\x12\x1a\n" +
-	"\bgmanager\x18\x04 \x01(\tR\bgmanager\x12%\n" +
-	"\x0enewest_arrival\x18\x05 \x01(\x04R\rnewestArrival\"a\n" +
+	"\bgmanager\x18\x04 \x01(\tR\bgmanager\x12!\n" +
+	"\fnewest_clock\x18\x05 \x01(\x04R\vnewestClock\"a\n" +
 	"\rHomePlacement\x12\x12\n" +
 	"\x04home\x18\x01 \x01(\tR\x04home\x12<\n" +
 	"\tplacement\x18\x02 \x01(\v2\x1e.infinite.cluster.v1.PlacementR\tplacement\"\xda\x01\n" +
