@@ -71,7 +71,7 @@ func (e *Engine) draft(r *request, it sched.Item) []int32 {
 	if r.guided != nil {
 		e.guess = r.guided.ahead(e.guess, &e.maskTime)
 	}
-	if r.limits != nil {
+	if r.limits != nil && masks {
 		e.guess = e.within(r, e.guess)
 	}
 	n := e.sched.Draft(r.id, len(e.guess))

@@ -14,10 +14,11 @@ import (
 type Limits struct {
 	Allowed []int32   // the only tokens that are sampled; empty: all are
 	Bad     [][]int32 // of each the last token is not sampled behind the others, which the answer has
+	Thought *ThoughtLimit
 }
 
 // none tells that all is allowed.
-func (l *Limits) none() bool { return len(l.Allowed)+len(l.Bad) == 0 }
+func (l *Limits) none() bool { return len(l.Allowed)+len(l.Bad) == 0 && l.Thought == nil }
 
 // errNoneLeft fails a request of which no token may come next.
 var errNoneLeft = errors.New("cannot go on with the answer: no token is left that its limits and its form allow")
@@ -26,6 +27,7 @@ var errNoneLeft = errors.New("cannot go on with the answer: no token is left tha
 type limits struct {
 	allowed []uint32 // nil: all
 	bad     [][]int32
+	thought *thoughtLimit // nil: none
 }
 
 // limits is nil where all is allowed.
@@ -35,6 +37,12 @@ func (e *Engine) limits(req *Request) (*limits, error) {
 		return nil, nil
 	}
 	out := &limits{bad: l.Bad}
+	if t := l.Thought; t != nil {
+		if t.Most < 0 || t.Close < 0 || int(t.Close)/32 >= words {
+			return nil, fmt.Errorf("cannot hold the answer to its limits: thoughts of %d tokens that end with token %d", t.Most, t.Close)
+		}
+		out.thought = &thoughtLimit{ThoughtLimit: *t, drafts: e.cfg.Speculation.Tokens}
+	}
 	if len(l.Allowed) > 0 {
 		out.allowed = make([]uint32, words)
 	}
@@ -52,8 +60,19 @@ func (e *Engine) limits(req *Request) (*limits, error) {
 	return out, nil
 }
 
-// cut takes from a mask what may not come behind an answer and drafts that follow it.
+// hold tells whether they may keep any token from following an answer, or its drafts.
+func (l *limits) hold(answer []int32) bool {
+	return len(l.allowed)+len(l.bad) > 0 || l.thought.near(answer)
+}
+
+// cut takes from a mask what may not come behind an answer and drafts that follow it. What ends thoughts that have come to
+// their limit may, whatever else holds.
 func (l *limits) cut(mask []uint32, answer, drafts []int32) {
+	if l.thought.over(answer, drafts) {
+		clear(mask)
+		mask[l.thought.Close/32] = 1 << (l.thought.Close % 32)
+		return
+	}
 	for i, w := range l.allowed {
 		mask[i] &= w
 	}
@@ -76,7 +95,10 @@ func endsWith(a, b, tail []int32) bool {
 func (r *request) formed() bool { return r.guided != nil && !r.guided.waits() }
 
 // masks tells whether the rows that sample a request's next tokens have masks.
-func (r *request) masks() bool { return r.limits != nil || r.formed() }
+func (r *request) masks() bool { return r.formed() || r.limits != nil && r.limits.hold(r.answer()) }
+
+// answer is what has been sampled.
+func (r *request) answer() []int32 { return r.tokens[len(r.Prompt):] }
 
 // needsMask tells whether a request samples a token in a step that is not free.
 func needsMask(r *request, it sched.Item) bool { return it.Last && r.MaxTokens > 0 && r.masks() }
@@ -97,7 +119,7 @@ func (r *request) mask(to []uint32, drafts []int32) bool {
 	if r.limits == nil {
 		return true // the form has a token, or there would be no place
 	}
-	r.limits.cut(to, r.tokens[len(r.Prompt):], drafts)
+	r.limits.cut(to, r.answer(), drafts)
 	return slices.ContainsFunc(to, func(w uint32) bool { return w != 0 })
 }
 
@@ -115,7 +137,7 @@ func (e *Engine) blocked(r *request) error {
 	if r.formed() && r.guided.err != nil {
 		return r.guided.err
 	}
-	if r.limits != nil && !r.mask(e.scratch(), nil) {
+	if r.limits != nil && r.masks() && !r.mask(e.scratch(), nil) {
 		return errNoneLeft
 	}
 	return nil

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"slices"
 	"unicode"
 
 	"github.com/infinite-llm/infinite/engine/grammar"
@@ -76,4 +77,58 @@ func (t *thinking) free(drafts []int32, v *grammar.Vocabulary) []int32 {
 		}
 	}
 	return drafts
+}
+
+// ThoughtLimit is how long the thoughts before an answer may be.
+type ThoughtLimit struct {
+	Most   int   // tokens of theirs, without those that begin and end them; then comes Close
+	Close  int32 // the token that ends them
+	Opened bool  // the prompt has begun them
+	Open   int32 // else the token that begins them where it is the answer's first; below 0: none
+}
+
+// thoughtLimit is that of a request. Its methods do nothing on nil.
+type thoughtLimit struct {
+	ThoughtLimit
+	drafts int  // that a step may have, at most
+	read   int  // of the answer, which only grows
+	closed bool // the thoughts have ended
+}
+
+// long is how many tokens of an answer and of what follows it are thoughts that have not ended; below 0: none.
+func (t *thoughtLimit) long(answer, drafts []int32) int {
+	if t == nil {
+		return -1
+	}
+	for ; t.read < len(answer) && !t.closed; t.read++ {
+		t.closed = answer[t.read] == t.Close
+	}
+	n := len(answer) + len(drafts)
+	switch {
+	case t.closed || slices.Contains(drafts, t.Close):
+		return -1
+	case t.Opened:
+		return n
+	case len(answer) > 0 && answer[0] == t.Open, len(answer) == 0 && len(drafts) > 0 && drafts[0] == t.Open:
+		return n - 1
+	}
+	return -1
+}
+
+// over tells that the thoughts have to end behind drafts.
+func (t *thoughtLimit) over(answer, drafts []int32) bool {
+	n := t.long(answer, drafts)
+	return n >= 0 && n >= t.Most
+}
+
+// near tells whether the thoughts may come to their limit within a step's drafts.
+func (t *thoughtLimit) near(answer []int32) bool {
+	if t == nil || len(answer) == 0 && !t.Opened && t.Open < 0 {
+		return false
+	}
+	n := t.long(answer, nil)
+	if len(answer) == 0 && n < 0 {
+		n = 0 // they may begin
+	}
+	return n >= 0 && n+t.drafts >= t.Most
 }

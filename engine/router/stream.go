@@ -93,7 +93,7 @@ func toPB(r *engine.Request) *routerpb.GenerateRequest {
 	p := &routerpb.GenerateRequest{
 		Id: r.ID, Prompt: r.Prompt, MaxTokens: uint32(r.MaxTokens), StopTokens: r.StopTokens, MinTokens: uint32(r.MinTokens),
 		IgnoreEos: r.IgnoreEOS, Logprobs: int32(r.Logprobs), PromptLogprobs: int32(r.PromptLogprobs), Arrival: r.Arrival, Answer: r.Answer, CacheSalt: r.CacheSalt, Handed: r.Handed, Later: r.Later, Near: r.Near, TellBegun: r.TellBegun,
-		AllowedTokens: r.Limits.Allowed, GuideKind: r.Guide.Kind, GuideSource: r.Guide.Source, Thoughts: thoughtsToPB(r.Guide.Thoughts),
+		AllowedTokens: r.Limits.Allowed, GuideKind: r.Guide.Kind, GuideSource: r.Guide.Source, Thoughts: thoughtsToPB(r.Guide.Thoughts), Thought: thoughtLimitToPB(r.Limits.Thought),
 		Sampling: &routerpb.Sampling{
 			Temperature: r.Sampling.Temperature, TopP: r.Sampling.TopP, MinP: r.Sampling.MinP, Repetition: r.Sampling.Repetition,
 			Presence: r.Sampling.Presence, Frequency: r.Sampling.Frequency, TopK: r.Sampling.TopK, Seed: r.Sampling.Seed,
@@ -119,12 +119,26 @@ func thoughtsFromPB(t *routerpb.Thoughts) engine.Thoughts {
 	return engine.Thoughts{Close: t.GetClose(), CloseToken: t.GetCloseToken(), Opened: t.GetOpened(), Open: t.GetOpen()}
 }
 
+func thoughtLimitToPB(t *engine.ThoughtLimit) *routerpb.ThoughtLimit {
+	if t == nil {
+		return nil
+	}
+	return &routerpb.ThoughtLimit{Most: uint32(t.Most), Close: t.Close, Opened: t.Opened, Open: t.Open}
+}
+
+func thoughtLimitFromPB(t *routerpb.ThoughtLimit) *engine.ThoughtLimit {
+	if t == nil {
+		return nil
+	}
+	return &engine.ThoughtLimit{Most: int(t.Most), Close: t.Close, Opened: t.Opened, Open: t.Open}
+}
+
 func requestFromPB(p *routerpb.GenerateRequest) *engine.Request {
 	s := p.Sampling
 	r := &engine.Request{
 		ID: p.Id, Prompt: p.Prompt, MaxTokens: int(p.MaxTokens), StopTokens: p.StopTokens, MinTokens: int(p.MinTokens),
 		IgnoreEOS: p.IgnoreEos, Logprobs: int(p.Logprobs), PromptLogprobs: int(p.PromptLogprobs), Arrival: p.Arrival, Answer: p.Answer, CacheSalt: p.CacheSalt, Handed: p.Handed, Later: p.Later, Near: p.Near, TellBegun: p.TellBegun,
-		Limits: engine.Limits{Allowed: p.AllowedTokens},
+		Limits: engine.Limits{Allowed: p.AllowedTokens, Thought: thoughtLimitFromPB(p.Thought)},
 		Guide:  engine.Guide{Kind: p.GuideKind, Source: p.GuideSource, Thoughts: thoughtsFromPB(p.Thoughts)},
 		Sampling: batch.Sampling{
 			Temperature: s.GetTemperature(), TopP: s.GetTopP(), MinP: s.GetMinP(), Repetition: s.GetRepetition(),

@@ -33,7 +33,7 @@ func drawRequest(t *rapid.T) *engine.Request {
 			Kind: rapid.String().Draw(t, "kind"), Source: rapid.String().Draw(t, "source"),
 			Thoughts: engine.Thoughts{Close: rapid.String().Draw(t, "close"), CloseToken: i32.Draw(t, "close token"), Opened: rapid.Bool().Draw(t, "opened"), Open: i32.Draw(t, "open")},
 		},
-		Limits: engine.Limits{Allowed: list(t, "allowed", i32), Bad: list(t, "bad", rapid.SliceOfN(i32, 1, 4))},
+		Limits: engine.Limits{Allowed: list(t, "allowed", i32), Bad: list(t, "bad", rapid.SliceOfN(i32, 1, 4)), Thought: drawThoughtLimit(t)},
 		Bias: list(t, "bias", rapid.Custom(func(t *rapid.T) batch.Bias {
 			return batch.Bias{Token: i32.Draw(t, "token"), Value: f32.Draw(t, "value")}
 		})),
@@ -42,6 +42,14 @@ func drawRequest(t *rapid.T) *engine.Request {
 			Presence: f32.Draw(t, "presence"), Frequency: f32.Draw(t, "frequency"), TopK: i32.Draw(t, "top_k"), Seed: rapid.Uint64().Draw(t, "seed"),
 		},
 	}
+}
+
+func drawThoughtLimit(t *rapid.T) *engine.ThoughtLimit {
+	if rapid.Bool().Draw(t, "thought") {
+		return nil
+	}
+	i32 := rapid.Int32()
+	return &engine.ThoughtLimit{Most: int(rapid.Uint32().Draw(t, "most")), Close: i32.Draw(t, "closes"), Opened: rapid.Bool().Draw(t, "begun"), Open: i32.Draw(t, "opens")}
 }
 
 func drawLogprob(t *rapid.T) engine.TokenLogprob {
@@ -78,6 +86,9 @@ func TestRequestSurvives(t *testing.T) {
 	}
 	if a, b := reflect.TypeFor[engine.Guide]().NumField()+reflect.TypeFor[engine.Thoughts]().NumField(), 3+4; a != b {
 		t.Errorf("a guide and its thoughts have %d fields, the messages carry %d", a, b)
+	}
+	if a, b := reflect.TypeFor[engine.Limits]().NumField()+reflect.TypeFor[engine.ThoughtLimit]().NumField(), 3+4; a != b {
+		t.Errorf("limits have %d fields, the messages carry %d", a, b)
 	}
 	if a, b := reflect.TypeFor[batch.Sampling]().NumField(), 9; a != b {
 		t.Errorf("sampling has %d fields, this test knows %d", a, b)

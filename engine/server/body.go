@@ -43,13 +43,15 @@ type common struct {
 	TruncationSide    string            `json:"truncation_side"`
 	RequestID         string            `json:"request_id"`
 	Priority          integer           `json:"priority"`
+	ThinkingBudget    *integer          `json:"thinking_token_budget"`
 	ReturnTokenIDs    bool              `json:"return_token_ids"`
 	CacheSalt         *string           `json:"cache_salt"`
 	KVPlacement       bool              `json:"return_kv_placement"`
 	Stream            bool              `json:"stream"`
 	StreamOptions     *streamOptions    `json:"stream_options"`
 	guideFields
-	guide engine.Guide // what those ask for
+	guide   engine.Guide         // what those ask for
+	thought *engine.ThoughtLimit // what ThinkingBudget asks for
 	unsupported
 }
 
@@ -80,6 +82,7 @@ type chatRequest struct {
 	ParallelToolCalls   *bool    `json:"parallel_tool_calls"`
 	IncludeReasoning    *bool    `json:"include_reasoning"`
 	prefix, object      string   // of the answer, where it is not a chat's
+	softBudget          bool     // ThinkingBudget need not be held
 	most                int      // tokens of the answer, fewer where there is no room for them, if it is not MaxTokens that says
 }
 

@@ -75,6 +75,9 @@ func (s *Server) planChat(ctx context.Context, req *chatRequest, id []byte) (*pl
 		base.Logprobs = top
 	}
 	thoughts := s.planThoughts(req, text)
+	if err := s.limitThoughts(req, thoughts); err != nil {
+		return nil, err
+	}
 	most := 1 << 30
 	if req.most > 0 {
 		most = min(req.most, most)

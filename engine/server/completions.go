@@ -68,6 +68,9 @@ func (s *Server) planCompletion(ctx context.Context, req *completionRequest, id 
 	if err != nil {
 		return nil, err
 	}
+	if orDefault(req.ThinkingBudget, -1) != -1 {
+		return nil, badRequest("thinking_token_budget", "thinking_token_budget other than -1 is supported in chats alone.")
+	}
 	if len(req.Prompt) == 0 || len(req.Prompt) > maxPrompts {
 		return nil, badRequest("prompt", "prompt must hold between 1 and %d prompts, got %d.", maxPrompts, len(req.Prompt))
 	}

@@ -14,9 +14,9 @@ const (
 	maxBadWordBytes = 16 << 10 // of all
 )
 
-// limits makes the engine's of allowed_token_ids and bad_words.
+// limits makes the engine's of allowed_token_ids, bad_words and thinking_token_budget.
 func (s *Server) limits(c *common) (engine.Limits, error) {
-	var l engine.Limits
+	l := engine.Limits{Thought: c.thought}
 	if c.AllowedTokenIDs != nil && len(c.AllowedTokenIDs) == 0 {
 		return l, badRequest("allowed_token_ids", "allowed_token_ids must not be empty, if it is given.")
 	}

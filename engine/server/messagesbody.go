@@ -121,7 +121,7 @@ func setVar(chat *chatRequest, name string, value any) {
 }
 
 // takeThinking tells the chat template whether the model is to think; where the client does not say, the template decides. A
-// budget cannot be held here, beside max_tokens.
+// budget is held where the model's thoughts can be ended.
 func (r *messageRequest) takeThinking(chat *chatRequest) error {
 	t := r.Thinking
 	if t == nil {
@@ -130,6 +130,12 @@ func (r *messageRequest) takeThinking(chat *chatRequest) error {
 	switch t.Type {
 	case "enabled", "adaptive":
 		setVar(chat, "enable_thinking", true)
+		if t.Budget != nil && *t.Budget < 1 {
+			return badRequest("thinking", "thinking.budget_tokens must be at least 1, got %d.", *t.Budget)
+		}
+		if chat.ThinkingBudget == nil && t.Type == "enabled" {
+			chat.ThinkingBudget, chat.softBudget = t.Budget, true
+		}
 	case "disabled":
 		setVar(chat, "enable_thinking", false)
 	default:

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"math"
+
 	"github.com/infinite-llm/infinite/engine"
 	"github.com/infinite-llm/infinite/engine/reasoning"
 	"github.com/infinite-llm/infinite/engine/tokenizer"
@@ -66,6 +68,32 @@ func (s *Server) planThoughts(req *chatRequest, prompt string) thoughtPlan {
 		p.start = nil
 	}
 	return p
+}
+
+// limitThoughts takes thinking_token_budget. Where no token ends the thoughts only what must be held is refused.
+func (s *Server) limitThoughts(req *chatRequest, p thoughtPlan) error {
+	most := orDefault(req.ThinkingBudget, -1)
+	switch {
+	case most == -1:
+		return nil
+	case most < -1:
+		return badRequest("thinking_token_budget", "thinking_token_budget must be -1 or at least 0, got %d.", most)
+	case s.thinking.form == "" || s.thinking.close < 0:
+		if req.softBudget {
+			return nil
+		}
+		return badRequest("thinking_token_budget", "thinking_token_budget other than -1 is not supported: this model has no thoughts that a token of its own ends.")
+	case p.start == nil:
+		return nil
+	}
+	limit := engine.ThoughtLimit{Most: int(min(most, math.MaxInt32)), Close: s.thinking.close, Opened: p.start.Thinks(), Open: -1}
+	if p.start.Open() {
+		limit.Open = s.thinking.open
+	}
+	if limit.Opened || limit.Open >= 0 {
+		req.thought = &limit
+	}
+	return nil
 }
 
 // reader is for one choice; nil where there are no thoughts.

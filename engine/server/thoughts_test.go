@@ -129,3 +129,59 @@ func goOn(turn string, more obj) obj {
 	b["continue_final_message"], b["add_generation_prompt"] = true, false
 	return b
 }
+
+// thinking_token_budget, and that of messages, bound thoughts which a token ends; elsewhere what must be held is refused.
+func TestThinkingBudget(t *testing.T) {
+	marked := withTokens(t, "<think>", "</think>")
+	hybrid := withTemplate(t, marked, "qwen3")
+	opens, err := marked.WithChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}\n{% endfor %}assistant: <think>\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const chats, messages, responses = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+	message := func(thinking obj) obj {
+		return obj{"max_tokens": 50, "messages": []obj{{"role": "user", "content": "a"}}, "thinking": thinking}
+	}
+	limit := func(most int, opened bool, open int32) *engine.ThoughtLimit {
+		return &engine.ThoughtLimit{Most: most, Close: vocab + 1, Opened: opened, Open: open}
+	}
+	for _, c := range []struct {
+		name, path string
+		tok        *tokenizer.Tokenizer
+		body       obj
+		want       *engine.ThoughtLimit
+		refused    bool
+	}{
+		{"opened by the prompt", chats, opens, chatBody(obj{"thinking_token_budget": 7}), limit(7, true, -1), false},
+		{"that the model may open", chats, hybrid, chatBody(obj{"thinking_token_budget": 0}), limit(0, false, vocab), false},
+		{"more than can be", chats, hybrid, chatBody(obj{"thinking_token_budget": 1 << 40}), limit(1<<31-1, false, vocab), false},
+		{"of a response", responses, opens, obj{"input": "a", "thinking_token_budget": 7}, limit(7, true, -1), false},
+		{"continued in thoughts", chats, hybrid, goOn("<think>Hm,", obj{"thinking_token_budget": 7}), limit(7, true, -1), false},
+		{"that are not to be", chats, hybrid, chatBody(obj{"thinking_token_budget": 7, "chat_template_kwargs": obj{"enable_thinking": false}}), nil, false},
+		{"unbounded", chats, opens, chatBody(obj{"thinking_token_budget": -1}), nil, false},
+		{"below nothing", chats, opens, chatBody(obj{"thinking_token_budget": -2}), nil, true},
+		{"none", chats, testTokenizer(t), chatBody(obj{"thinking_token_budget": 7}), nil, true},
+		{"of a model whose mark is several tokens", chats, opening(t), chatBody(obj{"thinking_token_budget": 7}), nil, true},
+		{"of a message", messages, opens, message(obj{"type": "enabled", "budget_tokens": 7}), limit(7, true, -1), false},
+		{"of a message, which adapts", messages, opens, message(obj{"type": "adaptive", "budget_tokens": 7}), nil, false},
+		{"of a message, below one", messages, opens, message(obj{"type": "enabled", "budget_tokens": 0}), nil, true},
+		{"of a message without thoughts", messages, testTokenizer(t), message(obj{"type": "enabled", "budget_tokens": 7}), nil, false},
+		{"of a text", "/v1/completions", opens, obj{"prompt": "a", "thinking_token_budget": 7}, nil, true},
+	} {
+		b := scripted(tokens(5)...)
+		r := serveWith(t, c.tok, b, wide).post(c.path, c.body.String())
+		if c.refused {
+			if r.status != 400 {
+				t.Errorf("%s: %d %s", c.name, r.status, r.body)
+			}
+			continue
+		}
+		if r.status != 200 {
+			t.Errorf("%s: %d %s", c.name, r.status, r.body)
+			continue
+		}
+		if diff := cmp.Diff(c.want, b.last(t).Limits.Thought); diff != "" {
+			t.Errorf("%s: %s", c.name, diff)
+		}
+	}
+}

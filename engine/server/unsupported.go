@@ -12,7 +12,6 @@ import (
 // like), or none here (length_penalty without beams, parallel_tool_calls without tools), are left out.
 type unsupported struct {
 	BestOf              *integer        `json:"best_of"`
-	ThinkingTokenBudget *integer        `json:"thinking_token_budget"`
 	Tools               json.RawMessage `json:"tools"`
 	ToolChoice          json.RawMessage `json:"tool_choice"`
 	Functions           json.RawMessage `json:"functions"`
@@ -83,8 +82,6 @@ func (u *unsupported) refuseValues() error {
 	switch {
 	case len(u.WebSearchOptions) > 0 && !isNull(u.WebSearchOptions): // an empty object asks for a search
 		return badRequest("web_search_options", "web_search_options are not supported.")
-	case orDefault(u.ThinkingTokenBudget, -1) != -1:
-		return badRequest("thinking_token_budget", "thinking_token_budget other than -1 is not supported.")
 	}
 	return nil
 }

@@ -199,6 +199,7 @@ type GenerateRequest struct {
 	Thoughts       *Thoughts              `protobuf:"bytes,23,opt,name=thoughts,proto3" json:"thoughts,omitempty"`                                        // before that form
 	AllowedTokens  []int32                `protobuf:"varint,24,rep,packed,name=allowed_tokens,json=allowedTokens,proto3" json:"allowed_tokens,omitempty"` // the only tokens that are sampled; none: all are
 	Bad            []*Tokens              `protobuf:"bytes,25,rep,name=bad,proto3" json:"bad,omitempty"`                                                  // of each the last is not sampled behind the others
+	Thought        *ThoughtLimit          `protobuf:"bytes,26,opt,name=thought,proto3" json:"thought,omitempty"`                                          // how long the thoughts before the answer may be
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -387,6 +388,81 @@ func (x *GenerateRequest) GetBad() []*Tokens {
 	return nil
 }
 
+func (x *GenerateRequest) GetThought() *ThoughtLimit {
+	if x != nil {
+		return x.Thought
+	}
+	return nil
+}
+
+type ThoughtLimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Most          uint32                 `protobuf:"varint,1,opt,name=most,proto3" json:"most,omitempty"`     // tokens
+	Close         int32                  `protobuf:"varint,2,opt,name=close,proto3" json:"close,omitempty"`   // the token that ends them
+	Opened        bool                   `protobuf:"varint,3,opt,name=opened,proto3" json:"opened,omitempty"` // the prompt has begun them
+	Open          int32                  `protobuf:"varint,4,opt,name=open,proto3" json:"open,omitempty"`     // else the token that may
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThoughtLimit) Reset() {
+	*x = ThoughtLimit{}
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThoughtLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThoughtLimit) ProtoMessage() {}
+
+func (x *ThoughtLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThoughtLimit.ProtoReflect.Descriptor instead.
+func (*ThoughtLimit) Descriptor() ([]byte, []int) {
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ThoughtLimit) GetMost() uint32 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+func (x *ThoughtLimit) GetClose() int32 {
+	if x != nil {
+		return x.Close
+	}
+	return 0
+}
+
+func (x *ThoughtLimit) GetOpened() bool {
+	if x != nil {
+		return x.Opened
+	}
+	return false
+}
+
+func (x *ThoughtLimit) GetOpen() int32 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
 type Tokens struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ids           []int32                `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
@@ -396,7 +472,7 @@ type Tokens struct {
 
 func (x *Tokens) Reset() {
 	*x = Tokens{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +484,7 @@ func (x *Tokens) String() string {
 func (*Tokens) ProtoMessage() {}
 
 func (x *Tokens) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[3]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +497,7 @@ func (x *Tokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tokens.ProtoReflect.Descriptor instead.
 func (*Tokens) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{3}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Tokens) GetIds() []int32 {
@@ -443,7 +519,7 @@ type Thoughts struct {
 
 func (x *Thoughts) Reset() {
 	*x = Thoughts{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +531,7 @@ func (x *Thoughts) String() string {
 func (*Thoughts) ProtoMessage() {}
 
 func (x *Thoughts) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[4]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +544,7 @@ func (x *Thoughts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Thoughts.ProtoReflect.Descriptor instead.
 func (*Thoughts) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{4}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Thoughts) GetClose() string {
@@ -509,7 +585,7 @@ type Alternative struct {
 
 func (x *Alternative) Reset() {
 	*x = Alternative{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +597,7 @@ func (x *Alternative) String() string {
 func (*Alternative) ProtoMessage() {}
 
 func (x *Alternative) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[5]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +610,7 @@ func (x *Alternative) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alternative.ProtoReflect.Descriptor instead.
 func (*Alternative) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{5}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Alternative) GetToken() int32 {
@@ -563,7 +639,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +651,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[6]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +664,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{6}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TokenLogprob) GetToken() int32 {
@@ -629,7 +705,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +717,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[7]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +730,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{7}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Span) GetInstance() string {
@@ -696,7 +772,7 @@ type GenerateEvent struct {
 
 func (x *GenerateEvent) Reset() {
 	*x = GenerateEvent{}
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[8]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +784,7 @@ func (x *GenerateEvent) String() string {
 func (*GenerateEvent) ProtoMessage() {}
 
 func (x *GenerateEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_router_routerpb_router_proto_msgTypes[8]
+	mi := &file_engine_router_routerpb_router_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +797,7 @@ func (x *GenerateEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateEvent.ProtoReflect.Descriptor instead.
 func (*GenerateEvent) Descriptor() ([]byte, []int) {
-	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{8}
+	return file_engine_router_routerpb_router_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GenerateEvent) GetAccepted() bool {
@@ -847,7 +923,7 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\x04seed\x18\b \x01(\x04R\x04seed\"2\n" +
 	"\x04Bias\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x05R\x05token\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value\"\xe7\x05\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value\"\xa3\x06\n" +
 	"\x0fGenerateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06prompt\x18\x02 \x03(\x05R\x06prompt\x12\x1d\n" +
@@ -878,7 +954,13 @@ const file_engine_router_routerpb_router_proto_rawDesc = "" +
 	"\fguide_source\x18\x15 \x01(\tR\vguideSource\x128\n" +
 	"\bthoughts\x18\x17 \x01(\v2\x1c.infinite.router.v1.ThoughtsR\bthoughts\x12%\n" +
 	"\x0eallowed_tokens\x18\x18 \x03(\x05R\rallowedTokens\x12,\n" +
-	"\x03bad\x18\x19 \x03(\v2\x1a.infinite.router.v1.TokensR\x03bad\"\x1a\n" +
+	"\x03bad\x18\x19 \x03(\v2\x1a.infinite.router.v1.TokensR\x03bad\x12:\n" +
+	"\athought\x18\x1a \x01(\v2 .infinite.router.v1.ThoughtLimitR\athought\"d\n" +
+	"\fThoughtLimit\x12\x12\n" +
+	"\x04most\x18\x01 \x01(\rR\x04most\x12\x14\n" +
+	"\x05close\x18\x02 \x01(\x05R\x05close\x12\x16\n" +
+	"\x06opened\x18\x03 \x01(\bR\x06opened\x12\x12\n" +
+	"\x04open\x18\x04 \x01(\x05R\x04open\"\x1a\n" +
 	"\x06Tokens\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\x05R\x03ids\"m\n" +
 	"\bThoughts\x12\x14\n" +
@@ -932,34 +1014,36 @@ func file_engine_router_routerpb_router_proto_rawDescGZIP() []byte {
 	return file_engine_router_routerpb_router_proto_rawDescData
 }
 
-var file_engine_router_routerpb_router_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_engine_router_routerpb_router_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_engine_router_routerpb_router_proto_goTypes = []any{
 	(*Sampling)(nil),        // 0: infinite.router.v1.Sampling
 	(*Bias)(nil),            // 1: infinite.router.v1.Bias
 	(*GenerateRequest)(nil), // 2: infinite.router.v1.GenerateRequest
-	(*Tokens)(nil),          // 3: infinite.router.v1.Tokens
-	(*Thoughts)(nil),        // 4: infinite.router.v1.Thoughts
-	(*Alternative)(nil),     // 5: infinite.router.v1.Alternative
-	(*TokenLogprob)(nil),    // 6: infinite.router.v1.TokenLogprob
-	(*Span)(nil),            // 7: infinite.router.v1.Span
-	(*GenerateEvent)(nil),   // 8: infinite.router.v1.GenerateEvent
+	(*ThoughtLimit)(nil),    // 3: infinite.router.v1.ThoughtLimit
+	(*Tokens)(nil),          // 4: infinite.router.v1.Tokens
+	(*Thoughts)(nil),        // 5: infinite.router.v1.Thoughts
+	(*Alternative)(nil),     // 6: infinite.router.v1.Alternative
+	(*TokenLogprob)(nil),    // 7: infinite.router.v1.TokenLogprob
+	(*Span)(nil),            // 8: infinite.router.v1.Span
+	(*GenerateEvent)(nil),   // 9: infinite.router.v1.GenerateEvent
 }
 var file_engine_router_routerpb_router_proto_depIdxs = []int32{
-	0, // 0: infinite.router.v1.GenerateRequest.sampling:type_name -> infinite.router.v1.Sampling
-	1, // 1: infinite.router.v1.GenerateRequest.bias:type_name -> infinite.router.v1.Bias
-	4, // 2: infinite.router.v1.GenerateRequest.thoughts:type_name -> infinite.router.v1.Thoughts
-	3, // 3: infinite.router.v1.GenerateRequest.bad:type_name -> infinite.router.v1.Tokens
-	5, // 4: infinite.router.v1.TokenLogprob.top:type_name -> infinite.router.v1.Alternative
-	6, // 5: infinite.router.v1.GenerateEvent.logprob:type_name -> infinite.router.v1.TokenLogprob
-	6, // 6: infinite.router.v1.GenerateEvent.prompt:type_name -> infinite.router.v1.TokenLogprob
-	7, // 7: infinite.router.v1.GenerateEvent.spans:type_name -> infinite.router.v1.Span
-	2, // 8: infinite.router.v1.Inference.Generate:input_type -> infinite.router.v1.GenerateRequest
-	8, // 9: infinite.router.v1.Inference.Generate:output_type -> infinite.router.v1.GenerateEvent
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	0,  // 0: infinite.router.v1.GenerateRequest.sampling:type_name -> infinite.router.v1.Sampling
+	1,  // 1: infinite.router.v1.GenerateRequest.bias:type_name -> infinite.router.v1.Bias
+	5,  // 2: infinite.router.v1.GenerateRequest.thoughts:type_name -> infinite.router.v1.Thoughts
+	4,  // 3: infinite.router.v1.GenerateRequest.bad:type_name -> infinite.router.v1.Tokens
+	3,  // 4: infinite.router.v1.GenerateRequest.thought:type_name -> infinite.router.v1.ThoughtLimit
+	6,  // 5: infinite.router.v1.TokenLogprob.top:type_name -> infinite.router.v1.Alternative
+	7,  // 6: infinite.router.v1.GenerateEvent.logprob:type_name -> infinite.router.v1.TokenLogprob
+	7,  // 7: infinite.router.v1.GenerateEvent.prompt:type_name -> infinite.router.v1.TokenLogprob
+	8,  // 8: infinite.router.v1.GenerateEvent.spans:type_name -> infinite.router.v1.Span
+	2,  // 9: infinite.router.v1.Inference.Generate:input_type -> infinite.router.v1.GenerateRequest
+	9,  // 10: infinite.router.v1.Inference.Generate:output_type -> infinite.router.v1.GenerateEvent
+	10, // [10:11] is the sub-list for method output_type
+	9,  // [9:10] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_engine_router_routerpb_router_proto_init() }
@@ -973,7 +1057,7 @@ func file_engine_router_routerpb_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_router_routerpb_router_proto_rawDesc), len(file_engine_router_routerpb_router_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
