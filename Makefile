@@ -74,7 +74,7 @@ lint-c: lib
 	@find csrc -name '*.c' -not -path '*/tests/*' -not -name stub.c | \
 	    xargs -P $(JOBS) -n 4 clang-tidy-14 --quiet -p .build/cpu 2>.build/clang-tidy.log || { cat .build/clang-tidy.log; exit 1; }
 
-# The emulated CUDA kernels' own tests run under the sanitizers only.
+# The emulated CUDA kernels' own tests are the address sanitizer's (make asan).
 ctest: lib
 	@cmake --build --preset cpu --target cuda_steps -j $(JOBS)
 	ctest --preset cpu -j $(JOBS) -LE kernels

@@ -13,6 +13,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -338,7 +339,9 @@ func (e *Engine) Requests() []RequestInfo {
 		out = append(out, info)
 	}
 	e.mu.Unlock()
-	slices.SortFunc(out, func(a, b RequestInfo) int { return int(a.Request) - int(b.Request) })
+	slices.SortFunc(out, func(a, b RequestInfo) int {
+		return cmp.Or(cmp.Compare(a.Arrival, b.Arrival), cmp.Compare(a.Request, b.Request))
+	})
 	var t kvcache.Table
 	for i := range out {
 		id := out[i].Request

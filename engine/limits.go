@@ -12,9 +12,9 @@ import (
 
 // Limits are what no token of an answer may break, whatever its form. The zero Limits allow all.
 type Limits struct {
-	Allowed []int32   // the only tokens that are sampled; empty: all are
-	Bad     [][]int32 // of each the last token is not sampled behind the others, which the answer has
-	Thought *ThoughtLimit
+	Allowed []int32       // the only tokens that are sampled; empty: all are
+	Bad     [][]int32     // of each the last token is not sampled behind the others, which the answer has
+	Thought *ThoughtLimit // nil: none; what ends thoughts at their limit may break the others
 }
 
 // none tells that all is allowed.
@@ -118,6 +118,9 @@ func (r *request) mask(to []uint32, drafts []int32) bool {
 	}
 	if r.limits == nil {
 		return true // the form has a token, or there would be no place
+	}
+	if t := r.limits.thought; t != nil && r.guided != nil && r.guided.thinking == nil {
+		t.closed = true // by whatever tokens: the form has begun
 	}
 	r.limits.cut(to, r.answer(), drafts)
 	return slices.ContainsFunc(to, func(w uint32) bool { return w != 0 })

@@ -79,7 +79,8 @@ func (t *thinking) free(drafts []int32, v *grammar.Vocabulary) []int32 {
 	return drafts
 }
 
-// ThoughtLimit is how long the thoughts before an answer may be.
+// ThoughtLimit is how long thoughts may be that stand at an answer's beginning, without blanks before them, and that a token
+// ends. Where other tokens spell its text thoughts have not ended by it, unless a form has begun behind them.
 type ThoughtLimit struct {
 	Most   int   // tokens of theirs, without those that begin and end them; then comes Close
 	Close  int32 // the token that ends them
@@ -92,7 +93,7 @@ type thoughtLimit struct {
 	ThoughtLimit
 	drafts int  // that a step may have, at most
 	read   int  // of the answer, which only grows
-	closed bool // the thoughts have ended
+	closed bool // the thoughts have ended, as far as that
 }
 
 // long is how many tokens of an answer and of what follows it are thoughts that have not ended; below 0: none.

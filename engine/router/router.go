@@ -12,6 +12,7 @@ package router
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -222,11 +223,12 @@ func (r *Router) heard(clock uint64) {
 	}
 }
 
-// stamp orders requests in the cluster, by a clock that never stands still within each priority.
+// stamp orders requests in the cluster, by a clock that never stands still within each priority. Where it is ahead of the time
+// it is also that of other API processes, which have heard of the same request: by chance they hardly ever stamp alike.
 func (r *Router) stamp(priority int) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.clock = max(r.clock+1, arrival.Now(time.Now()))
+	r.clock = max(r.clock+1+rand.Uint64N(64), arrival.Now(time.Now()))
 	return arrival.Of(priority, r.clock)
 }
 

@@ -144,7 +144,10 @@ func (s *Scheduler) starving(view View) uint64 {
 	var short *request
 	if at := slices.IndexFunc(s.running, func(r *request) bool { return r.stalled && s.fits(r, view) }); at >= 0 {
 		short = s.running[at]
-	} else if at = slices.IndexFunc(s.waiting, func(r *request) bool { return s.fits(r, view) }); s.blocked && at >= 0 {
+	}
+	// One that waits may be older than all that run: it has had its blocks taken away, or a smaller priority.
+	at := slices.IndexFunc(s.waiting, func(r *request) bool { return s.fits(r, view) })
+	if s.blocked && at >= 0 && (short == nil || older(s.waiting[at], short) < 0) {
 		short = s.waiting[at]
 	}
 	gone := s.hungry != nil && s.all[s.hungry.ID] != s.hungry

@@ -24,6 +24,7 @@ func TestEverythingFinishes(t *testing.T) {
 			pools[i] = 3 + rng.IntN(28)
 		}
 		c := newSim(t, rng, pools...)
+		c.ranked = rng.IntN(2) == 0
 		for range 1 + rng.IntN(16) {
 			c.addRandom(rng.IntN(len(pools)))
 		}
@@ -50,6 +51,7 @@ func TestScatteredTextsAreFound(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
 		c := newSim(t, rng, 40, 40, 40)
+		c.ranked = rng.IntN(2) == 0
 		for family := range 3 {
 			run := 1 + rng.IntN(3)
 			c.leaveRuns(1, family, 8, run, 0)
@@ -187,6 +189,7 @@ func TestOldRequestsAreNotStarved(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
 		c := newSim(t, rng, 6+rng.IntN(12), 6+rng.IntN(12), 6+rng.IntN(12))
+		c.ranked = rng.IntN(2) == 0
 		crowd := func() {
 			for i, n := range c.nodes {
 				for _, waiting := n.s.Counts(); waiting < 3; waiting++ {

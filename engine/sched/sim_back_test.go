@@ -123,6 +123,7 @@ func TestBlocksComeHome(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed(t)
 		c := newSim(t, rng, 60, 40, 40)
+		c.ranked = rng.IntN(2) == 0
 		for range 1 + rng.IntN(3) {
 			c.add(0, 1+rng.IntN(60), 10*60*simBlock)
 		}

@@ -27,6 +27,7 @@ type simCluster struct {
 	drafted          int      // tokens that were drafts first
 	found            int      // requests that began with blocks of other nodes
 	inOrder          bool     // tables are in the order of their texts
+	ranked           bool     // requests have priorities: who comes later may sort earlier
 	mixed            int      // of these, those whose tables are in another order than their texts
 	leaving          []string // nodes
 	returned, turned int      // blocks that came home, and returns from the middle of a table
@@ -113,6 +114,9 @@ func (c *simCluster) addOf(i, family, prompt, end int) kvcache.RequestID {
 	c.nextID++
 	c.clock++
 	r := &simRequest{arrival: c.clock, family: family, tokens: prompt, end: end}
+	if c.ranked {
+		r.arrival |= uint64(1+c.IntN(3)) << 40
+	}
 	if err := c.nodes[i].s.Add(Request{ID: c.nextID, Arrival: r.arrival, Tokens: prompt, Keys: r.keys(), Near: c.near()}); err != nil {
 		c.t.Fatal(err)
 	}

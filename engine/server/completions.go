@@ -12,7 +12,6 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/infinite-llm/infinite/engine"
-	"github.com/infinite-llm/infinite/engine/arrival"
 )
 
 // plan is a checked request: what to generate and how to answer.
@@ -249,17 +248,6 @@ func (s *Server) addJobs(p *plan, c *common, base engine.Request, n, defaultToke
 		})
 	}
 	return nil
-}
-
-func (s *Server) priority(c *common) (int, error) {
-	switch p := c.Priority; {
-	case p != 0 && !s.cfg.Priorities:
-		return 0, badRequest("priority", "priority other than 0 is not supported: this server has no --scheduling-policy priority.")
-	case p < arrival.MinPriority || p > arrival.MaxPriority:
-		return 0, badRequest("priority", "priority must be between %d and %d, got %d.", arrival.MinPriority, arrival.MaxPriority, p)
-	default:
-		return int(p), nil
-	}
 }
 
 func (s *Server) seed(asked *integer) uint64 {

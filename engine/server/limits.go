@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/infinite-llm/infinite/engine"
+	"github.com/infinite-llm/infinite/engine/arrival"
 )
 
 // Limits of bad_words: each step holds an answer's end against all of them.
@@ -51,4 +52,16 @@ func (s *Server) spellings(word string) [][]int32 {
 		out = append(out, spaced)
 	}
 	return out
+}
+
+// priority is that of a request.
+func (s *Server) priority(c *common) (int, error) {
+	switch p := c.Priority; {
+	case p != 0 && !s.cfg.Priorities:
+		return 0, badRequest("priority", "priority other than 0 is not supported: this server has no --scheduling-policy priority.")
+	case p < arrival.MinPriority || p > arrival.MaxPriority:
+		return 0, badRequest("priority", "priority must be between %d and %d, got %d.", arrival.MinPriority, arrival.MaxPriority, p)
+	default:
+		return int(p), nil
+	}
 }

@@ -130,12 +130,13 @@ func (r *messageRequest) takeThinking(chat *chatRequest) error {
 	switch t.Type {
 	case "enabled", "adaptive":
 		setVar(chat, "enable_thinking", true)
-		if t.Budget != nil && *t.Budget < 1 {
+		if t.Budget == nil || t.Type != "enabled" || chat.ThinkingBudget != nil {
+			break
+		}
+		if *t.Budget < 1 {
 			return badRequest("thinking", "thinking.budget_tokens must be at least 1, got %d.", *t.Budget)
 		}
-		if chat.ThinkingBudget == nil && t.Type == "enabled" {
-			chat.ThinkingBudget, chat.softBudget = t.Budget, true
-		}
+		chat.ThinkingBudget, chat.softBudget = t.Budget, true
 	case "disabled":
 		setVar(chat, "enable_thinking", false)
 	default:

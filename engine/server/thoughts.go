@@ -78,11 +78,11 @@ func (s *Server) limitThoughts(req *chatRequest, p thoughtPlan) error {
 		return nil
 	case most < -1:
 		return badRequest("thinking_token_budget", "thinking_token_budget must be -1 or at least 0, got %d.", most)
-	case s.thinking.form == "" || s.thinking.close < 0:
+	case s.thinking.form == "" || s.thinking.close < 0 || p.start != nil && p.start.Open() && s.thinking.open < 0:
 		if req.softBudget {
 			return nil
 		}
-		return badRequest("thinking_token_budget", "thinking_token_budget other than -1 is not supported: this model has no thoughts that a token of its own ends.")
+		return badRequest("thinking_token_budget", "thinking_token_budget other than -1 is not supported: this model has no thoughts that tokens of their own begin and end.")
 	case p.start == nil:
 		return nil
 	}

@@ -69,30 +69,31 @@ int inf_cuda_decode_variants(void) { return DECODE_CUTS; }
 
 /* What the current device is: asked once of each, of one shape for all. */
 struct decode_gpu {
-    bool bulk; /* runs */
+    bool bulk, boxes; /* run */
     int sms;
 };
 
 static decode_gpu gpu_of(const inf_cuda_attn *p) {
-    enum { MOST = 64, BULK_RUNS = 1 << 30 };
+    enum { MOST = 64, BULK_RUNS = 1 << 30, BOXES_RUN = 1 << 29 };
     static std::atomic<int> known[MOST]; /* 0: not yet */
     int device = 0, sms = 132;
     if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= MOST) {
         (void)cudaGetLastError();
-        return {false, sms};
+        return {false, false, sms};
     }
     if (known[device] == 0) {
         inf_cuda_decode_variant v;
-        bool runs = call({p, DECODE_BULK, NULL, 0, &v}) == 0 && v.resident > 0;
+        bool bulk = call({p, DECODE_BULK, NULL, 0, &v}) == 0 && v.resident > 0;
+        bool boxes = call({p, DECODE_BOXES, NULL, 0, &v}) == 0 && v.resident > 0;
 #ifndef INF_EMU
         if (cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
             (void)cudaGetLastError();
         }
 #endif
-        known[device] = sms | (runs ? BULK_RUNS : 0);
+        known[device] = sms | (bulk ? BULK_RUNS : 0) | (boxes ? BOXES_RUN : 0);
     }
     int is = known[device];
-    return {(is & BULK_RUNS) != 0, is & ~BULK_RUNS};
+    return {(is & BULK_RUNS) != 0, (is & BOXES_RUN) != 0, is & ~(BULK_RUNS | BOXES_RUN)};
 }
 
 static int cut_for(const inf_cuda_attn *p, const decode_gpu &gpu) {
@@ -100,7 +101,7 @@ static int cut_for(const inf_cuda_attn *p, const decode_gpu &gpu) {
     if (!gpu.bulk) {
         return DECODE_ASYNC;
     }
-    if (p->boxes != 0 && caps(p, DECODE_BOXES)) {
+    if (p->boxes != 0 && gpu.boxes && caps(p, DECODE_BOXES)) {
         return many ? DECODE_BOXES_MANY : DECODE_BOXES;
     }
     return many ? DECODE_BULK_MANY : DECODE_BULK;

@@ -10,8 +10,8 @@
  * an SM holds two thread blocks. One block per SM has most under way while it reads, and nothing
  * while it begins and ends a piece; that counts where there are many pieces, and two blocks fill
  * each other's gaps. On an H200, 64 x 1K keys: 73 us by two, 76 by one, in bf16; 44 and 62 in e4m3.
- * 1 x 128K: 143 and 139. Bulk copies: cuts of 64 keys by two warps, eight warps, deeper rings and
- * cache hints were no faster there. Those with boxes take no capped scores. */
+ * 1 x 128K: 143 and 139. Bulk copies of 64 keys by two warps, deeper rings and cache hints were no
+ * faster there, nor cp.async by eight warps. Those with boxes take no capped scores. */
 enum { DECODE_BULK, DECODE_ASYNC, DECODE_BULK_MANY, DECODE_BOXES, DECODE_BOXES_MANY, DECODE_CUTS };
 
 /* Describes a cut or launches it. */

@@ -4,6 +4,7 @@
  * block. What no kernel may write stays NaN: rows without a whole piece, parts beyond the last,
  * guards. */
 #include "kernels/cuda/attention_decode.h"
+#include "kernels/cuda/decode_cuts.h"
 
 #ifdef INF_EMU
 enum { ROUNDS = 24, MOST_TOKENS = 400, MOST_ROWS = 40, MOST_REQUESTS = 4 };
@@ -217,7 +218,11 @@ static void test_decode(int32_t act, int32_t kv, int32_t head_dim) {
                   (f.softcap == 0.0f || (last.resident == 0 && inf_cuda_decode_variant_launch(
                                                                    &s.args, last_of, NULL) != 0)),
               "a variant that caps no scores runs");
+        s.args.boxes = below(2);
         int few = taken_for(&s, 1), many = taken_for(&s, 1 << 20);
+        bool boxes = s.args.boxes != 0 && f.softcap == 0.0f && last.resident > 0;
+        CHECK((few >= DECODE_BOXES) == boxes && (many >= DECODE_BOXES) == boxes,
+              "%d for few rows, %d for many, boxes %d", few, many, boxes);
         CHECK((few != many) == (bulk.resident > 0), "%d for few rows, %d for many", few, many);
         s.args.rows = below(2) ? 1 : 1 << 20;
         run_variants(&s, logs);
