@@ -21,7 +21,8 @@ type Size uint64
 
 // Config of one process. The tag `name` is the flag's name and the file's key.
 type Config struct {
-	Model           string   `name:"model" usage:"model folder in Hugging Face layout; empty is the bundled model"`
+	Model           string   `name:"model" usage:"model folder in Hugging Face layout, or the name of one that its tools have in their cache; empty is the bundled model"`
+	Revision        string   `name:"revision" usage:"branch, tag or commit of a model that is named and not a folder"`
 	ServedModelName []string `name:"served-model-name" usage:"names under which the API knows the model, default the folder's name"`
 	Host            string   `name:"host" usage:"address of the API"`
 	Port            int      `name:"port" usage:"port of the API, 0 picks a free one"`
@@ -90,7 +91,7 @@ const MaxRanks = 8
 // Default is the configuration without any source.
 func Default() Config {
 	return Config{
-		Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20, ToolCallParser: "auto", ReasoningParser: "auto", SchedulingPolicy: "fcfs",
+		Revision: "main", Host: "127.0.0.1", Port: 8000, MaxBodySize: 32 << 20, ToolCallParser: "auto", ReasoningParser: "auto", SchedulingPolicy: "fcfs",
 		MaxNumSeqs: 64, MaxNumBatchedTokens: 512, MaxNumWaiting: 1024, BlockSize: 16, EnablePrefixCaching: true,
 		DType: "auto", KVCacheDType: "auto", Quantization: "none", ISA: "auto", Device: "auto", TensorParallelSize: 1,
 		GPUMemoryUtilization: 0.9,

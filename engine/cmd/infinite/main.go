@@ -29,6 +29,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/infinite-llm/infinite/engine/config"
+	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/head"
 )
 
@@ -107,8 +108,24 @@ func bindFlags(cmd *cobra.Command, only ...string) func() (config.Config, error)
 			setLogger(cfg.LogLevel)
 		}
 		warnOfStrays()
+		if err == nil && len(only) == 0 {
+			err = findModel(&cfg)
+		}
 		return cfg, err
 	}
+}
+
+// findModel makes a folder of a model's name, under which the API then knows it.
+func findModel(cfg *config.Config) error {
+	dir, err := model.Find(cfg.Model, cfg.Revision, os.Getenv)
+	if err != nil {
+		return &config.FieldError{Field: "model", Err: err}
+	}
+	if dir != cfg.Model && len(cfg.ServedModelName) == 0 {
+		cfg.ServedModelName = []string{cfg.Model}
+	}
+	cfg.Model = dir
+	return nil
 }
 
 // warnOfStrays names variables that look like settings and are none. Their values may be secrets.
