@@ -29,8 +29,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/infinite-llm/infinite/engine/config"
-	"github.com/infinite-llm/infinite/engine/model"
 	"github.com/infinite-llm/infinite/engine/head"
+	"github.com/infinite-llm/infinite/engine/model"
 )
 
 func main() { os.Exit(run()) }
