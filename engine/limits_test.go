@@ -54,6 +54,20 @@ func someLimits(rng *rand.Rand, free []int32) Limits {
 	return l
 }
 
+// answers compares what requests get with what they are to get, and says how many drafts were right.
+func (c *simCluster) answers(t *testing.T, seed int, streams []Stream, wanted [][]int32) (drafts uint64) {
+	for k, s := range streams {
+		if got, events := read(t, s); !slices.Equal(got, wanted[k]) || last(events).Finish != "length" {
+			t.Errorf("seed %d, request %d: another answer: %v, not %v, %+v", seed, k, got, wanted[k], last(events))
+		}
+	}
+	for _, n := range c.nodes {
+		drafts += n.eng.Stats().AcceptedTokens
+	}
+	c.settled()
+	return drafts
+}
+
 // TestLimits: with drafts, in small pools, over two instances, beside others, an answer is what is left of the vocabulary's order.
 func TestLimits(t *testing.T) {
 	cut, drafts := 0, uint64(0)
@@ -80,15 +94,7 @@ func TestLimits(t *testing.T) {
 			wanted = append(wanted, w[len(r.Answer):])
 			streams = append(streams, submit(t, c.nodes[k%2], r))
 		}
-		for k, s := range streams {
-			if got, events := read(t, s); !slices.Equal(got, wanted[k]) || last(events).Finish != "length" {
-				t.Errorf("seed %d, request %d: another answer: %v, not %v, %+v", seed, k, got, wanted[k], last(events))
-			}
-		}
-		for _, n := range c.nodes {
-			drafts += n.eng.Stats().AcceptedTokens
-		}
-		c.settled()
+		drafts += c.answers(t, seed, streams, wanted)
 	}
 	if cut < 50 || drafts < 100 {
 		t.Errorf("%d answers are others for their limits, %d drafts were right", cut, drafts)

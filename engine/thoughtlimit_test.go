@@ -63,15 +63,7 @@ func TestThoughtLimits(t *testing.T) {
 			wanted = append(wanted, w[len(r.Answer):])
 			streams = append(streams, submit(t, c.nodes[k%2], r))
 		}
-		for k, s := range streams {
-			if got, events := read(t, s); !slices.Equal(got, wanted[k]) || last(events).Finish != "length" {
-				t.Errorf("seed %d, request %d: another answer: %v, not %v, %+v", seed, k, got, wanted[k], last(events))
-			}
-		}
-		for _, n := range c.nodes {
-			drafts += n.eng.Stats().AcceptedTokens
-		}
-		c.settled()
+		drafts += c.answers(t, seed, streams, wanted)
 	}
 	if cut < 20 || ended < 10 || drafts < 100 {
 		t.Errorf("%d answers are others for their limits, %d kept them by themselves, %d drafts were right", cut, ended, drafts)

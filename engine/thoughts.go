@@ -124,11 +124,8 @@ func (t *thoughtLimit) over(answer, drafts []int32) bool {
 
 // near tells whether the thoughts may come to their limit within a step's drafts.
 func (t *thoughtLimit) near(answer []int32) bool {
-	if t == nil || len(answer) == 0 && !t.Opened && t.Open < 0 {
-		return false
-	}
 	n := t.long(answer, nil)
-	if len(answer) == 0 && n < 0 {
+	if t != nil && len(answer) == 0 && t.Open >= 0 {
 		n = 0 // they may begin
 	}
 	return n >= 0 && n+t.drafts >= t.Most

@@ -3,15 +3,14 @@ package model
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 )
 
-// DefaultRevision is the branch of a model's repository that is meant where none is named.
-const DefaultRevision = "main"
+// maxRef bounds the file that says which commit a branch is, in bytes.
+const maxRef = 1 << 10
 
 var (
 	repository = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$`)
@@ -54,7 +53,7 @@ func snapshotOf(repo, revision string) (string, error) {
 		return "", errors.New("this is no revision's name")
 	}
 	if !commit.MatchString(revision) {
-		text, err := fs.ReadFile(os.DirFS(repo), "refs/"+filepath.ToSlash(filepath.Clean(revision)))
+		text, err := (&folder{dir: repo}).small(filepath.Join("refs", revision), maxRef)
 		if err != nil {
 			return "", err
 		}

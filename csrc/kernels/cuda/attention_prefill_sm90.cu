@@ -51,21 +51,20 @@ static_assert(PRODUCER_REGISTERS + 2 * CONSUMER_REGISTERS <= 3 * LAUNCH_REGISTER
 
 template <class C>
 static __global__ void __launch_bounds__(C::threads, 1)
-    attn_wgmma_kernel(const __grid_constant__ wgmma_args a) {
+    attn_wgmma_kernel(const __grid_constant__ mapped_attn a) {
 #if INF_HAS_WGMMA
     INF_SHARED(shared);
     wgmma_state &state = *(wgmma_state *)(shared + C::at_state);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2; i++) {
-            barrier_init(&state.full_k[i], 1), barrier_init(&state.full_v[i], 1);
-            barrier_init(&state.empty_k[i], 8),
-                barrier_init(&state.empty_v[i], 8); /* consumer warps */
-            barrier_init(&state.full_x[i], 1);
-            barrier_init(&state.empty_x[i], 9); /* consumers and V's warp */
-            barrier_init(&state.full_q[i], 2);  /* q's warps */
+            mbar_init(&state.full_k[i], 1), mbar_init(&state.full_v[i], 1);
+            mbar_init(&state.empty_k[i], 8), mbar_init(&state.empty_v[i], 8); /* consumer warps */
+            mbar_init(&state.full_x[i], 1);
+            mbar_init(&state.empty_x[i], 9); /* consumers and V's warp */
+            mbar_init(&state.full_q[i], 2);  /* q's warps */
         }
-        barrier_init(&state.landed, 1);
-        barrier_init_fence();
+        mbar_init(&state.landed, 1);
+        mbar_init_fence();
         prefetch_map(&a.map);
     }
     __syncthreads();
@@ -86,7 +85,7 @@ static __global__ void __launch_bounds__(C::threads, 1)
 static int wgmma_takes(const inf_cuda_attn *p) { return p->kv.block_size % 16 == 0; }
 
 template <class C> static int launch_wgmma(const inf_cuda_attn *p, inf_stream stream) {
-    wgmma_args args;
+    mapped_attn args;
     int32_t sms = 132;
 #ifndef INF_EMU
     int device = 0;

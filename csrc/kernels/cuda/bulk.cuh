@@ -57,7 +57,6 @@ static __device__ __forceinline__ void bulk_copy(void *shared, const void *globa
                  "l"(global), "r"(bytes), "r"(shared_address(bar))
                  : "memory");
 }
-/* All lanes of the warp call. */
 static __device__ __forceinline__ void mbar_wait(uint64_t *bar, uint32_t parity) {
     asm volatile("{\n"
                  ".reg .pred done;\n"

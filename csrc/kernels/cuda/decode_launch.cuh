@@ -80,14 +80,9 @@ static __global__ void __launch_bounds__(C::warps * 32, C::resident)
     decode_pieces<C>(p, NULL, shared);
 }
 
-struct boxes_args {
-    tensor_map map;
-    inf_cuda_attn p;
-};
-
 template <class C>
 static __global__ void __launch_bounds__(C::warps * 32, C::resident)
-    attn_decode_boxes_kernel(const __grid_constant__ boxes_args a) {
+    attn_decode_boxes_kernel(const __grid_constant__ mapped_attn a) {
 #if INF_HAS_BULK
     INF_SHARED(shared);
     if (threadIdx.x % 32 == 0) {
@@ -112,7 +107,7 @@ template <class C> static int launch_cut(const inf_cuda_attn *p, int sms, inf_st
     dim3 block(C::warps * 32);
     int error;
     if constexpr (C::boxes) {
-        boxes_args args;
+        mapped_attn args;
         args.p = *p;
         error = inf_cuda_pool_map(p, 1, &args.map);
         error = error != 0 ? error : (int)INF_ALLOW_SHARED(attn_decode_boxes_kernel<C>, C::shared);

@@ -1,5 +1,5 @@
-/* Machine instructions of sm_90a: products of a warpgroup (wgmma), barriers in shared memory that
- * count bytes (mbarrier), registers that move between warpgroups. Emulated in emu/hopper.h.
+/* Machine instructions of sm_90a: products of a warpgroup (wgmma), registers that move between
+ * warpgroups. Their operands come by boxes.cuh. Emulated in emu/hopper.h.
  *
  * wgmma. The 128 threads of a warpgroup together compute d[64, N] (+)= a[64, 16] b[16, N]. d lies
  * in their registers: warp w of the four has rows 16 w .. 16 w + 15, and within them thread t holds
@@ -48,54 +48,12 @@ static __device__ __forceinline__ uint64_t operand_at(uint32_t address, uint32_t
 
 #if !defined(INF_EMU) && INF_HAS_WGMMA
 
-static __device__ __forceinline__ uint32_t window_address(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-/* ---- barriers ---- */
-
-/* A phase ends when `count` arrivals have come and every byte that was announced has landed. Who
- * waits names the parity of the phase whose end it waits for, 0 for the first; 1 at first does not
- * wait. */
-static __device__ __forceinline__ void barrier_init(uint64_t *bar, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(window_address(bar)), "r"(count)
-                 : "memory");
-}
-/* After the inits, by the same thread; then a barrier of the block. */
-static __device__ __forceinline__ void barrier_init_fence() {
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-static __device__ __forceinline__ void barrier_arrive(uint64_t *bar) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(window_address(bar)) : "memory");
-}
-/* Arrives, and announces bytes. */
-static __device__ __forceinline__ void barrier_expect(uint64_t *bar, uint32_t bytes) {
-    asm volatile(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(window_address(bar)),
-        "r"(bytes)
-        : "memory");
-}
-static __device__ __forceinline__ void barrier_wait(uint64_t *bar, uint32_t parity) {
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n"
-                 "}" ::"r"(window_address(bar)),
-                 "r"(parity)
-                 : "memory");
-}
 /* Barriers by number among some of the block's threads; arrive does not wait. */
 static __device__ __forceinline__ void bar_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 static __device__ __forceinline__ void bar_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-/* Orders this thread's ordinary accesses to shared memory before those of copies and products that
- * follow. */
-static __device__ __forceinline__ void async_fence() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 /* ---- products ---- */

@@ -11,4 +11,10 @@
  * toolkit or driver have no maps, cudaErrorInvalidValue for a pool that is no such thing. */
 int inf_cuda_pool_map(const inf_cuda_attn *p, uint32_t eights, tensor_map *map);
 
+/* What a kernel is given whose keys come so. */
+struct mapped_attn {
+    tensor_map map;
+    inf_cuda_attn p;
+};
+
 #endif

@@ -79,7 +79,7 @@ static __device__ __forceinline__ void pack(const float (&s)[C::groups][4],
 static __device__ __forceinline__ void release(uint64_t *bar) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-        barrier_arrive(bar);
+        mbar_arrive(bar);
     }
 }
 
@@ -88,7 +88,7 @@ static __device__ __forceinline__ void release(uint64_t *bar) {
  * arrives. */
 static __device__ __forceinline__ void compute_before(uint64_t *bar, float x) {
     if (x < 0.0f) {
-        barrier_arrive(bar);
+        mbar_arrive(bar);
     }
 }
 
@@ -112,7 +112,7 @@ static __device__ __forceinline__ void attend(const inf_cuda_attn &p, const pref
     uint32_t w[C::groups / 2][4];
     {
         wgmma_place<C> at(shared, tile);
-        barrier_wait(&state.full_k[at.stage], at.parity);
+        mbar_wait(&state.full_k[at.stage], at.parity);
         wgmma_fence();
         ask_scores<C>(q, at.k, s);
         wgmma_wait<0>();
@@ -128,12 +128,12 @@ static __device__ __forceinline__ void attend(const inf_cuda_attn &p, const pref
     for (int j = 1; j < n; j++) {
         wgmma_place<C> before(shared, tile), at(shared, tile + 1);
         tile++, t0 += C::keys;
-        barrier_wait(&state.full_k[at.stage], at.parity);
+        mbar_wait(&state.full_k[at.stage], at.parity);
         settle(rows.o);
         settle(w);
         wgmma_fence();
         ask_scores<C>(q, at.k, s);
-        barrier_wait(&state.full_v[before.stage], before.parity);
+        mbar_wait(&state.full_v[before.stage], before.parity);
         ask_values<C>(before.v, w, rows.o);
         wgmma_wait<1>();
         settle(s);
@@ -157,7 +157,7 @@ static __device__ __forceinline__ void attend(const inf_cuda_attn &p, const pref
     }
     wgmma_place<C> at(shared, tile);
     tile++;
-    barrier_wait(&state.full_v[at.stage], at.parity);
+    mbar_wait(&state.full_v[at.stage], at.parity);
     settle(rows.o);
     settle(w);
     wgmma_fence();
@@ -174,7 +174,7 @@ static __device__ __forceinline__ void consume(const inf_cuda_attn &p, uint8_t *
     uint32_t tile = 0;
     for (int32_t round = 0;; round++) {
         int slot = round & 1;
-        barrier_wait(&state.full_x[slot], (uint32_t)(round >> 1 & 1));
+        mbar_wait(&state.full_x[slot], (uint32_t)(round >> 1 & 1));
         const prefill_tile &x = state.x[slot];
         if (x.key_tiles < 0) {
             break;
@@ -185,9 +185,9 @@ static __device__ __forceinline__ void consume(const inf_cuda_attn &p, uint8_t *
         for (int d = 0; d < C::dim / 8; d++) {
             rows.o[d][0] = rows.o[d][1] = rows.o[d][2] = rows.o[d][3] = 0.0f;
         }
-        barrier_wait(&state.full_q[slot], (uint32_t)(round >> 1 & 1));
+        mbar_wait(&state.full_q[slot], (uint32_t)(round >> 1 & 1));
         if (x.key_tiles > 0) {
-            uint32_t at = window_address(shared);
+            uint32_t at = shared_address(shared);
             attend(p, x, at, at + (uint32_t)(slot * C::q + group * C::q_group), state, tile, rows);
         }
 #pragma unroll

@@ -4,12 +4,8 @@
 #define INF_CUDA_PREFILL_LOAD_CUH
 
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/pool_map.h"
 #include "kernels/cuda/prefill.cuh"
-
-struct wgmma_args {
-    tensor_map map;
-    inf_cuda_attn p;
-};
 
 /* Beside the tiles in shared memory. */
 struct wgmma_state {
@@ -88,7 +84,7 @@ static __device__ __forceinline__ box_walk begin_boxes(const inf_cuda_attn &p,
 /* Asks for the boxes of the tile at t0 that hold a visible key, the block table being read a tile
  * ahead. All lanes call. */
 template <class C>
-static __device__ __forceinline__ void ask_boxes(const wgmma_args &a, const prefill_tile &x,
+static __device__ __forceinline__ void ask_boxes(const mapped_attn &a, const prefill_tile &x,
                                                  box_walk &w, uint32_t t0, uint8_t *to,
                                                  uint64_t *bar) {
     int lane = (int)(threadIdx.x % 32);
@@ -96,7 +92,7 @@ static __device__ __forceinline__ void ask_boxes(const wgmma_args &a, const pref
     bool wanted = lane < 8 && t0 + w.at < x.end && t0 + w.at + 16 > x.first;
     uint32_t boxes = (uint32_t)__popc(__ballot_sync(0xffffffffu, wanted));
     if (lane == 0) {
-        barrier_expect(bar, boxes * C::box);
+        mbar_expect(bar, boxes * C::box);
     }
     __syncwarp();
     if (wanted) {
@@ -107,29 +103,29 @@ static __device__ __forceinline__ void ask_boxes(const wgmma_args &a, const pref
 
 /* `tile` counts key tiles since the start. */
 template <class C>
-static __device__ __forceinline__ void load_keys(const wgmma_args &a, const prefill_tile &x,
+static __device__ __forceinline__ void load_keys(const mapped_attn &a, const prefill_tile &x,
                                                  uint8_t *shared, wgmma_state &state,
                                                  uint32_t &tile) {
     box_walk w = begin_boxes(a.p, x, 0, C::row);
     for (int j = 0; j < x.key_tiles; j++, tile++) {
         uint32_t stage = tile & 1;
-        barrier_wait(&state.empty_k[stage], (tile >> 1 & 1) ^ 1);
+        mbar_wait(&state.empty_k[stage], (tile >> 1 & 1) ^ 1);
         ask_boxes<C>(a, x, w, x.token0 + (uint32_t)(j * C::keys),
                      shared + C::at_k + stage * C::tile, &state.full_k[stage]);
     }
 }
 
 template <class C>
-static __device__ __forceinline__ void deal_and_load_keys(const wgmma_args &a, uint8_t *shared,
+static __device__ __forceinline__ void deal_and_load_keys(const mapped_attn &a, uint8_t *shared,
                                                           wgmma_state &state) {
     item_walk walk = {0, 0, 0};
     uint32_t tile = 0;
     for (int32_t round = 0;; round++) {
         int slot = round & 1;
-        barrier_wait(&state.empty_x[slot], (uint32_t)(round >> 1 & 1) ^ 1);
+        mbar_wait(&state.empty_x[slot], (uint32_t)(round >> 1 & 1) ^ 1);
         if (threadIdx.x == 0) {
             next_tile(a.p, walk, round, state.x[slot]);
-            barrier_arrive(&state.full_x[slot]);
+            mbar_arrive(&state.full_x[slot]);
         }
         __syncwarp();
         if (state.x[slot].key_tiles < 0) {
@@ -160,7 +156,7 @@ static __device__ __forceinline__ void clear_values(const prefill_tile &x, uint3
 
 /* `landed` counts the tiles with zeros. */
 template <class C>
-static __device__ __forceinline__ void load_values(const wgmma_args &a, const prefill_tile &x,
+static __device__ __forceinline__ void load_values(const mapped_attn &a, const prefill_tile &x,
                                                    uint8_t *shared, wgmma_state &state,
                                                    uint32_t &tile, uint32_t &landed) {
     box_walk w = begin_boxes(a.p, x, 1, C::row);
@@ -168,34 +164,34 @@ static __device__ __forceinline__ void load_values(const wgmma_args &a, const pr
         uint32_t stage = tile & 1, t0 = x.token0 + (uint32_t)(j * C::keys);
         uint8_t *v = shared + C::at_v + stage * C::tile;
         bool whole = t0 >= x.first && t0 + C::keys <= x.end;
-        barrier_wait(&state.empty_v[stage], (tile >> 1 & 1) ^ 1);
+        mbar_wait(&state.empty_v[stage], (tile >> 1 & 1) ^ 1);
         ask_boxes<C>(a, x, w, t0, v, whole ? &state.full_v[stage] : &state.landed);
         if (!whole) {
-            barrier_wait(&state.landed, landed++ & 1);
+            mbar_wait(&state.landed, landed++ & 1);
             clear_values<C>(x, t0, v);
-            async_fence();
+            bulk_fence();
             __syncwarp();
             if (threadIdx.x % 32 == 0) {
-                barrier_arrive(&state.full_v[stage]);
+                mbar_arrive(&state.full_v[stage]);
             }
         }
     }
 }
 
 template <class C>
-static __device__ __forceinline__ void load_all_values(const wgmma_args &a, uint8_t *shared,
+static __device__ __forceinline__ void load_all_values(const mapped_attn &a, uint8_t *shared,
                                                        wgmma_state &state) {
     uint32_t tile = 0, landed = 0;
     for (int32_t round = 0;; round++) {
         int slot = round & 1;
-        barrier_wait(&state.full_x[slot], (uint32_t)(round >> 1 & 1));
+        mbar_wait(&state.full_x[slot], (uint32_t)(round >> 1 & 1));
         if (state.x[slot].key_tiles < 0) {
             return;
         }
         load_values<C>(a, state.x[slot], shared, state, tile, landed);
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
-            barrier_arrive(&state.empty_x[slot]);
+            mbar_arrive(&state.empty_x[slot]);
         }
     }
 }
@@ -210,7 +206,7 @@ static __device__ __forceinline__ void load_queries(const inf_cuda_attn &p, uint
     int thread = (int)threadIdx.x - 64, word = thread % C::words;
     for (int32_t round = 0;; round++) {
         int slot = round & 1;
-        barrier_wait(&state.full_x[slot], (uint32_t)(round >> 1 & 1));
+        mbar_wait(&state.full_x[slot], (uint32_t)(round >> 1 & 1));
         const prefill_tile &x = state.x[slot];
         if (x.key_tiles < 0) {
             return;
@@ -225,16 +221,16 @@ static __device__ __forceinline__ void load_queries(const inf_cuda_attn &p, uint
         }
         cp_async_commit();
         cp_async_wait<0>();
-        async_fence();
+        bulk_fence();
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
-            barrier_arrive(&state.full_q[slot]);
+            mbar_arrive(&state.full_q[slot]);
         }
     }
 }
 
 template <class C>
-static __device__ __forceinline__ void produce(const wgmma_args &a, uint8_t *shared,
+static __device__ __forceinline__ void produce(const mapped_attn &a, uint8_t *shared,
                                                wgmma_state &state) {
     if (threadIdx.x < 32) {
         deal_and_load_keys<C>(a, shared, state);

@@ -9,9 +9,6 @@
 
 /* An address in the shared memory's window. */
 uint32_t emu_window_address(const void *p, emu_site site);
-static inline uint32_t window_address(const void *p, emu_site site = EMU_SITE) {
-    return emu_window_address(p, site);
-}
 
 /* A byte of a tile with 128-byte swizzle. */
 uint8_t *emu_swizzled(uint32_t address, emu_site site);

@@ -1,29 +1,14 @@
-/* The wrappers of hopper.cuh, after the PTX ISA: barriers in shared memory, wgmma on descriptors.
- *
- * Things happen as late as they may: a product when its group is waited for, from what registers
- * and shared memory hold by then. */
+/* The wrappers of hopper.cuh, after the PTX ISA: wgmma on descriptors. A product happens as late
+ * as it may: when its group is waited for, from what registers and shared memory hold by then. */
 #ifndef INF_EMU_HOPPER_H
 #define INF_EMU_HOPPER_H
 
 #include "kernels/cuda/emu/boxes.h"
 #include "kernels/cuda/emu/emu.h"
 
-/* ---- barriers ---- */
-
-static inline void barrier_init(uint64_t *bar, int count, emu_site site = EMU_SITE) {
-    emu_bar_init(bar, count, site);
+static inline uint32_t shared_address(const void *p, emu_site site = EMU_SITE) {
+    return emu_window_address(p, site);
 }
-static inline void barrier_init_fence() {}
-static inline void barrier_expect(uint64_t *bar, uint32_t bytes, emu_site site = EMU_SITE) {
-    emu_bar_arrive(bar, bytes, site);
-}
-static inline void barrier_arrive(uint64_t *bar, emu_site site = EMU_SITE) {
-    emu_bar_arrive(bar, 0, site);
-}
-static inline void barrier_wait(uint64_t *bar, uint32_t parity, emu_site site = EMU_SITE) {
-    emu_bar_wait(bar, parity, site);
-}
-static inline void async_fence() {}
 
 /* ---- products ---- */
 
