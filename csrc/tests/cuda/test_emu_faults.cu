@@ -1,6 +1,7 @@
 /* What the emulator must notice: each wrong kernel runs in a child process, which has to end with a
  * message that names the fault, or has to give another result in one of many orders of threads. On
  * a GPU there is nothing to test. */
+#include "kernels/cuda/bulk.cuh"
 #include "tests/cuda/ring.h"
 
 #ifdef INF_EMU
@@ -58,6 +59,18 @@ static __global__ void beyond_shared_kernel(words_args a) {
     INF_SHARED(shared);
     ((uint32_t *)shared)[1024 / 4 + threadIdx.x / 32] = a.in[0];
 }
+static __global__ void short_copy_kernel(words_args a) {
+    INF_SHARED(shared);
+    uint64_t *full = (uint64_t *)(shared + 512);
+    if (threadIdx.x == 0) {
+        mbar_init(full);
+        mbar_init_fence();
+        mbar_expect(full, 256);
+        bulk_copy(shared, a.in, 128, full); /* and not the other half */
+    }
+    __syncthreads();
+    mbar_wait(full, 0);
+}
 static __global__ void trap_kernel(words_args) { __trap(); }
 
 /* Runs in a child; gives what it says, and its status. */
@@ -100,6 +113,7 @@ static void check_faults() {
         {misaligned_matrix_kernel, "not 16-byte aligned"},
         {few_lanes_kernel, "mma"},
         {beyond_shared_kernel, "1024"},
+        {short_copy_kernel, "threads 0 .. 63: wait in mbar_wait (0x200)"},
         {trap_kernel, "__trap"},
     };
     static char said[1 << 16];

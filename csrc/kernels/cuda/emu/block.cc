@@ -154,7 +154,7 @@ static void set_up(emu_machine *m, const emu_grid *g) {
         w->alive = lanes < 32 ? (1u << lanes) - 1 : ~0u;
         w->ready = w->alive;
         w->rank = ranks[i];
-        w->meetings.clear();
+        w->n_meetings = 0;
         m->by_rank[w->rank] = w;
         m->ready |= 1u << w->rank;
     }
@@ -166,6 +166,7 @@ static void set_up(emu_machine *m, const emu_grid *g) {
         t->waited = !g->early;
     }
     memset(m->barriers, 0, sizeof m->barriers);
+    m->for_all = 0;
 }
 
 static void run_block(emu_machine *m, const emu_grid *g, uint3 index) {

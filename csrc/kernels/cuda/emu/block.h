@@ -40,7 +40,7 @@ struct emu_thread {
     /* While it waits, and for messages: */
     const char *what; /* NULL: it does not wait */
     emu_site site;
-    uint32_t mask; /* of the meeting; the number of the barrier */
+    uint32_t mask; /* of the meeting; a barrier's number, or its place in shared memory */
     void *operands;
     bool waited;     /* for the kernels in front, where this one may start early */
     uint32_t result; /* of a barrier */

@@ -14,8 +14,6 @@ struct bar_state {
 };
 static_assert(sizeof(bar_state) == sizeof(uint64_t), "");
 
-enum { MOST_TRIES = 1 << 20 };
-
 struct copy {
     uint64_t *bar;
     uint32_t bytes;
@@ -23,7 +21,27 @@ struct copy {
     emu_site site;
 };
 
+/* A thread that waits for a barrier, until its phase ends or a copy is asked for that it may land.
+ */
+struct waiter {
+    uint64_t *bar;
+    emu_thread *thread;
+};
+
 thread_local std::vector<copy> under_way;
+thread_local std::vector<waiter> waiters;
+
+void wake(const uint64_t *bar) {
+    size_t kept = 0;
+    for (const waiter &w : waiters) {
+        if (w.bar == bar) {
+            emu_make_ready(w.thread->block->machine, w.thread);
+        } else {
+            waiters[kept++] = w;
+        }
+    }
+    waiters.resize(kept);
+}
 
 bar_state *state_of(uint64_t *bar, emu_site site) {
     ptrdiff_t at = (const uint8_t *)bar - emu_self->block->shared;
@@ -34,26 +52,29 @@ bar_state *state_of(uint64_t *bar, emu_site site) {
     return (bar_state *)bar;
 }
 
-void end_phase(bar_state *b) {
+void end_phase(uint64_t *bar) {
+    bar_state *b = (bar_state *)bar;
     if (b->pending == 0 && b->bytes >> 1 == 0) {
         b->pending = b->count;
         b->bytes ^= 1;
+        wake(bar);
     }
 }
 
 /* Those of the barrier; false: there are none. */
 bool land(uint64_t *bar) {
-    std::vector<copy> mine, rest;
+    size_t kept = 0, all = under_way.size();
     for (copy &c : under_way) {
-        (c.bar == bar ? mine : rest).push_back(std::move(c));
+        if (c.bar == bar) {
+            c.land();
+            ((bar_state *)bar)->bytes -= 2 * (int32_t)c.bytes;
+        } else if (&c != &under_way[kept++]) {
+            under_way[kept - 1] = std::move(c);
+        }
     }
-    under_way = std::move(rest);
-    for (const copy &c : mine) {
-        c.land();
-        ((bar_state *)bar)->bytes -= 2 * (int32_t)c.bytes;
-    }
-    end_phase((bar_state *)bar);
-    return !mine.empty();
+    under_way.resize(kept);
+    end_phase(bar);
+    return kept != all;
 }
 
 } // namespace
@@ -61,6 +82,7 @@ bool land(uint64_t *bar) {
 void emu_bar_init(uint64_t *bar, int count, emu_site site) {
     bar_state *b = state_of(bar, site);
     *b = {(uint16_t)count, (uint16_t)count, 0};
+    wake(bar);
     emu_race_note(bar, 8, true, __builtin_return_address(0));
 }
 
@@ -72,18 +94,16 @@ void emu_bar_arrive(uint64_t *bar, uint32_t bytes, emu_site site) {
     emu_race_post(bar);
     b->bytes += 2 * (int32_t)bytes;
     b->pending--;
-    end_phase(b);
+    end_phase(bar);
 }
 
 void emu_bar_wait(uint64_t *bar, uint32_t parity, emu_site site) {
     bar_state *b = state_of(bar, site);
-    for (int tries = 0; (uint32_t)(b->bytes & 1) == parity; tries++) {
-        if (tries == MOST_TRIES) {
-            emu_fault(site, "a wait without end: %u of %u arrivals and %d bytes are missing",
-                      b->pending, b->count, b->bytes >> 1);
-        }
+    while ((uint32_t)(b->bytes & 1) == parity) {
         if (!land(bar)) {
-            emu_yield();
+            waiters.push_back({bar, emu_self});
+            uint32_t at = (uint32_t)((const uint8_t *)bar - emu_self->block->shared);
+            emu_wait("mbar_wait", at, site);
         }
     }
     emu_race_take(bar);
@@ -100,6 +120,7 @@ void emu_copy_later(void *to, uint32_t bytes, uint64_t *bar, std::function<void(
     emu_race_post(bar);
     memset(to, 0xff, bytes);
     under_way.push_back({bar, bytes, std::move(land_it), site});
+    wake(bar);
 }
 
 void emu_bulk_copy(void *to, const void *from, uint32_t bytes, uint64_t *bar, emu_site site) {

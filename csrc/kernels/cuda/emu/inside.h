@@ -24,7 +24,8 @@ struct emu_warp {
     uint32_t alive; /* lanes that exist and have not ended */
     uint32_t ready; /* lanes that could run, but the one that runs */
     uint32_t number, rank;
-    std::vector<emu_meeting> meetings;
+    size_t n_meetings;
+    emu_meeting meetings[32]; /* each lane waits in one at most */
 };
 
 struct emu_named_barrier {
@@ -43,6 +44,7 @@ struct emu_machine {
     emu_thread threads[EMU_THREADS];
     emu_warp warps[EMU_WARPS];
     emu_named_barrier barriers[EMU_BARRIERS];
+    uint32_t for_all; /* bits of those that somebody waits in, and that expect all threads */
     emu_block block;
     uint32_t n_threads, n_warps, n_alive;
     uint32_t ready; /* bit of rank: the warp has lanes that could run */
@@ -99,6 +101,8 @@ static inline emu_thread *emu_take_ready(emu_machine *m, emu_order order) {
 
 /* Goes on with another thread, from the fiber of one that waits. */
 void emu_give_way(emu_machine *m, emu_thread *me);
+/* Notes what the running thread waits for, and gives way until somebody makes it ready. */
+void emu_wait(const char *what, uint32_t mask, emu_site site);
 /* Meetings and barriers that waited for a thread that has just ended. */
 void emu_leave(emu_machine *m, emu_thread *t);
 

@@ -25,6 +25,7 @@ static void finish_barrier(emu_machine *m, emu_named_barrier *b) {
     } else {
         emu_race_barrier(m);
     }
+    m->for_all &= ~(1u << (b - m->barriers));
     b->count = b->value = 0;
     b->what = NULL;
 }
@@ -37,8 +38,7 @@ static bool complete(const emu_machine *m, const emu_named_barrier *b) {
 
 static void finish_meeting(emu_machine *m, emu_warp *w, size_t index) {
     emu_meeting meet = w->meetings[index];
-    w->meetings[index] = w->meetings.back();
-    w->meetings.pop_back();
+    w->meetings[index] = w->meetings[--w->n_meetings];
     void *operands[32] = {};
     for (uint32_t bits = meet.here; bits != 0; bits &= bits - 1) {
         uint32_t lane = (uint32_t)__builtin_ctz(bits);
@@ -52,15 +52,16 @@ static void finish_meeting(emu_machine *m, emu_warp *w, size_t index) {
 
 /* Who has ended is waited for no more. */
 void emu_leave(emu_machine *m, emu_thread *t) {
-    for (size_t i = 0; i < t->warp->meetings.size(); i++) {
+    for (size_t i = 0; i < t->warp->n_meetings; i++) {
         emu_meeting *meet = &t->warp->meetings[i];
         if ((meet->mask & t->warp->alive) == meet->here) {
             finish_meeting(m, t->warp, i--);
         }
     }
-    for (emu_named_barrier &b : m->barriers) {
-        if (b.threads == 0 && b.count > 0 && complete(m, &b)) {
-            finish_barrier(m, &b);
+    for (uint32_t bits = m->for_all; bits != 0; bits &= bits - 1) {
+        emu_named_barrier *b = &m->barriers[__builtin_ctz(bits)];
+        if (complete(m, b)) {
+            finish_barrier(m, b);
         }
     }
 }
@@ -73,6 +74,11 @@ static void note_wait(emu_thread *t, const char *what, uint32_t mask, emu_site s
     t->site = site;
 }
 
+void emu_wait(const char *what, uint32_t mask, emu_site site) {
+    note_wait(emu_self, what, mask, site);
+    emu_give_way(emu_self->block->machine, emu_self);
+}
+
 void emu_meet(const char *what, uint32_t mask, emu_operation op, void *operands, emu_site site) {
     emu_thread *t = emu_self;
     emu_machine *m = t->block->machine;
@@ -82,11 +88,11 @@ void emu_meet(const char *what, uint32_t mask, emu_operation op, void *operands,
         emu_fault(site, "%s: the mask %#x lacks the lane that calls, %u", what, mask, t->lane);
     }
     size_t i = 0;
-    while (i < w->meetings.size() && w->meetings[i].mask != mask) {
+    while (i < w->n_meetings && w->meetings[i].mask != mask) {
         i++; /* lanes that wait there may come here later */
     }
-    if (i == w->meetings.size()) {
-        w->meetings.push_back({mask, 0, op, what});
+    if (i == w->n_meetings) {
+        w->meetings[w->n_meetings++] = {mask, 0, op, what};
     }
     emu_meeting *meet = &w->meetings[i];
     if (meet->op != op) {
@@ -123,6 +129,7 @@ uint32_t emu_barrier(const char *what, uint32_t id, uint32_t threads, bool arriv
         b->reduction = reduction;
         b->what = what;
         b->site = site;
+        m->for_all |= threads == 0 ? 1u << id : 0;
     } else if (b->threads != threads || b->reduction != reduction ||
                (threads == 0 && b->site.line != site.line)) {
         emu_fault(site, "%s of barrier %u for %u threads, while others wait in %s for %u at %s:%d",
