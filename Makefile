@@ -1,6 +1,7 @@
 # make run     set up, build, start a cluster, answer a prompt larger than any one instance's KV cache,
 #              show where its KV lay, serve on :8000 (ONCE=1: stop after the sample)
-# make test    set up, lint, run every test
+# make test    set up, lint, run the tests
+# make test-all  the same with the longest tests whole: all outages over verbs and between hosts, more rounds
 # make build   bin/infinite
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
@@ -61,6 +62,10 @@ run: build
 
 test: setup-test lint ctest asan tsan cuda gotest clients rdma-test
 
+.PHONY: test-all
+test-all: export TEST_ALL := 1
+test-all: test
+
 lint: lint-go lint-c
 
 lint-go: lib
@@ -90,11 +95,24 @@ tsan: setup
 	@cmake --build --preset tsan -j $(JOBS)
 	ctest --preset tsan -j $(JOBS)
 
+# The program's tests wait for processes more than they compute, and so run in two parts beside each other and the
+# packages'.
+PROGRAM := ./engine/cmd/infinite
+GO_TEST := $(GO) test -count=1 -timeout 30m
+.PHONY: gotest-gpu gotest-packages gotest-race gotest-exactness gotest-program
 gotest: build
 	@cmake --build --preset cpu --target infinite_cuda_emu -j $(JOBS)
-	INFINITE_CUDA_LIBRARY=$(CURDIR)/.build/cpu/libinfinite_cuda_emu.so $(GO) test -count=1 -run GPU ./engine/device
-	$(GO) test -count=1 -timeout 20m ./...
-	$(GO) test -race -count=1 -timeout 20m ./engine ./engine/cluster ./engine/kvcache ./engine/router ./engine/sched ./engine/server ./engine/top/live
+	@+$(MAKE) --no-print-directory -j 3 gotest-exactness gotest-program gotest-packages gotest-gpu gotest-race
+gotest-exactness:
+	$(GO_TEST) -run Exactness $(PROGRAM)
+gotest-program:
+	$(GO_TEST) -skip Exactness $(PROGRAM)
+gotest-packages:
+	$(GO_TEST) $$($(GO) list ./... | grep -v /cmd/infinite$$)
+gotest-gpu:
+	INFINITE_CUDA_LIBRARY=$(CURDIR)/.build/cpu/libinfinite_cuda_emu.so $(GO_TEST) -run GPU ./engine/device
+gotest-race:
+	$(GO_TEST) -race ./engine ./engine/cluster ./engine/kvcache ./engine/router ./engine/sched ./engine/server ./engine/top/live
 
 # The official OpenAI and Anthropic clients against a running server.
 clients: build

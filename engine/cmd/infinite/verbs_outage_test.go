@@ -70,7 +70,7 @@ func TestVerbsOutages(t *testing.T) {
 	right, usual := c.timed(r)
 	_, again := c.timed(r)
 	usual = min(usual, again)
-	for _, o := range []outage{
+	outages := []outage{
 		{"the port goes down and comes back", c.network("guest_down DEV"), func(creditor string) {
 			c.backsOff(creditor)
 			c.network("guest_up DEV")(creditor)
@@ -82,7 +82,11 @@ func TestVerbsOutages(t *testing.T) {
 			c.withoutOne(r)
 			c.start(creditor)
 		}},
-	} {
+	}
+	if testing.Short() {
+		outages = []outage{outages[0], outages[3]}
+	}
+	for _, o := range outages {
 		t.Run(o.name, func(t *testing.T) {
 			c.t = t
 			h.from(heldTokens)
