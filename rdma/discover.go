@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,54 +13,25 @@ import (
 	"github.com/Mellanox/rdmamap"
 )
 
-// RDMADevice is an RDMA device of this host and the network interfaces that lead to it.
-type RDMADevice struct {
-	Name        string
-	Ports       []string
-	CharDevices []string // device files a process must be able to open to use it
-	NetDevices  []string
-}
-
-// Devices lists the host's RDMA devices by name; none is an empty list, not an error. It reads the
-// kernel's class tree alone and needs no RDMA library.
-func Devices() ([]RDMADevice, error) {
+// Devices names the host's RDMA devices, in order; none is an empty list, not an error. It reads the kernel's class tree
+// alone and needs no RDMA library.
+func Devices() ([]string, error) {
 	if _, err := os.Stat(rdmamap.RdmaClassDir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, fmt.Errorf("cannot look for RDMA devices: %w", err)
 	}
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("cannot list network interfaces: %w", err)
-	}
 	names := rdmamap.GetRdmaDeviceList()
 	slices.Sort(names)
-	devices := make([]RDMADevice, len(names))
-	for i, name := range names {
-		devices[i] = RDMADevice{Name: name, Ports: rdmamap.GetPorts(name), CharDevices: rdmamap.GetRdmaCharDevices(name)}
-	}
-	for _, nic := range interfaces {
-		name, err := rdmamap.GetRdmaDeviceForNetdevice(nic.Name)
-		if err != nil {
-			continue // not an RDMA interface
-		}
-		if i := slices.Index(names, name); i >= 0 {
-			devices[i].NetDevices = append(devices[i].NetDevices, nic.Name)
-		}
-	}
-	return devices, nil
+	return names, nil
 }
 
 // Near names the RDMA devices that are nearest to the PCI device with this address (0000:17:00.0), a GPU: all that
 // share the most of the way from the root with it, else all of its NUMA node; none if none shares that.
 func Near(address string) ([]string, error) {
-	devices, err := Devices()
+	names, err := Devices()
 	if err != nil {
 		return nil, err
-	}
-	names := make([]string, len(devices))
-	for i, d := range devices {
-		names[i] = d.Name
 	}
 	return nearest("/sys", address, names), nil
 }

@@ -69,6 +69,6 @@ func MissingDevices(cfg config.Config) []string {
 		return nil // what that means is said where a link is made
 	}
 	return slices.DeleteFunc(slices.Clone(cfg.RDMADevice), func(name string) bool {
-		return slices.ContainsFunc(devices, func(d rdma.RDMADevice) bool { return d.Name == name })
+		return slices.Contains(devices, name)
 	})
 }
