@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -10,16 +11,19 @@ import (
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
-// The pools of these tests, in blocks. i0's is the smallest, so that a request's home is j1 while that has room.
+// The pools of these tests, in blocks of hostBlock tokens. i0's is the smallest, so that a request's home is j1 while that has room.
 var hostPools = []int{6, 12, 12}
 
 const (
 	// Requests: one that needs all three pools, one that needs two of them, any two, and one for any of them.
-	allPrompt, allAnswer = 410, 30
-	twoPrompt, twoAnswer = 200, 50
-	onePrompt, oneAnswer = 60, 8
+	// Emulated CPUs compute ten tokens of a prompt a second.
+	allPrompt, allAnswer = 205, 15
+	twoPrompt, twoAnswer = 100, 25
+	onePrompt, oneAnswer = 30, 4
 	// hostHold is how many tokens of an answer there are when it is held up.
-	hostHold = 10
+	hostHold = 5
+	// hostBlock is --block-size.
+	hostBlock = 8
 	// hostPeerTimeout is --peer-timeout.
 	hostPeerTimeout = 10 * time.Second
 	// homeSilent is how long a home may be silent without being dead, as the README says.
@@ -54,7 +58,7 @@ func (c *hostCluster) startOn(i int) *program {
 	args := []string{
 		"serve", "--cluster-host", v.address(), "--cluster-secret", "of-all-hosts", "--dtype", "float32", "--threads", "1", "--log-level", "debug",
 		"--no-enable-prefix-caching", // or a home would be where a prompt was before
-		"--peer-timeout", hostPeerTimeout.String(), poolFlag(c.t, hostPools[i]),
+		"--peer-timeout", hostPeerTimeout.String(), poolFlag(c.t, hostPools[i]*hostBlock/16), "--block-size", fmt.Sprint(hostBlock),
 	}
 	if i > 0 {
 		args = append(args, "--join", c.all[0].address()+":8001", "--instance-id", hostNames[i])

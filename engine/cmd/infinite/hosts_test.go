@@ -63,8 +63,8 @@ func (c *hostCluster) overTCP(t *testing.T) {
 	c.in(t, "exactness", func(*testing.T) { c.asBefore() })
 	c.in(t, "tools", c.tools)
 	c.in(t, "a home loses power in mid-decode", c.homeLosesPower)
-	c.in(t, "the head is cut off in mid-decode", c.headCutInDecode)
 	if !testing.Short() {
+		c.in(t, "the head is cut off in mid-decode", c.headCutInDecode)
 		c.in(t, "a creditor loses power in mid-decode", c.creditorLosesPower)
 		c.in(t, "a home is cut off in mid-decode", func(*testing.T) { c.cutInDecode(1, homeSilent, 25*time.Second) })
 		c.in(t, "a home is cut off for a moment", func(*testing.T) { c.cutInDecode(1, homeSilent, time.Second) })
