@@ -93,7 +93,7 @@ asan: setup
 tsan: setup
 	@cmake --preset tsan >/dev/null
 	@cmake --build --preset tsan -j $(JOBS)
-	ctest --preset tsan -j $(JOBS)
+	ctest --preset tsan -j $(JOBS) -LE serial
 
 # The program's tests wait for processes more than they compute, and so run in two parts beside each other and the
 # packages'.

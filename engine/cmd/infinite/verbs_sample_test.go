@@ -20,7 +20,7 @@ func TestVerbsSample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.excerpt(3500) // a quarter: the CPU is emulated
+	s.excerpt(2000) // a seventh: the CPU is emulated
 	tok, err := node.OpenTokenizer("")
 	if err != nil {
 		t.Fatal(err)
