@@ -63,8 +63,8 @@ run: build
 test: setup-test lint ctest asan tsan cuda gotest clients rdma-test
 
 .PHONY: test-all
-test-all: export TEST_ALL := 1
-test-all: test
+test-all:
+	+@$(MAKE) --no-print-directory TEST_ALL=1 test
 
 lint: lint-go lint-c
 
@@ -96,13 +96,14 @@ tsan: setup
 	ctest --preset tsan -j $(JOBS) -LE serial
 
 # The program's tests wait for processes more than they compute, and so run in two parts beside each other and the
-# packages'.
+# packages'; PARTS=1: one after another. The parts by themselves build nothing.
+PARTS ?= 3
 PROGRAM := ./engine/cmd/infinite
 GO_TEST := $(GO) test -count=1 -timeout 30m
 .PHONY: gotest-gpu gotest-packages gotest-race gotest-exactness gotest-program
 gotest: build
 	@cmake --build --preset cpu --target infinite_cuda_emu -j $(JOBS)
-	@+$(MAKE) --no-print-directory -j 3 gotest-exactness gotest-program gotest-packages gotest-gpu gotest-race
+	@+$(MAKE) --no-print-directory -j $(PARTS) gotest-exactness gotest-program gotest-packages gotest-gpu gotest-race
 gotest-exactness:
 	$(GO_TEST) -run Exactness $(PROGRAM)
 gotest-program:

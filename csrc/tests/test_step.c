@@ -360,11 +360,15 @@ static void test_not_a_number(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "few") == 0) { /* of each kind of step some */
+    if (argc > 1 && strcmp(argv[1], "few") == 0) { /* of most kinds of steps some */
         test_chunks(INF_MODEL_QKV_BIAS, INF_DTYPE_F32, 0, 1e-4);
         test_chunks(TINY_EXPERTS, INF_DTYPE_BF16, 0, 0.15);
+        test_e4m3(0, 0, 0.02);
         test_batch(TINY_GEMMA_3);
         test_sampled();
+        test_masked();
+        test_shared_prefix();
+        test_not_a_number();
         puts("step, a few: ok");
         return 0;
     }

@@ -1,5 +1,5 @@
-/* Links over RDMA leave nothing behind: neither a thousand that are opened and closed nor a hundred
- * whose peer is killed. Counted are this process's descriptors and memory, and what the kernel says
+/* Links over RDMA leave nothing behind: neither many that are opened and closed nor many whose
+ * peer is killed. Counted are this process's descriptors and memory, and what the kernel says
  * of queue pairs, completion queues, memory regions and domains of all processes (`rdma resource
  * show`). Needs an RDMA device, Soft-RoCE will do. */
 #include "verbs_pair.h"

@@ -114,6 +114,7 @@ static void check_faults() {
         {few_lanes_kernel, "mma"},
         {beyond_shared_kernel, "1024"},
         {short_copy_kernel, "threads 0 .. 63: wait in mbar_wait (0x200)"},
+        {short_copy_kernel, "barrier 0x200, phase 0: 0 of 1 arrivals and 128 bytes are missing"},
         {trap_kernel, "__trap"},
     };
     static char said[1 << 16];

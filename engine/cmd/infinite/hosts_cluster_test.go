@@ -11,7 +11,7 @@ import (
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
-// The pools of these tests, in blocks of hostBlock tokens. i0's is the smallest, so that a request's home is j1 while that has room.
+// The pools of these tests, in blocks of hostBlock tokens, even numbers. i0's is the smallest, so that a request's home is j1 while that has room.
 var hostPools = []int{6, 12, 12}
 
 const (

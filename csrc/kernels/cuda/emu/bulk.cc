@@ -1,6 +1,7 @@
 /* Barriers in shared memory, and copies that are waited for by them. */
 #include "kernels/cuda/emu/bulk.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "kernels/cuda/emu/inside.h"
@@ -73,14 +74,20 @@ bool land(uint64_t *bar) {
         }
     }
     under_way.resize(kept);
+    if (kept == all) {
+        return false;
+    }
     end_phase(bar);
-    return kept != all;
+    return true;
 }
 
 } // namespace
 
 void emu_bar_init(uint64_t *bar, int count, emu_site site) {
     bar_state *b = state_of(bar, site);
+    if (count <= 0 || count > UINT16_MAX) {
+        emu_fault(site, "a barrier for %d arrivals", count);
+    }
     *b = {(uint16_t)count, (uint16_t)count, 0};
     wake(bar);
     emu_race_note(bar, 8, true, __builtin_return_address(0));
@@ -130,6 +137,25 @@ void emu_bulk_copy(void *to, const void *from, uint32_t bytes, uint64_t *bar, em
     emu_race_note(from, bytes, false, __builtin_return_address(0));
     emu_copy_later(
         to, bytes, bar, [=] { memcpy(to, from, bytes); }, site);
+}
+
+void emu_print_bars() {
+    for (size_t i = 0; i < waiters.size(); i++) {
+        if (i > 0 && waiters[i].bar == waiters[i - 1].bar) {
+            continue;
+        }
+        const bar_state *b = (const bar_state *)waiters[i].bar;
+        size_t copies = 0;
+        for (const copy &c : under_way) {
+            copies += c.bar == waiters[i].bar;
+        }
+        const emu_block *block = waiters[i].thread->block;
+        fprintf(stderr,
+                "  barrier %#x, phase %d: %u of %u arrivals and %d bytes are missing, %zu copies "
+                "are under way\n",
+                (unsigned)((const uint8_t *)b - block->shared), b->bytes & 1, b->pending, b->count,
+                b->bytes >> 1, copies);
+    }
 }
 
 void emu_bulk_end(const emu_machine *m) {

@@ -109,6 +109,8 @@ void emu_leave(emu_machine *m, emu_thread *t);
 /* At a block's end: nothing may be under way. */
 void emu_bulk_end(const emu_machine *m);
 
+/* What the barriers in shared memory lack that somebody waits for. */
+void emu_print_bars();
 void emu_print_place(const emu_machine *m);
 /* Ends the process: every thread waits. */
 [[noreturn]] void emu_nobody_can_run(const emu_machine *m);

@@ -54,5 +54,6 @@ void emu_nobody_can_run(const emu_machine *m) {
     fprintf(stderr, "emu: all threads wait, for others that never come\n");
     emu_print_place(m);
     print_waits(m);
+    emu_print_bars();
     abort();
 }
