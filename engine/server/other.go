@@ -137,5 +137,8 @@ func (s *Server) cluster(ctx *fasthttp.RequestCtx) {
 		writeError(ctx, &Error{http.StatusServiceUnavailable, "ServiceUnavailableError", "", err.Error()})
 		return
 	}
+	if k := s.cfg.Keeper; k != nil {
+		view.Missing = k.Missing()
+	}
 	writeJSON(ctx, view)
 }

@@ -76,7 +76,8 @@ type Backend interface {
 type ClusterView struct {
 	BlockSize int                `json:"block_size"`
 	GManager  string             `json:"gmanager"`
-	Rehomed   uint64             `json:"rehomed"` // requests of this API process that another instance went on with
+	Rehomed   uint64             `json:"rehomed"`           // requests of this API process that another instance went on with
+	Missing   int                `json:"instances_missing"` // of this API process: they died, and are not back yet
 	Instances []InstanceView     `json:"instances"`
 	Requests  []RequestPlacement `json:"requests"`
 }

@@ -150,6 +150,9 @@ func TestTooLongForNow(t *testing.T) {
 		if text := string(a.do("GET", "/metrics", "").body); strings.Contains(text, "\ninfinite_instances_missing 1\n") != (gone > 0) {
 			t.Errorf("%d are missing, the metrics say otherwise", gone)
 		}
+		if text := string(a.do("GET", "/cluster", "").body); !strings.Contains(text, fmt.Sprintf(`"instances_missing":%d,`, gone)) {
+			t.Errorf("%d are missing, /cluster says %s", gone, text)
+		}
 	}
 }
 

@@ -14,7 +14,7 @@ func (h *History) Add(s Sample) *Figures {
 	}
 	f := &Figures{At: s.At, GManager: name(s.View.GManager), BlockSize: count(s.View.BlockSize), Instances: []Instance{}, Requests: s.requests()}
 	c := &f.Cluster
-	c.Requests, c.Rehomed = len(s.View.Requests), count(s.View.Rehomed)
+	c.Requests, c.Rehomed, c.Missing = len(s.View.Requests), count(s.View.Rehomed), count(s.View.Missing)
 	c.TokensIn, c.TokensOut = h.tokens(&s)
 	here := map[string]bool{}
 	for _, in := range s.instances() {
@@ -27,6 +27,7 @@ func (h *History) Add(s Sample) *Figures {
 		c.Waiting += i.Waiting
 		c.Preemptions += count(in.Preemptions)
 		c.Recoveries += count(in.Recoveries)
+		c.Waves += count(in.Waves)
 	}
 	c.Instances = len(f.Instances)
 	maps.DeleteFunc(h.instances, func(id string, _ *series) bool { return !here[id] })

@@ -58,15 +58,25 @@ func (v View) head(f *Figures) []row {
 	}
 	rows := append([]row{title}, v.away()...)
 	rows = append(rows,
-		text(fmt.Sprintf("%s   requests %s running, %s waiting   tokens/s %s in, %s out", plural(c.Instances, "instance"),
-			short(c.Running), short(c.Waiting), c.TokensIn.short(), c.TokensOut.short())),
+		append(c.instances(), part{plain, fmt.Sprintf("   requests %s running, %s waiting   tokens/s %s in, %s out",
+			short(c.Running), short(c.Waiting), c.TokensIn.short(), c.TokensOut.short())}),
 		append(append(text("KV pool ["), p.bar(min(30, max(10, v.Width-64)), shared)...), part{plain, fmt.Sprintf("] %s of %s blocks in use (%s), of %s each",
 			short(p.Total-p.Free), short(p.Total), per(float64(p.Total-p.Free), float64(p.Total)).percent(), plural(f.BlockSize, "token"))}),
 		row{{plain, "  "}, {ofOwn, glyphs[0]}, {plain, " own " + short(p.Own-shared) + "  "}, {ofShared, glyphs[1]}, {plain, " shared " + short(shared) + "  "},
 			{ofHosted, glyphs[2]}, {plain, " hosted " + short(p.Hosted) + "  "}, {ofCached, glyphs[3]}, {plain, " cached " + short(p.Cached) + "  "},
 			{dim, glyphs[4]}, {plain, " free " + short(p.Free-p.Cached) + "   lent " + short(p.Lent)}},
-		text(fmt.Sprintf("so far %s, %s, %s", plural(c.Preemptions, "preemption"), plural(c.Recoveries, "recovery"), short(c.Rehomed)+" rehomed")))
+		text(fmt.Sprintf("so far %s, %s, %s, %s", plural(c.Waves, "parallel prefill"), plural(c.Preemptions, "preemption"),
+			plural(c.Recoveries, "recovery"), short(c.Rehomed)+" rehomed")))
 	return rows
+}
+
+// instances says how many there are, and are not.
+func (c *Totals) instances() row {
+	r := text(plural(c.Instances, "instance"))
+	if c.Missing > 0 {
+		r = append(r, part{plain, ", "}, part{alarm, short(c.Missing) + " missing"})
+	}
+	return r
 }
 
 func (v View) away() []row {

@@ -27,10 +27,12 @@ type Figures struct {
 	Requests  []Request  `json:"requests"` // the largest first
 }
 
-// Totals are sums over all instances, but for the tokens, which are those of the API process that was asked.
+// Totals are sums over all instances, but for the tokens and what is missing, which are those of the API process that was
+// asked.
 type Totals struct {
 	Instances   int  `json:"instances"`
-	Requests    int  `json:"requests"` // with KV somewhere
+	Missing     int  `json:"instances_missing"` // of the API process that was asked
+	Requests    int  `json:"requests"`          // with KV somewhere
 	Running     int  `json:"running"`
 	Waiting     int  `json:"waiting"`
 	TokensIn    Rate `json:"prompt_tokens_per_second"`
@@ -38,6 +40,7 @@ type Totals struct {
 	Pool        Pool `json:"kv_blocks"`
 	Preemptions int  `json:"preemptions"` // since the instances started
 	Recoveries  int  `json:"recoveries"`
+	Waves       int  `json:"parallel_prefills"`
 	Rehomed     int  `json:"rehomed"` // since the API process started
 }
 

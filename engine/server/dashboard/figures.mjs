@@ -136,8 +136,8 @@ export class History {
   // add takes what /cluster and readTokens said at a time; tokens is null where /metrics did not tell.
   add(at, view, tokens) {
     const pool = { total: 0, own: 0, hosted: 0, free: 0, cached: 0, lent: 0, shared: 0 };
-    const cluster = { instances: 0, requests: list(view?.requests).length, running: 0, waiting: 0, ...this.#tokens(at, tokens), kv_blocks: pool };
-    Object.assign(cluster, { preemptions: 0, recoveries: 0, rehomed: count(view?.rehomed) });
+    const cluster = { instances: 0, instances_missing: count(view?.instances_missing), requests: list(view?.requests).length, running: 0, waiting: 0, ...this.#tokens(at, tokens), kv_blocks: pool };
+    Object.assign(cluster, { preemptions: 0, recoveries: 0, parallel_prefills: 0, rehomed: count(view?.rehomed) });
     const instances = [];
     for (const i of instancesOf(view ?? {})) {
       const shown = this.#instance(at, i);
@@ -148,6 +148,7 @@ export class History {
       cluster.waiting += shown.waiting;
       cluster.preemptions += count(i.preemptions);
       cluster.recoveries += count(i.recoveries);
+      cluster.parallel_prefills += count(i.parallel_prefills);
     }
     const here = new Set(instances.map((i) => i.id));
     for (const id of this.#instances.keys()) if (!here.has(id)) this.#instances.delete(id);

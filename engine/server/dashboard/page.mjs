@@ -173,7 +173,7 @@ function draw(f, now) {
   const p = c.kv_blocks;
   const card = (what, figure, ...more) => make("div", {}, make("dt", {}, what), make("dd", {}, figure, ...more));
   at("totals").replaceChildren(
-    card("Instances", show.count(c.instances)),
+    card("Instances", show.count(c.instances), ...(c.instances_missing ? [make("small", { class: "alarm" }, `${show.count(c.instances_missing)} missing`)] : [])),
     card("Requests running", show.count(c.running)),
     card("Requests waiting", show.count(c.waiting)),
     card("Prompt tokens/s", show.rate(c.prompt_tokens_per_second), sparkline(tracks.in, now, "Prompt tokens per second")),
@@ -183,7 +183,7 @@ function draw(f, now) {
   const parts = segments(p, f.instances.reduce((sum, i) => sum + sharedBlocks(i.kv_blocks), 0));
   at("pool").replaceChildren(pool(p, "The cluster's pool", parts), make("ul", { class: "legend" }, ...parts
     .map(([what, n]) => make("li", {}, make("span", { class: `swatch ${what}` }), `${what} ${show.count(n)}`)), make("li", {}, `lent ${show.count(p.lent)}`)));
-  at("so-far").textContent = `So far: preemptions ${show.count(c.preemptions)}, recoveries ${show.count(c.recoveries)}, rehomed ${show.count(c.rehomed)}. gManager ${f.gmanager || "–"}.`;
+  at("so-far").textContent = `So far: parallel prefills ${show.count(c.parallel_prefills)}, preemptions ${show.count(c.preemptions)}, recoveries ${show.count(c.recoveries)}, rehomed ${show.count(c.rehomed)}. gManager ${f.gmanager || "–"}.`;
   table("pools", poolTitles, f.instances.map((i, n) => {
     const q = i.kv_blocks;
     return [named(i, n), pool(q, i.id), inUse(q), ...[q.total, q.free, q.cached, q.hosted, q.lent, q.shared].map(show.count),
