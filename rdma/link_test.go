@@ -49,7 +49,7 @@ func transports() []Transport {
 
 // devices are the ends of verbs links: two devices where there are two, so that packets cross a wire.
 func devices() (dialer, acceptor VerbsConfig) {
-	ports, _ := VerbsPorts(VerbsConfig{}, nil)
+	ports, _ := VerbsPorts(VerbsConfig{}, nil) // none on most machines
 	if len(ports) > 0 {
 		dialer.Devices, acceptor.Devices = []string{ports[len(ports)-1].Device}, []string{ports[0].Device}
 	}

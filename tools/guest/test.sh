@@ -1,15 +1,15 @@
 #!/bin/sh
 # `make rdma-test`: the C and Go suites over RDMA verbs in the guest with Soft-RoCE, then clusters of three
 # instances over verbs, then a cluster over three guests. One line for each suite; all they say is in .build/guest/rdma-test/. Exit status 0 if
-# all passed. With TEST_ALL=1 (make test-all) the longest are whole, else shorter. Where no guest can be had the test is skipped, with the reason and status 0; with CI set, or
-# RDMA_TEST=required, that is a failure.
+# all passed. With TEST_ALL=1 (make test-all) the longest are whole, else shorter. Where no guest can be had the test is
+# skipped, with the reason and status 0; with CI set, or RDMA_TEST=required, that is a failure.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd -P)
 repo=$(cd "$here/../.." && pwd -P)
 build=$repo/.build/guest/rdma-test
 limit=3000 # seconds, against a guest that hangs
-short=-test.short=true
-[ "${TEST_ALL-}" != 1 ] || short=-test.short=false
+short=-test.short=true rounds=20
+[ "${TEST_ALL-}" != 1 ] || short=-test.short=false rounds=100
 
 say() { echo "rdma-test: $*"; }
 
@@ -153,8 +153,6 @@ in_guest() {
     # shellcheck source=/dev/null
     . "$GUEST_LIB"
     c=$repo/.build/cpu
-    rounds=20
-    [ "${TEST_ALL-}" != 1 ] || rounds=100
     # On the pair of devices.
     suite links 120 "$c/test_verbs"
     suite leaks 120 "$c/test_verbs_leaks" $((rounds * 10)) "$rounds"

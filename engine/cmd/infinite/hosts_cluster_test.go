@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -11,8 +10,9 @@ import (
 	"github.com/infinite-llm/infinite/engine/server"
 )
 
-// The pools of these tests, in blocks of hostBlock tokens, even numbers. i0's is the smallest, so that a request's home is j1 while that has room.
-var hostPools = []int{6, 12, 12}
+// The pools of these tests, in 16 tokens, which are two blocks. i0's is the smallest, so that a request's home is j1 while
+// that has room.
+var hostPools = []int{3, 6, 6}
 
 const (
 	// Requests: one that needs all three pools, one that needs two of them, any two, and one for any of them.
@@ -22,8 +22,6 @@ const (
 	onePrompt, oneAnswer = 30, 4
 	// hostHold is how many tokens of an answer there are when it is held up.
 	hostHold = 5
-	// hostBlock is --block-size.
-	hostBlock = 8
 	// hostPeerTimeout is --peer-timeout.
 	hostPeerTimeout = 10 * time.Second
 	// homeSilent is how long a home may be silent without being dead, as the README says.
@@ -58,7 +56,7 @@ func (c *hostCluster) startOn(i int) *program {
 	args := []string{
 		"serve", "--cluster-host", v.address(), "--cluster-secret", "of-all-hosts", "--dtype", "float32", "--threads", "1", "--log-level", "debug",
 		"--no-enable-prefix-caching", // or a home would be where a prompt was before
-		"--peer-timeout", hostPeerTimeout.String(), poolFlag(c.t, hostPools[i]*hostBlock/16), "--block-size", fmt.Sprint(hostBlock),
+		"--peer-timeout", hostPeerTimeout.String(), poolFlag(c.t, hostPools[i]), "--block-size", "8",
 	}
 	if i > 0 {
 		args = append(args, "--join", c.all[0].address()+":8001", "--instance-id", hostNames[i])

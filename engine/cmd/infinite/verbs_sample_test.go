@@ -14,7 +14,7 @@ import (
 )
 
 // The bundled model answers a question about a fact stated far back, while three instances hold the text over
-// verbs, of which no two could. It is the whole text of `make run`, in short a seventh. That takes a minute of both
+// verbs, of which no two could. It is the whole text of `make run`, in short a seventh. That takes minutes of both
 // emulated CPUs, hence a second thread for each instance: at any time most of the work is one's.
 func TestVerbsSample(t *testing.T) {
 	s, err := readSample()

@@ -1,6 +1,7 @@
 /* Barriers in shared memory, and copies that are waited for by them. */
 #include "kernels/cuda/emu/bulk.h"
 
+#include <algorithm>
 #include <stdio.h>
 #include <string.h>
 
@@ -22,8 +23,7 @@ struct copy {
     emu_site site;
 };
 
-/* A thread that waits for a barrier, until its phase ends or a copy is asked for that it may land.
- */
+/* Who waits for a barrier's phase to end, or for a copy that it may land. */
 struct waiter {
     uint64_t *bar;
     emu_thread *thread;
@@ -33,15 +33,13 @@ thread_local std::vector<copy> under_way;
 thread_local std::vector<waiter> waiters;
 
 void wake(const uint64_t *bar) {
-    size_t kept = 0;
-    for (const waiter &w : waiters) {
+    auto rest = std::remove_if(waiters.begin(), waiters.end(), [=](const waiter &w) {
         if (w.bar == bar) {
             emu_make_ready(w.thread->block->machine, w.thread);
-        } else {
-            waiters[kept++] = w;
         }
-    }
-    waiters.resize(kept);
+        return w.bar == bar;
+    });
+    waiters.erase(rest, waiters.end());
 }
 
 bar_state *state_of(uint64_t *bar, emu_site site) {
@@ -64,19 +62,17 @@ void end_phase(uint64_t *bar) {
 
 /* Those of the barrier; false: there are none. */
 bool land(uint64_t *bar) {
-    size_t kept = 0, all = under_way.size();
-    for (copy &c : under_way) {
+    auto rest = std::remove_if(under_way.begin(), under_way.end(), [=](const copy &c) {
         if (c.bar == bar) {
             c.land();
             ((bar_state *)bar)->bytes -= 2 * (int32_t)c.bytes;
-        } else if (&c != &under_way[kept++]) {
-            under_way[kept - 1] = std::move(c);
         }
-    }
-    under_way.resize(kept);
-    if (kept == all) {
+        return c.bar == bar;
+    });
+    if (rest == under_way.end()) {
         return false;
     }
+    under_way.erase(rest, under_way.end());
     end_phase(bar);
     return true;
 }
